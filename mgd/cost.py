@@ -1,0 +1,93 @@
+"""Cost between student and teacher channels: 2 - 2 cos of their flattened maps, averaged over images."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def _unit(maps: Tensor) -> Tensor:
+    """(B, C, H, W) -> (C, B * HW): every map of every image at unit length, zero maps at zero."""
+    flat = maps.detach().flatten(2).float()  # (B, C, HW)
+    norm: Tensor = torch.linalg.vector_norm(flat, dim=2, keepdim=True)
+    flat = flat / norm.masked_fill(norm == 0, 1)
+    return flat.transpose(0, 1).flatten(1)
+
+
+def _cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
+    """(B, S, H, W), (B, T, H, W) -> (S, T): cosines summed over the batch."""
+    if student.ndim != 4 or teacher.ndim != 4:
+        raise ValueError(f"maps must be (B, C, H, W); got {tuple(student.shape)} and {tuple(teacher.shape)}")
+    if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
+        raise ValueError(
+            "student and teacher maps must share batch and resolution; "
+            f"got {tuple(student.shape)} and {tuple(teacher.shape)}: choose taps of equal resolution"
+        )
+    # One product over images and pixels together sums the per-image cosines.
+    with torch.autocast(student.device.type, enabled=False):
+        return _unit(student) @ _unit(teacher).T
+
+
+@torch.no_grad()
+def channel_cost(student: Tensor, teacher: Tensor) -> Tensor:
+    """Average the cost between every student and every teacher channel over a batch.
+
+    cost[s, t] = mean over b of 2 - 2 <x_bs, y_bt> / (|x_bs| |y_bt|), with cos 0 where a map is all zero.
+
+    Args:
+        student: (B, S, H, W) maps before the ReLU.
+        teacher: (B, T, H, W) maps before the ReLU.
+
+    Returns:
+        (S, T) float32, between 0 and 4.
+
+    Raises:
+        ValueError: batch or resolution differ.
+
+    Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, section 3.2.
+    """
+    return 2 - 2 * _cosine_sum(student, teacher) / student.shape[0]
+
+
+class ChannelCost(nn.Module):
+    """Running mean of `channel_cost` over the images of a matching pass, kept in buffers.
+
+    Args:
+        num_student: S, student channels.
+        num_teacher: T, teacher channels.
+    """
+
+    cosine: Tensor
+    count: Tensor
+
+    def __init__(self, num_student: int, num_teacher: int) -> None:
+        super().__init__()
+        self.register_buffer("cosine", torch.zeros(num_student, num_teacher, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, student: Tensor, teacher: Tensor) -> None:
+        """Add a batch: (B, S, H, W) and (B, T, H, W)."""
+        total = _cosine_sum(student, teacher)
+        if total.shape != self.cosine.shape:
+            raise ValueError(f"expected {tuple(self.cosine.shape)} channels, got {tuple(total.shape)}")
+        self.cosine += total
+        self.count += student.shape[0]
+
+    def mean(self) -> Tensor:
+        """Return the (S, T) float64 cost; raise RuntimeError where no image was seen."""
+        if int(self.count) == 0:
+            raise RuntimeError("no images were observed: call update(student, teacher) first")
+        return 2 - 2 * self.cosine / self.count
+
+    def reset(self) -> None:
+        """Forget every image."""
+        self.cosine.zero_()
+        self.count.zero_()
+
+    def all_reduce(self) -> None:
+        """Sum over the ranks of the process group, where there is one."""
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.cosine)
+            dist.all_reduce(self.count)

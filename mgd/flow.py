@@ -1,0 +1,185 @@
+"""Which teacher channels guide which student channel: exact assignment on a cost matrix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ortools.graph.python import min_cost_flow
+from scipy.optimize import linear_sum_assignment
+
+Array = NDArray[Any]
+CAPACITIES = ("spread", "truncate", "reference", "single")
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A solved assignment between S student and T teacher channels.
+
+    Args:
+        index: (G, S) int64; column s lists the teacher channels that guide student channel s, ascending, -1 last
+            where a slot is empty.
+        num_teacher: T.
+        total_cost: sum of the cost given over the matched pairs.
+        solver: name of the solver that found it.
+        seconds: time taken.
+    """
+
+    index: Array
+    num_teacher: int
+    total_cost: float
+    solver: str
+    seconds: float
+
+    @property
+    def matrix(self) -> Array:
+        """(S, T) int64, 1 where a teacher channel guides a student channel."""
+        matrix = np.zeros((self.index.shape[1], self.num_teacher), dtype=np.int64)
+        slot, student = np.nonzero(self.index >= 0)
+        matrix[student, self.index[slot, student]] = 1
+        return matrix
+
+    @property
+    def assignment(self) -> Array:
+        """(T,) int64, the student channel of each teacher channel, or -1 where it guides none.
+
+        Raises:
+            ValueError: for S > T, where a teacher channel guides several; use `index` or `matrix`.
+        """
+        if self.index.shape[1] > self.num_teacher:
+            raise ValueError("with more student than teacher channels a teacher channel guides several: use .matrix")
+        assignment = np.full(self.num_teacher, -1, dtype=np.int64)
+        slot, student = np.nonzero(self.index >= 0)
+        assignment[self.index[slot, student]] = student
+        return assignment
+
+
+def slots(num_student: int, num_teacher: int, capacity: str = "spread") -> int:
+    """Return G, the largest number of teacher channels that one student channel can get."""
+    if capacity not in CAPACITIES:
+        raise ValueError(f"unknown capacity {capacity!r}; choose from {', '.join(CAPACITIES)}")
+    if num_student >= num_teacher or capacity == "single":
+        return 1
+    return -(-num_teacher // num_student) if capacity == "spread" else num_teacher // num_student
+
+
+def _min_cost_flow(cost: Array, demand: int, leave_out: bool) -> Array:
+    """Solve on n + m + 1 nodes: suppliers of one unit, receivers of `demand`, one node that takes the surplus.
+
+    The surplus n - m * demand leaves from the suppliers (`leave_out`: they stay unmatched) or from the receivers (each
+    keeps at most one unit more).
+    """
+    suppliers, receivers = cost.shape
+    surplus = suppliers - receivers * demand
+    # Arc costs are integers: finest scale that leaves the solver's own scaling by the node count far from 2^63.
+    scale = 2.0**33 / max(1.0, float(np.abs(cost).max()))
+    graph = min_cost_flow.SimpleMinCostFlow()
+    tail = np.repeat(np.arange(suppliers), receivers)
+    head = suppliers + np.tile(np.arange(receivers), suppliers)
+    arcs = graph.add_arcs_with_capacity_and_unit_cost(
+        tail, head, np.ones(cost.size, np.int64), np.rint(cost * scale).astype(np.int64).ravel()
+    )
+    sink = suppliers + receivers
+    if surplus:
+        leaving = np.arange(suppliers) if leave_out else suppliers + np.arange(receivers)
+        free = np.zeros(leaving.size, np.int64)
+        graph.add_arcs_with_capacity_and_unit_cost(leaving, np.full(leaving.size, sink), free + 1, free)
+        graph.set_node_supply(sink, -surplus)
+    graph.set_nodes_supplies(np.arange(suppliers), np.ones(suppliers, np.int64))
+    graph.set_nodes_supplies(suppliers + np.arange(receivers), np.full(receivers, -demand))
+    status = graph.solve()
+    if status != graph.OPTIMAL:
+        raise RuntimeError(f"the min-cost flow solver stopped with {status.name} on a {cost.shape} cost")
+    chosen = graph.flows(arcs).reshape(cost.shape)
+    return np.where(chosen.any(axis=1), chosen.argmax(axis=1), -1)
+
+
+def _assignment(cost: Array, demand: int, leave_out: bool) -> Array:
+    """Solve the same problem as a linear assignment, each receiver repeated once a unit."""
+    suppliers, receivers = cost.shape
+    columns = np.repeat(np.arange(receivers), demand)
+    tiled = cost[:, columns]
+    missing = 0
+    if suppliers > columns.size and not leave_out:
+        # One optional column a receiver; rows that stand for "stays empty" may take those only.
+        columns = np.concatenate([columns, np.arange(receivers)])
+        missing = columns.size - suppliers
+        tiled = np.concatenate([tiled, cost], axis=1)
+        empty = np.full((missing, columns.size), np.inf)
+        empty[:, -receivers:] = 0
+        tiled = np.concatenate([tiled, empty])
+    row, column = linear_sum_assignment(tiled)
+    receiver = np.full(suppliers + missing, -1, dtype=np.int64)
+    receiver[row] = columns[column]
+    return receiver[:suppliers]
+
+
+SOLVERS: dict[str, Callable[[Array, int, bool], Array]] = {"ortools": _min_cost_flow, "scipy": _assignment}
+
+
+def _check(cost: Any) -> Array:
+    if hasattr(cost, "detach"):  # a tensor, on any device and of any floating type
+        cost = cost.detach().double().cpu().numpy()
+    array = np.asarray(cost, dtype=np.float64)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"cost must be a matrix (S, T) with channels on both sides; got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("cost must be finite; it holds NaN or infinite values: look for NaN in the feature maps")
+    return array
+
+
+def _index(student: Array, teacher: Array, num_student: int, depth: int) -> Array:
+    """Pairs (student[i], teacher[i]) -> (G, S): members ascending, -1 last."""
+    index = np.full((depth, num_student), -1, dtype=np.int64)
+    order = np.lexsort((teacher, student))
+    student, teacher = student[order], teacher[order]
+    first = np.searchsorted(student, student)
+    index[np.arange(student.size) - first, student] = teacher
+    return index
+
+
+def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") -> Flow:
+    """Assign teacher channels to student channels at the least total cost, exactly.
+
+    minimise sum of cost[s, t] F[s, t] over 0/1 matrices F in which every column sums to at most 1 and the rows to:
+    "spread": floor(T/S) or ceil(T/S), all columns used; "truncate": floor(T/S), the solver choosing which columns stay
+    unused; "reference": as "truncate" on the first S * floor(T/S) columns (the published rule); "single": 1.
+    For S > T, under any capacity, every row sums to 1 and every column to floor(S/T) or ceil(S/T).
+
+    Args:
+        cost: (S, T) tensor or array, finite.
+        capacity: one of the four above.
+        solver: "ortools" (min-cost flow on S + T + 1 nodes), "scipy" (linear assignment), "auto" (the fastest exact).
+
+    Returns:
+        The optimal `Flow`; among several optima, any.
+
+    Raises:
+        ValueError: cost not a finite matrix, unknown capacity or solver.
+        RuntimeError: the solver did not reach an optimum.
+
+    Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, equations 5 and 6.
+    """
+    array = _check(cost)
+    num_student, num_teacher = array.shape
+    depth = slots(num_student, num_teacher, capacity)
+    name = "scipy" if solver == "auto" else solver
+    if name not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}, auto")
+    start = time.perf_counter()
+    if num_student > num_teacher:
+        teacher = SOLVERS[name](array, num_student // num_teacher, False)
+        student = np.arange(num_student)
+    else:
+        kept = num_student * depth if capacity == "reference" else num_teacher
+        demand = 1 if capacity == "single" else num_teacher // num_student
+        receiver = SOLVERS[name](array[:, :kept].T, demand, capacity != "spread")
+        teacher = np.flatnonzero(receiver >= 0)
+        student = receiver[teacher]
+    seconds = time.perf_counter() - start
+    total = float(array[student, teacher].sum())
+    return Flow(_index(student, teacher, num_student, depth), num_teacher, total, name, seconds)

@@ -1,0 +1,25 @@
+"""Cross-entropy against the labels."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mgd.taps import Batch, Outputs
+
+
+class CE(nn.Module):
+    """Cross-entropy of the student's logits against the target, batch mean.
+
+    Args:
+        label_smoothing: share of the target mass spread over all classes, in [0, 1).
+    """
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+
+    def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Tensor:
+        if batch.target is None:
+            raise ValueError("the term 'ce' needs labels, and this batch has none: leave it out of the terms")
+        return F.cross_entropy(student.logits.float(), batch.target, label_smoothing=self.label_smoothing)

@@ -1,0 +1,46 @@
+"""Knowledge distillation: the student's softened probabilities against the teacher's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mgd.taps import Batch, Outputs
+
+
+def kd(
+    student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, *, temperature: float = 4.0
+) -> Tensor:
+    """Compute tau^2 / B * sum over images of KL(softmax(z_t / tau) || softmax(z_s / tau)).
+
+    Args:
+        student_logits: (B, K); the gradient flows here only.
+        teacher_logits: (B, K).
+        target: not used; every logit loss takes it.
+        temperature: tau > 0.
+
+    Returns:
+        Scalar, float32.
+
+    Reference: Hinton, Vinyals, Dean, 2015, arXiv:1503.02531, section 2.
+    """
+    student = F.log_softmax(student_logits.float() / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+class KD(nn.Module):
+    """`kd` as a term; with several teachers, the mean over them.
+
+    Args:
+        temperature: tau > 0.
+    """
+
+    def __init__(self, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Tensor:
+        losses = [kd(student.logits, t.logits, batch.target, temperature=self.temperature) for t in teachers]
+        return torch.stack(losses).mean()

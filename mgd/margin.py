@@ -1,0 +1,99 @@
+"""Margins of teacher channels, and the margin-ReLU partial L2."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def bn_margin(bn: nn.BatchNorm2d) -> Tensor:
+    """Expect the negative response of each channel behind a batch normalisation.
+
+    With s = |weight| and m = bias, a channel is taken as N(m, s^2). Where Phi(-m/s) > 0.001,
+    margin = E[x | x < 0] = m - s phi(m/s) / Phi(-m/s); else margin = -3 s; where s = 0, min(m, 0).
+
+    Args:
+        bn: batch normalisation of T channels, its weights loaded; without affine weights m = 0 and s = 1.
+
+    Returns:
+        (T,), detached, in the type and on the device of the weights; computed in float64.
+
+    Reference: Heo et al., 2019, arXiv:1904.01866, section 3.2.
+    """
+    if bn.weight is None:
+        return torch.full((bn.num_features,), -math.sqrt(2 / math.pi))
+    scale = bn.weight.detach().double().abs()
+    mean = bn.bias.detach().double()
+    ratio = mean / scale.masked_fill(scale == 0, 1)
+    below = torch.special.ndtr(-ratio)
+    density = torch.exp(-0.5 * ratio.square()) / math.sqrt(2 * math.pi)
+    expected = mean - scale * density / below.clamp_min(1e-12)
+    margin = torch.where(below > 1e-3, expected, -3 * scale)
+    margin = torch.where(scale == 0, mean.clamp_max(0), margin)
+    return margin.to(bn.weight.dtype)
+
+
+class MeasuredMargin(nn.Module):
+    """Mean of the negative values of each channel over the images of a matching pass; 0 where there are none.
+
+    Args:
+        num_teacher: T, teacher channels.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, num_teacher: int) -> None:
+        super().__init__()
+        self.register_buffer("total", torch.zeros(num_teacher, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros(num_teacher, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, teacher: Tensor) -> None:
+        """Add a batch (B, T, H, W)."""
+        self.total += teacher.clamp_max(0).sum(dim=(0, 2, 3), dtype=torch.float64)
+        self.count += (teacher < 0).sum(dim=(0, 2, 3))
+
+    def mean(self) -> Tensor:
+        """Return the (T,) float32 margins."""
+        return (self.total / self.count.clamp_min(1)).float()
+
+    def reset(self) -> None:
+        """Forget every image."""
+        self.total.zero_()
+        self.count.zero_()
+
+    def all_reduce(self) -> None:
+        """Sum over the ranks of the process group, where there is one."""
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.total)
+            dist.all_reduce(self.count)
+
+
+def partial_l2(student: Tensor, target: Tensor, margin: Tensor) -> Tensor:
+    """Sum the squared error where the teacher is positive or the student lies above it.
+
+    target' = max(target, margin); loss = sum of (student - target')^2 over {student > target' or target' > 0}.
+    Below a negative target the ReLU hides the difference, so the student is left alone there.
+
+    Args:
+        student: (B, S, H, W) maps before the ReLU; the gradient flows here only.
+        target: (B, S, H, W) reduced teacher maps.
+        margin: (S,), or (B, S, H, W) where it differs by pixel.
+
+    Returns:
+        Scalar, float32.
+
+    Reference: Heo et al., 2019, arXiv:1904.01866, equations 2 and 4.
+    """
+    if student.shape != target.shape:
+        raise ValueError(f"student {tuple(student.shape)} and target {tuple(target.shape)} must have one shape")
+    student, margin = student.float(), margin.detach().float()
+    if margin.ndim == 1:
+        margin = margin[:, None, None]
+    target = torch.maximum(target.detach().float(), margin)
+    counted = (student > target) | (target > 0)
+    return torch.where(counted, student - target, 0).square().sum()

@@ -1,0 +1,203 @@
+"""The matching guided distillation term: adapters, margins and flows, and how they are renewed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mgd.cost import ChannelCost
+from mgd.flow import Flow, slots, solve_flow
+from mgd.margin import MeasuredMargin, partial_l2
+from mgd.reduce import REDUCERS, reduce_channels
+from mgd.taps import Batch, Outputs
+
+
+class _Stage(nn.Module):
+    """One pair of taps: its adapter, cost sums, margin and flow."""
+
+    index: Tensor
+    margin: Tensor
+    total_cost: Tensor
+
+    def __init__(self, num_student: int, num_teacher: int, margin: Tensor | None, depth: int) -> None:
+        super().__init__()
+        self.adapter = nn.BatchNorm2d(num_student)
+        self.cost = ChannelCost(num_student, num_teacher)
+        self.measured = MeasuredMargin(num_teacher) if margin is None else None
+        margin = torch.zeros(num_teacher) if margin is None else margin.detach().clone().float()
+        if margin.shape != (num_teacher,):
+            raise ValueError(f"expected {num_teacher} margins, one per teacher channel; got {tuple(margin.shape)}")
+        self.register_buffer("margin", margin)
+        self.register_buffer("index", torch.full((depth, num_student), -1, dtype=torch.int64))
+        self.register_buffer("total_cost", torch.zeros((), dtype=torch.float64))
+
+    @property
+    def num_teacher(self) -> int:
+        return self.margin.numel()
+
+    def sums(self) -> list[ChannelCost | MeasuredMargin]:
+        """What a matching pass accumulates."""
+        return [self.cost] if self.measured is None else [self.cost, self.measured]
+
+
+def _maps(outputs: Outputs | Sequence[Tensor]) -> Sequence[Tensor]:
+    return outputs.features if isinstance(outputs, Outputs) else outputs
+
+
+class ChannelMatching(nn.Module):
+    """Pull the student's maps before the ReLU towards the teacher channels assigned to them.
+
+    loss = 1/B * sum over stages i of n of partial_l2(BN_i(student_i), reduce(teacher_i, flow_i), margin_i) / 2^(n-1-i)
+
+    Use: `observe` batches in eval mode, `rematch` to solve the flows, then call as a term; again every few epochs.
+    Flows, margins and cost sums are buffers; `load_state_dict` restores them.
+
+    Args:
+        student_channels: S of every stage.
+        teacher_channels: T of every stage.
+        margins: (T,) per stage, or None for a stage whose margin is measured on the map while observing.
+        reducer: "amp", "sp", "sp_mean", "rd" or "sm"; "sm" implies capacity "single".
+        capacity: see `mgd.solve_flow`.
+        solver: see `mgd.solve_flow`.
+        stage_weights: factor of every stage; None for 1 / 2^(n-1-i).
+
+    Raises:
+        ValueError: lists of different length, unknown reducer or capacity, margins of the wrong length.
+
+    Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958.
+    """
+
+    def __init__(
+        self,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[int],
+        margins: Sequence[Tensor | None],
+        *,
+        reducer: str = "amp",
+        capacity: str = "spread",
+        solver: str = "auto",
+        stage_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        num = len(student_channels)
+        if stage_weights is None:
+            stage_weights = [0.5 ** (num - 1 - i) for i in range(num)]
+        lengths = {num, len(teacher_channels), len(margins), len(stage_weights)}
+        if num == 0 or len(lengths) > 1:
+            raise ValueError("student_channels, teacher_channels, margins and stage_weights need one entry per stage")
+        if reducer not in REDUCERS:
+            raise ValueError(f"unknown reducer {reducer!r}; choose from {', '.join(REDUCERS)}")
+        if reducer == "sm" and capacity not in ("spread", "single"):
+            raise ValueError(f"reducer 'sm' matches one to one: capacity must be 'single', not {capacity!r}")
+        self.reducer = reducer
+        self.capacity = "single" if reducer == "sm" else capacity
+        self.solver = solver
+        self.stage_weights = tuple(stage_weights)
+        self.stages = nn.ModuleList(
+            _Stage(s, t, margin, slots(s, t, self.capacity))
+            for s, t, margin in zip(student_channels, teacher_channels, margins, strict=True)
+        )
+        self.generator: torch.Generator | None = None  # source of "rd"'s draws; None: the device's default one
+        self._details: list[tuple[str, float]] = []  # solver and seconds of the last rematch
+        self._matched = False
+        self.register_load_state_dict_post_hook(_mark_loaded)  # type: ignore[no-untyped-call]
+
+    @property
+    def matched(self) -> bool:
+        """Whether there are flows to train with."""
+        return self._matched
+
+    @property
+    def flows(self) -> list[Flow]:
+        """The flow of every stage, as solved last or as loaded.
+
+        Raises:
+            RuntimeError: before the first `rematch`.
+        """
+        self._require_flows()
+        details = self._details or [("loaded", 0.0)] * len(self.stages)
+        return [
+            Flow(stage.index.cpu().numpy(), stage.num_teacher, float(stage.total_cost), solver, seconds)
+            for stage, (solver, seconds) in zip(self._stages(), details, strict=True)
+        ]
+
+    @torch.no_grad()
+    def observe(self, student: Outputs | Sequence[Tensor], teacher: Outputs | Sequence[Tensor]) -> None:
+        """Add a batch to the cost sums, and to the measured margins.
+
+        Args:
+            student: `Outputs`, or its features: one (B, S, H, W) per stage.
+            teacher: `Outputs`, or its features: one (B, T, H, W) per stage.
+        """
+        for stage, student_map, teacher_map in self._pairs(_maps(student), _maps(teacher)):
+            stage.cost.update(student_map, teacher_map)
+            if stage.measured is not None:
+                stage.measured.update(teacher_map)
+
+    @torch.no_grad()
+    def rematch(self) -> list[Flow]:
+        """Solve every stage on the costs observed since the last call, over all ranks, and forget them.
+
+        Returns:
+            One optimal `Flow` per stage; the same on every rank.
+
+        Raises:
+            RuntimeError: nothing was observed, or the solver found no optimum.
+        """
+        solved = []
+        for stage in self._stages():
+            for total in stage.sums():
+                total.all_reduce()
+            solved.append(solve_flow(stage.cost.mean(), capacity=self.capacity, solver=self.solver))
+        for stage, flow in zip(self._stages(), solved, strict=True):
+            stage.index.copy_(torch.as_tensor(flow.index))
+            stage.total_cost.fill_(flow.total_cost)
+            if stage.measured is not None:
+                stage.margin.copy_(stage.measured.mean())
+            for total in stage.sums():
+                total.reset()
+        self._details = [(flow.solver, flow.seconds) for flow in solved]
+        self._matched = True
+        return solved
+
+    def costs(self) -> list[Tensor]:
+        """Return the (S, T) mean cost of every stage observed so far on this rank."""
+        return [stage.cost.mean() for stage in self._stages()]
+
+    def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch | None = None) -> Tensor:
+        """Return the loss, a scalar, against the first teacher.
+
+        Raises:
+            RuntimeError: before the first `rematch`.
+        """
+        self._require_flows()
+        loss = student.logits.new_zeros((), dtype=torch.float32)
+        pairs = self._pairs(student.features, teachers[0].features)
+        for (stage, student_map, teacher_map), weight in zip(pairs, self.stage_weights, strict=True):
+            target, margin = reduce_channels(teacher_map, stage.margin, stage.index, self.reducer, self.generator)
+            loss = loss + weight * partial_l2(stage.adapter(student_map), target, margin)
+        return loss / student.logits.shape[0]
+
+    def _stages(self) -> list[_Stage]:
+        return [stage for stage in self.stages if isinstance(stage, _Stage)]
+
+    def _pairs(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[_Stage, Tensor, Tensor]]:
+        if not len(student) == len(teacher) == len(self.stages):
+            raise ValueError(
+                f"expected {len(self.stages)} maps a network; "
+                f"got {len(student)} of the student, {len(teacher)} of the teacher"
+            )
+        return list(zip(self._stages(), student, teacher, strict=True))
+
+    def _require_flows(self) -> None:
+        if not self._matched:
+            raise RuntimeError("no flows yet: observe some batches and call rematch() before training")
+
+
+def _mark_loaded(module: nn.Module, _: Any) -> None:
+    assert isinstance(module, ChannelMatching)
+    module._details = []
+    module._matched = all(bool((stage.index[0] >= 0).all()) for stage in module._stages())

@@ -1,0 +1,100 @@
+"""Reduce the teacher channels that guide one student channel to one target: AMP, SP, RD, SM."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mgd.flow import Flow
+
+REDUCERS = ("amp", "sp", "sp_mean", "rd", "sm")
+
+
+def reduce_channels(
+    teacher: Tensor,
+    margin: Tensor,
+    flow: Flow | Tensor,
+    reducer: str = "amp",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Make one target map and one margin per student channel from the teacher channels that guide it.
+
+    "amp": at each pixel the signed value of largest absolute value; margin is the members' mean.
+    "sp": the maximum of values and of margins. "sp_mean": their mean.
+    "rd": at each pixel and image one random member, its value and its margin.
+    "sm": the single member of a one-to-one flow.
+    Empty slots (-1) take no part in any of them.
+
+    Args:
+        teacher: (B, T, H, W).
+        margin: (T,).
+        flow: `Flow`, or its index (G, S) as an int64 tensor on the teacher's device.
+        reducer: one of the five above.
+        generator: source of "rd"'s draws, on any device; None takes the default one of the teacher's device.
+
+    Returns:
+        Target (B, S, H, W) in the teacher's type, and margin (S,), for "rd" (B, S, H, W).
+
+    Raises:
+        ValueError: unknown reducer; "sm" with more than one member per channel; a student channel without any.
+
+    Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, section 3.3.
+    """
+    index = torch.as_tensor(flow.index) if isinstance(flow, Flow) else flow
+    if index.device.type == "cpu" and bool((index[0] < 0).any()):
+        raise ValueError("every student channel needs a teacher channel: the flow has an empty column")
+    index = index.to(teacher.device)
+    if reducer == "sm" and index.shape[0] != 1:
+        raise ValueError(
+            f"reducer 'sm' copies one channel; this flow has up to {index.shape[0]}: use capacity 'single'"
+        )
+    members = torch.where(index < 0, index[0], index)  # a repeated member changes no maximum
+    if reducer == "sm":
+        return teacher.index_select(1, members[0]), margin[members[0]]
+    if reducer == "rd":
+        return _draw(teacher, margin, index, generator)
+    if reducer == "sp":
+        return _pool_max(teacher, members), margin[members].amax(0)
+    present = (index >= 0).to(margin.dtype)
+    mean_margin = (margin[members] * present).sum(0) / present.sum(0)
+    if reducer == "amp":
+        return _pool_abs_max(teacher, members), mean_margin
+    if reducer == "sp_mean":
+        return _pool_mean(teacher, members, present), mean_margin
+    raise ValueError(f"unknown reducer {reducer!r}; choose from {', '.join(REDUCERS)}")
+
+
+def _pool_abs_max(teacher: Tensor, members: Tensor) -> Tensor:
+    best = teacher.index_select(1, members[0])
+    for row in members[1:]:
+        other = teacher.index_select(1, row)
+        best = torch.where(other.abs() > best.abs(), other, best)
+    return best
+
+
+def _pool_max(teacher: Tensor, members: Tensor) -> Tensor:
+    best = teacher.index_select(1, members[0])
+    for row in members[1:]:
+        best = torch.maximum(best, teacher.index_select(1, row))
+    return best
+
+
+def _pool_mean(teacher: Tensor, members: Tensor, present: Tensor) -> Tensor:
+    share = (present / present.sum(0)).to(teacher.dtype)[:, :, None, None]  # (G, S, 1, 1)
+    total = teacher.index_select(1, members[0]) * share[0]
+    for row, part in zip(members[1:], share[1:], strict=True):
+        total = total + teacher.index_select(1, row) * part
+    return total
+
+
+def _draw(teacher: Tensor, margin: Tensor, index: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    batch, _, height, width = teacher.shape
+    count = (index >= 0).sum(0)  # (S,)
+    device = teacher.device if generator is None else generator.device
+    uniform = torch.rand(batch, index.shape[1], height, width, generator=generator, device=device).to(teacher.device)
+    slot = (uniform * count[:, None, None]).long()  # (B, S, H, W)
+    # float32 can round u * count up to count itself: keep the slot inside the column.
+    slot = torch.minimum(slot, count[:, None, None] - 1)
+    student = torch.arange(index.shape[1], device=index.device)[:, None, None]
+    chosen = index[slot, student]  # (B, S, H, W)
+    return teacher.gather(1, chosen), margin[chosen]
