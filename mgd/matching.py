@@ -101,6 +101,7 @@ class ChannelMatching(nn.Module):
             for s, t, margin in zip(student_channels, teacher_channels, margins, strict=True)
         )
         self.generator: torch.Generator | None = None  # source of "rd"'s draws; None: the device's default one
+        self.costs: list[Tensor] = []  # (S, T) of every stage at the last rematch
         self._details: list[tuple[str, float]] = []  # solver and seconds of the last rematch
         self._matched = False
         self.register_load_state_dict_post_hook(_mark_loaded)  # type: ignore[no-untyped-call]
@@ -147,11 +148,11 @@ class ChannelMatching(nn.Module):
         Raises:
             RuntimeError: nothing was observed, or the solver found no optimum.
         """
-        solved = []
         for stage in self._stages():
             for total in stage.sums():
                 total.all_reduce()
-            solved.append(solve_flow(stage.cost.mean(), capacity=self.capacity, solver=self.solver))
+        self.costs = [stage.cost.mean() for stage in self._stages()]
+        solved = [solve_flow(cost, capacity=self.capacity, solver=self.solver) for cost in self.costs]
         for stage, flow in zip(self._stages(), solved, strict=True):
             stage.index.copy_(torch.as_tensor(flow.index))
             stage.total_cost.fill_(flow.total_cost)
@@ -162,10 +163,6 @@ class ChannelMatching(nn.Module):
         self._details = [(flow.solver, flow.seconds) for flow in solved]
         self._matched = True
         return solved
-
-    def costs(self) -> list[Tensor]:
-        """Return the (S, T) mean cost of every stage observed so far on this rank."""
-        return [stage.cost.mean() for stage in self._stages()]
 
     def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch | None = None) -> Tensor:
         """Return the loss, a scalar, against the first teacher.

@@ -1,0 +1,102 @@
+"""Run folders and checkpoints: written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from classification.data import MEAN, STD
+from classification.errors import UserError
+from classification.models.weights import read_checkpoint
+from mgd import Flow
+
+VERSION = 1
+
+
+def write_atomic(path: Path, content: Any) -> None:
+    """Save `content` beside `path`, force it to disk, and rename it over `path`."""
+    beside = path.with_name(path.name + ".new")
+    with beside.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def describe_student(state_dict: dict[str, Tensor], args: Namespace, classes: list[str]) -> dict[str, Any]:
+    """Return the plain content of `best.pth`: everything one needs to use the network elsewhere."""
+    return {
+        "state_dict": {name: value.detach().cpu() for name, value in state_dict.items()},
+        "arch": args.arch,
+        "num_classes": args.num_classes,
+        "classes": classes,
+        "mean": list(MEAN),
+        "std": list(STD),
+        "img_size": args.img_size,
+    }
+
+
+def read_resume(path: str, args: Namespace, classes: list[str]) -> dict[str, Any]:
+    """Read the `last.pth` of a run that this one is to go on with.
+
+    Raises:
+        UserError: not such a file, or of another network or other classes.
+    """
+    content = read_checkpoint(path)
+    if "resume" not in content:
+        raise UserError(f"{path} holds weights only and cannot be gone on with: give the last.pth of a run folder")
+    if content["resume"].get("version") != VERSION:
+        raise UserError(f"{path} has format {content['resume'].get('version')}; this code reads format {VERSION}")
+    for what, ours in (("arch", args.arch), ("num_classes", args.num_classes), ("classes", classes)):
+        if content[what] != ours:
+            raise UserError(f"{path} is of a run with {what} {content[what]}; this run has {ours}")
+    theirs = list(content["resume"]["terms"])
+    if theirs != args.terms:
+        raise UserError(f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(args.terms)}")
+    return content
+
+
+def run_folder(args: Namespace, name: str) -> Path:
+    """Return the folder that this run writes to; it is made later, by `make_folder`.
+
+    Raises:
+        UserError: it holds a run already, or is a file.
+    """
+    if args.resume:
+        return Path(args.resume).resolve().parent
+    if not args.output:
+        return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    folder = Path(args.output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(
+            f"--output {folder} exists already and is not overwritten: give another, or --resume its last.pth"
+        )
+    return folder
+
+
+def make_folder(folder: Path, config: dict[str, Any]) -> None:
+    """Make the run folder and its config.json; a resumed run keeps the one it has."""
+    try:
+        (folder / "flow").mkdir(parents=True, exist_ok=True)
+        if not (folder / "config.json").exists():
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error}") from error
+
+
+def save_flows(path: Path, flows: list[Flow], cost: Tensor, epoch: int) -> None:
+    """Save index, shape and total cost of every stage, and the last stage's cost matrix."""
+    arrays: dict[str, Any] = {"epoch": epoch, "cost": cost.cpu().numpy().astype(np.float32)}
+    for stage, flow in enumerate(flows):
+        arrays[f"index{stage}"] = flow.index
+        arrays[f"num_teacher{stage}"] = flow.num_teacher
+        arrays[f"total_cost{stage}"] = flow.total_cost
+    np.savez_compressed(path, **arrays)

@@ -1,0 +1,202 @@
+"""Photographs in class folders: data sets, transforms, batches and loaders."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import transforms as T
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset, pil_loader
+
+from classification.errors import UserError
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Photos(Dataset[tuple[Tensor, int, int]]):
+    """Images of one split.
+
+    An item is asked for by (epoch, index): random transforms draw from a generator seeded by (seed, epoch, index), so
+    neither the number of workers nor a resumption changes them.
+
+    Args:
+        samples: (path, class index) of every image.
+        transform: PIL image -> (3, H, W).
+        seed: of the random transforms.
+    """
+
+    def __init__(self, samples: list[tuple[str, int]], transform: Callable[..., Tensor], seed: int = 0) -> None:
+        self.samples = samples
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
+        epoch, index = key
+        path, target = self.samples[index]
+        try:
+            image = pil_loader(path)
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise UserError(f"image {path} cannot be read ({error}): mend or remove it") from error
+        outside = torch.random.get_rng_state()
+        torch.random.default_generator.manual_seed(_mix(self.seed, epoch, index))
+        try:
+            return self.transform(image), target, index
+        finally:
+            torch.random.set_rng_state(outside)
+
+
+def _mix(*numbers: int) -> int:
+    """Turn numbers into one 63-bit seed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The two splits of a folder, and the class names in order of index."""
+
+    classes: list[str]
+    train: list[tuple[str, int]]
+    valid: list[tuple[str, int]]
+
+
+def read_folder(root: str | Path) -> Folder:
+    """List `root`/train/CLASS/* and `root`/valid/CLASS/* (or val/); class indices are those of train, sorted by name.
+
+    Raises:
+        UserError: a missing folder, a class without images in train, a class of valid that train lacks.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"data folder {root} does not exist")
+    train = _split(root, "train")
+    valid = _split(root, "valid", "val")
+    classes = _class_names(train)
+    unknown = sorted(set(_class_names(valid)) - set(classes))
+    if unknown:
+        raise UserError(f"{valid} has classes that {train} lacks: {', '.join(unknown[:5])}")
+    index = {name: number for number, name in enumerate(classes)}
+    folder = Folder(classes, *(make_dataset(str(s), index, IMG_EXTENSIONS, allow_empty=True) for s in (train, valid)))
+    filled = {target for _, target in folder.train}
+    empty = [name for name in classes if index[name] not in filled]
+    if empty:
+        raise UserError(f"{train} has class folders without images: {', '.join(empty[:5])}")
+    if not folder.valid:
+        raise UserError(f"{valid} holds no images")
+    return folder
+
+
+def _split(root: Path, *names: str) -> Path:
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    raise UserError(f"{root} has no folder {' or '.join(n + '/' for n in names)}; expected one folder a class in it")
+
+
+def _class_names(split: Path) -> list[str]:
+    names = sorted(entry.name for entry in split.iterdir() if entry.is_dir())
+    if not names:
+        raise UserError(f"{split} has no class folders: expected {split}/CLASS/*.jpg")
+    return names
+
+
+def train_transform(args: Namespace) -> Callable[..., Tensor]:
+    """Random resized crop, or with --train-crop pad a shift by an eighth of the side; mirror; normalise."""
+    size = args.img_size
+    if args.train_crop == "pad":
+        crop: list[Callable[..., object]] = [*_fit(size), T.RandomCrop(size, padding=size // 8)]
+    else:
+        crop = [T.RandomResizedCrop(size)]
+    flip = [T.RandomHorizontalFlip()] if args.hflip else []
+    return T.Compose([*crop, *flip, T.ToTensor(), T.Normalize(MEAN, STD)])
+
+
+def eval_transform(args: Namespace) -> Callable[..., Tensor]:
+    """Resize to img-size * 256/224 and crop the centre; with --train-crop pad, resize to img-size alone."""
+    size = args.img_size
+    crop = _fit(size) if args.train_crop == "pad" else [T.Resize(round(size * 256 / 224)), T.CenterCrop(size)]
+    return T.Compose([*crop, T.ToTensor(), T.Normalize(MEAN, STD)])
+
+
+def _fit(size: int) -> list[Callable[..., object]]:
+    return [T.Resize(size), T.CenterCrop(size)]
+
+
+class TrainBatches(Sampler[list[tuple[int, int]]]):
+    """Shuffled batches of (epoch, index), the same global batches on any number of ranks.
+
+    n images make ceil(n / batch_size) batches whose sizes differ by one at most, so no batch is short and no image is
+    left out; each rank takes its slice of every batch.
+
+    Args:
+        num: n.
+        batch_size: images of a global batch at most.
+        seed: of the permutation, together with the epoch.
+        rank: of this process.
+        size: number of ranks.
+    """
+
+    def __init__(self, num: int, batch_size: int, seed: int, rank: int = 0, size: int = 1) -> None:
+        self.num, self.seed, self.rank, self.size = num, seed, rank, size
+        self.steps = -(-num // batch_size)
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def batch_size(self, step: int) -> int:
+        """Images of global batch `step`, over all ranks."""
+        return self.num // self.steps + (step < self.num % self.steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num)
+        for batch in np.array_split(order, self.steps):
+            yield [(self.epoch, int(index)) for index in np.array_split(batch, self.size)[self.rank]]
+
+
+class FixedBatches(Sampler[list[tuple[int, int]]]):
+    """Batches over given indices in their order, dealt out over the ranks, each image once.
+
+    Args:
+        indices: which images.
+        batch_size: images of a batch on one rank.
+        rank: of this process.
+        size: number of ranks.
+    """
+
+    def __init__(self, indices: list[int], batch_size: int, rank: int = 0, size: int = 1) -> None:
+        self.indices, self.batch_size = indices[rank::size], batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [(0, index) for index in self.indices[start : start + self.batch_size]]
+
+
+def subset(num: int, most: int, seed: int, epoch: int) -> list[int]:
+    """Return at most `most` of `num` indices, ascending, drawn by (seed, epoch)."""
+    if num <= most:
+        return list(range(num))
+    return sorted(np.random.default_rng([seed, epoch, 1]).choice(num, most, replace=False).tolist())
+
+
+def loader(photos: Photos, batches: Sampler[list[tuple[int, int]]], workers: int, device: torch.device) -> DataLoader:
+    """Load `batches` of `photos`; workers stay alive between epochs."""
+    return DataLoader(
+        photos,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+    )

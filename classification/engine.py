@@ -1,0 +1,267 @@
+"""The loop: train an epoch, evaluate, log, checkpoint; it knows a loss, and the names of its parts."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from classification.checkpoint import VERSION, describe_student, make_folder, write_atomic
+from classification.config import describe, learning_rate, total_epochs
+from classification.data import FixedBatches, Photos, TrainBatches, eval_transform, loader, subset, train_transform
+from classification.job import Job
+from classification.launch import World, seed_everything, wrap
+from classification.metrics import Journal, Means, hits
+
+BeforeEpoch = Callable[["Engine", int], dict[str, float]]
+
+
+class Engine:
+    """A job on one rank.
+
+    Args:
+        job: built and checked; its networks move to the rank's device.
+        world: this rank.
+    """
+
+    def __init__(self, job: Job, world: World) -> None:
+        self.job, self.world, self.args = job, world, job.args
+        self.seed = world.share(job.args.seed)
+        seed_everything(self.seed, world.rank, deterministic=job.args.seeded)
+        self.workers = -(-job.args.workers // world.local_size)
+        self.valid = Photos(job.data.valid, eval_transform(job.args))
+        for note in job.notes:
+            world.say(f"=> {note}")
+        for network in (job.student, job.teacher):
+            if network is not None:
+                network.to(world.device)
+        self._valid_loader: DataLoader | None = None
+
+    # -- evaluation
+
+    def evaluate_both(self) -> dict[str, dict[str, float]]:
+        """Evaluate teacher and student, whichever is there, and warn of a teacher that knows nothing."""
+        results = {}
+        for role, arch in (("teacher", self.args.teacher_arch), ("student", self.args.arch)):
+            network = self.job.teacher if role == "teacher" else self.job.student
+            if network is None:
+                continue
+            result = results[role] = self.evaluate(network)
+            size = sum(p.numel() for p in network.parameters())
+            self.world.say(f"=> {role} {arch}, {size / 1e6:.2f} M parameters: {_accuracy(result)}")
+            chance = 100 / self.args.num_classes
+            if role == "teacher" and result["valid_top1"] < chance + 0.1 * (100 - chance):
+                self.world.say(
+                    f"!! WARNING: the teacher is near chance ({result['valid_top1']:.2f} %, chance {chance:.2f} %). "
+                    "Nothing good can be learned from it: check its weights, --img-size and the class folders."
+                )
+        return results
+
+    @torch.no_grad()
+    def evaluate(self, network: nn.Module) -> dict[str, float]:
+        """Return top-1 and top-5 in percent over the validation images, each counted once over all ranks."""
+        self.world.share_buffers(network)
+        if self._valid_loader is None:
+            share = -(-self.args.batch_size // self.world.size)
+            batches = FixedBatches(list(range(len(self.valid))), share, self.world.rank, self.world.size)
+            self._valid_loader = loader(self.valid, batches, self.workers, self.world.device)
+        total = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        network.eval()
+        for images, target, _ in self._progress(self._valid_loader, "evaluate"):
+            images, target = self._move(images), self._move(target)
+            with self.autocast():
+                logits = network(images)
+            total[:2] += hits(logits.float(), target)
+            total[2] += len(target)
+        top1, top5, count = self.world.sum(total).tolist()
+        return {"valid_top1": 100 * top1 / count, "valid_top5": 100 * top5 / count}
+
+    # -- training
+
+    def fit(self, before_epoch: BeforeEpoch | None = None) -> dict[str, Any]:
+        """Train to the last epoch and return its record; `before_epoch` may add values to an epoch's record."""
+        job, args, world = self.job, self.args, self.world
+        assert job.distiller is not None and job.student is not None
+        self.distiller = job.distiller.to(world.device)
+        self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
+        self.optimizer = torch.optim.SGD(
+            [p for p in self.distiller.parameters() if p.requires_grad],
+            args.lr,
+            momentum=args.momentum,
+            weight_decay=args.weight_decay,
+            nesterov=args.momentum > 0,
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
+        self.train_set = Photos(job.data.train, train_transform(args), self.seed)
+        self.batches = TrainBatches(len(self.train_set), args.batch_size, self.seed, world.rank, world.size)
+        self.train_loader = loader(self.train_set, self.batches, self.workers, world.device)
+        start = self._restore() if job.resume else args.start_epoch
+        self.wrapped = wrap(self.distiller, world, args)
+        if world.first:
+            make_folder(job.folder, describe(args))
+        world.say(f"=> run folder {job.folder}")
+        journal = Journal(job.folder, start) if world.first else None
+        record: dict[str, Any] = {}
+        for epoch in range(start, total_epochs(args)):
+            extra = before_epoch(self, epoch) if before_epoch else {}
+            record = {"epoch": epoch, **self._train_epoch(epoch), **extra, **self.evaluate(job.student)}
+            self._finish_epoch(record, journal)
+        if journal:
+            journal.close()
+        return record
+
+    def matching_images(self, epoch: int) -> Iterable[Tensor]:
+        """Yield batches of training images under the evaluation transform: this rank's share of a matching pass."""
+        chosen = subset(len(self.job.data.train), self.args.mgd_max_images, self.seed, epoch)
+        share = -(-self.args.batch_size // self.world.size)
+        batches = FixedBatches(chosen, share, self.world.rank, self.world.size)
+        photos = Photos(self.job.data.train, eval_transform(self.args))
+        loading = loader(photos, batches, self.workers, self.world.device)
+        for images, _, _ in self._progress(loading, "match"):
+            yield self._move(images)
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        args, world = self.args, self.world
+        self.batches.epoch = epoch
+        self.wrapped.train()
+        means = Means(world.device)
+        start = time.perf_counter()
+        steps = len(self.batches)
+        bar = self._progress(self.train_loader, f"epoch {epoch}")
+        for step, (images, target, index) in enumerate(bar):
+            self._set_rate(learning_rate(args, epoch, step / steps))
+            values = self._step(epoch, step, self._move(images), self._move(target), self._move(index))
+            means.add(values, len(images))
+            if (step + 1) % args.print_freq == 0:
+                self._report_step(epoch, step, steps, values, time.perf_counter() - start, bar)
+        seconds = time.perf_counter() - start
+        record = self._name_terms(means.means(world))
+        record["learning_rate"] = learning_rate(args, epoch, 0.0)
+        record["images_per_second"] = len(self.train_set) / seconds
+        record["train_seconds"] = seconds
+        return record
+
+    def _step(self, epoch: int, step: int, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
+        with self.autocast():
+            values: dict[str, Tensor] = self.wrapped(images, target, index, epoch)
+        # DDP averages gradients over ranks; slices that differ in size weigh by their images.
+        share = len(images) * self.world.size / self.batches.batch_size(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(values["loss"].mean() * share).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        values["train_hits"] = hits(values.pop("logits").detach().float(), target)[:1] / len(target)
+        return values
+
+    def _name_terms(self, means: Mapping[str, float]) -> dict[str, float]:
+        record = {"train_loss": means["loss"], "train_top1": 100 * means["train_hits"]}
+        for name, weight in self.distiller.weights.items():
+            record[f"train_{name}"] = means[name]
+            record[f"train_{name}_weighted"] = weight * means[name]
+        for name, value in record.items():
+            if not math.isfinite(value):
+                raise RuntimeError(f"{name} became {value}: lower --lr, or look at what the terms are given")
+        return record
+
+    def _report_step(
+        self, epoch: int, step: int, steps: int, values: Mapping[str, Tensor], seconds: float, bar: Any
+    ) -> None:
+        if not self.world.first:
+            return
+        loss = float(values["loss"].mean())
+        if not math.isfinite(loss):
+            raise RuntimeError(f"the loss became {loss} in epoch {epoch}, step {step}: lower --lr")
+        terms = "  ".join(f"{name} {float(values[name].mean()):.4g}" for name in self.distiller.weights)
+        speed = (step + 1) * self.batches.batch_size(0) / seconds
+        line = f"epoch {epoch} step {step + 1}/{steps}  loss {loss:.4f}  {terms}  {speed:.1f} images/s"
+        if isinstance(bar, tqdm):
+            bar.set_postfix_str(line.partition("  ")[2])
+        else:
+            self.world.say(line)
+
+    def _finish_epoch(self, record: dict[str, Any], journal: Journal | None) -> None:
+        better = record["valid_top1"] > self.best["valid_top1"]
+        if better:
+            self.best = {key: record[key] for key in self.best}
+        parts = "  ".join(
+            f"{name} {record[f'train_{name}_weighted']:.4f} (raw {record[f'train_{name}']:.4g})"
+            for name in self.distiller.weights
+        )
+        self.world.say(
+            f"epoch {record['epoch'] + 1}/{total_epochs(self.args)}  loss {record['train_loss']:.4f} = {parts}  "
+            f"{_accuracy(record)}  best {self.best['valid_top1']:.2f}  {record['images_per_second']:.1f} images/s"
+        )
+        if journal:
+            self._save(record["epoch"] + 1, better)
+            journal.write(record)
+
+    # -- checkpoints
+
+    def _save(self, next_epoch: int, better: bool) -> None:
+        assert self.job.student is not None
+        plain = describe_student(self.job.student.state_dict(), self.args, self.job.data.classes)
+        resume = {
+            "version": VERSION,
+            "epoch": next_epoch,
+            "seed": self.seed,
+            "terms": {name: term.state_dict() for name, term in self.distiller.terms.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "best": self.best,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if self.world.device.type == "cuda" else [],
+        }
+        write_atomic(self.job.folder / "last.pth", {**plain, "resume": resume})
+        if better:
+            write_atomic(self.job.folder / "best.pth", plain)
+
+    def _restore(self) -> int:
+        """Take up the state of the checkpoint named by --resume; return the epoch to go on with."""
+        assert self.job.resume is not None and self.job.student is not None
+        self.job.student.load_state_dict(self.job.resume["state_dict"])
+        state = self.job.resume["resume"]
+        for name, term in self.distiller.terms.items():
+            term.load_state_dict(state["terms"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.best = state["best"]
+        self.seed = self.train_set.seed = self.batches.seed = state["seed"]
+        if self.world.first:
+            torch.set_rng_state(state["random"])
+            if state["random_cuda"] and self.world.device.type == "cuda":
+                torch.cuda.set_rng_state_all(state["random_cuda"])
+        self.world.say(f"=> going on with epoch {state['epoch'] + 1}/{total_epochs(self.args)}")
+        return int(state["epoch"])
+
+    # -- small things
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context of mixed precision that --amp asks for."""
+        dtype = torch.float16 if self.args.amp == "fp16" else torch.bfloat16
+        return torch.autocast(self.world.device.type, dtype, enabled=self.args.amp != "off")
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.world.device, non_blocking=True)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def _progress(self, loading: DataLoader, what: str) -> Any:
+        """Show a bar on a terminal, on rank 0."""
+        if self.world.first and sys.stderr.isatty():
+            return tqdm(loading, desc=what, leave=False, dynamic_ncols=True)
+        return loading
+
+
+def _accuracy(result: Mapping[str, float]) -> str:
+    top1, top5 = result["valid_top1"], result["valid_top5"]
+    return f"top-1 {top1:.2f}  top-5 {top5:.2f}  Err@1 {100 - top1:.2f}  Err@5 {100 - top5:.2f}"

@@ -1,0 +1,100 @@
+"""A job: data, networks and distiller of one run, built and checked before any rank starts."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from classification.checkpoint import read_resume, run_folder
+from classification.data import Folder, read_folder
+from classification.errors import UserError
+from classification.models import DEFAULT_TEACHER, build
+from classification.models.weights import load_file, load_pretrained
+from mgd import Distiller
+
+
+@dataclass
+class Job:
+    """Everything that `Engine` needs; all of it on the CPU.
+
+    Args:
+        args: the checked options.
+        data: the folder's splits.
+        student: the network to train or evaluate; None where only a teacher is evaluated.
+        teacher: the frozen network beside it, or None.
+        distiller: what computes the loss, or None with --evaluate.
+        notes: what was loaded, one line each.
+    """
+
+    args: Namespace
+    data: Folder
+    student: nn.Module | None
+    teacher: nn.Module | None
+    distiller: Distiller | None = None
+    notes: list[str] = field(default_factory=list)
+    resume: dict[str, Any] | None = None
+    folder: Path = Path()
+
+    def set_distiller(self, distiller: Distiller) -> None:
+        """Take the distiller, and the checkpoint to go on from if one was named."""
+        self.distiller = distiller
+        self.args.terms = list(distiller.terms)
+        self.folder = run_folder(self.args, f"{self.args.arch.replace(':', '-')}-{'+'.join(self.args.terms)}")
+        if self.args.resume:
+            self.resume = read_resume(self.args.resume, self.args, self.data.classes)
+
+
+def start_job(args: Namespace, *, with_teacher: bool) -> Job:
+    """Read the folder and build the networks that `args` asks for.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    data = read_folder(args.data)
+    if args.num_classes is None:
+        args.num_classes = len(data.classes)
+    if args.num_classes < len(data.classes):
+        raise UserError(f"--num-classes {args.num_classes} is less than the {len(data.classes)} class folders")
+    torch.manual_seed(args.seed)
+    job = Job(args, data, None, None)
+    only_teacher = (
+        args.evaluate
+        and with_teacher
+        and not (args.student_resume or args.resume or args.pretrained or args.use_pretrained)
+    )
+    if not only_teacher:
+        job.student = _student(args, data, job.notes)
+    if with_teacher:
+        job.teacher = _teacher(args, data, job.notes)
+    return job
+
+
+def _student(args: Namespace, data: Folder, notes: list[str]) -> nn.Module:
+    model = build(args.arch, args.num_classes)
+    file = args.student_resume or (args.resume if args.evaluate else "")
+    if file:
+        notes.append(load_file(model, file, arch=args.arch, num_classes=args.num_classes, classes=data.classes))
+    elif args.pretrained or args.use_pretrained:
+        notes.append(load_pretrained(model, args.arch, option="--student-resume"))
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
+
+
+def _teacher(args: Namespace, data: Folder, notes: list[str]) -> nn.Module:
+    arch = args.teacher_arch = args.teacher_arch or DEFAULT_TEACHER.get(args.arch, "resnet50")
+    model = build(arch, args.num_classes)
+    if args.teacher_resume:
+        line = load_file(model, args.teacher_resume, arch=arch, num_classes=args.num_classes, classes=data.classes)
+    elif args.num_classes == 1000:
+        line = load_pretrained(model, arch, option="--teacher-resume")
+    else:
+        raise UserError(
+            f"the published weights of {arch} have 1000 classes, this run {args.num_classes}: "
+            "train a teacher with main_base.py and give its best.pth by --teacher-resume"
+        )
+    notes.append(line)
+    return model

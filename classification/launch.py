@@ -1,0 +1,201 @@
+"""Processes and devices: ranks, process groups, wrapping, exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch import multiprocessing as mp
+
+from classification.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its ranks, and its device."""
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank prints and writes."""
+        return self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print a line, on rank 0."""
+        if self.first:
+            print(text, flush=True)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum of `values` over the ranks."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def share(self, number: int) -> int:
+        """Return rank 0's number."""
+        if self.size == 1:
+            return number
+        value = torch.tensor(number, device=self.device, dtype=torch.int64)
+        dist.broadcast(value, src=0)
+        return int(value)
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every rank rank 0's buffers (batch norm statistics)."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Which ranks to start here: how many, and what the first one is called."""
+
+    first: int
+    size: int
+    local_size: int
+    spawn: bool
+    env: bool
+
+
+def _place(args: Namespace) -> _Place:
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        return _Place(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_size, False, True)
+    nodes, node = args.world_size, args.rank
+    if args.dist_url == "env://":
+        nodes = int(os.environ.get("WORLD_SIZE", nodes)) if nodes == -1 else nodes
+        node = int(os.environ.get("RANK", node)) if node == -1 else node
+    nodes, node = max(nodes, 1), max(node, 0)
+    if args.multiprocessing_distributed:
+        local_size = max(torch.cuda.device_count(), 1) if _device(args, 0).type == "cuda" else 1
+        return _Place(node * local_size, nodes * local_size, local_size, local_size > 1, False)
+    return _Place(node, nodes, 1, False, False)
+
+
+def _device(args: Namespace, local_rank: int) -> torch.device:
+    if args.gpu is not None:
+        return torch.device("cuda", args.gpu)
+    if args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if args.device in ("auto", "cuda"):
+        return torch.device("cuda", local_rank)
+    return torch.device(args.device)
+
+
+Prepare = Callable[[Namespace], Any]
+Execute = Callable[[Any, World], None]
+
+
+def _spawned(local_rank: int, args: Namespace, place: _Place, prepare: Prepare, execute: Execute) -> None:
+    _start(local_rank, args, place, prepare(args), execute)
+
+
+def _start(local_rank: int, args: Namespace, place: _Place, job: Any, execute: Execute) -> None:
+    rank = place.first + local_rank
+    local = int(os.environ.get("LOCAL_RANK", 0)) if place.env else local_rank
+    device = _device(args, local)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if place.size > 1:
+        if device.type == "cpu" and not place.env and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.size))  # the ranks may share this machine
+        backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
+        url = "env://" if place.env else args.dist_url
+        dist.init_process_group(backend, init_method=url, rank=rank, world_size=place.size)
+    try:
+        execute(job, World(rank, place.size, place.local_size, device))
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def run(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute, prog: str) -> int:
+    """Parse, check, start the ranks, and turn what happened into an exit status.
+
+    Args:
+        parse: the options.
+        prepare: builds a job from the options and checks all that can be wrong, before ranks are spawned or joined.
+        execute: does the job on one rank.
+        prog: the script's name, in front of messages.
+
+    Returns:
+        0 done, 2 a mistake of the user's, 130 or 143 after SIGINT or SIGTERM, 1 anything else.
+    """
+    with contextlib.suppress(ValueError):  # outside the main thread the caller has its own way to stop
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        args = parse()
+        if args.seed is None:
+            args.seed, args.seeded = random.SystemRandom().randrange(2**31), False
+        else:
+            args.seeded = True
+        place = _place(args)
+        job = prepare(args)
+        if place.spawn:
+            del job  # each rank builds its own
+            mp.spawn(_spawned, (args, place, prepare, execute), nprocs=place.local_size)
+        else:
+            _start(0, args, place, job, execute)
+    except UserError as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"{prog}: {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+    except _Terminated:
+        print(f"{prog}: terminated", file=sys.stderr)
+        return 143
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def seed_everything(seed: int, rank: int, *, deterministic: bool) -> None:
+    """Seed Python, NumPy and torch, each rank in its own way."""
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)
+    torch.manual_seed(seed + rank)
+    if deterministic:
+        torch.backends.cudnn.deterministic = True
+    else:
+        torch.backends.cudnn.benchmark = True
+
+
+def wrap(module: nn.Module, world: World, args: Namespace) -> nn.Module:
+    """Wrap what trains: DDP among ranks; DataParallel on one process that sees several GPUs; else nothing.
+
+    DDP does not broadcast buffers: flows and cost sums are equal by construction, statistics are shared when needed.
+    """
+    if world.size > 1:
+        ids = [world.device.index] if world.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+    every = args.gpu is None and world.device == torch.device("cuda", 0) and args.device in ("auto", "cuda")
+    if every and torch.cuda.device_count() > 1:
+        return nn.DataParallel(module)
+    return module

@@ -1,0 +1,43 @@
+"""Train or evaluate one network on a folder of photographs: python main_base.py DIR --arch mobilenet_v1"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+
+from classification import config, launch
+from classification.engine import Engine
+from classification.job import Job, start_job
+from classification.launch import World
+from mgd import Distiller
+from mgd.losses import CE
+
+PROG = "main_base.py"
+
+
+def prepare(args: Namespace) -> Job:
+    """Build and check the job: data, network, cross-entropy."""
+    job = start_job(args, with_teacher=bool(args.teacher_resume))
+    if not args.evaluate:
+        assert job.student is not None
+        job.set_distiller(Distiller(job.student, [], {"ce": (CE(args.label_smoothing), 1.0)}))
+    return job
+
+
+def execute(job: Job, world: World) -> None:
+    """Evaluate, or train."""
+    engine = Engine(job, world)
+    if job.args.evaluate or job.notes:
+        engine.evaluate_both()
+    if not job.args.evaluate:
+        engine.fit()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script; return its exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    return launch.run(lambda: config.parse(words, PROG, distillation=False), prepare, execute, PROG)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

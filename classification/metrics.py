@@ -1,0 +1,72 @@
+"""What a run measures: accuracy, means of terms, and the files they go to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboardX import SummaryWriter
+from torch import Tensor
+
+from classification.launch import World
+
+
+class Means:
+    """Means over images of named values, summed on the device without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.totals: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, values: Mapping[str, Tensor], count: int) -> None:
+        """Add the means of `values` over `count` images."""
+        for name, value in values.items():
+            total = self.totals.setdefault(name, torch.zeros((), dtype=torch.float64, device=self.device))
+            total += value.detach().mean() * count
+        self.count += count
+
+    def means(self, world: World) -> dict[str, float]:
+        """Return the means over the images of all ranks."""
+        count = torch.tensor(self.count, dtype=torch.float64, device=self.device)
+        sums = world.sum(torch.stack([*self.totals.values(), count]))
+        return dict(zip(self.totals, (sums[:-1] / sums[-1]).tolist(), strict=True))
+
+
+def hits(logits: Tensor, target: Tensor) -> Tensor:
+    """Count the images whose class is the first, and among the first five (or all), of the logits: (2,) float64."""
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]  # (B, 5)
+    return torch.stack([best[:, 0].sum(), best.sum()]).double()
+
+
+class Journal:
+    """The run folder's `metrics.jsonl` and TensorBoard events, written by rank 0.
+
+    Args:
+        folder: the run folder.
+        start: first epoch that will be written; lines from there on, left by a run cut short, are dropped.
+    """
+
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        self.path = folder / "metrics.jsonl"
+        if self.path.exists():
+            lines = self.path.read_text().splitlines()
+            kept = [line for line in lines if json.loads(line)["epoch"] < start]
+            self.path.write_text("".join(line + "\n" for line in kept))
+        self.events = SummaryWriter(str(folder), purge_step=start or None)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add one epoch."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if name != "epoch" and isinstance(value, (int, float)):
+                self.events.add_scalar(name, value, record["epoch"])
+        self.events.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        self.events.close()

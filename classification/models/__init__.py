@@ -1,0 +1,110 @@
+"""Networks by name: our own, torchvision's and timm's, and where each named family is tapped."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from functools import partial
+
+import timm
+import torchvision
+from torch import nn
+
+from classification.errors import UserError
+from classification.models.cifar import CifarResNet, WideResNet, cifar_resnet
+from classification.models.mobilenet import MobileNetV1, mobilenet_v2_mgd
+from classification.models.shufflenet import shufflenet_v2
+
+# The named networks: how to build each for a number of classes, and torchvision's name for its pretrained weights.
+NETWORKS: dict[str, tuple[Callable[..., nn.Module], str | None]] = {
+    "mobilenet_v1": (MobileNetV1, None),
+    "mobilenet_v2": (torchvision.models.mobilenet_v2, "mobilenet_v2"),
+    "mobilenet_v2_mgd": (mobilenet_v2_mgd, "mobilenet_v2"),
+    "shufflenet_v2": (shufflenet_v2, "shufflenet_v2_x1_0"),
+    **{f"resnet{n}": (getattr(torchvision.models, f"resnet{n}"), f"resnet{n}") for n in (18, 34, 50, 101, 152)},
+    **{f"cifar_resnet{n}": (partial(cifar_resnet, n), None) for n in (20, 32, 44, 56, 110)},
+    "cifar_resnet8x4": (partial(CifarResNet, 1, (32, 64, 128, 256)), None),
+    "cifar_resnet32x4": (partial(CifarResNet, 5, (32, 64, 128, 256)), None),
+    "wrn_16_2": (partial(WideResNet, 16, 2), None),
+    "wrn_40_2": (partial(WideResNet, 40, 2), None),
+}
+
+_WIDTH = re.compile(r"cifar_resnet(?P<layers>\d+)(_w(?P<factor>\d+(\.\d+)?))?")
+
+
+def _last_blocks(*blocks: int) -> list[str]:
+    """The sum before the last ReLU of each stage, in a ResNet of so many blocks a stage."""
+    return [f"layer{stage}.{number - 1}.relu@in#-1" for stage, number in enumerate(blocks, start=1)]
+
+
+_TAPS: dict[str, list[str]] = {
+    "mobilenet_v1": [f"model.{block}.5@in" for block in (3, 5, 11, 13)],
+    "mobilenet_v2": [f"features.{block}.conv.1.2@in" for block in (6, 13, 17)],
+    "mobilenet_v2_mgd": [f"features.{block}.conv.1.2@in" for block in (7, 11, 17)],
+    "shufflenet_v2": ["stage2", "stage3", "stage4.3"],
+    "resnet18": _last_blocks(2, 2, 2, 2),
+    "resnet34": _last_blocks(3, 4, 6, 3),
+    "resnet50": _last_blocks(3, 4, 6, 3),
+    "resnet101": _last_blocks(3, 4, 23, 3),
+    "resnet152": _last_blocks(3, 8, 36, 3),
+}
+
+# The teachers of the published pairs; every other student gets resnet50.
+DEFAULT_TEACHER = {"resnet50": "resnet152"}
+
+
+def default_taps(arch: str, model: nn.Module) -> list[str] | None:
+    """Return the tap paths of a named family, deepest last, or None where the user has to name them."""
+    if isinstance(model, CifarResNet):
+        return _last_blocks(*(len(getattr(model, f"layer{stage}")) for stage in (1, 2, 3)))
+    if isinstance(model, WideResNet):
+        return ["layer2.0.relu1@in", "layer3.0.relu1@in", "relu@in"]
+    return _TAPS.get(arch.removeprefix("torchvision:"))
+
+
+def _unknown(arch: str, known: list[str]) -> UserError:
+    near = difflib.get_close_matches(arch, known, n=4, cutoff=0.5) or sorted(known)[:8]
+    return UserError(f"unknown architecture {arch!r}; close ones are {', '.join(near)}")
+
+
+def _builder(arch: str) -> tuple[Callable[..., nn.Module], str | None]:
+    """Return how to build `arch`, and torchvision's name for its weights ("timm" where timm loads them)."""
+    if arch.startswith("torchvision:"):
+        name, known = arch.removeprefix("torchvision:"), torchvision.models.list_models(module=torchvision.models)
+        if name not in known:
+            raise _unknown(arch, [f"torchvision:{n}" for n in known])
+        return partial(torchvision.models.get_model, name), name
+    if arch.startswith("timm:"):
+        name, known = arch.removeprefix("timm:"), timm.list_models()
+        if name.split(".")[0] not in known:
+            raise _unknown(arch, [f"timm:{n}" for n in known])
+        return partial(timm.create_model, name), "timm"
+    if arch in NETWORKS:
+        return NETWORKS[arch]
+    match = _WIDTH.fullmatch(arch)
+    if match is None:
+        raise _unknown(arch, [*NETWORKS, *(f"torchvision:{n}" for n in torchvision.models.list_models())])
+    return partial(cifar_resnet, int(match["layers"]), float(match["factor"] or 1)), None
+
+
+def build(arch: str, num_classes: int) -> nn.Module:
+    """Build a network with fresh weights.
+
+    Args:
+        arch: a key of `NETWORKS`, "cifar_resnetN_wF" (N layers, widths times F), "torchvision:NAME" or "timm:NAME".
+        num_classes: K.
+
+    Raises:
+        UserError: unknown name, with close matches.
+    """
+    builder, _ = _builder(arch)
+    try:
+        return builder(num_classes=num_classes)
+    except ValueError as error:
+        raise UserError(f"cannot build {arch!r}: {error}") from error
+
+
+def pretrained_source(arch: str) -> str | None:
+    """Return torchvision's name for the pretrained weights of `arch`, "timm" for timm's, None where there are none."""
+    return _builder(arch)[1]

@@ -1,0 +1,113 @@
+"""Networks for 32 px: ResNet-6n+2 with option A shortcuts, and wide ResNets."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around an option A shortcut: subsampled, missing channels zero, half on each side."""
+
+    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_in, num_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(num_out)
+        self.conv2 = nn.Conv2d(num_out, num_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(num_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.stride = stride
+        self.missing = num_out - num_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        x = x[:, :, :: self.stride, :: self.stride]
+        front = self.missing // 2
+        return self.relu(out + F.pad(x, (0, 0, 0, 0, front, self.missing - front)))
+
+
+class CifarResNet(nn.Module):
+    """ResNet for 32 px (He et al., 2016, arXiv:1512.03385, section 4.2): a 3x3 stem and three stages of `depth` blocks.
+
+    Args:
+        depth: blocks in a stage; the network counts 6 * depth + 2 layers.
+        widths: channels of the stem and of the three stages.
+        num_classes: K.
+    """
+
+    def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int = 10) -> None:
+        super().__init__()
+        stem, *stages = widths
+        self.conv1 = nn.Conv2d(3, stem, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.relu = nn.ReLU(inplace=True)
+        num_in = stem
+        for number, num_out in enumerate(stages, start=1):
+            blocks = [BasicBlock(num_in, num_out, 1 if number == 1 else 2)]
+            blocks += [BasicBlock(num_out, num_out, 1) for _ in range(depth - 1)]
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+            num_in = num_out
+        self.linear = nn.Linear(num_in, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(images)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+class PreActBlock(nn.Module):
+    """BN-ReLU-convolution twice; where the width changes, the shortcut is a 1x1 convolution of the activated input."""
+
+    def __init__(self, num_in: int, num_out: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(num_in)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(num_in, num_out, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(num_out)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(num_out, num_out, 3, 1, 1, bias=False)
+        self.shortcut = None if num_in == num_out else nn.Conv2d(num_in, num_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.relu1(self.bn1(x))
+        out = self.conv2(self.relu2(self.bn2(self.conv1(active))))
+        return out + (x if self.shortcut is None else self.shortcut(active))
+
+
+class WideResNet(nn.Module):
+    """WRN-d-k for 32 px (Zagoruyko, Komodakis, 2016, arXiv:1605.07146).
+
+    Args:
+        depth: d = 6 * blocks in a stage + 4.
+        width: k; the stages have 16k, 32k and 64k channels.
+        num_classes: K.
+    """
+
+    def __init__(self, depth: int, width: int, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        num_in = 16
+        for number, base in enumerate((16, 32, 64), start=1):
+            blocks = []
+            for block in range((depth - 4) // 6):
+                stride = 2 if number > 1 and block == 0 else 1
+                blocks.append(PreActBlock(num_in, base * width, stride))
+                num_in = base * width
+            self.add_module(f"layer{number}", nn.Sequential(*blocks))
+        self.bn = nn.BatchNorm2d(num_in)
+        self.relu = nn.ReLU(inplace=True)
+        self.linear = nn.Linear(num_in, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.conv1(images))))
+        return self.linear(self.relu(self.bn(x)).mean(dim=(2, 3)))
+
+
+def cifar_resnet(layers: int, factor: float = 1.0, num_classes: int = 10) -> CifarResNet:
+    """ResNet of `layers` = 6n + 2 layers, its widths 16, 32, 64 times `factor`."""
+    if layers < 8 or layers % 6 != 2 or factor * 16 < 1:
+        raise ValueError(
+            f"a CIFAR ResNet has 6n + 2 layers (20, 56 ...) and at least one channel; got {layers}, {factor}"
+        )
+    one, two, three = (round(width * factor) for width in (16, 32, 64))
+    return CifarResNet((layers - 2) // 6, (one, one, two, three), num_classes)

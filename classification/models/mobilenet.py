@@ -1,0 +1,48 @@
+"""MobileNet-V1, and MobileNet-V2 with the stride of the published matching experiments."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torchvision.models import MobileNetV2
+
+# Output channels and stride of the 13 depthwise separable blocks (Howard et al., 2017, arXiv:1704.04861, table 1).
+_BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
+
+
+def _conv_bn_relu(num_in: int, num_out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    conv = nn.Conv2d(num_in, num_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(num_out), nn.ReLU(inplace=True)]
+
+
+class MobileNetV1(nn.Module):
+    """MobileNet-V1 at width 1: a stem and 13 depthwise separable blocks. Names as in the published checkpoints."""
+
+    def __init__(self, num_classes: int = 1000) -> None:
+        super().__init__()
+        blocks = [nn.Sequential(*_conv_bn_relu(3, 32, 3, stride=2))]
+        num_in = 32
+        for num_out, stride in _BLOCKS:
+            depthwise = _conv_bn_relu(num_in, num_in, 3, stride, groups=num_in)
+            blocks.append(nn.Sequential(*depthwise, *_conv_bn_relu(num_in, num_out, 1)))
+            num_in = num_out
+        self.model = nn.Sequential(*blocks)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(num_in, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.pool(self.model(images)).flatten(1))
+
+
+def mobilenet_v2_mgd(num_classes: int = 1000) -> MobileNetV2:
+    """MobileNet-V2 whose third stride of 2 sits on the 96-channel stage; torchvision's has it on the 64-channel one."""
+    setting = [
+        # expansion, channels, blocks, stride
+        [1, 16, 1, 1],
+        [6, 24, 2, 2],
+        [6, 32, 3, 2],
+        [6, 64, 4, 1],
+        [6, 96, 3, 2],
+        [6, 160, 3, 2],
+        [6, 320, 1, 1],
+    ]
+    return MobileNetV2(num_classes=num_classes, inverted_residual_setting=setting)

@@ -1,0 +1,37 @@
+"""ShuffleNet-V2 whose units apply their last ReLU at the front of the next one.
+
+ReLU is idempotent and commutes with channel shuffles and concatenation, so this computes what torchvision's network
+computes, under the same state-dict names; but here a stage's map before the ReLU exists and can be tapped.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import ShuffleNetV2
+from torchvision.models.shufflenetv2 import InvertedResidual, channel_shuffle
+
+
+class _Unit(InvertedResidual):
+    """A unit that takes and returns maps before the ReLU."""
+
+    def __init__(self, inp: int, oup: int, stride: int) -> None:
+        super().__init__(inp, oup, stride)
+        self.branch2[-1] = nn.Identity()
+        if stride > 1:
+            self.branch1[-1] = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.stride > 1:
+            x = F.relu(x)
+            return channel_shuffle(torch.cat((self.branch1(x), self.branch2(x)), dim=1), 2)
+        kept, worked = x.chunk(2, dim=1)
+        return channel_shuffle(torch.cat((kept, self.branch2(F.relu(worked))), dim=1), 2)
+
+
+def shufflenet_v2(num_classes: int = 1000) -> ShuffleNetV2:
+    """ShuffleNet-V2 x1.0 (Ma et al., 2018, arXiv:1807.11164) with maps before the ReLU between its units."""
+    model = ShuffleNetV2([4, 8, 4], [24, 116, 232, 464, 1024], num_classes, inverted_residual=_Unit)
+    model.stage4.add_module("relu", nn.ReLU())
+    return model

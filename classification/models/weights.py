@@ -1,0 +1,170 @@
+"""Weights into networks: files and pretrained ones, strictly, with a sentence on what was loaded."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from classification.errors import UserError
+from classification.models import pretrained_source
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """The weights of a checkpoint file, and what it says of them where it says it."""
+
+    path: Path
+    state_dict: dict[str, Tensor]
+    arch: str | None = None
+    num_classes: int | None = None
+    classes: list[str] | None = None
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a file written by torch.save that holds tensors and plain values only.
+
+    Raises:
+        UserError: missing, not a file, truncated, or holding code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} {'is not a file' if path.exists() else 'does not exist'}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"checkpoint {path} is not a file of tensors and plain values: refused") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"checkpoint {path} cannot be read: it is truncated or of another format") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"checkpoint {path} holds a {type(content).__name__}, not a dictionary of weights")
+    return dict(content)
+
+
+def read_weights(path: str | Path) -> WeightFile:
+    """Read weights: a plain state dict, one under "state_dict", with or without "module." before its names.
+
+    Raises:
+        UserError: as `read_checkpoint`, or no weights in it.
+    """
+    content = read_checkpoint(path)
+    state = content.get("state_dict", content)
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"checkpoint {path} holds no weights: expected a state dict, or one under 'state_dict'")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    described = {key: content.get(key) for key in ("arch", "num_classes", "classes")} if state is not content else {}
+    return WeightFile(Path(path), state, **described)
+
+
+def load_file(model: nn.Module, path: str | Path, *, arch: str, num_classes: int, classes: list[str] | None) -> str:
+    """Load a file into a network, every tensor of it, or refuse.
+
+    Args:
+        model: the network, built for `num_classes`.
+        path: checkpoint file.
+        arch: the network's name.
+        num_classes: its number of classes.
+        classes: names in order of index, compared where the file has them too.
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        UserError: another network, class count or class order; it says what differs.
+    """
+    weights = read_weights(path)
+    if weights.arch is not None and weights.arch != arch:
+        raise UserError(f"checkpoint {path} holds a {weights.arch}, not a {arch}: change the architecture or the file")
+    if weights.num_classes is not None and weights.num_classes != num_classes:
+        raise UserError(f"checkpoint {path} has {weights.num_classes} classes, this run {num_classes}")
+    if classes is not None and weights.classes is not None:
+        _compare_classes(path, weights.classes, classes)
+    _load_strictly(model, weights.state_dict, f"checkpoint {path}", arch)
+    order = "" if weights.classes is not None else "; it names no classes, so their order could not be checked"
+    return f"{arch}: loaded {len(weights.state_dict)} tensors from {path}{order}"
+
+
+def _compare_classes(path: str | Path, theirs: list[str], ours: list[str]) -> None:
+    if theirs == ours:
+        return
+    for position, (their, our) in enumerate(zip(theirs, ours, strict=False)):
+        if their != our:
+            what = "stand in another order" if sorted(theirs) == sorted(ours) else "differ"
+            raise UserError(
+                f"the classes of checkpoint {path} {what}: class {position} is {their!r} there, {our!r} in the data"
+            )
+    raise UserError(f"checkpoint {path} names {len(theirs)} classes, the data has {len(ours)}")
+
+
+def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, arch: str) -> None:
+    own = model.state_dict()
+    missing = sorted(set(own) - set(state))
+    unexpected = sorted(set(state) - set(own))
+    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    of_head = len(shapes) in (1, 2) and all(own[n].shape[1:] == state[n].shape[1:] for n in shapes)
+    if not missing and not unexpected and of_head:
+        theirs, ours = state[shapes[0]].shape[0], own[shapes[0]].shape[0]
+        raise UserError(f"{source} has {theirs} classes, this run {ours} (by the shape of {shapes[0]})")
+    if missing or unexpected or shapes:
+        parts = [
+            f"{len(names)} {what} (as {names[0]})"
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+            if names
+        ]
+        raise UserError(f"{source} does not fit {arch}: tensors {', '.join(parts)}")
+    model.load_state_dict(state)
+
+
+def load_pretrained(model: nn.Module, arch: str, *, option: str) -> str:
+    """Load the published ImageNet weights (torchvision's IMAGENET1K_V1, or timm's) into a network.
+
+    The head stays fresh where the number of classes differs.
+
+    Args:
+        model: the network.
+        arch: its name.
+        option: the option that gives a file instead, for the messages.
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        UserError: no such weights are published, or they cannot be downloaded.
+    """
+    source = pretrained_source(arch)
+    if source is None:
+        raise UserError(f"there are no pretrained weights of {arch}: give a file by {option}")
+    try:
+        if source == "timm":
+            state = timm.create_model(arch.removeprefix("timm:"), pretrained=True).state_dict()
+        else:
+            weights = torchvision.models.get_model_weights(source)["IMAGENET1K_V1"]
+            state = weights.get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError) as error:
+        raise UserError(
+            f"the pretrained weights of {arch} cannot be downloaded ({error}): give a file by {option}"
+        ) from error
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"there are no pretrained weights of {arch} ({error}): give a file by {option}") from error
+    return load_with_new_head(model, state, arch)
+
+
+def load_with_new_head(model: nn.Module, state: Mapping[str, Tensor], arch: str) -> str:
+    """Load `state` but for a head of another number of classes, and say so."""
+    own = model.state_dict()
+    head = {name for name in own if name in state and own[name].shape != state[name].shape}
+    kept = {name: own[name] if name in head else value for name, value in state.items()}
+    _load_strictly(model, kept, "the pretrained file", arch)
+    if not head:
+        return f"{arch}: loaded {len(kept)} pretrained tensors"
+    classes = {(state[name].shape[0], own[name].shape[0]) for name in head}
+    theirs, ours = classes.pop()
+    return f"{arch}: loaded {len(kept) - len(head)} pretrained tensors; head swapped, {theirs} -> {ours} classes"
