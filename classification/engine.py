@@ -176,10 +176,10 @@ class Engine:
     ) -> None:
         if not self.world.first:
             return
-        loss = float(values["loss"].mean())
+        loss = float(values["loss"].detach().mean())
         if not math.isfinite(loss):
             raise RuntimeError(f"the loss became {loss} in epoch {epoch}, step {step}: lower --lr")
-        terms = "  ".join(f"{name} {float(values[name].mean()):.4g}" for name in self.distiller.weights)
+        terms = "  ".join(f"{name} {float(values[name].detach().mean()):.4g}" for name in self.distiller.weights)
         speed = (step + 1) * self.batches.batch_size(0) / seconds
         line = f"epoch {epoch} step {step + 1}/{steps}  loss {loss:.4f}  {terms}  {speed:.1f} images/s"
         if isinstance(bar, tqdm):
