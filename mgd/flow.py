@@ -76,7 +76,7 @@ def _min_cost_flow(cost: Array, demand: int, leave_out: bool) -> Array:
     suppliers, receivers = cost.shape
     surplus = suppliers - receivers * demand
     # Arc costs are integers: finest scale that leaves the solver's own scaling by the node count far from 2^63.
-    scale = 2.0**33 / max(1.0, float(np.abs(cost).max()))
+    scale = 2.0**33 / (float(np.abs(cost).max()) or 1.0)
     graph = min_cost_flow.SimpleMinCostFlow()
     tail = np.repeat(np.arange(suppliers), receivers)
     head = suppliers + np.tile(np.arange(receivers), suppliers)

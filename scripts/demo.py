@@ -1,4 +1,4 @@
-"""The main job on digits that ship inside scikit-learn: a teacher, its student alone, the student distilled; one table."""
+"""The main job on scikit-learn's digits: a teacher, its student alone, the same student distilled; one table."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rows = demo(args.output, args.per_class, args.seed)
-    print(f"\n{10 * args.per_class} labelled digits; top-1 after the last epoch on the {1797 - 10 * args.per_class} others:\n")
+    labelled = 10 * args.per_class
+    print(f"\n{labelled} labelled digits; top-1 after the last epoch on the {1797 - labelled} others:\n")
     print(f"{'':12}{'top-1 %':>8}{'seconds':>9}{'parameters':>12}")
     for row in rows:
         print(f"{row['role']:12}{row['top1']:8.2f}{row['seconds']:9.1f}{row['parameters']:12,}")

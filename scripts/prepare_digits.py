@@ -1,4 +1,4 @@
-"""Write the handwritten digits that ship inside scikit-learn as class folders: python scripts/prepare_digits.py FOLDER"""
+"""Write the handwritten digits inside scikit-learn as class folders: python scripts/prepare_digits.py FOLDER"""
 
 from __future__ import annotations
 

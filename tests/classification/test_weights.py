@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+
+from classification.errors import UserError
+from classification.models import build
+from classification.models.weights import load_file, load_pretrained, load_with_new_head, read_weights
+
+ARCH, CLASSES = "cifar_resnet8_w0.5", ["cat", "dog", "eel"]
+
+
+def load(model: torch.nn.Module, path: Path, classes: list[str] | None = CLASSES) -> str:
+    return load_file(model, path, arch=ARCH, num_classes=3, classes=classes)
+
+
+def described(**changes: object) -> dict[str, object]:
+    return {
+        "state_dict": build(ARCH, 3).state_dict(),
+        "arch": ARCH,
+        "num_classes": 3,
+        "classes": CLASSES,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("form", ["plain", "nested", "parallel"])
+def test_published_forms_load(form: str, tmp_path: Path) -> None:
+    state = build(ARCH, 3).state_dict()
+    content = {
+        "plain": state,
+        "nested": {"epoch": 3, "state_dict": state},
+        "parallel": {"state_dict": {f"module.{name}": value for name, value in state.items()}},
+    }[form]
+    torch.save(content, tmp_path / "w.pth")
+    model = build(ARCH, 3)
+    line = load(model, tmp_path / "w.pth")
+    assert "order could not be checked" in line
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (described(arch="resnet18"), "holds a resnet18"),
+        (described(num_classes=4), "has 4 classes, this run 3"),
+        (described(classes=["dog", "cat", "eel"]), "another order: class 0 is 'dog' there, 'cat'"),
+        (described(classes=["cat", "dog", "emu"]), "differ: class 2 is 'emu' there, 'eel'"),
+        ({"state_dict": build(ARCH, 4).state_dict()}, "has 4 classes, this run 3"),
+        (build("cifar_resnet14_w0.5", 3).state_dict(), "does not fit .*unexpected"),
+        (build("cifar_resnet8", 3).state_dict(), "does not fit .*another shape"),
+        ({}, "holds no weights"),
+        ({"epoch": 3}, "holds no weights"),
+        ([1, 2], "holds a list"),
+    ],
+)
+def test_what_does_not_fit_is_refused(content: object, message: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    model = build(ARCH, 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match=message):
+        load(model, tmp_path / "w.pth")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_broken_files_are_refused(tmp_path: Path) -> None:
+    torch.save(described(), tmp_path / "whole.pth")
+    data = (tmp_path / "whole.pth").read_bytes()
+    for name, content in (("half", data[: len(data) // 2]), ("empty", b""), ("text", b"hello"), ("code", b"")):
+        path = tmp_path / f"{name}.pth"
+        path.write_bytes(pickle.dumps(print) if name == "code" else content)
+        with pytest.raises(UserError, match=name):
+            read_weights(path)
+    with pytest.raises(UserError, match="does not exist"):
+        read_weights(tmp_path / "missing.pth")
+    with pytest.raises(UserError, match="not a file"):
+        read_weights(tmp_path)
+
+
+def test_a_head_of_other_classes_is_swapped_and_said_so() -> None:
+    state = build(ARCH, 7).state_dict()
+    model = build(ARCH, 3)
+    fresh = model.linear.weight.clone()
+    line = load_with_new_head(model, state, ARCH)
+    assert "head swapped, 7 -> 3 classes" in line
+    assert torch.equal(model.conv1.weight, state["conv1.weight"]) and torch.equal(model.linear.weight, fresh)
+
+
+def test_pretrained_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = torchvision.models.resnet18(num_classes=1000).state_dict()
+    weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+    asked: dict[str, object] = {}
+
+    def get_state_dict(self: object, *args: object, **options: object) -> dict[str, torch.Tensor]:
+        asked.update(options, weights=self)
+        return small
+
+    monkeypatch.setattr(type(weights), "get_state_dict", get_state_dict)
+    model = build("resnet18", 3)
+    assert "head swapped, 1000 -> 3" in load_pretrained(model, "resnet18", option="--student-resume")
+    assert asked["weights"] is weights and asked["check_hash"] is True
+    assert torch.equal(model.conv1.weight, small["conv1.weight"])
+
+
+def test_offline_says_which_option_gives_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(type(torchvision.models.ResNet18_Weights.IMAGENET1K_V1), "get_state_dict", fail)
+    with pytest.raises(UserError, match=r"cannot be downloaded.*--teacher-resume"):
+        load_pretrained(build("resnet18", 3), "resnet18", option="--teacher-resume")
+    with pytest.raises(UserError, match=r"no pretrained weights of mobilenet_v1.*--student-resume"):
+        load_pretrained(build("mobilenet_v1", 3), "mobilenet_v1", option="--student-resume")

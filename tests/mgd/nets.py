@@ -1,0 +1,46 @@
+"""Toy networks for the tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Toy(nn.Module):
+    """Two stages with an in-place, shared ReLU and an in-place sum, the hard cases of capturing."""
+
+    def __init__(self, width: int = 4, num_classes: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(x))
+        y += x
+        return self.fc(self.relu(y).mean((2, 3)))
+
+
+TOY_TAPS = ("relu@in#0", "relu@in#-1")
+
+
+def toy_maps(net: Toy, x: Tensor) -> list[Tensor]:
+    """The two maps before the ReLU, by hand."""
+    first = net.bn1(net.conv1(x))
+    second = net.bn2(net.conv2(torch.relu(first))) + torch.relu(first)
+    return [first, second]
+
+
+def toy(width: int = 4, seed: int = 0) -> Toy:
+    torch.manual_seed(seed)
+    net = Toy(width)
+    for bn in (net.bn1, net.bn2):
+        nn.init.normal_(bn.weight)
+        nn.init.normal_(bn.bias)
+        nn.init.normal_(bn.running_mean)
+        nn.init.uniform_(bn.running_var, 0.5, 2)
+    return net

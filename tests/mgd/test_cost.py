@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mgd import ChannelCost, channel_cost
+from tests.reference import literal
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 1, 1), (3, 4, 6, 2, 5)])
+def test_equals_the_literal_formula(shape: tuple[int, ...]) -> None:
+    b, s, t, h, w = shape
+    torch.manual_seed(0)
+    student, teacher = torch.randn(b, s, h, w), torch.randn(b, t, h, w)
+    expected = literal.channel_cost(student.numpy(), teacher.numpy())
+    np.testing.assert_allclose(channel_cost(student, teacher).numpy(), expected, atol=1e-5)
+
+
+def test_by_hand() -> None:
+    student = torch.tensor([[[[1.0, 0.0]], [[0.0, 0.0]]]])  # one map along x, one dead
+    teacher = torch.tensor([[[[2.0, 0.0]], [[-3.0, 0.0]], [[0.0, 5.0]]]])
+    torch.testing.assert_close(channel_cost(student, teacher), torch.tensor([[0.0, 4.0, 2.0], [2.0, 2.0, 2.0]]))
+
+
+def test_scale_of_a_map_does_not_matter() -> None:
+    student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)
+    torch.testing.assert_close(channel_cost(student * 7e-15, teacher * 1e9), channel_cost(student, teacher))
+
+
+def test_running_mean_weighs_batches_by_images() -> None:
+    student, teacher = torch.randn(7, 3, 4, 4), torch.randn(7, 5, 4, 4)
+    running = ChannelCost(3, 5)
+    for part in (slice(0, 2), slice(2, 7)):
+        running.update(student[part], teacher[part])
+    torch.testing.assert_close(running.mean(), channel_cost(student, teacher).double(), atol=1e-5, rtol=1e-5)
+    restored = ChannelCost(3, 5)
+    restored.load_state_dict(running.state_dict())
+    assert torch.equal(restored.mean(), running.mean())
+    running.reset()
+    with pytest.raises(RuntimeError, match="update"):
+        running.mean()
+
+
+def test_bf16_maps_are_summed_in_float32() -> None:
+    student, teacher = torch.randn(4, 3, 8, 8).bfloat16(), torch.randn(4, 5, 8, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        cost = channel_cost(student, teacher)
+    assert cost.dtype == torch.float32
+    torch.testing.assert_close(cost, channel_cost(student.float(), teacher.float()))
+
+
+def test_mismatched_maps_are_refused() -> None:
+    with pytest.raises(ValueError, match="resolution"):
+        channel_cost(torch.randn(2, 3, 4, 4), torch.randn(2, 3, 2, 2))
+    with pytest.raises(ValueError, match=r"\(B, C, H, W\)"):
+        channel_cost(torch.randn(2, 3), torch.randn(2, 3))
+    with pytest.raises(ValueError, match="channels"):
+        ChannelCost(3, 5).update(torch.randn(2, 3, 4, 4), torch.randn(2, 6, 4, 4))

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import mgd
+from mgd.losses import CE, KD
+from tests.mgd.nets import TOY_TAPS, toy
+
+IMAGES, TARGET = torch.randn(4, 3, 6, 6), torch.tensor([0, 1, 2, 0])
+
+
+def distiller(kd_weight: float = 2.0) -> mgd.Distiller:
+    teacher = mgd.freeze(mgd.Taps(toy(8, seed=1), TOY_TAPS))
+    matching = mgd.ChannelMatching((4, 4), (8, 8), [None, None])
+    terms = {"ce": (CE(), 1.0), "mgd": (matching, 1e-2), "kd": (KD(1.5), kd_weight)}
+    return mgd.Distiller(mgd.Taps(toy(), TOY_TAPS), teacher, terms)
+
+
+def match(d: mgd.Distiller) -> None:
+    matching = d.terms["mgd"]
+    matching.observe(mgd.dry_forward(d.student, IMAGES), d.teachers[0](IMAGES))
+    matching.rematch()
+
+
+def test_loss_is_the_weighted_sum_of_raw_values() -> None:
+    d = distiller()
+    match(d)
+    out = d(IMAGES, TARGET)
+    assert set(out) == {"loss", "logits", "ce", "mgd", "kd"}
+    assert out["ce"].item() == pytest.approx(F.cross_entropy(out["logits"], TARGET).item())
+    teacher_logits = d.teachers[0](IMAGES).logits
+    assert out["kd"].item() == pytest.approx(mgd.losses.kd(out["logits"], teacher_logits, temperature=1.5).item())
+    assert out["loss"].item() == pytest.approx((out["ce"] + 1e-2 * out["mgd"] + 2 * out["kd"]).item(), rel=1e-6)
+
+
+def test_the_teacher_is_no_part_of_what_trains_or_is_saved() -> None:
+    d = distiller()
+    match(d)
+    teacher = {id(p) for p in d.teachers[0].parameters()}
+    assert teacher and not teacher & {id(p) for p in d.parameters()}
+    assert all(name.startswith(("student.", "terms.")) for name in d.state_dict())
+    d.train()
+    assert not any(m.training for m in d.teachers[0].taps.modules())
+    d(IMAGES, TARGET)["loss"].backward()
+    assert all(p.grad is None for p in d.teachers[0].parameters())
+    assert all(p.grad is not None for p in d.parameters())
+
+
+def test_moving_the_distiller_moves_the_teacher() -> None:
+    d = distiller().double()
+    assert {p.dtype for p in d.teachers[0].parameters()} == {torch.float64}
+
+
+def test_a_step_lowers_the_matching_loss() -> None:
+    d = distiller()
+    match(d)
+    d.train()
+    optimizer = torch.optim.SGD(d.parameters(), 1e-3)
+    values = []
+    for _ in range(30):
+        out = d(IMAGES, TARGET)
+        values.append(out["mgd"].item())
+        optimizer.zero_grad()
+        out["mgd"].backward()
+        optimizer.step()
+    assert values[-1] < 0.8 * values[0]
+
+
+def test_wrong_use_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"mgd\.freeze"):
+        mgd.Distiller(toy(), toy(), {"ce": (CE(), 1.0)})
+    with pytest.raises(ValueError, match="at least one term"):
+        mgd.Distiller(toy(), [], {})
+    with pytest.raises(ValueError, match="none named"):
+        mgd.Distiller(toy(), [], {"loss": (CE(), 1.0)})
+    with pytest.raises(ValueError, match="needs labels"):
+        mgd.Distiller(toy(), [], {"ce": (CE(), 1.0)})(IMAGES)
+
+
+def test_a_plain_module_serves_as_a_term() -> None:
+    class Mean(nn.Module):
+        def forward(self, student: mgd.Outputs, teachers: list[mgd.Outputs], batch: mgd.Batch) -> torch.Tensor:
+            assert batch.epoch == 7 and not teachers
+            return student.logits.mean()
+
+    out = mgd.Distiller(toy(), [], {"mean": (Mean(), 3.0)})(IMAGES, epoch=7)
+    assert out["loss"].item() == pytest.approx(3 * out["logits"].mean().item())

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mgd import solve_flow
+from mgd.flow import CAPACITIES
+from tests.reference import literal
+
+SOLVERS = ("ortools", "scipy", "auto")
+TINY = [(1, 1), (1, 4), (4, 1), (2, 2), (2, 3), (2, 5), (3, 5), (3, 6), (5, 3), (5, 2), (4, 4)]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("capacity", CAPACITIES)
+@pytest.mark.parametrize("shape", TINY)
+def test_equals_brute_force(shape: tuple[int, int], capacity: str, solver: str) -> None:
+    for seed in range(3):
+        cost = np.random.default_rng(seed).random(shape) * 4
+        flow = solve_flow(cost, capacity=capacity, solver=solver)
+        assert flow.total_cost == pytest.approx(literal.best_total(cost, capacity), rel=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["ortools", "scipy"])
+@pytest.mark.parametrize("capacity", CAPACITIES)
+@pytest.mark.parametrize("shape", [(8, 24), (8, 27), (24, 24), (29, 8), (16, 100)])
+def test_marginals(shape: tuple[int, int], capacity: str, solver: str) -> None:
+    num_student, num_teacher = shape
+    flow = solve_flow(np.random.default_rng(0).random(shape), capacity=capacity, solver=solver)
+    rows, columns = flow.matrix.sum(1), flow.matrix.sum(0)
+    if num_student > num_teacher:
+        assert (rows == 1).all()
+        assert set(columns) <= {num_student // num_teacher, -(-num_student // num_teacher)}
+        return
+    low = 1 if capacity == "single" else num_teacher // num_student
+    assert columns.max() <= 1
+    if capacity == "spread":
+        assert (columns == 1).all() and set(rows) <= {low, -(-num_teacher // num_student)}
+    else:
+        assert (rows == low).all()
+    if capacity == "reference":
+        assert not columns[num_student * low :].any()
+
+
+@pytest.mark.parametrize("capacity", CAPACITIES)
+@pytest.mark.parametrize("shape", [(64, 128), (96, 256), (48, 130), (70, 30)])
+def test_solvers_agree(shape: tuple[int, int], capacity: str) -> None:
+    rng = np.random.default_rng(1)
+    sources = rng.normal(size=(16, 200))
+    units = [rng.normal(size=(n, 16)) @ sources + rng.normal(size=(n, 200)) for n in shape]
+    units = [u / np.linalg.norm(u, axis=1, keepdims=True) for u in units]
+    cost = 2 - 2 * units[0] @ units[1].T
+    totals = [solve_flow(cost, capacity=capacity, solver=solver).total_cost for solver in ("ortools", "scipy")]
+    assert totals[0] == pytest.approx(totals[1], rel=1e-6)
+
+
+def test_ties_still_give_a_full_assignment() -> None:
+    for solver in ("ortools", "scipy"):
+        flow = solve_flow(np.full((3, 7), 2.0), solver=solver)
+        assert sorted(flow.index[flow.index >= 0]) == list(range(7))
+        assert flow.total_cost == 14
+
+
+def test_permuting_channels_permutes_the_flow() -> None:
+    rng = np.random.default_rng(2)
+    cost, order = rng.random((5, 13)), rng.permutation(13)
+    flow, permuted = solve_flow(cost), solve_flow(cost[:, order])
+    assert (permuted.matrix == flow.matrix[:, order]).all()
+
+
+def test_views_of_the_result() -> None:
+    cost = np.array([[0.0, 9, 0, 9, 0], [9, 0, 9, 0, 9]])
+    flow = solve_flow(torch.tensor(cost))
+    assert flow.index.tolist() == [[0, 1], [2, 3], [4, -1]]
+    assert flow.index.dtype == np.int64
+    assert flow.assignment.tolist() == [0, 1, 0, 1, 0]
+    assert flow.matrix.tolist() == [[1, 0, 1, 0, 1], [0, 1, 0, 1, 0]]
+    assert flow.total_cost == 0 and flow.solver == "ortools" and flow.seconds >= 0
+    assert solve_flow(cost, capacity="single").assignment.tolist().count(-1) == 3
+    with pytest.raises(ValueError, match="matrix"):
+        _ = solve_flow(cost.T).assignment
+
+
+def test_a_half_precision_tensor_that_needs_gradient_is_taken() -> None:
+    cost = torch.rand(3, 6, dtype=torch.bfloat16, requires_grad=True)
+    assert solve_flow(cost).total_cost == pytest.approx(literal.best_total(cost.detach().double().numpy(), "spread"))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e12])
+def test_costs_of_any_size_are_resolved(scale: float) -> None:
+    cost = np.random.default_rng(3).random((4, 9)) * scale
+    totals = [solve_flow(cost, solver=solver).total_cost for solver in ("ortools", "scipy")]
+    assert totals[0] == pytest.approx(totals[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cost", "options", "message"),
+    [
+        (np.array([[1.0, np.nan]]), {}, "finite"),
+        (np.array([[1.0, np.inf]]), {}, "finite"),
+        (np.zeros(4), {}, "matrix"),
+        (np.zeros((0, 4)), {}, "matrix"),
+        (np.zeros((2, 4)), {"capacity": "sprad"}, "spread, truncate, reference, single"),
+        (np.zeros((2, 4)), {"solver": "gurobi"}, "ortools, scipy, auto"),
+    ],
+)
+def test_bad_input_is_refused(cost: np.ndarray, options: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        solve_flow(cost, **options)

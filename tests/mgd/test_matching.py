@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mgd import ChannelMatching, Outputs, channel_cost, partial_l2, reduce_channels, solve_flow
+
+STUDENT, TEACHER = (4, 6), (8, 15)
+
+
+def maps(channels: tuple[int, ...], seed: int, batch: int = 5) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(batch, c, 6 // (i + 1), 6 // (i + 1), generator=generator) for i, c in enumerate(channels)]
+
+
+def outputs(channels: tuple[int, ...], seed: int) -> Outputs:
+    return Outputs(torch.zeros(5, 3), maps(channels, seed))
+
+
+def matching(reducer: str = "amp", **options: object) -> ChannelMatching:
+    return ChannelMatching(STUDENT, TEACHER, [-torch.rand(t) for t in TEACHER], reducer=reducer, **options)
+
+
+@pytest.mark.parametrize("reducer", ["amp", "sp", "sm"])
+def test_loss_is_the_weighted_sum_of_its_parts(reducer: str) -> None:
+    term = matching(reducer)
+    student, teacher = outputs(STUDENT, 0), outputs(TEACHER, 1)
+    term.observe(student, teacher)
+    flows = term.rematch()
+    expected = 0.0
+    for i, (s, t, flow) in enumerate(zip(student.features, teacher.features, flows, strict=True)):
+        capacity = "single" if reducer == "sm" else "spread"
+        assert flow.total_cost == pytest.approx(solve_flow(channel_cost(s, t), capacity=capacity).total_cost)
+        target, margin = reduce_channels(t, term.stages[i].margin, flow, reducer)
+        normalised = nn.functional.batch_norm(s, None, None, training=True)
+        expected += partial_l2(normalised, target, margin).item() / 2 ** (1 - i)
+    assert term(student, [teacher]).item() == pytest.approx(expected / 5, rel=1e-5)
+
+
+def test_observing_in_batches_equals_observing_at_once() -> None:
+    once, parts = matching(), matching()
+    student, teacher = maps(STUDENT, 0), maps(TEACHER, 1)
+    once.observe(student, teacher)
+    for part in (slice(0, 2), slice(2, 5)):
+        parts.observe([m[part] for m in student], [m[part] for m in teacher])
+    for a, b in zip(once.rematch(), parts.rematch(), strict=True):
+        assert (a.index == b.index).all() and a.total_cost == pytest.approx(b.total_cost)
+
+
+def test_rematch_forgets_what_was_observed() -> None:
+    term = matching()
+    term.observe(maps(STUDENT, 0), maps(TEACHER, 1))
+    term.rematch()
+    with pytest.raises(RuntimeError, match="no images"):
+        term.rematch()
+    term.observe(maps(STUDENT, 2), maps(TEACHER, 3))
+    fresh = matching()
+    fresh.observe(maps(STUDENT, 2), maps(TEACHER, 3))
+    assert all((a.index == b.index).all() for a, b in zip(term.rematch(), fresh.rematch(), strict=True))
+
+
+def test_state_dict_restores_flows_margins_and_sums() -> None:
+    term = matching()
+    term.observe(maps(STUDENT, 0), maps(TEACHER, 1))
+    term.rematch()
+    term.observe(maps(STUDENT, 2), maps(TEACHER, 3))
+    restored = ChannelMatching(STUDENT, TEACHER, [torch.zeros(t) for t in TEACHER])
+    assert not restored.matched
+    restored.load_state_dict(term.state_dict())
+    student, teacher = outputs(STUDENT, 4), outputs(TEACHER, 5)
+    assert restored.matched
+    assert restored(student, [teacher]).item() == term(student, [teacher]).item()
+    for a, b in zip(term.flows, restored.flows, strict=True):
+        assert (a.index == b.index).all() and a.total_cost == b.total_cost
+    for a, b in zip(term.rematch(), restored.rematch(), strict=True):
+        assert (a.index == b.index).all()
+
+
+def test_margins_are_measured_where_none_are_given() -> None:
+    term = ChannelMatching(STUDENT, TEACHER, [None, torch.zeros(TEACHER[1])])
+    teacher = maps(TEACHER, 1)
+    term.observe(maps(STUDENT, 0), teacher)
+    term.rematch()
+    first = teacher[0].transpose(0, 1).flatten(1)
+    expected = [values[values < 0].mean().item() for values in first]
+    np.testing.assert_allclose(term.stages[0].margin.numpy(), expected, rtol=1e-5)
+    assert not term.stages[1].margin.any()
+
+
+def test_gradient_reaches_the_student_and_the_adapters_only() -> None:
+    term = matching("rd")
+    student = Outputs(torch.zeros(5, 3), [m.requires_grad_() for m in maps(STUDENT, 0)])
+    teacher = Outputs(torch.zeros(5, 3), [m.requires_grad_() for m in maps(TEACHER, 1)])
+    term.observe(student, teacher)
+    term.rematch()
+    term(student, [teacher]).backward()
+    assert all(m.grad is not None and m.grad.any() for m in student.features)
+    assert all(m.grad is None for m in teacher.features)
+    assert {name for name, p in term.named_parameters() if p.grad is not None} == {
+        f"stages.{i}.adapter.{name}" for i in (0, 1) for name in ("weight", "bias")
+    }
+
+
+def test_a_wider_student_and_equal_widths() -> None:
+    term = ChannelMatching((9, 8), (4, 8), [None, None])
+    student, teacher = maps((9, 8), 0), maps((4, 8), 1)
+    term.observe(student, teacher)
+    wide, equal = term.rematch()
+    assert wide.matrix.sum(0).tolist() == pytest.approx([2.25] * 4, abs=0.75)
+    assert sorted(equal.index[0]) == list(range(8))
+    assert torch.isfinite(term(Outputs(torch.zeros(5, 3), student), [Outputs(torch.zeros(5, 3), teacher)]))
+
+
+def test_bf16() -> None:
+    term = matching()
+    student, teacher = outputs(STUDENT, 0), outputs(TEACHER, 1)
+    term.observe(student, teacher)
+    term.rematch()
+    half = [Outputs(o.logits, [m.bfloat16() for m in o.features]) for o in (student, teacher)]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = term(half[0], [half[1]])
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(term(student, [teacher]).item(), rel=2e-2)
+
+
+def test_wrong_use_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="rematch"):
+        matching()(outputs(STUDENT, 0), [outputs(TEACHER, 1)])
+    with pytest.raises(RuntimeError, match="rematch"):
+        _ = matching().flows
+    with pytest.raises(ValueError, match="2 maps"):
+        matching().observe(maps(STUDENT, 0)[:1], maps(TEACHER, 1)[:1])
+    with pytest.raises(ValueError, match="single"):
+        matching("sm", capacity="truncate")
+    with pytest.raises(ValueError, match="amp"):
+        matching("mean")
+    with pytest.raises(ValueError, match="per stage"):
+        ChannelMatching((4,), (8, 8), [None])
+    with pytest.raises(ValueError, match="8 margins"):
+        ChannelMatching((4,), (8,), [torch.zeros(7)])

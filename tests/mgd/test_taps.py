@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from mgd import Taps, dry_forward, norms_before
+from tests.mgd.nets import TOY_TAPS, toy, toy_maps
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_maps_are_those_of_a_hand_written_forward(training: bool, gradient: bool) -> None:
+    net, images = toy().train(training), torch.randn(5, 3, 6, 6)
+    taps = Taps(net, TOY_TAPS)
+    with torch.set_grad_enabled(gradient):
+        for _ in range(3):  # the second and third forward no longer copy every map
+            outputs = taps(images)
+            for got, expected in zip(outputs.features, toy_maps(net, images), strict=True):
+                torch.testing.assert_close(got, expected)
+
+
+def test_maps_are_right_in_inference_mode() -> None:
+    net, images = toy().eval(), torch.randn(5, 3, 6, 6)
+    taps = Taps(net, TOY_TAPS)
+    with torch.inference_mode():
+        for _ in range(2):
+            for got, expected in zip(taps(images).features, toy_maps(net, images), strict=True):
+                torch.testing.assert_close(got, expected)
+
+
+def test_output_overwritten_in_place_is_copied() -> None:
+    net, images = toy().eval(), torch.randn(2, 3, 6, 6)
+    taps = Taps(net, ["bn2", "bn1"])
+    for _ in range(2):
+        second, first = taps(images).features
+        torch.testing.assert_close(first, net.bn1(net.conv1(images)))
+        torch.testing.assert_close(second, net.bn2(net.conv2(torch.relu(first))))
+
+
+def test_only_overwritten_maps_are_copied_later() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True), nn.Flatten())
+    taps = Taps(net, ["1@in", "3@in"])
+    taps(torch.randn(1, 3, 2, 2))
+    seen: list[int] = []
+    net[0].register_forward_hook(lambda m, a, out: seen.append(out.data_ptr()))
+    net[2].register_forward_hook(lambda m, a, out: seen.append(out.data_ptr()))
+    outputs = taps(torch.randn(1, 3, 2, 2))
+    assert outputs.features[0].data_ptr() == seen[0]
+    assert outputs.features[1].data_ptr() != seen[1]
+
+
+def test_gradient_flows_through_a_tap() -> None:
+    net = toy()
+    outputs = Taps(net, TOY_TAPS)(torch.randn(2, 3, 6, 6))
+    outputs.features[0].square().sum().backward()
+    assert net.conv1.weight.grad is not None and net.conv1.weight.grad.abs().sum() > 0
+    assert net.conv2.weight.grad is None
+
+
+def test_gradient_equals_that_of_the_hand_written_forward() -> None:
+    images = torch.randn(4, 3, 6, 6)
+    grads = []
+    for forward in (lambda net: Taps(net, TOY_TAPS)(images).features, lambda net: toy_maps(net, images)):
+        net = toy().train()
+        sum((m**3).sum() for m in forward(net)).backward()
+        grads.append(net.conv1.weight.grad)
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_the_network_alone_keeps_nothing() -> None:
+    net = toy()
+    taps = Taps(net, TOY_TAPS)
+    net(torch.randn(2, 3, 6, 6))
+    assert not taps._open
+
+
+def test_close_takes_the_hooks_away() -> None:
+    net = toy()
+    taps = Taps(net, TOY_TAPS)
+    taps.close()
+    assert not net.relu._forward_pre_hooks
+    with pytest.raises(RuntimeError, match="not reached"):
+        taps(torch.randn(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("rellu@in", "nearest are relu"),
+        ("relu@out", "not of the form"),
+        ("relu@in#x", "not of the form"),
+        ("", "not of the form"),
+    ],
+)
+def test_a_wrong_path_is_refused(path: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Taps(toy(), [path])
+
+
+def test_an_ambiguous_or_missing_call_is_refused() -> None:
+    images = torch.randn(1, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"called 2 times.*'relu@in#-1' for the last"):
+        Taps(toy(), ["relu@in"])(images)
+    with pytest.raises(ValueError, match="only 2 times"):
+        Taps(toy(), ["relu@in#2"])(images)
+
+
+def test_norms_before_finds_the_last_norm_or_none() -> None:
+    net = toy()
+    found = norms_before(Taps(net, ["relu@in#0", "relu@in#1", "conv2", "bn1@in"]), torch.zeros(1, 3, 4, 4))
+    assert found[0] is net.bn1
+    assert found[1] is net.bn2
+    assert found[2] is None and found[3] is None
+
+
+def test_norms_before_needs_the_width_of_the_map() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bn = nn.BatchNorm2d(2)
+            self.relu = nn.ReLU()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.relu(torch.cat([x[:, :1], self.bn(x[:, 1:])], 1))
+
+    assert norms_before(Taps(Halves(), ["relu@in"]), torch.zeros(1, 3, 4, 4)) == [None]
+
+
+def test_dry_forward_leaves_modes_and_statistics_alone() -> None:
+    net = toy().train()
+    net.bn1.eval()
+    mean = net.bn2.running_mean.clone()
+    outputs = dry_forward(Taps(net, TOY_TAPS), torch.randn(4, 3, 6, 6))
+    assert net.training and net.bn2.training and not net.bn1.training
+    assert torch.equal(net.bn2.running_mean, mean)
+    assert not outputs.logits.requires_grad

@@ -1,0 +1,66 @@
+"""The rooms of the house: who may import whom, and what does not belong where."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# What each room may import of the project's own rooms; arrows point down only.
+MAY = {"mgd": {"mgd"}, "classification": {"mgd", "classification"}}
+OUTSIDE = {
+    "mgd/taps.py": {"torch"},
+    "mgd/cost.py": {"torch"},
+    "mgd/flow.py": {"numpy", "scipy", "ortools"},
+    "mgd/margin.py": {"torch"},
+    "mgd/reduce.py": {"torch"},
+    "mgd/matching.py": {"torch"},
+    "mgd/teachers.py": {"torch"},
+    "mgd/distiller.py": {"torch"},
+}
+STANDARD = {"__future__", "argparse", "collections", "copy", "dataclasses", "difflib", "math", "re", "time", "typing"}
+ROOMS = {"mgd", "classification", "scripts", "tests"}
+
+
+def sources(room: str) -> list[Path]:
+    return sorted((ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("room", sorted(MAY))
+def test_arrows_point_down(room: str) -> None:
+    assert sources(room)
+    for path in sources(room):
+        assert imports(path) & ROOMS <= MAY[room], path
+
+
+def test_the_method_imports_only_what_its_design_allows() -> None:
+    for name, allowed in OUTSIDE.items():
+        assert imports(ROOT / name) <= allowed | STANDARD | {"mgd"}, name
+    for path in sources("mgd"):
+        assert not imports(path) & {"torchvision", "timm", "os", "sys", "pathlib", "io", "logging"}, path
+
+
+def test_the_method_prints_nothing_and_there_is_no_utils() -> None:
+    for path in sources("mgd"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+            assert not (called and node.func.id in ("print", "open")), f"{path}:{node.lineno}"
+    assert not [p for room in ROOMS for p in sources(room) if "util" in p.stem]
+
+
+def test_files_stay_short() -> None:
+    long = {str(p): n for room in ROOMS for p in sources(room) if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
