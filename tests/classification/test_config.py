@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from classification.config import learning_rate, parse, total_epochs
+from classification.errors import UserError
+
+
+def distillation(*words: str) -> object:
+    return parse(["DIR", *words], "main_mgd.py", distillation=True)
+
+
+def test_defaults_are_the_published_ones() -> None:
+    args = distillation()
+    published = {
+        "arch": "resnet18",
+        "epochs": 100,
+        "start_epoch": 0,
+        "batch_size": 256,
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "print_freq": 10,
+        "world_size": -1,
+        "rank": -1,
+        "lr_drop_ratio": 0.1,
+        "lr_drop_epochs": [31, 61, 81],
+        "use_pretrained": 0,
+        "loss_factor": 1e4,
+        "distiller": "mgd",
+        "mgd_reducer": "amp",
+        "mgd_update_freq": 2,
+        "mgd_with_kd": 0,
+        "sync_bn": 0,
+        "warmup": 0,
+        "warmup_epochs": 10,
+        "img_size": 224,
+        "kd_weight": 1.0,
+        "kd_temperature": 1.5,
+        "mgd_capacity": "spread",
+        "mgd_max_images": 20_000,
+    }
+    assert {name: getattr(args, name) for name in published} == published
+
+
+def test_what_one_option_implies_of_another() -> None:
+    assert distillation("--mgd-reducer", "sm").mgd_capacity == "single"
+    assert distillation("--distiller", "kd").kd_temperature == 4.0
+    assert distillation("--mgd-with-kd", "1").distiller == distillation("--distiller", "mgd+kd").distiller == "mgd+kd"
+    assert distillation("--taps", "a,b").teacher_taps == "a,b"
+
+
+def test_published_schedule() -> None:
+    args = distillation("--warmup", "1", "--epochs", "120")
+    assert total_epochs(args) == 130
+    rates = [learning_rate(args, epoch, 0.5) for epoch in range(130)]
+    assert rates[0] == pytest.approx(0.01) and rates[5] == pytest.approx(0.055) and rates[10] == pytest.approx(0.1)
+    drops = [epoch for epoch in range(11, 130) if rates[epoch] < 0.5 * rates[epoch - 1]]
+    assert drops == [41, 71, 91] and rates[-1] == pytest.approx(1e-4)
+
+
+def test_cosine_ends_at_zero() -> None:
+    args = distillation("--lr-schedule", "cosine", "--epochs", "20")
+    assert learning_rate(args, 0, 0.0) == 0.1
+    assert learning_rate(args, 10, 0.0) == pytest.approx(0.05)
+    assert learning_rate(args, 19, 1.0) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_recipe_stands_in_for_defaults_and_the_command_line_wins(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("arch: mobilenet_v1\nlr_drop_epochs: [3, 5]\nmgd-reducer: sp\nepochs: 7\nevaluate: true\n")
+    args = distillation("--config", str(recipe), "--epochs", "9")
+    assert (args.arch, args.lr_drop_epochs, args.mgd_reducer, args.epochs) == ("mobilenet_v1", [3, 5], "sp", 9)
+    assert args.evaluate and args.data == "DIR"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("archh: resnet18", "unknown key 'archh'; close ones are arch"),
+        ("epochs: many", "whole number.*'many'"),
+        ("epochs: 0", "at least 1"),
+        ("mgd_reducer: max", "choose from"),
+        ("evaluate: 3", "true or false"),
+        ("- arch", "must be a mapping"),
+        ("arch: [", "not YAML"),
+        ("arch: !!python/object/apply:os.system [ls]", "not YAML"),
+        ("help: true", "unknown key 'help'"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        distillation("--config", str(tmp_path / "r.yaml"))
+
+
+def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        distillation("--config", str(tmp_path / "r.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--lr 0", "above 0"),
+        ("--lr nan", "above 0.*'nan'"),
+        ("--lr -0.1", "above 0"),
+        ("-b 0", "at least 1"),
+        ("-b 1.5", "whole number"),
+        ("--epochs -3", "at least 1"),
+        ("--momentum 1", "at most"),
+        ("--wd -1", "at least 0"),
+        ("--img-size 4", "at least 8"),
+        ("--loss-factor 0", "above 0"),
+        ("--kd-temperature inf", "above 0"),
+        ("--label-smoothing 1", "at most"),
+        ("--mgd-update-freq -1", "at least 0"),
+        ("--start-epoch 100", "nothing to do"),
+        ("--lr-drop-epochs 5 3", "must rise"),
+        ("--mgd-reducr amp", "close ones are --mgd-reducer"),
+        ("--mgd-reducer max", "choose from"),
+        ("--distiller mgdd", "mgd, kd or mgd"),
+        ("--distiller kd --mgd-with-kd 1", "goes with"),
+        ("--mgd-reducer sm --mgd-capacity spread", "does not go with it"),
+        ("--device tpu9000", "unknown device"),
+        ("--world-size 2", "--rank between 0 and 1"),
+        ("--world-size 2 --rank 2", "--rank between 0 and 1"),
+        ("--world-size 0", "positive"),
+        ("--resume a --output b", "leave --output out"),
+        ("--resume a --student-resume b", "leave --student-resume out"),
+        ("--pretrained --student-resume b", "exclude"),
+        ("--taps a --student-taps b", "leave"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(words: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        distillation(*words.split())
+
+
+@pytest.mark.parametrize("words", ["--gpu 99", "--device cuda:99"])
+def test_a_gpu_that_is_not_there_is_refused(words: str) -> None:
+    with pytest.raises(UserError, match="this machine shows"):
+        distillation(*words.split())
+
+
+def test_main_base_refuses_what_has_no_effect_there() -> None:
+    with pytest.raises(UserError, match="--mgd-reducer"):
+        parse(["DIR", "--mgd-reducer", "amp"], "main_base.py", distillation=False)
+    with pytest.raises(UserError, match=r"main_mgd\.py"):
+        parse(["DIR", "--teacher-resume", "x"], "main_base.py", distillation=False)
+    assert math.isclose(parse(["DIR"], "main_base.py", distillation=False).lr, 0.1)

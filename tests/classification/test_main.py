@@ -1,0 +1,249 @@
+"""The two main scripts, from words to files, on pictures that the tests make."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from classification import main_base, main_mgd
+from classification.models import build
+from tests.classification.conftest import CLASSES, SMALL, STUDENT, TEACHER
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def options(words: list[str], **changes: str) -> list[str]:
+    """Replace or add options: epochs="3" for --epochs 3."""
+    words = list(words)
+    for name, value in changes.items():
+        option = "--" + name.replace("_", "-")
+        if option in words:
+            words[words.index(option) + 1] = value
+        else:
+            words += [option, value]
+    return words
+
+
+@pytest.mark.parametrize("reducer", ["amp", "rd", "sp", "sm"])
+@pytest.mark.parametrize("with_kd", ["0", "1"])
+def test_distillation_writes_its_run_folder(reducer: str, with_kd: str, distil: list[str]) -> None:
+    folder = Path(distil[-1])
+    words = options(distil, mgd_reducer=reducer, mgd_with_kd=with_kd, mgd_update_freq="1")
+    assert main_mgd.main(words) == 0
+    lines = records(folder)
+    assert [line["epoch"] for line in lines] == [0, 1]
+    names = ["ce", "mgd", *(["kd"] if with_kd == "1" else [])]
+    weights = {"ce": 1.0, "mgd": 1e-3, "kd": 1.0}
+    for line in lines:
+        assert line["train_loss"] == pytest.approx(sum(line[f"train_{n}_weighted"] for n in names), rel=1e-6)
+        for name in names:
+            assert line[f"train_{name}_weighted"] == pytest.approx(weights[name] * line[f"train_{name}"])
+        assert 0 <= line["valid_top1"] <= line["valid_top5"] == 100 and line["images_per_second"] > 0
+    assert lines[1]["train_mgd"] < lines[0]["train_mgd"]
+    config = json.loads((folder / "config.json").read_text())
+    assert (
+        config["options"]["mgd_reducer"] == reducer and config["versions"]["torch"] == torch.__version__.split("+")[0]
+    )
+    flows = [np.load(folder / "flow" / f"{number:04d}.npz") for number in (0, 1)]
+    assert flows[0]["cost"].shape == (32, 64) and {"index0", "index1", "index2"} <= set(flows[0])
+    assert flows[0]["index2"].shape == ((1, 32) if reducer == "sm" else (2, 32))
+    assert any(path.name.startswith("events") for path in folder.iterdir())
+
+
+def test_best_pth_loads_in_plain_pytorch(distil: list[str]) -> None:
+    assert main_mgd.main(distil) == 0
+    best = torch.load(Path(distil[-1]) / "best.pth", weights_only=True)
+    assert set(best) == {"state_dict", "arch", "num_classes", "classes", "mean", "std", "img_size"}
+    assert best["classes"] == list(CLASSES) and best["img_size"] == 16
+    build(best["arch"], best["num_classes"]).load_state_dict(best["state_dict"])
+
+
+def test_the_teacher_is_not_trained(distil: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = []
+    monkeypatch.setattr(main_mgd, "prepare", lambda args, real=main_mgd.prepare: jobs.append(real(args)) or jobs[-1])
+    assert main_mgd.main(options(distil, epochs="1")) == 0
+    trained = torch.load(distil[distil.index("--teacher-resume") + 1], weights_only=True)["state_dict"]
+    for name, value in jobs[0].teacher.state_dict().items():
+        assert torch.equal(value, trained[name]), name
+
+
+def test_a_seed_gives_the_same_run_twice(distil: list[str], tmp_path: Path) -> None:
+    states = []
+    for name in ("a", "b"):
+        assert main_mgd.main(options(distil, output=str(tmp_path / name), mgd_reducer="rd")) == 0
+        states.append(torch.load(tmp_path / name / "last.pth", weights_only=True)["state_dict"])
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_matching_once_and_by_the_epoch(distil: list[str], tmp_path: Path) -> None:
+    for freq, numbers in (("0", ["0000"]), ("1", ["0000", "0001", "0002"]), ("2", ["0000", "0001"])):
+        folder = tmp_path / freq
+        assert main_mgd.main(options(distil, mgd_update_freq=freq, epochs="3", output=str(folder))) == 0
+        assert sorted(path.stem for path in (folder / "flow").iterdir()) == numbers
+
+
+def test_resuming_ends_where_the_whole_run_ends(distil: list[str], tmp_path: Path) -> None:
+    # Cut after 2 of 3 epochs: the constant rate makes the cut run the same as the beginning of the whole one.
+    words = options(distil, lr_drop_epochs="90", mgd_update_freq="2", epochs="3")
+    assert main_mgd.main(options(words, output=str(tmp_path / "whole"))) == 0
+    assert main_mgd.main(options(words, output=str(tmp_path / "cut"), epochs="2")) == 0
+    with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "left": "by a run that was killed before its checkpoint"}\n')
+    again = words[: words.index("--output")] + words[words.index("--output") + 2 :]
+    assert main_mgd.main([*again, "--resume", str(tmp_path / "cut" / "last.pth")]) == 0
+    whole, cut = (torch.load(tmp_path / n / "last.pth", weights_only=True) for n in ("whole", "cut"))
+    assert all(torch.equal(value, cut["state_dict"][name]) for name, value in whole["state_dict"].items())
+    lines = [records(tmp_path / name) for name in ("whole", "cut")]
+    assert [line["epoch"] for line in lines[1]] == [0, 1, 2]
+    assert lines[0][2]["train_mgd"] == lines[1][2]["train_mgd"]
+
+
+@pytest.mark.parametrize("kept", ["teacher", "student", "both"])
+@pytest.mark.parametrize("script", [main_base, main_mgd])
+def test_evaluate(script: Any, kept: str, distil: list[str], photos: Path, tmp_path: Path, capsys: Any) -> None:
+    torch.save(build(STUDENT, 3).state_dict(), tmp_path / "student.pth")
+    words = [str(photos), "-a", STUDENT, *SMALL, "--evaluate"]
+    if kept != "teacher":
+        words += ["--student-resume", str(tmp_path / "student.pth")]
+    if kept != "student" or script is main_mgd:
+        words += distil[distil.index("--teacher-arch") : distil.index("--teacher-resume") + 2]
+    assert script.main(words) == 0
+    out = capsys.readouterr().out
+    assert ("=> teacher cifar_resnet8," in out) == (kept != "student" or script is main_mgd)
+    assert ("=> student cifar_resnet8_w0.5," in out) == (kept != "teacher")
+    assert "Err@1" in out and not (tmp_path / "runs").exists()
+
+
+def test_evaluation_agrees_with_a_plain_loop(photos: Path, teacher: Path, capsys: Any) -> None:
+    from PIL import Image
+    from torchvision.transforms.functional import normalize, to_tensor
+
+    best = torch.load(teacher, weights_only=True)
+    model = build(TEACHER, 3).eval()
+    model.load_state_dict(best["state_dict"])
+    right = 0
+    for label, name in enumerate(CLASSES):
+        for path in sorted((photos / "valid" / name).iterdir()):
+            image = normalize(to_tensor(Image.open(path).convert("RGB")), best["mean"], best["std"])
+            right += int(model(image[None]).argmax()) == label
+    assert main_base.main([str(photos), "-a", TEACHER, *SMALL, "--student-resume", str(teacher), "-e"]) == 0
+    assert f"top-1 {100 * right / 15:.2f} " in capsys.readouterr().out
+
+
+def test_a_teacher_near_chance_is_warned_of(distil: list[str], tmp_path: Path, capsys: Any) -> None:
+    model = build(TEACHER, 3)
+    torch.nn.init.zeros_(model.linear.weight)
+    torch.save(model.state_dict(), tmp_path / "chance.pth")
+    assert main_mgd.main([*options(distil, teacher_resume=str(tmp_path / "chance.pth")), "--evaluate"]) == 0
+    assert "WARNING: the teacher is near chance" in capsys.readouterr().out
+
+
+def test_kd_alone_mixed_precision_and_named_taps(distil: list[str], tmp_path: Path) -> None:
+    assert main_mgd.main(options(distil, distiller="kd", output=str(tmp_path / "kd"), epochs="1")) == 0
+    assert "train_mgd" not in records(tmp_path / "kd")[0]
+    assert not list((tmp_path / "kd" / "flow").iterdir())
+    words = options(distil, amp="bf16", taps="layer2.0.relu@in#-1,layer3", epochs="1", mgd_margin="map")
+    assert main_mgd.main(words) == 0
+    assert "index2" not in np.load(Path(distil[-1]) / "flow" / "0000.npz")
+
+
+def test_a_pretrained_student_keeps_its_body(photos: Path, teacher: Path, tmp_path: Path) -> None:
+    words = [str(photos), "-a", TEACHER, *SMALL, "--epochs", "1", "--lr", "1e-9", "--wd", "0"]
+    words += ["--student-resume", str(teacher), "--output", str(tmp_path / "run")]
+    assert main_base.main(words) == 0
+    before, after = (torch.load(p, weights_only=True)["state_dict"] for p in (teacher, tmp_path / "run" / "last.pth"))
+    torch.testing.assert_close(after["conv1.weight"], before["conv1.weight"])
+
+
+def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
+    """Turn right words into wrong ones."""
+    torch.save(build("resnet18", 3).state_dict(), tmp_path / "resnet18.pth")
+    checkpoint = Path(words[words.index("--teacher-resume") + 1])
+    (tmp_path / "half.pth").write_bytes(checkpoint.read_bytes()[:5000])
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "classes": content["classes"][::-1]}, tmp_path / "order.pth")
+    torch.save({**content, "num_classes": 4}, tmp_path / "four.pth")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "config.json").write_text("{}")
+    without = [w for i, w in enumerate(words) if not {"--teacher-resume"} & {w, words[i - 1]}]
+    no_output = [w for i, w in enumerate(words) if not {"--output"} & {w, words[i - 1]}]
+    return {
+        "no folder": ["/nowhere", *words[1:]],
+        "arch": ["-a" if w == "-a" else "cifar_resnet8_w0" if w == STUDENT else w for w in words],
+        "no teacher": without,
+        "pretrained": [*options(words, use_pretrained="1")],
+        "missing": options(words, teacher_resume=str(tmp_path / "none.pth")),
+        "truncated": options(words, teacher_resume=str(tmp_path / "half.pth")),
+        "network": options(words, teacher_resume=str(tmp_path / "resnet18.pth")),
+        "order": options(words, teacher_resume=str(tmp_path / "order.pth")),
+        "count": options(words, teacher_resume=str(tmp_path / "four.pth")),
+        "classes": options(words, num_classes="2"),
+        "tap": options(words, student_taps="layer9.0.relu@in", teacher_taps="layer3"),
+        "taps count": options(words, student_taps="layer2,layer3", teacher_taps="layer3"),
+        "resolution": options(words, student_taps="layer2", teacher_taps="layer3"),
+        "no map": options(words, student_taps="linear", teacher_taps="linear"),
+        "ambiguous": options(words, student_taps="layer3.0.relu@in", teacher_taps="layer3"),
+        "default taps": options(
+            words, teacher_arch="torchvision:regnet_y_400mf", teacher_resume=str(tmp_path / "r.pth")
+        ),
+        "output": options(words, output=str(tmp_path / "taken")),
+        "resume": [*no_output, "--resume", str(checkpoint)],
+        "typo": [*words, "--mgd-reducr", "amp"],
+    }[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no folder", "data folder /nowhere does not exist"),
+        ("arch", "at least one channel"),
+        ("no teacher", "train a teacher with main_base.py and give its best.pth by --teacher-resume"),
+        ("pretrained", "no pretrained weights of cifar_resnet8_w0.5: give a file by --student-resume"),
+        ("missing", "does not exist"),
+        ("truncated", "truncated or of another format"),
+        ("network", "does not fit cifar_resnet8"),
+        ("order", "another order: class 0 is 'sky' there, 'bar' in the data"),
+        ("count", "has 4 classes, this run 3"),
+        ("classes", "--num-classes 2 is less than the 3 class folders"),
+        ("tap", "nearest are layer"),
+        ("taps count", "as many taps each; got 2"),
+        ("resolution", "maps of equal resolution"),
+        ("no map", "maps of equal resolution"),
+        ("ambiguous", "'layer3.0.relu@in#-1' for the last"),
+        ("default taps", "name them by --teacher-taps (its modules: stem, trunk_output"),
+        ("output", "exists already and is not overwritten"),
+        ("resume", "holds weights only"),
+        ("typo", "close ones are --mgd-reducer"),
+    ],
+)
+def test_mistakes_get_one_line_and_status_2(
+    name: str, message: str, distil: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    if name == "default taps":
+        torch.save(build("torchvision:regnet_y_400mf", 3).state_dict(), tmp_path / "r.pth")
+    words = mistake(name, distil, tmp_path)
+    assert main_mgd.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("main_mgd.py: ") and captured.err.count("\n") == 1
+    assert message in captured.err and "epoch" not in captured.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_image_is_named(distil: list[str], photos: Path, tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "train" / "dot" / "bad.png").write_bytes(b"\x89PNG but no more")
+    assert main_mgd.main([str(tmp_path / "photos"), *distil[1:]]) == 2
+    assert "bad.png cannot be read" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(distil: list[str], capfd: Any) -> None:
+    assert main_mgd.main(options(distil, lr="1e30", epochs="3")) == 1
+    assert "lower --lr" in capfd.readouterr().err
