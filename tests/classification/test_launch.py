@@ -1,0 +1,75 @@
+"""Two real gloo processes, by the published flags and by torchrun, against one process."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from classification import main_mgd
+from tests.classification.test_main import options, records
+
+SCRIPT = str(Path(main_mgd.__file__))
+ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def run_ranks(launch: str, words: list[str]) -> list[str]:
+    """Run two ranks and return what each launched process printed."""
+    if launch == "torchrun":
+        rendezvous = f"--master-port={free_port()}"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", rendezvous]
+        commands = [[*torchrun, SCRIPT, *words]]
+    else:
+        flags = ["--world-size", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}", "--rank"]
+        commands = [[sys.executable, SCRIPT, *words, *flags, rank] for rank in ("0", "1")]
+    started = [
+        subprocess.Popen(c, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands
+    ]
+    outs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), outs
+    return [out for out, _ in outs]
+
+
+@pytest.mark.parametrize("launch", ["flags", "torchrun"])
+def test_two_ranks_match_as_one(launch: str, distil: list[str], tmp_path: Path) -> None:
+    words = options(distil, mgd_update_freq="1", lr="1e-6", epochs="2")
+    outs = run_ranks(launch, options(words, output=str(tmp_path / "two")))
+    assert outs[0].count("epoch 2/2") == 1 and all("epoch" not in out for out in outs[1:])
+    assert main_mgd.main(options(words, output=str(tmp_path / "one"))) == 0
+    one, two = (np.load(tmp_path / name / "flow" / "0000.npz") for name in ("one", "two"))
+    np.testing.assert_allclose(one["cost"], two["cost"], atol=1e-5)
+    for stage in range(3):
+        assert (one[f"index{stage}"] == two[f"index{stage}"]).all()
+    alone, both = records(tmp_path / "one"), records(tmp_path / "two")
+    assert [line["epoch"] for line in both] == [0, 1]
+    # Every validation image is counted once, and batch statistics are the only difference in training.
+    assert both[0]["valid_top5"] == alone[0]["valid_top5"] == 100
+    assert both[0]["valid_top1"] * 15 / 100 == pytest.approx(round(both[0]["valid_top1"] * 15 / 100))
+    assert both[0]["train_ce"] == pytest.approx(alone[0]["train_ce"], rel=0.2)
+
+
+def test_a_mistake_is_told_once_by_rank_0(distil: list[str]) -> None:
+    words = options(distil, teacher_taps="nowhere")
+    for rank, lines in (("0", 1), ("1", 0)):
+        env = {**ENV, "RANK": rank, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+        done = subprocess.run([sys.executable, SCRIPT, *words], env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == lines, done.stderr
+
+
+def test_the_script_runs_from_inside_its_folder(distil: list[str]) -> None:
+    where = Path(SCRIPT).parent
+    done = subprocess.run([sys.executable, "main_mgd.py", *distil], cwd=where, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert torch.load(Path(distil[-1]) / "best.pth", weights_only=True)["num_classes"] == 3
