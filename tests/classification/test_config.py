@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from classification import config
 from classification.config import learning_rate, parse, total_epochs
 from classification.errors import UserError
+
+RECIPES = Path(config.__file__).parent / "recipes"
 
 
 def distillation(*words: str) -> object:
@@ -152,3 +155,18 @@ def test_main_base_refuses_what_has_no_effect_there() -> None:
     with pytest.raises(UserError, match=r"main_mgd\.py"):
         parse(["DIR", "--teacher-resume", "x"], "main_base.py", distillation=False)
     assert math.isclose(parse(["DIR"], "main_base.py", distillation=False).lr, 0.1)
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_read_and_says_where_it_comes_from(recipe: Path) -> None:
+    assert distillation("--config", str(recipe)).distiller == "mgd"
+    head = recipe.read_text().split("\narch")[0]
+    assert all(word in head for word in ("Source:", "Published", "python main_mgd.py", "Hardware", "ot run here"))
+
+
+def test_the_published_imagenet_run_is_its_recipe() -> None:
+    recipe = vars(distillation("--config", str(RECIPES / "imagenet_mobilenet_v1_mgd.yaml")))
+    words = "--arch mobilenet_v1 --epochs 120 --batch-size 256 --learning-rate 0.1 --mgd-update-freq 1 --warmup 1"
+    typed = vars(distillation(*words.split()))
+    same = set(recipe) - {"config", "command"}
+    assert {name: recipe[name] for name in same} == {name: typed[name] for name in same}
