@@ -63,7 +63,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--num-classes", type=_count, help="default: the number of class folders in train/")
     add("--img-size", type=_number(int, 8), default=224, help="side of the square the networks see, in pixels")
     add("--output", metavar="FOLDER", help="run folder; default: a new one under runs/")
-    add("--epochs", type=_count, default=100)
+    add("--epochs", type=_count, default=100, help="epochs of training, those of the warmup not counted")
     add("--start-epoch", type=_whole, default=0, help="epoch to begin with, counted from 0")
     add("-b", "--batch-size", type=_count, default=256, help="images a step, over all devices and ranks together")
     add("--resume", metavar="FILE", default="", help="go on from the last.pth of a run, in its folder")
@@ -75,15 +75,15 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--lr", "--learning-rate", type=_positive, default=0.1)
-    add("--momentum", type=_number(float, 0, 0.9999), default=0.9)
-    add("--wd", "--weight-decay", dest="weight_decay", type=_nonnegative, default=1e-4)
-    add("--lr-schedule", choices=("step", "cosine"), default="step")
+    add("--lr", "--learning-rate", type=_positive, default=0.1, help="learning rate of SGD")
+    add("--momentum", type=_number(float, 0, 0.9999), default=0.9, help="Nesterov momentum")
+    add("--wd", "--weight-decay", dest="weight_decay", type=_nonnegative, default=1e-4, help="weight decay of SGD")
+    add("--lr-schedule", choices=("step", "cosine"), default="step", help="drops at epochs, or half a cosine to 0")
     add("--lr-drop-ratio", type=_positive, default=0.1, help="step: factor at every drop")
     add("--lr-drop-epochs", type=_count, nargs="+", default=[31, 61, 81], help="step: epochs of the drops")
     add("--warmup", type=int, choices=(0, 1), default=0, help="1: linear warmup from 0.1 of the rate, added in front")
-    add("--warmup-epochs", type=_count, default=10)
-    add("--label-smoothing", type=_number(float, 0, 0.9999), default=0.0)
+    add("--warmup-epochs", type=_count, default=10, help="epochs that --warmup 1 adds in front")
+    add("--label-smoothing", type=_number(float, 0, 0.9999), default=0.0, help="of the cross-entropy, in [0, 1)")
     add(
         "--train-crop", choices=("resized", "pad"), default="resized", help="pad: images fill the frame already (CIFAR)"
     )
@@ -91,7 +91,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--pretrained", action="store_true", help="start from the published ImageNet weights")
     add("--use-pretrained", type=int, choices=(0, 1), default=0, help="1: the same as --pretrained")
     add("--student-resume", metavar="FILE", help="weights of the network to train or evaluate")
-    add("--teacher-arch", help="default: resnet50, and resnet152 for the student resnet50")
+    add("--teacher-arch", help="the teacher's network; default: resnet50, and resnet152 for the student resnet50")
     add("--teacher-resume", metavar="FILE", help="weights of the teacher")
 
 
@@ -103,7 +103,7 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
     add("--world-size", type=int, default=-1, help="nodes (with --multiprocessing-distributed), or else ranks")
     add("--rank", type=int, default=-1, help="number of this node, or of this rank")
     add("--dist-url", default="tcp://127.0.0.1:23456", help="where rank 0 listens; env:// takes the environment's")
-    add("--dist-backend", choices=("nccl", "gloo"), help="default: nccl on GPUs, gloo on CPUs")
+    add("--dist-backend", choices=("nccl", "gloo"), help="how ranks talk; default: nccl on GPUs, gloo on CPUs")
     add("--multiprocessing-distributed", action="store_true", help="one process per GPU of this node")
     add("--sync-bn", type=int, choices=(0, 1), default=0, help="1: batch statistics over all GPUs of a DDP run")
 
@@ -112,11 +112,17 @@ def _add_distillation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--distiller", default="mgd", help="mgd, kd or mgd+kd")
     add("--loss-factor", type=_positive, default=1e4, help="the mgd term is divided by it (1e4 suits 224 px)")
-    add("--mgd-reducer", choices=("amp", "rd", "sp", "sm"), default="amp")
+    add(
+        "--mgd-reducer", choices=("amp", "rd", "sp", "sm"), default="amp", help="how teacher channels become one target"
+    )
     add("--mgd-update-freq", type=_whole, default=2, help="epochs between two matchings; 0: once, before training")
     add("--mgd-with-kd", type=int, choices=(0, 1), default=0, help="1: the same as --distiller mgd+kd")
-    add("--mgd-capacity", choices=("spread", "truncate", "reference", "single"), help="default: spread; single for sm")
-    add("--mgd-solver", choices=("auto", "ortools", "scipy"), default="auto")
+    add(
+        "--mgd-capacity",
+        choices=("spread", "truncate", "reference", "single"),
+        help="how many teacher channels guide one; default: spread, for sm single",
+    )
+    add("--mgd-solver", choices=("auto", "ortools", "scipy"), default="auto", help="exact solver of the flow")
     add("--mgd-max-images", type=_count, default=20_000, help="images of a matching pass")
     add(
         "--mgd-margin",
@@ -124,8 +130,8 @@ def _add_distillation(parser: argparse.ArgumentParser) -> None:
         default="bn",
         help="bn: from the norm before the tap, or else map",
     )
-    add("--kd-weight", type=_nonnegative, default=1.0)
-    add("--kd-temperature", type=_positive, help="default: 1.5 beside mgd, 4 alone")
+    add("--kd-weight", type=_nonnegative, default=1.0, help="factor of the kd term")
+    add("--kd-temperature", type=_positive, help="softens both networks' logits; default: 1.5 beside mgd, 4 alone")
     add("--student-taps", metavar="PATHS", help="comma-separated, as layer2.1.relu@in#-1; default: by family")
     add("--teacher-taps", metavar="PATHS", help="the same for the teacher")
     add("--taps", metavar="PATHS", help="the same paths for student and teacher")
