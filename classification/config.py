@@ -200,7 +200,7 @@ def _check(args: Namespace, distillation: bool) -> None:
         raise UserError(f"--start-epoch {args.start_epoch} leaves nothing to do: epochs end at {total_epochs(args)}")
     if args.lr_drop_epochs != sorted(args.lr_drop_epochs):
         raise UserError(f"--lr-drop-epochs must rise; got {args.lr_drop_epochs}")
-    if args.resume and args.output:
+    if args.resume and args.output and Path(args.output).resolve() != Path(args.resume).resolve().parent:
         raise UserError("--resume goes on in the folder of its file: leave --output out")
     if args.resume and args.student_resume:
         raise UserError("--resume restores the student: leave --student-resume out")

@@ -24,7 +24,7 @@ def options(words: list[str], **changes: str) -> list[str]:
     """Replace or add options: epochs="3" for --epochs 3."""
     words = list(words)
     for name, value in changes.items():
-        option = "--" + name.replace("_", "-")
+        option = "-" + name if len(name) == 1 else "--" + name.replace("_", "-")
         if option in words:
             words[words.index(option) + 1] = value
         else:
@@ -237,11 +237,13 @@ def test_mistakes_get_one_line_and_status_2(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_broken_image_is_named(distil: list[str], photos: Path, tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_broken_image_is_named(workers: str, distil: list[str], photos: Path, tmp_path: Path, capsys: Any) -> None:
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "photos" / "train" / "dot" / "bad.png").write_bytes(b"\x89PNG but no more")
-    assert main_mgd.main([str(tmp_path / "photos"), *distil[1:]]) == 2
-    assert "bad.png cannot be read" in capsys.readouterr().err
+    assert main_mgd.main([str(tmp_path / "photos"), *options(distil, j=workers)[1:]]) == 2
+    error = capsys.readouterr().err
+    assert "bad.png cannot be read" in error and error.count("\n") == 1
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(distil: list[str], capfd: Any) -> None:
