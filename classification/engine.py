@@ -91,6 +91,7 @@ class Engine:
         job, args, world = self.job, self.args, self.world
         assert job.distiller is not None and job.student is not None
         self.distiller = job.distiller.to(world.device)
+        self.balance_told = False
         self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
         self.optimizer = torch.optim.SGD(
             [p for p in self.distiller.parameters() if p.requires_grad],
@@ -179,13 +180,27 @@ class Engine:
         loss = float(values["loss"].detach().mean())
         if not math.isfinite(loss):
             raise RuntimeError(f"the loss became {loss} in epoch {epoch}, step {step}: lower --lr")
-        terms = "  ".join(f"{name} {float(values[name].detach().mean()):.4g}" for name in self.distiller.weights)
+        raw = {name: float(values[name].detach().mean()) for name in self.distiller.weights}
+        if not self.balance_told:
+            self._tell_balance({name: self.distiller.weights[name] * value for name, value in raw.items()})
+        terms = "  ".join(f"{name} {value:.4g}" for name, value in raw.items())
         speed = (step + 1) * self.batches.batch_size(0) / seconds
         line = f"epoch {epoch} step {step + 1}/{steps}  loss {loss:.4f}  {terms}  {speed:.1f} images/s"
         if isinstance(bar, tqdm):
             bar.set_postfix_str(line.partition("  ")[2])
         else:
             self.world.say(line)
+
+    def _tell_balance(self, weighted: Mapping[str, float]) -> None:
+        """Warn once of a term that drowns the others: the scale of feature losses depends on the teacher and the size."""
+        self.balance_told = True
+        name = max(weighted, key=lambda n: weighted[n])
+        rest = sum(value for other, value in weighted.items() if other != name)
+        if 0 < 30 * rest < weighted[name]:
+            how = "raise --loss-factor" if name == "mgd" else "lower its weight"
+            self.world.say(
+                f"!! WARNING: the term {name} is {weighted[name] / rest:.0f} times all others together: {how}"
+            )
 
     def _finish_epoch(self, record: dict[str, Any], journal: Journal | None) -> None:
         better = record["valid_top1"] > self.best["valid_top1"]

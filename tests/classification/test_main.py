@@ -146,6 +146,12 @@ def test_a_teacher_near_chance_is_warned_of(distil: list[str], tmp_path: Path, c
     assert "WARNING: the teacher is near chance" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("factor", "warned"), [("1e-2", True), ("1e4", False)])
+def test_a_term_that_drowns_the_others_is_warned_of(factor: str, warned: bool, distil: list[str], capsys: Any) -> None:
+    assert main_mgd.main(options(distil, loss_factor=factor, epochs="1", lr="1e-9")) == 0
+    assert ("times all others together: raise --loss-factor" in capsys.readouterr().out) == warned
+
+
 def test_kd_alone_mixed_precision_and_named_taps(distil: list[str], tmp_path: Path) -> None:
     assert main_mgd.main(options(distil, distiller="kd", output=str(tmp_path / "kd"), epochs="1")) == 0
     assert "train_mgd" not in records(tmp_path / "kd")[0]
