@@ -192,7 +192,7 @@ class Engine:
             self.world.say(line)
 
     def _tell_balance(self, weighted: Mapping[str, float]) -> None:
-        """Warn once of a term that drowns the others: the scale of feature losses depends on the teacher and the size."""
+        """Warn once of a term that drowns the others: feature losses scale with teacher and image size."""
         self.balance_told = True
         name = max(weighted, key=lambda n: weighted[n])
         rest = sum(value for other, value in weighted.items() if other != name)
