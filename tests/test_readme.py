@@ -47,7 +47,7 @@ def test_options_in_commands_exist() -> None:
 
 def test_tables_are_up_to_date() -> None:
     done = subprocess.run(
-        [sys.executable, "scripts/tabulate.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "scripts/make_tables.py", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
 

@@ -1,4 +1,4 @@
-"""Write the README's tables from files alone: python scripts/tabulate.py [--check]
+"""Write the README's tables from files alone: python scripts/make_tables.py [--check]
 
 The tables stand between <!-- NAME --> and <!-- /NAME --> in README.md: the options from the parsers, the measured
 tables from scripts/results/NAME/*.json, which scripts/collect_run.py makes from run folders.
@@ -85,7 +85,7 @@ def main() -> None:
     text = readme.read_text()
     filled = fill(text)
     if args.check and filled != text:
-        sys.exit("README.md is not up to date: run python scripts/tabulate.py")
+        sys.exit("README.md is not up to date: run python scripts/make_tables.py")
     readme.write_text(filled)
 
 
