@@ -65,10 +65,10 @@ def read_resume(path: str, args: Namespace, classes: list[str]) -> dict[str, Any
 
 
 def run_folder(args: Namespace, name: str) -> Path:
-    """Return the folder that this run writes to; it is made later, by `make_folder`.
+    """Return the folder that this run writes to; one named by --output is made, to see whether it can be.
 
     Raises:
-        UserError: it holds a run already, or is a file.
+        UserError: it holds something already, is a file, or cannot be made.
     """
     if args.resume:
         return Path(args.resume).resolve().parent
@@ -79,6 +79,10 @@ def run_folder(args: Namespace, name: str) -> Path:
         raise UserError(
             f"--output {folder} exists already and is not overwritten: give another, or --resume its last.pth"
         )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be made: {error.strerror}") from error
     return folder
 
 
@@ -92,10 +96,19 @@ def make_folder(folder: Path, config: dict[str, Any]) -> None:
         raise UserError(f"cannot write to {folder}: {error}") from error
 
 
-def save_flows(path: Path, flows: list[Flow], cost: Tensor, epoch: int) -> None:
-    """Save index, shape and total cost of every stage, and the last stage's cost matrix."""
-    arrays: dict[str, Any] = {"epoch": epoch, "cost": cost.cpu().numpy().astype(np.float32)}
-    for stage, flow in enumerate(flows):
+def save_flows(folder: Path, number: int, flows: list[Flow], costs: list[Tensor], epoch: int) -> None:
+    """Save update `number`: index, shape, total and matrix of costs of every stage.
+
+    Cost matrices are large and kept of the last update only: the one before loses them.
+    """
+    path, before = (folder / f"{n:04d}.npz" for n in (number, number - 1))
+    if before.exists():
+        with np.load(before) as saved:
+            kept = {name: saved[name] for name in saved if not name.startswith("cost")}
+        np.savez_compressed(before, **kept)
+    arrays: dict[str, Any] = {"epoch": epoch}
+    for stage, (flow, cost) in enumerate(zip(flows, costs, strict=True)):
+        arrays[f"cost{stage}"] = cost.cpu().numpy().astype(np.float32)
         arrays[f"index{stage}"] = flow.index
         arrays[f"num_teacher{stage}"] = flow.num_teacher
         arrays[f"total_cost{stage}"] = flow.total_cost

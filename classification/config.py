@@ -25,8 +25,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         known = [option for action in self._actions for option in action.option_strings]
-        for word in message.split():
-            if word.startswith("-") and word.split("=")[0] not in known:
+        for word in message.split() if message.startswith("unrecognized") else ():
+            if word.startswith("-"):
                 near = difflib.get_close_matches(word.split("=")[0], known, n=3)
                 message += f"; close ones are {', '.join(near)}" if near else f"; see {self.prog} --help"
         raise UserError(message)
@@ -41,7 +41,8 @@ def _number(kind: type, low: float, high: float = math.inf, *, open_low: bool = 
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value) or value < low or value > high or (open_low and value == low):
+        # A NaN fails the first comparison.
+        if not low <= value <= high or value == math.inf or (open_low and value == low):
             what = "a whole number" if kind is int else "a number"
             raise argparse.ArgumentTypeError(f"expected {what} {bound}; got {text!r}")
         return value
@@ -69,8 +70,18 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--resume", metavar="FILE", default="", help="go on from the last.pth of a run, in its folder")
     add("-e", "--evaluate", action="store_true", help="evaluate and leave")
     add("-p", "--print-freq", type=_count, default=10, help="steps between two printed lines")
-    add("--seed", type=_whole, help="seed of everything random; default: a fresh one, written to config.json")
-    add("-j", "--workers", type=_whole, default=min(8, os.cpu_count() or 1), help="loading processes, over all ranks")
+    add(
+        "--seed",
+        type=_number(int, 0, 2**31 - 1),
+        help="seed of everything random; default: a fresh one, written to config.json",
+    )
+    add(
+        "-j",
+        "--workers",
+        type=_whole,
+        default=min(8, os.cpu_count() or 1),
+        help="loading processes, shared by the ranks that one command starts",
+    )
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -165,7 +176,32 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     args = parser.parse_args(argv)
     args.command = [prog, *argv]
     _check(args, distillation)
+    if not args.evaluate:
+        _check_effects(args, _typed(parser, argv))
     return args
+
+
+def _typed(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, str]:
+    """Return the options on the command line: their destination, and as typed."""
+    words = {word.split("=")[0] for word in argv if word.startswith("-")}
+    return {action.dest: option for action in parser._actions for option in action.option_strings if option in words}
+
+
+def _check_effects(args: Namespace, typed: dict[str, str]) -> None:
+    """Refuse options that were typed and would change nothing."""
+    terms = getattr(args, "distiller", "").split("+")
+    of_mgd = {name for name in vars(args) if name.startswith("mgd_")} | {"loss_factor"}
+    rules = [
+        ("--distiller mgd", "mgd" in terms, of_mgd | {"taps", "student_taps", "teacher_taps"}),
+        ("--mgd-with-kd 1 or --distiller kd", "kd" in terms, {"kd_weight", "kd_temperature"}),
+        ("--lr-schedule step", args.lr_schedule == "step", {"lr_drop_ratio", "lr_drop_epochs"}),
+        ("--warmup 1", bool(args.warmup), {"warmup_epochs"}),
+        ("a run without --resume", not args.resume, {"start_epoch"}),
+    ]
+    for needed, present, names in rules:
+        for name in sorted(names & set(typed)):
+            if not present:
+                raise UserError(f"{typed[name]} has no effect here: it goes with {needed}")
 
 
 def _recipe_words(parser: argparse.ArgumentParser, path: Path) -> list[str]:
@@ -190,6 +226,8 @@ def _recipe_words(parser: argparse.ArgumentParser, path: Path) -> list[str]:
             if not isinstance(value, bool):
                 raise UserError(f"recipe {path}: {key} must be true or false; got {value!r}")
             words += [option] if value else []
+        elif value is None or isinstance(value, dict):
+            raise UserError(f"recipe {path}: {key} needs a value; got {value!r}")
         else:
             words += [option, *(str(v) for v in (value if isinstance(value, list) else [value]))]
     return words
@@ -202,8 +240,6 @@ def _check(args: Namespace, distillation: bool) -> None:
         raise UserError(f"--lr-drop-epochs must rise; got {args.lr_drop_epochs}")
     if args.resume and args.output and Path(args.output).resolve() != Path(args.resume).resolve().parent:
         raise UserError("--resume goes on in the folder of its file: leave --output out")
-    if args.resume and args.student_resume:
-        raise UserError("--resume restores the student: leave --student-resume out")
     if (args.pretrained or args.use_pretrained) and args.student_resume:
         raise UserError("--student-resume and pretrained weights exclude each other")
     _check_devices(args)
@@ -219,6 +255,12 @@ def _check_devices(args: Namespace) -> None:
     except RuntimeError:
         raise UserError(f"unknown device {args.device!r}: use auto, cpu, cuda or cuda:N") from None
     gpus = torch.cuda.device_count()
+    if device is not None and device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {args.device} is not supported: use auto, cpu, cuda or cuda:N")
+    if args.gpu is not None and args.device not in ("auto", "cuda", f"cuda:{args.gpu}"):
+        raise UserError(f"--gpu {args.gpu} and --device {args.device} exclude each other")
+    if args.multiprocessing_distributed and (args.gpu is not None or (device is not None and device.index is not None)):
+        raise UserError("--multiprocessing-distributed takes every visible GPU: leave --gpu and the device number out")
     if device is not None and device.type == "cuda" and (device.index or 0) >= gpus:
         raise UserError(f"--device {args.device}: this machine shows {gpus} GPUs")
     if args.gpu is not None and args.gpu >= gpus:
@@ -234,7 +276,11 @@ def _check_devices(args: Namespace) -> None:
         raise UserError(f"--world-size must be positive; got {args.world_size}")
     size = max(args.world_size, 1)
     env = args.dist_url == "env://"
-    if args.world_size > 1 and not (0 <= args.rank < size) and not (env and args.rank == -1):
+    if args.rank == -1:
+        wrong = args.world_size > 1 and not env
+    else:
+        wrong = not 0 <= args.rank < size and not (env and args.world_size == -1)
+    if wrong:
         raise UserError(f"--world-size {size} needs --rank between 0 and {size - 1}; got {args.rank}")
 
 

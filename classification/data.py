@@ -143,11 +143,16 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         seed: of the permutation, together with the epoch.
         rank: of this process.
         size: number of ranks.
+
+    Raises:
+        UserError: a batch with fewer images than ranks.
     """
 
     def __init__(self, num: int, batch_size: int, seed: int, rank: int = 0, size: int = 1) -> None:
         self.num, self.seed, self.rank, self.size = num, seed, rank, size
         self.steps = -(-num // batch_size)
+        if num // self.steps < size:
+            raise UserError(f"{num} images in batches of {batch_size} leave some of {size} ranks without any: raise -b")
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -191,12 +196,19 @@ def subset(num: int, most: int, seed: int, epoch: int) -> list[int]:
     return sorted(np.random.default_rng([seed, epoch, 1]).choice(num, most, replace=False).tolist())
 
 
-def loader(photos: Photos, batches: Sampler[list[tuple[int, int]]], workers: int, device: torch.device) -> DataLoader:
-    """Load `batches` of `photos`; workers stay alive between epochs."""
+def loader(
+    photos: Photos,
+    batches: Sampler[list[tuple[int, int]]],
+    workers: int,
+    device: torch.device,
+    *,
+    persistent: bool = True,
+) -> DataLoader:
+    """Load `batches` of `photos`; with `persistent`, workers stay alive between epochs."""
     return DataLoader(
         photos,
         batch_sampler=batches,
         num_workers=workers,
-        persistent_workers=workers > 0,
+        persistent_workers=persistent and workers > 0,
         pin_memory=device.type == "cuda",
     )

@@ -6,7 +6,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from classification.checkpoint import VERSION, describe_student, make_folder, wr
 from classification.config import describe, learning_rate, total_epochs
 from classification.data import FixedBatches, Photos, TrainBatches, eval_transform, loader, subset, train_transform
 from classification.job import Job
-from classification.launch import World, seed_everything, wrap
+from classification.launch import MixedPrecision, World, autocast, parallel_devices, seed_everything, wrap
 from classification.metrics import Journal, Means, hits
 
 BeforeEpoch = Callable[["Engine", int], dict[str, float]]
@@ -44,6 +43,8 @@ class Engine:
             if network is not None:
                 network.to(world.device)
         self._valid_loader: DataLoader | None = None
+        # Images that one device sees at once when nothing is wrapped.
+        self._share = -(-job.args.batch_size // (world.size * parallel_devices(world, job.args)))
 
     # -- evaluation
 
@@ -68,10 +69,9 @@ class Engine:
     @torch.no_grad()
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """Return top-1 and top-5 in percent over the validation images, each counted once over all ranks."""
-        self.world.share_buffers(network)
+        self.world.share_state(network)
         if self._valid_loader is None:
-            share = -(-self.args.batch_size // self.world.size)
-            batches = FixedBatches(list(range(len(self.valid))), share, self.world.rank, self.world.size)
+            batches = FixedBatches(list(range(len(self.valid))), self._share, self.world.rank, self.world.size)
             self._valid_loader = loader(self.valid, batches, self.workers, self.world.device)
         total = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         network.eval()
@@ -105,7 +105,7 @@ class Engine:
         self.batches = TrainBatches(len(self.train_set), args.batch_size, self.seed, world.rank, world.size)
         self.train_loader = loader(self.train_set, self.batches, self.workers, world.device)
         start = self._restore() if job.resume else args.start_epoch
-        self.wrapped = wrap(self.distiller, world, args)
+        self.wrapped = wrap(MixedPrecision(self.distiller, world.device, args.amp), world, args)
         if world.first:
             make_folder(job.folder, describe(args))
         world.say(f"=> run folder {job.folder}")
@@ -122,10 +122,9 @@ class Engine:
     def matching_images(self, epoch: int) -> Iterable[Tensor]:
         """Yield batches of training images under the evaluation transform: this rank's share of a matching pass."""
         chosen = subset(len(self.job.data.train), self.args.mgd_max_images, self.seed, epoch)
-        share = -(-self.args.batch_size // self.world.size)
-        batches = FixedBatches(chosen, share, self.world.rank, self.world.size)
+        batches = FixedBatches(chosen, self._share, self.world.rank, self.world.size)
         photos = Photos(self.job.data.train, eval_transform(self.args))
-        loading = loader(photos, batches, self.workers, self.world.device)
+        loading = loader(photos, batches, self.workers, self.world.device, persistent=False)
         for images, _, _ in self._progress(loading, "match"):
             yield self._move(images)
 
@@ -151,8 +150,7 @@ class Engine:
         return record
 
     def _step(self, epoch: int, step: int, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
-        with self.autocast():
-            values: dict[str, Tensor] = self.wrapped(images, target, index, epoch)
+        values: dict[str, Tensor] = self.wrapped(images, target, index, epoch)
         # DDP averages gradients over ranks; slices that differ in size weigh by their images.
         share = len(images) * self.world.size / self.batches.batch_size(step)
         self.optimizer.zero_grad(set_to_none=True)
@@ -215,8 +213,8 @@ class Engine:
             f"{_accuracy(record)}  best {self.best['valid_top1']:.2f}  {record['images_per_second']:.1f} images/s"
         )
         if journal:
+            journal.write(record)  # first: what a run cut short here leaves behind is dropped when it is resumed
             self._save(record["epoch"] + 1, better)
-            journal.write(record)
 
     # -- checkpoints
 
@@ -232,7 +230,7 @@ class Engine:
             "scaler": self.scaler.state_dict(),
             "best": self.best,
             "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if self.world.device.type == "cuda" else [],
+            "random_cuda": torch.cuda.get_rng_state(self.world.device) if self.world.device.type == "cuda" else None,
         }
         write_atomic(self.job.folder / "last.pth", {**plain, "resume": resume})
         if better:
@@ -240,28 +238,24 @@ class Engine:
 
     def _restore(self) -> int:
         """Take up the state of the checkpoint named by --resume; return the epoch to go on with."""
-        assert self.job.resume is not None and self.job.student is not None
-        self.job.student.load_state_dict(self.job.resume["state_dict"])
+        assert self.job.resume is not None
         state = self.job.resume["resume"]
-        for name, term in self.distiller.terms.items():
-            term.load_state_dict(state["terms"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.best = state["best"]
         self.seed = self.train_set.seed = self.batches.seed = state["seed"]
         if self.world.first:
             torch.set_rng_state(state["random"])
-            if state["random_cuda"] and self.world.device.type == "cuda":
-                torch.cuda.set_rng_state_all(state["random_cuda"])
+            if state["random_cuda"] is not None and self.world.device.type == "cuda":
+                torch.cuda.set_rng_state(state["random_cuda"], self.world.device)
         self.world.say(f"=> going on with epoch {state['epoch'] + 1}/{total_epochs(self.args)}")
         return int(state["epoch"])
 
     # -- small things
 
-    def autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> torch.autocast:
         """Return the context of mixed precision that --amp asks for."""
-        dtype = torch.float16 if self.args.amp == "fp16" else torch.bfloat16
-        return torch.autocast(self.world.device.type, dtype, enabled=self.args.amp != "off")
+        return autocast(self.world.device.type, self.args.amp)
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.world.device, non_blocking=True)

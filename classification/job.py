@@ -47,6 +47,17 @@ class Job:
         self.folder = run_folder(self.args, f"{self.args.arch.replace(':', '-')}-{'+'.join(self.args.terms)}")
         if self.args.resume:
             self.resume = read_resume(self.args.resume, self.args, self.data.classes)
+            self._load_resume(self.resume, distiller)
+
+    def _load_resume(self, resume: dict[str, Any], distiller: Distiller) -> None:
+        assert self.student is not None
+        try:
+            self.student.load_state_dict(resume["state_dict"])
+            for name, term in distiller.terms.items():
+                term.load_state_dict(resume["resume"]["terms"][name])
+        except RuntimeError as error:
+            what = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.args.resume} is of a run with other options of its terms: {what}") from error
 
 
 def start_job(args: Namespace, *, with_teacher: bool) -> Job:
@@ -69,17 +80,31 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
     )
     if not only_teacher:
         job.student = _student(args, data, job.notes)
+        _try(args, args.arch, job.student)
     if with_teacher:
         job.teacher = _teacher(args, data, job.notes)
+        _try(args, args.teacher_arch, job.teacher)
     return job
+
+
+@torch.no_grad()
+def _try(args: Namespace, arch: str, model: nn.Module) -> None:
+    """Refuse a network that does not turn an image of --img-size into --num-classes logits."""
+    model.eval()
+    try:
+        logits = model(torch.zeros(1, 3, args.img_size, args.img_size))
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        raise UserError(f"{arch} does not run at --img-size {args.img_size}: {' '.join(str(error).split())}") from error
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, args.num_classes):
+        raise UserError(f"{arch} does not return {args.num_classes} logits an image: choose another network")
 
 
 def _student(args: Namespace, data: Folder, notes: list[str]) -> nn.Module:
     model = build(args.arch, args.num_classes)
-    file = args.student_resume or (args.resume if args.evaluate else "")
+    file = (args.resume if args.evaluate else "") or (args.student_resume if not args.resume else "")
     if file:
         notes.append(load_file(model, file, arch=args.arch, num_classes=args.num_classes, classes=data.classes))
-    elif args.pretrained or args.use_pretrained:
+    elif (args.pretrained or args.use_pretrained) and not args.resume:
         notes.append(load_pretrained(model, args.arch, option="--student-resume"))
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
 

@@ -55,11 +55,11 @@ class World:
         dist.broadcast(value, src=0)
         return int(value)
 
-    def share_buffers(self, module: nn.Module) -> None:
-        """Give every rank rank 0's buffers (batch norm statistics)."""
+    def share_state(self, module: nn.Module) -> None:
+        """Give every rank rank 0's weights and batch norm statistics."""
         if self.size > 1:
-            for buffer in module.buffers():
-                dist.broadcast(buffer, src=0)
+            for value in module.state_dict().values():
+                dist.broadcast(value, src=0)
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,27 @@ Prepare = Callable[[Namespace], Any]
 Execute = Callable[[Any, World], None]
 
 
-def _spawned(local_rank: int, args: Namespace, place: _Place, prepare: Prepare, execute: Execute) -> None:
-    _start(local_rank, args, place, prepare(args), execute)
+def _spawned(local_rank: int, args: Namespace, place: _Place, prepare: Prepare, execute: Execute, prog: str) -> None:
+    try:
+        _start(local_rank, args, place, prepare(args), execute)
+    except UserError as error:
+        print(f"{prog}: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def _spawn(args: Namespace, place: _Place, prepare: Prepare, execute: Execute, prog: str) -> int:
+    """Start this node's ranks, wait for them, and return their exit status; whatever ends us ends them."""
+    context = mp.spawn(_spawned, (args, place, prepare, execute, prog), nprocs=place.local_size, join=False)
+    try:
+        while not context.join():
+            pass
+    except mp.ProcessExitedException as error:
+        return error.exit_code if error.exit_code > 0 else 1
+    except BaseException:
+        for process in context.processes:
+            process.terminate()
+        raise
+    return 0
 
 
 def _start(local_rank: int, args: Namespace, place: _Place, job: Any, execute: Execute) -> None:
@@ -117,7 +136,11 @@ def _start(local_rank: int, args: Namespace, place: _Place, job: Any, execute: E
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.size))  # the ranks may share this machine
         backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
         url = "env://" if place.env else args.dist_url
-        dist.init_process_group(backend, init_method=url, rank=rank, world_size=place.size)
+        try:
+            dist.init_process_group(backend, init_method=url, rank=rank, world_size=place.size)
+        except (ValueError, RuntimeError) as error:
+            where = f"rank {rank} of {place.size} cannot join the others at {url} by {backend}"
+            raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from error
     try:
         execute(job, World(rank, place.size, place.local_size, device))
     finally:
@@ -139,6 +162,7 @@ def run(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute, prog
     """
     with contextlib.suppress(ValueError):  # outside the main thread the caller has its own way to stop
         signal.signal(signal.SIGTERM, _terminate)
+    joined = False
     try:
         args = parse()
         if args.seed is None:
@@ -149,11 +173,11 @@ def run(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute, prog
         job = prepare(args)
         if place.spawn:
             del job  # each rank builds its own
-            mp.spawn(_spawned, (args, place, prepare, execute), nprocs=place.local_size)
-        else:
-            _start(0, args, place, job, execute)
+            return _spawn(args, place, prepare, execute, prog)
+        joined = True
+        _start(0, args, place, job, execute)
     except UserError as error:
-        if int(os.environ.get("RANK", 0)) == 0:
+        if joined or int(os.environ.get("RANK", 0)) == 0:  # what is wrong before that is wrong on every rank
             print(f"{prog}: {error}", file=sys.stderr, flush=True)
         return 2
     except KeyboardInterrupt:
@@ -176,6 +200,30 @@ def _terminate(*_: object) -> None:
     raise _Terminated
 
 
+class MixedPrecision(nn.Module):
+    """Autocast inside the module that is wrapped: the threads of DataParallel do not inherit its type.
+
+    Args:
+        module: what to run.
+        device: whose autocast.
+        kind: "off", "bf16" or "fp16".
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device, kind: str) -> None:
+        super().__init__()
+        self.module, self.device_type, self.kind = module, device.type, kind
+
+    def forward(self, *inputs: Any) -> Any:
+        with autocast(self.device_type, self.kind):
+            return self.module(*inputs)
+
+
+def autocast(device_type: str, kind: str) -> torch.autocast:
+    """Return the context of "bf16" or "fp16", or one that does nothing for "off"."""
+    dtype = torch.float16 if kind == "fp16" else torch.bfloat16
+    return torch.autocast(device_type, dtype, enabled=kind != "off")
+
+
 def seed_everything(seed: int, rank: int, *, deterministic: bool) -> None:
     """Seed Python, NumPy and torch, each rank in its own way."""
     random.seed(seed + rank)
@@ -195,7 +243,10 @@ def wrap(module: nn.Module, world: World, args: Namespace) -> nn.Module:
     if world.size > 1:
         ids = [world.device.index] if world.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
-    every = args.gpu is None and world.device == torch.device("cuda", 0) and args.device in ("auto", "cuda")
-    if every and torch.cuda.device_count() > 1:
-        return nn.DataParallel(module)
-    return module
+    return nn.DataParallel(module) if parallel_devices(world, args) > 1 else module
+
+
+def parallel_devices(world: World, args: Namespace) -> int:
+    """Return how many GPUs this process uses: all visible ones where it is alone and none was named."""
+    alone = world.size == 1 and args.gpu is None and args.device in ("auto", "cuda")
+    return torch.cuda.device_count() if alone and world.device.type == "cuda" else 1

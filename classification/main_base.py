@@ -17,7 +17,7 @@ PROG = "main_base.py"
 
 def prepare(args: Namespace) -> Job:
     """Build and check the job: data, network, cross-entropy."""
-    job = start_job(args, with_teacher=bool(args.teacher_resume))
+    job = start_job(args, with_teacher=bool(args.teacher_resume or args.teacher_arch))
     if not args.evaluate:
         assert job.student is not None
         job.set_distiller(Distiller(job.student, [], {"ce": (CE(args.label_smoothing), 1.0)}))

@@ -29,17 +29,16 @@ def prepare(args: Namespace) -> Job:
         return job
     assert job.student is not None and job.teacher is not None
     names = args.distiller.split("+")
-    student, teacher = Taps(job.student), freeze(job.teacher)
+    student, teacher = Taps(job.student), Taps(job.teacher)
     terms: dict[str, tuple[nn.Module, float]] = {"ce": (CE(args.label_smoothing), 1.0)}
     if "mgd" in names:
-        tapped = tap(args, job.student, job.teacher)
-        terms["mgd"] = (match(args, *tapped), 1 / args.loss_factor)
-        student, teacher = tapped[0], freeze(tapped[1])
+        student, teacher = tap(args, job.student, job.teacher)
+        terms["mgd"] = (match(args, student, teacher), 1 / args.loss_factor)
     if "kd" in names:
         terms["kd"] = (KD(args.kd_temperature), args.kd_weight)
     if args.sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(nn.ModuleDict({n: term for n, (term, _) in terms.items()}))
-    job.set_distiller(Distiller(student, teacher, terms))
+    job.set_distiller(Distiller(student, freeze(teacher), terms))
     return job
 
 
@@ -112,7 +111,7 @@ def rematch(engine: Engine, matching: ChannelMatching, epoch: int) -> dict[str, 
     """Observe both networks in eval mode on training images, solve the flows anew, and save them."""
     start = time.perf_counter()
     student, (teacher,) = engine.distiller.student, engine.distiller.teachers
-    engine.world.share_buffers(student)
+    engine.world.share_state(student.model)
     student.eval()
     before = [flow.matrix for flow in matching.flows] if matching.matched else None
     for images in engine.matching_images(epoch):
@@ -131,7 +130,7 @@ def rematch(engine: Engine, matching: ChannelMatching, epoch: int) -> dict[str, 
     engine.world.say(f"=> matched in {seconds:.1f} s: mean cost of a pair, stage by stage  {means}{changed}")
     if engine.world.first:
         number = epoch // engine.args.mgd_update_freq if engine.args.mgd_update_freq else 0
-        save_flows(engine.job.folder / "flow" / f"{number:04d}.npz", flows, matching.costs[-1], epoch)
+        save_flows(engine.job.folder / "flow", number, flows, matching.costs, epoch)
     return record
 
 

@@ -53,9 +53,12 @@ class Journal:
     def __init__(self, folder: Path, start: int = 0) -> None:
         self.path = folder / "metrics.jsonl"
         if self.path.exists():
-            lines = self.path.read_text().splitlines()
+            # The last line may be cut; complete ones stand before it.
+            lines = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             kept = [line for line in lines if json.loads(line)["epoch"] < start]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            beside = self.path.with_name("metrics.jsonl.new")
+            beside.write_text("".join(kept))
+            beside.replace(self.path)
         self.events = SummaryWriter(str(folder), purge_step=start or None)
 
     def write(self, record: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ def reduce_channels(
     if reducer == "sp":
         return _pool_max(teacher, members), margin[members].amax(0)
     present = (index >= 0).to(margin.dtype)
-    mean_margin = (margin[members] * present).sum(0) / present.sum(0)
+    mean_margin = torch.where(index >= 0, margin[members], 0).sum(0) / present.sum(0)
     if reducer == "amp":
         return _pool_abs_max(teacher, members), mean_margin
     if reducer == "sp_mean":

@@ -98,7 +98,8 @@ class Taps(nn.Module):
         self.model = model
         self.paths = tuple(paths)
         self.points = [_parse(model, path) for path in self.paths]
-        self._copy = [True] * len(self.paths)
+        # What is overwritten may differ between training and evaluation.
+        self._copy = {mode: [True] * len(self.paths) for mode in (True, False)}
         # Keyed by device: the replicas of DataParallel share this object, each on its own device.
         self._open: dict[torch.device, list[_Slot]] = {}
         self._handles = [self._hook(number, point) for number, point in enumerate(self.points)]
@@ -115,7 +116,7 @@ class Taps(nn.Module):
         if slots is None:  # the network runs on its own, not through this object
             return
         slot = slots[number]
-        copies = self._copy[number]
+        copies = self._copy[self.model.training][number]
         slot.originals.append(None if tensor.is_inference() else (tensor, tensor._version))
         slot.calls.append(tensor.clone() if copies else tensor)
 
@@ -143,9 +144,10 @@ class Taps(nn.Module):
             raise ValueError(f"tap {point.path!r}: the module is called only {calls} times in a forward")
         original = slot.originals[call]
         overwritten = original is None or original[0]._version != original[1]
-        if overwritten and not self._copy[number]:
+        copies = self._copy[self.model.training]
+        if overwritten and not copies[number]:
             raise RuntimeError(f"tap {point.path!r} was overwritten in place; it was not in the first forward")
-        self._copy[number] = overwritten
+        copies[number] = overwritten
         return slot.calls[call]
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Keep what a run measured: python scripts/collect_run.py RUN TABLE ROW [--order N] [--seed-name NAME]
+"""Keep what a run measured: python scripts/collect_run.py RUN TABLE ROW [--order N]
 
 Writes scripts/results/TABLE/<ROW>-<seed>.json from the run folder: command, options, versions, commit, machine, seed,
 top-1 and top-5 of the last epoch and of the best one, seconds, parameters and the curve.

@@ -1,8 +1,9 @@
 """Draw what a run matched: python scripts/show_flow.py RUN [--stage -1] [--images 3] [--channels 6] [--output FILE]
 
-The left half shows, for the student channels matched best, middling and worst, the student's map and its teacher
-channels' maps (before the ReLU, white is zero) on validation images; the right half the last stage's cost matrix,
-teacher channels sorted by the student channel that they guide, with the matched pairs marked.
+Call it in the folder where the run was started: its paths may be relative. The left half shows, for the student
+channels matched best, middling and worst, the student's map and its teacher channels' maps (before the ReLU, white is
+zero) on validation images; the right half the cost matrix of the stage, teacher channels sorted by the student channel
+that they guide, with the matched pairs marked.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def draw(run: Path, stage: int, num_images: int, num_channels: int, output: Path
     own = np.array([cost[s, column[column >= 0]].mean() for s, column in enumerate(index.T)])
     order = np.argsort(own)
     picks = order[np.linspace(0, len(order) - 1, num_channels).astype(int)]
-    shown = [3 + 9 * k for k in range(num_images)]
+    shown = np.linspace(0, len(images) - 1, num_images + 2).astype(int)[1:-1]
 
     depth = min(index.shape[0], 3)
     figure = plt.figure(figsize=(1.0 * num_images * (depth + 1) + 6, num_channels + 1.4), layout="constrained")

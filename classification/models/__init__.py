@@ -74,7 +74,8 @@ def _builder(arch: str) -> tuple[Callable[..., nn.Module], str | None]:
         name, known = arch.removeprefix("torchvision:"), torchvision.models.list_models(module=torchvision.models)
         if name not in known:
             raise _unknown(arch, [f"torchvision:{n}" for n in known])
-        return partial(torchvision.models.get_model, name), name
+        options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+        return partial(torchvision.models.get_model, name, **options), name
     if arch.startswith("timm:"):
         name, known = arch.removeprefix("timm:"), timm.list_models()
         if name.split(".")[0] not in known:
@@ -101,7 +102,7 @@ def build(arch: str, num_classes: int) -> nn.Module:
     builder, _ = _builder(arch)
     try:
         return builder(num_classes=num_classes)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise UserError(f"cannot build {arch!r}: {error}") from error
 
 

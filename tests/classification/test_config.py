@@ -92,6 +92,8 @@ def test_a_recipe_stands_in_for_defaults_and_the_command_line_wins(tmp_path: Pat
         ("arch: [", "not YAML"),
         ("arch: !!python/object/apply:os.system [ls]", "not YAML"),
         ("help: true", "unknown key 'help'"),
+        ("output: null", "output needs a value"),
+        ("epochs: {a: 1}", "epochs needs a value"),
     ],
 )
 def test_a_wrong_recipe_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -133,9 +135,20 @@ def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
         ("--world-size 2 --rank 2", "--rank between 0 and 1"),
         ("--world-size 0", "positive"),
         ("--resume a --output b", "leave --output out"),
-        ("--resume a --student-resume b", "leave --student-resume out"),
         ("--pretrained --student-resume b", "exclude"),
         ("--taps a --student-taps b", "leave"),
+        ("--rank 1", "--rank between 0 and 0"),
+        ("--rank -7", "--rank between"),
+        ("--multiprocessing-distributed --rank 3", "--rank between 0 and 0"),
+        ("--device meta", "not supported"),
+        ("--device cpu --multiprocessing-distributed --gpu 0", "this machine shows|exclude"),
+        ("--seed 99999999999999999999", "at most"),
+        ("--distiller kd --mgd-reducer sp", "--mgd-reducer has no effect here: it goes with --distiller mgd"),
+        ("--distiller kd --taps a", "--taps has no effect"),
+        ("--kd-weight 2", "--kd-weight has no effect here"),
+        ("--lr-schedule cosine --lr-drop-epochs 3", "--lr-schedule step"),
+        ("--warmup-epochs 3", "--warmup 1"),
+        ("--resume a --start-epoch 3", "without --resume"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(words: str, message: str) -> None:
@@ -152,6 +165,10 @@ def test_a_gpu_that_is_not_there_is_refused(words: str) -> None:
 def test_main_base_refuses_what_has_no_effect_there() -> None:
     with pytest.raises(UserError, match="--mgd-reducer"):
         parse(["DIR", "--mgd-reducer", "amp"], "main_base.py", distillation=False)
+    message = "argument --lr/--learning-rate: expected a number above 0; got 'nan'"
+    with pytest.raises(UserError) as caught:
+        distillation("--lr", "nan")
+    assert str(caught.value) == message  # no hint of other options
     with pytest.raises(UserError, match=r"main_mgd\.py"):
         parse(["DIR", "--teacher-resume", "x"], "main_base.py", distillation=False)
     assert math.isclose(parse(["DIR"], "main_base.py", distillation=False).lr, 0.1)

@@ -142,8 +142,14 @@ def test_workers_change_nothing(photos: Path) -> None:
     assert not torch.equal(found[0][0], found[1][0])
 
 
-@pytest.mark.parametrize(("crop", "kept"), [("resized", 14), ("pad", 16)])
-def test_evaluation_keeps_the_centre(crop: str, kept: int) -> None:
+def test_a_batch_smaller_than_the_ranks_is_refused() -> None:
+    for num, batch_size, ranks in ((27, 1, 2), (27, 2, 2), (9, 8, 8)):
+        with pytest.raises(UserError, match="raise -b"):
+            TrainBatches(num, batch_size, 0, 0, ranks)
+
+
+@pytest.mark.parametrize("crop", ["resized", "pad"])
+def test_evaluation_keeps_the_centre(crop: str) -> None:
     from PIL import Image
 
     pixels = torch.zeros(16, 16, 3, dtype=torch.uint8)
@@ -154,7 +160,6 @@ def test_evaluation_keeps_the_centre(crop: str, kept: int) -> None:
     # Resize to 16 * 256/224 = 18 and cropping 16 leaves 16/18 of the picture, centred.
     assert (image[0, 8:] > 0).all() and (image[0, :7] < 0).all()
     assert (crop == "pad") == bool(torch.equal(image[0, 7], image[0, 0]))
-    del kept
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:

@@ -53,7 +53,8 @@ def test_distillation_writes_its_run_folder(reducer: str, with_kd: str, distil: 
         config["options"]["mgd_reducer"] == reducer and config["versions"]["torch"] == torch.__version__.split("+")[0]
     )
     flows = [np.load(folder / "flow" / f"{number:04d}.npz") for number in (0, 1)]
-    assert flows[0]["cost"].shape == (32, 64) and {"index0", "index1", "index2"} <= set(flows[0])
+    assert flows[1]["cost2"].shape == (32, 64) and {"index0", "index1", "index2"} <= set(flows[0])
+    assert not [name for name in flows[0] if name.startswith("cost")], "costs are kept of the last update only"
     assert flows[0]["index2"].shape == ((1, 32) if reducer == "sm" else (2, 32))
     assert any(path.name.startswith("events") for path in folder.iterdir())
 
@@ -97,7 +98,8 @@ def test_resuming_ends_where_the_whole_run_ends(distil: list[str], tmp_path: Pat
     assert main_mgd.main(options(words, output=str(tmp_path / "cut"), epochs="2")) == 0
     with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "left": "by a run that was killed before its checkpoint"}\n')
-    again = words[: words.index("--output")] + words[words.index("--output") + 2 :]
+        file.write('{"epoch": 2, "cut in the mid')
+    again = options(words, output=str(tmp_path / "cut"))
     assert main_mgd.main([*again, "--resume", str(tmp_path / "cut" / "last.pth")]) == 0
     whole, cut = (torch.load(tmp_path / n / "last.pth", weights_only=True) for n in ("whole", "cut"))
     assert all(torch.equal(value, cut["state_dict"][name]) for name, value in whole["state_dict"].items())
@@ -153,7 +155,9 @@ def test_a_term_that_drowns_the_others_is_warned_of(factor: str, warned: bool, d
 
 
 def test_kd_alone_mixed_precision_and_named_taps(distil: list[str], tmp_path: Path) -> None:
-    assert main_mgd.main(options(distil, distiller="kd", output=str(tmp_path / "kd"), epochs="1")) == 0
+    where = distil.index("--loss-factor")
+    words = distil[:where] + distil[where + 2 :]
+    assert main_mgd.main(options(words, distiller="kd", output=str(tmp_path / "kd"), epochs="1")) == 0
     assert "train_mgd" not in records(tmp_path / "kd")[0]
     assert not list((tmp_path / "kd" / "flow").iterdir())
     words = options(distil, amp="bf16", taps="layer2.0.relu@in#-1,layer3", epochs="1", mgd_margin="map")
@@ -202,6 +206,8 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         ),
         "output": options(words, output=str(tmp_path / "taken")),
         "resume": [*no_output, "--resume", str(checkpoint)],
+        "read only": options(words, output="/proc/run"),
+        "size": ["torchvision:vit_b_16" if w == STUDENT else w for w in words],
         "typo": [*words, "--mgd-reducr", "amp"],
     }[name]
 
@@ -214,7 +220,7 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         ("no teacher", "train a teacher with main_base.py and give its best.pth by --teacher-resume"),
         ("pretrained", "no pretrained weights of cifar_resnet8_w0.5: give a file by --student-resume"),
         ("missing", "does not exist"),
-        ("truncated", "truncated or of another format"),
+        ("truncated", "it is truncated, of another format"),
         ("network", "does not fit cifar_resnet8"),
         ("order", "another order: class 0 is 'sky' there, 'bar' in the data"),
         ("count", "has 4 classes, this run 3"),
@@ -227,6 +233,8 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         ("default taps", "name them by --teacher-taps (its modules: stem, trunk_output"),
         ("output", "exists already and is not overwritten"),
         ("resume", "holds weights only"),
+        ("read only", "--output /proc/run cannot be made"),
+        ("size", "torchvision:vit_b_16 does not run at --img-size 16"),
         ("typo", "close ones are --mgd-reducer"),
     ],
 )
@@ -241,6 +249,13 @@ def test_mistakes_get_one_line_and_status_2(
     assert captured.err.startswith("main_mgd.py: ") and captured.err.count("\n") == 1
     assert message in captured.err and "epoch" not in captured.out
     assert not (tmp_path / "run").exists()
+
+
+def test_resuming_with_another_reducer_is_refused(distil: list[str], capsys: Any) -> None:
+    assert main_mgd.main(options(distil, epochs="1")) == 0
+    words = options(distil, mgd_reducer="sm", resume=str(Path(distil[-1]) / "last.pth"))
+    assert main_mgd.main(words) == 2
+    assert "of a run with other options of its terms" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

@@ -178,6 +178,7 @@ def test_every_name_builds_runs_and_takes_classes(arch: str) -> None:
         ("timm:resnet51", "timm:resnet50"),
         ("cifar_resnet21", "6n"),
         ("cifar_resnet20_w0", "at least one channel"),
+        ("timm:resnet18.nope", "cannot build"),
     ],
 )
 def test_unknown_names_are_refused_with_close_ones(arch: str, message: str) -> None:

@@ -87,6 +87,12 @@ def test_bf16_maps_stay_bf16(reducer: str) -> None:
     assert target.dtype == torch.bfloat16
 
 
+def test_no_margin_stays_no_margin_beside_empty_slots() -> None:
+    for reducer in ("amp", "sp", "sp_mean"):
+        _, margin = reduce_channels(torch.randn(1, 7, 2, 2), torch.full((7,), -torch.inf), INDEX, reducer)
+        assert (margin == -torch.inf).all()
+
+
 def test_bad_input_is_refused() -> None:
     teacher, margin = torch.randn(1, 7, 2, 2), torch.zeros(7)
     with pytest.raises(ValueError, match="amp, sp"):

@@ -50,6 +50,15 @@ def test_only_overwritten_maps_are_copied_later() -> None:
     assert outputs.features[1].data_ptr() != seen[1]
 
 
+def test_what_only_training_overwrites_is_copied_there() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5, inplace=True), nn.Flatten())
+    taps, images = Taps(net, ["0"]), torch.randn(4, 3, 5, 5)
+    dry_forward(taps, images)
+    for _ in range(2):
+        (got,) = taps.train()(images).features
+        torch.testing.assert_close(got, nn.functional.batch_norm(images, None, None, training=True))
+
+
 def test_gradient_flows_through_a_tap() -> None:
     net = toy()
     outputs = Taps(net, TOY_TAPS)(torch.randn(2, 3, 6, 6))
