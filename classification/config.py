@@ -270,6 +270,8 @@ def _check_devices(args: Namespace) -> None:
         raise UserError("--amp fp16 needs a GPU: use bf16 or off")
     if args.sync_bn and not on_gpu:
         raise UserError("--sync-bn 1 needs GPUs: torch has no CPU form of it")
+    if args.sync_bn and not (args.world_size > 1 or args.multiprocessing_distributed or "RANK" in os.environ):
+        raise UserError("--sync-bn 1 needs several ranks: --multiprocessing-distributed, --world-size or torchrun")
     if args.dist_backend == "nccl" and not on_gpu:
         raise UserError("--dist-backend nccl needs GPUs: use gloo")
     if args.world_size == 0 or args.world_size < -1:

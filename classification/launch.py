@@ -30,6 +30,9 @@ class World:
     size: int = 1
     local_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    # Reduced tensors, a few small ones an epoch. A gloo thread that is the last to hold one waits for the interpreter's
+    # lock to free it, while the end of the process group waits for the thread holding that lock.
+    kept: list[Tensor] = field(default_factory=list)
 
     @property
     def first(self) -> bool:
@@ -44,6 +47,7 @@ class World:
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of `values` over the ranks."""
         if self.size > 1:
+            self.kept.append(values)
             dist.all_reduce(values)
         return values
 
@@ -52,13 +56,15 @@ class World:
         if self.size == 1:
             return number
         value = torch.tensor(number, device=self.device, dtype=torch.int64)
+        self.kept.append(value)
         dist.broadcast(value, src=0)
         return int(value)
 
+    @torch.no_grad()
     def share_state(self, module: nn.Module) -> None:
         """Give every rank rank 0's weights and batch norm statistics."""
         if self.size > 1:
-            for value in module.state_dict().values():
+            for value in (*module.parameters(), *module.buffers()):
                 dist.broadcast(value, src=0)
 
 
@@ -107,7 +113,7 @@ def _spawned(local_rank: int, args: Namespace, place: _Place, prepare: Prepare, 
         _start(local_rank, args, place, prepare(args), execute)
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        os._exit(2)
 
 
 def _spawn(args: Namespace, place: _Place, prepare: Prepare, execute: Execute, prog: str) -> int:
@@ -141,14 +147,28 @@ def _start(local_rank: int, args: Namespace, place: _Place, job: Any, execute: E
         except (ValueError, RuntimeError) as error:
             where = f"rank {rank} of {place.size} cannot join the others at {url} by {backend}"
             raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from error
-    try:
-        execute(job, World(rank, place.size, place.local_size, device))
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    world = World(rank, place.size, place.local_size, device)
+    execute(job, world)
+    if dist.is_initialized():
+        dist.barrier()  # nobody leaves while others still talk
+        dist.destroy_process_group()
 
 
 def run(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute, prog: str) -> int:
+    """Do a job in one process or several, and turn what happened into an exit status.
+
+    The arguments and the status are those of `_attempt`. A rank that fails leaves at once: ending its process group in
+    good order would wait for the other ranks.
+    """
+    status = _attempt(parse, prepare, execute, prog)
+    if dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def _attempt(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute, prog: str) -> int:
     """Parse, check, start the ranks, and turn what happened into an exit status.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -58,6 +59,17 @@ def test_two_ranks_match_as_one(launch: str, distil: list[str], tmp_path: Path) 
     assert both[0]["valid_top5"] == alone[0]["valid_top5"] == 100
     assert both[0]["valid_top1"] * 15 / 100 == pytest.approx(round(both[0]["valid_top1"] * 15 / 100))
     assert both[0]["train_ce"] == pytest.approx(alone[0]["train_ce"], rel=0.2)
+
+
+def test_a_rank_that_fails_takes_the_others_down_and_names_the_image(distil: list[str], tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(distil[0], photos)
+    for image in sorted((photos / "valid").rglob("*.png"))[1::2]:  # the images of rank 1
+        image.write_bytes(b"no image")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    words = [*torchrun, SCRIPT, str(photos), *distil[1:]]
+    done = subprocess.run(words, env=ENV, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and done.stderr.count("cannot be read") == 1, done.stderr
 
 
 def test_a_mistake_is_told_once_by_rank_0(distil: list[str]) -> None:
