@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import random
 import signal
@@ -262,7 +263,9 @@ def wrap(module: nn.Module, world: World, args: Namespace) -> nn.Module:
     """
     if world.size > 1:
         ids = [world.device.index] if world.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
+        ddp = nn.parallel.DistributedDataParallel
+        new = "forward_sync_buffers" in inspect.signature(ddp).parameters  # the name since torch 2.15
+        return ddp(module, device_ids=ids, **{"forward_sync_buffers" if new else "broadcast_buffers": False})
     return nn.DataParallel(module) if parallel_devices(world, args) > 1 else module
 
 
