@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from classification.checkpoint import read_resume, run_folder
+from classification.config import total_epochs
 from classification.data import Folder, read_folder
 from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER, build
@@ -47,6 +48,8 @@ class Job:
         self.folder = run_folder(self.args, f"{self.args.arch.replace(':', '-')}-{'+'.join(self.args.terms)}")
         if self.args.resume:
             self.resume = read_resume(self.args.resume, self.args, self.data.classes)
+            if self.resume["resume"]["epoch"] >= total_epochs(self.args):
+                raise UserError(f"{self.args.resume} is of a run that is done: raise --epochs to go on")
             self._load_resume(self.resume, distiller)
 
     def _load_resume(self, resume: dict[str, Any], distiller: Distiller) -> None:
