@@ -47,7 +47,8 @@ def channel_cost(student: Tensor, teacher: Tensor) -> Tensor:
 
     Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, section 3.2.
     """
-    return 2 - 2 * _cosine_sum(student, teacher) / student.shape[0]
+    cost: Tensor = 2 - 2 * _cosine_sum(student, teacher) / student.shape[0]
+    return cost
 
 
 class ChannelCost(nn.Module):
@@ -79,7 +80,8 @@ class ChannelCost(nn.Module):
         """Return the (S, T) float64 cost; raise RuntimeError where no image was seen."""
         if int(self.count) == 0:
             raise RuntimeError("no images were observed: call update(student, teacher) first")
-        return 2 - 2 * self.cosine / self.count
+        cost: Tensor = 2 - 2 * self.cosine / self.count
+        return cost
 
     def reset(self) -> None:
         """Forget every image."""

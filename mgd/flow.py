@@ -173,7 +173,7 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
     start = time.perf_counter()
     if num_student > num_teacher:
         teacher = SOLVERS[name](array, num_student // num_teacher, False)
-        student = np.arange(num_student)
+        student: Array = np.arange(num_student)
     else:
         kept = num_student * depth if capacity == "reference" else num_teacher
         demand = 1 if capacity == "single" else num_teacher // num_student
