@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import time
 from pathlib import Path
 
-import torch
+from collect_run import collect
 from prepare_digits import write_digits
 
 from classification import main_base, main_mgd
@@ -30,10 +29,8 @@ def run(role: str, main: object, folder: Path, options: str, seed: int) -> dict[
     if status:
         sys.exit(status)
     seconds = time.perf_counter() - start
-    last = json.loads((folder / role / "metrics.jsonl").read_text().splitlines()[-1])
-    weights = torch.load(folder / role / "best.pth", weights_only=True)["state_dict"]
-    parameters = sum(v.numel() for name, v in weights.items() if "running" not in name and "num_batches" not in name)
-    return {"role": role, "top1": last["valid_top1"], "seconds": seconds, "parameters": parameters}
+    result = collect(folder / role)
+    return {"role": role, "top1": result["last_top1"], "seconds": seconds, "parameters": result["parameters"]}
 
 
 def demo(folder: Path, per_class: int, seed: int) -> list[dict[str, object]]:
