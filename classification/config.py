@@ -82,6 +82,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         default=min(8, os.cpu_count() or 1),
         help="loading processes, shared by the ranks that one command starts",
     )
+    add("--cache", choices=("off", "ram"), default="off", help="ram: decode every image once and keep it in memory")
+    add("--channels-last", type=int, choices=(0, 1), default=1, help="memory layout of maps: 1 is faster nearly always")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +145,12 @@ def _add_distillation(parser: argparse.ArgumentParser) -> None:
     )
     add("--kd-weight", type=_nonnegative, default=1.0, help="factor of the kd term")
     add("--kd-temperature", type=_positive, help="softens both networks' logits; default: 1.5 beside mgd, 4 alone")
+    add(
+        "--teacher-dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="number type of the frozen teacher; auto: bfloat16 where the device computes in it",
+    )
     add("--student-taps", metavar="PATHS", help="comma-separated, as layer2.1.relu@in#-1; default: by family")
     add("--teacher-taps", metavar="PATHS", help="the same for the teacher")
     add("--taps", metavar="PATHS", help="the same paths for student and teacher")

@@ -9,33 +9,40 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms as T
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset, pil_loader
 
+from classification.cache import Cache
 from classification.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+Transform = Callable[[Image.Image], Image.Image]
+
 
 class Photos(Dataset[tuple[Tensor, int, int]]):
-    """Images of one split.
+    """Images of one split, as bytes: (height, width, 3) uint8, class index, index.
 
     An item is asked for by (epoch, index): random transforms draw from a generator seeded by (seed, epoch, index), so
     neither the number of workers nor a resumption changes them.
 
     Args:
         samples: (path, class index) of every image.
-        transform: PIL image -> (3, H, W).
+        transform: PIL image -> PIL image of the size that the network sees.
         seed: of the random transforms.
+        cache: the decoded images, or None to read their files.
     """
 
-    def __init__(self, samples: list[tuple[str, int]], transform: Callable[..., Tensor], seed: int = 0) -> None:
+    def __init__(
+        self, samples: list[tuple[str, int]], transform: Transform, seed: int = 0, cache: Cache | None = None
+    ) -> None:
         self.samples = samples
         self.transform = transform
         self.seed = seed
+        self.cache = cache
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -43,16 +50,34 @@ class Photos(Dataset[tuple[Tensor, int, int]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
         epoch, index = key
         path, target = self.samples[index]
-        try:
-            image = pil_loader(path)
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise UserError(f"image {path} cannot be read ({error}): mend or remove it") from error
+        image = read_image(path) if self.cache is None else self.cache[index]
         outside = torch.random.get_rng_state()
         torch.random.default_generator.manual_seed(_mix(self.seed, epoch, index))
         try:
-            return self.transform(image), target, index
+            return torch.from_numpy(np.array(self.transform(image))), target, index
         finally:
             torch.random.set_rng_state(outside)
+
+
+def read_image(path: str) -> Image.Image:
+    """Read an image file as RGB.
+
+    Raises:
+        UserError: naming the file.
+    """
+    try:
+        return pil_loader(path)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise UserError(f"image {path} cannot be read ({error}): mend or remove it") from error
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Turn bytes (B, H, W, 3) into what networks see: (B, 3, H, W) float32, channels last in memory.
+
+    x = (bytes / 255 - MEAN) / STD
+    """
+    mean, std = (255 * torch.tensor(values, device=images.device) for values in (MEAN, STD))
+    return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 def _mix(*numbers: int) -> int:
@@ -109,25 +134,25 @@ def _class_names(split: Path) -> list[str]:
     return names
 
 
-def train_transform(args: Namespace) -> Callable[..., Tensor]:
-    """Random resized crop, or with --train-crop pad a shift by an eighth of the side; mirror; normalise."""
+def train_transform(args: Namespace) -> Transform:
+    """Random resized crop, or with --train-crop pad a shift by an eighth of the side; mirror."""
     size = args.img_size
     if args.train_crop == "pad":
-        crop: list[Callable[..., object]] = [*_fit(size), T.RandomCrop(size, padding=size // 8)]
+        crop: list[Transform] = [*_fit(size), T.RandomCrop(size, padding=size // 8)]
     else:
         crop = [T.RandomResizedCrop(size)]
     flip = [T.RandomHorizontalFlip()] if args.hflip else []
-    return T.Compose([*crop, *flip, T.ToTensor(), T.Normalize(MEAN, STD)])
+    return T.Compose([*crop, *flip])
 
 
-def eval_transform(args: Namespace) -> Callable[..., Tensor]:
+def eval_transform(args: Namespace) -> Transform:
     """Resize to img-size * 256/224 and crop the centre; with --train-crop pad, resize to img-size alone."""
     size = args.img_size
     crop = _fit(size) if args.train_crop == "pad" else [T.Resize(round(size * 256 / 224)), T.CenterCrop(size)]
-    return T.Compose([*crop, T.ToTensor(), T.Normalize(MEAN, STD)])
+    return T.Compose(crop)
 
 
-def _fit(size: int) -> list[Callable[..., object]]:
+def _fit(size: int) -> list[Transform]:
     return [T.Resize(size), T.CenterCrop(size)]
 
 
@@ -204,7 +229,7 @@ def loader(
     *,
     persistent: bool = True,
 ) -> DataLoader:
-    """Load `batches` of `photos`; with `persistent`, workers stay alive between epochs."""
+    """Load `batches` of `photos`, as bytes for `normalise`; with `persistent`, workers stay alive between epochs."""
     return DataLoader(
         photos,
         batch_sampler=batches,

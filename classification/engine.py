@@ -13,12 +13,24 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from classification.cache import Cache
 from classification.checkpoint import VERSION, describe_student, make_folder, write_atomic
 from classification.config import describe, learning_rate, total_epochs
-from classification.data import FixedBatches, Photos, TrainBatches, eval_transform, loader, subset, train_transform
+from classification.data import (
+    FixedBatches,
+    Photos,
+    TrainBatches,
+    eval_transform,
+    loader,
+    normalise,
+    read_image,
+    subset,
+    train_transform,
+)
 from classification.job import Job
 from classification.launch import MixedPrecision, World, autocast, parallel_devices, seed_everything, wrap
 from classification.metrics import Journal, Means, hits
+from mgd import Outputs
 
 BeforeEpoch = Callable[["Engine", int], dict[str, float]]
 
@@ -36,12 +48,13 @@ class Engine:
         self.seed = world.share(job.args.seed)
         seed_everything(self.seed, world.rank, deterministic=job.args.seeded)
         self.workers = -(-job.args.workers // world.local_size)
-        self.valid = Photos(job.data.valid, eval_transform(job.args))
         for note in job.notes:
             world.say(f"=> {note}")
         for network in (job.student, job.teacher):
             if network is not None:
-                network.to(world.device)
+                memory = torch.channels_last if job.args.channels_last else torch.preserve_format
+                network.to(world.device, memory_format=memory)
+        self.valid = Photos(job.data.valid, eval_transform(job.args), cache=self._cache(job.data.valid))
         self._valid_loader: DataLoader | None = None
         # Images that one device sees at once when nothing is wrapped.
         self._share = -(-job.args.batch_size // (world.size * parallel_devices(world, job.args)))
@@ -56,8 +69,8 @@ class Engine:
             if network is None:
                 continue
             result = results[role] = self.evaluate(network)
-            size = sum(p.numel() for p in network.parameters())
-            self.world.say(f"=> {role} {arch}, {size / 1e6:.2f} M parameters: {_accuracy(result)}")
+            size = self.job.sizes[role] / 1e6
+            self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {_accuracy(result)}")
             chance = 100 / self.args.num_classes
             if role == "teacher" and result["valid_top1"] < chance + 0.1 * (100 - chance):
                 self.world.say(
@@ -76,9 +89,10 @@ class Engine:
         total = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         network.eval()
         for images, target, _ in self._progress(self._valid_loader, "evaluate"):
-            images, target = self._move(images), self._move(target)
+            images, target = self._images(images), self._move(target)
             with self.autocast():
-                logits = network(images)
+                outputs = network(images)
+            logits = outputs.logits if isinstance(outputs, Outputs) else outputs
             total[:2] += hits(logits.float(), target)
             total[2] += len(target)
         top1, top5, count = self.world.sum(total).tolist()
@@ -101,7 +115,8 @@ class Engine:
             nesterov=args.momentum > 0,
         )
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
-        self.train_set = Photos(job.data.train, train_transform(args), self.seed)
+        self.train_cache = self._cache(job.data.train)
+        self.train_set = Photos(job.data.train, train_transform(args), self.seed, self.train_cache)
         self.batches = TrainBatches(len(self.train_set), args.batch_size, self.seed, world.rank, world.size)
         self.train_loader = loader(self.train_set, self.batches, self.workers, world.device)
         start = self._restore() if job.resume else args.start_epoch
@@ -123,10 +138,10 @@ class Engine:
         """Yield batches of training images under the evaluation transform: this rank's share of a matching pass."""
         chosen = subset(len(self.job.data.train), self.args.mgd_max_images, self.seed, epoch)
         batches = FixedBatches(chosen, self._share, self.world.rank, self.world.size)
-        photos = Photos(self.job.data.train, eval_transform(self.args))
+        photos = Photos(self.job.data.train, eval_transform(self.args), cache=self.train_cache)
         loading = loader(photos, batches, self.workers, self.world.device, persistent=False)
         for images, _, _ in self._progress(loading, "match"):
-            yield self._move(images)
+            yield self._images(images)
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         args, world = self.args, self.world
@@ -138,7 +153,7 @@ class Engine:
         bar = self._progress(self.train_loader, f"epoch {epoch}")
         for step, (images, target, index) in enumerate(bar):
             self._set_rate(learning_rate(args, epoch, step / steps))
-            values = self._step(epoch, step, self._move(images), self._move(target), self._move(index))
+            values = self._step(epoch, step, self._images(images), self._move(target), self._move(index))
             means.add(values, len(images))
             if (step + 1) % args.print_freq == 0:
                 self._report_step(epoch, step, steps, values, time.perf_counter() - start, bar)
@@ -259,6 +274,16 @@ class Engine:
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.world.device, non_blocking=True)
+
+    def _images(self, images: Tensor) -> Tensor:
+        normal = normalise(self._move(images))
+        return normal if self.args.channels_last else normal.contiguous()
+
+    def _cache(self, samples: list[tuple[str, int]]) -> Cache | None:
+        if self.args.cache == "off":
+            return None
+        self.world.say(f"=> decoding {len(samples)} images into memory")
+        return Cache(samples, read_image)
 
     def _set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:

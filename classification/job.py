@@ -30,6 +30,7 @@ class Job:
         teacher: the frozen network beside it, or None.
         distiller: what computes the loss, or None with --evaluate.
         notes: what was loaded, one line each.
+        sizes: parameters of "student" and "teacher".
     """
 
     args: Namespace
@@ -38,6 +39,7 @@ class Job:
     teacher: nn.Module | None
     distiller: Distiller | None = None
     notes: list[str] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
     resume: dict[str, Any] | None = None
     folder: Path = Path()
 
@@ -87,6 +89,8 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
     if with_teacher:
         job.teacher = _teacher(args, data, job.notes)
         _try(args, args.teacher_arch, job.teacher)
+    networks = {"student": job.student, "teacher": job.teacher}
+    job.sizes = {role: sum(p.numel() for p in net.parameters()) for role, net in networks.items() if net is not None}
     return job
 
 

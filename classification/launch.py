@@ -90,12 +90,13 @@ def _place(args: Namespace) -> _Place:
         node = int(os.environ.get("RANK", node)) if node == -1 else node
     nodes, node = max(nodes, 1), max(node, 0)
     if args.multiprocessing_distributed:
-        local_size = max(torch.cuda.device_count(), 1) if _device(args, 0).type == "cuda" else 1
+        local_size = max(torch.cuda.device_count(), 1) if device_of(args).type == "cuda" else 1
         return _Place(node * local_size, nodes * local_size, local_size, local_size > 1, False)
     return _Place(node, nodes, 1, False, False)
 
 
-def _device(args: Namespace, local_rank: int) -> torch.device:
+def device_of(args: Namespace, local_rank: int = 0) -> torch.device:
+    """Return the device that a rank of this node works on."""
     if args.gpu is not None:
         return torch.device("cuda", args.gpu)
     if args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available()):
@@ -135,7 +136,7 @@ def _spawn(args: Namespace, place: _Place, prepare: Prepare, execute: Execute, p
 def _start(local_rank: int, args: Namespace, place: _Place, job: Any, execute: Execute) -> None:
     rank = place.first + local_rank
     local = int(os.environ.get("LOCAL_RANK", 0)) if place.env else local_rank
-    device = _device(args, local)
+    device = device_of(args, local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if place.size > 1:

@@ -8,7 +8,7 @@ from mgd.margin import bn_margin, partial_l2
 from mgd.matching import ChannelMatching
 from mgd.reduce import reduce_channels
 from mgd.taps import Batch, Outputs, Taps, dry_forward, norms_before
-from mgd.teachers import Ensemble, freeze
+from mgd.teachers import Ensemble, Frozen, fold_norms, freeze, has_bfloat16
 
 __all__ = [
     "Batch",
@@ -17,12 +17,15 @@ __all__ = [
     "Distiller",
     "Ensemble",
     "Flow",
+    "Frozen",
     "Outputs",
     "Taps",
     "bn_margin",
     "channel_cost",
     "dry_forward",
+    "fold_norms",
     "freeze",
+    "has_bfloat16",
     "losses",
     "norms_before",
     "partial_l2",

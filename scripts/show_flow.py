@@ -21,7 +21,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from classification.config import parse
-from classification.data import MEAN, STD, Photos, eval_transform
+from classification.data import Photos, eval_transform, normalise
 from classification.job import Job, start_job
 from classification.main_mgd import tap
 from mgd import channel_cost, dry_forward
@@ -47,7 +47,8 @@ def draw(run: Path, stage: int, num_images: int, num_channels: int, output: Path
     index = indices[stage]
     photos = Photos(job.data.valid, eval_transform(job.args))
     step = max(1, len(photos) // 64)
-    images = torch.stack([photos[0, i][0] for i in range(0, len(photos), step)][:64])
+    pictures = torch.stack([photos[0, i][0] for i in range(0, len(photos), step)][:64])  # (B, H, W, 3), bytes
+    images = normalise(pictures)
     taps = tap(job.args, job.student, job.teacher)
     student, teacher = (dry_forward(network, images).features[stage] for network in taps)
     cost = channel_cost(student, teacher).numpy()
@@ -64,7 +65,7 @@ def draw(run: Path, stage: int, num_images: int, num_channels: int, output: Path
         axis.axis("off")
     for k, number in enumerate(shown):
         base = k * (depth + 1)
-        axes[0, base].imshow(picture(images[number]))
+        axes[0, base].imshow(pictures[number])
         for row, s in enumerate(picks, start=1):
             maps = [student[number, s], *(teacher[number, t] for t in index[:depth, s] if t >= 0)]
             for column, values in enumerate(maps):
@@ -80,11 +81,6 @@ def draw(run: Path, stage: int, num_images: int, num_channels: int, output: Path
     figure.savefig(output, dpi=130)
     print(f"mean cosine of matched pairs {1 - own.mean() / 2:.3f}, of all pairs {1 - cost.mean() / 2:.3f}")
     print(f"wrote {output}")
-
-
-def picture(image: torch.Tensor) -> Any:
-    """(3, H, W) normalised -> (H, W, 3) in [0, 1]."""
-    return (image.permute(1, 2, 0) * torch.tensor(STD) + torch.tensor(MEAN)).clamp(0, 1)
 
 
 def show_cost(axis: Any, cost: np.ndarray, index: np.ndarray) -> None:

@@ -4,16 +4,24 @@ import shutil
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torchvision import transforms as T
+from torchvision.datasets.folder import pil_loader
 
+from classification.cache import Cache
 from classification.data import (
+    MEAN,
+    STD,
     FixedBatches,
     Photos,
     TrainBatches,
     eval_transform,
     loader,
+    normalise,
     read_folder,
+    read_image,
     subset,
     train_transform,
 )
@@ -155,11 +163,43 @@ def test_evaluation_keeps_the_centre(crop: str) -> None:
     pixels = torch.zeros(16, 16, 3, dtype=torch.uint8)
     pixels[8:, :, 0] = 255
     args = Namespace(img_size=16, train_crop=crop, hflip=0)
-    image = eval_transform(args)(Image.fromarray(pixels.numpy()))
+    photo = eval_transform(args)(Image.fromarray(pixels.numpy()))
+    image = torch.from_numpy(np.array(photo)).permute(2, 0, 1).int() - 100
     assert image.shape == (3, 16, 16)
     # Resize to 16 * 256/224 = 18 and cropping 16 leaves 16/18 of the picture, centred.
     assert (image[0, 8:] > 0).all() and (image[0, :7] < 0).all()
     assert (crop == "pad") == bool(torch.equal(image[0, 7], image[0, 0]))
+
+
+def test_normalise_is_that_of_torchvision(photos: Path) -> None:
+    path, _ = read_folder(photos).train[0]
+    expected = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])(pil_loader(path))
+    got = normalise(torch.from_numpy(np.array(pil_loader(path)))[None])
+    torch.testing.assert_close(got[0], expected, atol=1e-5, rtol=1e-5)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_cache_holds_what_the_files_hold(photos: Path) -> None:
+    samples = read_folder(photos).train
+    cache = Cache(samples, read_image)
+    for cached in (None, cache):
+        photo = Photos(samples, train_transform(ARGS), 3, cached)
+        assert torch.equal(photo[1, 4][0], Photos(samples, train_transform(ARGS), 3)[1, 4][0])
+    for index, (path, _) in enumerate(samples):
+        assert np.array_equal(np.asarray(cache[index]), np.asarray(pil_loader(path)))
+
+
+def test_a_cache_that_does_not_fit_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("classification.cache._free_bytes", lambda: 1000)
+    with pytest.raises(UserError, match="--cache ram needs"):
+        Cache(read_folder(photos).train, read_image)
+
+
+def test_a_cache_names_the_image_it_cannot_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    path.write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"x\.png cannot be read"):
+        Cache([(str(path), 0)], read_image)
 
 
 def test_an_unreadable_image_is_named(tmp_path: Path) -> None:

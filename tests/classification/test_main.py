@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from classification import main_base, main_mgd
+from classification.job import Job
 from classification.models import build
 from tests.classification.conftest import CLASSES, SMALL, STUDENT, TEACHER
 
@@ -69,11 +72,18 @@ def test_best_pth_loads_in_plain_pytorch(distil: list[str]) -> None:
 
 def test_the_teacher_is_not_trained(distil: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = []
-    monkeypatch.setattr(main_mgd, "prepare", lambda args, real=main_mgd.prepare: jobs.append(real(args)) or jobs[-1])
+
+    def prepare(args: Namespace) -> Job:
+        job = real(args)
+        jobs.append((job, copy.deepcopy(job.teacher.state_dict())))
+        return job
+
+    real = main_mgd.prepare
+    monkeypatch.setattr(main_mgd, "prepare", prepare)
     assert main_mgd.main(options(distil, epochs="1")) == 0
-    trained = torch.load(distil[distil.index("--teacher-resume") + 1], weights_only=True)["state_dict"]
-    for name, value in jobs[0].teacher.state_dict().items():
-        assert torch.equal(value, trained[name]), name
+    ((job, before),) = jobs
+    for name, value in job.teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 def test_a_seed_gives_the_same_run_twice(distil: list[str], tmp_path: Path) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
+from torch import Tensor, nn
 
 import mgd
 from tests.mgd.nets import TOY_TAPS, toy
@@ -40,3 +42,59 @@ def test_ensemble_weights_are_checked() -> None:
     for models, weights in (([], None), ([toy()], [1.0, 2.0]), ([toy(), toy()], [1.0, 0.0])):
         with pytest.raises(ValueError, match="positive weight"):
             mgd.Ensemble(models, weights)
+
+
+def test_folding_changes_neither_logits_nor_maps() -> None:
+    net, images = toy().eval(), torch.randn(4, 3, 6, 6)
+    taps = mgd.Taps(net, TOY_TAPS)
+    before = taps(images)
+    assert mgd.fold_norms(taps, images) == 2
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+    after = mgd.freeze(taps)(images)
+    for a, b in zip([before.logits, *before.features], [after.logits, *after.features], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_tapped_is_not_folded() -> None:
+    taps = mgd.Taps(toy(), ["conv1", "bn2"])
+    assert mgd.fold_norms(taps, torch.randn(1, 3, 6, 6)) == 0
+
+
+class Branching(nn.Module):
+    """A convolution whose output is read twice, once where no module sees it."""
+
+    def __init__(self, hidden: bool) -> None:
+        super().__init__()
+        self.conv, self.bn, self.other = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Sigmoid()
+        self.hidden = hidden
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return (self.bn(y) + (y if self.hidden else self.other(y))).mean((2, 3))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_convolution_that_others_read_is_not_folded(hidden: bool) -> None:
+    torch.manual_seed(0)
+    net = Branching(hidden)
+    nn.init.constant_(net.bn.weight, 3.0)
+    images = torch.randn(2, 3, 4, 4)
+    before = net.eval()(images)
+    assert mgd.fold_norms(mgd.Taps(net), images) == 0
+    torch.testing.assert_close(net(images), before)
+
+
+def test_folding_takes_real_networks_whole() -> None:
+    for name, expected in (("resnet18", 20), ("mobilenet_v3_small", 34), ("efficientnet_b0", 49)):
+        net = torchvision.models.get_model(name).eval()
+        assert mgd.fold_norms(mgd.Taps(net), torch.randn(1, 3, 64, 64)) == expected
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
+
+
+def test_a_teacher_in_bfloat16_takes_float_images() -> None:
+    net, images = toy().eval(), torch.randn(8, 3, 6, 6)
+    exact = mgd.freeze(mgd.Taps(toy(), TOY_TAPS))(images)
+    fast = mgd.freeze(mgd.Taps(net, TOY_TAPS)).to(torch.bfloat16, memory_format=torch.channels_last)(images)
+    assert fast.logits.dtype == torch.bfloat16
+    for a, b in zip(exact.features, fast.features, strict=True):
+        assert torch.cosine_similarity(a.flatten(), b.float().flatten(), dim=0) > 0.999

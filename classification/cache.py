@@ -1,0 +1,73 @@
+"""Decoded photographs in memory, shared by the loading processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from classification.errors import UserError
+
+Sample = tuple[str, int]
+
+
+class Cache:
+    """Every image of a split as one block of bytes, which processes share instead of copying.
+
+    Args:
+        samples: (path, class index) of every image.
+        read: path -> RGB image; its errors pass through.
+
+    Raises:
+        UserError: the images need more memory than is free.
+    """
+
+    def __init__(self, samples: list[Sample], read: Callable[[str], Image.Image]) -> None:
+        self.sizes = np.array([_size(path) for path, _ in samples])  # (N, 2): height, width
+        self.ends = np.cumsum(3 * self.sizes.prod(1))
+        need, free = int(self.ends[-1]), _free_bytes()
+        if need > 0.8 * free:
+            raise UserError(
+                f"--cache ram needs {need / 2**30:.1f} GiB for {len(samples)} decoded images, and "
+                f"{free / 2**30:.1f} GiB of memory are free: leave it out"
+            )
+        self.bytes = torch.empty(need, dtype=torch.uint8).share_memory_()
+
+        def decode(index: int) -> None:
+            self._view(index)[:] = np.asarray(read(samples[index][0]))
+
+        with ThreadPoolExecutor() as pool:
+            for _ in pool.map(decode, range(len(samples))):
+                pass
+
+    def _view(self, index: int) -> np.ndarray:
+        height, width = self.sizes[index]
+        end = self.ends[index]
+        block: np.ndarray = self.bytes.numpy()[end - 3 * height * width : end]
+        return block.reshape(height, width, 3)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        return Image.fromarray(self._view(index))
+
+
+def _size(path: str) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError):
+        return 1, 1  # reading it will say what is wrong
+
+
+def _free_bytes() -> int:
+    """Memory that can be had without swapping; where the system does not say, half of what there is."""
+    try:
+        with Path("/proc/meminfo").open() as file:
+            lines = dict(line.split(":") for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
