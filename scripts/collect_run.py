@@ -38,6 +38,13 @@ def collect(run: Path) -> dict[str, Any]:
     }
 
 
+def without_folders(result: dict[str, Any]) -> dict[str, Any]:
+    """Keep file names, not folders of the machine that ran it."""
+    command = [Path(word).name if word.startswith("/") else word for word in result["command"]]
+    options = {k: Path(v).name if str(v).startswith("/") else v for k, v in result["options"].items()}
+    return {**result, "command": command, "options": options}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -46,9 +53,7 @@ def main() -> None:
     parser.add_argument("--order", type=int, default=0, help="place of the row in its table")
     args = parser.parse_args()
     result = {"row": args.row, "order": args.order, **collect(args.run)}
-    # Keep file names, not folders of the machine that ran it.
-    result["command"] = [Path(word).name if word.startswith("/") else word for word in result["command"]]
-    result["options"] = {k: Path(v).name if str(v).startswith("/") else v for k, v in result["options"].items()}
+    result = without_folders(result)
     name = re.sub(r"[^a-z0-9]+", "-", args.row.lower()).strip("-")
     path = RESULTS / args.table / f"{name}-{result['seed']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,168 @@
+"""Run the cells of scripts/quality.yaml whose result is missing: python scripts/bench_quality.py [--only NAME --seed S]
+
+Each cell is a command of classification/, as a user would type it, and leaves scripts/results/quality/NAME-SEED.json:
+command, options, seed, versions, commit, machine, top-1 of the last and of the best epoch, seconds, curve. It can be
+killed and started again: complete cells are kept, a cut one goes on from its last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from collect_run import collect, without_folders
+from prepare_cifar10 import prepare
+from prepare_digits import write_digits
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Where one kind of cells finds its data and teacher, and what all its commands share."""
+
+    name: str
+    work: Path
+    base: str
+    teacher: str
+    train_teacher: str
+    cells: dict[str, dict[str, Any]]
+
+    @property
+    def data(self) -> Path:
+        return self.work / "data"
+
+    def weights(self) -> Path:
+        given = SHARED / "weights" / "cifar10_resnet56.pt"
+        return given if self.name == "cifar10" else self.work / "teacher" / "last.pth"
+
+    def prepare(self) -> None:
+        """Make the data folder, and the teacher where none is given."""
+        if not self.data.exists():
+            self.work.mkdir(parents=True, exist_ok=True)
+            if self.name == "cifar10":
+                prepare(SHARED / "data" / "cifar10.tar.xz", self.data, 1000)
+            else:
+                write_digits(self.data, 20)
+        if self.train_teacher:
+            self.run("teacher", "main_base", shlex.split(self.train_teacher), 0, 1)
+
+    def words(self, name: str, seed: int) -> list[str]:
+        """Return the options of a cell, those of its seed and its place left out."""
+        cell = self.cells[name]
+        words = [*shlex.split(self.base), *shlex.split(cell.get("options", ""))]
+        if cell.get("script", "main_mgd") == "main_mgd":
+            words += [*shlex.split(self.teacher), "--teacher-resume", str(self.weights())]
+        if "start" in cell:
+            words += ["--student-resume", str(self.work / f"{cell['start']}-{seed}" / "last.pth")]
+        return words
+
+    def run(self, name: str, script: str, words: list[str], seed: int, threads: int) -> Path:
+        """Run, or go on with, one command, and return its folder."""
+        folder = self.work / f"{name}-{seed}" if name != "teacher" else self.work / name
+        if (folder / "done").exists():
+            return folder
+        last = folder / "last.pth"
+        cut = last.exists()
+        place = ["--resume", str(last)] if cut else ["--output", str(folder)]
+        if not cut and folder.exists():
+            folder.rename(folder.with_name(f"{folder.name}-cut-{time.time():.0f}"))
+        command = [sys.executable, "-m", f"classification.{script}", str(self.data), *words, "-j", "0", "-p", "1000"]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        start = time.perf_counter()
+        with (self.work / f"{name}-{seed}.log").open("a") as log:
+            done = subprocess.run(
+                [*command, "--seed", str(seed), *place], cwd=ROOT, stdout=log, stderr=log, env=environment, check=False
+            )
+        if done.returncode:
+            raise RuntimeError(f"{name}, seed {seed}: status {done.returncode}, see {log.name}")
+        (folder / "done").write_text(json.dumps(None if cut else time.perf_counter() - start))
+        return folder
+
+
+def read_suites(work: Path) -> list[Suite]:
+    """Read the list of cells; `work` holds data and runs."""
+    content = yaml.safe_load((ROOT / "scripts" / "quality.yaml").read_text())
+    return [
+        Suite(name, work / name, s["base"], s["teacher"], s.get("train-teacher", ""), s["cells"])
+        for name, s in content.items()
+    ]
+
+
+def keep(suite: Suite, name: str, folder: Path, results: Path, threads: int) -> dict[str, Any]:
+    """Write a cell's result file."""
+    cell = suite.cells[name]
+    order = list(suite.cells).index(name)
+    found = without_folders(collect(folder))
+    wall = json.loads((folder / "done").read_text())
+    here = {"row": cell["row"], "order": order, "group": cell["group"], "threads": threads, "wall_seconds": wall}
+    result = {**here, **found}
+    results.mkdir(parents=True, exist_ok=True)
+    beside = results / f"{name}-{found['seed']}.json.new"
+    beside.write_text(json.dumps(result, indent=1) + "\n")
+    beside.rename(beside.with_suffix(""))
+    return result
+
+
+def missing(suite: Suite, results: Path, only: list[str], seed: int | None) -> list[tuple[str, int]]:
+    """List the cells to run: seed by seed, in the order of the list; named ones even where a result is there."""
+    cells = [
+        (name, number)
+        for name, cell in suite.cells.items()
+        for number in ([seed] if seed is not None and only else cell.get("seeds", [0, 1, 2]))
+        if (name in only if only else not (results / f"{name}-{number}.json").exists())
+        and (seed is None or number == seed)
+    ]
+    return sorted(cells, key=lambda cell: cell[1])
+
+
+def run_cell(suite: Suite, name: str, seed: int, results: Path, threads: int) -> None:
+    """Run one cell, its start before it, and keep its result."""
+    cell = suite.cells[name]
+    if "start" in cell:
+        start = suite.cells[cell["start"]]
+        suite.run(cell["start"], start.get("script", "main_mgd"), suite.words(cell["start"], seed), seed, threads)
+    folder = suite.run(name, cell.get("script", "main_mgd"), suite.words(name, seed), seed, threads)
+    result = keep(suite, name, folder, results, threads)
+    print(f"{name:24} seed {seed}  top-1 {result['last_top1']:.2f}  {result['seconds']:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", default="cifar10", choices=("cifar10", "digits"), help="which list of cells")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these cells, even where a result exists")
+    parser.add_argument("--seed", type=int, help="this seed only")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at once; they share the cores")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "quality", help="data and run folders")
+    parser.add_argument("--results", type=Path, default=ROOT / "scripts" / "results" / "quality")
+    args = parser.parse_args()
+    suite = next(suite for suite in read_suites(args.work.resolve()) if suite.name == args.suite)
+    unknown = [name for name in args.only if name not in suite.cells]
+    if unknown:
+        sys.exit(f"unknown cells {', '.join(unknown)}; there are {', '.join(suite.cells)}")
+    cells = missing(suite, args.results, args.only, args.seed)
+    if not cells:
+        sys.exit("nothing is missing: name what to run again by --only NAME --seed S")
+    if suite.name == "cifar10" and not SHARED.exists():
+        sys.exit("CIFAR-10 and its teacher are not here; --suite digits runs on data inside scikit-learn")
+    suite.prepare()
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = [pool.submit(run_cell, suite, *cell, args.results, threads) for cell in cells]
+        for future in futures:
+            future.result()
+
+
+if __name__ == "__main__":
+    main()
