@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from classification.errors import UserError
+from mgd.matching import ASSIGNMENTS, FORMS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -124,7 +125,26 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
 def _add_distillation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--distiller", default="mgd", help="mgd, kd or mgd+kd")
-    add("--loss-factor", type=_positive, default=1e4, help="the mgd term is divided by it (1e4 suits 224 px)")
+    add("--loss-factor", type=_positive, default=1e4, help="form sum: mgd is divided by it (1e4 suits 224 px)")
+    add(
+        "--mgd-form",
+        choices=FORMS,
+        default="sum",
+        help="sum: as published; mean: per element, for every image size; relative: to the teacher's maps",
+    )
+    add("--mgd-weight", type=_nonnegative, default=5.0, help="forms mean and relative: factor of the mgd term")
+    add(
+        "--mgd-schedule",
+        choices=("constant", "linear", "cosine"),
+        default="constant",
+        help="how the factor of the mgd term falls to 0 over the epochs, if it does",
+    )
+    add(
+        "--mgd-assignment",
+        choices=ASSIGNMENTS,
+        default="cheapest",
+        help="which flow; all but cheapest are controls that show what matching is worth",
+    )
     add(
         "--mgd-reducer", choices=("amp", "rd", "sp", "sm"), default="amp", help="how teacher channels become one target"
     )
@@ -203,6 +223,8 @@ def _check_effects(args: Namespace, typed: dict[str, str]) -> None:
         ("--distiller mgd", "mgd" in terms, of_mgd | {"taps", "student_taps", "teacher_taps"}),
         ("--mgd-with-kd 1 or --distiller kd", "kd" in terms, {"kd_weight", "kd_temperature"}),
         ("--lr-schedule step", args.lr_schedule == "step", {"lr_drop_ratio", "lr_drop_epochs"}),
+        ("--mgd-form sum", getattr(args, "mgd_form", "sum") == "sum", {"loss_factor"}),
+        ("--mgd-form mean or relative", getattr(args, "mgd_form", "sum") != "sum", {"mgd_weight"}),
         ("--warmup 1", bool(args.warmup), {"warmup_epochs"}),
         ("a run without --resume", not args.resume, {"start_epoch"}),
     ]
@@ -332,6 +354,14 @@ def learning_rate(args: Namespace, epoch: int, part: float) -> float:
         return rate * 0.5 * (1 + math.cos(math.pi * (epoch - warmup + part) / args.epochs))
     drops = sum(epoch >= drop + warmup for drop in args.lr_drop_epochs)
     return float(rate * args.lr_drop_ratio**drops)
+
+
+def mgd_weight(args: Namespace, epoch: int) -> float:
+    """Return the weight of the mgd term in `epoch`: constant, or falling to 0 by a line or half a cosine."""
+    weight = 1 / args.loss_factor if args.mgd_form == "sum" else args.mgd_weight
+    part = epoch / total_epochs(args)
+    falling = {"constant": 1.0, "linear": 1 - part, "cosine": 0.5 * (1 + math.cos(math.pi * part))}
+    return float(weight * falling[args.mgd_schedule])
 
 
 def describe(args: Namespace) -> dict[str, Any]:

@@ -158,7 +158,7 @@ class Engine:
             if (step + 1) % args.print_freq == 0:
                 self._report_step(epoch, step, steps, values, time.perf_counter() - start, bar)
         seconds = time.perf_counter() - start
-        record = self._name_terms(means.means(world))
+        record = self._name_terms(means.means(world), epoch)
         record["learning_rate"] = learning_rate(args, epoch, 0.0)
         record["images_per_second"] = len(self.train_set) / seconds
         record["train_seconds"] = seconds
@@ -175,9 +175,9 @@ class Engine:
         values["train_hits"] = hits(values.pop("logits").detach().float(), target)[:1] / len(target)
         return values
 
-    def _name_terms(self, means: Mapping[str, float]) -> dict[str, float]:
+    def _name_terms(self, means: Mapping[str, float], epoch: int) -> dict[str, float]:
         record = {"train_loss": means["loss"], "train_top1": 100 * means["train_hits"]}
-        for name, weight in self.distiller.weights.items():
+        for name, weight in self.distiller.weights(epoch).items():
             record[f"train_{name}"] = means[name]
             record[f"train_{name}_weighted"] = weight * means[name]
         for name, value in record.items():
@@ -193,9 +193,10 @@ class Engine:
         loss = float(values["loss"].detach().mean())
         if not math.isfinite(loss):
             raise RuntimeError(f"the loss became {loss} in epoch {epoch}, step {step}: lower --lr")
-        raw = {name: float(values[name].detach().mean()) for name in self.distiller.weights}
+        weights = self.distiller.weights(epoch)
+        raw = {name: float(values[name].detach().mean()) for name in weights}
         if not self.balance_told:
-            self._tell_balance({name: self.distiller.weights[name] * value for name, value in raw.items()})
+            self._tell_balance({name: weights[name] * value for name, value in raw.items()})
         terms = "  ".join(f"{name} {value:.4g}" for name, value in raw.items())
         speed = (step + 1) * self.batches.batch_size(0) / seconds
         line = f"epoch {epoch} step {step + 1}/{steps}  loss {loss:.4f}  {terms}  {speed:.1f} images/s"
@@ -221,7 +222,7 @@ class Engine:
             self.best = {key: record[key] for key in self.best}
         parts = "  ".join(
             f"{name} {record[f'train_{name}_weighted']:.4f} (raw {record[f'train_{name}']:.4g})"
-            for name in self.distiller.weights
+            for name in self.distiller.terms
         )
         self.world.say(
             f"epoch {record['epoch'] + 1}/{total_epochs(self.args)}  loss {record['train_loss']:.4f} = {parts}  "

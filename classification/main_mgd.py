@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from mgd import (
     has_bfloat16,
     norms_before,
 )
+from mgd.distiller import Weight
 from mgd.losses import CE, KD
 
 PROG = "main_mgd.py"
@@ -41,10 +43,10 @@ def prepare(args: Namespace) -> Job:
     assert job.student is not None and job.teacher is not None
     names = args.distiller.split("+")
     student, teacher = Taps(job.student), Taps(job.teacher)
-    terms: dict[str, tuple[nn.Module, float]] = {"ce": (CE(args.label_smoothing), 1.0)}
+    terms: dict[str, tuple[nn.Module, Weight]] = {"ce": (CE(args.label_smoothing), 1.0)}
     if "mgd" in names:
         student, teacher = tap(args, job.student, job.teacher)
-        terms["mgd"] = (match(args, student, teacher), 1 / args.loss_factor)
+        terms["mgd"] = (match(args, student, teacher), partial(config.mgd_weight, args))
     if "kd" in names:
         terms["kd"] = (KD(args.kd_temperature), args.kd_weight)
     if args.sync_bn:
@@ -118,6 +120,9 @@ def match(args: Namespace, student: Taps, teacher: Taps) -> ChannelMatching:
         reducer=args.mgd_reducer,
         capacity=args.mgd_capacity,
         solver=args.mgd_solver,
+        form=args.mgd_form,
+        assignment=args.mgd_assignment,
+        seed=args.seed,
     )
 
 

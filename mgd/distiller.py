@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from mgd.taps import Batch, Outputs, Taps
 from mgd.teachers import Frozen
 
+Weight = float | Callable[[int], float]
+
 
 class Distiller(nn.Module):
     """Compute the loss of a student: the weighted sum of terms over its and its teachers' outputs.
@@ -22,7 +24,8 @@ class Distiller(nn.Module):
     Args:
         student: `Taps` around the network to train, or a network without taps.
         teachers: one or several of what `mgd.freeze` returns.
-        terms: {name: (term, weight)}; a term is a module (student, teachers, batch) -> scalar.
+        terms: {name: (term, weight)}; a term is a module (student, teachers, batch) -> scalar, a weight a number or a
+            function of the epoch (from 0).
 
     Raises:
         ValueError: a teacher that was not frozen; no terms; a term named "loss" or "logits".
@@ -32,7 +35,7 @@ class Distiller(nn.Module):
         self,
         student: nn.Module,
         teachers: nn.Module | Sequence[nn.Module],
-        terms: Mapping[str, tuple[nn.Module, float]],
+        terms: Mapping[str, tuple[nn.Module, Weight]],
     ) -> None:
         super().__init__()
         self.student = student if isinstance(student, Taps) else Taps(student)
@@ -43,7 +46,11 @@ class Distiller(nn.Module):
         if not terms or {"loss", "logits"} & set(terms):
             raise ValueError('terms must hold at least one term, and none named "loss" or "logits"')
         self.terms = nn.ModuleDict({name: term for name, (term, _) in terms.items()})
-        self.weights = {name: float(weight) for name, (_, weight) in terms.items()}
+        self._weights = {name: weight for name, (_, weight) in terms.items()}
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """Return the weight of each term in `epoch`, counted from 0."""
+        return {name: float(w(epoch) if callable(w) else w) for name, w in self._weights.items()}
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distiller:
         for teacher in self.teachers:
@@ -66,5 +73,6 @@ class Distiller(nn.Module):
         student: Outputs = self.student(images)
         batch = Batch(target, index, epoch)
         values: dict[str, Tensor] = {name: term(student, teachers, batch) for name, term in self.terms.items()}
-        loss = sum((self.weights[name] * value for name, value in values.items()), student.logits.new_zeros(()))
+        weights = self.weights(epoch)
+        loss = sum((weights[name] * value for name, value in values.items()), student.logits.new_zeros(()))
         return {"loss": loss, "logits": student.logits, **values}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,9 @@ from mgd.flow import Flow, slots, solve_flow
 from mgd.margin import MeasuredMargin, partial_l2
 from mgd.reduce import REDUCERS, reduce_channels
 from mgd.taps import Batch, Outputs
+
+ASSIGNMENTS = ("cheapest", "costliest", "identity", "random")
+FORMS = ("sum", "mean", "relative")
 
 
 class _Stage(nn.Module):
@@ -50,7 +55,12 @@ def _maps(outputs: Outputs | Sequence[Tensor]) -> Sequence[Tensor]:
 class ChannelMatching(nn.Module):
     """Pull the student's maps before the ReLU towards the teacher channels assigned to them.
 
-    loss = 1/B * sum over stages i of n of partial_l2(BN_i(student_i), reduce(teacher_i, flow_i), margin_i) / 2^(n-1-i)
+    With e_i = partial_l2(BN_i(student_i), target_i, margin_i) and target_i = reduce(teacher_i, flow_i), stage i of n:
+
+    "sum", as published: loss = 1/B sum_i e_i / 2^(n-1-i). It grows with pixels, channels and the teacher's scale.
+    "mean": loss = 1/n sum_i e_i / (B S H W). Where a stage halves the side and doubles the channels, this is the sum
+        over its last stage's S H W, up to the factor n: the same at every image size.
+    "relative": loss = 1/n sum_i e_i / |max(target_i, 0)|^2. Free of the teacher's scale too; 1 for a student at 0.
 
     Use: `observe` batches in eval mode, `rematch` to solve the flows, then call as a term; again every few epochs.
     Flows, margins and cost sums are buffers; `load_state_dict` restores them.
@@ -62,13 +72,19 @@ class ChannelMatching(nn.Module):
         reducer: "amp", "sp", "sp_mean", "rd" or "sm"; "sm" implies capacity "single".
         capacity: see `mgd.solve_flow`.
         solver: see `mgd.solve_flow`.
-        stage_weights: factor of every stage; None for 1 / 2^(n-1-i).
+        form: "sum", "mean" or "relative".
+        stage_weights: factor of every stage; None for those of `form` above.
+        assignment: "cheapest", or a control that ignores or inverts the costs: "costliest", "identity" (neighbouring
+            teacher channels by index), "random" (another one at every `rematch`).
+        seed: of "random".
 
     Raises:
-        ValueError: lists of different length, unknown reducer or capacity, margins of the wrong length.
+        ValueError: lists of different length, margins of the wrong length, an unknown word.
 
     Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958.
     """
+
+    num_updates: Tensor
 
     def __init__(
         self,
@@ -79,22 +95,29 @@ class ChannelMatching(nn.Module):
         reducer: str = "amp",
         capacity: str = "spread",
         solver: str = "auto",
+        form: str = "sum",
         stage_weights: Sequence[float] | None = None,
+        assignment: str = "cheapest",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         num = len(student_channels)
         if stage_weights is None:
-            stage_weights = [0.5 ** (num - 1 - i) for i in range(num)]
+            stage_weights = [0.5 ** (num - 1 - i) if form == "sum" else 1 / num for i in range(num)]
         lengths = {num, len(teacher_channels), len(margins), len(stage_weights)}
         if num == 0 or len(lengths) > 1:
             raise ValueError("student_channels, teacher_channels, margins and stage_weights need one entry per stage")
-        if reducer not in REDUCERS:
-            raise ValueError(f"unknown reducer {reducer!r}; choose from {', '.join(REDUCERS)}")
+        words = {"reducer": (reducer, REDUCERS), "form": (form, FORMS), "assignment": (assignment, ASSIGNMENTS)}
+        for what, (word, known) in words.items():
+            if word not in known:
+                raise ValueError(f"unknown {what} {word!r}; choose from {', '.join(known)}")
         if reducer == "sm" and capacity not in ("spread", "single"):
             raise ValueError(f"reducer 'sm' matches one to one: capacity must be 'single', not {capacity!r}")
         self.reducer = reducer
         self.capacity = "single" if reducer == "sm" else capacity
         self.solver = solver
+        self.form, self.assignment, self.seed = form, assignment, seed
+        self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.stage_weights = tuple(stage_weights)
         self.stages = nn.ModuleList(
             _Stage(s, t, margin, slots(s, t, self.capacity))
@@ -152,7 +175,8 @@ class ChannelMatching(nn.Module):
             for total in stage.sums():
                 total.all_reduce()
         self.costs = [stage.cost.mean() for stage in self._stages()]
-        solved = [solve_flow(cost, capacity=self.capacity, solver=self.solver) for cost in self.costs]
+        solved = [self._solve(stage, cost) for stage, cost in enumerate(self.costs)]
+        self.num_updates += 1
         for stage, flow in zip(self._stages(), solved, strict=True):
             stage.index.copy_(torch.as_tensor(flow.index))
             stage.total_cost.fill_(flow.total_cost)
@@ -171,12 +195,37 @@ class ChannelMatching(nn.Module):
             RuntimeError: before the first `rematch`.
         """
         self._require_flows()
+        batch_size = student.logits.shape[0]
         loss = student.logits.new_zeros((), dtype=torch.float32)
         pairs = self._pairs(student.features, teachers[0].features)
         for (stage, student_map, teacher_map), weight in zip(pairs, self.stage_weights, strict=True):
             target, margin = reduce_channels(teacher_map, stage.margin, stage.index, self.reducer, self.generator)
-            loss = loss + weight * partial_l2(stage.adapter(student_map), target, margin)
-        return loss / student.logits.shape[0]
+            error = partial_l2(stage.adapter(student_map), target, margin)
+            if self.form == "sum":
+                scale: Tensor | float = batch_size
+            elif self.form == "mean":
+                scale = target.numel()
+            else:
+                scale = target.detach().clamp_min(0).float().square().sum().clamp_min(1e-12)
+            loss = loss + weight * error / scale
+        return loss
+
+    def _solve(self, stage: int, cost: Tensor) -> Flow:
+        """Solve a stage, the costs replaced where a control asks for it; the total is that of the true costs."""
+        num_student, num_teacher = cost.shape
+        posed = cost
+        if self.assignment == "costliest":
+            posed = -cost
+        elif self.assignment == "identity":
+            student, teacher = torch.arange(num_student)[:, None], torch.arange(num_teacher)[None]
+            posed = ((student + 0.5) / num_student - (teacher + 0.5) / num_teacher).square()
+        elif self.assignment == "random":
+            generator = np.random.default_rng([self.seed, int(self.num_updates), stage])
+            posed = torch.as_tensor(generator.random(cost.shape))
+        flow = solve_flow(posed, capacity=self.capacity, solver=self.solver)
+        if posed is cost:
+            return flow
+        return dataclasses.replace(flow, total_cost=float((cost.cpu() * torch.as_tensor(flow.matrix)).sum()))
 
     def _stages(self) -> list[_Stage]:
         return [stage for stage in self.stages if isinstance(stage, _Stage)]

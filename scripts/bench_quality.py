@@ -39,24 +39,35 @@ class Suite:
     train_teacher: str
     cells: dict[str, dict[str, Any]]
 
-    @property
-    def data(self) -> Path:
-        return self.work / "data"
+    def data(self, per_class: int = 1000) -> Path:
+        """Return the data folder, made at the first call."""
+        folder = self.work / f"data-{per_class}"
+        if not folder.exists():
+            self.work.mkdir(parents=True, exist_ok=True)
+            if self.name == "cifar10":
+                prepare(SHARED / "data" / "cifar10.tar.xz", folder, per_class)
+            else:
+                write_digits(folder, 20)
+        return folder
 
     def weights(self) -> Path:
         given = SHARED / "weights" / "cifar10_resnet56.pt"
         return given if self.name == "cifar10" else self.work / "teacher" / "last.pth"
 
-    def prepare(self) -> None:
-        """Make the data folder, and the teacher where none is given."""
-        if not self.data.exists():
-            self.work.mkdir(parents=True, exist_ok=True)
-            if self.name == "cifar10":
-                prepare(SHARED / "data" / "cifar10.tar.xz", self.data, 1000)
-            else:
-                write_digits(self.data, 20)
+    def prepare(self, cells: list[tuple[str, int]]) -> None:
+        """Make the data of `cells`, and the teacher where none is given."""
+        for name, _ in cells:
+            self.data(self.cells[name].get("per-class", 1000))
         if self.train_teacher:
-            self.run("teacher", "main_base", shlex.split(self.train_teacher), 0, 1)
+            self.run("teacher", "main_base", self.data(), shlex.split(self.train_teacher), 0, 1)
+
+    def run_cell(self, name: str, seed: int, threads: int) -> Path:
+        """Run one cell, its start before it, and return its folder."""
+        cell = self.cells[name]
+        if "start" in cell:
+            self.run_cell(cell["start"], seed, threads)
+        data = self.data(cell.get("per-class", 1000))
+        return self.run(name, cell.get("script", "main_mgd"), data, self.words(name, seed), seed, threads)
 
     def words(self, name: str, seed: int) -> list[str]:
         """Return the options of a cell, those of its seed and its place left out."""
@@ -68,7 +79,7 @@ class Suite:
             words += ["--student-resume", str(self.work / f"{cell['start']}-{seed}" / "last.pth")]
         return words
 
-    def run(self, name: str, script: str, words: list[str], seed: int, threads: int) -> Path:
+    def run(self, name: str, script: str, data: Path, words: list[str], seed: int, threads: int) -> Path:
         """Run, or go on with, one command, and return its folder."""
         folder = self.work / f"{name}-{seed}" if name != "teacher" else self.work / name
         if (folder / "done").exists():
@@ -78,7 +89,7 @@ class Suite:
         place = ["--resume", str(last)] if cut else ["--output", str(folder)]
         if not cut and folder.exists():
             folder.rename(folder.with_name(f"{folder.name}-cut-{time.time():.0f}"))
-        command = [sys.executable, "-m", f"classification.{script}", str(self.data), *words, "-j", "0", "-p", "1000"]
+        command = [sys.executable, "-m", f"classification.{script}", str(data), *words, "-j", "0", "-p", "1000"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         start = time.perf_counter()
         with (self.work / f"{name}-{seed}.log").open("a") as log:
@@ -127,14 +138,9 @@ def missing(suite: Suite, results: Path, only: list[str], seed: int | None) -> l
     return sorted(cells, key=lambda cell: cell[1])
 
 
-def run_cell(suite: Suite, name: str, seed: int, results: Path, threads: int) -> None:
-    """Run one cell, its start before it, and keep its result."""
-    cell = suite.cells[name]
-    if "start" in cell:
-        start = suite.cells[cell["start"]]
-        suite.run(cell["start"], start.get("script", "main_mgd"), suite.words(cell["start"], seed), seed, threads)
-    folder = suite.run(name, cell.get("script", "main_mgd"), suite.words(name, seed), seed, threads)
-    result = keep(suite, name, folder, results, threads)
+def measure(suite: Suite, name: str, seed: int, results: Path, threads: int) -> None:
+    """Run one cell and keep its result."""
+    result = keep(suite, name, suite.run_cell(name, seed, threads), results, threads)
     print(f"{name:24} seed {seed}  top-1 {result['last_top1']:.2f}  {result['seconds']:.0f} s", flush=True)
 
 
@@ -156,10 +162,10 @@ def main() -> None:
         sys.exit("nothing is missing: name what to run again by --only NAME --seed S")
     if suite.name == "cifar10" and not SHARED.exists():
         sys.exit("CIFAR-10 and its teacher are not here; --suite digits runs on data inside scikit-learn")
-    suite.prepare()
+    suite.prepare(cells)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(run_cell, suite, *cell, args.results, threads) for cell in cells]
+        futures = [pool.submit(measure, suite, *cell, args.results, threads) for cell in cells]
         for future in futures:
             future.result()
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from classification.errors import UserError
 from classification.models.cifar import CifarResNet, WideResNet, cifar_resnet
-from classification.models.mobilenet import MobileNetV1, mobilenet_v2_mgd
+from classification.models.mobilenet import MobileNetV1, cifar_mobilenet_v2, mobilenet_v2_mgd
 from classification.models.shufflenet import shufflenet_v2
 
 # The named networks: how to build each for a number of classes, and torchvision's name for its pretrained weights.
@@ -26,11 +26,12 @@ NETWORKS: dict[str, tuple[Callable[..., nn.Module], str | None]] = {
     **{f"cifar_resnet{n}": (partial(cifar_resnet, n), None) for n in (20, 32, 44, 56, 110)},
     "cifar_resnet8x4": (partial(CifarResNet, 1, (32, 64, 128, 256)), None),
     "cifar_resnet32x4": (partial(CifarResNet, 5, (32, 64, 128, 256)), None),
+    "cifar_mobilenet_v2": (cifar_mobilenet_v2, None),
     "wrn_16_2": (partial(WideResNet, 16, 2), None),
     "wrn_40_2": (partial(WideResNet, 40, 2), None),
 }
 
-_WIDTH = re.compile(r"cifar_resnet(?P<layers>\d+)(_w(?P<factor>\d+(\.\d+)?))?")
+_WIDTH = re.compile(r"cifar_resnet(?P<layers>\d+)(_w(?P<factor>\d+(\.\d+)?)|_(?P<widths>\d+(-\d+){2}))?")
 
 
 def _last_blocks(*blocks: int) -> list[str]:
@@ -42,6 +43,7 @@ _TAPS: dict[str, list[str]] = {
     "mobilenet_v1": [f"model.{block}.5@in" for block in (3, 5, 11, 13)],
     "mobilenet_v2": [f"features.{block}.conv.1.2@in" for block in (6, 13, 17)],
     "mobilenet_v2_mgd": [f"features.{block}.conv.1.2@in" for block in (7, 11, 17)],
+    "cifar_mobilenet_v2": [f"features.{block}.conv.1.2@in" for block in (3, 5, 8)],
     "shufflenet_v2": ["stage2", "stage3", "stage4.3"],
     "resnet18": _last_blocks(2, 2, 2, 2),
     "resnet34": _last_blocks(3, 4, 6, 3),
@@ -86,14 +88,16 @@ def _builder(arch: str) -> tuple[Callable[..., nn.Module], str | None]:
     match = _WIDTH.fullmatch(arch)
     if match is None:
         raise _unknown(arch, [*NETWORKS, *(f"torchvision:{n}" for n in torchvision.models.list_models())])
-    return partial(cifar_resnet, int(match["layers"]), float(match["factor"] or 1)), None
+    widths = tuple(int(width) for width in match["widths"].split("-")) if match["widths"] else None
+    return partial(cifar_resnet, int(match["layers"]), float(match["factor"] or 1), widths=widths), None
 
 
 def build(arch: str, num_classes: int) -> nn.Module:
     """Build a network with fresh weights.
 
     Args:
-        arch: a key of `NETWORKS`, "cifar_resnetN_wF" (N layers, widths times F), "torchvision:NAME" or "timm:NAME".
+        arch: a key of `NETWORKS`, "cifar_resnetN_wF" (N layers, widths times F), "cifar_resnetN_A-B-C" (those
+            widths), "torchvision:NAME" or "timm:NAME".
         num_classes: K.
 
     Raises:

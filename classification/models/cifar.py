@@ -103,11 +103,15 @@ class WideResNet(nn.Module):
         return self.linear(self.relu(self.bn(x)).mean(dim=(2, 3)))
 
 
-def cifar_resnet(layers: int, factor: float = 1.0, num_classes: int = 10) -> CifarResNet:
-    """ResNet of `layers` = 6n + 2 layers, its widths 16, 32, 64 times `factor`."""
-    if layers < 8 or layers % 6 != 2 or factor * 16 < 1:
+def cifar_resnet(
+    layers: int, factor: float = 1.0, num_classes: int = 10, widths: tuple[int, ...] | None = None
+) -> CifarResNet:
+    """ResNet of `layers` = 6n + 2 layers, of three `widths`, or of 16, 32, 64 times `factor`."""
+    one, two, three = widths or (round(width * factor) for width in (16, 32, 64))
+    if layers < 8 or layers % 6 != 2 or min(one, two, three) < 1:
         raise ValueError(
-            f"a CIFAR ResNet has 6n + 2 layers (20, 56 ...) and at least one channel; got {layers}, {factor}"
+            f"a CIFAR ResNet has 6n + 2 layers (20, 56 ...) and at least one channel; got {layers}, {one}-{two}-{three}"
         )
-    one, two, three = (round(width * factor) for width in (16, 32, 64))
+    if not one <= two <= three:
+        raise ValueError(f"option A shortcuts cannot narrow: the widths {one}-{two}-{three} must not fall")
     return CifarResNet((layers - 2) // 6, (one, one, two, three), num_classes)

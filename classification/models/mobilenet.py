@@ -1,4 +1,4 @@
-"""MobileNet-V1, and MobileNet-V2 with the stride of the published matching experiments."""
+"""MobileNet-V1, and MobileNet-V2 with the strides of the published matching experiments, or for 32 px."""
 
 from __future__ import annotations
 
@@ -46,3 +46,11 @@ def mobilenet_v2_mgd(num_classes: int = 1000) -> MobileNetV2:
         [6, 320, 1, 1],
     ]
     return MobileNetV2(num_classes=num_classes, inverted_residual_setting=setting)
+
+
+def cifar_mobilenet_v2(num_classes: int = 10) -> MobileNetV2:
+    """Inverted residuals for 32 px: three resolutions, 16, 32 and 64 hidden channels in the last block of each."""
+    setting = [[1, 8, 1, 1], [2, 8, 2, 1], [2, 16, 2, 2], [2, 32, 3, 2]]
+    network = MobileNetV2(num_classes=num_classes, inverted_residual_setting=setting, dropout=0.0)
+    network.features[0][0].stride = (1, 1)
+    return network

@@ -178,7 +178,21 @@ def test_main_base_refuses_what_has_no_effect_there() -> None:
 def test_every_recipe_is_read_and_says_where_it_comes_from(recipe: Path) -> None:
     assert distillation("--config", str(recipe)).distiller == "mgd"
     head = recipe.read_text().split("\narch")[0]
-    assert all(word in head for word in ("Source:", "Published", "python main_mgd.py", "Hardware", "ot run here"))
+    assert all(word in head for word in ("Source:", "Published", "python main_mgd.py", "Hardware"))
+    assert "ot run here" in head or "README" in head
+
+
+def test_forms_and_schedules_of_the_matching_term() -> None:
+    args = distillation("--loss-factor", "500")
+    assert config.mgd_weight(args, 0) == config.mgd_weight(args, 99) == 1 / 500
+    args = distillation("--mgd-form", "mean", "--mgd-weight", "3", "--mgd-schedule", "linear", "--epochs", "10")
+    assert [config.mgd_weight(args, epoch) for epoch in (0, 5)] == [3.0, 1.5]
+    args = distillation("--mgd-form", "mean", "--mgd-schedule", "cosine", "--epochs", "10")
+    assert [config.mgd_weight(args, epoch) for epoch in (0, 5)] == pytest.approx([5.0, 2.5])
+    with pytest.raises(UserError, match="--loss-factor has no effect"):
+        distillation("--mgd-form", "mean", "--loss-factor", "3")
+    with pytest.raises(UserError, match="--mgd-weight has no effect"):
+        distillation("--mgd-weight", "3")
 
 
 def test_the_published_imagenet_run_is_its_recipe() -> None:

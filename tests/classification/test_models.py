@@ -153,13 +153,21 @@ def test_wide_resnet_by_hand() -> None:
     assert norms_before(taps, images) == [net.layer2[0].bn1, net.layer3[0].bn1, net.bn]
 
 
+def test_mobilenet_for_32_px_is_tapped_at_three_resolutions() -> None:
+    net = build("cifar_mobilenet_v2", 10)
+    maps = dry_forward(Taps(net, default_taps("cifar_mobilenet_v2", net)), torch.zeros(1, 3, 32, 32)).features
+    assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+
+
 def test_names_of_a_cifar_resnet() -> None:
     state = build("cifar_resnet56", 10).state_dict()
     assert {"conv1.weight", "bn1.running_var", "layer3.8.conv2.weight", "linear.bias"} <= set(state)
     assert sum(v.numel() for n, v in state.items() if n.split(".")[-1] in ("weight", "bias")) == 853_018
 
 
-@pytest.mark.parametrize("arch", [*SMALL, "cifar_resnet14_w0.5", "torchvision:regnet_y_400mf", "timm:lcnet_050"])
+@pytest.mark.parametrize(
+    "arch", [*SMALL, "cifar_resnet14_w0.5", "cifar_resnet8_6-8-12", "torchvision:regnet_y_400mf", "timm:lcnet_050"]
+)
 def test_every_name_builds_runs_and_takes_classes(arch: str) -> None:
     size = 32 if arch.startswith(("cifar", "wrn")) else 64
     model = build(arch, 7)

@@ -36,6 +36,14 @@ def test_loss_is_the_weighted_sum_of_raw_values() -> None:
     assert out["loss"].item() == pytest.approx((out["ce"] + 1e-2 * out["mgd"] + 2 * out["kd"]).item(), rel=1e-6)
 
 
+def test_a_weight_may_follow_the_epoch() -> None:
+    terms = {"ce": (CE(), lambda epoch: 1 / (1 + epoch)), "kd": (KD(1.0), 2.0)}
+    d = mgd.Distiller(toy(), mgd.freeze(toy(seed=1)), terms)
+    assert d.weights(0) == {"ce": 1.0, "kd": 2.0} and d.weights(3) == {"ce": 0.25, "kd": 2.0}
+    out = d.eval()(IMAGES, TARGET, epoch=3)
+    assert out["loss"].item() == pytest.approx((out["ce"] / 4 + 2 * out["kd"]).item())
+
+
 def test_the_teacher_is_no_part_of_what_trains_or_is_saved() -> None:
     d = distiller()
     match(d)

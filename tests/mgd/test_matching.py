@@ -39,6 +39,71 @@ def test_loss_is_the_weighted_sum_of_its_parts(reducer: str) -> None:
     assert term(student, [teacher]).item() == pytest.approx(expected / 5, rel=1e-5)
 
 
+def matched(**options: object) -> ChannelMatching:
+    term = matching(**options)
+    term.observe(outputs(STUDENT, 0), outputs(TEACHER, 1))
+    term.rematch()
+    return term
+
+
+def test_the_mean_form_is_the_error_per_element() -> None:
+    student, teacher = outputs(STUDENT, 0), outputs(TEACHER, 1)
+    term = matched(form="mean", stage_weights=[1, 1])
+    expected = 0.0
+    for stage, s, t in zip(term.stages, student.features, teacher.features, strict=True):
+        target, margin = reduce_channels(t, stage.margin, stage.index)
+        normalised = nn.functional.batch_norm(s, None, None, training=True)
+        expected += partial_l2(normalised, target, margin).item() / s.numel()
+    assert term(student, [teacher]).item() == pytest.approx(expected, rel=1e-5)
+    assert matched(form="mean").stage_weights == (0.5, 0.5)
+
+
+def test_the_mean_form_does_not_know_the_image_size() -> None:
+    student, teacher = outputs(STUDENT, 0), outputs(TEACHER, 1)
+    tiled = [Outputs(o.logits, [m.tile(1, 1, 2, 2) for m in o.features]) for o in (student, teacher)]
+    for form, factor in (("sum", 4), ("mean", 1), ("relative", 1)):
+        term = matched(form=form)
+        assert term(tiled[0], [tiled[1]]).item() == pytest.approx(factor * term(student, [teacher]).item(), rel=1e-5)
+
+
+def test_the_relative_form_does_not_know_the_scale_of_the_teacher() -> None:
+    student, teacher = outputs(STUDENT, 0), outputs(TEACHER, 1)
+    scaled = Outputs(teacher.logits, [1000 * m for m in teacher.features])
+    term = matched(form="relative", assignment="identity")
+    for stage in term.stages:
+        nn.init.zeros_(stage.adapter.weight)  # a student at 0
+        stage.margin.zero_()
+    assert term(student, [teacher]).item() == pytest.approx(1.0, rel=1e-5)
+    assert term(student, [scaled]).item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_controls_pose_other_problems() -> None:
+    kinds = ("cheapest", "costliest", "identity", "random")
+    flows = {kind: matched(assignment=kind).flows for kind in kinds}
+    cost = [channel_cost(s, t).numpy() for s, t in zip(maps(STUDENT, 0), maps(TEACHER, 1), strict=True)]
+    for found in flows.values():
+        for flow, c in zip(found, cost, strict=True):
+            assert (flow.matrix.sum(0) == 1).all()
+            assert flow.total_cost == pytest.approx((flow.matrix * c).sum(), rel=1e-5)
+    totals = {kind: [flow.total_cost for flow in found] for kind, found in flows.items()}
+    for best, other, worst in zip(totals["cheapest"], totals["random"], totals["costliest"], strict=True):
+        assert best < other < worst
+    assert (flows["identity"][0].index == [[0, 2, 4, 6], [1, 3, 5, 7]]).all()
+
+
+def test_random_flows_are_redrawn_and_repeat_with_their_seed() -> None:
+    def draws(seed: int) -> list[np.ndarray]:
+        term, found = matching(assignment="random", seed=seed), []
+        for _ in range(2):
+            term.observe(outputs(STUDENT, 0), outputs(TEACHER, 1))
+            found.append(term.rematch()[1].matrix)
+        return found
+
+    first, second = draws(0)
+    assert (first != second).any() and (first != draws(1)[0]).any()
+    assert (first == draws(0)[0]).all() and (second == draws(0)[1]).all()
+
+
 def test_observing_in_batches_equals_observing_at_once() -> None:
     once, parts = matching(), matching()
     student, teacher = maps(STUDENT, 0), maps(TEACHER, 1)
@@ -136,6 +201,10 @@ def test_wrong_use_is_refused() -> None:
         matching("sm", capacity="truncate")
     with pytest.raises(ValueError, match="amp"):
         matching("mean")
+    with pytest.raises(ValueError, match="relative"):
+        matching(form="max")
+    with pytest.raises(ValueError, match="costliest"):
+        matching(assignment="best")
     with pytest.raises(ValueError, match="per stage"):
         ChannelMatching((4,), (8, 8), [None])
     with pytest.raises(ValueError, match="8 margins"):
