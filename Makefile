@@ -1,14 +1,19 @@
-# make demo: distil a student on handwritten digits.  make test: every check.  Both install what they need into .venv.
+# make demo: distil a student on handwritten digits.  make test: every check.  make quality: the missing cells of the
+# quality table, and the table.  All install what they need into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test install clean
+.PHONY: demo test quality install clean
 
 demo: install
 	$(BIN)/python scripts/demo.py
 
 test: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check.sh
+
+quality: install
+	$(BIN)/python scripts/bench_quality.py
+	$(BIN)/python scripts/make_tables.py
 
 install: .venv/installed
 

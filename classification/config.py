@@ -18,7 +18,8 @@ import torch
 import yaml
 
 from classification.errors import UserError
-from mgd.matching import ASSIGNMENTS, FORMS
+from mgd.flow import ASSIGNMENTS
+from mgd.matching import FORMS
 
 
 class _Parser(argparse.ArgumentParser):

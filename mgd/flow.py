@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 Array = NDArray[Any]
 CAPACITIES = ("spread", "truncate", "reference", "single")
+ASSIGNMENTS = ("cheapest", "costliest", "identity", "random")
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,3 +185,32 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
     seconds = time.perf_counter() - start
     total = float(array[student, teacher].sum())
     return Flow(_index(student, teacher, num_student, depth), num_teacher, total, name, seconds)
+
+
+def solve_control(cost: Any, assignment: str, seed: Sequence[int], **options: str) -> Flow:
+    """Solve a flow that may ignore or invert the costs: what the costs contribute is the difference to the cheapest.
+
+    Args:
+        cost: (S, T), as of `solve_flow`.
+        assignment: "cheapest"; "costliest"; "identity", neighbouring teacher channels by index; "random".
+        seed: of "random"; equal numbers give the same flow.
+        options: of `solve_flow`.
+
+    Returns:
+        The flow; its total is that of `cost`, whatever was solved.
+    """
+    if assignment == "cheapest":
+        return solve_flow(cost, **options)
+    values = _check(cost)
+    num_student, num_teacher = values.shape
+    if assignment == "costliest":
+        posed = -values
+    elif assignment == "identity":
+        student, teacher = (np.arange(num_student) + 0.5) / num_student, (np.arange(num_teacher) + 0.5) / num_teacher
+        posed = np.square(student[:, None] - teacher)
+    elif assignment == "random":
+        posed = np.random.default_rng(list(seed)).random(values.shape)
+    else:
+        raise ValueError(f"unknown assignment {assignment!r}; choose from {', '.join(ASSIGNMENTS)}")
+    flow = solve_flow(posed, **options)
+    return dataclasses.replace(flow, total_cost=float((values * flow.matrix).sum()))

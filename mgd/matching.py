@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mgd.cost import ChannelCost
-from mgd.flow import Flow, slots, solve_flow
+from mgd.flow import ASSIGNMENTS, Flow, slots, solve_control
 from mgd.margin import MeasuredMargin, partial_l2
 from mgd.reduce import REDUCERS, reduce_channels
 from mgd.taps import Batch, Outputs
 
-ASSIGNMENTS = ("cheapest", "costliest", "identity", "random")
 FORMS = ("sum", "mean", "relative")
 
 
@@ -175,7 +172,11 @@ class ChannelMatching(nn.Module):
             for total in stage.sums():
                 total.all_reduce()
         self.costs = [stage.cost.mean() for stage in self._stages()]
-        solved = [self._solve(stage, cost) for stage, cost in enumerate(self.costs)]
+        number = int(self.num_updates)
+        solved = [
+            solve_control(cost, self.assignment, (self.seed, number, stage), capacity=self.capacity, solver=self.solver)
+            for stage, cost in enumerate(self.costs)
+        ]
         self.num_updates += 1
         for stage, flow in zip(self._stages(), solved, strict=True):
             stage.index.copy_(torch.as_tensor(flow.index))
@@ -209,23 +210,6 @@ class ChannelMatching(nn.Module):
                 scale = target.detach().clamp_min(0).float().square().sum().clamp_min(1e-12)
             loss = loss + weight * error / scale
         return loss
-
-    def _solve(self, stage: int, cost: Tensor) -> Flow:
-        """Solve a stage, the costs replaced where a control asks for it; the total is that of the true costs."""
-        num_student, num_teacher = cost.shape
-        posed = cost
-        if self.assignment == "costliest":
-            posed = -cost
-        elif self.assignment == "identity":
-            student, teacher = torch.arange(num_student)[:, None], torch.arange(num_teacher)[None]
-            posed = ((student + 0.5) / num_student - (teacher + 0.5) / num_teacher).square()
-        elif self.assignment == "random":
-            generator = np.random.default_rng([self.seed, int(self.num_updates), stage])
-            posed = torch.as_tensor(generator.random(cost.shape))
-        flow = solve_flow(posed, capacity=self.capacity, solver=self.solver)
-        if posed is cost:
-            return flow
-        return dataclasses.replace(flow, total_cost=float((cost.cpu() * torch.as_tensor(flow.matrix)).sum()))
 
     def _stages(self) -> list[_Stage]:
         return [stage for stage in self.stages if isinstance(stage, _Stage)]

@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from collect_run import collect, without_folders
 from prepare_cifar10 import prepare
 from prepare_digits import write_digits
+
+from classification.config import total_epochs
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -82,10 +85,10 @@ class Suite:
     def run(self, name: str, script: str, data: Path, words: list[str], seed: int, threads: int) -> Path:
         """Run, or go on with, one command, and return its folder."""
         folder = self.work / f"{name}-{seed}" if name != "teacher" else self.work / name
-        if (folder / "done").exists():
-            return folder
         last = folder / "last.pth"
         cut = last.exists()
+        if cut and is_done(folder):
+            return folder
         place = ["--resume", str(last)] if cut else ["--output", str(folder)]
         if not cut and folder.exists():
             folder.rename(folder.with_name(f"{folder.name}-cut-{time.time():.0f}"))
@@ -98,13 +101,21 @@ class Suite:
             )
         if done.returncode:
             raise RuntimeError(f"{name}, seed {seed}: status {done.returncode}, see {log.name}")
-        (folder / "done").write_text(json.dumps(None if cut else time.perf_counter() - start))
+        if not cut:
+            (folder / "wall_seconds").write_text(f"{time.perf_counter() - start:.1f}")
         return folder
 
 
-def read_suites(work: Path) -> list[Suite]:
+def is_done(folder: Path) -> bool:
+    """Whether the run in `folder` has finished its last epoch."""
+    options = json.loads((folder / "config.json").read_text())["options"]
+    last = torch.load(folder / "last.pth", weights_only=True)
+    return bool(last["resume"]["epoch"] >= total_epochs(argparse.Namespace(**options)))
+
+
+def read_suites(cells: Path, work: Path) -> list[Suite]:
     """Read the list of cells; `work` holds data and runs."""
-    content = yaml.safe_load((ROOT / "scripts" / "quality.yaml").read_text())
+    content = yaml.safe_load(cells.read_text())
     return [
         Suite(name, work / name, s["base"], s["teacher"], s.get("train-teacher", ""), s["cells"])
         for name, s in content.items()
@@ -113,12 +124,10 @@ def read_suites(work: Path) -> list[Suite]:
 
 def keep(suite: Suite, name: str, folder: Path, results: Path, threads: int) -> dict[str, Any]:
     """Write a cell's result file."""
-    cell = suite.cells[name]
-    order = list(suite.cells).index(name)
     found = without_folders(collect(folder))
-    wall = json.loads((folder / "done").read_text())
-    here = {"row": cell["row"], "order": order, "group": cell["group"], "threads": threads, "wall_seconds": wall}
-    result = {**here, **found}
+    wall = folder / "wall_seconds"
+    seconds = float(wall.read_text()) if wall.exists() else None  # unknown where the run was cut and gone on with
+    result = {"cell": name, "threads": threads, "wall_seconds": seconds, **found}
     results.mkdir(parents=True, exist_ok=True)
     beside = results / f"{name}-{found['seed']}.json.new"
     beside.write_text(json.dumps(result, indent=1) + "\n")
@@ -144,16 +153,17 @@ def measure(suite: Suite, name: str, seed: int, results: Path, threads: int) -> 
     print(f"{name:24} seed {seed}  top-1 {result['last_top1']:.2f}  {result['seconds']:.0f} s", flush=True)
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default="cifar10", choices=("cifar10", "digits"), help="which list of cells")
+    parser.add_argument("--cells", type=Path, default=ROOT / "scripts" / "quality.yaml", help="the list of cells")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these cells, even where a result exists")
     parser.add_argument("--seed", type=int, help="this seed only")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at once; they share the cores")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "quality", help="data and run folders")
     parser.add_argument("--results", type=Path, default=ROOT / "scripts" / "results" / "quality")
-    args = parser.parse_args()
-    suite = next(suite for suite in read_suites(args.work.resolve()) if suite.name == args.suite)
+    args = parser.parse_args(words)
+    suite = next(suite for suite in read_suites(args.cells, args.work.resolve()) if suite.name == args.suite)
     unknown = [name for name in args.only if name not in suite.cells]
     if unknown:
         sys.exit(f"unknown cells {', '.join(unknown)}; there are {', '.join(suite.cells)}")

@@ -1,7 +1,8 @@
-"""Write the README's tables from files alone: python scripts/make_tables.py [--check]
+"""Write the tables and the figure of the documentation from files alone: python scripts/make_tables.py [--check]
 
-The tables stand between <!-- NAME --> and <!-- /NAME --> in README.md: the options from the parsers, the measured
-tables from scripts/results/NAME/*.json, which scripts/collect_run.py makes from run folders.
+A table stands between <!-- NAME --> and <!-- /NAME --> in README.md or docs/quality.md: "options" from the parsers,
+"quality-GROUP" from scripts/results/quality/*.json in the layout of scripts/quality.yaml, any other from
+scripts/results/NAME/*.json, which scripts/collect_run.py makes from run folders.
 """
 
 from __future__ import annotations
@@ -15,10 +16,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import matplotlib.pyplot as plt
+import yaml
+
 from classification.config import build_parser
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "scripts" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "quality.md")
 
 
 def options_table() -> str:
@@ -54,11 +59,78 @@ def results_table(name: str) -> str:
         top1, top5 = spread([r["last_top1"] for r in results]), spread([r["last_top5"] for r in results])
         seconds = mean(r["seconds"] for r in results)
         lines.append(f"| {row} | {top1} | {top5} | {len(results)} | {seconds:.0f} | {results[0]['parameters']:,} |")
-    machines = {(r["machine"]["cores"], r["versions"]["torch"]) for group in rows.values() for r in group}
-    commits = sorted({(r["commit"] or "unknown")[:8] for group in rows.values() for r in group})
-    for cores, torch in sorted(machines):
-        lines += ["", f"Measured on {cores} CPU cores, torch {torch}, at commit {', '.join(commits)}."]
-    return "\n".join(lines)
+    return "\n".join([*lines, *measured_on([r for group in rows.values() for r in group])])
+
+
+def measured_on(results: list[dict[str, Any]]) -> list[str]:
+    """Say on what machines, with which versions and at which commits."""
+    machines = {(r["machine"]["cores"], r["versions"]["torch"]) for r in results}
+    commits = sorted({(r["commit"] or "unknown")[:8] for r in results})
+    return [
+        line
+        for cores, torch in sorted(machines)
+        for line in ("", f"Measured on {cores} CPU cores, torch {torch}, at commit {', '.join(commits)}.")
+    ]
+
+
+def read_quality() -> tuple[dict[str, dict[str, Any]], dict[str, dict[int, dict[str, Any]]]]:
+    """Return the layout of every cell, and its results by seed."""
+    suites = yaml.safe_load((ROOT / "scripts" / "quality.yaml").read_text())
+    cells = {name: cell for suite in suites.values() for name, cell in suite["cells"].items()}
+    results: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for path in sorted((RESULTS / "quality").glob("*.json")):
+        result = json.loads(path.read_text())
+        results[result["cell"]][result["seed"]] = result
+    return cells, results
+
+
+def rows_of(group: str, cells: dict[str, dict[str, Any]]) -> list[str]:
+    """The cells of a group, behind those outside it that they are compared with."""
+    own = [name for name, cell in cells.items() if cell["group"] == group]
+    others = dict.fromkeys(cells[name]["against"] for name in own if "against" in cells[name])
+    return [*(name for name in others if name not in own), *own]
+
+
+def quality_table(group: str) -> str:
+    """One line a cell: top-1 of the last epoch, and the difference to another cell, paired by seed."""
+    cells, results = read_quality()
+    lines = [
+        "| | top-1 %, last epoch | best epoch | n | difference, paired by seed | published code |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = [name for name in rows_of(group, cells) if results[name]]
+    for name in names:
+        found, cell = results[name], cells[name]
+        other = cell.get("against")
+        shared = sorted(set(found) & set(results[other])) if other and group == cell["group"] else []
+        gain = differences([found[s]["last_top1"] - results[other][s]["last_top1"] for s in shared]) if shared else ""
+        gain += f" against {cells[other]['row']}" if gain else ""
+        top1, best = (spread([r[key] for r in found.values()]) for key in ("last_top1", "best_top1"))
+        lines.append(f"| {cell['row']} | {top1} | {best} | {len(found)} | {gain} | {cell.get('published-code', '')} |")
+    return "\n".join([*lines, *measured_on([r for name in names for r in results[name].values()])])
+
+
+def differences(values: list[float]) -> str:
+    """Mean of paired differences and its standard error."""
+    error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{mean(values):+.2f}{error}"
+
+
+def draw_quality(groups: tuple[str, ...], path: Path) -> None:
+    """Draw the groups' cells: one dot a seed, a bar of one standard deviation around the mean."""
+    cells, results = read_quality()
+    names = [n for n in dict.fromkeys(n for g in groups for n in rows_of(g, cells)) if results[n]]
+    figure, axis = plt.subplots(figsize=(8, 0.32 * len(names) + 1), layout="constrained")
+    for place, name in enumerate(names):
+        values = [r["last_top1"] for r in results[name].values()]
+        color = "tab:gray" if "KD" not in cells[name]["row"] and "MGD" not in cells[name]["row"] else "tab:blue"
+        axis.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
+        axis.errorbar(mean(values), place, xerr=stdev(values) if len(values) > 1 else 0, fmt="|", color="k", capsize=3)
+    axis.set_yticks(range(len(names)), [cells[name]["row"] for name in names])
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_xlabel("top-1 %, last epoch (one dot a seed, mean ± standard deviation)")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
 def spread(values: list[float]) -> str:
@@ -67,26 +139,36 @@ def spread(values: list[float]) -> str:
 
 
 def fill(text: str) -> str:
-    """Return the README with every table made anew."""
+    """Return a page with every table made anew."""
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
-        content = options_table() if name == "options" else results_table(name)
+        if name == "options":
+            content = options_table()
+        else:
+            group = name.removeprefix("quality-")
+            content = results_table(name) if group == name else quality_table(group)
         return f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
 
-    return re.sub(r"<!-- (?P<name>[a-z_]+) -->\n.*?<!-- /(?P=name) -->", table, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (?P<name>[a-z_-]+) -->\n.*?<!-- /(?P=name) -->", table, text, flags=re.DOTALL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only say whether README.md is up to date")
+    parser.add_argument("--check", action="store_true", help="only say whether the pages are up to date")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    filled = fill(text)
-    if args.check and filled != text:
-        sys.exit("README.md is not up to date: run python scripts/make_tables.py")
-    readme.write_text(filled)
+    stale = []
+    for page in PAGES:
+        text = page.read_text()
+        filled = fill(text)
+        if filled != text:
+            stale.append(page.name)
+        if not args.check:
+            page.write_text(filled)
+    if args.check and stale:
+        sys.exit(f"{', '.join(stale)} not up to date: run python scripts/make_tables.py")
+    if not args.check:
+        draw_quality(("main", "flow"), ROOT / "docs" / "quality.png")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,76 @@
+"""The quality table's machinery on two small cells of digits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+CELLS = """
+digits:
+  base: -a cifar_resnet8_w0.5 --epochs 2 --img-size 16 --train-crop pad --hflip 0 -b 50 --lr 0.05
+  teacher: --teacher-arch cifar_resnet8
+  train-teacher: -a cifar_resnet8 --epochs 2 --img-size 16 --train-crop pad --hflip 0 -b 50 --lr 0.05
+  cells:
+    alone: {row: student alone, group: digits, script: main_base}
+    amp: {row: MGD-AMP, group: digits, options: --loss-factor 1e3, start: alone, against: alone}
+"""
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cells = tmp_path / "cells.yaml"
+    cells.write_text(CELLS)
+    folders = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    return ["--suite", "digits", "--cells", str(cells), "--seed", "0", "--jobs", "1", *folders]
+
+
+def test_missing_cells_are_run_cut_ones_gone_on_with_and_complete_ones_kept(
+    bench: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bench_quality import main
+
+    main(bench)
+    results = tmp_path / "results"
+    found = {path.stem: json.loads(path.read_text()) for path in results.iterdir()}
+    assert set(found) == {"alone-0", "amp-0"}
+    amp = found["amp-0"]
+    assert amp["seed"] == 0 and amp["cell"] == "amp" and len(amp["curve"]) == 2
+    assert amp["last_top1"] == amp["curve"][-1]["valid_top1"] > 10 and amp["wall_seconds"] > 0
+    assert "--student-resume" in amp["command"] and not any(str(tmp_path) in word for word in amp["command"])
+    with pytest.raises(SystemExit, match="nothing is missing"):
+        main(bench)
+
+    (results / "amp-0.json").unlink()
+    main(bench)  # the run itself is complete
+    assert json.loads((results / "amp-0.json").read_text()) == amp
+
+    folder = tmp_path / "work" / "digits" / "amp-0"
+    last = torch.load(folder / "last.pth", weights_only=True)
+    last["resume"]["epoch"] = 1  # as if it had been cut in the second epoch
+    torch.save(last, folder / "last.pth")
+    (results / "amp-0.json").unlink()
+    (folder / "wall_seconds").unlink()
+    main(bench)
+    again = json.loads((results / "amp-0.json").read_text())
+    assert [line["epoch"] for line in again["curve"]] == [0, 1] and again["wall_seconds"] is None
+
+
+def test_unknown_cells_are_refused(bench: list[str]) -> None:
+    from bench_quality import main
+
+    with pytest.raises(SystemExit, match="unknown cells nothing; there are alone, amp"):
+        main([*bench, "--only", "nothing"])
+
+
+def test_differences_are_paired(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from make_tables import differences
+
+    assert differences([1.0, 2.0, 3.0]) == "+2.00 ± 0.58"
+    assert differences([-0.5]) == "-0.50"
