@@ -1,10 +1,9 @@
 """Losses: pure functions by name, and the terms around them in `LOSSES`."""
 
-from torch import nn
-
 from mgd.losses.ce import CE
 from mgd.losses.kd import KD, kd
+from mgd.losses.term import Term, standardise
 
-LOSSES: dict[str, type[nn.Module]] = {"ce": CE, "kd": KD}
+LOSSES: dict[str, type[Term]] = {"ce": CE, "kd": KD}
 
-__all__ = ["CE", "KD", "LOSSES", "kd"]
+__all__ = ["CE", "KD", "LOSSES", "Term", "kd", "standardise"]

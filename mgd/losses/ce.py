@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from mgd.losses.term import Term
 from mgd.taps import Batch, Outputs
 
 
-class CE(nn.Module):
+class CE(Term):
     """Cross-entropy of the student's logits against the target, batch mean.
 
     Args:
         label_smoothing: share of the target mass spread over all classes, in [0, 1).
     """
+
+    needs = frozenset({"labels"})
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import Any
+
+from torch import Tensor
 from torch.nn import functional as F
 
-from mgd.taps import Batch, Outputs
+from mgd.losses.term import LogitTerm
 
 
 def kd(
@@ -30,17 +31,13 @@ def kd(
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-class KD(nn.Module):
-    """`kd` as a term; with several teachers, the mean over them.
+class KD(LogitTerm):
+    """`kd` as a term.
 
     Args:
         temperature: tau > 0.
+        common: `standardised` and `teacher_weights`, see `LogitTerm`.
     """
 
-    def __init__(self, temperature: float = 4.0) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Tensor:
-        losses = [kd(student.logits, t.logits, batch.target, temperature=self.temperature) for t in teachers]
-        return torch.stack(losses).mean()
+    def __init__(self, temperature: float = 4.0, **common: Any) -> None:
+        super().__init__(kd, temperature=temperature, **common)

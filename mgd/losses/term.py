@@ -1,0 +1,108 @@
+"""What every term shares: what it needs, how it averages over teachers, and logit functions as terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from mgd.taps import Batch, Outputs
+
+
+class Term(nn.Module):
+    """One loss: (student, teachers, batch) -> scalar, the weighted mean of `compare` over the teachers.
+
+    `needs` names what a term cannot do without: "labels", "maps" (of both networks), "index" (of the images in the data
+    set). A term whose layers depend on shapes is built from `Outputs` of a dry forward; see `from_outputs`.
+
+    Args:
+        teacher_weights: one positive factor a teacher, normalised to sum to 1; None for equal ones.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, teacher_weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        if teacher_weights is not None and (not teacher_weights or min(teacher_weights) <= 0):
+            raise ValueError(f"teacher_weights must be positive; got {teacher_weights}")
+        self.teacher_weights = teacher_weights
+
+    @classmethod
+    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> Term:
+        """Build the term for networks that return such outputs.
+
+        Args:
+            student: outputs of one dry forward of any batch size.
+            teachers: the same, one a teacher.
+            num_images: training images, for terms with a memory.
+            options: hyper-parameters, as of the constructor.
+        """
+        return cls(**options)
+
+    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the loss against teacher `number`, a float32 scalar."""
+        raise NotImplementedError
+
+    def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Tensor:
+        """Return the loss, a float32 scalar.
+
+        Raises:
+            ValueError: no teachers, another number of them than weights, or what the term needs is missing.
+        """
+        name = type(self).__name__
+        if "labels" in self.needs and batch.target is None:
+            raise ValueError(f"the term {name} needs labels, and this batch has none: leave it out of the terms")
+        if "index" in self.needs and batch.index is None:
+            raise ValueError(f"the term {name} needs the images' positions in the data set: pass index")
+        weights = self.teacher_weights or [1.0] * len(teachers)
+        if not teachers or len(weights) != len(teachers):
+            raise ValueError(f"the term {name} has {len(weights)} teacher weights and got {len(teachers)} teachers")
+        total = student.logits.new_zeros((), dtype=student.logits.float().dtype)
+        for number, (weight, teacher) in enumerate(zip(weights, teachers, strict=True)):
+            total = total + weight / sum(weights) * self.compare(number, student, teacher, batch)
+        return total
+
+
+def standardise(logits: Tensor) -> Tensor:
+    """Give the logits of each image mean 0 and standard deviation 1: (z - mean) / std over the classes.
+
+    Args:
+        logits: (B, K).
+
+    Returns:
+        (B, K) float32; a constant row becomes 0.
+
+    Reference: Sun et al., 2024, arXiv:2403.01427, algorithm 1.
+    """
+    logits = logits.float()
+    deviation = logits.std(dim=1, keepdim=True, unbiased=False)
+    return (logits - logits.mean(dim=1, keepdim=True)) / deviation.clamp_min(1e-7)
+
+
+class LogitTerm(Term):
+    """A logit loss as a term.
+
+    Args:
+        function: (student_logits, teacher_logits, target=None, *, hyper-parameters) -> scalar.
+        standardised: whether both networks' logits pass `standardise` first.
+        teacher_weights: see `Term`.
+        hyper: the hyper-parameters.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        *,
+        standardised: bool = False,
+        teacher_weights: Sequence[float] | None = None,
+        **hyper: float,
+    ) -> None:
+        super().__init__(teacher_weights)
+        self.function, self.standardised, self.hyper = function, standardised, hyper
+
+    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        logits = (student.logits, teacher.logits)
+        if self.standardised:
+            logits = (standardise(logits[0]), standardise(logits[1]))
+        return self.function(*logits, batch.target, **self.hyper)
