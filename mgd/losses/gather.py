@@ -38,5 +38,5 @@ def gather(local: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return local
-    gathered: Tensor = _Gather.apply(local)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(local)
     return gathered
