@@ -59,7 +59,7 @@ def read_resume(path: str, args: Namespace, classes: list[str]) -> dict[str, Any
         if content[what] != ours:
             raise UserError(f"{path} is of a run with {what} {content[what]}; this run has {ours}")
     theirs = list(content["resume"]["terms"])
-    if theirs != args.terms:
+    if theirs != list(args.terms):
         raise UserError(f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(args.terms)}")
     return content
 

@@ -94,8 +94,10 @@ class Folder:
     valid: list[tuple[str, int]]
 
 
-def read_folder(root: str | Path) -> Folder:
+def read_folder(root: str | Path, *, labels: bool = True) -> Folder:
     """List `root`/train/CLASS/* and `root`/valid/CLASS/* (or val/); class indices are those of train, sorted by name.
+
+    Without labels, train holds images at any depth, their class index is -1, and valid names the classes.
 
     Raises:
         UserError: a missing folder, a class without images in train, a class of valid that train lacks.
@@ -105,19 +107,27 @@ def read_folder(root: str | Path) -> Folder:
         raise UserError(f"data folder {root} does not exist")
     train = _split(root, "train")
     valid = _split(root, "valid", "val")
-    classes = _class_names(train)
+    classes = _class_names(train if labels else valid)
     unknown = sorted(set(_class_names(valid)) - set(classes))
     if unknown:
         raise UserError(f"{valid} has classes that {train} lacks: {', '.join(unknown[:5])}")
     index = {name: number for number, name in enumerate(classes)}
-    folder = Folder(classes, *(make_dataset(str(s), index, IMG_EXTENSIONS, allow_empty=True) for s in (train, valid)))
+    listed = make_dataset(str(train), index, IMG_EXTENSIONS, allow_empty=True) if labels else _unlabelled(train)
+    folder = Folder(classes, listed, make_dataset(str(valid), index, IMG_EXTENSIONS, allow_empty=True))
     filled = {target for _, target in folder.train}
     empty = [name for name in classes if index[name] not in filled]
-    if empty:
+    if empty and labels:
         raise UserError(f"{train} has class folders without images: {', '.join(empty[:5])}")
     if not folder.valid:
         raise UserError(f"{valid} holds no images")
     return folder
+
+
+def _unlabelled(folder: Path) -> list[tuple[str, int]]:
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    if not paths:
+        raise UserError(f"{folder} holds no images")
+    return [(str(path), -1) for path in paths]
 
 
 def _split(root: Path, *names: str) -> Path:

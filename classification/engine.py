@@ -27,10 +27,11 @@ from classification.data import (
     subset,
     train_transform,
 )
+from classification.errors import UserError
 from classification.job import Job
 from classification.launch import MixedPrecision, World, autocast, parallel_devices, seed_everything, wrap
 from classification.metrics import Journal, Means, hits
-from mgd import Outputs
+from mgd import Mutual, Outputs
 
 BeforeEpoch = Callable[["Engine", int], dict[str, float]]
 
@@ -50,10 +51,9 @@ class Engine:
         self.workers = -(-job.args.workers // world.local_size)
         for note in job.notes:
             world.say(f"=> {note}")
-        for network in (job.student, job.teacher):
-            if network is not None:
-                memory = torch.channels_last if job.args.channels_last else torch.preserve_format
-                network.to(world.device, memory_format=memory)
+        for _, network in job.networks().values():
+            memory = torch.channels_last if job.args.channels_last else torch.preserve_format
+            network.to(world.device, memory_format=memory)
         self.valid = Photos(job.data.valid, eval_transform(job.args), cache=self._cache(job.data.valid))
         self._valid_loader: DataLoader | None = None
         # Images that one device sees at once when nothing is wrapped.
@@ -61,20 +61,17 @@ class Engine:
 
     # -- evaluation
 
-    def evaluate_both(self) -> dict[str, dict[str, float]]:
-        """Evaluate teacher and student, whichever is there, and warn of a teacher that knows nothing."""
+    def evaluate_all(self) -> dict[str, dict[str, float]]:
+        """Evaluate every network of the job, and warn of a teacher that knows nothing."""
         results = {}
-        for role, arch in (("teacher", self.args.teacher_arch), ("student", self.args.arch)):
-            network = self.job.teacher if role == "teacher" else self.job.student
-            if network is None:
-                continue
+        for role, (arch, network) in self.job.networks().items():
             result = results[role] = self.evaluate(network)
             size = self.job.sizes[role] / 1e6
             self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {_accuracy(result)}")
             chance = 100 / self.args.num_classes
-            if role == "teacher" and result["valid_top1"] < chance + 0.1 * (100 - chance):
+            if role.startswith("teacher") and result["valid_top1"] < chance + 0.1 * (100 - chance):
                 self.world.say(
-                    f"!! WARNING: the teacher is near chance ({result['valid_top1']:.2f} %, chance {chance:.2f} %). "
+                    f"!! WARNING: the {role} is near chance ({result['valid_top1']:.2f} %, chance {chance:.2f} %). "
                     "Nothing good can be learned from it: check its weights, --img-size and the class folders."
                 )
         return results
@@ -103,7 +100,28 @@ class Engine:
     def fit(self, before_epoch: BeforeEpoch | None = None) -> dict[str, Any]:
         """Train to the last epoch and return its record; `before_epoch` may add values to an epoch's record."""
         job, args, world = self.job, self.args, self.world
+        self._set_up()
+        start = self._restore() if job.resume else args.start_epoch
+        if world.first:
+            make_folder(job.folder, describe(args))
+        world.say(f"=> run folder {job.folder}")
+        journal = Journal(job.folder, start) if world.first else None
+        record: dict[str, Any] = {}
+        for epoch in range(start, total_epochs(args)):
+            extra = before_epoch(self, epoch) if before_epoch else {}
+            record = {"epoch": epoch, **self._train_epoch(epoch), **extra, **self.evaluate(self.student)}
+            for name, peer in self._peers().items():
+                record |= {f"{key}_{name}": value for key, value in self.evaluate(peer).items()}
+            self._finish_epoch(record, journal)
+        if journal:
+            journal.close()
+        return record
+
+    def _set_up(self) -> None:
+        """Make what training needs: optimizer, scaler, loader, wrapped distiller."""
+        job, args, world = self.job, self.args, self.world
         assert job.distiller is not None and job.student is not None
+        self.student = job.student
         self.distiller = job.distiller.to(world.device)
         self.balance_told = False
         self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
@@ -119,20 +137,13 @@ class Engine:
         self.train_set = Photos(job.data.train, train_transform(args), self.seed, self.train_cache)
         self.batches = TrainBatches(len(self.train_set), args.batch_size, self.seed, world.rank, world.size)
         self.train_loader = loader(self.train_set, self.batches, self.workers, world.device)
-        start = self._restore() if job.resume else args.start_epoch
         self.wrapped = wrap(MixedPrecision(self.distiller, world.device, args.amp), world, args)
-        if world.first:
-            make_folder(job.folder, describe(args))
-        world.say(f"=> run folder {job.folder}")
-        journal = Journal(job.folder, start) if world.first else None
-        record: dict[str, Any] = {}
-        for epoch in range(start, total_epochs(args)):
-            extra = before_epoch(self, epoch) if before_epoch else {}
-            record = {"epoch": epoch, **self._train_epoch(epoch), **extra, **self.evaluate(job.student)}
-            self._finish_epoch(record, journal)
-        if journal:
-            journal.close()
-        return record
+
+    def _peers(self) -> dict[str, nn.Module]:
+        """Return the networks that train beside the student, by the names of their records and files."""
+        if not isinstance(self.distiller, Mutual):
+            return {}
+        return {f"peer{n}": network.model for n, network in enumerate(self.distiller.networks) if n > 0}
 
     def matching_images(self, epoch: int) -> Iterable[Tensor]:
         """Yield batches of training images under the evaluation transform: this rank's share of a matching pass."""
@@ -153,7 +164,8 @@ class Engine:
         bar = self._progress(self.train_loader, f"epoch {epoch}")
         for step, (images, target, index) in enumerate(bar):
             self._set_rate(learning_rate(args, epoch, step / steps))
-            values = self._step(epoch, step, self._images(images), self._move(target), self._move(index))
+            labels = self._move(target) if args.labels else None
+            values = self._step(epoch, step, self._images(images), labels, self._move(index))
             means.add(values, len(images))
             if (step + 1) % args.print_freq == 0:
                 self._report_step(epoch, step, steps, values, time.perf_counter() - start, bar)
@@ -164,22 +176,76 @@ class Engine:
         record["train_seconds"] = seconds
         return record
 
-    def _step(self, epoch: int, step: int, images: Tensor, target: Tensor, index: Tensor) -> dict[str, Tensor]:
+    def _step(self, epoch: int, step: int, images: Tensor, target: Tensor | None, index: Tensor) -> dict[str, Tensor]:
         values: dict[str, Tensor] = self.wrapped(images, target, index, epoch)
+        if step == 0:
+            values |= {f"{name}_share": share for name, share in self._gradient_shares(values, epoch).items()}
         # DDP averages gradients over ranks; slices that differ in size weigh by their images.
         share = len(images) * self.world.size / self.batches.batch_size(step)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(values["loss"].mean() * share).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        values["train_hits"] = hits(values.pop("logits").detach().float(), target)[:1] / len(target)
+        logits = values.pop("logits").detach().float()
+        if target is not None:
+            values["train_hits"] = hits(logits, target)[:1] / len(target)
         return values
 
+    def _gradient_shares(self, values: Mapping[str, Tensor], epoch: int) -> dict[str, Tensor]:
+        """Return each term's part of the gradient on the student's weights: its norm over the sum of all norms.
+
+        With one term there is nothing to compare.
+        """
+        weights = self.distiller.weights(epoch)
+        if len(weights) == 1:
+            return {}
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        norms = {}
+        for name, weight in weights.items():
+            value = weight * values[name].mean()
+            gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            norms[name] = torch.stack([g.float().norm() for g in gradients if g is not None] or [value * 0]).norm()
+        total = sum(norms.values(), torch.zeros((), device=self.world.device)).clamp_min(1e-30)
+        return {name: norm / total for name, norm in norms.items()}
+
+    def calibrate(self, steps: int, before_epoch: BeforeEpoch | None = None) -> dict[str, float]:
+        """Print each term's share of the gradient over `steps` batches, and the weights that would make all equal.
+
+        Nothing is trained; the first term keeps its weight.
+        """
+        self._set_up()
+        if before_epoch:
+            self.student.eval()
+            before_epoch(self, 0)
+        self.wrapped.train()
+        self.batches.epoch = 0
+        means = Means(self.world.device)
+        for step, (images, target, index) in enumerate(self.train_loader):
+            if step == steps:
+                break
+            labels = self._move(target) if self.args.labels else None
+            values = self.wrapped(self._images(images), labels, self._move(index), 0)
+            means.add(self._gradient_shares(values, 0), len(images))
+        weights = self.distiller.weights(0)
+        if not means.totals:
+            raise UserError("--calibrate compares terms, and this run has one")
+        shares = means.means(self.world)
+        first = next(iter(weights))
+        balanced = {n: w * shares[first] / shares[n] if shares[n] > 0 else w for n, w in weights.items()}
+        for name, weight in weights.items():
+            how = f"--term {name}.weight={balanced[name]:.4g}"
+            self.world.say(f"{name:20} weight {weight:.4g}  gradient share {shares[name]:.3f}  equal at {how}")
+        return balanced
+
     def _name_terms(self, means: Mapping[str, float], epoch: int) -> dict[str, float]:
-        record = {"train_loss": means["loss"], "train_top1": 100 * means["train_hits"]}
+        record = {"train_loss": means["loss"]}
+        if "train_hits" in means:
+            record["train_top1"] = 100 * means["train_hits"]
         for name, weight in self.distiller.weights(epoch).items():
             record[f"train_{name}"] = means[name]
             record[f"train_{name}_weighted"] = weight * means[name]
+            if f"{name}_share" in means:
+                record[f"gradient_share_{name}"] = means[f"{name}_share"]
         for name, value in record.items():
             if not math.isfinite(value):
                 raise RuntimeError(f"{name} became {value}: lower --lr, or look at what the terms are given")
@@ -235,12 +301,12 @@ class Engine:
     # -- checkpoints
 
     def _save(self, next_epoch: int, better: bool) -> None:
-        assert self.job.student is not None
-        plain = describe_student(self.job.student.state_dict(), self.args, self.job.data.classes)
+        plain = describe_student(self.student.state_dict(), self.args, self.job.data.classes)
         resume = {
             "version": VERSION,
             "epoch": next_epoch,
             "seed": self.seed,
+            "peers": {name: peer.state_dict() for name, peer in self._peers().items()},
             "terms": {name: term.state_dict() for name, term in self.distiller.terms.items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -251,6 +317,9 @@ class Engine:
         write_atomic(self.job.folder / "last.pth", {**plain, "resume": resume})
         if better:
             write_atomic(self.job.folder / "best.pth", plain)
+        for (name, peer), spec in zip(self._peers().items(), self.args.teachers, strict=False):
+            described = describe_student(peer.state_dict(), self.args, self.job.data.classes)
+            write_atomic(self.job.folder / f"{name}.pth", {**described, "arch": spec["arch"]})
 
     def _restore(self) -> int:
         """Take up the state of the checkpoint named by --resume; return the epoch to go on with."""
@@ -259,6 +328,8 @@ class Engine:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.best = state["best"]
+        for name, peer in self._peers().items():
+            peer.load_state_dict(state["peers"][name])
         self.seed = self.train_set.seed = self.batches.seed = state["seed"]
         if self.world.first:
             torch.set_rng_state(state["random"])

@@ -14,9 +14,9 @@ from classification.checkpoint import read_resume, run_folder
 from classification.config import total_epochs
 from classification.data import Folder, read_folder
 from classification.errors import UserError
-from classification.models import DEFAULT_TEACHER, build
+from classification.models import build
 from classification.models.weights import load_file, load_pretrained
-from mgd import Distiller
+from mgd import Distiller, Mutual
 
 
 @dataclass
@@ -27,26 +27,34 @@ class Job:
         args: the checked options.
         data: the folder's splits.
         student: the network to train or evaluate; None where only a teacher is evaluated.
-        teacher: the frozen network beside it, or None.
+        teachers: the networks beside it: frozen, or in mutual learning its peers.
         distiller: what computes the loss, or None with --evaluate.
         notes: what was loaded, one line each.
-        sizes: parameters of "student" and "teacher".
+        sizes: parameters of each network, by role: "student", "teacher", or "teacher 1" and so on.
     """
 
     args: Namespace
     data: Folder
     student: nn.Module | None
-    teacher: nn.Module | None
-    distiller: Distiller | None = None
+    teachers: list[nn.Module]
+    distiller: Distiller | Mutual | None = None
     notes: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     resume: dict[str, Any] | None = None
     folder: Path = Path()
 
-    def set_distiller(self, distiller: Distiller) -> None:
+    def networks(self) -> dict[str, tuple[str, nn.Module]]:
+        """Return {role: (arch, network)}, teachers first."""
+        mutual = "dml" in getattr(self.args, "terms", {})
+        name = "peer" if mutual else "teacher"
+        found = {}
+        for number, (spec, network) in enumerate(zip(self.args.teachers, self.teachers, strict=False), start=1):
+            found[name if len(self.teachers) == 1 else f"{name} {number}"] = (spec["arch"], network)
+        return found if self.student is None else {**found, "student": (self.args.arch, self.student)}
+
+    def set_distiller(self, distiller: Distiller | Mutual) -> None:
         """Take the distiller, and the checkpoint to go on from if one was named."""
         self.distiller = distiller
-        self.args.terms = list(distiller.terms)
         self.folder = run_folder(self.args, f"{self.args.arch.replace(':', '-')}-{'+'.join(self.args.terms)}")
         if self.args.resume:
             self.resume = read_resume(self.args.resume, self.args, self.data.classes)
@@ -54,7 +62,7 @@ class Job:
                 raise UserError(f"{self.args.resume} is of a run that is done: raise --epochs to go on")
             self._load_resume(self.resume, distiller)
 
-    def _load_resume(self, resume: dict[str, Any], distiller: Distiller) -> None:
+    def _load_resume(self, resume: dict[str, Any], distiller: Distiller | Mutual) -> None:
         assert self.student is not None
         try:
             self.student.load_state_dict(resume["state_dict"])
@@ -71,13 +79,13 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
     Raises:
         UserError: whatever the user can mend.
     """
-    data = read_folder(args.data)
+    data = read_folder(args.data, labels=bool(getattr(args, "labels", 1)))
     if args.num_classes is None:
         args.num_classes = len(data.classes)
     if args.num_classes < len(data.classes):
         raise UserError(f"--num-classes {args.num_classes} is less than the {len(data.classes)} class folders")
     torch.manual_seed(args.seed)
-    job = Job(args, data, None, None)
+    job = Job(args, data, None, [])
     only_teacher = (
         args.evaluate
         and with_teacher
@@ -87,21 +95,24 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
         job.student = _student(args, data, job.notes)
         _try(args, args.arch, job.student)
     if with_teacher:
-        job.teacher = _teacher(args, data, job.notes)
-        _try(args, args.teacher_arch, job.teacher)
-    networks = {"student": job.student, "teacher": job.teacher}
-    job.sizes = {role: sum(p.numel() for p in net.parameters()) for role, net in networks.items() if net is not None}
+        for spec in args.teachers:
+            teacher = _teacher(args, spec, data, job.notes)
+            _try(args, spec["arch"], teacher, spec.get("img_size"))
+            job.teachers.append(teacher)
+    networks = job.networks()
+    job.sizes = {role: sum(p.numel() for p in network.parameters()) for role, (_, network) in networks.items()}
     return job
 
 
 @torch.no_grad()
-def _try(args: Namespace, arch: str, model: nn.Module) -> None:
+def _try(args: Namespace, arch: str, model: nn.Module, size: int | None = None) -> None:
     """Refuse a network that does not turn an image of --img-size into --num-classes logits."""
     model.eval()
+    size = size or args.img_size
     try:
-        logits = model(torch.zeros(1, 3, args.img_size, args.img_size))
+        logits = model(torch.zeros(1, 3, size, size))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        raise UserError(f"{arch} does not run at --img-size {args.img_size}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{arch} does not run at --img-size {size}: {' '.join(str(error).split())}") from error
     if not isinstance(logits, torch.Tensor) or logits.shape != (1, args.num_classes):
         raise UserError(f"{arch} does not return {args.num_classes} logits an image: choose another network")
 
@@ -116,11 +127,13 @@ def _student(args: Namespace, data: Folder, notes: list[str]) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
 
 
-def _teacher(args: Namespace, data: Folder, notes: list[str]) -> nn.Module:
-    arch = args.teacher_arch = args.teacher_arch or DEFAULT_TEACHER.get(args.arch, "resnet50")
+def _teacher(args: Namespace, spec: dict[str, Any], data: Folder, notes: list[str]) -> nn.Module:
+    arch, file = spec["arch"], spec.get("resume", "")
     model = build(arch, args.num_classes)
-    if args.teacher_resume:
-        line = load_file(model, args.teacher_resume, arch=arch, num_classes=args.num_classes, classes=data.classes)
+    if file:
+        line = load_file(model, file, arch=arch, num_classes=args.num_classes, classes=data.classes)
+    elif not spec.get("frozen", True):
+        return model
     elif args.num_classes == 1000:
         line = load_pretrained(model, arch, option="--teacher-resume")
     else:

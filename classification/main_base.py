@@ -9,6 +9,7 @@ from classification import config, launch
 from classification.engine import Engine
 from classification.job import Job, start_job
 from classification.launch import World
+from classification.models import DEFAULT_TEACHER
 from mgd import Distiller
 from mgd.losses import CE
 
@@ -17,7 +18,11 @@ PROG = "main_base.py"
 
 def prepare(args: Namespace) -> Job:
     """Build and check the job: data, network, cross-entropy."""
-    job = start_job(args, with_teacher=bool(args.teacher_resume or args.teacher_arch))
+    given = args.teacher_resume or args.teacher_arch
+    arch = args.teacher_arch or DEFAULT_TEACHER.get(args.arch, "resnet50")
+    args.teachers = [{"arch": arch, "resume": args.teacher_resume}] if given else []
+    args.terms, args.labels = {"ce": {}}, 1
+    job = start_job(args, with_teacher=bool(given))
     if not args.evaluate:
         assert job.student is not None
         job.set_distiller(Distiller(job.student, [], {"ce": (CE(args.label_smoothing), 1.0)}))
@@ -28,7 +33,7 @@ def execute(job: Job, world: World) -> None:
     """Evaluate, or train."""
     engine = Engine(job, world)
     if job.args.evaluate or job.notes:
-        engine.evaluate_both()
+        engine.evaluate_all()
     if not job.args.evaluate:
         engine.fit()
 

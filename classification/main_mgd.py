@@ -5,32 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from argparse import Namespace
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from classification import config, launch
 from classification.checkpoint import save_flows
+from classification.distillation import distil, mutual, tap
 from classification.engine import Engine
-from classification.errors import UserError
 from classification.job import Job, start_job
 from classification.launch import World
-from classification.models import default_taps
-from mgd import (
-    ChannelMatching,
-    Distiller,
-    Frozen,
-    Taps,
-    bn_margin,
-    dry_forward,
-    fold_norms,
-    freeze,
-    has_bfloat16,
-    norms_before,
-)
-from mgd.distiller import Weight
-from mgd.losses import CE, KD
+from mgd import ChannelMatching, Distiller
 
 PROG = "main_mgd.py"
 
@@ -40,104 +25,21 @@ def prepare(args: Namespace) -> Job:
     job = start_job(args, with_teacher=True)
     if args.evaluate:
         return job
-    assert job.student is not None and job.teacher is not None
-    names = args.distiller.split("+")
-    student, teacher = Taps(job.student), Taps(job.teacher)
-    terms: dict[str, tuple[nn.Module, Weight]] = {"ce": (CE(args.label_smoothing), 1.0)}
-    if "mgd" in names:
-        student, teacher = tap(args, job.student, job.teacher)
-        terms["mgd"] = (match(args, student, teacher), partial(config.mgd_weight, args))
-    if "kd" in names:
-        terms["kd"] = (KD(args.kd_temperature), args.kd_weight)
+    assert job.student is not None
+    networks = tap(args, job.student, job.teachers)
+    distiller = mutual(job, networks) if "dml" in args.terms else distil(job, *networks)
     if args.sync_bn:
-        nn.SyncBatchNorm.convert_sync_batchnorm(nn.ModuleDict({n: term for n, (term, _) in terms.items()}))
-    job.teacher = speed_up(job, teacher)
-    job.set_distiller(Distiller(student, job.teacher, terms))
+        nn.SyncBatchNorm.convert_sync_batchnorm(distiller.terms)
+    job.set_distiller(distiller)
     return job
-
-
-def speed_up(job: Job, teacher: Taps) -> Frozen:
-    """Freeze a teacher in its fastest form: norms folded, in bfloat16 where the device has it."""
-    args, size = job.args, job.args.img_size
-    folded = fold_norms(teacher, torch.randn(1, 3, size, size))
-    if args.teacher_dtype == "auto":
-        args.teacher_dtype = "bfloat16" if has_bfloat16(launch.device_of(args)) else "float32"
-    job.notes.append(f"teacher: frozen, {folded} batch norms folded into convolutions, {args.teacher_dtype}")
-    return freeze(teacher.to(getattr(torch, args.teacher_dtype)))
-
-
-def tap(args: Namespace, student: nn.Module, teacher: nn.Module) -> tuple[Taps, Taps]:
-    """Tap both networks at the paths named, or at those of their families.
-
-    Raises:
-        UserError: no taps known, unknown paths, or another number of them.
-    """
-    paths = []
-    for role, arch, network in (("student", args.arch, student), ("teacher", args.teacher_arch, teacher)):
-        named = getattr(args, f"{role}_taps")
-        known = named.split(",") if named else default_taps(arch, network)
-        if known is None:
-            modules = ", ".join(name for name, _ in network.named_children())
-            raise UserError(f"no taps are known for {arch}: name them by --{role}-taps (its modules: {modules})")
-        paths.append(known)
-    if not args.student_taps and not args.teacher_taps:  # the published pairs leave the shallowest stages unused
-        depth = min(len(known) for known in paths)
-        paths = [known[-depth:] for known in paths]
-    if len(paths[0]) != len(paths[1]):
-        raise UserError(
-            f"student and teacher need as many taps each; got {len(paths[0])} ({', '.join(paths[0])}) "
-            f"and {len(paths[1])} ({', '.join(paths[1])})"
-        )
-    try:
-        return Taps(student, paths[0]), Taps(teacher, paths[1])
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def match(args: Namespace, student: Taps, teacher: Taps) -> ChannelMatching:
-    """Build the matching term for tapped networks: channels from a dry forward, margins from the teacher's norms.
-
-    Raises:
-        UserError: taps that are no maps, or differ in resolution.
-    """
-    images = torch.zeros(1, 3, args.img_size, args.img_size)
-    try:
-        maps = [dry_forward(network, images).features for network in (student, teacher)]
-        norms = norms_before(teacher, images)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"the networks do not run at --img-size {args.img_size} with these taps: {error}") from error
-    for paths, pair in zip(zip(student.paths, teacher.paths, strict=True), zip(*maps, strict=True), strict=True):
-        if any(m.ndim != 4 for m in pair) or pair[0].shape[2:] != pair[1].shape[2:]:
-            shapes = [tuple(m.shape[1:]) for m in pair]
-            raise UserError(
-                f"taps {paths[0]} (student, {shapes[0]}) and {paths[1]} (teacher, {shapes[1]}) need maps of equal "
-                "resolution: name others by --student-taps or --teacher-taps"
-            )
-    return ChannelMatching(
-        [m.shape[1] for m in maps[0]],
-        [m.shape[1] for m in maps[1]],
-        [margin(args.mgd_margin, norm, m) for norm, m in zip(norms, maps[1], strict=True)],
-        reducer=args.mgd_reducer,
-        capacity=args.mgd_capacity,
-        solver=args.mgd_solver,
-        form=args.mgd_form,
-        assignment=args.mgd_assignment,
-        seed=args.seed,
-    )
-
-
-def margin(kind: str, norm: nn.BatchNorm2d | None, teacher_map: Tensor) -> Tensor | None:
-    """Return the margins of a tap, or None where they are measured on the map."""
-    if kind == "none":
-        return torch.full((teacher_map.shape[1],), -torch.inf)
-    return bn_margin(norm) if kind == "bn" and norm is not None else None
 
 
 @torch.no_grad()
 def rematch(engine: Engine, matching: ChannelMatching, epoch: int) -> dict[str, float]:
     """Observe both networks in eval mode on training images, solve the flows anew, and save them."""
     start = time.perf_counter()
-    student, (teacher,) = engine.distiller.student, engine.distiller.teachers
+    assert isinstance(engine.distiller, Distiller)
+    student, teacher = engine.distiller.student, engine.distiller.teachers[0]
     engine.world.share_state(student.model)
     student.eval()
     before = [flow.matrix for flow in matching.flows] if matching.matched else None
@@ -173,10 +75,12 @@ def before_epoch(engine: Engine, epoch: int) -> dict[str, float]:
 
 
 def execute(job: Job, world: World) -> None:
-    """Evaluate both networks, then distil."""
+    """Evaluate the networks, then distil."""
     engine = Engine(job, world)
-    engine.evaluate_both()
-    if not job.args.evaluate:
+    engine.evaluate_all()
+    if job.args.calibrate and not job.args.evaluate:
+        engine.calibrate(job.args.calibrate, before_epoch)
+    elif not job.args.evaluate:
         engine.fit(before_epoch)
 
 

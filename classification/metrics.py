@@ -20,20 +20,21 @@ class Means:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.totals: dict[str, Tensor] = {}
-        self.count = 0
+        self.counts: dict[str, int] = {}
 
     def add(self, values: Mapping[str, Tensor], count: int) -> None:
-        """Add the means of `values` over `count` images."""
+        """Add the means of `values` over `count` images; a value may be missing from some calls."""
         for name, value in values.items():
             total = self.totals.setdefault(name, torch.zeros((), dtype=torch.float64, device=self.device))
             total += value.detach().mean() * count
-        self.count += count
+            self.counts[name] = self.counts.get(name, 0) + count
 
     def means(self, world: World) -> dict[str, float]:
-        """Return the means over the images of all ranks."""
-        count = torch.tensor(self.count, dtype=torch.float64, device=self.device)
-        sums = world.sum(torch.stack([*self.totals.values(), count]))
-        return dict(zip(self.totals, (sums[:-1] / sums[-1]).tolist(), strict=True))
+        """Return the means over the images of all ranks that a value was added for."""
+        counts = torch.tensor([self.counts[name] for name in self.totals], dtype=torch.float64, device=self.device)
+        sums = world.sum(torch.stack([*self.totals.values(), *counts]))
+        totals, counts = sums.chunk(2)
+        return dict(zip(self.totals, (totals / counts).tolist(), strict=True))
 
 
 def hits(logits: Tensor, target: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from mgd import losses
 from mgd.cost import ChannelCost, channel_cost
-from mgd.distiller import Distiller
+from mgd.distiller import Distiller, Mutual
 from mgd.flow import Flow, solve_flow
 from mgd.margin import bn_margin, partial_l2
 from mgd.matching import ChannelMatching
 from mgd.reduce import reduce_channels
 from mgd.taps import Batch, Outputs, Taps, dry_forward, norms_before
-from mgd.teachers import Ensemble, Frozen, fold_norms, freeze, has_bfloat16
+from mgd.teachers import Ensemble, Frozen, View, fold_norms, freeze, has_bfloat16
 
 __all__ = [
     "Batch",
@@ -18,8 +18,10 @@ __all__ = [
     "Ensemble",
     "Flow",
     "Frozen",
+    "Mutual",
     "Outputs",
     "Taps",
+    "View",
     "bn_margin",
     "channel_cost",
     "dry_forward",

@@ -1,4 +1,4 @@
-"""One student, its teachers and a weighted sum of terms."""
+"""One student, its teachers and a weighted sum of terms; or several networks that teach each other."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ class Distiller(nn.Module):
         for teacher in self.teachers:
             if not isinstance(teacher, Frozen):
                 raise ValueError(f"a {type(teacher).__name__} is not frozen: pass mgd.freeze(teacher)")
-        if not terms or {"loss", "logits"} & set(terms):
-            raise ValueError('terms must hold at least one term, and none named "loss" or "logits"')
+        _check_names(terms)
         self.terms = nn.ModuleDict({name: term for name, (term, _) in terms.items()})
         self._weights = {name: weight for name, (_, weight) in terms.items()}
 
@@ -76,3 +75,65 @@ class Distiller(nn.Module):
         weights = self.weights(epoch)
         loss = sum((weights[name] * value for name, value in values.items()), student.logits.new_zeros(()))
         return {"loss": loss, "logits": student.logits, **values}
+
+
+class Mutual(nn.Module):
+    """Several networks that all train, each taught by the others: the sum of each one's weighted terms.
+
+    loss = sum over networks i and terms of weight * term_i(outputs of i, outputs of the others without graph, batch)
+
+    Args:
+        networks: at least two, tapped or not; the first is the student.
+        terms: for each network its own {name: (term, weight)}, the same names for all.
+
+    Raises:
+        ValueError: fewer than two networks, a frozen one, other terms for one than for another.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], terms: Sequence[Mapping[str, tuple[nn.Module, Weight]]]) -> None:
+        super().__init__()
+        if len(networks) < 2 or len(networks) != len(terms) or len({tuple(named) for named in terms}) != 1:
+            raise ValueError("mutual learning needs two networks or more, and the same names of terms for each")
+        if any(isinstance(network, Frozen) for network in networks):
+            raise ValueError("mutual learning trains every network: none may be frozen")
+        _check_names(terms[0])
+        self.networks = nn.ModuleList(n if isinstance(n, Taps) else Taps(n) for n in networks)
+        self.terms = nn.ModuleDict()
+        self._weights: dict[str, Weight] = {}
+        for number, named in enumerate(terms):
+            for name, (term, weight) in named.items():
+                self.terms[_of_peer(name, number)], self._weights[_of_peer(name, number)] = term, weight
+        self._names = list(terms[0])
+
+    @property
+    def student(self) -> nn.Module:
+        """The first network, tapped."""
+        return self.networks[0]
+
+    def weights(self, epoch: int) -> dict[str, float]:
+        """Return the weight of each term of each network in `epoch`, counted from 0."""
+        return {name: float(w(epoch) if callable(w) else w) for name, w in self._weights.items()}
+
+    def forward(
+        self, images: Tensor, target: Tensor | None = None, index: Tensor | None = None, epoch: int = 0
+    ) -> dict[str, Tensor]:
+        """Return {"loss": scalar, "logits" of the first, name: raw value}; those of peer n are called name_peern."""
+        outputs: list[Outputs] = [network(images) for network in self.networks]
+        detached = [Outputs(o.logits.detach(), [f.detach() for f in o.features]) for o in outputs]
+        batch, weights = Batch(target, index, epoch), self.weights(epoch)
+        values: dict[str, Tensor] = {}
+        for number, output in enumerate(outputs):
+            others = [other for position, other in enumerate(detached) if position != number]
+            for name in self._names:
+                values[_of_peer(name, number)] = self.terms[_of_peer(name, number)](output, others, batch)
+        loss = sum((weights[name] * value for name, value in values.items()), outputs[0].logits.new_zeros(()))
+        return {"loss": loss, "logits": outputs[0].logits, **values}
+
+
+def _of_peer(name: str, number: int) -> str:
+    return name if number == 0 else f"{name}_peer{number}"
+
+
+def _check_names(terms: Mapping[str, object]) -> None:
+    if not terms or {"loss", "logits"} & set(terms):
+        raise ValueError('terms must hold at least one term, and none named "loss" or "logits"')

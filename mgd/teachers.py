@@ -7,16 +7,61 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mgd.taps import Outputs, Taps, dry_forward
 
 
-class Frozen(nn.Module):
-    """A network that never trains: eval mode survives `.train()`, no gradient, no graph; it returns `Outputs`."""
+class View(nn.Module):
+    """Show a network the student's images as it was trained to see them: another size, another normalisation.
 
-    def __init__(self, model: nn.Module) -> None:
+    x' = resize((x * std + mean - own_mean) / own_std)
+
+    Args:
+        mean: three numbers that the given images were normalised with.
+        std: likewise.
+        own_mean: three numbers that the network expects.
+        own_std: likewise.
+        size: side of the square that it expects, in pixels; None for the given one.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        own_mean: Sequence[float],
+        own_std: Sequence[float],
+        size: int | None = None,
+    ) -> None:
         super().__init__()
+        given, own = (torch.tensor([m, s])[:, :, None, None] for m, s in ((mean, std), (own_mean, own_std)))
+        self.register_buffer("scale", given[1] / own[1])
+        self.register_buffer("shift", (given[0] - own[0]) / own[1])
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (B, 3, H, W) as (B, 3, size, size)."""
+        images = images * self.scale + self.shift
+        if self.size in (None, images.shape[-1]):
+            return images
+        return F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
+
+
+class Frozen(nn.Module):
+    """A network that never trains: eval mode survives `.train()`, no gradient, no graph; it returns `Outputs`.
+
+    Args:
+        model: the network, tapped or not.
+        view: what its images pass first, or None.
+    """
+
+    def __init__(self, model: nn.Module, view: View | None = None) -> None:
+        super().__init__()
+        self.view = view
         self.taps = model if isinstance(model, (Taps, Ensemble)) else Taps(model)
         self._copies: dict[torch.device, nn.Module] = {}
         self.requires_grad_(False)
@@ -30,6 +75,7 @@ class Frozen(nn.Module):
     def forward(self, images: Tensor) -> Outputs:
         """Return the `Outputs` for `images` (B, 3, H, W), cast to the weights' type; none requires a gradient."""
         network = self._on(images.device)
+        images = images if self.view is None else self.view(images)
         weight = next(network.parameters(), images)
         outputs: Outputs = network(images.to(weight.dtype) if isinstance(network, Taps) else images)
         return outputs
@@ -47,9 +93,9 @@ class Frozen(nn.Module):
         return self._copies[device]
 
 
-def freeze(model: nn.Module) -> Frozen:
-    """Freeze a network, tapped (`Taps`) or not, as a teacher; freezing twice changes nothing."""
-    return model if isinstance(model, Frozen) else Frozen(model)
+def freeze(model: nn.Module, view: View | None = None) -> Frozen:
+    """Freeze a network, tapped (`Taps`) or not, as a teacher, its images passing `view`; twice changes nothing."""
+    return model if isinstance(model, Frozen) else Frozen(model, view)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import yaml
 
-from classification.config import build_parser
+from classification.options import build_parser
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "scripts" / "results"

@@ -22,8 +22,8 @@ from matplotlib import pyplot as plt
 
 from classification.config import parse
 from classification.data import Photos, eval_transform, normalise
+from classification.distillation import tap
 from classification.job import Job, start_job
-from classification.main_mgd import tap
 from mgd import channel_cost, dry_forward
 
 
@@ -49,7 +49,7 @@ def draw(run: Path, stage: int, num_images: int, num_channels: int, output: Path
     step = max(1, len(photos) // 64)
     pictures = torch.stack([photos[0, i][0] for i in range(0, len(photos), step)][:64])  # (B, H, W, 3), bytes
     images = normalise(pictures)
-    taps = tap(job.args, job.student, job.teacher)
+    taps = tap(job.args, job.student, job.teachers)
     student, teacher = (dry_forward(network, images).features[stage] for network in taps)
     cost = channel_cost(student, teacher).numpy()
     own = np.array([cost[s, column[column >= 0]].mean() for s, column in enumerate(index.T)])

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torchvision
 
-from classification.config import build_parser
+from classification.options import build_parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -13,13 +13,15 @@ from mgd.taps import Batch, Outputs
 class Term(nn.Module):
     """One loss: (student, teachers, batch) -> scalar, the weighted mean of `compare` over the teachers.
 
-    `needs` names what a term cannot do without: "labels", "maps" (of both networks), "index" (of the images in the data
-    set). A term whose layers depend on shapes is built from `Outputs` of a dry forward; see `from_outputs`.
+    `weight` is the default factor of the term in a sum, as its source has it. `needs` names what it cannot do without:
+    "labels", "maps" (of both networks), "index" (of the images in the data set). A term whose layers depend on shapes
+    is built from `Outputs` of a dry forward; see `from_outputs`.
 
     Args:
         teacher_weights: one positive factor a teacher, normalised to sum to 1; None for equal ones.
     """
 
+    weight: ClassVar[float] = 1.0
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, teacher_weights: Sequence[float] | None = None) -> None:

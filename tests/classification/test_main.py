@@ -75,14 +75,14 @@ def test_the_teacher_is_not_trained(distil: list[str], monkeypatch: pytest.Monke
 
     def prepare(args: Namespace) -> Job:
         job = real(args)
-        jobs.append((job, copy.deepcopy(job.teacher.state_dict())))
+        jobs.append((job, copy.deepcopy(job.teachers[0].state_dict())))
         return job
 
     real = main_mgd.prepare
     monkeypatch.setattr(main_mgd, "prepare", prepare)
     assert main_mgd.main(options(distil, epochs="1")) == 0
     ((job, before),) = jobs
-    for name, value in job.teacher.state_dict().items():
+    for name, value in job.teachers[0].state_dict().items():
         assert torch.equal(value, before[name]), name
 
 

@@ -1,0 +1,174 @@
+"""From checked options and loaded networks to a distiller: taps, terms, margins, fast teachers."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from classification import config, launch
+from classification.data import MEAN, STD
+from classification.errors import UserError
+from classification.job import Job
+from classification.models import default_taps
+from classification.terms import build_term, needing, schedule
+from mgd import (
+    ChannelMatching,
+    Distiller,
+    Frozen,
+    Mutual,
+    Outputs,
+    Taps,
+    View,
+    bn_margin,
+    dry_forward,
+    fold_norms,
+    freeze,
+    has_bfloat16,
+    norms_before,
+)
+from mgd.distiller import Weight
+from mgd.losses import LOSSES
+
+
+def distil(job: Job, student: Taps, *teachers: Taps) -> Distiller:
+    """Build the terms and freeze the teachers, each in its fastest form."""
+    args = job.args
+    views = [view(args, spec) for spec in args.teachers]
+    outputs = [dry(args, network, None) for network in (student,)]
+    outputs += [dry(args, teacher, shown) for teacher, shown in zip(teachers, views, strict=True)]
+    defaults = {"mgd": 1 / args.loss_factor if args.mgd_form == "sum" else args.mgd_weight, "kd": args.kd_weight}
+    terms: dict[str, tuple[nn.Module, Weight]] = {}
+    for name in args.terms:
+        if name == "mgd":
+            term: nn.Module = match(args, student, teachers[0])
+        else:
+            term = build_term(args, name, outputs[0], outputs[1:], len(job.data.train))
+        default = defaults[name] if name in defaults else LOSSES[name].weight
+        terms[name] = (term, schedule(args, name, default, config.total_epochs(args)))
+    job.teachers = [speed_up(job, *pair) for pair in zip(teachers, views, strict=True)]
+    return Distiller(student, job.teachers, terms)
+
+
+def mutual(job: Job, networks: Sequence[Taps]) -> Mutual:
+    """Build every network's own terms against its peers."""
+    args = job.args
+    outputs = [dry(args, network, None) for network in networks]
+    terms: list[dict[str, tuple[nn.Module, Weight]]] = []
+    for number in range(len(networks)):
+        others = [output for position, output in enumerate(outputs) if position != number]
+        terms.append({})
+        for name in args.terms:
+            term = build_term(args, name, outputs[number], others, len(job.data.train))
+            weight = args.kd_weight if name == "kd" else LOSSES[name].weight
+            terms[-1][name] = (term, schedule(args, name, weight, config.total_epochs(args)))
+    return Mutual(networks, terms)
+
+
+def view(args: Namespace, spec: dict[str, Any]) -> View | None:
+    """Return what a teacher of another size or normalisation needs between the images and itself."""
+    mean, std, size = spec.get("mean", MEAN), spec.get("std", STD), spec.get("img_size", args.img_size)
+    if (tuple(mean), tuple(std), size) == (MEAN, STD, args.img_size):
+        return None
+    return View(MEAN, STD, mean, std, size)
+
+
+def dry(args: Namespace, network: Taps, shown: View | None) -> Outputs:
+    """Return the outputs of one dry forward.
+
+    Raises:
+        UserError: taps that are not reached, or read what is no tensor.
+    """
+    images = torch.zeros(1, 3, args.img_size, args.img_size)
+    try:
+        return dry_forward(network, images if shown is None else shown(images))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"the networks do not run at --img-size {args.img_size} with these taps: {error}") from error
+
+
+def speed_up(job: Job, teacher: Taps, shown: View | None) -> Frozen:
+    """Freeze a teacher in its fastest form: norms folded, in bfloat16 where the device has it."""
+    args, size = job.args, job.args.img_size
+    images = torch.randn(1, 3, size, size)
+    folded = fold_norms(teacher, images if shown is None else shown(images))
+    if args.teacher_dtype == "auto":
+        args.teacher_dtype = "bfloat16" if has_bfloat16(launch.device_of(args)) else "float32"
+    job.notes.append(f"teacher: frozen, {folded} batch norms folded into convolutions, {args.teacher_dtype}")
+    return freeze(teacher.to(getattr(torch, args.teacher_dtype)), shown)
+
+
+def tap(args: Namespace, student: nn.Module, teachers: Sequence[nn.Module]) -> list[Taps]:
+    """Tap the student and its teachers where a term reads maps: at the paths given, or those of their families.
+
+    Raises:
+        UserError: no taps known, unknown paths, or another number of them.
+    """
+    networks = [student, *teachers]
+    if not needing(args.terms, "maps"):
+        return [Taps(network) for network in networks]
+    archs = [args.arch, *(spec["arch"] for spec in args.teachers)]
+    named = [args.student_taps, *(args.teacher_taps.split(";") if args.teacher_taps else [None] * len(teachers))]
+    if len(named) != len(networks):
+        raise UserError(f"--teacher-taps names paths of {len(named) - 1} teachers, there are {len(teachers)}")
+    paths = []
+    for role, arch, network, given in zip(
+        ["student", *["teacher"] * len(teachers)], archs, networks, named, strict=True
+    ):
+        known = given.split(",") if given else default_taps(arch, network)
+        if known is None:
+            modules = ", ".join(name for name, _ in network.named_children())
+            raise UserError(f"no taps are known for {arch}: name them by --{role}-taps (its modules: {modules})")
+        paths.append(known)
+    if not any(named):  # the published pairs leave the shallowest stages unused
+        depth = min(len(known) for known in paths)
+        paths = [known[-depth:] for known in paths]
+    for known in paths[1:]:
+        if len(known) != len(paths[0]):
+            raise UserError(
+                f"student and teacher need as many taps each; got {len(paths[0])} ({', '.join(paths[0])}) "
+                f"and {len(known)} ({', '.join(known)})"
+            )
+    try:
+        return [Taps(network, known) for network, known in zip(networks, paths, strict=True)]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def match(args: Namespace, student: Taps, teacher: Taps) -> ChannelMatching:
+    """Build the matching term for tapped networks: channels from a dry forward, margins from the teacher's norms.
+
+    Raises:
+        UserError: taps that are no maps, or differ in resolution.
+    """
+    shown = view(args, args.teachers[0])
+    maps = [dry(args, student, None).features, dry(args, teacher, shown).features]
+    images = torch.zeros(1, 3, args.img_size, args.img_size)
+    norms = norms_before(teacher, images if shown is None else shown(images))
+    for paths, pair in zip(zip(student.paths, teacher.paths, strict=True), zip(*maps, strict=True), strict=True):
+        if any(m.ndim != 4 for m in pair) or pair[0].shape[2:] != pair[1].shape[2:]:
+            shapes = [tuple(m.shape[1:]) for m in pair]
+            raise UserError(
+                f"taps {paths[0]} (student, {shapes[0]}) and {paths[1]} (teacher, {shapes[1]}) need maps of equal "
+                "resolution: name others by --student-taps or --teacher-taps"
+            )
+    return ChannelMatching(
+        [m.shape[1] for m in maps[0]],
+        [m.shape[1] for m in maps[1]],
+        [margin(args.mgd_margin, norm, m) for norm, m in zip(norms, maps[1], strict=True)],
+        reducer=args.mgd_reducer,
+        capacity=args.mgd_capacity,
+        solver=args.mgd_solver,
+        form=args.mgd_form,
+        assignment=args.mgd_assignment,
+        seed=args.seed,
+    )
+
+
+def margin(kind: str, norm: nn.BatchNorm2d | None, teacher_map: Tensor) -> Tensor | None:
+    """Return the margins of a tap, or None where they are measured on the map."""
+    if kind == "none":
+        return torch.full((teacher_map.shape[1],), -torch.inf)
+    return bn_margin(norm) if kind == "bn" and norm is not None else None

@@ -1,0 +1,188 @@
+"""Every option of the main scripts, its kind and its default."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from classification.errors import UserError
+from mgd.flow import ASSIGNMENTS
+from mgd.matching import FORMS
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are `UserError`s, with the nearest option names."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in message.split() if message.startswith("unrecognized") else ():
+            if word.startswith("-"):
+                near = difflib.get_close_matches(word.split("=")[0], known, n=3)
+                message += f"; close ones are {', '.join(near)}" if near else f"; see {self.prog} --help"
+        raise UserError(message)
+
+
+def _number(kind: type, low: float, high: float = math.inf, *, open_low: bool = False) -> Callable[[str], Any]:
+    """A type for argparse: a finite number in [low, high], or above `low` with `open_low`."""
+
+    def parse(text: str) -> Any:
+        bound = f"{'above' if open_low else 'at least'} {low:g}" + (f", at most {high:g}" if high < math.inf else "")
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        # A NaN fails the first comparison.
+        if not low <= value <= high or value == math.inf or (open_low and value == low):
+            what = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"expected {what} {bound}; got {text!r}")
+        return value
+
+    return parse
+
+
+_count = _number(int, 1)
+_whole = _number(int, 0)
+_positive = _number(float, 0, open_low=True)
+_nonnegative = _number(float, 0)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("data", metavar="DIR", help="folder of photographs: train/CLASS/*.jpg and valid/CLASS/*.jpg (or val/)")
+    add("--config", metavar="FILE", help="recipe: a YAML mapping of option names to values; the command line wins")
+    add("-a", "--arch", default="resnet18", help="the network to train: a name, torchvision:NAME or timm:NAME")
+    add("--num-classes", type=_count, help="default: the number of class folders in train/")
+    add("--img-size", type=_number(int, 8), default=224, help="side of the square the networks see, in pixels")
+    add("--output", metavar="FOLDER", help="run folder; default: a new one under runs/")
+    add("--epochs", type=_count, default=100, help="epochs of training, those of the warmup not counted")
+    add("--start-epoch", type=_whole, default=0, help="epoch to begin with, counted from 0")
+    add("-b", "--batch-size", type=_count, default=256, help="images a step, over all devices and ranks together")
+    add("--resume", metavar="FILE", default="", help="go on from the last.pth of a run, in its folder")
+    add("-e", "--evaluate", action="store_true", help="evaluate and leave")
+    add("-p", "--print-freq", type=_count, default=10, help="steps between two printed lines")
+    add(
+        "--seed",
+        type=_number(int, 0, 2**31 - 1),
+        help="seed of everything random; default: a fresh one, written to config.json",
+    )
+    add(
+        "-j",
+        "--workers",
+        type=_whole,
+        default=min(8, os.cpu_count() or 1),
+        help="loading processes, shared by the ranks that one command starts",
+    )
+    add("--cache", choices=("off", "ram"), default="off", help="ram: decode every image once and keep it in memory")
+    add("--channels-last", type=int, choices=(0, 1), default=1, help="memory layout of maps: 1 is faster nearly always")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--lr", "--learning-rate", type=_positive, default=0.1, help="learning rate of SGD")
+    add("--momentum", type=_number(float, 0, 0.9999), default=0.9, help="Nesterov momentum")
+    add("--wd", "--weight-decay", dest="weight_decay", type=_nonnegative, default=1e-4, help="weight decay of SGD")
+    add("--lr-schedule", choices=("step", "cosine"), default="step", help="drops at epochs, or half a cosine to 0")
+    add("--lr-drop-ratio", type=_positive, default=0.1, help="step: factor at every drop")
+    add("--lr-drop-epochs", type=_count, nargs="+", default=[31, 61, 81], help="step: epochs of the drops")
+    add("--warmup", type=int, choices=(0, 1), default=0, help="1: linear warmup from 0.1 of the rate, added in front")
+    add("--warmup-epochs", type=_count, default=10, help="epochs that --warmup 1 adds in front")
+    add("--labels", type=int, choices=(0, 1), help="0: train/ holds images without labels; default: by the terms")
+    add("--label-smoothing", type=_number(float, 0, 0.9999), default=0.0, help="of the cross-entropy, in [0, 1)")
+    add(
+        "--train-crop", choices=("resized", "pad"), default="resized", help="pad: images fill the frame already (CIFAR)"
+    )
+    add("--hflip", type=int, choices=(0, 1), default=1, help="0: no mirrored images (digits, text)")
+    add("--pretrained", action="store_true", help="start from the published ImageNet weights")
+    add("--use-pretrained", type=int, choices=(0, 1), default=0, help="1: the same as --pretrained")
+    add("--student-resume", metavar="FILE", help="weights of the network to train or evaluate")
+    add(
+        "--teacher-arch",
+        help="the teacher's network, or several, comma-separated; default: resnet50 (resnet152 for the student "
+        "resnet50); with dml, the student's peers; default: one more of the student",
+    )
+    add("--teacher-resume", metavar="FILE", help="weights of the teacher, or of each, comma-separated")
+
+
+def _add_devices(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
+    add("--gpu", type=_whole, help="use this GPU only")
+    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision; fp16 needs a GPU")
+    add("--world-size", type=int, default=-1, help="nodes (with --multiprocessing-distributed), or else ranks")
+    add("--rank", type=int, default=-1, help="number of this node, or of this rank")
+    add("--dist-url", default="tcp://127.0.0.1:23456", help="where rank 0 listens; env:// takes the environment's")
+    add("--dist-backend", choices=("nccl", "gloo"), help="how ranks talk; default: nccl on GPUs, gloo on CPUs")
+    add("--multiprocessing-distributed", action="store_true", help="one process per GPU of this node")
+    add("--sync-bn", type=int, choices=(0, 1), default=0, help="1: batch statistics over all GPUs of a DDP run")
+
+
+def _add_distillation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--distiller", default="mgd", help="a term, or a sum of terms as mgd+kd; cross-entropy is added to it")
+    add(
+        "--term",
+        action="append",
+        metavar="NAME.KEY=VALUE",
+        default=[],
+        help="a term's weight, warmup, start, stop, decay or hyper-parameter, as dkd.beta=2; may be repeated",
+    )
+    add("--calibrate", type=_count, metavar="STEPS", help="print weights that balance the terms' gradients, and leave")
+    add("--loss-factor", type=_positive, default=1e4, help="form sum: mgd is divided by it (1e4 suits 224 px)")
+    add(
+        "--mgd-form",
+        choices=FORMS,
+        default="sum",
+        help="sum: as published; mean: per element, for every image size; relative: to the teacher's maps",
+    )
+    add("--mgd-weight", type=_nonnegative, default=5.0, help="forms mean and relative: factor of the mgd term")
+    add(
+        "--mgd-assignment",
+        choices=ASSIGNMENTS,
+        default="cheapest",
+        help="which flow; all but cheapest are controls that show what matching is worth",
+    )
+    add(
+        "--mgd-reducer", choices=("amp", "rd", "sp", "sm"), default="amp", help="how teacher channels become one target"
+    )
+    add("--mgd-update-freq", type=_whole, default=2, help="epochs between two matchings; 0: once, before training")
+    add("--mgd-with-kd", type=int, choices=(0, 1), default=0, help="1: the same as --distiller mgd+kd")
+    add(
+        "--mgd-capacity",
+        choices=("spread", "truncate", "reference", "single"),
+        help="how many teacher channels guide one; default: spread, for sm single",
+    )
+    add("--mgd-solver", choices=("auto", "ortools", "scipy"), default="auto", help="exact solver of the flow")
+    add("--mgd-max-images", type=_count, default=20_000, help="images of a matching pass")
+    add(
+        "--mgd-margin",
+        choices=("bn", "map", "none"),
+        default="bn",
+        help="bn: from the norm before the tap, or else map",
+    )
+    add("--kd-weight", type=_nonnegative, default=1.0, help="factor of the kd term")
+    add("--kd-temperature", type=_positive, help="softens both networks' logits; default: 1.5 beside mgd, 4 alone")
+    add(
+        "--teacher-dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="number type of the frozen teacher; auto: bfloat16 where the device computes in it",
+    )
+    add("--student-taps", metavar="PATHS", help="comma-separated, as layer2.1.relu@in#-1; default: by family")
+    add("--teacher-taps", metavar="PATHS", help="the same for the teacher; for several, separated by ;")
+    add("--taps", metavar="PATHS", help="the same paths for student and teacher")
+
+
+def build_parser(prog: str, *, distillation: bool) -> argparse.ArgumentParser:
+    """Return the parser of `main_mgd.py` (with `distillation`) or `main_base.py`."""
+    what = "Distil a student from a teacher" if distillation else "Train or evaluate one network"
+    parser = Parser(prog=prog, description=f"{what} on a folder of photographs.", allow_abbrev=False)
+    _add_common(parser)
+    _add_training(parser)
+    _add_devices(parser)
+    if distillation:
+        _add_distillation(parser)
+    return parser

@@ -1,0 +1,153 @@
+"""Terms of a run: which losses, their weights over the epochs, their hyper-parameters; from options and recipes."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from argparse import Namespace
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from math import cos, pi
+from typing import Any
+
+import yaml
+
+from classification.errors import UserError
+from mgd import Outputs
+from mgd.losses import LOSSES, Term
+
+# Names that stand for a sum of terms.
+SUMS = {"udml": ("dml", "map_l2")}
+# Terms that are meant to train without labels: beside them alone, ce is left out.
+LABEL_FREE = {"ssld", "meal"}
+SCHEDULE = ("weight", "warmup", "start", "stop", "decay")
+DECAYS = ("constant", "linear", "cosine")
+# Terms whose hyper-parameters are options of the command line: option --PREFIX-KEY.
+OPTIONS = {"mgd": "mgd", "kd": "kd"}
+
+Table = dict[str, dict[str, Any]]
+
+
+def names_of(distiller: str) -> list[str]:
+    """Return the terms that `--distiller` names, sums spelt out.
+
+    Raises:
+        UserError: an unknown name, or one twice.
+    """
+    names = [name for word in distiller.split("+") for name in SUMS.get(word, (word,))]
+    known = ["mgd", *LOSSES, *SUMS]
+    for name in names:
+        if name not in known or name == "ce":
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"; close ones are {', '.join(near)}" if near else ""
+            raise UserError(
+                f"unknown distiller {name!r}: use one of {', '.join(n for n in known if n != 'ce')}, or a sum as "
+                f"mgd+kd{hint}"
+            )
+    if len(set(names)) < len(names):
+        raise UserError(f"--distiller {distiller} names a term twice")
+    return names
+
+
+def term_table(names: Sequence[str], recipe: Mapping[str, Any], changes: Sequence[str]) -> Table:
+    """Join what a recipe says of the terms `names` with the --term words; every key is checked here.
+
+    Args:
+        names: the terms, "ce" among them where labels are used.
+        recipe: {name: {key: value}} of the recipe's `terms`, those of other names being left out.
+        changes: NAME.KEY=VALUE, which win.
+
+    Raises:
+        UserError: a term that is not there, an unknown key, a value of the wrong kind.
+    """
+    table: Table = {name: dict(recipe.get(name) or {}) for name in names}
+    for change in changes:
+        where, equals, text = change.partition("=")
+        name, dot, key = where.partition(".")
+        if not equals or not dot or not key:
+            raise UserError(f"--term {change}: expected NAME.KEY=VALUE, as in dkd.beta=2")
+        if name not in table:
+            raise UserError(f"--term {change}: this run has the terms {', '.join(table)}, and no {name}")
+        table[name][key] = yaml.safe_load(text)
+    for name, entry in table.items():
+        _check(name, entry)
+    return table
+
+
+def _check(name: str, entry: dict[str, Any]) -> None:
+    options = [] if name in OPTIONS else hyper_parameters(name)
+    for key, value in entry.items():
+        if name in OPTIONS and key not in SCHEDULE:
+            prefix = OPTIONS[name]
+            raise UserError(f"{name}.{key}: write it as the option --{prefix}-{key.replace('_', '-')}")
+        if key not in (*SCHEDULE, *options):
+            near = difflib.get_close_matches(key, (*SCHEDULE, *options), n=2, cutoff=0.5)
+            hint = f"; close ones are {', '.join(near)}" if near else ""
+            raise UserError(f"term {name} has no {key!r}: it takes {', '.join((*SCHEDULE, *options))}{hint}")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if key == "decay":
+            if value not in DECAYS:
+                raise UserError(f"{name}.decay must be one of {', '.join(DECAYS)}; got {value!r}")
+        elif key in SCHEDULE and not (number and 0 <= value < float("inf")):
+            raise UserError(f"{name}.{key} must be a number of at least 0; got {value!r}")
+
+
+def hyper_parameters(name: str) -> list[str]:
+    """Return the names of a term's hyper-parameters."""
+    kind = LOSSES[name]
+    if name == "ce":
+        return ["label_smoothing"]
+    common = ["teacher_weights"] + (["standardised"] if "common" in inspect.signature(kind).parameters else [])
+    found = [p.name for p in inspect.signature(kind).parameters.values() if p.default is not p.empty]
+    return list(dict.fromkeys([*found, *common]))
+
+
+def weight_at(entry: Mapping[str, Any], weight: float, epochs: int, epoch: int) -> float:
+    """Return a term's weight in `epoch`, counted from 0.
+
+    weight, times (epoch + 1) / warmup until that is 1; 0 before `start` and from `stop` on; and by `decay` constant, or
+    falling to 0 over all epochs by a line or half a cosine.
+    """
+    if not entry.get("start", 0) <= epoch < entry.get("stop", epochs):
+        return 0.0
+    part = epoch / epochs
+    fall = {"constant": 1.0, "linear": 1 - part, "cosine": 0.5 * (1 + cos(pi * part))}[entry.get("decay", "constant")]
+    warmup = entry.get("warmup", 0)
+    return weight * fall * (min(1.0, (epoch + 1) / warmup) if warmup else 1.0)
+
+
+def schedule(args: Namespace, name: str, weight: float, epochs: int) -> Any:
+    """Return the weight of a term as a function of the epoch."""
+    entry = args.terms[name]
+    return partial(weight_at, entry, float(entry.get("weight", weight)), epochs)
+
+
+def build_term(args: Namespace, name: str, student: Outputs, teachers: Sequence[Outputs], num_images: int) -> Term:
+    """Build one of `LOSSES` for networks of such outputs.
+
+    Raises:
+        UserError: hyper-parameters that it refuses, taps that it needs.
+    """
+    kind = LOSSES[name]
+    options = {key: value for key, value in args.terms[name].items() if key not in SCHEDULE}
+    options = {**_given(args, name), **options}
+    if "maps" in kind.needs and not student.features:
+        raise UserError(f"the term {name} compares feature maps: name the taps by --student-taps and --teacher-taps")
+    try:
+        return kind.from_outputs(student, teachers, num_images, **options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"term {name}: {error}") from error
+
+
+def _given(args: Namespace, name: str) -> dict[str, Any]:
+    """Return what options of their own, and a recipe's teachers, say of a term."""
+    if name == "ce":
+        return {"label_smoothing": args.label_smoothing}
+    given: dict[str, Any] = {"temperature": args.kd_temperature} if name == "kd" else {}
+    weights = [float(teacher.get("weight", 1.0)) for teacher in args.teachers]
+    return {**given, "teacher_weights": weights} if len(set(weights)) > 1 else given
+
+
+def needing(names: Iterable[str], what: str) -> list[str]:
+    """Return those of the terms that cannot do without "labels" or "maps"."""
+    return [name for name in names if (what == "maps" if name == "mgd" else what in LOSSES[name].needs)]

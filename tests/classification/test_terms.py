@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from classification.config import parse
+from classification.errors import UserError
+from classification.terms import names_of, weight_at
+
+
+def distillation(*words: str, recipe: str | None = None, folder: Path | None = None) -> object:
+    config = []
+    if recipe is not None:
+        assert folder is not None
+        (folder / "recipe.yaml").write_text(recipe)
+        config = ["--config", str(folder / "recipe.yaml")]
+    return parse(["DIR", *config, *words], "main_mgd.py", distillation=True)
+
+
+def test_cross_entropy_is_a_term_unless_labels_are_left_out() -> None:
+    assert list(distillation().terms) == ["ce", "mgd"]
+    assert list(distillation("--distiller", "mgd+kd").terms) == ["ce", "mgd", "kd"]
+    args = distillation("--distiller", "kd", "--labels", "0")
+    assert list(args.terms) == ["kd"] and args.labels == 0
+
+
+def test_weights_follow_the_epoch() -> None:
+    assert [weight_at({}, 2.0, 10, epoch) for epoch in (0, 9)] == [2.0, 2.0]
+    assert [weight_at({"warmup": 4}, 2.0, 10, epoch) for epoch in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert [weight_at({"start": 2, "stop": 4}, 1.0, 10, epoch) for epoch in range(5)] == [0, 0, 1, 1, 0]
+    assert weight_at({"decay": "linear"}, 4.0, 8, 6) == 1.0
+    assert weight_at({"decay": "cosine"}, 4.0, 8, 4) == pytest.approx(2.0)
+
+
+def test_a_recipe_lists_terms_with_weights_and_schedules(tmp_path: Path) -> None:
+    recipe = """
+    student: {arch: resnet18}
+    teachers: [{arch: resnet34, weights: IMAGENET1K_V1, frozen: true}]
+    terms:
+      ce: {weight: 0.5, label_smoothing: 0.1}
+      mgd: {weight: 1.0e-4, reducer: sp, update_freq: 1, decay: linear}
+      kd: {temperature: 2, warmup: 5}
+    """
+    args = distillation(recipe=recipe, folder=tmp_path)
+    assert (args.arch, args.teacher_arch, args.distiller) == ("resnet18", "resnet34", "mgd+kd")
+    assert args.terms == {
+        "ce": {"weight": 0.5, "label_smoothing": 0.1},
+        "mgd": {"weight": 1e-4, "decay": "linear"},
+        "kd": {"warmup": 5},
+    }
+    assert (args.mgd_reducer, args.mgd_update_freq, args.kd_temperature, args.labels) == ("sp", 1, 2.0, 1)
+    typed = distillation("--distiller", "kd", "--term", "kd.warmup=7", recipe=recipe, folder=tmp_path)
+    assert typed.terms == {"ce": {"weight": 0.5, "label_smoothing": 0.1}, "kd": {"warmup": 7}}
+
+
+def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
+    args = distillation(recipe="terms: {kd: {temperature: 2}}", folder=tmp_path)
+    assert list(args.terms) == ["kd"] and args.labels == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--distiller nothing", "unknown distiller 'nothing': use one of mgd, kd"),
+        ("--distiller ce", "unknown distiller 'ce'"),
+        ("--distiller kd+kd", "names a term twice"),
+        ("--term kd.weight=2", "this run has the terms ce, mgd, and no kd"),
+        ("--term weight", "expected NAME.KEY=VALUE"),
+        ("--term mgd.weigth=2", "write it as the option --mgd-weigth"),
+        ("--term mgd.reducer=sp", "write it as the option --mgd-reducer"),
+        ("--term mgd.weight=-1", "at least 0; got -1"),
+        ("--term mgd.weight=much", "at least 0; got 'much'"),
+        ("--term mgd.decay=fast", "must be one of constant, linear, cosine; got 'fast'"),
+        ("--term ce.smoothing=0.1", "term ce has no 'smoothing': it takes weight.*close ones are label_smoothing"),
+        ("--teacher-arch resnet18,resnet34 --teacher-resume a", "names 1 files for 2 teachers"),
+        ("--distiller kd --labels 0 --label-smoothing 0.1", "--label-smoothing has no effect"),
+    ],
+)
+def test_terms_that_make_no_sense_are_refused(words: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        distillation(*words.split())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("terms: [ce]", "terms must be a mapping"),
+        ("terms: {ce: 1}", r"terms\.ce must be a mapping; got 1"),
+        ("terms: {mgd: {reducr: sp}}", "close ones are --mgd-reducer"),
+        ("terms: {wrong: {}}", "unknown distiller 'wrong'"),
+        ("student: resnet18", "student must be a mapping"),
+        ("student: {archh: resnet18}", "student has no 'archh': it takes arch"),
+        ("teachers: {arch: resnet18}", "teachers must be a list"),
+        ("teachers: [{weight: 1}]", "a teacher needs an arch"),
+        ("teachers: [{arch: resnet18, mean: 3}]", "mean of a teacher must be three numbers"),
+        ("teachers: [{arch: resnet18, frozen: false}]", "only dml and udml train several networks"),
+    ],
+)
+def test_recipes_that_make_no_sense_are_refused(recipe: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        distillation(recipe=recipe, folder=tmp_path)
+
+
+def test_sums_are_spelt_out() -> None:
+    assert names_of("mgd+kd") == ["mgd", "kd"]
