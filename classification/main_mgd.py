@@ -57,7 +57,7 @@ def rematch(engine: Engine, matching: ChannelMatching, epoch: int) -> dict[str, 
         changed = f", {100 * record['flow_changed']:.1f} % of the pairs changed"
     means = "  ".join(f"{flow.total_cost / (flow.index >= 0).sum():.3f}" for flow in flows)
     engine.world.say(f"=> matched in {seconds:.1f} s: mean cost of a pair, stage by stage  {means}{changed}")
-    if engine.world.first:
+    if engine.world.first and (engine.job.folder / "flow").is_dir():  # --calibrate keeps nothing
         number = epoch // engine.args.mgd_update_freq if engine.args.mgd_update_freq else 0
         save_flows(engine.job.folder / "flow", number, flows, matching.costs, epoch)
     return record

@@ -97,9 +97,7 @@ def hyper_parameters(name: str) -> list[str]:
     kind = LOSSES[name]
     if name == "ce":
         return ["label_smoothing"]
-    common = ["teacher_weights"] + (["standardised"] if "common" in inspect.signature(kind).parameters else [])
-    found = [p.name for p in inspect.signature(kind).parameters.values() if p.default is not p.empty]
-    return list(dict.fromkeys([*found, *common]))
+    return [p.name for p in inspect.signature(kind).parameters.values() if p.default is not p.empty]
 
 
 def weight_at(entry: Mapping[str, Any], weight: float, epochs: int, epoch: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,8 +36,15 @@ class KD(LogitTerm):
 
     Args:
         temperature: tau > 0.
-        common: `standardised` and `teacher_weights`, see `LogitTerm`.
+        standardised: see `LogitTerm`.
+        teacher_weights: see `Term`.
     """
 
-    def __init__(self, temperature: float = 4.0, **common: Any) -> None:
-        super().__init__(kd, temperature=temperature, **common)
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        *,
+        standardised: bool = False,
+        teacher_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(kd, standardised=standardised, teacher_weights=teacher_weights, temperature=temperature)

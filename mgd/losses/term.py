@@ -90,6 +90,9 @@ class LogitTerm(Term):
         standardised: whether both networks' logits pass `standardise` first.
         teacher_weights: see `Term`.
         hyper: the hyper-parameters.
+
+    Raises:
+        ValueError: a temperature that is not positive.
     """
 
     def __init__(
@@ -101,6 +104,8 @@ class LogitTerm(Term):
         **hyper: float,
     ) -> None:
         super().__init__(teacher_weights)
+        if not hyper.get("temperature", 1.0) > 0:
+            raise ValueError(f"temperature must be positive; got {hyper['temperature']}")
         self.function, self.standardised, self.hyper = function, standardised, hyper
 
     def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

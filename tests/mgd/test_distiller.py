@@ -96,3 +96,36 @@ def test_a_plain_module_serves_as_a_term() -> None:
 
     out = mgd.Distiller(toy(), [], {"mean": (Mean(), 3.0)})(IMAGES, epoch=7)
     assert out["loss"].item() == pytest.approx(3 * out["logits"].mean().item())
+
+
+def peers(num: int) -> mgd.Mutual:
+    terms = [{"ce": (CE(), 1.0), "kd": (KD(1.0), 2.0)} for _ in range(num)]
+    return mgd.Mutual([toy(seed=seed) for seed in range(num)], terms)
+
+
+def test_each_network_learns_from_the_others_only_through_its_own_loss() -> None:
+    for num in (2, 3):
+        m = peers(num).eval()
+        out = m(IMAGES, TARGET)
+        logits = [network(IMAGES).logits for network in m.networks]
+        total = 0.0
+        for number, own in enumerate(logits):
+            others = [other for position, other in enumerate(logits) if position != number]
+            kd = sum(mgd.losses.kd(own, other, temperature=1.0) for other in others) / len(others)
+            suffix = f"_peer{number}" if number else ""
+            assert out[f"kd{suffix}"].item() == pytest.approx(kd.item(), rel=1e-5)
+            total += F.cross_entropy(own, TARGET).item() + 2 * kd.item()
+        assert out["loss"].item() == pytest.approx(total, rel=1e-5)
+        out["kd"].backward()
+        assert all(p.grad is None for network in list(m.networks)[1:] for p in network.parameters())
+        assert all(p.grad is not None for p in m.networks[0].parameters())
+
+
+def test_mutual_learning_refuses_what_makes_no_sense() -> None:
+    terms = {"ce": (CE(), 1.0)}
+    with pytest.raises(ValueError, match="two networks or more"):
+        mgd.Mutual([toy()], [terms])
+    with pytest.raises(ValueError, match="none may be frozen"):
+        mgd.Mutual([toy(), mgd.freeze(toy())], [terms, terms])
+    with pytest.raises(ValueError, match="the same names"):
+        mgd.Mutual([toy(), toy()], [terms, {"kd": (KD(), 1.0)}])

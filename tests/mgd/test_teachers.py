@@ -98,3 +98,14 @@ def test_a_teacher_in_bfloat16_takes_float_images() -> None:
     assert fast.logits.dtype == torch.bfloat16
     for a, b in zip(exact.features, fast.features, strict=True):
         assert torch.cosine_similarity(a.flatten(), b.float().flatten(), dim=0) > 0.999
+
+
+def test_a_view_shows_the_student_s_images_as_the_teacher_was_trained() -> None:
+    pictures = torch.rand(2, 3, 8, 8)
+    mean, std, own_mean, own_std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    given = (pictures - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(mgd.View(mean, std, own_mean, own_std)(given), (pictures - 0.5) / 0.5)
+    assert mgd.View(mean, std, own_mean, own_std, 12)(given).shape == (2, 3, 12, 12)
+    net = toy().eval()
+    teacher = mgd.freeze(net, mgd.View(mean, std, own_mean, own_std))
+    torch.testing.assert_close(teacher(given).logits, net((pictures - 0.5) / 0.5))

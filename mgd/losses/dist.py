@@ -1,0 +1,95 @@
+"""DIST: correlation of the probabilities, within each image and within each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mgd.losses.gather import gather
+from mgd.losses.term import LogitTerm
+from mgd.taps import Batch, Outputs
+
+
+def dist(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+) -> Tensor:
+    """Compute beta (1 - mean_i r(p_s[i, :], p_t[i, :])) + gamma (1 - mean_k r(p_s[:, k], p_t[:, k])).
+
+    r is the Pearson correlation and p = softmax(z / tau). A vector that does not vary has correlation 0, without a
+    gradient: every class of a batch of one image, or an image whose probabilities are all equal.
+
+    Args:
+        student_logits: (B, K), the whole batch; the gradient flows here only.
+        teacher_logits: (B, K).
+        target: not used; every logit loss takes it.
+        temperature: tau > 0.
+        beta: weight of the correlation over the classes of an image.
+        gamma: weight of the correlation over the images for a class.
+
+    Returns:
+        Scalar, float32.
+
+    Reference: Huang et al., 2022, arXiv:2205.10536, section 4.
+    """
+    student = torch.softmax(student_logits.float() / temperature, dim=1)
+    teacher = torch.softmax(teacher_logits.detach().float() / temperature, dim=1)
+    images = (_unit(student, 1) * _unit(teacher, 1)).sum(dim=1).mean()
+    classes = (_unit(student, 0) * _unit(teacher, 0)).sum(dim=0).mean()
+    return beta * (1 - images) + gamma * (1 - classes)
+
+
+def _unit(values: Tensor, dim: int) -> Tensor:
+    """Centre along `dim` and divide by the length; 0 where the values differ by rounding only."""
+    centred = values - values.mean(dim=dim, keepdim=True)
+    length = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
+    varies = length > 1e-6 * torch.linalg.vector_norm(values, dim=dim, keepdim=True)
+    # Dividing by 1 where nothing varies keeps the backward pass free of 0 / 0.
+    return torch.where(varies, centred, 0) / torch.where(varies, length, 1)
+
+
+class DIST(LogitTerm):
+    """`dist` of the batch over all ranks, as a term.
+
+    Args:
+        temperature: tau > 0.
+        beta: weight of the correlation over the classes of an image, at least 0.
+        gamma: weight of the correlation over the images for a class, at least 0.
+        standardised: see `LogitTerm`.
+        teacher_weights: see `Term`.
+    """
+
+    weight = 2.0
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        *,
+        standardised: bool = False,
+        teacher_weights: Sequence[float] | None = None,
+    ) -> None:
+        if not (temperature > 0 and beta >= 0 and gamma >= 0):
+            raise ValueError(
+                f"temperature must be positive, beta and gamma at least 0; got {temperature}, {beta} and {gamma}"
+            )
+        super().__init__(
+            dist,
+            standardised=standardised,
+            teacher_weights=teacher_weights,
+            temperature=temperature,
+            beta=beta,
+            gamma=gamma,
+        )
+
+    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        student, teacher = Outputs(gather(student.logits.float())), Outputs(gather(teacher.logits.detach().float()))
+        return super().compare(number, student, teacher, Batch(epoch=batch.epoch))

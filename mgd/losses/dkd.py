@@ -1,0 +1,92 @@
+"""Decoupled knowledge distillation: the target class and the others, each with a weight of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mgd.losses.term import LogitTerm
+
+
+def dkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    alpha: float = 1.0,
+    beta: float = 0.5,
+) -> Tensor:
+    """Compute tau^2 / B * sum over images of [alpha KL(b_t || b_s) + beta KL(q_t || q_s)].
+
+    With p = softmax(z / tau) and y the target class, b = (p_y, 1 - p_y) and q_k = p_k / (1 - p_y) over the k != y.
+
+    Args:
+        student_logits: (B, K); the gradient flows here only.
+        teacher_logits: (B, K).
+        target: (B,) class indices y; None takes the teacher's most probable class.
+        temperature: tau > 0.
+        alpha: weight of the two masses.
+        beta: weight of the classes that are not the target.
+
+    Returns:
+        Scalar, float32.
+
+    Reference: Zhao et al., 2022, arXiv:2203.08679, equation 7.
+    """
+    teacher_logits = teacher_logits.detach()
+    if target is None:
+        target = teacher_logits.argmax(dim=1)
+    student_masses, student_others = _split(student_logits.float() / temperature, target)
+    teacher_masses, teacher_others = _split(teacher_logits.float() / temperature, target)
+    masses = F.kl_div(student_masses, teacher_masses, reduction="batchmean", log_target=True)
+    others = F.kl_div(student_others, teacher_others, reduction="batchmean", log_target=True)
+    return temperature**2 * (alpha * masses + beta * others)
+
+
+def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log b (B, 2) and log q (B, K), the latter 0 at the target."""
+    target = target[:, None]
+    own = torch.zeros_like(logits, dtype=torch.bool).scatter(1, target, True)
+    log_p = F.log_softmax(logits, dim=1)
+    rest = log_p.masked_fill(own, -torch.inf)
+    # The log of 1 - p_y as a sum of the others: the difference would round to log 0 for a confident network.
+    mass = rest.logsumexp(dim=1, keepdim=True)
+    return torch.cat([log_p.gather(1, target), mass], dim=1), (rest - mass).masked_fill(own, 0)
+
+
+class DKD(LogitTerm):
+    """`dkd` as a term; images without labels take the teacher's class.
+
+    Args:
+        temperature: tau > 0.
+        alpha: weight of the two masses, at least 0.
+        beta: weight of the classes that are not the target, at least 0.
+        standardised: see `LogitTerm`.
+        teacher_weights: see `Term`.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        alpha: float = 1.0,
+        beta: float = 0.5,
+        *,
+        standardised: bool = False,
+        teacher_weights: Sequence[float] | None = None,
+    ) -> None:
+        if not (temperature > 0 and alpha >= 0 and beta >= 0):
+            raise ValueError(
+                f"temperature must be positive, alpha and beta at least 0; got {temperature}, {alpha} and {beta}"
+            )
+        super().__init__(
+            dkd,
+            standardised=standardised,
+            teacher_weights=teacher_weights,
+            temperature=temperature,
+            alpha=alpha,
+            beta=beta,
+        )

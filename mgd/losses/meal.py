@@ -1,0 +1,112 @@
+"""MEAL V2: the mean of an ensemble's probabilities as the only target, beside a discriminator of the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mgd.losses.term import LogitTerm, standardise
+from mgd.taps import Batch, Outputs
+
+
+def meal(
+    student_logits: Tensor,
+    teacher_logits: Tensor | Sequence[Tensor],
+    target: Tensor | None = None,
+    *,
+    teacher_weights: Sequence[float] | None = None,
+) -> Tensor:
+    """Compute the similarity -1 / B * sum over images and classes of p_e log p_s, p_e = mean over teachers of p_t.
+
+    Args:
+        student_logits: (B, K); the gradient flows here only.
+        teacher_logits: one (B, K) a teacher; a tensor alone is one teacher.
+        target: not used; every logit loss takes it.
+        teacher_weights: one positive factor a teacher, normalised to sum to 1; None for equal ones.
+
+    Returns:
+        Scalar, float32.
+
+    Raises:
+        ValueError: no teachers, or another number of them than weights.
+
+    Reference: Shen, Savvides, 2020, arXiv:2009.08453, section 3.
+    """
+    teachers = [teacher_logits] if isinstance(teacher_logits, Tensor) else teacher_logits
+    ensemble = _mean([torch.softmax(z.detach().float(), dim=1) for z in teachers], teacher_weights)
+    return -(ensemble * F.log_softmax(student_logits.float(), dim=1)).sum(dim=1).mean()
+
+
+def _mean(tensors: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
+    weights = [1.0] * len(tensors) if weights is None else weights
+    if not tensors or len(tensors) != len(weights):
+        raise ValueError(f"meal needs one weight a teacher; got {len(weights)} weights and {len(tensors)} teachers")
+    scaled = [weight / sum(weights) * tensor for weight, tensor in zip(weights, tensors, strict=True)]
+    return torch.stack(scaled).sum(dim=0)
+
+
+class MEAL(LogitTerm):
+    """Similarity plus discriminator: a * meal(z_s, teachers) + b * BCE of telling z_s from the teachers' mean z_t.
+
+    The discriminator has 1x1 layers (linear on logits) of widths K, K/8, K/64, 2, none narrower than 2, with ReLU in
+    between. It answers (1, 0) for a student and (0, 1) for the ensemble; the cross-entropy is the mean of both answers.
+
+    Everything minimises the one sum, as published: no gradient is reversed, so the student's share of the discriminator
+    term makes its logits easier to tell from the ensemble's, against the pull of the similarity.
+
+    Args:
+        num_classes: K, at least 2.
+        similarity: a, at least 0.
+        discriminator: b, at least 0.
+        standardised: see `LogitTerm`.
+        teacher_weights: see `Term`.
+
+    Reference: Shen, Savvides, 2020, arXiv:2009.08453, section 3.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        similarity: float = 1.0,
+        discriminator: float = 1.0,
+        *,
+        standardised: bool = False,
+        teacher_weights: Sequence[float] | None = None,
+    ) -> None:
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2; got {num_classes}")
+        if not (similarity >= 0 and discriminator >= 0):
+            raise ValueError(
+                f"similarity and discriminator are weights of at least 0; got {similarity} and {discriminator}"
+            )
+        super().__init__(meal, standardised=standardised, teacher_weights=teacher_weights)
+        self.factors = (similarity, discriminator)
+        first, second = max(num_classes // 8, 2), max(num_classes // 64, 2)
+        self.discriminator = nn.Sequential(
+            nn.Linear(num_classes, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, 2)
+        )
+
+    @classmethod
+    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> MEAL:
+        return cls(student.logits.shape[1], **options)
+
+    def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Tensor:
+        student_logits = student.logits.float()
+        teacher_logits = [teacher.logits.detach().float() for teacher in teachers]
+        if self.standardised:
+            student_logits = standardise(student_logits)
+            teacher_logits = [standardise(logits) for logits in teacher_logits]
+        similarity = meal(student_logits, teacher_logits, teacher_weights=self.teacher_weights)
+        ensemble_logits = _mean(teacher_logits, self.teacher_weights)
+        return self.factors[0] * similarity + self.factors[1] * self._discriminate(student_logits, ensemble_logits)
+
+    def _discriminate(self, student_logits: Tensor, ensemble_logits: Tensor) -> Tensor:
+        """Return the binary cross-entropy of the discriminator's answers, both inputs (B, K)."""
+        answers = self.discriminator(torch.cat([student_logits, ensemble_logits])).float()  # (2B, 2)
+        is_student = (torch.arange(len(answers), device=answers.device) < len(student_logits)).float()
+        truth = torch.stack([is_student, 1 - is_student], dim=1)  # (2B, 2)
+        return F.binary_cross_entropy_with_logits(answers, truth)

@@ -1,0 +1,65 @@
+"""Weighted soft labels: distil less where the student already does better on the label than the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mgd.losses.term import LogitTerm
+
+
+def wsl(
+    student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None, *, temperature: float = 2.0
+) -> Tensor:
+    """Compute tau^2 / B * sum over images of w * CE(softmax(z_t / tau), softmax(z_s / tau)).
+
+    w = 1 - exp(-CE_s / (CE_t + 1e-7)), CE_s and CE_t being the cross-entropies against the label at tau = 1; w is a
+    constant to the gradient.
+
+    Args:
+        student_logits: (B, K); the gradient flows here only.
+        teacher_logits: (B, K).
+        target: (B,) class indices.
+        temperature: tau > 0.
+
+    Returns:
+        Scalar, float32.
+
+    Raises:
+        ValueError: no target.
+
+    Reference: Zhou et al., 2021, arXiv:2102.00650, section 4.
+    """
+    if target is None:
+        raise ValueError("wsl weighs images by their labels, and got no target: pass the class indices")
+    student, teacher = student_logits.float(), teacher_logits.detach().float()
+    student_error = F.cross_entropy(student.detach(), target, reduction="none")
+    teacher_error = F.cross_entropy(teacher, target, reduction="none")
+    weight = -torch.expm1(-student_error / (teacher_error + 1e-7))
+    soft = torch.softmax(teacher / temperature, dim=1) * F.log_softmax(student / temperature, dim=1)
+    return -(temperature**2) * (weight * soft.sum(dim=1)).mean()
+
+
+class WSL(LogitTerm):
+    """`wsl` as a term.
+
+    Args:
+        temperature: tau > 0.
+        standardised: see `LogitTerm`; the weights are then of standardised logits as well.
+        teacher_weights: see `Term`.
+    """
+
+    needs = frozenset({"labels"})
+    weight = 2.5
+
+    def __init__(
+        self,
+        temperature: float = 2.0,
+        *,
+        standardised: bool = False,
+        teacher_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(wsl, standardised=standardised, teacher_weights=teacher_weights, temperature=temperature)

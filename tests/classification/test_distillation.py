@@ -1,0 +1,109 @@
+"""Whole runs of other terms than the published ones: sums, several teachers, no labels, mutual learning."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from classification import main_mgd
+from classification.models import build
+from tests.classification.test_main import options, records
+
+
+def without(words: list[str], *names: str) -> list[str]:
+    """Take options and their values away."""
+    words = list(words)
+    for name in names:
+        if name in words:
+            del words[words.index(name) : words.index(name) + 2]
+    return words
+
+
+def run(words: list[str]) -> list[dict[str, Any]]:
+    assert main_mgd.main(words) == 0
+    return records(Path(words[words.index("--output") + 1]))
+
+
+def test_terms_are_logged_raw_weighted_and_by_their_share_of_the_gradient(distil: list[str]) -> None:
+    words = options(distil, distiller="mgd+kd", epochs="2")
+    for record in run([*words, "--term", "kd.decay=linear", "--term", "kd.weight=3"]):
+        names = ("ce", "mgd", "kd")
+        weighted = [record[f"train_{name}_weighted"] for name in names]
+        assert sum(weighted) == pytest.approx(record["train_loss"], rel=1e-5)
+        factor = 3.0 if record["epoch"] == 0 else 1.5
+        assert record["train_kd_weighted"] == pytest.approx(factor * record["train_kd"])
+        shares = [record[f"gradient_share_{name}"] for name in names]
+        assert sum(shares) == pytest.approx(1.0) and min(shares) > 0
+
+
+def test_training_without_labels_takes_a_plain_folder(
+    distil: list[str], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "unlabelled"
+    shutil.copytree(photos / "valid", root / "valid")
+    (root / "train").mkdir()
+    for number, path in enumerate(sorted((photos / "train").rglob("*.*"))):
+        shutil.copy(path, root / "train" / f"{number}{path.suffix}")
+    words = without(distil, "--loss-factor", "--distiller", "--mgd-update-freq", "--mgd-max-images")
+    words = [str(root), *words[1:], "--distiller", "kd"]
+    assert main_mgd.main(words) == 2
+    assert "class folders" in capsys.readouterr().err
+    for record in run([*words, "--labels", "0"]):
+        assert "train_ce" not in record and "train_top1" not in record and record["train_kd"] > 0
+
+
+def test_teachers_see_images_of_their_own_size_and_normalisation(distil: list[str], tmp_path: Path) -> None:
+    teacher = distil[distil.index("--teacher-resume") + 1]
+    recipe = tmp_path / "recipe.yaml"
+    one = f"{{arch: cifar_resnet8, resume: {teacher}, weight: 2}}"
+    other = f"{{arch: cifar_resnet8, resume: {teacher}, img_size: 24, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}}"
+    recipe.write_text(f"teachers: [{one}, {other}]\nterms: {{ce: {{}}, kd: {{temperature: 2}}}}\n")
+    words = without(distil, "--teacher-arch", "--teacher-resume", "--loss-factor", "--distiller", "--mgd-update-freq")
+    run([*without(words, "--mgd-max-images"), "--config", str(recipe)])
+    config = json.loads((Path(words[words.index("--output") + 1]) / "config.json").read_text())["options"]
+    assert [spec.get("img_size") for spec in config["teachers"]] == [None, 24]
+
+
+def test_calibration_prints_weights_that_balance_and_trains_nothing(
+    distil: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = options(distil, distiller="mgd+kd")
+    assert main_mgd.main([*words, "--calibrate", "2"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "gradient share" in line]
+    found = {line.split()[0]: line.split()[-1].partition("=")[2] for line in lines}
+    assert set(found) == {"ce", "mgd", "kd"} and float(found["ce"]) == 1.0
+    assert not (Path(words[words.index("--output") + 1]) / "metrics.jsonl").exists()
+    changed = [word for name, weight in found.items() for word in ("--term", f"{name}.weight={weight}")]
+    assert main_mgd.main([*words, "--calibrate", "2", *changed]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "gradient share" in line]
+    for line in lines:
+        assert float(line.partition("share")[2].split()[0]) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_peers_train_together_and_are_all_kept(distil: list[str]) -> None:
+    words = without(distil, "--teacher-resume", "--loss-factor", "--mgd-update-freq", "--mgd-max-images")
+    words = options(words, distiller="dml", teacher_arch="cifar_resnet8_w0.5,cifar_resnet8", epochs="2")
+    for record in run(words):
+        names = [f"{name}{peer}" for peer in ("", "_peer1", "_peer2") for name in ("ce", "dml")]
+        assert sum(record[f"train_{name}_weighted"] for name in names) == pytest.approx(record["train_loss"], rel=1e-5)
+        assert {"valid_top1", "valid_top1_peer1", "valid_top1_peer2"} <= set(record)
+    folder = Path(words[words.index("--output") + 1])
+    states = []
+    for name in ("best", "peer1", "peer2"):
+        content = torch.load(folder / f"{name}.pth", weights_only=True)
+        build(content["arch"], 3).load_state_dict(content["state_dict"])
+        states.append(content["state_dict"]["conv1.weight"])
+    assert not torch.equal(states[0], states[1])
+
+
+def test_mutual_learning_with_a_frozen_network_is_refused(
+    distil: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.yaml").write_text("teachers: [{arch: resnet18}]\nterms: {ce: {}, dml: {}}\n")
+    assert main_mgd.main([distil[0], "--config", str(tmp_path / "r.yaml")]) == 2
+    assert "dml trains every network, and resnet18 is frozen" in capsys.readouterr().err
