@@ -17,7 +17,7 @@ from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER
 from classification.options import Parser, build_parser
 from classification.recipe import read_recipe
-from classification.terms import LABEL_FREE, names_of, needing, term_table
+from classification.terms import LABEL_FREE, names_of, needing, term_table, using
 
 
 def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
@@ -60,7 +60,7 @@ def _check_effects(args: Namespace, typed: dict[str, str]) -> None:
     of_mgd = {name for name in vars(args) if name.startswith("mgd_")} | {"loss_factor"}
     rules = [
         ("--distiller mgd", "mgd" in terms, of_mgd),
-        ("a term that reads maps", bool(needing(terms, "maps")), {"taps", "student_taps", "teacher_taps"}),
+        ("a term that reads maps", bool(using(terms, "maps")), {"taps", "student_taps", "teacher_taps"}),
         ("the term ce", "ce" in terms, {"label_smoothing"}),
         ("--mgd-with-kd 1 or --distiller kd", "kd" in terms, {"kd_weight", "kd_temperature"}),
         ("--lr-schedule step", args.lr_schedule == "step", {"lr_drop_ratio", "lr_drop_epochs"}),
@@ -130,6 +130,8 @@ def _check_devices(args: Namespace) -> None:
 
 def _check_distillation(args: Namespace) -> None:
     names = names_of(args.distiller)
+    if args.mgd_observe == "online" and not args.mgd_update_freq:
+        raise UserError("--mgd-observe online goes with a --mgd-update-freq of at least 1")
     if args.mgd_with_kd and "mgd" not in names:
         raise UserError("--mgd-with-kd 1 goes with --distiller mgd")
     if args.mgd_reducer == "sm" and args.mgd_capacity not in (None, "single"):

@@ -14,7 +14,7 @@ from classification.data import MEAN, STD
 from classification.errors import UserError
 from classification.job import Job
 from classification.models import default_taps
-from classification.terms import build_term, needing, schedule
+from classification.terms import build_term, schedule
 from mgd import (
     ChannelMatching,
     Distiller,
@@ -44,7 +44,7 @@ def distil(job: Job, student: Taps, *teachers: Taps) -> Distiller:
     terms: dict[str, tuple[nn.Module, Weight]] = {}
     for name in args.terms:
         if name == "mgd":
-            term: nn.Module = match(args, student, teachers[0])
+            term: nn.Module = match(args, student, teachers[0], observe_share(args, len(job.data.train)))
         else:
             term = build_term(args, name, outputs[0], outputs[1:], len(job.data.train))
         default = defaults[name] if name in defaults else LOSSES[name].weight
@@ -107,8 +107,6 @@ def tap(args: Namespace, student: nn.Module, teachers: Sequence[nn.Module]) -> l
         UserError: no taps known, unknown paths, or another number of them.
     """
     networks = [student, *teachers]
-    if not needing(args.terms, "maps"):
-        return [Taps(network) for network in networks]
     archs = [args.arch, *(spec["arch"] for spec in args.teachers)]
     named = [args.student_taps, *(args.teacher_taps.split(";") if args.teacher_taps else [None] * len(teachers))]
     if len(named) != len(networks):
@@ -137,7 +135,13 @@ def tap(args: Namespace, student: nn.Module, teachers: Sequence[nn.Module]) -> l
         raise UserError(str(error)) from error
 
 
-def match(args: Namespace, student: Taps, teacher: Taps) -> ChannelMatching:
+def observe_share(args: Namespace, num_images: int) -> float:
+    """Return the share of each batch to observe online, so that a period sees --mgd-max-images."""
+    period = num_images * args.mgd_update_freq
+    return min(1.0, args.mgd_max_images / period) if args.mgd_observe == "online" else 0.0
+
+
+def match(args: Namespace, student: Taps, teacher: Taps, share: float = 0.0) -> ChannelMatching:
     """Build the matching term for tapped networks: channels from a dry forward, margins from the teacher's norms.
 
     Raises:
@@ -164,6 +168,7 @@ def match(args: Namespace, student: Taps, teacher: Taps) -> ChannelMatching:
         form=args.mgd_form,
         assignment=args.mgd_assignment,
         seed=args.seed,
+        observe_share=share,
     )
 
 

@@ -43,9 +43,10 @@ def rematch(engine: Engine, matching: ChannelMatching, epoch: int) -> dict[str, 
     engine.world.share_state(student.model)
     student.eval()
     before = [flow.matrix for flow in matching.flows] if matching.matched else None
-    for images in engine.matching_images(epoch):
-        with engine.autocast():
-            matching.observe(student(images), teacher(images))
+    if not (matching.observe_share and matching.matched):
+        for images in engine.matching_images(epoch):
+            with engine.autocast():
+                matching.observe(student(images), teacher(images))
     flows = matching.rematch()
     seconds = time.perf_counter() - start
     record = {"match_seconds": seconds, "flow_cost": sum(flow.total_cost for flow in flows)}

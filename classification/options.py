@@ -156,7 +156,19 @@ def _add_distillation(parser: argparse.ArgumentParser) -> None:
         help="how many teacher channels guide one; default: spread, for sm single",
     )
     add("--mgd-solver", choices=("auto", "ortools", "scipy"), default="auto", help="exact solver of the flow")
-    add("--mgd-max-images", type=_count, default=20_000, help="images of a matching pass")
+    add(
+        "--mgd-observe",
+        choices=("pass", "online"),
+        default="pass",
+        help="how costs are measured: in a pass of their own before a matching; online: on a share of each training "
+        "batch, but for the first matching",
+    )
+    add(
+        "--mgd-max-images",
+        type=_count,
+        default=20_000,
+        help="images observed for a matching",
+    )
     add(
         "--mgd-margin",
         choices=("bn", "map", "none"),

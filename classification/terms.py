@@ -149,3 +149,8 @@ def _given(args: Namespace, name: str) -> dict[str, Any]:
 def needing(names: Iterable[str], what: str) -> list[str]:
     """Return those of the terms that cannot do without "labels" or "maps"."""
     return [name for name in names if (what == "maps" if name == "mgd" else what in LOSSES[name].needs)]
+
+
+def using(names: Iterable[str], what: str) -> list[str]:
+    """Return those of the terms that need "maps", or use them where they are there."""
+    return [name for name in names if name == "mgd" or what in LOSSES[name].needs | LOSSES[name].uses]

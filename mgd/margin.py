@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -91,9 +92,27 @@ def partial_l2(student: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     """
     if student.shape != target.shape:
         raise ValueError(f"student {tuple(student.shape)} and target {tuple(target.shape)} must have one shape")
-    student, margin = student.float(), margin.detach().float()
+    margin = margin.detach().float()
     if margin.ndim == 1:
         margin = margin[:, None, None]
-    target = torch.maximum(target.detach().float(), margin)
-    counted = (student > target) | (target > 0)
-    return torch.where(counted, student - target, 0).square().sum()
+    loss: Tensor = _PartialL2.apply(student, target.detach(), margin)
+    return loss
+
+
+class _PartialL2(torch.autograd.Function):
+    """The sum, keeping one tensor for the gradient: the counted error."""
+
+    @staticmethod
+    def forward(context: Any, student: Tensor, target: Tensor, margin: Tensor) -> Tensor:
+        with torch.autocast(student.device.type, enabled=False):
+            target = torch.maximum(target.float(), margin)
+            error = student.float() - target
+            error = torch.where(target > 0, error, error.clamp_min(0))  # below it only a student above counts
+            context.save_for_backward(error)
+            context.dtype = student.dtype
+            return error.square().sum()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (error,) = context.saved_tensors
+        return (error * (2 * gradients[0])).to(context.dtype), None, None

@@ -74,6 +74,7 @@ class ChannelMatching(nn.Module):
         assignment: "cheapest", or a control that ignores or inverts the costs: "costliest", "identity" (neighbouring
             teacher channels by index), "random" (another one at every `rematch`).
         seed: of "random".
+        observe_share: share of each training batch whose costs `forward` adds to the sums, in [0, 1]; 0 for none.
 
     Raises:
         ValueError: lists of different length, margins of the wrong length, an unknown word.
@@ -96,6 +97,7 @@ class ChannelMatching(nn.Module):
         stage_weights: Sequence[float] | None = None,
         assignment: str = "cheapest",
         seed: int = 0,
+        observe_share: float = 0.0,
     ) -> None:
         super().__init__()
         num = len(student_channels)
@@ -110,6 +112,9 @@ class ChannelMatching(nn.Module):
                 raise ValueError(f"unknown {what} {word!r}; choose from {', '.join(known)}")
         if reducer == "sm" and capacity not in ("spread", "single"):
             raise ValueError(f"reducer 'sm' matches one to one: capacity must be 'single', not {capacity!r}")
+        if not 0 <= observe_share <= 1:
+            raise ValueError(f"observe_share must be in [0, 1]; got {observe_share}")
+        self.observe_share = observe_share
         self.reducer = reducer
         self.capacity = "single" if reducer == "sm" else capacity
         self.solver = solver
@@ -197,6 +202,9 @@ class ChannelMatching(nn.Module):
         """
         self._require_flows()
         batch_size = student.logits.shape[0]
+        if self.training and self.observe_share:
+            seen = -int(-self.observe_share * batch_size // 1)  # rounded up
+            self.observe(*([m[:seen] for m in o.features] for o in (student, teachers[0])))
         loss = student.logits.new_zeros((), dtype=torch.float32)
         pairs = self._pairs(student.features, teachers[0].features)
         for (stage, student_map, teacher_map), weight in zip(pairs, self.stage_weights, strict=True):

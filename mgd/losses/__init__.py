@@ -1,42 +1,74 @@
 """Losses: pure functions by name, and the terms around them in `LOSSES`."""
 
+from mgd.losses.afd import AFD, afd
+from mgd.losses.at import AT, at
 from mgd.losses.ce import CE
+from mgd.losses.crd import CRD, crd
 from mgd.losses.dist import DIST, dist
 from mgd.losses.dkd import DKD, dkd
 from mgd.losses.dml import DML, dml
+from mgd.losses.fitnet import FitNet
 from mgd.losses.kd import KD, kd
+from mgd.losses.map_l2 import MapL2, map_l2
+from mgd.losses.masked_generative import MaskedGenerative
 from mgd.losses.meal import MEAL, meal
+from mgd.losses.ofd import OFD
+from mgd.losses.reviewkd import ReviewKD
+from mgd.losses.rkd import RKD, rkd
 from mgd.losses.ssld import SSLD
 from mgd.losses.term import Term, standardise
 from mgd.losses.wsl import WSL, wsl
 
 LOSSES: dict[str, type[Term]] = {
+    "afd": AFD,
+    "at": AT,
     "ce": CE,
+    "crd": CRD,
     "dist": DIST,
     "dkd": DKD,
     "dml": DML,
+    "fitnet": FitNet,
     "kd": KD,
+    "map_l2": MapL2,
+    "masked_generative": MaskedGenerative,
     "meal": MEAL,
+    "ofd": OFD,
+    "reviewkd": ReviewKD,
+    "rkd": RKD,
     "ssld": SSLD,
     "wsl": WSL,
 }
 
 __all__ = [
+    "AFD",
+    "AT",
     "CE",
+    "CRD",
     "DIST",
     "DKD",
     "DML",
     "KD",
     "LOSSES",
     "MEAL",
+    "OFD",
+    "RKD",
     "SSLD",
     "WSL",
+    "FitNet",
+    "MapL2",
+    "MaskedGenerative",
+    "ReviewKD",
     "Term",
+    "afd",
+    "at",
+    "crd",
     "dist",
     "dkd",
     "dml",
     "kd",
+    "map_l2",
     "meal",
+    "rkd",
     "standardise",
     "wsl",
 ]

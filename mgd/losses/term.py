@@ -14,7 +14,8 @@ class Term(nn.Module):
     """One loss: (student, teachers, batch) -> scalar, the weighted mean of `compare` over the teachers.
 
     `weight` is the default factor of the term in a sum, as its source has it. `needs` names what it cannot do without:
-    "labels", "maps" (of both networks), "index" (of the images in the data set). A term whose layers depend on shapes
+    "labels", "maps" (of both networks), "index" (of the images in the data set); `uses` what it takes where it is
+    there. A term whose layers depend on shapes
     is built from `Outputs` of a dry forward; see `from_outputs`.
 
     Args:
@@ -23,6 +24,7 @@ class Term(nn.Module):
 
     weight: ClassVar[float] = 1.0
     needs: ClassVar[frozenset[str]] = frozenset()
+    uses: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, teacher_weights: Sequence[float] | None = None) -> None:
         super().__init__()
@@ -55,6 +57,8 @@ class Term(nn.Module):
         name = type(self).__name__
         if "labels" in self.needs and batch.target is None:
             raise ValueError(f"the term {name} needs labels, and this batch has none: leave it out of the terms")
+        if "maps" in self.needs and not student.features:
+            raise ValueError(f"the term {name} compares feature maps: tap both networks (mgd.Taps)")
         if "index" in self.needs and batch.index is None:
             raise ValueError(f"the term {name} needs the images' positions in the data set: pass index")
         weights = self.teacher_weights or [1.0] * len(teachers)

@@ -12,6 +12,8 @@ import torch
 
 from classification import main_mgd
 from classification.models import build
+from classification.terms import LABEL_FREE, names_of
+from mgd.losses import LOSSES
 from tests.classification.test_main import options, records
 
 
@@ -27,6 +29,32 @@ def without(words: list[str], *names: str) -> list[str]:
 def run(words: list[str]) -> list[dict[str, Any]]:
     assert main_mgd.main(words) == 0
     return records(Path(words[words.index("--output") + 1]))
+
+
+@pytest.mark.parametrize("name", sorted({*LOSSES, "udml"} - {"ce", "dml"}))
+def test_every_term_trains_by_its_name(name: str, distil: list[str]) -> None:
+    words = options(without(distil, "--loss-factor"), distiller=name, epochs="1")
+    if name == "udml":
+        words = without(words, "--teacher-arch", "--teacher-resume")
+    (record,) = run(words)
+    for term in names_of(name):
+        assert record[f"train_{term}"] > 0
+    weighted = sum(value for key, value in record.items() if key.endswith("_weighted"))
+    assert weighted == pytest.approx(record["train_loss"], rel=1e-5)
+    assert ("train_ce" in record) == (name not in LABEL_FREE)
+
+
+def test_parameters_of_a_term_train_and_resume(distil: list[str]) -> None:
+    words = options(without(distil, "--loss-factor"), distiller="afd+crd", epochs="1")
+    run(words)
+    folder = Path(words[words.index("--output") + 1])
+    before = torch.load(folder / "last.pth", weights_only=True)["resume"]["terms"]
+    again = [*options(without(words, "--output"), epochs="2"), "--resume", str(folder / "last.pth")]
+    assert main_mgd.main(again) == 0 and len(records(folder)) == 2
+    after = torch.load(folder / "last.pth", weights_only=True)["resume"]["terms"]
+    for name in ("afd", "crd"):
+        changed = [key for key in before[name] if not torch.equal(before[name][key], after[name][key])]
+        assert any(key.endswith("weight") for key in changed)
 
 
 def test_terms_are_logged_raw_weighted_and_by_their_share_of_the_gradient(distil: list[str]) -> None:

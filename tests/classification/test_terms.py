@@ -62,7 +62,7 @@ def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--distiller nothing", "unknown distiller 'nothing': use one of mgd, dist"),
+        ("--distiller nothing", "unknown distiller 'nothing': use one of mgd, afd"),
         ("--distiller ce", "unknown distiller 'ce'"),
         ("--distiller kd+kd", "names a term twice"),
         ("--term kd.weight=2", "this run has the terms ce, mgd, and no kd"),

@@ -114,6 +114,20 @@ def test_observing_in_batches_equals_observing_at_once() -> None:
         assert (a.index == b.index).all() and a.total_cost == pytest.approx(b.total_cost)
 
 
+def test_costs_are_observed_while_training() -> None:
+    term, other = matching(observe_share=0.5), matching()
+    student, teacher = outputs(STUDENT, 0), outputs(TEACHER, 1)
+    for t in (term, other):
+        t.observe(student, teacher)
+        t.rematch()
+    term.eval()(student, [teacher])
+    with pytest.raises(RuntimeError, match="no images"):
+        term.rematch()
+    term.train()(student, [teacher])
+    other.observe([m[:3] for m in student.features], [m[:3] for m in teacher.features])  # 2.5 of 5 images, rounded up
+    assert [flow.total_cost for flow in term.rematch()] == [flow.total_cost for flow in other.rematch()]
+
+
 def test_rematch_forgets_what_was_observed() -> None:
     term = matching()
     term.observe(maps(STUDENT, 0), maps(TEACHER, 1))
@@ -203,6 +217,8 @@ def test_wrong_use_is_refused() -> None:
         matching("mean")
     with pytest.raises(ValueError, match="relative"):
         matching(form="max")
+    with pytest.raises(ValueError, match="observe_share"):
+        matching(observe_share=1.5)
     with pytest.raises(ValueError, match="costliest"):
         matching(assignment="best")
     with pytest.raises(ValueError, match="per stage"):

@@ -1,0 +1,102 @@
+"""Bring the maps of two networks to one layout, one resolution and one width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mgd.taps import Outputs
+
+
+def as_map(x: Tensor) -> Tensor:
+    """Turn a tapped tensor into a map: tokens (B, N, C), row by row, become (B, C, sqrt(N), sqrt(N)).
+
+    Args:
+        x: (B, C, H, W), returned unchanged, or (B, N, C) with N a square, or one more than a square: then the first
+            token is a class token and is dropped.
+
+    Returns:
+        (B, C, H, W), in the type of `x`.
+
+    Raises:
+        ValueError: another number of dimensions or of tokens.
+    """
+    if x.ndim == 4:
+        return x
+    if x.ndim == 3:
+        batch, num_tokens, channels = x.shape
+        for skipped in (0, 1):
+            side = math.isqrt(max(num_tokens - skipped, 0))
+            if side > 0 and side**2 == num_tokens - skipped:
+                return x[:, skipped:].transpose(1, 2).reshape(batch, channels, side, side)
+    raise ValueError(
+        f"expected a map (B, C, H, W) or tokens (B, N, C) with N or N - 1 a square; got the shape {tuple(x.shape)}"
+    )
+
+
+def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Average-pool two maps to the smaller height and the smaller width of both.
+
+    Args:
+        a: (B, C, H, W).
+        b: (B, D, H', W').
+
+    Returns:
+        Both maps, of height min(H, H') and width min(W, W').
+    """
+    size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
+    pooled = (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (a, b))
+    first, second = pooled
+    return first, second
+
+
+def pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two maps of a tap as float32 maps of one resolution, the teacher's detached; see `same_size`."""
+    return same_size(as_map(student).float(), as_map(teacher.detach()).float())
+
+
+def pairs(student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+    """Return the `pair` of every tap.
+
+    Raises:
+        ValueError: no taps, or another number of them in the two networks.
+    """
+    num_student, num_teacher = len(student.features), len(teacher.features)
+    if num_student != num_teacher or num_student == 0:
+        raise ValueError(
+            f"maps are compared tap by tap, and need as many taps of both networks, at least one; "
+            f"got {num_student} of the student, {num_teacher} of the teacher"
+        )
+    return [pair(a, b) for a, b in zip(student.features, teacher.features, strict=True)]
+
+
+def channels(outputs: Outputs) -> list[int]:
+    """Return the width of the map at every tap."""
+    return [as_map(feature).shape[1] for feature in outputs.features]
+
+
+def check_channels(student_channels: Sequence[int], teacher_channels: Sequence[Sequence[int]]) -> None:
+    """Refuse channel numbers that do not pair up tap by tap.
+
+    Args:
+        student_channels: one number a tap.
+        teacher_channels: one such list a teacher.
+
+    Raises:
+        ValueError: no teachers, no taps, or another number of taps in one of the networks.
+    """
+    lengths = [len(widths) for widths in teacher_channels]
+    num_taps = len(student_channels)
+    if num_taps == 0 or not lengths or set(lengths) != {num_taps}:
+        raise ValueError(
+            f"expected at least one tap and one teacher, and as many taps of every network; "
+            f"got {num_taps} of the student, {lengths} of the teachers"
+        )
+
+
+def regressor(num_student: int, num_teacher: int) -> nn.Sequential:
+    """Make the layer that brings the student's map to the teacher's width: a 1x1 convolution and its normalisation."""
+    return nn.Sequential(nn.Conv2d(num_student, num_teacher, 1, bias=False), nn.BatchNorm2d(num_teacher))

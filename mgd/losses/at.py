@@ -1,0 +1,56 @@
+"""Attention transfer: where in the image the two networks respond."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from mgd.losses.align import pairs, same_size
+from mgd.losses.term import Term
+from mgd.taps import Batch, Outputs
+
+
+def energy(x: Tensor) -> Tensor:
+    """Compute the mean over the channels of x^2, (B, C, H, W) -> (B, 1, H, W) in float32."""
+    return x.float().square().mean(dim=1, keepdim=True)
+
+
+def at(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compute 1 / (B H W) * sum over images of |Q_s / |Q_s| - Q_t / |Q_t||^2, Q the `energy` flattened over H W.
+
+    Where the resolutions differ, the larger map is average-pooled before it is squared.
+
+    Args:
+        student: (B, S, H, W); the gradient flows here only.
+        teacher: (B, T, H', W').
+
+    Returns:
+        Scalar, float32.
+
+    Reference: Zagoruyko, Komodakis, 2017, arXiv:1612.03928, section 3.1, equation 2.
+    """
+    student, teacher = same_size(student.float(), teacher.detach().float())
+    student_unit = F.normalize(energy(student).flatten(1), dim=1)
+    teacher_unit = F.normalize(energy(teacher).flatten(1), dim=1)
+    return (student_unit - teacher_unit).square().mean()
+
+
+class AT(Term):
+    """`at` of every tap as a term, summed over the taps.
+
+    The published weight 1000 goes with the mean over images and pixels and the sum over taps.
+
+    Args:
+        teacher_weights: see `Term`.
+    """
+
+    needs = frozenset({"maps"})
+    weight: ClassVar[float] = 1000.0
+
+    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        total = student.logits.new_zeros((), dtype=student.logits.float().dtype)
+        for student_map, teacher_map in pairs(student, teacher):
+            total = total + at(student_map, teacher_map)
+        return total

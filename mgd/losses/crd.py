@@ -1,0 +1,226 @@
+"""Contrastive representation distillation: teacher and student agree on an image, and tell it from the others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mgd.losses.align import as_map
+from mgd.losses.gather import gather
+from mgd.losses.term import Term
+from mgd.taps import Batch, Outputs
+
+
+def crd(scores: Tensor, log_normaliser: Tensor, *, num_images: int) -> Tensor:
+    """Compute -log h_0 - sum over k > 0 of log(1 - h_k), h_k = e_k / (e_k + K / N), e_k = exp(score_k) / Z, per anchor.
+
+    Args:
+        scores: (B, 1 + K), inner products over the temperature: the positive first, then the negatives.
+        log_normaliser: (), log Z.
+        num_images: N.
+
+    Returns:
+        (B,) float32.
+
+    Reference: Tian, Krishnan, Isola, 2019, arXiv:1910.10699, section 3.1.
+    """
+    num_negatives = scores.shape[1] - 1
+    odds = scores.float() - log_normaliser - math.log(num_negatives / num_images)  # log of e_k / (K / N)
+    return F.softplus(-odds[:, 0]) + F.softplus(odds[:, 1:]).sum(dim=1)
+
+
+@lru_cache(maxsize=1)
+def _order(num_images: int, seed: int) -> Tensor:
+    return torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))
+
+
+def candidates(step: int, count: int, num_images: int, seed: int = 0) -> Tensor:
+    """Return `count` different images, the same ones on every rank and device: a function of the arguments alone.
+
+    They are a window of a random order of all images, the windows of successive steps follow each other, and after the
+    last whole one comes another order.
+
+    Args:
+        step: number of the draw, from 0.
+        count: how many, at most `num_images`.
+        num_images: images to draw from.
+        seed: of the first order; those after it count on.
+
+    Returns:
+        (count,) int64, on the CPU.
+    """
+    cycle, window = divmod(step, num_images // count)
+    return _order(num_images, seed + cycle)[window * count : (window + 1) * count]
+
+
+class _Contrast(nn.Module):
+    """Heads and memory of one pair of networks; the buffers are equal on all ranks."""
+
+    student_bank: Tensor
+    teacher_bank: Tensor
+    log_normalisers: Tensor
+    steps: Tensor
+
+    def __init__(
+        self,
+        num_student: int,
+        num_teacher: int,
+        num_images: int,
+        *,
+        num_negatives: int,
+        dimension: int,
+        temperature: float,
+        momentum: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.num_images, self.num_negatives = num_images, min(num_negatives, num_images - 1)
+        self.temperature, self.momentum, self.seed = temperature, momentum, seed
+        self.student_head = nn.Linear(num_student, dimension)
+        self.teacher_head = nn.Linear(num_teacher, dimension)
+        generator = torch.Generator().manual_seed(seed)  # not the default one, which differs between ranks
+        for name in ("student_bank", "teacher_bank"):
+            bank = F.normalize(torch.randn(num_images, dimension, generator=generator), dim=1)
+            self.register_buffer(name, bank)
+        self.register_buffer("log_normalisers", torch.full((2,), math.nan))  # NaN: not estimated yet
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, student: Tensor, teacher: Tensor, index: Tensor) -> Tensor:
+        student, teacher = self.student_head(student), self.teacher_head(teacher)
+        with torch.autocast(index.device.type, enabled=False):
+            return self._contrast(student.float(), teacher.float(), index)
+
+    def _contrast(self, student: Tensor, teacher: Tensor, index: Tensor) -> Tensor:
+        student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+        # One more than wanted: an anchor that is among them takes the last in its own place.
+        drawn = candidates(int(self.steps), self.num_negatives + 1, self.num_images, self.seed).to(index.device)
+        scores = [
+            self._scores(student, self.teacher_bank, index, drawn),
+            self._scores(teacher, self.student_bank, index, drawn),
+        ]
+        sums = torch.stack([score.detach().logsumexp(dim=1) for score in scores], dim=1)
+        whole = gather(torch.cat([student.detach(), teacher.detach(), sums], dim=1))  # (B, 2 * dimension + 2)
+        estimates = whole[:, -2:].logsumexp(dim=0) + math.log(self.num_images / (len(whole) * scores[0].shape[1]))
+        logs = torch.where(self.log_normalisers.isnan(), estimates, self.log_normalisers)
+        losses = [crd(score, log, num_images=self.num_images) for score, log in zip(scores, logs, strict=True)]
+        whole_index = gather(index)
+        if self.training:
+            self._remember(whole, whole_index, logs)
+        return gather(losses[0] + losses[1]).mean()
+
+    def _scores(self, anchors: Tensor, bank: Tensor, index: Tensor, drawn: Tensor) -> Tensor:
+        """Return the (B, 1 + K) inner products with the bank, over the temperature."""
+        positives = (anchors * bank[index]).sum(dim=1, keepdim=True)
+        others = anchors @ bank[drawn].T  # (B, K + 1)
+        negatives = torch.where(index[:, None] == drawn[:-1], others[:, -1:], others[:, :-1])
+        return torch.cat([positives, negatives], dim=1) / self.temperature
+
+    @torch.no_grad()
+    def _remember(self, whole: Tensor, index: Tensor, logs: Tensor) -> None:
+        """Move the banks' entries of the whole batch towards its embeddings, on every rank in the same way."""
+        # Where an image comes twice, both rows write what its first one says: the order of writing cannot matter.
+        first = (index[:, None] == index).int().argmax(dim=1)
+        embeddings = whole[first, :-2].chunk(2, dim=1)
+        for bank, embedding in zip((self.student_bank, self.teacher_bank), embeddings, strict=True):
+            mixed = self.momentum * bank[index] + (1 - self.momentum) * embedding
+            bank.index_copy_(0, index, F.normalize(mixed, dim=1))
+        self.log_normalisers.copy_(logs)
+        self.steps += 1
+
+
+def _vector(outputs: Outputs) -> Tensor:
+    """Return what a head reads, (B, C) float32: the pooled last map, or the logits where there are no taps."""
+    if outputs.features:
+        return as_map(outputs.features[-1]).float().mean(dim=(2, 3))
+    return outputs.logits.float()
+
+
+class CRD(Term):
+    """Contrast each image's embedding of one network with the other network's memory of it and of K other images.
+
+    loss = mean over the images of crd(student against the teacher's bank) + crd(teacher against the student's bank)
+
+    A linear head and L2 normalisation embed each network's last tapped map, averaged over its pixels, or its logits
+    where it has no taps. A bank keeps an embedding of every image. The positive is the bank's entry of the image
+    itself, as published code has it; negatives are the entries of K images drawn from all but the anchor, whatever
+    their labels, without replacement; one draw serves the whole batch. After the loss, in training mode only, the
+    entries of the batch become normalise(momentum * entry + (1 - momentum) * embedding). Z of each direction is
+    N * mean of exp(score) over the first batch, and stays.
+
+    Among ranks the loss is that of the whole batch, and banks, draws and Z are the same everywhere. The banks take
+    8 * N * dimension bytes a teacher, in the state_dict too. Not for DataParallel: it loses what its replicas remember.
+
+    Args:
+        student_channels: length of the student's vector.
+        teacher_channels: length of the vector of every teacher.
+        num_images: N, training images; `Batch.index` lies in [0, N).
+        num_negatives: K; N - 1 where there are no more.
+        dimension: length of an embedding.
+        temperature: of the scores, > 0.
+        momentum: share of a bank's old entry, in [0, 1).
+        seed: of the banks' first content and of the draws.
+        teacher_weights: see `Term`.
+
+    Raises:
+        ValueError: fewer than two images, or a hyper-parameter outside its range.
+
+    Reference: Tian, Krishnan, Isola, 2019, arXiv:1910.10699, section 3.1; Z after Wu et al., 2018, arXiv:1805.01978.
+    """
+
+    needs = frozenset({"index"})
+    uses = frozenset({"maps"})
+    weight: ClassVar[float] = 0.8
+
+    def __init__(
+        self,
+        student_channels: int,
+        teacher_channels: Sequence[int],
+        num_images: int,
+        *,
+        num_negatives: int = 16384,
+        dimension: int = 128,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        seed: int = 0,
+        teacher_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(teacher_weights)
+        if num_images < 2:
+            raise ValueError(f"contrast needs at least two training images; got {num_images}")
+        if num_negatives < 1 or dimension < 1:
+            raise ValueError(f"num_negatives and dimension must be at least 1; got {num_negatives} and {dimension}")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive; got {temperature}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is the share of the old entry, in [0, 1); got {momentum}")
+        self.contrasts = nn.ModuleList(
+            _Contrast(
+                student_channels,
+                channels,
+                num_images,
+                num_negatives=num_negatives,
+                dimension=dimension,
+                temperature=temperature,
+                momentum=momentum,
+                seed=seed,
+            )
+            for channels in teacher_channels
+        )
+
+    @classmethod
+    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> CRD:
+        widths = [_vector(outputs).shape[1] for outputs in (student, *teachers)]
+        return cls(widths[0], widths[1:], num_images, **options)
+
+    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError("crd keeps a memory, which DataParallel loses: run one process per GPU")
+        assert batch.index is not None
+        loss: Tensor = self.contrasts[number](_vector(student), _vector(teacher).detach(), batch.index)
+        return loss

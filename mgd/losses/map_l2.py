@@ -1,0 +1,89 @@
+"""Mean squared distance of one tapped map; what terms of a single tap share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mgd.losses.align import as_map, same_size
+from mgd.losses.term import Term
+from mgd.taps import Batch, Outputs
+
+
+def tapped(outputs: Outputs, tap: int) -> Tensor:
+    """Return the map of one tap as (B, C, H, W) float32.
+
+    Args:
+        outputs: of one network.
+        tap: position in its list of taps; negative ones count from the last.
+
+    Raises:
+        ValueError: there is no such tap.
+    """
+    count = len(outputs.features)
+    if not -count <= tap < count:
+        raise ValueError(f"tap {tap} was asked for, and the network has {count} taps: choose one from {-count} on")
+    return as_map(outputs.features[tap]).float()
+
+
+def width_adapter(num_student: int, num_teacher: int) -> nn.Module:
+    """Return a 1x1 convolution from `num_student` to `num_teacher` channels; the identity where they are as many."""
+    return nn.Identity() if num_student == num_teacher else nn.Conv2d(num_student, num_teacher, 1)
+
+
+def map_l2(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compute the mean over all elements of (student - teacher)^2.
+
+    Args:
+        student: (B, C, H, W); the gradient flows here only.
+        teacher: (B, C, H', W'); the larger map is average-pooled to the size of the smaller.
+
+    Returns:
+        Scalar, float32.
+
+    Reference: Du et al., 2021, arXiv:2109.03144, section 2.2: the loss on maps of U-DML.
+    """
+    student, teacher = same_size(student.float(), teacher.detach().float())
+    return F.mse_loss(student, teacher)
+
+
+class MapL2(Term):
+    """`map_l2` of one tap as a term: with `dml`, the two are `udml`.
+
+    The student's map passes a learned 1x1 convolution where its width differs from the teacher's.
+
+    Args:
+        student_channels: width of the student's map.
+        teacher_channels: width of the map of every teacher.
+        tap: which tap, of the student and of every teacher; -1 is the last.
+        teacher_weights: see `Term`.
+    """
+
+    needs = frozenset({"maps"})
+    weight: ClassVar[float] = 1.0
+
+    def __init__(
+        self,
+        student_channels: int,
+        teacher_channels: Sequence[int],
+        *,
+        tap: int = -1,
+        teacher_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(teacher_weights)
+        self.tap = tap
+        self.adapters = nn.ModuleList(width_adapter(student_channels, channels) for channels in teacher_channels)
+
+    @classmethod
+    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> MapL2:
+        tap = options.get("tap", -1)
+        widths = [tapped(outputs, tap).shape[1] for outputs in (student, *teachers)]
+        return cls(widths[0], widths[1:], **options)
+
+    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        # Pooling commutes with a 1x1 convolution: pooled first, there is less to convolve.
+        student_map, teacher_map = same_size(tapped(student, self.tap), tapped(teacher, self.tap))
+        return map_l2(self.adapters[number](student_map), teacher_map)

@@ -1,0 +1,110 @@
+"""Masked generative distillation: restore the teacher's map from the student's, part of which is hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mgd.losses.align import same_size
+from mgd.losses.map_l2 import map_l2, tapped, width_adapter
+from mgd.losses.term import Term
+from mgd.taps import Batch, Outputs
+
+MASKS = ("channels", "pixels")
+
+
+class _Restorer(nn.Module):
+    """The layers between the student's map and one teacher's."""
+
+    def __init__(self, num_student: int, num_teacher: int) -> None:
+        super().__init__()
+        self.align = width_adapter(num_student, num_teacher)
+        self.generator = nn.Sequential(
+            nn.Conv2d(num_teacher, num_teacher, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(num_teacher, num_teacher, 3, padding=1),
+        )
+
+
+def draw_mask(maps: Tensor, ratio: float, what: str = "channels", generator: torch.Generator | None = None) -> Tensor:
+    """Draw a mask of ones, each entry being 0 with probability `ratio`.
+
+    Args:
+        maps: (B, C, H, W), what is to be masked.
+        ratio: in [0, 1).
+        what: "channels": one entry per image and channel; "pixels": one per image and pixel.
+        generator: source of the draws, on the device of `maps`; None for the device's default one.
+
+    Returns:
+        (B, C, 1, 1) or (B, 1, H, W), in the type of `maps`.
+    """
+    batch, channels, height, width = maps.shape
+    shape = (batch, channels, 1, 1) if what == "channels" else (batch, 1, height, width)
+    return (torch.rand(shape, device=maps.device, generator=generator) >= ratio).to(maps.dtype)
+
+
+class MaskedGenerative(Term):
+    """Compute mean over all elements of (teacher - generator(mask * align(student)))^2 at one tap.
+
+    align is a 1x1 convolution where the widths differ, else the identity; the larger of both maps is average-pooled to
+    the size of the smaller first. generator = 3x3 convolution, ReLU, 3x3 convolution at the teacher's width. Masked
+    entries are 0 and the others are not rescaled. In eval mode nothing is masked, so that the value is no draw.
+
+    `generator` (None: the device's default one) is a `torch.Generator` to draw masks from. One published recipe
+    multiplies the weight by 1.756; the weight is left to the caller.
+
+    Args:
+        student_channels: width of the student's map.
+        teacher_channels: width of the map of every teacher.
+        ratio: probability that an entry is masked, in [0, 1).
+        mask: "channels" or "pixels", see `draw_mask`.
+        tap: which tap, of the student and of every teacher; -1 is the last.
+        teacher_weights: see `Term`.
+
+    Raises:
+        ValueError: a ratio outside [0, 1), an unknown mask.
+
+    Reference: Yang et al., 2022, arXiv:2205.01529, section 3.
+    """
+
+    needs = frozenset({"maps"})
+    weight: ClassVar[float] = 1.0
+
+    def __init__(
+        self,
+        student_channels: int,
+        teacher_channels: Sequence[int],
+        *,
+        ratio: float = 0.15,
+        mask: str = "channels",
+        tap: int = -1,
+        teacher_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(teacher_weights)
+        if not 0 <= ratio < 1:
+            raise ValueError(f"ratio is the share of entries that are masked, in [0, 1); got {ratio}")
+        if mask not in MASKS:
+            raise ValueError(f"unknown mask {mask!r}; choose from {', '.join(MASKS)}")
+        self.ratio, self.mask, self.tap = ratio, mask, tap
+        self.generator: torch.Generator | None = None
+        self.restorers = nn.ModuleList(_Restorer(student_channels, channels) for channels in teacher_channels)
+
+    @classmethod
+    def from_outputs(
+        cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any
+    ) -> MaskedGenerative:
+        tap = options.get("tap", -1)
+        widths = [tapped(outputs, tap).shape[1] for outputs in (student, *teachers)]
+        return cls(widths[0], widths[1:], **options)
+
+    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        restorer = self.restorers[number]
+        assert isinstance(restorer, _Restorer)
+        student_map, teacher_map = same_size(tapped(student, self.tap), tapped(teacher, self.tap))
+        aligned = restorer.align(student_map)
+        if self.training:
+            aligned = aligned * draw_mask(aligned, self.ratio, self.mask, self.generator)
+        return map_l2(restorer.generator(aligned), teacher_map)

@@ -1,0 +1,101 @@
+"""Overhauled feature distillation: the margin partial L2 behind a regressor, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from mgd.losses.align import channels, check_channels, pairs, regressor
+from mgd.losses.term import Term
+from mgd.margin import MeasuredMargin, partial_l2
+from mgd.taps import Batch, Outputs
+
+
+class _Stage(nn.Module):
+    """One tap against one teacher: its regressor, and its margin, given or measured."""
+
+    margin: Tensor | None
+
+    def __init__(self, num_student: int, num_teacher: int, margin: Tensor | None) -> None:
+        super().__init__()
+        if margin is not None and margin.shape != (num_teacher,):
+            raise ValueError(f"expected {num_teacher} margins, one per teacher channel; got {tuple(margin.shape)}")
+        self.regressor = regressor(num_student, num_teacher)
+        self.register_buffer("margin", None if margin is None else margin.detach().clone().float())
+        self.measured = MeasuredMargin(num_teacher) if margin is None else None
+
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        margin = self.margin
+        if self.measured is not None:
+            if self.training:
+                self._measure(self.measured, teacher)
+            margin = self.measured.mean()
+        assert margin is not None
+        return partial_l2(self.regressor(student), teacher, margin)
+
+    def _measure(self, measured: MeasuredMargin, teacher: Tensor) -> None:
+        # Only this batch is summed over the ranks: what was seen before is so already.
+        seen = MeasuredMargin(teacher.shape[1]).to(teacher.device)
+        seen.update(teacher)
+        seen.all_reduce()
+        measured.total += seen.total
+        measured.count += seen.count
+
+
+class OFD(Term):
+    """Partial L2 of the teacher's maps and those regressed from the student's, both before the ReLU.
+
+    loss = 1/B sum_i partial_l2(BN_i(W_i * student_i), teacher_i, margin_i) / 2^(n-1-i), i the tap out of n, W_i a 1x1
+    convolution. Where the resolutions differ, the larger map is average-pooled first.
+
+    Args:
+        student_channels: S of every tap.
+        teacher_channels: T of every tap, one list a teacher.
+        margins: one list a teacher of (T,) per tap, as `bn_margin` gives it, or None for a tap (or all) whose margin is
+            measured: the mean of the negative values of all the maps seen in training, on all ranks, kept in buffers.
+        teacher_weights: see `Term`.
+
+    Raises:
+        ValueError: lists of different length, or margins of the wrong shape.
+
+    Reference: Heo et al., 2019, arXiv:1904.01866, section 3.
+    """
+
+    needs = frozenset({"maps"})
+    weight: ClassVar[float] = 1e-3
+
+    def __init__(
+        self,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[Sequence[int]],
+        *,
+        margins: Sequence[Sequence[Tensor | None]] | None = None,
+        teacher_weights: Sequence[float] | None = None,
+    ) -> None:
+        check_channels(student_channels, teacher_channels)
+        super().__init__([1.0] * len(teacher_channels) if teacher_weights is None else teacher_weights)
+        if margins is None:
+            margins = [[None] * len(widths) for widths in teacher_channels]
+        if [len(stages) for stages in margins] != [len(widths) for widths in teacher_channels]:
+            raise ValueError(
+                f"expected margins of {len(teacher_channels)} teachers, each a list of {len(student_channels)} taps; "
+                f"got lists of {[len(stages) for stages in margins]}"
+            )
+        self.stages = nn.ModuleList(
+            nn.ModuleList(_Stage(s, t, m) for s, t, m in zip(student_channels, widths, stages, strict=True))
+            for widths, stages in zip(teacher_channels, margins, strict=True)
+        )
+
+    @classmethod
+    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> OFD:
+        return cls(channels(student), [channels(teacher) for teacher in teachers], **options)
+
+    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        stages = self.stages[number]
+        assert isinstance(stages, nn.ModuleList)
+        total = student.logits.new_zeros((), dtype=student.logits.float().dtype)
+        for tap, (stage, maps) in enumerate(zip(stages, pairs(student, teacher), strict=True)):
+            total = total + stage(*maps) / 2 ** (len(stages) - 1 - tap)
+        return total / len(student.logits)

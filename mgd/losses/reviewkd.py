@@ -1,0 +1,128 @@
+"""Knowledge review: each teacher stage teaches the student's stage fused with the deeper ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mgd.losses.align import as_map, same_size
+from mgd.losses.term import Term
+from mgd.taps import Batch, Outputs
+
+
+def context_loss(student: Tensor, teacher: Tensor, *, sizes: Sequence[int] = (4, 2, 1)) -> Tensor:
+    """Compute sum over l of w_l * mean (pool_l(student) - pool_l(teacher))^2 / sum of w_l.
+
+    The first l is the whole map with weight 1; each size smaller than the map follows with half the weight of the one
+    before it. A size that is not smaller is left out and halves nothing.
+
+    Args:
+        student: (B, C, H, W); the gradient flows here only.
+        teacher: (B, C, H', W'); the larger map is average-pooled to the size of the smaller.
+        sizes: sides of the pooled maps, descending.
+
+    Returns:
+        Scalar, float32.
+
+    Reference: Chen et al., 2021, arXiv:2104.09044, section 3.3.
+    """
+    student, teacher = same_size(student.float(), teacher.detach().float())
+    loss, factor, total = F.mse_loss(student, teacher), 1.0, 1.0
+    for size in sizes:
+        if size < min(student.shape[2:]):
+            factor /= 2
+            total += factor
+            pooled = F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
+            loss = loss + factor * F.mse_loss(pooled[0], pooled[1])
+    return loss / total
+
+
+class _Fusion(nn.Module):
+    """Join one stage with the deeper ones: two maps of attention, one a side, weigh them pixel by pixel."""
+
+    def __init__(self, num_student: int, num_teacher: int, width: int, *, deepest: bool) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(nn.Conv2d(num_student, width, 1, bias=False), nn.BatchNorm2d(width))
+        self.attention = None if deepest else nn.Conv2d(2 * width, 2, 1)
+        self.leave = nn.Sequential(nn.Conv2d(width, num_teacher, 3, padding=1, bias=False), nn.BatchNorm2d(num_teacher))
+
+    def forward(self, student: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the fused map (B, width, H, W), for the next shallower stage, and it at the teacher's width."""
+        fused: Tensor = self.enter(student)
+        if self.attention is not None and deeper is not None:
+            deeper = F.interpolate(deeper, fused.shape[2:], mode="nearest")
+            share = self.attention(torch.cat([fused, deeper], dim=1)).sigmoid()  # (B, 2, H, W)
+            fused = share[:, :1] * fused + share[:, 1:] * deeper
+        return fused, self.leave(fused)
+
+
+class ReviewKD(Term):
+    """Sum over the stages of `context_loss` between the fused student map and the teacher's.
+
+    From the deepest stage k = n to the first, with a_k, b_k = sigmoid(conv1[e_k; up(f_{k+1})]):
+
+    e_k = BN(conv1(student_k)), f_n = e_n, f_k = a_k e_k + b_k up(f_{k+1})
+    loss = sum over k of context_loss(BN(conv3(f_k)), teacher_k)
+
+    up repeats pixels to the size of e_k. Tap k of the student meets tap k of the teacher; where they differ in size,
+    the larger is average-pooled to the smaller. Published runs let the weight grow over the first 20 epochs.
+
+    Args:
+        student_channels: width of the student's map at every tap, the shallowest first.
+        teacher_channels: the same of every teacher.
+        width: channels of e_k and f_k; None for those of the student's last tap, at most 512: 64 in nets for CIFAR.
+        teacher_weights: see `Term`.
+
+    Raises:
+        ValueError: no taps, a teacher with another number of them, a width below 1.
+
+    Reference: Chen et al., 2021, arXiv:2104.09044, section 3.
+    """
+
+    needs = frozenset({"maps"})
+    weight: ClassVar[float] = 1.0
+
+    def __init__(
+        self,
+        student_channels: Sequence[int],
+        teacher_channels: Sequence[Sequence[int]],
+        *,
+        width: int | None = None,
+        teacher_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(teacher_weights)
+        num = len(student_channels)
+        if num == 0 or any(len(channels) != num for channels in teacher_channels):
+            counts = ", ".join(str(len(channels)) for channels in teacher_channels)
+            raise ValueError(f"expected one tap a stage in every network; the student has {num}, the teachers {counts}")
+        if width is None:
+            width = min(512, student_channels[-1])
+        if width < 1:
+            raise ValueError(f"width must be at least 1; got {width}")
+        self.fusions = nn.ModuleList(
+            nn.ModuleList(
+                _Fusion(s, t, width, deepest=stage == num - 1)
+                for stage, (s, t) in enumerate(zip(student_channels, channels, strict=True))
+            )
+            for channels in teacher_channels
+        )
+
+    @classmethod
+    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> ReviewKD:
+        widths = [[as_map(feature).shape[1] for feature in outputs.features] for outputs in (student, *teachers)]
+        return cls(widths[0], widths[1:], **options)
+
+    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        fusions = self.fusions[number]
+        assert isinstance(fusions, nn.ModuleList)
+        stages = list(zip(fusions, student.features, teacher.features, strict=True))
+        loss = student.logits.new_zeros((), dtype=torch.float32)
+        deeper: Tensor | None = None
+        for fusion, student_map, teacher_map in reversed(stages):
+            deeper, restored = fusion(as_map(student_map).float(), deeper)
+            loss = loss + context_loss(restored, as_map(teacher_map))
+        return loss

@@ -1,0 +1,93 @@
+"""Relational distillation: the distances and angles between the images of a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mgd.losses.align import as_map
+from mgd.losses.gather import gather
+from mgd.losses.term import Term
+from mgd.taps import Batch, Outputs
+
+
+def _distances(x: Tensor) -> Tensor:
+    """Return (B, B) distances over their mean of distinct images; zeros where all images coincide."""
+    distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    mean = distances.sum() / max(len(x) * (len(x) - 1), 1)
+    scaled: Tensor = distances / mean.masked_fill(mean == 0, math.inf)
+    return scaled
+
+
+def _angles(x: Tensor) -> Tensor:
+    """Return (B, B, B) cosines: [j, i, k] of the angle at image j between images i and k; 0 where it is undefined."""
+    edges = x[None] - x[:, None]  # (B, B, D): [j, i] from j to i
+    lengths = edges.norm(dim=2, keepdim=True)
+    # Dividing by infinity gives an edge without direction the value 0 and, unlike a small constant, the gradient 0.
+    units: Tensor = edges / lengths.masked_fill(lengths == 0, math.inf)
+    return units @ units.transpose(1, 2)
+
+
+def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
+    """Compute w_d * mean_ij h(d_ij^s - d_ij^t) + w_a * mean_ijk h(c_ijk^s - c_ijk^t), h the smooth-L1 function.
+
+    d_ij = |x_i - x_j| over its mean of i != j; c_ijk = cos of the angle at x_j between x_i and x_k;
+    h(e) = e^2 / 2 for |e| < 1, else |e| - 1/2. The means run over all B^2 pairs and B^3 triples, as the published
+    weights want it; those with an image twice count 0. Memory grows with B^2 max(B, D).
+
+    Args:
+        student: (B, D) embeddings; the gradient flows here only.
+        teacher: (B, D') embeddings.
+        distance: w_d.
+        angle: w_a.
+
+    Returns:
+        Scalar, float32; 0 for a single image.
+
+    Reference: Park et al., 2019, arXiv:1904.05068, sections 3.2.1 and 3.2.2.
+    """
+    student, teacher = student.float(), teacher.detach().float()
+    total = student.new_zeros(())
+    with torch.autocast(student.device.type, enabled=False):
+        for weight, relation in ((distance, _distances), (angle, _angles)):
+            if weight > 0:
+                total = total + weight * F.smooth_l1_loss(relation(student), relation(teacher))
+    return total
+
+
+class RKD(Term):
+    """`rkd` as a term, over the images of all ranks.
+
+    The embedding is the last tapped map, averaged over its pixels, or the logits where either network has no taps.
+
+    Args:
+        distance: weight of the distances, at least 0.
+        angle: weight of the angles, at least 0.
+        teacher_weights: see `Term`.
+
+    Raises:
+        ValueError: a negative weight, or both 0.
+    """
+
+    uses = frozenset({"maps"})
+
+    def __init__(
+        self, distance: float = 25.0, angle: float = 50.0, teacher_weights: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(teacher_weights)
+        if min(distance, angle) < 0 or distance == angle == 0:
+            raise ValueError(
+                f"distance and angle must be at least 0, and one of them positive; got {distance} and {angle}"
+            )
+        self.distance, self.angle = distance, angle
+
+    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        embeddings = (student.logits, teacher.logits.detach())
+        if student.features and teacher.features:
+            maps = (as_map(student.features[-1]).float(), as_map(teacher.features[-1].detach()).float())
+            embeddings = (maps[0].mean(dim=(2, 3)), maps[1].mean(dim=(2, 3)))
+        return rkd(gather(embeddings[0]), gather(embeddings[1]), distance=self.distance, angle=self.angle)

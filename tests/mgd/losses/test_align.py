@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mgd import Outputs
+from mgd.losses.align import as_map, channels, check_channels, pair, pairs, same_size
+
+
+def test_a_map_is_returned_unchanged() -> None:
+    x = torch.zeros(2, 3, 4, 5)
+    assert as_map(x) is x
+
+
+def test_tokens_become_a_map_row_by_row() -> None:
+    tokens = torch.arange(2 * 6 * 3).reshape(2, 6, 3)[:, :4]
+    image = as_map(tokens)
+    assert image.shape == (2, 3, 2, 2)
+    for row in range(2):
+        for column in range(2):
+            assert torch.equal(image[:, :, row, column], tokens[:, 2 * row + column])
+
+
+def test_a_class_token_in_front_is_dropped() -> None:
+    tokens = torch.randn(2, 10, 3)
+    assert torch.equal(as_map(tokens), as_map(tokens[:, 1:]))
+    assert as_map(torch.randn(2, 2, 3)).shape == (2, 3, 1, 1)
+    assert as_map(torch.randn(2, 1, 3)).shape == (2, 3, 1, 1)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 3), (2, 11, 3), (2, 0, 3), (2, 3), (2, 3, 4, 5, 6)])
+def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected a map .* got the shape"):
+        as_map(torch.zeros(shape))
+
+
+def test_the_larger_side_is_averaged_per_side() -> None:
+    a, b = torch.arange(16.0).reshape(1, 1, 4, 4), torch.zeros(1, 2, 2, 6)
+    first, second = same_size(a, b)
+    assert first.shape == (1, 1, 2, 4) and second.shape == (1, 2, 2, 4)
+    assert torch.equal(first[0, 0], torch.tensor([[2.0, 3.0, 4.0, 5.0], [10.0, 11.0, 12.0, 13.0]]))
+
+
+def test_equal_sizes_are_returned_unchanged() -> None:
+    a, b = torch.zeros(1, 1, 4, 5), torch.zeros(1, 2, 4, 5)
+    assert same_size(a, b)[0] is a and same_size(a, b)[1] is b
+
+
+def test_a_pair_is_float32_of_one_size_without_gradient_to_the_teacher() -> None:
+    student = torch.randn(2, 9, 3, dtype=torch.bfloat16, requires_grad=True)
+    teacher = torch.randn(2, 4, 6, 6, requires_grad=True)
+    student_map, teacher_map = pair(student, teacher)
+    assert student_map.shape == (2, 3, 3, 3) and teacher_map.shape == (2, 4, 3, 3)
+    assert student_map.dtype == teacher_map.dtype == torch.float32
+    assert student_map.requires_grad and not teacher_map.requires_grad
+
+
+def test_pairs_need_as_many_taps_of_both() -> None:
+    two, one, none = (Outputs(torch.zeros(2, 3), [torch.zeros(2, 3, 4, 4)] * n) for n in (2, 1, 0))
+    assert len(pairs(two, two)) == 2
+    for student, teacher in ((two, one), (one, none), (none, none)):
+        with pytest.raises(ValueError, match=r"got . of the student, . of the teacher"):
+            pairs(student, teacher)
+
+
+def test_channels_are_read_from_maps_and_tokens() -> None:
+    assert channels(Outputs(torch.zeros(2, 3), [torch.zeros(2, 5, 4, 4), torch.zeros(2, 10, 7)])) == [5, 7]
+
+
+@pytest.mark.parametrize(("student", "teachers"), [([], [[]]), ([3], []), ([3], [[4, 5]]), ([3, 4], [[5, 6], [7]])])
+def test_channel_numbers_that_do_not_pair_up_are_refused(student: list[int], teachers: list[list[int]]) -> None:
+    check_channels([3, 4], [[5, 6], [7, 8]])
+    with pytest.raises(ValueError, match="as many taps of every network"):
+        check_channels(student, teachers)

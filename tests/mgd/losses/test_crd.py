@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mgd import Batch, Outputs
+from mgd.losses.crd import CRD, candidates, crd
+from tests.mgd.losses.ranks import Loss, check_two_ranks
+from tests.reference import other_losses
+
+NUM_IMAGES = 12
+INDEX = torch.tensor([3, 0, 7, 11])
+
+
+def outputs(width: int, seed: int, grad: bool = False) -> Outputs:
+    generator = torch.Generator().manual_seed(seed)
+    maps = torch.randn(4, width, 2, 2, generator=generator).requires_grad_(grad)
+    return Outputs(torch.randn(4, 5, generator=generator).requires_grad_(grad), [maps])
+
+
+def term(*widths: int, **options: object) -> CRD:
+    torch.manual_seed(0)
+    options = {"num_negatives": 6, "dimension": 8, "temperature": 0.5, **options}
+    return CRD(widths[0], widths[1:], NUM_IMAGES, **options)
+
+
+@pytest.mark.parametrize("num_negatives", [1, 6, 11, 16384])
+def test_equals_the_literal_formula_over_two_steps(num_negatives: int) -> None:
+    loss = term(3, 4, num_negatives=num_negatives)
+    (memory,) = loss.contrasts
+    normalisers: list[float | None] = [None, None]
+    for step in range(2):
+        student, teacher = outputs(3, 10 + step), outputs(4, 20 + step)
+        index = (INDEX + step) % NUM_IMAGES
+        drawn = candidates(step, min(num_negatives, 11) + 1, NUM_IMAGES).tolist()
+        negatives = [other_losses.crd_negatives(drawn, int(i)) for i in index]
+        banks = [memory.student_bank.clone().numpy(), memory.teacher_bank.clone().numpy()]
+        embedded = [memory.student_head(student.features[0].mean((2, 3))).detach().numpy()]
+        embedded.append(memory.teacher_head(teacher.features[0].mean((2, 3))).detach().numpy())
+        expected = 0.0
+        for side in (0, 1):
+            value, normalisers[side] = other_losses.crd(
+                embedded[side], banks[1 - side], index.tolist(), negatives, 0.5, normalisers[side]
+            )
+            expected += value
+        assert loss(student, [teacher], Batch(index=index)).item() == pytest.approx(expected, rel=1e-4)
+        assert memory.log_normalisers.exp().tolist() == pytest.approx(normalisers, rel=1e-4)
+        for side, bank in enumerate((memory.student_bank, memory.teacher_bank)):
+            for row, i in enumerate(index.tolist()):
+                banks[side][i] = other_losses.crd_entry(banks[side][i], embedded[side][row], 0.5)
+            torch.testing.assert_close(bank, torch.from_numpy(banks[side]))
+
+
+def test_by_hand() -> None:
+    # One negative of two images: h = 1 / (1 + 1/2) for both scores 0, and 2 / (2 + 1/2) for log 2.
+    expected = torch.tensor([-math.log(2 / 3) - math.log(1 / 3), -math.log(4 / 5) - math.log(1 / 3)])
+    scores = torch.tensor([[0.0, 0.0], [math.log(2), 0.0]])
+    torch.testing.assert_close(crd(scores, torch.tensor(0.0), num_images=2), expected)
+    torch.testing.assert_close(crd(scores + 200, torch.tensor(200.0), num_images=2), expected)
+
+
+@pytest.mark.parametrize("num_negatives", [3, 10, 11, 100])
+def test_no_image_is_its_own_negative_and_none_comes_twice(num_negatives: int) -> None:
+    (memory,) = term(3, 4, num_negatives=num_negatives, temperature=1.0).contrasts
+    index = torch.arange(NUM_IMAGES)
+    drawn = candidates(5, memory.num_negatives + 1, NUM_IMAGES)
+    # Scores against rows of the identity spell out which rows were taken.
+    names = torch.arange(NUM_IMAGES, dtype=torch.float32).repeat(NUM_IMAGES, 1)
+    scores = memory._scores(names, torch.eye(NUM_IMAGES), index, drawn)
+    assert scores[:, 0].tolist() == index.tolist()
+    for own, row in enumerate(scores[:, 1:].long().tolist()):
+        assert own not in row and len(set(row)) == len(row) == min(num_negatives, NUM_IMAGES - 1)
+
+
+def test_draws_go_through_all_images_and_depend_on_nothing_but_the_step() -> None:
+    torch.manual_seed(1)
+    windows = [candidates(step, 5, 20) for step in range(8)]
+    assert sorted(torch.cat(windows[:4]).tolist()) == sorted(torch.cat(windows[4:]).tolist()) == list(range(20))
+    assert windows[0].tolist() != windows[4].tolist()
+    torch.manual_seed(2)
+    assert candidates(6, 5, 20).tolist() == windows[6].tolist()
+    counts = torch.cat([candidates(step, 3, 4) for step in range(400)]).bincount(minlength=4)
+    assert counts.min() > 260 and counts.max() < 340
+
+
+def test_the_order_of_the_images_changes_nothing() -> None:
+    student, teacher = outputs(3, 1), outputs(4, 2)
+    turned = [Outputs(o.logits, [o.features[0].flip(0)]) for o in (student, teacher)]
+    expected = term(3, 4)(student, [teacher], Batch(index=INDEX))
+    torch.testing.assert_close(term(3, 4)(turned[0], turned[1:], Batch(index=INDEX.flip(0))), expected)
+
+
+def test_evaluation_leaves_the_memory_alone() -> None:
+    loss = term(3, 4).eval()
+    before = copy.deepcopy(loss.state_dict())
+    loss(outputs(3, 1), [outputs(4, 2)], Batch(index=INDEX))
+    for name, value in loss.state_dict().items():
+        torch.testing.assert_close(value, before[name], equal_nan=True)
+
+
+def test_an_image_that_comes_twice_is_remembered_by_its_first_row() -> None:
+    student, teacher, index = outputs(3, 1), outputs(4, 2), torch.tensor([3, 0, 3, 11])
+    loss, other = term(3, 4), term(3, 4)
+    loss(student, [teacher], Batch(index=index))
+    first = [Outputs(o.logits[:1], [o.features[0][:1]]) for o in (student, teacher)]
+    other(first[0], first[1:], Batch(index=index[:1]))
+    torch.testing.assert_close(loss.contrasts[0].student_bank[3], other.contrasts[0].student_bank[3])
+
+
+def test_a_saved_term_goes_on_as_if_never_stopped() -> None:
+    loss, batch = term(3, 4), Batch(index=INDEX)
+    loss(outputs(3, 1), [outputs(4, 2)], batch)
+    resumed = term(3, 4, seed=0)
+    resumed.load_state_dict(loss.state_dict())
+    for step in range(2):
+        student, teacher = outputs(3, 30 + step), outputs(4, 40 + step)
+        assert torch.equal(resumed(student, [teacher], batch), loss(student, [teacher], batch))
+
+
+def test_learning_brings_an_image_of_both_networks_together() -> None:
+    loss, student, teacher = term(3, 4), outputs(3, 1), outputs(4, 2)
+    optimizer = torch.optim.SGD(loss.parameters(), 0.1)
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss(student, [teacher], Batch(index=INDEX)).backward()
+        optimizer.step()
+    (memory,) = loss.contrasts
+    cosines = memory.student_bank[INDEX] @ memory.teacher_bank[INDEX].T
+    assert (cosines.argmax(1) == torch.arange(4)).all()
+
+
+def test_gradient_reaches_the_student_and_both_heads_but_not_the_teacher() -> None:
+    student, teacher = outputs(3, 1, grad=True), outputs(4, 2, grad=True)
+    loss = term(3, 4)
+    loss(student, [teacher], Batch(index=INDEX)).backward()
+    assert student.features[0].grad.any() and student.logits.grad is None
+    assert teacher.features[0].grad is None and teacher.logits.grad is None
+    assert all(p.grad.any() for p in loss.parameters())
+
+
+def test_without_taps_the_logits_are_contrasted() -> None:
+    student, teacher = Outputs(torch.randn(4, 5, requires_grad=True)), Outputs(torch.randn(4, 5))
+    loss = CRD.from_outputs(student, [teacher], NUM_IMAGES, num_negatives=6)
+    loss(student, [teacher], Batch(index=INDEX)).backward()
+    assert student.logits.grad.any() and loss.contrasts[0].student_bank.shape == (NUM_IMAGES, 128)
+
+
+def test_bf16_gives_a_float32_value_near_the_float32_one() -> None:
+    student, teacher = outputs(3, 1), outputs(4, 2)
+    expected = term(3, 4)(student, [teacher], Batch(index=INDEX))
+    half = [Outputs(o.logits, [o.features[0].bfloat16()]) for o in (student, teacher)]
+    with torch.autocast("cpu", torch.bfloat16):
+        value = term(3, 4)(half[0], half[1:], Batch(index=INDEX))
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, expected, rtol=0.02, atol=0)
+
+
+def test_a_sharp_temperature_stays_finite() -> None:
+    loss = term(3, 4, temperature=0.005)
+    assert loss(outputs(3, 1), [outputs(4, 2)], Batch(index=INDEX)).isfinite()
+
+
+def test_each_teacher_has_a_memory_of_its_own_and_the_term_averages() -> None:
+    student, teachers, batch = outputs(3, 1), [outputs(4, 2), outputs(5, 3)], Batch(index=INDEX)
+    loss = term(3, 4, 5, teacher_weights=[3.0, 1.0]).eval()
+    parts = [loss.compare(n, student, teacher, batch) for n, teacher in enumerate(teachers)]
+    torch.testing.assert_close(loss(student, teachers, batch), 0.75 * parts[0] + 0.25 * parts[1])
+
+
+def test_wrong_use_is_refused() -> None:
+    wrong = ({"temperature": 0.0}, {"momentum": 1.0}, {"num_negatives": 0}, {"dimension": 0})
+    for options in wrong:
+        with pytest.raises(ValueError, match=next(iter(options))):
+            term(3, 4, **options)
+    with pytest.raises(ValueError, match="two training images"):
+        CRD(3, [4], 1)
+    with pytest.raises(ValueError, match="pass index"):
+        term(3, 4)(outputs(3, 1), [outputs(4, 2)], Batch())
+    (replica,) = [term(3, 4)._replicate_for_data_parallel()]
+    with pytest.raises(RuntimeError, match="DataParallel"):
+        replica(outputs(3, 1), [outputs(4, 2)], Batch(index=INDEX))
+
+
+def make() -> tuple[nn.Module, Loss]:
+    generator = torch.Generator().manual_seed(0)
+    images, teachers = torch.randn(2, 8, 4, generator=generator), torch.randn(2, 8, 5, generator=generator)
+    index = torch.randperm(20, generator=generator)[:16].reshape(2, 8)
+    index[1, 2:5] = index[0, 3:6]  # so that the second step reads what the first one wrote
+    torch.manual_seed(0)
+    module = nn.ModuleDict(
+        {"net": nn.Linear(4, 3), "crd": CRD(3, [5], 20, num_negatives=6, dimension=4, temperature=0.5)}
+    )
+
+    def loss(module: nn.Module, part: slice) -> Tensor:
+        total = torch.zeros(())
+        for step in range(2):
+            student, teacher = Outputs(module["net"](images[step, part])), Outputs(teachers[step, part])
+            total = total + module["crd"](student, [teacher], Batch(index=index[step, part]))
+        return total + 0.1 * module["crd"].contrasts[0].student_bank.cumsum(0).sum()
+
+    return module, loss
+
+
+def test_two_ranks_compute_the_loss_gradients_and_memory_of_one() -> None:
+    check_two_ranks(make)

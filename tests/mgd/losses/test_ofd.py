@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mgd import Batch, Outputs
+from mgd.losses.ofd import OFD
+from tests.mgd.losses.ranks import Loss, check_two_ranks
+from tests.reference import map_losses
+
+STUDENT = ((3, 4, 4, 4), (3, 5, 2, 2))
+TEACHER = ((3, 6, 4, 4), (3, 7, 2, 2))
+
+
+def outputs(*shapes: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.float32) -> Outputs:
+    generator = torch.Generator().manual_seed(seed)
+    maps = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+    return Outputs(torch.randn(3, 5, generator=generator), maps)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_equals_the_literal_formula(given: bool) -> None:
+    student, teacher = outputs(*STUDENT), outputs(*TEACHER, seed=1)
+    arrays = [[x.detach().numpy() for x in net.features] for net in (student, teacher)]
+    margins = [torch.linspace(-2, -0.1, 6), torch.linspace(-1, 0, 7)]
+    term = OFD.from_outputs(student, [teacher], 10, margins=[margins] if given else None)
+    expected_margins = [m.numpy() for m in margins] if given else [map_losses.mean_negative(x) for x in arrays[1]]
+    weights = [stage.regressor[0].weight.detach().numpy()[:, :, 0, 0] for stage in term.stages[0]]
+    expected = map_losses.ofd(*arrays, weights, expected_margins)
+    assert term(student, [teacher], Batch()).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_by_hand() -> None:
+    # Regressed to (-1, 1). Taps: teacher (-3, 2), margin -0.5: left alone, 1. Teacher (-3, -3), margin -2: 1 + 9.
+    term = OFD([1, 1], [[1, 1]], margins=[[torch.tensor([-0.5]), torch.tensor([-2.0])]])
+    for stage in term.stages[0]:
+        nn.init.constant_(stage.regressor[0].weight, 1.0)
+    row = [torch.tensor(x).view(1, 1, 1, 2) for x in ([1.0, 3.0], [-3.0, 2.0], [-3.0, -3.0])]
+    student, teacher = Outputs(torch.zeros(1, 2), [row[0], row[0]]), Outputs(torch.zeros(1, 2), row[1:])
+    assert term(student, [teacher], Batch()).item() == pytest.approx(1 / 2 + 10, rel=1e-4)
+
+
+def test_below_the_margin_the_teacher_makes_no_difference() -> None:
+    student, teacher = outputs(*STUDENT), outputs(*TEACHER, seed=1)
+    margins = [torch.full((6,), -0.3), torch.full((7,), -0.3)]
+    term = OFD.from_outputs(student, [teacher], 10, margins=[margins])
+    lowered = Outputs(teacher.logits, [torch.where(x < -0.3, x - 5, x) for x in teacher.features])
+    torch.testing.assert_close(term(student, [lowered], Batch()), term(student, [teacher], Batch()))
+
+
+def test_the_measured_margin_runs_over_all_training_batches_and_is_saved() -> None:
+    student, batches = outputs(*STUDENT), [outputs(*TEACHER, seed=s) for s in (1, 2, 3)]
+    term = OFD.from_outputs(student, batches[:1], 10)
+    for teacher in batches[:2]:
+        term(student, [teacher], Batch())
+    term.eval()(student, batches[2:], Batch())
+    seen = torch.cat([teacher.features[0] for teacher in batches[:2]]).detach().numpy()
+    restored = OFD([4, 5], [[6, 7]])
+    restored.load_state_dict(term.state_dict())
+    for module in (term, restored):
+        margin = module.stages[0][0].measured.mean()
+        torch.testing.assert_close(margin, torch.as_tensor(map_losses.mean_negative(seen)).float())
+
+
+def test_maps_of_other_resolution_are_pooled() -> None:
+    student, teacher = outputs((3, 4, 8, 8), (3, 5, 2, 2)), outputs((3, 6, 4, 4), (3, 7, 4, 4), seed=1)
+    pool = nn.functional.adaptive_avg_pool2d
+    pooled = [
+        Outputs(student.logits, [pool(student.features[0], 4), student.features[1]]),
+        Outputs(teacher.logits, [teacher.features[0], pool(teacher.features[1], 2)]),
+    ]
+    term = OFD.from_outputs(student, [teacher], 10)
+    torch.testing.assert_close(term(student, [teacher], Batch()), term(pooled[0], pooled[1:], Batch()))
+
+
+def test_several_teachers_have_stages_of_their_own() -> None:
+    student, teachers = outputs(*STUDENT), [outputs(*TEACHER, seed=1), outputs(*STUDENT, seed=2)]
+    term = OFD.from_outputs(student, teachers, 10, teacher_weights=[3.0, 1.0]).train()
+    term(student, teachers, Batch())
+    term.eval()
+    each = [term.compare(i, student, teacher, Batch()) for i, teacher in enumerate(teachers)]
+    torch.testing.assert_close(term(student, teachers, Batch()), (3 * each[0] + each[1]) / 4)
+
+
+def test_gradient_reaches_the_student_and_the_regressors_only() -> None:
+    student, teacher = outputs(*STUDENT), outputs(*TEACHER, seed=1)
+    term = OFD.from_outputs(student, [teacher], 10)
+    term(student, [teacher], Batch()).backward()
+    assert all(x.grad is not None and x.grad.any() for x in student.features)
+    assert all(x.grad is None for x in teacher.features)
+    assert all(p.grad is not None and p.grad.any() for p in term.parameters())
+
+
+def test_bf16_is_near_float32() -> None:
+    student = outputs(*STUDENT, dtype=torch.bfloat16)
+    teacher = outputs(*TEACHER, seed=1, dtype=torch.bfloat16)
+    term = OFD.from_outputs(student, [teacher], 10)
+    plain = term(student, [teacher], Batch())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = term(student, [teacher], Batch())
+    assert loss.dtype == plain.dtype == torch.float32
+    torch.testing.assert_close(loss, plain, rtol=2e-2, atol=0)
+
+
+def test_wrong_use_is_refused() -> None:
+    with pytest.raises(ValueError, match="as many taps"):
+        OFD([1, 2], [[1]])
+    with pytest.raises(ValueError, match=r"expected 3 margins, one per teacher channel; got \(2,\)"):
+        OFD([1], [[3]], margins=[[torch.zeros(2)]])
+    for margins in ([], [[None]], [[None, None], [None, None]]):
+        with pytest.raises(ValueError, match="expected margins of 1 teachers, each a list of 2 taps"):
+            OFD([1, 2], [[3, 4]], margins=margins)
+    with pytest.raises(ValueError, match="2 of the student, 1 of the teacher"):
+        OFD([4, 5], [[6, 7]])(outputs(*STUDENT), [outputs(TEACHER[0])], Batch())
+    with pytest.raises(TypeError):
+        OFD.from_outputs(outputs(*STUDENT), [outputs(*TEACHER)], 10, margin=0)
+    assert OFD.weight == 1e-3
+
+
+def make() -> tuple[nn.Module, Loss]:
+    teacher, term = torch.randn(8, 2, 3, 3, generator=torch.Generator().manual_seed(3)), OFD([2], [[2]])
+    scale = nn.Linear(1, 1)
+    nn.init.ones_(scale.weight)
+
+    def loss(module: nn.Module, part: slice) -> Tensor:
+        for _ in range(2):
+            term(Outputs(torch.zeros(8, 2)[part], [teacher[part]]), [Outputs(torch.zeros(0), [teacher[part]])], Batch())
+        margin: Tensor = term.stages[0][0].measured.mean().sum()
+        return margin * scale_of(module)
+
+    return scale, loss
+
+
+def scale_of(module: nn.Module) -> Tensor:
+    assert isinstance(module, nn.Linear)
+    return module.weight.sum()
+
+
+def test_the_measured_margin_is_that_of_all_ranks() -> None:
+    assert not dist.is_initialized()
+    check_two_ranks(make)
