@@ -2,33 +2,65 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
 import json
 import os
 import time
 from argparse import Namespace
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from classification.data import MEAN, STD
 from classification.errors import UserError
 from classification.models.weights import read_checkpoint
 from mgd import Flow
 
-VERSION = 1
+VERSION = 2
+
+# Options that may differ when a run goes on: they change where and how fast it runs, not what it computes.
+FREE = {
+    "data", "config", "output", "resume", "resume_override", "evaluate", "calibrate", "print_freq", "workers", "cache",
+    "device", "gpu", "world_size", "rank", "dist_url", "dist_backend", "multiprocessing_distributed", "start_epoch",
+    "checkpoint_every_steps", "skip_nonfinite", "bad_images", "student_resume", "teacher_resume", "pretrained",
+    "use_pretrained", "seeded",
+}  # fmt: skip
 
 
 def write_atomic(path: Path, content: Any) -> None:
-    """Save `content` beside `path`, force it to disk, and rename it over `path`."""
+    """Save `content` beside `path`, force it to disk, and rename it over `path`.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to; what was at `path` is still there.
+    """
+    _replace(path, lambda file: torch.save(content, file))
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
     beside = path.with_name(path.name + ".new")
-    with beside.open("wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        cause = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        kept = "; the one before is whole" if path.exists() else ""
+        raise UserError(f"{path} cannot be written ({cause}): make room, or give another --output{kept}") from error
 
 
 def describe_student(state_dict: dict[str, Tensor], args: Namespace, classes: list[str]) -> dict[str, Any]:
@@ -44,14 +76,21 @@ def describe_student(state_dict: dict[str, Tensor], args: Namespace, classes: li
     }
 
 
-def read_resume(path: str, args: Namespace, classes: list[str]) -> dict[str, Any]:
+def read_resume(path: str, args: Namespace, classes: list[str], inputs: dict[str, Any]) -> dict[str, Any]:
     """Read the `last.pth` of a run that this one is to go on with.
 
+    Args:
+        path: the file.
+        args: the effective options of this run.
+        classes: names in order of index.
+        inputs: see `fingerprints`.
+
     Raises:
-        UserError: not such a file, or of another network or other classes.
+        UserError: not such a file; of another network or other classes; or of other options that change the result,
+            where --resume-override is not given.
     """
     content = read_checkpoint(path)
-    if "resume" not in content:
+    if not isinstance(content.get("resume"), dict):
         raise UserError(f"{path} holds weights only and cannot be gone on with: give the last.pth of a run folder")
     if content["resume"].get("version") != VERSION:
         raise UserError(f"{path} has format {content['resume'].get('version')}; this code reads format {VERSION}")
@@ -59,41 +98,98 @@ def read_resume(path: str, args: Namespace, classes: list[str]) -> dict[str, Any
         if content[what] != ours:
             raise UserError(f"{path} is of a run with {what} {content[what]}; this run has {ours}")
     theirs = list(content["resume"]["terms"])
-    if theirs != list(args.terms):
+    if theirs != inputs["terms"]:
         raise UserError(f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(args.terms)}")
+    changed = changed_options(content["resume"]["config"]["options"], vars(args))
+    changed += [
+        f"the {what} (others than then)"
+        for what in ("teachers", "training images")
+        if content["resume"]["inputs"][what] != inputs[what]
+    ]
+    if changed and not args.resume_override:
+        raise UserError(
+            f"{path} is of a run with other options: {'; '.join(changed)}. Give those of the run, or "
+            "--resume-override 1 to go on with the new ones"
+        )
     return content
+
+
+def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name the options that change what is computed: "--lr 0.1, was 0.2"."""
+    free = FREE | (set() if now.get("seeded") else {"seed"})
+    decays = [entry.get("decay", "constant") for entry in now.get("terms", {}).values()]
+    if now.get("lr_schedule") == "step" and set(decays) <= {"constant"}:
+        free.add("epochs")  # more of them change nothing that was computed
+
+    def known(options: dict[str, Any], name: str) -> Any:
+        value = options.get(name)
+        if name == "teachers":
+            return [{key: v for key, v in teacher.items() if key != "resume"} for teacher in value or []]
+        return value
+
+    names = sorted((set(before) | set(now)) - free - {"command"})
+    return [
+        f"--{name.replace('_', '-')} {known(now, name)}, was {known(before, name)}"
+        for name in names
+        if known(before, name) != known(now, name)
+    ]
+
+
+def fingerprints(
+    teachers: Iterable[nn.Module], samples: list[tuple[str, int]], root: str | Path, terms: Iterable[str]
+) -> dict[str, Any]:
+    """Return what a run depends on beside its options: hashes of the teachers' weights and of the list of images."""
+    weights = hashlib.sha256()
+    for teacher in teachers:
+        for value in teacher.state_dict().values():
+            weights.update(value.detach().contiguous().cpu().view(torch.uint8).numpy() if value.numel() else b"")
+    images = hashlib.sha256()
+    for path, target in samples:
+        images.update(f"{os.path.relpath(path, root)} {target}\n".encode())
+    return {"teachers": weights.hexdigest(), "training images": images.hexdigest(), "terms": list(terms)}
 
 
 def run_folder(args: Namespace, name: str) -> Path:
     """Return the folder that this run writes to; one named by --output is made, to see whether it can be.
 
+    With --resume auto, `args.resume` becomes the last.pth in it, or nothing where there is none.
+
     Raises:
         UserError: it holds something already, is a file, or cannot be made.
     """
-    if args.resume:
+    if args.resume and args.resume != "auto":
         return Path(args.resume).resolve().parent
     if not args.output:
         return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder = Path(args.output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    again = args.resume == "auto" and (folder / "config.json").exists()
+    if args.resume == "auto":
+        args.resume = str(folder / "last.pth") if (folder / "last.pth").exists() else ""
+    if not again and not args.resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
             f"--output {folder} exists already and is not overwritten: give another, or --resume its last.pth"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise UserError(f"--output {folder} cannot be made: {error.strerror}") from error
     return folder
 
 
-def make_folder(folder: Path, config: dict[str, Any]) -> None:
-    """Make the run folder and its config.json; a resumed run keeps the one it has."""
+def make_folder(folder: Path, config: dict[str, Any], resumed: bool) -> None:
+    """Make the run folder and its config.json; a run that goes on notes so in the one it has."""
+    path = folder / "config.json"
     try:
         (folder / "flow").mkdir(parents=True, exist_ok=True)
-        if not (folder / "config.json").exists():
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if resumed and path.exists():
+            before = json.loads(path.read_text())
+            config = {**before, "resumed": [*before.get("resumed", []), config]}
+        text = json.dumps(config, indent=2) + "\n"
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error}") from error
+    _replace(path, lambda file: file.write(text.encode()) and None)
 
 
 def save_flows(folder: Path, number: int, flows: list[Flow], costs: list[Tensor], epoch: int) -> None:
@@ -105,11 +201,11 @@ def save_flows(folder: Path, number: int, flows: list[Flow], costs: list[Tensor]
     if before.exists():
         with np.load(before) as saved:
             kept = {name: saved[name] for name in saved if not name.startswith("cost")}
-        np.savez_compressed(before, **kept)
+        _replace(before, lambda file: np.savez_compressed(file, **kept))
     arrays: dict[str, Any] = {"epoch": epoch}
     for stage, (flow, cost) in enumerate(zip(flows, costs, strict=True)):
         arrays[f"cost{stage}"] = cost.cpu().numpy().astype(np.float32)
         arrays[f"index{stage}"] = flow.index
         arrays[f"num_teacher{stage}"] = flow.num_teacher
         arrays[f"total_cost{stage}"] = flow.total_cost
-    np.savez_compressed(path, **arrays)
+    _replace(path, lambda file: np.savez_compressed(file, **arrays))

@@ -80,7 +80,15 @@ def _check(args: Namespace, distillation: bool) -> None:
         raise UserError(f"--start-epoch {args.start_epoch} leaves nothing to do: epochs end at {total_epochs(args)}")
     if args.lr_drop_epochs != sorted(args.lr_drop_epochs):
         raise UserError(f"--lr-drop-epochs must rise; got {args.lr_drop_epochs}")
-    if args.resume and args.output and Path(args.output).resolve() != Path(args.resume).resolve().parent:
+    if args.resume == "auto" and not args.output:
+        raise UserError("--resume auto goes on in the folder of --output: name it")
+    if args.resume == "auto" and args.evaluate:
+        raise UserError("--evaluate takes a file: --resume FILE or --student-resume FILE")
+    if (
+        args.resume not in ("", "auto")
+        and args.output
+        and Path(args.output).resolve() != Path(args.resume).resolve().parent
+    ):
         raise UserError("--resume goes on in the folder of its file: leave --output out")
     if (args.pretrained or args.use_pretrained) and args.student_resume:
         raise UserError("--student-resume and pretrained weights exclude each other")
@@ -168,7 +176,10 @@ def _teachers(args: Namespace, recipe: list[dict[str, Any]]) -> list[dict[str, A
     """Return what is known of each teacher: arch, resume, and of a recipe's weights, weight, img_size, frozen."""
     mutual = "dml" in args.terms
     if recipe:
-        return recipe
+        files = args.teacher_resume.split(",") if args.teacher_resume else []
+        if files and len(files) != len(recipe):
+            raise UserError(f"--teacher-resume names {len(files)} files for the recipe's {len(recipe)} teachers")
+        return [{**teacher, "resume": file} for teacher, file in zip(recipe, files, strict=True)] if files else recipe
     default = args.arch if mutual else DEFAULT_TEACHER.get(args.arch, "resnet50")
     archs = (args.teacher_arch or default).split(",")
     files = args.teacher_resume.split(",") if args.teacher_resume else [""] * len(archs)

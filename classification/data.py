@@ -189,6 +189,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         if num // self.steps < size:
             raise UserError(f"{num} images in batches of {batch_size} leave some of {size} ranks without any: raise -b")
         self.epoch = 0
+        self.start = 0  # steps of the epoch that are left out, being done already
 
     def __len__(self) -> int:
         return self.steps
@@ -199,7 +200,7 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num)
-        for batch in np.array_split(order, self.steps):
+        for batch in np.array_split(order, self.steps)[self.start :]:
             yield [(self.epoch, int(index)) for index in np.array_split(batch, self.size)[self.rank]]
 
 
@@ -246,4 +247,5 @@ def loader(
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
         pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # of the processes' seeds: the default one would be drawn from at every start
     )

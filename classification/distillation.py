@@ -14,7 +14,7 @@ from classification.data import MEAN, STD
 from classification.errors import UserError
 from classification.job import Job
 from classification.models import default_taps
-from classification.terms import build_term, schedule
+from classification.terms import build_term, needing, schedule, using
 from mgd import (
     ChannelMatching,
     Distiller,
@@ -111,6 +111,9 @@ def tap(args: Namespace, student: nn.Module, teachers: Sequence[nn.Module]) -> l
     named = [args.student_taps, *(args.teacher_taps.split(";") if args.teacher_taps else [None] * len(teachers))]
     if len(named) != len(networks):
         raise UserError(f"--teacher-taps names paths of {len(named) - 1} teachers, there are {len(teachers)}")
+    unknown = [not given and default_taps(*pair) is None for given, *pair in zip(named, archs, networks, strict=True)]
+    if not using(args.terms, "maps") or (any(unknown) and not needing(args.terms, "maps")):
+        return [Taps(network) for network in networks]
     paths = []
     for role, arch, network, given in zip(
         ["student", *["teacher"] * len(teachers)], archs, networks, named, strict=True

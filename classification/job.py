@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from classification.checkpoint import read_resume, run_folder
+from classification.checkpoint import fingerprints, read_resume, run_folder
 from classification.config import total_epochs
 from classification.data import Folder, read_folder
 from classification.errors import UserError
@@ -30,6 +30,10 @@ class Job:
         teachers: the networks beside it: frozen, or in mutual learning its peers.
         distiller: what computes the loss, or None with --evaluate.
         notes: what was loaded, one line each.
+        resume: the checkpoint to go on from, or None.
+        inputs: hashes of what the run depends on beside its options.
+        auto: whether --resume auto was given, with which a run that is done is no mistake.
+        done: whether the checkpoint is of a run that is done.
         sizes: parameters of each network, by role: "student", "teacher", or "teacher 1" and so on.
     """
 
@@ -41,6 +45,9 @@ class Job:
     notes: list[str] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     resume: dict[str, Any] | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
+    auto: bool = False
+    done: bool = False
     folder: Path = Path()
 
     def networks(self) -> dict[str, tuple[str, nn.Module]]:
@@ -53,14 +60,19 @@ class Job:
         return found if self.student is None else {**found, "student": (self.args.arch, self.student)}
 
     def set_distiller(self, distiller: Distiller | Mutual) -> None:
-        """Take the distiller, and the checkpoint to go on from if one was named."""
+        """Take the distiller, and the checkpoint to go on from if there is one."""
+        args = self.args
         self.distiller = distiller
-        self.folder = run_folder(self.args, f"{self.args.arch.replace(':', '-')}-{'+'.join(self.args.terms)}")
-        if self.args.resume:
-            self.resume = read_resume(self.args.resume, self.args, self.data.classes)
-            if self.resume["resume"]["epoch"] >= total_epochs(self.args):
-                raise UserError(f"{self.args.resume} is of a run that is done: raise --epochs to go on")
-            self._load_resume(self.resume, distiller)
+        self.folder = run_folder(args, f"{args.arch.replace(':', '-')}-{'+'.join(args.terms)}")
+        frozen = [] if isinstance(distiller, Mutual) else self.teachers
+        self.inputs = fingerprints(frozen, self.data.train, args.data, distiller.terms)
+        if not args.resume:
+            return
+        self.resume = read_resume(args.resume, args, self.data.classes, self.inputs)
+        self.done = self.resume["resume"]["epoch"] >= total_epochs(args)
+        if self.done and not self.auto:
+            raise UserError(f"{args.resume} is of a run that is done: raise --epochs to go on")
+        self._load_resume(self.resume, distiller)
 
     def _load_resume(self, resume: dict[str, Any], distiller: Distiller | Mutual) -> None:
         assert self.student is not None
@@ -85,7 +97,7 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
     if args.num_classes < len(data.classes):
         raise UserError(f"--num-classes {args.num_classes} is less than the {len(data.classes)} class folders")
     torch.manual_seed(args.seed)
-    job = Job(args, data, None, [])
+    job = Job(args, data, None, [], auto=args.resume == "auto")
     only_teacher = (
         args.evaluate
         and with_teacher
@@ -119,10 +131,11 @@ def _try(args: Namespace, arch: str, model: nn.Module, size: int | None = None) 
 
 def _student(args: Namespace, data: Folder, notes: list[str]) -> nn.Module:
     model = build(args.arch, args.num_classes)
-    file = (args.resume if args.evaluate else "") or (args.student_resume if not args.resume else "")
+    goes_on = bool(args.resume) and args.resume != "auto"
+    file = (args.resume if args.evaluate else "") or (args.student_resume if not goes_on else "")
     if file:
         notes.append(load_file(model, file, arch=args.arch, num_classes=args.num_classes, classes=data.classes))
-    elif (args.pretrained or args.use_pretrained) and not args.resume:
+    elif (args.pretrained or args.use_pretrained) and not goes_on:
         notes.append(load_pretrained(model, args.arch, option="--student-resume"))
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
 
@@ -135,7 +148,7 @@ def _teacher(args: Namespace, spec: dict[str, Any], data: Folder, notes: list[st
     elif not spec.get("frozen", True):
         return model
     elif args.num_classes == 1000:
-        line = load_pretrained(model, arch, option="--teacher-resume")
+        line = load_pretrained(model, arch, option="--teacher-resume", name=spec.get("weights"))
     else:
         raise UserError(
             f"the published weights of {arch} have 1000 classes, this run {args.num_classes}: "

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch import multiprocessing as mp
 
-from classification.errors import UserError
+from classification.errors import RunError, Stopped, UserError
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,22 @@ class World:
         self.kept.append(value)
         dist.broadcast(value, src=0)
         return int(value)
+
+    def check_same(self, number: int, what: str) -> None:
+        """Stop the run where a 63-bit number differs between ranks.
+
+        Raises:
+            RunError: naming the ranks that differ from rank 0.
+        """
+        if self.size == 1:
+            return
+        own = torch.tensor([number], device=self.device, dtype=torch.int64)
+        found = [torch.zeros_like(own) for _ in range(self.size)]
+        self.kept.extend((own, *found))
+        dist.all_gather(found, own)
+        others = [rank for rank, value in enumerate(found) if int(value) != int(found[0])]
+        if others:
+            raise RunError(f"{what} differ between the ranks: {others} from 0; are their data and code the same?")
 
     @torch.no_grad()
     def share_state(self, module: nn.Module) -> None:
@@ -116,6 +132,11 @@ def _spawned(local_rank: int, args: Namespace, place: _Place, prepare: Prepare, 
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr, flush=True)
         os._exit(2)
+    except RunError as error:
+        print(f"{prog}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
+    except Stopped as stop:
+        os._exit(128 + stop.signal)
 
 
 def _spawn(args: Namespace, place: _Place, prepare: Prepare, execute: Execute, prog: str) -> int:
@@ -202,6 +223,13 @@ def _attempt(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute,
         if joined or int(os.environ.get("RANK", 0)) == 0:  # what is wrong before that is wrong on every rank
             print(f"{prog}: {error}", file=sys.stderr, flush=True)
         return 2
+    except RunError as error:
+        print(f"{prog}: {error}", file=sys.stderr, flush=True)
+        return 1
+    except Stopped as stop:
+        name = signal.Signals(stop.signal).name
+        print(f"{prog}: {name}: the state is saved; --resume its last.pth goes on", file=sys.stderr, flush=True)
+        return 128 + stop.signal
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130

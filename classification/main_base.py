@@ -10,6 +10,7 @@ from classification.engine import Engine
 from classification.job import Job, start_job
 from classification.launch import World
 from classification.models import DEFAULT_TEACHER
+from classification.trainer import Trainer
 from mgd import Distiller
 from mgd.losses import CE
 
@@ -31,11 +32,14 @@ def prepare(args: Namespace) -> Job:
 
 def execute(job: Job, world: World) -> None:
     """Evaluate, or train."""
+    if job.done:
+        world.say(f"=> the run in {job.folder} is done")
+        return
     engine = Engine(job, world)
     if job.args.evaluate or job.notes:
         engine.evaluate_all()
     if not job.args.evaluate:
-        engine.fit()
+        Trainer(engine).fit()
 
 
 def main(argv: list[str] | None = None) -> int:

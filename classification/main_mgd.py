@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import time
 from argparse import Namespace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,9 +15,11 @@ from classification import config, launch
 from classification.checkpoint import save_flows
 from classification.distillation import distil, mutual, tap
 from classification.engine import Engine
+from classification.errors import RunError
 from classification.job import Job, start_job
 from classification.launch import World
-from mgd import ChannelMatching, Distiller
+from classification.trainer import Trainer
+from mgd import ChannelMatching, Distiller, Flow
 
 PROG = "main_mgd.py"
 
@@ -35,11 +39,12 @@ def prepare(args: Namespace) -> Job:
 
 
 @torch.no_grad()
-def rematch(engine: Engine, matching: ChannelMatching, epoch: int) -> dict[str, float]:
+def rematch(trainer: Trainer, matching: ChannelMatching, epoch: int) -> dict[str, float]:
     """Observe both networks in eval mode on training images, solve the flows anew, and save them."""
     start = time.perf_counter()
-    assert isinstance(engine.distiller, Distiller)
-    student, teacher = engine.distiller.student, engine.distiller.teachers[0]
+    engine, distiller = trainer.engine, trainer.distiller
+    assert isinstance(distiller, Distiller)
+    student, teacher = distiller.student, distiller.teachers[0]
     engine.world.share_state(student.model)
     student.eval()
     before = [flow.matrix for flow in matching.flows] if matching.matched else None
@@ -47,7 +52,11 @@ def rematch(engine: Engine, matching: ChannelMatching, epoch: int) -> dict[str, 
         for images in engine.matching_images(epoch):
             with engine.autocast():
                 matching.observe(student(images), teacher(images))
-    flows = matching.rematch()
+    try:
+        flows = matching.rematch()
+    except (ValueError, RuntimeError) as error:
+        raise RunError(f"the matching before epoch {epoch} failed: {error}") from error
+    engine.world.check_same(flows_hash(flows), f"the flows before epoch {epoch}")
     seconds = time.perf_counter() - start
     record = {"match_seconds": seconds, "flow_cost": sum(flow.total_cost for flow in flows)}
     changed = ""
@@ -64,25 +73,34 @@ def rematch(engine: Engine, matching: ChannelMatching, epoch: int) -> dict[str, 
     return record
 
 
-def before_epoch(engine: Engine, epoch: int) -> dict[str, float]:
+def flows_hash(flows: list[Flow]) -> int:
+    """Return a 63-bit number that is the same for the same flows."""
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(flow.index).tobytes() for flow in flows)).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def before_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
     """Match again where an epoch is due, or nothing was matched yet."""
-    if "mgd" not in engine.distiller.terms:
+    if "mgd" not in trainer.distiller.terms:
         return {}
-    matching = engine.distiller.terms["mgd"]
+    matching = trainer.distiller.terms["mgd"]
     assert isinstance(matching, ChannelMatching)
-    every = engine.args.mgd_update_freq
+    every = trainer.args.mgd_update_freq
     due = epoch % every == 0 if every else epoch == 0
-    return rematch(engine, matching, epoch) if due or not matching.matched else {}
+    return rematch(trainer, matching, epoch) if due or not matching.matched else {}
 
 
 def execute(job: Job, world: World) -> None:
     """Evaluate the networks, then distil."""
+    if job.done:
+        world.say(f"=> the run in {job.folder} is done")
+        return
     engine = Engine(job, world)
     engine.evaluate_all()
     if job.args.calibrate and not job.args.evaluate:
-        engine.calibrate(job.args.calibrate, before_epoch)
+        Trainer(engine, before_epoch).calibrate(job.args.calibrate)
     elif not job.args.evaluate:
-        engine.fit(before_epoch)
+        Trainer(engine, before_epoch).fit()
 
 
 def main(argv: list[str] | None = None) -> int:

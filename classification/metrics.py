@@ -31,10 +31,29 @@ class Means:
 
     def means(self, world: World) -> dict[str, float]:
         """Return the means over the images of all ranks that a value was added for."""
+        if not self.totals:
+            return {}
         counts = torch.tensor([self.counts[name] for name in self.totals], dtype=torch.float64, device=self.device)
         sums = world.sum(torch.stack([*self.totals.values(), *counts]))
         totals, counts = sums.chunk(2)
         return dict(zip(self.totals, (totals / counts).tolist(), strict=True))
+
+    def collect(self, world: World) -> None:
+        """Bring the sums of all ranks to the first; the means stay what they are."""
+        if world.size > 1 and self.totals:
+            counts = torch.tensor([self.counts[name] for name in self.totals], dtype=torch.float64, device=self.device)
+            sums = world.sum(torch.stack([*self.totals.values(), *counts])) * world.first
+            self.totals = dict(zip(self.totals, sums[: len(self.totals)].unbind(), strict=True))
+            self.counts = dict(zip(self.totals, map(int, sums[len(self.totals) :]), strict=True))
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Return the sums of this rank and their counts."""
+        return {"totals": dict(self.totals), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take up what `state_dict` returned."""
+        self.totals = {name: total.to(self.device) for name, total in state["totals"].items()}
+        self.counts = dict(state["counts"])
 
 
 def hits(logits: Tensor, target: Tensor) -> Tensor:

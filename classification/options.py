@@ -61,7 +61,17 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=_count, default=100, help="epochs of training, those of the warmup not counted")
     add("--start-epoch", type=_whole, default=0, help="epoch to begin with, counted from 0")
     add("-b", "--batch-size", type=_count, default=256, help="images a step, over all devices and ranks together")
-    add("--resume", metavar="FILE", default="", help="go on from the last.pth of a run, in its folder")
+    add(
+        "--resume",
+        metavar="FILE",
+        default="",
+        help="go on from the last.pth of a run, in its folder; auto: from the one in --output, if there is one",
+    )
+    add(
+        "--resume-override", type=int, choices=(0, 1), default=0, help="1: go on though other options change the result"
+    )
+    add("--checkpoint-every-steps", type=_count, metavar="N", help="write last.pth every N steps, beside every epoch")
+    add("--skip-nonfinite", type=_whole, default=0, metavar="N", help="steps left out where the loss is not finite")
     add("-e", "--evaluate", action="store_true", help="evaluate and leave")
     add("-p", "--print-freq", type=_count, default=10, help="steps between two printed lines")
     add(

@@ -60,6 +60,9 @@ def term_table(names: Sequence[str], recipe: Mapping[str, Any], changes: Sequenc
     Raises:
         UserError: a term that is not there, an unknown key, a value of the wrong kind.
     """
+    for name, entry in recipe.items():
+        if name in SUMS and entry:
+            raise UserError(f"{name} stands for {' and '.join(SUMS[name])}: list those terms with their keys")
     table: Table = {name: dict(recipe.get(name) or {}) for name in names}
     for change in changes:
         where, equals, text = change.partition("=")

@@ -188,11 +188,24 @@ class ChannelMatching(nn.Module):
             stage.total_cost.fill_(flow.total_cost)
             if stage.measured is not None:
                 stage.margin.copy_(stage.measured.mean())
-            for total in stage.sums():
-                total.reset()
+        self.forget()
         self._details = [(flow.solver, flow.seconds) for flow in solved]
         self._matched = True
         return solved
+
+    def collect(self, *, first: bool) -> None:
+        """Bring what all ranks have observed to the first one, as for a checkpoint."""
+        for stage in self._stages():
+            for total in stage.sums():
+                total.all_reduce()
+        if not first:
+            self.forget()
+
+    def forget(self) -> None:
+        """Forget what was observed since the last `rematch`."""
+        for stage in self._stages():
+            for total in stage.sums():
+                total.reset()
 
     def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch | None = None) -> Tensor:
         """Return the loss, a scalar, against the first teacher.

@@ -205,7 +205,8 @@ def norms_before(taps: Taps, images: Tensor) -> list[nn.BatchNorm2d | None]:
     for point, calls, tensor in zip(taps.points, seen, outputs.features, strict=True):
         position = calls[-1 if point.call is None else point.call]
         last = trace[position - 1] if position else None
-        if isinstance(last, nn.BatchNorm2d) and last.num_features == tensor.shape[1]:
+        # A subclass may do more than normalise, as timm's that activates.
+        if type(last) is nn.BatchNorm2d and last.num_features == tensor.shape[1]:
             found.append(last)
         else:
             found.append(None)

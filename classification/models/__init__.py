@@ -14,6 +14,7 @@ from torch import nn
 from classification.errors import UserError
 from classification.models.cifar import CifarResNet, WideResNet, cifar_resnet
 from classification.models.mobilenet import MobileNetV1, cifar_mobilenet_v2, mobilenet_v2_mgd
+from classification.models.pplcnet import pplcnet_x2_5
 from classification.models.shufflenet import shufflenet_v2
 
 # The named networks: how to build each for a number of classes, and torchvision's name for its pretrained weights.
@@ -22,6 +23,7 @@ NETWORKS: dict[str, tuple[Callable[..., nn.Module], str | None]] = {
     "mobilenet_v2": (torchvision.models.mobilenet_v2, "mobilenet_v2"),
     "mobilenet_v2_mgd": (mobilenet_v2_mgd, "mobilenet_v2"),
     "shufflenet_v2": (shufflenet_v2, "shufflenet_v2_x1_0"),
+    "pplcnet_x2_5": (pplcnet_x2_5, None),
     **{f"resnet{n}": (getattr(torchvision.models, f"resnet{n}"), f"resnet{n}") for n in (18, 34, 50, 101, 152)},
     **{f"cifar_resnet{n}": (partial(cifar_resnet, n), None) for n in (20, 32, 44, 56, 110)},
     "cifar_resnet8x4": (partial(CifarResNet, 1, (32, 64, 128, 256)), None),
@@ -45,6 +47,7 @@ _TAPS: dict[str, list[str]] = {
     "mobilenet_v2_mgd": [f"features.{block}.conv.1.2@in" for block in (7, 11, 17)],
     "cifar_mobilenet_v2": [f"features.{block}.conv.1.2@in" for block in (3, 5, 8)],
     "shufflenet_v2": ["stage2", "stage3", "stage4.3"],
+    "pplcnet_x2_5": [f"blocks.{end}.bn2.act@in" for end in ("1.1", "2.1", "4.3", "5.1")],
     "resnet18": _last_blocks(2, 2, 2, 2),
     "resnet34": _last_blocks(3, 4, 6, 3),
     "resnet50": _last_blocks(3, 4, 6, 3),

@@ -123,7 +123,7 @@ def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, a
     model.load_state_dict(state)
 
 
-def load_pretrained(model: nn.Module, arch: str, *, option: str) -> str:
+def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | None = None) -> str:
     """Load the published ImageNet weights (torchvision's IMAGENET1K_V1, or timm's) into a network.
 
     The head stays fresh where the number of classes differs.
@@ -132,6 +132,7 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str) -> str:
         model: the network.
         arch: its name.
         option: the option that gives a file instead, for the messages.
+        name: of torchvision's weights; None for IMAGENET1K_V1.
 
     Returns:
         One line that says what was loaded.
@@ -146,14 +147,16 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str) -> str:
         if source == "timm":
             state = timm.create_model(arch.removeprefix("timm:"), pretrained=True).state_dict()
         else:
-            weights = torchvision.models.get_model_weights(source)["IMAGENET1K_V1"]
+            weights = torchvision.models.get_model_weights(source)[name or "IMAGENET1K_V1"]
             state = weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError) as error:
         raise UserError(
             f"the pretrained weights of {arch} cannot be downloaded ({error}): give a file by {option}"
         ) from error
     except (KeyError, RuntimeError) as error:
-        raise UserError(f"there are no pretrained weights of {arch} ({error}): give a file by {option}") from error
+        raise UserError(
+            f"there are no pretrained weights {name or ''} of {arch} ({error}): give a file by {option}"
+        ) from error
     return load_with_new_head(model, state, arch)
 
 

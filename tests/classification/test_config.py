@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 import math
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+import yaml
+from torch import nn
 
 from classification import config
 from classification.config import learning_rate, parse, total_epochs
+from classification.distillation import match, tap
 from classification.errors import UserError
+from classification.models import build, pretrained_source
+from classification.terms import build_term, using
+from mgd import Batch, Outputs, dry_forward
 
 RECIPES = Path(config.__file__).parent / "recipes"
 
@@ -174,12 +184,63 @@ def test_main_base_refuses_what_has_no_effect_there() -> None:
     assert math.isclose(parse(["DIR"], "main_base.py", distillation=False).lr, 0.1)
 
 
-@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+RECIPE = pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+
+
+def head_of(recipe: Path) -> str:
+    """The comment that a recipe opens with."""
+    return "\n".join(takewhile(lambda line: line.startswith("#"), recipe.read_text().splitlines()))
+
+
+@RECIPE
 def test_every_recipe_is_read_and_says_where_it_comes_from(recipe: Path) -> None:
-    assert distillation("--config", str(recipe)).distiller == "mgd"
-    head = recipe.read_text().split("\narch")[0]
+    args, content, head = distillation("--config", str(recipe)), yaml.safe_load(recipe.read_text()), head_of(recipe)
     assert all(word in head for word in ("Source:", "Published", "python main_mgd.py", "Hardware"))
+    assert f"--config recipes/{recipe.name}" in head
     assert "ot run here" in head or "README" in head
+    if "terms" in content:  # none left out, none added; its weights and its arch are those of the run
+        assert list(args.terms) == list(content["terms"])
+        assert args.arch == content["student"]["arch"]
+        for name, entry in content["terms"].items():
+            assert args.terms[name]["weight"] == entry["weight"]
+    if "--teacher-resume" in head and "terms" in content:  # its teacher cannot be downloaded: the file must be heeded
+        typed = distillation("--config", str(recipe), "--teacher-resume", "TEACHER.pth")
+        assert [teacher["resume"] for teacher in typed.teachers] == ["TEACHER.pth"]
+
+
+@cache
+def network(arch: str, num_classes: int, position: int) -> nn.Module:
+    """One network for all recipes; the position keeps two peers of one arch apart."""
+    torch.manual_seed(position)
+    return build(arch, num_classes)
+
+
+@RECIPE
+def test_the_terms_of_every_recipe_fit_its_networks(recipe: Path) -> None:
+    args, content = distillation("--config", str(recipe)), yaml.safe_load(recipe.read_text())
+    if not {"terms", "distiller"} & set(content):
+        pytest.skip("it leaves distillation to the command line")
+    args.seed, args.img_size = 0, 32 if args.img_size == 32 else 64
+    archs = [args.arch, *(teacher["arch"] for teacher in args.teachers)]
+    outputs = [Outputs(torch.randn(2, 7, requires_grad=True)), *(Outputs(torch.randn(2, 7)) for _ in args.teachers)]
+    if using(args.terms, "maps"):
+        networks = [network(arch, 7, position) for position, arch in enumerate(archs)]
+        tapped = tap(args, networks[0], networks[1:])
+        images = torch.randn(2, 3, args.img_size, args.img_size)
+        outputs = [dry_forward(taps, images) for taps in tapped]
+        if "mgd" in args.terms:
+            match(args, *tapped)
+        for taps in tapped:
+            taps.close()
+    else:  # logits will do: the names are looked up, and the large networks among them not built
+        for arch in archs:
+            assert not arch.startswith("timm:") or arch.removeprefix("timm:") in timm.list_pretrained()
+            pretrained_source(arch)
+    batch = Batch(torch.tensor([0, 1]), torch.tensor([3, 8]))
+    for name in args.terms:
+        if name != "mgd":
+            value = build_term(args, name, outputs[0], outputs[1:], 10)(outputs[0], outputs[1:], batch)
+            assert value.shape == () and value.isfinite() and value > 0
 
 
 def test_options_of_another_form_of_the_matching_term_are_refused() -> None:

@@ -159,6 +159,24 @@ def test_mobilenet_for_32_px_is_tapped_at_three_resolutions() -> None:
     assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
 
 
+@torch.no_grad()
+def test_pplcnet_has_the_published_size_and_is_tapped_before_the_activations() -> None:
+    net = build("pplcnet_x2_5", 1000).eval()
+    numbers = {name: p.numel() for name, p in net.named_parameters()}
+    assert numbers.pop("conv_head.bias") == 1280  # the published network has none
+    running = sum(b.numel() for name, b in net.named_buffers() if "running" in name)
+    assert sum(numbers.values()) == 9_017_560
+    assert sum(numbers.values()) + running == 9_044_920  # published: 9.04 million
+    images = torch.randn(1, 3, 64, 64)
+    taps = Taps(net, [*default_taps("pplcnet_x2_5", net), "blocks.1", "blocks.2", "blocks.4", "blocks.5"])
+    outputs = dry_forward(taps, images)
+    assert outputs.logits.shape == (1, 1000)
+    before, after = outputs.features[:4], outputs.features[4:]
+    assert [tuple(x.shape[1:]) for x in before] == [(160, 16, 16), (320, 8, 8), (640, 4, 4), (1280, 2, 2)]
+    for x, y in zip(before, after, strict=True):
+        torch.testing.assert_close(F.hardswish(x), y)
+
+
 def test_names_of_a_cifar_resnet() -> None:
     state = build("cifar_resnet56", 10).state_dict()
     assert {"conv1.weight", "bn1.running_var", "layer3.8.conv2.weight", "linear.bias"} <= set(state)

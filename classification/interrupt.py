@@ -1,0 +1,42 @@
+"""SIGINT and SIGTERM during training: remembered, so that a step can be finished; a second one leaves at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupt:
+    """Remember the first signal while the context is open.
+
+    Args:
+        what: what is being finished, for the message.
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.signal = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        for number in SIGNALS:
+            with contextlib.suppress(ValueError):  # outside the main thread the caller has its own way to stop
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        if self.signal:
+            os._exit(128 + number)
+        self.signal = number
+        name = signal.Signals(number).name
+        print(f"{name}: finishing {self.what}, then leaving; once more leaves at once", file=sys.stderr, flush=True)

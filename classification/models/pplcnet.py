@@ -1,0 +1,14 @@
+"""PP-LCNet at the width of the published mutual-learning experiments, out of timm's parts."""
+
+from __future__ import annotations
+
+from timm.models.mobilenetv3 import MobileNetV3, _gen_lcnet
+
+
+def pplcnet_x2_5(num_classes: int = 1000) -> MobileNetV3:
+    """PP-LCNet at 2.5 times its base widths (Cui et al., 2021, arXiv:2109.15099), with the published dropout of 0.2.
+
+    timm's last 1x1 convolution has a bias, 1,280 numbers that the published network lacks.
+    """
+    # timm looks up a variant's defaults by name and has none of this width: of "lcnet_150" only those are used.
+    return _gen_lcnet("lcnet_150", 2.5, num_classes=num_classes, drop_rate=0.2)

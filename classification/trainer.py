@@ -1,0 +1,364 @@
+"""Training: epochs and steps, what is logged and saved, and how a run that was cut goes on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from classification.balance import balanced, dominant, gradient_shares
+from classification.checkpoint import VERSION, describe_student, make_folder, write_atomic
+from classification.config import describe, learning_rate, total_epochs
+from classification.data import Photos, TrainBatches, loader, train_transform
+from classification.engine import Engine, accuracy
+from classification.errors import RunError, Stopped, UserError
+from classification.interrupt import Interrupt
+from classification.launch import MixedPrecision, wrap
+from classification.metrics import Journal, Means, hits
+from classification.random_state import random_state, set_random_state
+from mgd import ChannelMatching, Mutual
+
+BeforeEpoch = Callable[["Trainer", int], dict[str, float]]
+
+
+class Trainer:
+    """Train the distiller of a job.
+
+    What a checkpoint holds is the state between two steps, all of it: a run that goes on from one computes what the
+    uncut run would have computed, bit for bit on the CPU.
+
+    Args:
+        engine: the job on this rank.
+        before_epoch: called with this object and the epoch, before its first step; returns values for its record.
+    """
+
+    def __init__(self, engine: Engine, before_epoch: BeforeEpoch | None = None) -> None:
+        job, args, world = engine.job, engine.args, engine.world
+        assert job.distiller is not None and job.student is not None
+        self.engine, self.job, self.args, self.world = engine, job, args, world
+        self.before_epoch = before_epoch
+        self.student = job.student
+        self.distiller = job.distiller.to(world.device)
+        self.optimizer = torch.optim.SGD(
+            [p for p in self.distiller.parameters() if p.requires_grad],
+            args.lr,
+            momentum=args.momentum,
+            weight_decay=args.weight_decay,
+            nesterov=args.momentum > 0,
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
+        self.photos = Photos(job.data.train, train_transform(args), engine.seed, engine.train_cache())
+        self.batches = TrainBatches(len(self.photos), args.batch_size, engine.seed, world.rank, world.size)
+        self.loader = loader(self.photos, self.batches, engine.workers, world.device)
+        self.wrapped = wrap(MixedPrecision(self.distiller, world.device, args.amp), world, args)
+        # The state between two steps, beside that of the modules above.
+        self.epoch = args.start_epoch
+        self.step = 0  # steps of this epoch that are done
+        self.seconds = 0.0  # that they took
+        self.extra: dict[str, float] = {}  # what before_epoch returned
+        self.means = Means(world.device)
+        self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
+        self.skipped = 0  # steps left out because their loss was not finite
+        self.balance_told = False
+        self._agreed = torch.zeros(2, device=world.device)  # kept: see World.kept
+
+    # -- the loop
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the last epoch and return its record.
+
+        Raises:
+            Stopped: a signal came; a checkpoint holds the state.
+            RunError: a loss that is not finite, or memory that ran out.
+        """
+        if self.job.resume:
+            self._restore(self.job.resume["resume"])
+        if self.world.first:
+            make_folder(self.job.folder, describe(self.args), resumed=self.job.resume is not None)
+        self.world.say(f"=> run folder {self.job.folder}")
+        self.journal = Journal(self.job.folder, self.epoch) if self.world.first else None
+        if not self.job.resume:
+            self.save()
+        record: dict[str, Any] = {}
+        with Interrupt("the step") as self.engine.interrupt:
+            while self.epoch < total_epochs(self.args):
+                record = self._run_epoch()
+        if self.journal:
+            self.journal.close()
+        return record
+
+    def _run_epoch(self) -> dict[str, Any]:
+        epoch = self.epoch
+        if self.step == 0:
+            self.extra = self.before_epoch(self, epoch) if self.before_epoch else {}
+            self.means, self.seconds = Means(self.world.device), 0.0
+        try:
+            self._train()
+            record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate(self.student)}
+            for name, peer in self._peers().items():
+                record |= {f"{key}_{name}": value for key, value in self.engine.evaluate(peer).items()}
+        except Stopped:
+            self.save()
+            raise
+        better = record["valid_top1"] > self.best["valid_top1"]
+        if better:
+            self.best = {key: record[key] for key in self.best}
+        self._say_epoch(record)
+        if self.journal:
+            self.journal.write(record)  # first: what a run cut here leaves behind is dropped when it goes on
+        self.epoch, self.step = epoch + 1, 0
+        self.save(better=better)
+        return record
+
+    def _train(self) -> None:
+        """Do the steps of the epoch that are left."""
+        epoch, steps, every = self.epoch, len(self.batches), self.args.checkpoint_every_steps
+        self.batches.epoch, self.batches.start = epoch, self.step
+        self.wrapped.train()
+        bar = self.engine.progress(self.loader, f"epoch {epoch}")
+        before, earlier = time.perf_counter(), self.seconds
+        for images, target, index in _told(bar, self.args):
+            self._set_rate(learning_rate(self.args, epoch, self.step / steps))
+            labels = self.engine.move(target) if self.args.labels else None
+            values = self._guarded_step(self.engine.images(images), labels, self.engine.move(index))
+            if values is not None:
+                self.means.add(values, len(images))
+            self.step += 1
+            self.seconds = earlier + time.perf_counter() - before
+            if self.step % self.args.print_freq == 0 and values is not None:
+                self._say_step(values, bar)
+            if self._agreed[1]:
+                raise Stopped(int(self._agreed[1]))
+            if every and self.step % every == 0 and self.step < steps:
+                self.save()
+
+    # -- a step
+
+    def _guarded_step(self, images: Tensor, target: Tensor | None, index: Tensor) -> dict[str, Tensor] | None:
+        """Do a step; return its values, or None where it was left out; say what to do where memory runs out."""
+        try:
+            return self._step(images, target, index)
+        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+            text = str(error)
+            if isinstance(error, RuntimeError) and not any(w in text for w in ("out of memory", "allocate memory")):
+                raise
+            raise RunError(
+                f"memory ran out in epoch {self.epoch}, step {self.step}, with {len(images)} images of "
+                f"{images.shape[-1]} px: lower -b or --img-size, use --amp bf16, or leave --cache ram out"
+            ) from error
+
+    def _step(self, images: Tensor, target: Tensor | None, index: Tensor) -> dict[str, Tensor] | None:
+        norms = self._norm_buffers() if self.args.skip_nonfinite else {}
+        values: dict[str, Tensor] = self.wrapped(images, target, index, self.epoch)
+        if not self._agree(values):
+            self._leave_out(values, index, norms)
+            return None
+        if self.step == 0:
+            shares = gradient_shares(self.student, values, self.distiller.weights(self.epoch))
+            values |= {f"{name}_share": share for name, share in shares.items()}
+        # DDP averages gradients over ranks; slices that differ in size weigh by their images.
+        share = len(images) * self.world.size / self.batches.batch_size(self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(values["loss"].mean() * share).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        logits = values.pop("logits").detach().float()
+        if target is not None:
+            values["train_hits"] = hits(logits, target)[:1] / len(target)
+        return values
+
+    def _agree(self, values: Mapping[str, Tensor]) -> bool:
+        """Let the ranks know of each other's signals; return whether the loss is finite on all of them."""
+        signal = self.engine.interrupt.signal if self.engine.interrupt is not None else 0
+        self._agreed[0] = ~values["loss"].detach().isfinite().all()
+        self._agreed[1] = signal
+        if self.world.size > 1:
+            dist.all_reduce(self._agreed, op=dist.ReduceOp.MAX)
+        return not self._agreed[0]
+
+    def _norm_buffers(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.distiller.named_buffers() if "running" in name}
+
+    def _leave_out(self, values: Mapping[str, Tensor], index: Tensor, norms: Mapping[str, Tensor]) -> None:
+        """Take back what the forward changed, or stop the run.
+
+        Raises:
+            RunError: more steps than --skip-nonfinite allows.
+        """
+        self.skipped += 1
+        bad = [name for name in self.distiller.terms if not values[name].detach().isfinite().all()]
+        files = [self.photos.samples[int(i)][0] for i in index]
+        where = f"epoch {self.epoch}, step {self.step}"
+        what = f"the loss is not finite in {where} (term {', '.join(bad) or 'sum'}; images {', '.join(files[:4])}"
+        what += f" and {len(files) - 4} more)" if len(files) > 4 else ")"
+        if self.skipped > self.args.skip_nonfinite:
+            raise RunError(
+                f"{what}: lower --lr or the term's weight, look at the images, or allow some by --skip-nonfinite N; "
+                f"{self.job.folder / 'last.pth'} is from before"
+            )
+        for name, value in self.distiller.named_buffers():
+            if name in norms:
+                value.copy_(norms[name])
+        self.world.say(f"!! WARNING: {what}: left out, {self.skipped} of {self.args.skip_nonfinite}")
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    # -- what is said and logged
+
+    def _train_record(self) -> dict[str, float]:
+        means, epoch = self.means.means(self.world), self.epoch
+        record = {"train_loss": means.get("loss", math.nan)}
+        if "train_hits" in means:
+            record["train_top1"] = 100 * means["train_hits"]
+        for name, weight in self.distiller.weights(epoch).items():
+            record[f"train_{name}"] = means.get(name, math.nan)
+            record[f"train_{name}_weighted"] = weight * record[f"train_{name}"]
+            if f"{name}_share" in means:
+                record[f"gradient_share_{name}"] = means[f"{name}_share"]
+        if self.skipped:
+            record["skipped_steps"] = self.skipped
+        record["learning_rate"] = learning_rate(self.args, epoch, 0.0)
+        record["images_per_second"] = len(self.photos) / self.seconds
+        record["train_seconds"] = self.seconds
+        return record
+
+    def _say_step(self, values: Mapping[str, Tensor], bar: Any) -> None:
+        if not self.world.first:
+            return
+        weights = self.distiller.weights(self.epoch)
+        raw = {name: float(values[name].detach().mean()) for name in weights}
+        if not self.balance_told:
+            self.balance_told = True
+            if warning := dominant({name: weights[name] * value for name, value in raw.items()}):
+                self.world.say(warning)
+        terms = "  ".join(f"{name} {value:.4g}" for name, value in raw.items())
+        speed = self.step * self.batches.batch_size(0) / self.seconds
+        loss = float(values["loss"].detach().mean())
+        line = f"loss {loss:.4f}  {terms}  {speed:.1f} images/s"
+        if isinstance(bar, tqdm):
+            bar.set_postfix_str(line)
+        else:
+            self.world.say(f"epoch {self.epoch} step {self.step}/{len(self.batches)}  {line}")
+
+    def _say_epoch(self, record: Mapping[str, Any]) -> None:
+        parts = "  ".join(
+            f"{name} {record[f'train_{name}_weighted']:.4f} (raw {record[f'train_{name}']:.4g})"
+            for name in self.distiller.terms
+        )
+        self.world.say(
+            f"epoch {record['epoch'] + 1}/{total_epochs(self.args)}  loss {record['train_loss']:.4f} = {parts}  "
+            f"{accuracy(record)}  best {self.best['valid_top1']:.2f}  {record['images_per_second']:.1f} images/s"
+        )
+
+    def calibrate(self, steps: int) -> None:
+        """Print each term's share of the gradient over `steps` batches, and the weights that would make all equal.
+
+        Nothing is trained; the first term keeps its weight.
+
+        Raises:
+            UserError: there is one term only.
+        """
+        if self.before_epoch:
+            self.before_epoch(self, 0)
+        self.wrapped.train()
+        means, weights = Means(self.world.device), self.distiller.weights(0)
+        if len(weights) == 1:
+            raise UserError("--calibrate compares terms, and this run has one")
+        for step, (images, target, index) in enumerate(self.loader):
+            if step == steps:
+                break
+            labels = self.engine.move(target) if self.args.labels else None
+            values = self.wrapped(self.engine.images(images), labels, self.engine.move(index), 0)
+            means.add(gradient_shares(self.student, values, weights), len(images))
+        shares = means.means(self.world)
+        for name, weight in balanced(weights, shares).items():
+            how = f"--term {name}.weight={weight:.4g}"
+            self.world.say(f"{name:20} weight {weights[name]:.4g}  gradient share {shares[name]:.3f}  equal at {how}")
+
+    # -- checkpoints
+
+    def _peers(self) -> dict[str, nn.Module]:
+        """Return the networks that train beside the student, by the names of their records and files."""
+        if not isinstance(self.distiller, Mutual):
+            return {}
+        return {f"peer{n}": network.model for n, network in enumerate(self.distiller.networks) if n > 0}
+
+    def save(self, *, better: bool = False) -> None:
+        """Write last.pth, and with `better` best.pth before it: rank 0's weights and statistics, every rank's draws."""
+        self.world.share_state(self.student)
+        self.means.collect(self.world)
+        for term in self.distiller.terms.values():
+            if isinstance(term, ChannelMatching):
+                term.collect(first=self.world.first)
+        drawn = random_state(self.world)
+        if not self.world.first:
+            return
+        plain = describe_student(self.student.state_dict(), self.args, self.job.data.classes)
+        for (name, peer), spec in zip(self._peers().items(), self.args.teachers, strict=False):
+            described = describe_student(peer.state_dict(), self.args, self.job.data.classes)
+            write_atomic(self.job.folder / f"{name}.pth", {**described, "arch": spec["arch"]})
+        if better:
+            write_atomic(self.job.folder / "best.pth", plain)
+        resume = {
+            "version": VERSION,
+            "epoch": self.epoch,
+            "step": self.step,
+            "seconds": self.seconds,
+            "extra": self.extra,
+            "means": self.means.state_dict(),
+            "best": self.best,
+            "skipped": self.skipped,
+            "seed": self.engine.seed,
+            "config": describe(self.args),
+            "inputs": self.job.inputs,
+            "peers": {name: peer.state_dict() for name, peer in self._peers().items()},
+            "terms": {name: term.state_dict() for name, term in self.distiller.terms.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": drawn,
+        }
+        write_atomic(self.job.folder / "last.pth", {**plain, "resume": resume})
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of a checkpoint; student and terms have theirs since the job was built."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        for name, peer in self._peers().items():
+            peer.load_state_dict(state["peers"][name])
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.extra, self.best, self.skipped = state["extra"], state["best"], state["skipped"]
+        if self.world.first:  # it holds the sums of all ranks
+            self.means.load_state_dict(state["means"])
+        for term in self.distiller.terms.values():
+            if isinstance(term, ChannelMatching) and not self.world.first:
+                term.forget()
+        self.engine.seed = self.photos.seed = self.batches.seed = state["seed"]
+        exact = set_random_state(state["random"], self.world)
+        where = f"epoch {self.epoch + 1}/{total_epochs(self.args)}" + (f", step {self.step}" if self.step else "")
+        self.world.say(f"=> going on with {where}")
+        if not exact:
+            self.world.say(
+                f"=> the run had {len(state['random'])} ranks and has {self.world.size} now: it goes on, and is no "
+                "longer the same bit for bit"
+            )
+
+
+def _told(loading: Any, args: Any) -> Any:
+    """Iterate a loader; say what to do where one of its processes dies."""
+    try:
+        yield from loading
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunError(
+            f"a loading process died ({str(error).splitlines()[0]}): where memory is short, lower --workers "
+            f"(now {args.workers})"
+        ) from error
