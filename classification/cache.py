@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from classification.errors import UserError
+from classification.images import image_size
 
 Sample = tuple[str, int]
 
@@ -28,7 +29,7 @@ class Cache:
     """
 
     def __init__(self, samples: list[Sample], read: Callable[[str], Image.Image]) -> None:
-        self.sizes = np.array([_size(path) for path, _ in samples])  # (N, 2): height, width
+        self.sizes = np.array([image_size(path) for path, _ in samples])  # (N, 2): height, width
         self.ends = np.cumsum(3 * self.sizes.prod(1))
         need, free = int(self.ends[-1]), _free_bytes()
         if need > 0.8 * free:
@@ -53,14 +54,6 @@ class Cache:
 
     def __getitem__(self, index: int) -> Image.Image:
         return Image.fromarray(self._view(index))
-
-
-def _size(path: str) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError):
-        return 1, 1  # reading it will say what is wrong
 
 
 def _free_bytes() -> int:

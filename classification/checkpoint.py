@@ -24,6 +24,8 @@ from mgd import Flow
 
 VERSION = 2
 
+save = torch.save
+
 # Options that may differ when a run goes on: they change where and how fast it runs, not what it computes.
 FREE = {
     "data", "config", "output", "resume", "resume_override", "evaluate", "calibrate", "print_freq", "workers", "cache",
@@ -39,7 +41,7 @@ def write_atomic(path: Path, content: Any) -> None:
     Raises:
         UserError: the disk is full, or the folder cannot be written to; what was at `path` is still there.
     """
-    _replace(path, lambda file: torch.save(content, file))
+    _replace(path, lambda file: save(content, file))
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -145,7 +147,7 @@ def fingerprints(
             weights.update(value.detach().contiguous().cpu().view(torch.uint8).numpy() if value.numel() else b"")
     images = hashlib.sha256()
     for path, target in samples:
-        images.update(f"{os.path.relpath(path, root)} {target}\n".encode())
+        images.update(os.fsencode(f"{os.path.relpath(path, root)} {target}\n"))
     return {"teachers": weights.hexdigest(), "training images": images.hexdigest(), "terms": list(terms)}
 
 
@@ -178,8 +180,8 @@ def run_folder(args: Namespace, name: str) -> Path:
     return folder
 
 
-def make_folder(folder: Path, config: dict[str, Any], resumed: bool) -> None:
-    """Make the run folder and its config.json; a run that goes on notes so in the one it has."""
+def make_folder(folder: Path, config: dict[str, Any], *, resumed: bool, bad: dict[str, str]) -> None:
+    """Make the run folder, its config.json and bad_images.txt; a run that goes on notes so in the one it has."""
     path = folder / "config.json"
     try:
         (folder / "flow").mkdir(parents=True, exist_ok=True)
@@ -190,6 +192,9 @@ def make_folder(folder: Path, config: dict[str, Any], resumed: bool) -> None:
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error}") from error
     _replace(path, lambda file: file.write(text.encode()) and None)
+    if bad:
+        lines = b"".join(os.fsencode(f"{name}\t{why}\n") for name, why in bad.items())
+        _replace(folder / "bad_images.txt", lambda file: file.write(lines) and None)
 
 
 def save_flows(folder: Path, number: int, flows: list[Flow], costs: list[Tensor], epoch: int) -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms as T
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset, pil_loader
+from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from classification.cache import Cache
 from classification.errors import UserError
+from classification.images import read_image, unreadable
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -57,18 +58,6 @@ class Photos(Dataset[tuple[Tensor, int, int]]):
             return torch.from_numpy(np.array(self.transform(image))), target, index
         finally:
             torch.random.set_rng_state(outside)
-
-
-def read_image(path: str) -> Image.Image:
-    """Read an image file as RGB.
-
-    Raises:
-        UserError: naming the file.
-    """
-    try:
-        return pil_loader(path)
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"image {path} cannot be read ({error}): mend or remove it") from error
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -121,6 +110,20 @@ def read_folder(root: str | Path, *, labels: bool = True) -> Folder:
     if not folder.valid:
         raise UserError(f"{valid} holds no images")
     return folder
+
+
+def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, str]]:
+    """Read every image once; return the folder without those that cannot be read, and why by path.
+
+    Raises:
+        UserError: a class, or valid, is left without images.
+    """
+    bad = unreadable([path for path, _ in (*data.train, *data.valid)], workers)
+    train, valid = ([sample for sample in part if sample[0] not in bad] for part in (data.train, data.valid))
+    empty = sorted({data.classes[target] for _, target in data.train} - {data.classes[target] for _, target in train})
+    if empty or not valid or not train:
+        raise UserError(f"no image of {', '.join(empty) or 'valid/'} can be read, as {next(iter(bad.values()))}")
+    return Folder(data.classes, train, valid), bad
 
 
 def _unlabelled(folder: Path) -> list[tuple[str, int]]:

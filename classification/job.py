@@ -12,7 +12,7 @@ from torch import nn
 
 from classification.checkpoint import fingerprints, read_resume, run_folder
 from classification.config import total_epochs
-from classification.data import Folder, read_folder
+from classification.data import Folder, read_folder, without_unreadable
 from classification.errors import UserError
 from classification.models import build
 from classification.models.weights import load_file, load_pretrained
@@ -32,6 +32,7 @@ class Job:
         notes: what was loaded, one line each.
         resume: the checkpoint to go on from, or None.
         inputs: hashes of what the run depends on beside its options.
+        bad: images that were left out, and why.
         auto: whether --resume auto was given, with which a run that is done is no mistake.
         done: whether the checkpoint is of a run that is done.
         sizes: parameters of each network, by role: "student", "teacher", or "teacher 1" and so on.
@@ -46,6 +47,7 @@ class Job:
     sizes: dict[str, int] = field(default_factory=dict)
     resume: dict[str, Any] | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict)
     auto: bool = False
     done: bool = False
     folder: Path = Path()
@@ -92,12 +94,17 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
         UserError: whatever the user can mend.
     """
     data = read_folder(args.data, labels=bool(getattr(args, "labels", 1)))
+    bad: dict[str, str] = {}
+    if args.bad_images == "skip":
+        data, bad = without_unreadable(data, args.workers)
     if args.num_classes is None:
         args.num_classes = len(data.classes)
     if args.num_classes < len(data.classes):
         raise UserError(f"--num-classes {args.num_classes} is less than the {len(data.classes)} class folders")
     torch.manual_seed(args.seed)
-    job = Job(args, data, None, [], auto=args.resume == "auto")
+    job = Job(args, data, None, [], auto=args.resume == "auto", bad=bad)
+    if bad:
+        job.notes.append(f"left out {len(bad)} images that cannot be read: {', '.join(list(bad)[:3])} ...")
     only_teacher = (
         args.evaluate
         and with_teacher

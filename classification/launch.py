@@ -203,6 +203,9 @@ def _attempt(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute,
     Returns:
         0 done, 2 a mistake of the user's, 130 or 143 after SIGINT or SIGTERM, 1 anything else.
     """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a file's name may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     with contextlib.suppress(ValueError):  # outside the main thread the caller has its own way to stop
         signal.signal(signal.SIGTERM, _terminate)
     joined = False

@@ -86,6 +86,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         default=min(8, os.cpu_count() or 1),
         help="loading processes, shared by the ranks that one command starts",
     )
+    add(
+        "--bad-images",
+        choices=("stop", "skip"),
+        default="stop",
+        help="stop at an image that cannot be read, or read all first, leave such images out and list them",
+    )
     add("--cache", choices=("off", "ram"), default="off", help="ram: decode every image once and keep it in memory")
     add("--channels-last", type=int, choices=(0, 1), default=1, help="memory layout of maps: 1 is faster nearly always")
 

@@ -80,7 +80,7 @@ class Trainer:
         if self.job.resume:
             self._restore(self.job.resume["resume"])
         if self.world.first:
-            make_folder(self.job.folder, describe(self.args), resumed=self.job.resume is not None)
+            make_folder(self.job.folder, describe(self.args), resumed=self.job.resume is not None, bad=self.job.bad)
         self.world.say(f"=> run folder {self.job.folder}")
         self.journal = Journal(self.job.folder, self.epoch) if self.world.first else None
         if not self.job.resume:

@@ -21,11 +21,11 @@ from classification.data import (
     loader,
     normalise,
     read_folder,
-    read_image,
     subset,
     train_transform,
 )
 from classification.errors import UserError
+from classification.images import read_image
 from tests.classification.conftest import CLASSES
 
 ARGS = Namespace(img_size=16, train_crop="resized", hflip=1)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from classification import main_base
+from classification.cache import Cache
+from classification.errors import UserError
+from classification.images import image_size, read_image, unreadable
+from tests.classification.conftest import SMALL, TEACHER, write_photos
+
+RED = np.zeros((4, 6, 3), dtype=np.uint8)
+RED[..., 0] = 200
+
+
+def saved(image: Image.Image, path: Path, **options: object) -> str:
+    image.save(path, **options)
+    return str(path)
+
+
+def colour(path: str) -> list[int]:
+    image = read_image(path)
+    assert image.mode == "RGB"
+    return [int(v) for v in np.asarray(image).reshape(-1, 3).mean(0).round()]
+
+
+def test_every_kind_of_photograph_is_converted(tmp_path: Path) -> None:
+    red = Image.fromarray(RED)
+    assert colour(saved(red, tmp_path / "rgb.png")) == [200, 0, 0]
+    assert colour(saved(red.convert("P"), tmp_path / "palette.png"))[1:] == [0, 0]
+    assert colour(saved(red.convert("L"), tmp_path / "grey.png")) == [60, 60, 60]
+    assert colour(saved(red.convert("1"), tmp_path / "bilevel.png"))[0] in range(256)
+    assert np.allclose(colour(saved(red.convert("CMYK"), tmp_path / "cmyk.jpg", quality=100)), [200, 0, 0], atol=4)
+    deep = Image.fromarray(np.full((4, 6), 25_700, dtype=np.uint16))
+    assert colour(saved(deep, tmp_path / "deep.png")) == [100, 100, 100]
+    assert colour(saved(deep, tmp_path / "deep.tif")) == [100, 100, 100]
+    clear = Image.new("RGBA", (6, 4), (200, 0, 0, 0))
+    assert colour(saved(clear, tmp_path / "clear.png")) == [255, 255, 255]
+    half = Image.new("LA", (6, 4), (0, 128))
+    assert colour(saved(half, tmp_path / "half.png")) == [127, 127, 127]
+    frames = [Image.new("RGB", (6, 4), c) for c in ("red", "blue")]
+    assert colour(saved(frames[0], tmp_path / "moving.gif", save_all=True, append_images=frames[1:])) == [255, 0, 0]
+    assert read_image(saved(red.resize((1, 1)), tmp_path / "dot.png")).size == (1, 1)
+
+
+def test_a_turned_photograph_is_set_upright_also_in_a_cache(tmp_path: Path) -> None:
+    left = RED.copy()
+    left[:, 3:] = 0
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    path = saved(Image.fromarray(left), tmp_path / "turned.png", exif=exif)
+    image = np.asarray(read_image(path))
+    assert image.shape == (6, 4, 3) and image_size(path) == (6, 4)
+    assert image[:3, :, 0].all() and not image[3:].any()
+    assert np.array_equal(np.asarray(Cache([(path, 0)], read_image)[0]), image)
+
+
+def write_broken(folder: Path) -> list[str]:
+    whole = folder / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(whole)
+    content = whole.read_bytes()
+    bomb = content[:16] + (60_000).to_bytes(4, "big") * 2 + content[24:]  # the head's width and height
+    files = {
+        "truncated.png": content[: len(content) // 2],
+        "empty.jpg": b"",
+        "text.jpg": b"not an image",
+        "head.png": content[:20],
+        "bomb.png": bomb,
+    }
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "folder.png").mkdir()
+    return [str(folder / name) for name in (*files, "folder.png")]
+
+
+def test_broken_images_are_named(tmp_path: Path) -> None:
+    broken = write_broken(tmp_path)
+    for path in broken:
+        with pytest.raises(UserError, match=f"image {path} cannot be read"):
+            read_image(path)
+    assert set(unreadable([*broken, str(tmp_path / "whole.png")], 2)) == set(broken)
+
+
+def test_broken_images_stop_the_run_or_are_left_out_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_photos(tmp_path / "photos", train=5, valid=2)
+    broken = [path for path in write_broken(root / "train" / "dot") if not path.endswith("folder.png")]
+    (root / "train" / "dot" / "whole.png").unlink()
+    (root / "valid" / "sky" / "bad.png").write_bytes(b"")
+    words = [str(root), "-a", TEACHER, *SMALL, "--epochs", "1", "--output"]
+    assert main_base.main([*words, str(tmp_path / "stop")]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+    assert main_base.main([*words, str(tmp_path / "skip"), "--bad-images", "skip"]) == 0
+    listed = (tmp_path / "skip" / "bad_images.txt").read_text().splitlines()
+    assert sorted(line.split("\t")[0] for line in listed) == sorted([*broken, str(root / "valid" / "sky" / "bad.png")])
+    for path in (root / "train" / "dot").glob("[0-9]*.png"):
+        path.write_bytes(b"")
+    assert main_base.main([*words, str(tmp_path / "none"), "--bad-images", "skip"]) == 2
+    assert "no image of dot can be read" in capsys.readouterr().err
+
+
+def test_names_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_photos(tmp_path / "photos", train=4, valid=1)
+    folder = root / "train" / "dot"
+    (folder / "0.png").rename(folder / "a name\nof two lines \u2603 \udcff.png")
+    words = [str(root), "-a", TEACHER, *SMALL, "--epochs", "1", "--output", str(tmp_path / "run")]
+    assert main_base.main(words) == 0
+    (folder / "bad\udcff.png").write_bytes(b"")
+    assert main_base.main([*words[:-1], str(tmp_path / "other"), "--bad-images", "skip"]) == 0
+    assert b"bad\xff.png" in (tmp_path / "other" / "bad_images.txt").read_bytes()
