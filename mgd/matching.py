@@ -55,9 +55,9 @@ class ChannelMatching(nn.Module):
     With e_i = partial_l2(BN_i(student_i), target_i, margin_i) and target_i = reduce(teacher_i, flow_i), stage i of n:
 
     "sum", as published: loss = 1/B sum_i e_i / 2^(n-1-i). It grows with pixels, channels and the teacher's scale.
-    "mean": loss = 1/n sum_i e_i / (B S H W). Where a stage halves the side and doubles the channels, this is the sum
-        over its last stage's S H W, up to the factor n: the same at every image size.
-    "relative": loss = 1/n sum_i e_i / |max(target_i, 0)|^2. Free of the teacher's scale too; 1 for a student at 0.
+    "mean": loss = sum_i e_i / (B S H W), the error per element. Where a stage halves the side and doubles the channels,
+        this is the sum over its last stage's S H W: the same at every image size.
+    "relative": loss = sum_i e_i / |max(target_i, 0)|^2. Free of the teacher's scale too; n for a student at 0.
 
     Use: `observe` batches in eval mode, `rematch` to solve the flows, then call as a term; again every few epochs.
     Flows, margins and cost sums are buffers; `load_state_dict` restores them.
@@ -102,7 +102,7 @@ class ChannelMatching(nn.Module):
         super().__init__()
         num = len(student_channels)
         if stage_weights is None:
-            stage_weights = [0.5 ** (num - 1 - i) if form == "sum" else 1 / num for i in range(num)]
+            stage_weights = [0.5 ** (num - 1 - i) if form == "sum" else 1.0 for i in range(num)]
         lengths = {num, len(teacher_channels), len(margins), len(stage_weights)}
         if num == 0 or len(lengths) > 1:
             raise ValueError("student_channels, teacher_channels, margins and stage_weights need one entry per stage")

@@ -48,14 +48,25 @@ def matched(**options: object) -> ChannelMatching:
 
 def test_the_mean_form_is_the_error_per_element() -> None:
     student, teacher = outputs(STUDENT, 0), outputs(TEACHER, 1)
-    term = matched(form="mean", stage_weights=[1, 1])
+    term = matched(form="mean")
     expected = 0.0
     for stage, s, t in zip(term.stages, student.features, teacher.features, strict=True):
         target, margin = reduce_channels(t, stage.margin, stage.index)
         normalised = nn.functional.batch_norm(s, None, None, training=True)
         expected += partial_l2(normalised, target, margin).item() / s.numel()
     assert term(student, [teacher]).item() == pytest.approx(expected, rel=1e-5)
-    assert matched(form="mean").stage_weights == (0.5, 0.5)
+
+
+def test_the_mean_form_is_the_published_sum_over_the_size_of_the_last_stage() -> None:
+    shapes = ((2, 8, 8), (4, 4, 4))  # a stage halves the side and doubles the channels
+    student, teacher = ([torch.randn(5, *shape) for shape in shapes] for _ in range(2))
+    losses = {}
+    for form in ("sum", "mean"):
+        term = ChannelMatching((2, 4), (2, 4), [torch.zeros(2), torch.zeros(4)], form=form, assignment="identity")
+        term.observe(student, teacher)
+        term.rematch()
+        losses[form] = term(Outputs(torch.zeros(5, 3), student), [Outputs(torch.zeros(5, 3), teacher)]).item()
+    assert losses["mean"] == pytest.approx(losses["sum"] / (4 * 4 * 4), rel=1e-5)
 
 
 def test_the_mean_form_does_not_know_the_image_size() -> None:
@@ -73,8 +84,8 @@ def test_the_relative_form_does_not_know_the_scale_of_the_teacher() -> None:
     for stage in term.stages:
         nn.init.zeros_(stage.adapter.weight)  # a student at 0
         stage.margin.zero_()
-    assert term(student, [teacher]).item() == pytest.approx(1.0, rel=1e-5)
-    assert term(student, [scaled]).item() == pytest.approx(1.0, rel=1e-5)
+    assert term(student, [teacher]).item() == pytest.approx(2.0, rel=1e-5)  # 1 a stage
+    assert term(student, [scaled]).item() == pytest.approx(2.0, rel=1e-5)
 
 
 def test_controls_pose_other_problems() -> None:
