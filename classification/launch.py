@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import platform
 import random
 import signal
 import sys
+import time
 import traceback
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,7 +169,12 @@ def _start(local_rank: int, args: Namespace, place: _Place, job: Any, execute: E
         backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
         url = "env://" if place.env else args.dist_url
         try:
-            dist.init_process_group(backend, init_method=url, rank=rank, world_size=place.size)
+            store, *_ = next(dist.rendezvous(url, rank, place.size))
+            # After a restart the launcher's store may still hold the addresses of the ranks before.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            named = dist.PrefixStore(f"attempt {attempt}", store)
+            dist.init_process_group(backend, store=named, rank=rank, world_size=place.size)
+            _MATES.extend(_meet(place.size))
         except (ValueError, RuntimeError) as error:
             where = f"rank {rank} of {place.size} cannot join the others at {url} by {backend}"
             raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from error
@@ -175,6 +183,33 @@ def _start(local_rank: int, args: Namespace, place: _Place, job: Any, execute: E
     if dist.is_initialized():
         dist.barrier()  # nobody leaves while others still talk
         dist.destroy_process_group()
+
+
+# Host and process of every rank, to name one that died.
+_MATES: list[tuple[str, int]] = []
+
+
+def _meet(size: int) -> list[tuple[str, int]]:
+    mates: list[Any] = [None] * size
+    dist.all_gather_object(mates, (platform.node(), os.getpid()))
+    return mates
+
+
+def _lost() -> str:
+    """Name the ranks of this machine that are gone; wait a little, their end may not have been noticed yet."""
+    for _ in range(50):
+        gone = [rank for rank, (host, pid) in enumerate(_MATES) if host == platform.node() and not _alive(pid)]
+        if gone:
+            return f"rank {', '.join(map(str, gone))} died"
+        time.sleep(0.1)
+    return "another rank is gone, or cannot be reached"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return not Path("/proc/self").exists()  # where there is no /proc nothing is known
 
 
 def run(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute, prog: str) -> int:
@@ -239,7 +274,11 @@ def _attempt(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute,
     except _Terminated:
         print(f"{prog}: terminated", file=sys.stderr)
         return 143
-    except Exception:
+    except Exception as error:
+        if _MATES and any(word in str(error) for word in ("gloo", "NCCL", "Connection", "Broken pipe")):
+            rank = dist.get_rank() if dist.is_initialized() else -1
+            print(f"{prog}: rank {rank} stops: {_lost()}; --resume goes on from last.pth", file=sys.stderr, flush=True)
+            return 1
         traceback.print_exc()
         return 1
     return 0

@@ -50,10 +50,10 @@ class Means:
         """Return the sums of this rank and their counts."""
         return {"totals": dict(self.totals), "counts": dict(self.counts)}
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Take up what `state_dict` returned."""
-        self.totals = {name: total.to(self.device) for name, total in state["totals"].items()}
-        self.counts = dict(state["counts"])
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], world: World) -> None:
+        """Take up what rank 0's `state_dict` returned after `collect`: it on rank 0, the names alone on others."""
+        self.totals = {name: total.to(self.device) * world.first for name, total in state["totals"].items()}
+        self.counts = {name: count * world.first for name, count in state["counts"].items()}
 
 
 def hits(logits: Tensor, target: Tensor) -> Tensor:

@@ -335,8 +335,7 @@ class Trainer:
             peer.load_state_dict(state["peers"][name])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.extra, self.best, self.skipped = state["extra"], state["best"], state["skipped"]
-        if self.world.first:  # it holds the sums of all ranks
-            self.means.load_state_dict(state["means"])
+        self.means.load_state_dict(state["means"], self.world)
         for term in self.distiller.terms.values():
             if isinstance(term, ChannelMatching) and not self.world.first:
                 term.forget()

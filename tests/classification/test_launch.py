@@ -85,3 +85,37 @@ def test_the_script_runs_from_inside_its_folder(distil: list[str]) -> None:
     done = subprocess.run([sys.executable, "main_mgd.py", *distil], cwd=where, env=ENV, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert torch.load(Path(distil[-1]) / "best.pth", weights_only=True)["num_classes"] == 3
+
+
+def test_a_killed_rank_is_named_and_the_restarted_run_ends_as_the_one_left_alone(
+    distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(SCRIPT).parents[1] / "scripts"))
+    from torture import differences
+
+    words = options(distil, epochs="3", distiller="mgd+kd", mgd_reducer="rd", checkpoint_every_steps="2", resume="auto")
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import os, signal, sys\n"
+        "from classification import main_mgd\n"
+        "from classification.trainer import Trainer\n"
+        "step, done = Trainer._step, []\n"
+        "def killed(self, *inputs):\n"
+        "    done.append(1)\n"
+        "    if (os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT'], len(done)) == ('1', '0', 8):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, *inputs)\n"
+        "if sys.argv.pop(1) == 'kill':\n"
+        "    Trainer._step = killed\n"
+        "sys.exit(main_mgd.main())\n"
+    )
+    errors = []
+    for how in ("kill", "alone"):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"]
+        command = [*torchrun, f"--master-port={free_port()}", str(child), how]
+        words = options(words, output=str(tmp_path / how))
+        done = subprocess.run([*command, *words], env=ENV, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        errors.append(done.stderr)
+    assert "rank 0 stops: rank 1 died" in errors[0] and "died" not in errors[1]
+    assert differences(tmp_path / "kill", tmp_path / "alone") == []
