@@ -1,0 +1,158 @@
+"""What happens to a run besides: full disks, losses that are not finite, no memory, dead workers, dead channels."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from classification import checkpoint, main_base, main_mgd
+from classification.trainer import Trainer
+from tests.classification.conftest import SMALL, TEACHER
+from tests.classification.test_main import options, records
+
+
+def full_disk(after: int) -> Any:
+    calls = []
+
+    def save(content: Any, file: Any) -> None:
+        calls.append(1)
+        if len(calls) > after:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        torch.save(content, file)
+
+    return save
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_whole(
+    distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checkpoint, "save", full_disk(after=1))
+    assert main_mgd.main(distil) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written (No space left on device)" in error and len(error.splitlines()) == 1
+    folder = Path(distil[-1])
+    assert not list(folder.glob("*.new"))
+    monkeypatch.undo()
+    assert torch.load(folder / "last.pth", weights_only=True)["resume"]["epoch"] == 0
+    assert main_mgd.main([*distil, "--resume", "auto"]) == 0 and len(records(folder)) == 2
+
+
+def poisoned(steps: set[int]) -> Any:
+    """A step whose images are NaN at the numbers given."""
+    step, calls = Trainer._step, []
+
+    def poison(self: Trainer, images: torch.Tensor, *inputs: Any) -> Any:
+        calls.append(1)
+        return step(self, images * (float("nan") if len(calls) in steps else 1.0), *inputs)
+
+    return poison
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_images(
+    distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Trainer, "_step", poisoned({6}))
+    assert main_mgd.main(distil) == 1
+    error = capsys.readouterr().err
+    assert "not finite in epoch 1, step 1 (term ce, mgd; images" in error and ".png" in error
+    assert len(error.splitlines()) == 1
+    last = torch.load(Path(distil[-1]) / "last.pth", weights_only=True)
+    assert last["resume"]["epoch"] == 1
+    assert all(v.isfinite().all() for v in last["state_dict"].values() if v.is_floating_point())
+
+
+def test_some_steps_may_be_left_out(
+    distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Trainer, "_step", poisoned({2, 5, 7}))
+    assert main_mgd.main([*distil, "--skip-nonfinite", "2"]) == 1
+    out = capsys.readouterr()
+    assert "left out, 2 of 2" in out.out and "epoch 1, step 2" in out.err
+    monkeypatch.undo()
+    monkeypatch.setattr(Trainer, "_step", poisoned({2, 5}))
+    words = [*distil[:-1], distil[-1] + "-more", "--skip-nonfinite", "2"]
+    assert main_mgd.main(words) == 0
+    last = torch.load(Path(words[-3]) / "last.pth", weights_only=True)
+    assert all(v.isfinite().all() for v in last["state_dict"].values() if v.is_floating_point())
+    assert records(Path(words[-3]))[-1]["skipped_steps"] == 2
+
+
+def test_memory_that_runs_out_says_what_to_lower(
+    distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors = (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    )
+    for number, problem in enumerate(errors):
+
+        def step(*_: Any, problem: BaseException = problem) -> None:
+            raise problem
+
+        monkeypatch.setattr(Trainer, "_step", step)
+        assert main_mgd.main([*distil[:-1], f"{distil[-1]}{number}"]) == 1
+        error = capsys.readouterr().err
+        assert "memory ran out in epoch 0, step 0, with 7 images of 16 px: lower -b" in error
+        assert len(error.splitlines()) == 1
+
+
+class Deadly:
+    """A transform that kills the loading process."""
+
+    def __call__(self, image: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_loading_process_that_dies_ends_the_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import classification.trainer
+
+    monkeypatch.setattr(classification.trainer, "train_transform", lambda args: Deadly())
+    words = [str(photos), "-a", TEACHER, *SMALL, "--epochs", "1", "--output", str(tmp_path / "run"), "-j", "1"]
+    words.remove("-j")
+    words.remove("0")
+    assert main_base.main(words) == 1
+    error = capsys.readouterr().err
+    assert "a loading process died" in error and "lower --workers (now 1)" in error
+
+
+def test_channels_that_are_dead_or_not_finite(
+    distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import mgd.cost
+
+    unit = mgd.cost._unit
+    monkeypatch.setattr(mgd.cost, "_unit", lambda maps: unit(maps * 0))
+    assert main_mgd.main(options(distil, epochs="1")) == 0  # every cost is 2, and any flow is optimal
+    assert "mean cost of a pair, stage by stage  2.000  2.000  2.000" in capsys.readouterr().out
+    monkeypatch.setattr(mgd.cost, "_unit", lambda maps: unit(maps * float("nan")))
+    assert main_mgd.main(options(distil, epochs="1", output=distil[-1] + "-nan")) == 1
+    assert "the matching before epoch 0 failed: cost must be finite" in capsys.readouterr().err
+
+
+def test_a_student_without_batch_statistics_learns_the_same_from_two_ranks(distil: list[str], tmp_path: Path) -> None:
+    from tests.classification.test_launch import run_ranks
+
+    words = options(distil, a="timm:convnext_atto", distiller="kd", epochs="1", img_size="32", b="9")
+    words = [w for i, w in enumerate(words) if "--loss-factor" not in {w, words[i - 1]}]
+    run_ranks("torchrun", options(words, output=str(tmp_path / "two")))
+    assert main_mgd.main(options(words, output=str(tmp_path / "one"))) == 0
+    one, two = (torch.load(tmp_path / name / "last.pth", weights_only=True) for name in ("one", "two"))
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=1e-3, atol=1e-5)
+    for a, b in zip(
+        one["resume"]["optimizer"]["state"].values(), two["resume"]["optimizer"]["state"].values(), strict=True
+    ):
+        torch.testing.assert_close(b["momentum_buffer"], a["momentum_buffer"], rtol=1e-2, atol=1e-5)
+    alone, both = records(tmp_path / "one"), records(tmp_path / "two")
+    assert both[0]["train_loss"] == pytest.approx(alone[0]["train_loss"], rel=1e-5)
+    assert both[0]["valid_top1"] == alone[0]["valid_top1"]

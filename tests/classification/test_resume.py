@@ -1,0 +1,142 @@
+"""Runs that are cut, by a signal or between two steps, and go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from classification import main_mgd
+from classification.launch import World
+from classification.random_state import random_state, set_random_state
+from tests.classification.test_main import options, records
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+@pytest.fixture
+def differences(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import torture
+
+    return torture.differences
+
+
+def into(words: list[str], folder: Path) -> list[str]:
+    return options(words, output=str(folder))
+
+
+def test_states_of_all_generators_are_taken_up() -> None:
+    import random
+
+    import numpy as np
+
+    def draws() -> list[float]:
+        return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), float(torch.rand(1))]
+
+    draws()
+    states = random_state(World())
+    expected = draws()
+    assert draws() != expected
+    assert set_random_state(states, World()) and draws() == expected
+    assert not set_random_state(states * 2, World())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_and_the_run_goes_on_as_if_uncut(
+    number: int, distil: list[str], tmp_path: Path, differences: Any
+) -> None:
+    words = options(distil, epochs="40", mgd_reducer="rd", distiller="mgd+kd", mgd_update_freq="7", resume="auto")
+    command = [sys.executable, "-m", "classification.main_mgd", *into(words, tmp_path / "cut")]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    journal = tmp_path / "cut" / "metrics.jsonl"
+    while not journal.exists() or not journal.read_text():
+        assert started.poll() is None, started.communicate()
+        time.sleep(0.02)
+    started.send_signal(number)
+    _, error = started.communicate(timeout=60)
+    assert started.returncode == 128 + number, error
+    assert "finishing the step" in error and "the state is saved" in error and "Traceback" not in error
+    assert len(records(tmp_path / "cut")) < 40
+    assert main_mgd.main(into(words, tmp_path / "cut")) == 0
+    assert main_mgd.main(into(words, tmp_path / "whole")) == 0
+    assert differences(tmp_path / "cut", tmp_path / "whole") == []
+
+
+def test_resume_auto_starts_goes_on_and_ends(
+    distil: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = options(into(distil, tmp_path / "run"), epochs="1", resume="auto")
+    assert main_mgd.main(words) == 0
+    assert main_mgd.main(words) == 0 and "is done" in capsys.readouterr().out
+    assert main_mgd.main(options(words, epochs="2")) == 0
+    assert [line["epoch"] for line in records(tmp_path / "run")] == [0, 1]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["options"]["epochs"] == 1 and [r["options"]["epochs"] for r in config["resumed"]] == [2]
+    (tmp_path / "run" / "last.pth").unlink()  # as if killed before the first checkpoint
+    assert main_mgd.main(options(words, epochs="1")) == 0
+    assert [line["epoch"] for line in records(tmp_path / "run")] == [0]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    assert main_mgd.main(into(words, tmp_path / "other")) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"b": "6"}, "--batch-size 6, was 8"),
+        ({"lr": "0.5"}, "--lr 0.5, was 0.05"),
+        ({"mgd_reducer": "sp"}, "--mgd-reducer sp, was amp"),
+        ({"seed": "1"}, "--seed 1, was 0"),
+        ({"distiller": "mgd+kd"}, "terms ce+mgd; this run has ce+mgd+kd"),
+        ({"term": "mgd.weight=3"}, "--term"),
+        ({"teacher": "other"}, "the teachers"),
+        ({"image": "removed"}, "the training images"),
+    ],
+)
+def test_options_that_change_the_result_are_named_and_refused(
+    changes: dict[str, str], message: str, distil: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    photos = tmp_path / "photos"
+    shutil.copytree(distil[0], photos)
+    words = options([str(photos), *distil[1:]], epochs="1")
+    assert main_mgd.main(words) == 0
+    last = Path(words[-1]) / "last.pth"
+    before = last.read_bytes()
+    words = options(words, epochs="2", resume=str(last))
+    if "teacher" in changes:
+        content = torch.load(words[words.index("--teacher-resume") + 1], weights_only=True)
+        content["state_dict"]["linear.bias"] += 1
+        torch.save(content, tmp_path / "other.pth")
+        words = options(words, teacher_resume=str(tmp_path / "other.pth"))
+    elif "image" in changes:
+        next((photos / "train" / "dot").iterdir()).unlink()
+    else:
+        words = options(words, **changes)
+    assert main_mgd.main(words) == 2
+    assert message in capsys.readouterr().err and last.read_bytes() == before
+    if "distiller" not in changes:
+        assert main_mgd.main([*words, "--resume-override", "1"]) == 0
+
+
+def test_more_ranks_than_before_go_on_and_say_so(distil: list[str], tmp_path: Path) -> None:
+    words = options(into(distil, tmp_path / "run"), epochs="1", resume="auto")
+    assert main_mgd.main(words) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "classification.main_mgd", *options(words, epochs="2")]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "had 1 ranks and has 2 now" in done.stdout and len(records(tmp_path / "run")) == 2
