@@ -1,6 +1,6 @@
 """Write the tables and the figure of the documentation from files alone: python scripts/make_tables.py [--check]
 
-A table stands between <!-- NAME --> and <!-- /NAME --> in README.md or docs/quality.md: "options" from the parsers,
+A table stands between <!-- NAME --> and <!-- /NAME --> in README.md or docs/: "options" and "losses" from the code,
 "quality-GROUP" from scripts/results/quality/*.json in the layout of scripts/quality.yaml, any other from
 scripts/results/NAME/*.json, which scripts/collect_run.py makes from run folders.
 """
@@ -8,6 +8,7 @@ scripts/results/NAME/*.json, which scripts/collect_run.py makes from run folders
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import re
 import sys
@@ -20,10 +21,11 @@ import matplotlib.pyplot as plt
 import yaml
 
 from classification.options import build_parser
+from mgd.losses import LOSSES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "scripts" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "quality.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("losses", "options", "quality")))
 
 
 def options_table() -> str:
@@ -45,6 +47,19 @@ def options_table() -> str:
         choices = f"`{'` `'.join(map(str, action.choices))}`; " if action.choices else ""
         only = "" if set(action.option_strings) <= shared else " (`main_mgd.py`)"
         lines.append(f"| {names} | {default} | {choices}{action.help}{only} |")
+    return "\n".join(lines)
+
+
+def losses_table() -> str:
+    """Every term: what it is, its weight, what it reads, its hyper-parameters."""
+    lines = ["| term | method | weight | reads | hyper-parameters |", "|---|---|---|---|---|"]
+    for name, kind in LOSSES.items():
+        module = inspect.getmodule(kind)
+        method = (module.__doc__ or "").strip().rstrip(".")
+        found = inspect.signature(kind).parameters.values()
+        keys = [f"`{p.name}` {p.default}" for p in found if p.default is not p.empty and p.name != "teacher_weights"]
+        reads = [*sorted(kind.needs), *(f"{what}, where tapped" for what in sorted(kind.uses))]
+        lines.append(f"| `{name}` | {method} | {kind.weight:g} | {', '.join(reads) or 'logits'} | {', '.join(keys)} |")
     return "\n".join(lines)
 
 
@@ -143,8 +158,8 @@ def fill(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
-        if name == "options":
-            content = options_table()
+        if name in ("options", "losses"):
+            content = options_table() if name == "options" else losses_table()
         else:
             group = name.removeprefix("quality-")
             content = results_table(name) if group == name else quality_table(group)
