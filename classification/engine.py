@@ -33,7 +33,7 @@ class Engine:
     def __init__(self, job: Job, world: World) -> None:
         self.job, self.world, self.args = job, world, job.args
         self.seed = world.share(job.args.seed)
-        seed_everything(self.seed, world.rank, deterministic=job.args.seeded)
+        seed_everything(self.seed, world.rank, seeded=job.args.seeded, deterministic=bool(job.args.deterministic))
         self.workers = -(-job.args.workers // world.local_size)
         for note in job.notes:
             world.say(f"=> {note}")

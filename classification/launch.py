@@ -316,15 +316,23 @@ def autocast(device_type: str, kind: str) -> torch.autocast:
     return torch.autocast(device_type, dtype, enabled=kind != "off")
 
 
-def seed_everything(seed: int, rank: int, *, deterministic: bool) -> None:
-    """Seed Python, NumPy and torch, each rank in its own way."""
+def seed_everything(seed: int, rank: int, *, seeded: bool, deterministic: bool) -> None:
+    """Seed Python, NumPy and torch, each rank in its own way.
+
+    Args:
+        seed: shared by the ranks.
+        rank: of this process.
+        seeded: whether the user named the seed; GPU convolutions are then chosen by rule, not by timing.
+        deterministic: whether every operation must be; one that has no such form stops the run.
+    """
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)
+    torch.backends.cudnn.deterministic = seeded or deterministic
+    torch.backends.cudnn.benchmark = not (seeded or deterministic)
     if deterministic:
-        torch.backends.cudnn.deterministic = True
-    else:
-        torch.backends.cudnn.benchmark = True
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def wrap(module: nn.Module, world: World, args: Namespace) -> nn.Module:

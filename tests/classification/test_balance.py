@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from classification.balance import balanced, dominant, gradient_shares
+
+
+def test_shares_are_those_of_the_gradients_norms() -> None:
+    student = nn.Linear(2, 1, bias=False)
+    weight = student.weight
+    values = {"a": 3 * weight[0, 0], "b": 4 * weight[0, 1], "c": torch.tensor(5.0, requires_grad=True) * 1}
+    shares = gradient_shares(student, values, {"a": 1.0, "b": 0.5, "c": 1.0})
+    assert {name: round(float(share), 6) for name, share in shares.items()} == {"a": 0.6, "b": 0.4, "c": 0.0}
+    assert weight.grad is None
+    assert gradient_shares(student, {"a": values["a"]}, {"a": 1.0}) == {}
+
+
+def test_balanced_weights_give_equal_shares() -> None:
+    assert balanced({"a": 1.0, "b": 0.5, "c": 2.0}, {"a": 0.6, "b": 0.3, "c": 0.0}) == {"a": 1.0, "b": 1.0, "c": 2.0}
+
+
+def test_a_term_that_drowns_the_others_is_named() -> None:
+    assert dominant({"ce": 1.0, "mgd": 20.0}) is None
+    assert dominant({"ce": 1.0}) is None
+    warning = dominant({"ce": 1.0, "mgd": 40.0})
+    assert warning is not None and "mgd is 40 times" in warning and "raise --loss-factor" in warning
+    warning = dominant({"ce": 1.0, "kd": 40.0})
+    assert warning is not None and "lower its weight" in warning
+    with pytest.raises(ValueError, match="empty"):
+        dominant({})
