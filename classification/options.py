@@ -133,6 +133,13 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
     add("--dist-url", default="tcp://127.0.0.1:23456", help="where rank 0 listens; env:// takes the environment's")
     add("--dist-backend", choices=("nccl", "gloo"), help="how ranks talk; default: nccl on GPUs, gloo on CPUs")
     add("--multiprocessing-distributed", action="store_true", help="one process per GPU of this node")
+    add(
+        "--deterministic",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1: the same bits on the same GPU, at some cost in speed; the CPU gives them anyway",
+    )
     add("--sync-bn", type=int, choices=(0, 1), default=0, help="1: batch statistics over all GPUs of a DDP run")
 
 
