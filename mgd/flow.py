@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from ortools.graph.python import min_cost_flow
 from scipy.optimize import linear_sum_assignment
+
+from mgd.network import dense_flow, sparse_flow
 
 Array = NDArray[Any]
 CAPACITIES = ("spread", "truncate", "reference", "single")
@@ -69,37 +70,6 @@ def slots(num_student: int, num_teacher: int, capacity: str = "spread") -> int:
     return -(-num_teacher // num_student) if capacity == "spread" else num_teacher // num_student
 
 
-def _min_cost_flow(cost: Array, demand: int, leave_out: bool) -> Array:
-    """Solve on n + m + 1 nodes: suppliers of one unit, receivers of `demand`, one node that takes the surplus.
-
-    The surplus n - m * demand leaves from the suppliers (`leave_out`: they stay unmatched) or from the receivers (each
-    keeps at most one unit more).
-    """
-    suppliers, receivers = cost.shape
-    surplus = suppliers - receivers * demand
-    # Arc costs are integers: finest scale that leaves the solver's own scaling by the node count far from 2^63.
-    scale = 2.0**33 / (float(np.abs(cost).max()) or 1.0)
-    graph = min_cost_flow.SimpleMinCostFlow()
-    tail = np.repeat(np.arange(suppliers), receivers)
-    head = suppliers + np.tile(np.arange(receivers), suppliers)
-    arcs = graph.add_arcs_with_capacity_and_unit_cost(
-        tail, head, np.ones(cost.size, np.int64), np.rint(cost * scale).astype(np.int64).ravel()
-    )
-    sink = suppliers + receivers
-    if surplus:
-        leaving = np.arange(suppliers) if leave_out else suppliers + np.arange(receivers)
-        free = np.zeros(leaving.size, np.int64)
-        graph.add_arcs_with_capacity_and_unit_cost(leaving, np.full(leaving.size, sink), free + 1, free)
-        graph.set_node_supply(sink, -surplus)
-    graph.set_nodes_supplies(np.arange(suppliers), np.ones(suppliers, np.int64))
-    graph.set_nodes_supplies(suppliers + np.arange(receivers), np.full(receivers, -demand))
-    status = graph.solve()
-    if status != graph.OPTIMAL:
-        raise RuntimeError(f"the min-cost flow solver stopped with {status.name} on a {cost.shape} cost")
-    chosen = graph.flows(arcs).reshape(cost.shape)
-    return np.where(chosen.any(axis=1), chosen.argmax(axis=1), -1)
-
-
 def _assignment(cost: Array, demand: int, leave_out: bool) -> Array:
     """Solve the same problem as a linear assignment, each receiver repeated once a unit."""
     suppliers, receivers = cost.shape
@@ -120,7 +90,11 @@ def _assignment(cost: Array, demand: int, leave_out: bool) -> Array:
     return receiver[:suppliers]
 
 
-SOLVERS: dict[str, Callable[[Array, int, bool], Array]] = {"ortools": _min_cost_flow, "scipy": _assignment}
+SOLVERS: dict[str, Callable[[Array, int, bool], Array]] = {
+    "ortools": dense_flow,
+    "scipy": _assignment,
+    "sparse": sparse_flow,
+}
 
 
 def _check(cost: Any) -> Array:
@@ -155,7 +129,8 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
     Args:
         cost: (S, T) tensor or array, finite.
         capacity: one of the four above.
-        solver: "ortools" (min-cost flow on S + T + 1 nodes), "scipy" (linear assignment), "auto" (the fastest exact).
+        solver: "ortools" (min-cost flow on S + T + 1 nodes), "sparse" (the same on the arcs that can matter, certified
+            by dual values on all), "scipy" (linear assignment), "auto" (the fastest for the size); all are exact.
 
     Returns:
         The optimal `Flow`; among several optima, any.
@@ -169,7 +144,7 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
     array = _check(cost)
     num_student, num_teacher = array.shape
     depth = slots(num_student, num_teacher, capacity)
-    name = "scipy" if solver == "auto" else solver
+    name = ("sparse" if array.size > 100_000 else "scipy") if solver == "auto" else solver
     if name not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}, auto")
     start = time.perf_counter()

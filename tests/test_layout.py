@@ -13,7 +13,8 @@ MAY = {"mgd": {"mgd"}, "classification": {"mgd", "classification"}}
 OUTSIDE = {
     "mgd/taps.py": {"torch"},
     "mgd/cost.py": {"torch"},
-    "mgd/flow.py": {"numpy", "scipy", "ortools"},
+    "mgd/flow.py": {"numpy", "scipy"},
+    "mgd/network.py": {"numpy", "ortools"},
     "mgd/margin.py": {"torch"},
     "mgd/reduce.py": {"torch"},
     "mgd/matching.py": {"torch"},

@@ -8,7 +8,7 @@ from mgd import solve_flow
 from mgd.flow import CAPACITIES
 from tests.reference import literal
 
-SOLVERS = ("ortools", "scipy", "auto")
+SOLVERS = ("ortools", "sparse", "scipy", "auto")
 TINY = [(1, 1), (1, 4), (4, 1), (2, 2), (2, 3), (2, 5), (3, 5), (3, 6), (5, 3), (5, 2), (4, 4)]
 
 
@@ -22,7 +22,7 @@ def test_equals_brute_force(shape: tuple[int, int], capacity: str, solver: str) 
         assert flow.total_cost == pytest.approx(literal.best_total(cost, capacity), rel=1e-9)
 
 
-@pytest.mark.parametrize("solver", ["ortools", "scipy"])
+@pytest.mark.parametrize("solver", ["ortools", "sparse", "scipy"])
 @pytest.mark.parametrize("capacity", CAPACITIES)
 @pytest.mark.parametrize("shape", [(8, 24), (8, 27), (24, 24), (29, 8), (16, 100)])
 def test_marginals(shape: tuple[int, int], capacity: str, solver: str) -> None:
@@ -51,12 +51,14 @@ def test_solvers_agree(shape: tuple[int, int], capacity: str) -> None:
     units = [rng.normal(size=(n, 16)) @ sources + rng.normal(size=(n, 200)) for n in shape]
     units = [u / np.linalg.norm(u, axis=1, keepdims=True) for u in units]
     cost = 2 - 2 * units[0] @ units[1].T
-    totals = [solve_flow(cost, capacity=capacity, solver=solver).total_cost for solver in ("ortools", "scipy")]
+    totals = [
+        solve_flow(cost, capacity=capacity, solver=solver).total_cost for solver in ("ortools", "sparse", "scipy")
+    ]
     assert totals[0] == pytest.approx(totals[1], rel=1e-6)
 
 
 def test_ties_still_give_a_full_assignment() -> None:
-    for solver in ("ortools", "scipy"):
+    for solver in ("ortools", "sparse", "scipy"):
         flow = solve_flow(np.full((3, 7), 2.0), solver=solver)
         assert sorted(flow.index[flow.index >= 0]) == list(range(7))
         assert flow.total_cost == 14
@@ -90,7 +92,7 @@ def test_a_half_precision_tensor_that_needs_gradient_is_taken() -> None:
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_costs_of_any_size_are_resolved(scale: float) -> None:
     cost = np.random.default_rng(3).random((4, 9)) * scale
-    totals = [solve_flow(cost, solver=solver).total_cost for solver in ("ortools", "scipy")]
+    totals = [solve_flow(cost, solver=solver).total_cost for solver in ("ortools", "sparse", "scipy")]
     assert totals[0] == pytest.approx(totals[1], rel=1e-6)
 
 
@@ -102,7 +104,7 @@ def test_costs_of_any_size_are_resolved(scale: float) -> None:
         (np.zeros(4), {}, "matrix"),
         (np.zeros((0, 4)), {}, "matrix"),
         (np.zeros((2, 4)), {"capacity": "sprad"}, "spread, truncate, reference, single"),
-        (np.zeros((2, 4)), {"solver": "gurobi"}, "ortools, scipy, auto"),
+        (np.zeros((2, 4)), {"solver": "gurobi"}, "ortools, scipy, sparse, auto"),
     ],
 )
 def test_bad_input_is_refused(cost: np.ndarray, options: dict[str, str], message: str) -> None:

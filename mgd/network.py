@@ -1,0 +1,157 @@
+"""Min-cost flow between suppliers of one unit and receivers of several, on all arcs or on the few that can matter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from ortools.graph.python import min_cost_flow
+
+Array = NDArray[Any]
+
+
+def scale_of(cost: Array) -> float:
+    """Return what turns costs into integers: as fine as leaves the solver's own scaling by nodes far from 2^63."""
+    return 2.0**33 / (float(np.abs(cost).max()) or 1.0)
+
+
+def solve_arcs(cost: Array, shape: tuple[int, int], arcs: Array, demand: int, leave_out: bool) -> Array:
+    """Solve on n + m + 1 nodes: suppliers of one unit, receivers of `demand`, one node that takes the surplus.
+
+    The surplus n - m * demand leaves from the suppliers (`leave_out`: they stay unmatched) or from the receivers (each
+    keeps at most one unit more).
+
+    Args:
+        cost: (A,) int64, of the arcs.
+        shape: (n, m).
+        arcs: (2, A), supplier and receiver of each arc.
+        demand: units that every receiver gets.
+        leave_out: where the surplus leaves.
+
+    Returns:
+        (n,) receiver of each supplier, or -1.
+
+    Raises:
+        RuntimeError: the solver found no optimum.
+    """
+    suppliers, receivers = shape
+    surplus = suppliers - receivers * demand
+    graph = min_cost_flow.SimpleMinCostFlow()
+    found = graph.add_arcs_with_capacity_and_unit_cost(arcs[0], suppliers + arcs[1], np.ones(cost.size, np.int64), cost)
+    sink = suppliers + receivers
+    if surplus:
+        leaving = np.arange(suppliers) if leave_out else suppliers + np.arange(receivers)
+        free = np.zeros(leaving.size, np.int64)
+        graph.add_arcs_with_capacity_and_unit_cost(leaving, np.full(leaving.size, sink), free + 1, free)
+        graph.set_node_supply(sink, -surplus)
+    graph.set_nodes_supplies(np.arange(suppliers), np.ones(suppliers, np.int64))
+    graph.set_nodes_supplies(suppliers + np.arange(receivers), np.full(receivers, -demand))
+    status = graph.solve()
+    if status != graph.OPTIMAL:
+        raise RuntimeError(f"the min-cost flow solver stopped with {status.name} on a {shape} cost")
+    used = graph.flows(found) > 0
+    receiver = np.full(suppliers, -1, dtype=np.int64)
+    receiver[arcs[0, used]] = arcs[1, used]
+    return receiver
+
+
+def prices(
+    cost: Array, own: Array, receiver: Array, arcs: Array, receivers: int, demand: int, leave_out: bool
+) -> Array:
+    """Return dual values that certify an optimal flow: u with cost[i, s] - u[s] >= cost[i, r(i)] - u[r(i)] on all arcs.
+
+    They are the shortest distances between receivers in the residual network, where a unit moves from r(i) to s at the
+    difference of cost: the solver itself shows none. An unmatched supplier is with an extra receiver m, at cost 0.
+
+    Args:
+        cost: (A,) int64, of the arcs.
+        own: (n,) int64, cost of each supplier at its receiver, 0 where unmatched.
+        receiver: (n,) or -1.
+        arcs: (2, A).
+        receivers: m.
+        demand: units that every receiver gets.
+        leave_out: where the surplus leaves; see `solve_arcs`.
+
+    Returns:
+        (m + 1,) int64; entry m is of the extra receiver.
+
+    Raises:
+        RuntimeError: the flow is not optimal on these arcs.
+    """
+    at = np.where(receiver < 0, receivers, receiver)
+    tail, head = at[arcs[0]], arcs[1]
+    length = cost - own[arcs[0]]
+    matched = np.flatnonzero(receiver >= 0)
+    if leave_out:
+        tail = np.concatenate([tail, at[matched]])
+        head = np.concatenate([head, np.full(matched.size, receivers)])
+        length = np.concatenate([length, -own[matched]])
+    elif len(receiver) > receivers * demand:
+        extra = np.bincount(at, minlength=receivers)[:receivers] > demand
+        node = np.full(receivers, receivers)
+        tail = np.concatenate([tail, np.where(extra, node, np.arange(receivers))])
+        head = np.concatenate([head, np.where(extra, np.arange(receivers), node)])
+        length = np.concatenate([length, np.zeros(receivers, np.int64)])
+    order = np.argsort(head, kind="stable")
+    tail, head, length = tail[order], head[order], length[order]
+    first = np.flatnonzero(np.r_[True, head[1:] != head[:-1]])
+    reached = head[first]
+    price = np.zeros(receivers + 1, np.int64)
+    for _ in range(receivers + 2):
+        better = np.minimum(np.minimum.reduceat(price[tail] + length, first), price[reached])
+        if np.array_equal(better, price[reached]):
+            return price
+        price[reached] = better
+    raise RuntimeError("the flow is not optimal: units can still be moved at a gain")
+
+
+def likely_arcs(cost: Array, degree: int) -> Array:
+    """Choose arcs that an optimum will mostly use: about the `degree` cheapest of every row and column, and a way out.
+
+    Thresholds come from a sample of 64 rows and columns; some feasible flow is always among the arcs.
+
+    Returns:
+        (2, A) supplier and receiver.
+    """
+    suppliers, receivers = cost.shape
+    chosen = np.zeros(cost.shape, dtype=bool)
+    for axis, size in ((1, receivers), (0, suppliers)):
+        step = max(1, size // 64)
+        sample = cost[:, ::step] if axis == 1 else cost[::step]
+        rank = min(sample.shape[axis] - 1, -(-degree * sample.shape[axis] // size))
+        chosen |= cost <= np.expand_dims(np.partition(sample, rank, axis=axis).take(rank, axis=axis), axis)
+    chosen[np.arange(suppliers), np.arange(suppliers) % receivers] = True
+    return np.stack(np.nonzero(chosen))
+
+
+def dense_flow(cost: Array, demand: int, leave_out: bool) -> Array:
+    """Solve on all arcs; see `solve_arcs`."""
+    suppliers, receivers = cost.shape
+    arcs = np.stack([np.repeat(np.arange(suppliers), receivers), np.tile(np.arange(receivers), suppliers)])
+    whole = np.rint(cost * scale_of(cost)).astype(np.int64).ravel()
+    return solve_arcs(whole, cost.shape, arcs, demand, leave_out)
+
+
+def sparse_flow(cost: Array, demand: int, leave_out: bool, degree: int = 40) -> Array:
+    """Solve on few arcs, certify by the prices that no other arc would help, and add those that would until none does.
+
+    The result is optimal on all arcs, up to the rounding of costs.
+    """
+    suppliers, receivers = cost.shape
+    scale = scale_of(cost)
+    arcs = likely_arcs(cost, degree)
+    while True:
+        whole = np.rint(cost[arcs[0], arcs[1]] * scale).astype(np.int64)
+        receiver = solve_arcs(whole, cost.shape, arcs, demand, leave_out)
+        matched = receiver >= 0
+        own = np.zeros(suppliers, np.int64)
+        own[matched] = np.rint(cost[matched, receiver[matched]] * scale).astype(np.int64)
+        price = prices(whole, own, receiver, arcs, receivers, demand, leave_out)
+        most = (own - price[np.where(matched, receiver, receivers)]) / scale
+        reduced = cost - price[:receivers] / scale
+        rows = np.flatnonzero(reduced.min(axis=1) < most - 1.01 / scale)
+        if rows.size == 0:
+            return receiver
+        missing, where = np.nonzero(reduced[rows] < most[rows, None] - 1.01 / scale)
+        arcs = np.concatenate([arcs, np.stack([rows[missing], where])], axis=1)
