@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from classification.data import MEAN, STD
-from classification.errors import UserError
+from classification.errors import UserError, shown
 from classification.models.weights import read_checkpoint
+from classification.paths import exists, is_folder
+from classification.restore import check_whole, whole
 from mgd import Flow
 
 VERSION = 2
@@ -31,7 +33,7 @@ FREE = {
     "data", "config", "output", "resume", "resume_override", "evaluate", "calibrate", "print_freq", "workers", "cache",
     "device", "gpu", "world_size", "rank", "dist_url", "dist_backend", "multiprocessing_distributed", "start_epoch",
     "checkpoint_every_steps", "skip_nonfinite", "bad_images", "student_resume", "teacher_resume", "pretrained",
-    "use_pretrained", "seeded",
+    "use_pretrained", "seeded", "train_list", "valid_list",
 }  # fmt: skip
 
 
@@ -94,26 +96,33 @@ def read_resume(path: str, args: Namespace, classes: list[str], inputs: dict[str
     content = read_checkpoint(path)
     if not isinstance(content.get("resume"), dict):
         raise UserError(f"{path} holds weights only and cannot be gone on with: give the last.pth of a run folder")
-    if content["resume"].get("version") != VERSION:
-        raise UserError(f"{path} has format {content['resume'].get('version')}; this code reads format {VERSION}")
+    with whole(path):
+        _compare(path, content, args, classes, inputs)
+    return content
+
+
+def _compare(path: str, content: dict[str, Any], args: Namespace, classes: list[str], inputs: dict[str, Any]) -> None:
+    resume = content["resume"]
+    if resume.get("version") != VERSION:
+        raise UserError(f"{path} has format {shown(resume.get('version'))}; this code reads format {VERSION}")
+    check_whole(path, content)
     for what, ours in (("arch", args.arch), ("num_classes", args.num_classes), ("classes", classes)):
         if content[what] != ours:
             raise UserError(f"{path} is of a run with {what} {content[what]}; this run has {ours}")
-    theirs = list(content["resume"]["terms"])
+    theirs = list(resume["terms"])
     if theirs != inputs["terms"]:
         raise UserError(f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(args.terms)}")
-    changed = changed_options(content["resume"]["config"]["options"], vars(args))
+    changed = changed_options(resume["config"]["options"], vars(args))
     changed += [
         f"the {what} (others than then)"
         for what in ("teachers", "training images")
-        if content["resume"]["inputs"][what] != inputs[what]
+        if resume["inputs"][what] != inputs[what]
     ]
     if changed and not args.resume_override:
         raise UserError(
             f"{path} is of a run with other options: {'; '.join(changed)}. Give those of the run, or "
             "--resume-override 1 to go on with the new ones"
         )
-    return content
 
 
 def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -164,10 +173,11 @@ def run_folder(args: Namespace, name: str) -> Path:
     if not args.output:
         return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder = Path(args.output)
-    again = args.resume == "auto" and (folder / "config.json").exists()
+    again = args.resume == "auto" and exists(folder / "config.json")
     if args.resume == "auto":
-        args.resume = str(folder / "last.pth") if (folder / "last.pth").exists() else ""
-    if not again and not args.resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        args.resume = str(folder / "last.pth") if exists(folder / "last.pth") else ""
+    taken = exists(folder) and (not is_folder(folder) or any(folder.iterdir()))
+    if taken and not again and not args.resume:
         raise UserError(
             f"--output {folder} exists already and is not overwritten: give another, or --resume its last.pth"
         )
@@ -175,8 +185,9 @@ def run_folder(args: Namespace, name: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be made: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--output {folder} cannot be made: {cause}") from error
     return folder
 
 
@@ -186,11 +197,13 @@ def make_folder(folder: Path, config: dict[str, Any], *, resumed: bool, bad: dic
     try:
         (folder / "flow").mkdir(parents=True, exist_ok=True)
         if resumed and path.exists():
-            before = json.loads(path.read_text())
+            before = json.loads(path.read_bytes())
             config = {**before, "resumed": [*before.get("resumed", []), config]}
         text = json.dumps(config, indent=2) + "\n"
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error}") from error
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: remove it, and the run goes on without its beginning") from error
     _replace(path, lambda file: file.write(text.encode()) and None)
     if bad:
         lines = b"".join(os.fsencode(f"{name}\t{why}\n") for name, why in bad.items())

@@ -19,6 +19,9 @@ from classification.options import Parser, build_parser
 from classification.recipe import read_recipe
 from classification.terms import LABEL_FREE, names_of, needing, term_table, using
 
+# Options that an empty text, as an unset variable leaves it in a script, would switch off unseen.
+FILES = {"config", "output", "resume", "student_resume", "teacher_resume", "train_list", "valid_list"}
+
 
 def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     """Parse and check the command line, a recipe's values standing in for defaults.
@@ -33,11 +36,17 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     nested: dict[str, Any] = {}
     if chosen.config:
         words, nested = read_recipe(parser, Path(chosen.config), distillation)
-        values = vars(parser.parse_args(["DIR", *words]))
+        try:
+            values = vars(parser.parse_args(["DIR", *words]))
+        except UserError as error:
+            raise UserError(f"recipe {chosen.config}: {error}") from error
         parser.set_defaults(**{key: value for key, value in values.items() if key not in ("data", "config")})
     args = parser.parse_args(argv)
     args.command = [prog, *argv]
     typed = _typed(parser, argv)
+    for name in sorted(FILES & set(typed)):
+        if getattr(args, name) == "":
+            raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
     _check(args, distillation)
     if distillation:
         _set_terms(args, nested.get("terms", {}), "distiller" in typed)

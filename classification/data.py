@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms as T
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from classification.cache import Cache
 from classification.errors import UserError
 from classification.images import read_image, unreadable
+from classification.lists import numbered_classes, read_list
+from classification.paths import exists, is_folder
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -83,33 +86,46 @@ class Folder:
     valid: list[tuple[str, int]]
 
 
-def read_folder(root: str | Path, *, labels: bool = True) -> Folder:
+def read_folder(
+    root: str | Path,
+    *,
+    labels: bool = True,
+    train_list: str | None = None,
+    valid_list: str | None = None,
+    num_classes: int | None = None,
+) -> Folder:
     """List `root`/train/CLASS/* and `root`/valid/CLASS/* (or val/); class indices are those of train, sorted by name.
 
-    Without labels, train holds images at any depth, their class index is -1, and valid names the classes.
+    Without labels, train holds images at any depth, their class index is -1, and valid names the classes. A list takes
+    the place of its split (see `read_list`): then the other split names the classes, or if none is left, their indices.
+
+    Args:
+        root: the data folder.
+        labels: whether train has classes.
+        train_list: a list to read instead of train/.
+        valid_list: a list to read instead of valid/.
+        num_classes: how many classes lists number, or None for as many as their labels say.
 
     Raises:
-        UserError: a missing folder, a class without images in train, a class of valid that train lacks.
+        UserError: a missing folder, a class without images in train, a class of valid that train lacks, a wrong list.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise UserError(f"data folder {root} does not exist")
-    train = _split(root, "train")
-    valid = _split(root, "valid", "val")
-    classes = _class_names(train if labels else valid)
-    unknown = sorted(set(_class_names(valid)) - set(classes))
-    if unknown:
-        raise UserError(f"{valid} has classes that {train} lacks: {', '.join(unknown[:5])}")
-    index = {name: number for number, name in enumerate(classes)}
-    listed = make_dataset(str(train), index, IMG_EXTENSIONS, allow_empty=True) if labels else _unlabelled(train)
-    folder = Folder(classes, listed, make_dataset(str(valid), index, IMG_EXTENSIONS, allow_empty=True))
-    filled = {target for _, target in folder.train}
-    empty = [name for name in classes if index[name] not in filled]
-    if empty and labels:
-        raise UserError(f"{train} has class folders without images: {', '.join(empty[:5])}")
-    if not folder.valid:
-        raise UserError(f"{valid} holds no images")
-    return folder
+    if not is_folder(root):
+        raise UserError(f"data folder {root} {'is not a folder' if exists(root) else 'does not exist'}")
+    train = _split(root, "train") if train_list is None else None
+    valid = _split(root, "valid", "val") if valid_list is None else None
+    naming = train if labels and train is not None else valid
+    classes = None if naming is None else _class_names(naming)
+    known = num_classes if classes is None else len(classes)
+    listed = [] if train_list is None else read_list(train_list, root, known if labels else None)
+    valid_samples = [] if valid_list is None else read_list(valid_list, root, known)
+    if classes is None:
+        classes = numbered_classes([*(listed if labels else []), *valid_samples], num_classes)
+    if valid is not None:
+        valid_samples = _valid_images(valid, classes, train)
+    if train is not None:
+        return Folder(classes, _train_images(train, classes) if labels else _unlabelled(train), valid_samples)
+    return Folder(classes, listed if labels else [(path, -1) for path, _ in listed], valid_samples)
 
 
 def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, str]]:
@@ -120,10 +136,46 @@ def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, st
     """
     bad = unreadable([path for path, _ in (*data.train, *data.valid)], workers)
     train, valid = ([sample for sample in part if sample[0] not in bad] for part in (data.train, data.valid))
-    empty = sorted({data.classes[target] for _, target in data.train} - {data.classes[target] for _, target in train})
-    if empty or not valid or not train:
-        raise UserError(f"no image of {', '.join(empty) or 'valid/'} can be read, as {next(iter(bad.values()))}")
+    lost = {target for _, target in data.train} - {target for _, target in train}
+    if lost or not valid:
+        names = [data.classes[target] if target >= 0 else "train/" for target in sorted(lost)] or ["valid/"]
+        first = next((path for path, target in data.train if target in lost), data.valid[0][0])
+        raise UserError(f"no image of {', '.join(names[:5])} can be read; the first is {first} ({bad[first]})")
     return Folder(data.classes, train, valid), bad
+
+
+def _class_images(split: Path, classes: list[str]) -> list[tuple[str, int]]:
+    """List the images of every class, at any depth, in the order of torchvision's ImageFolder."""
+    return [
+        (str(Path(folder, name)), label)
+        for label, class_name in enumerate(classes)
+        for folder, names in sorted(_walk(split / class_name))
+        for name in sorted(names)
+        if name.lower().endswith(IMG_EXTENSIONS)
+    ]
+
+
+def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+    for folder, _, names in os.walk(top, followlinks=True):
+        if Path(folder).is_symlink() and Path(folder).parent.resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"{folder} is a link to a folder that it lies in: its images would count many times")
+        yield folder, names
+
+
+def _train_images(train: Path, classes: list[str]) -> list[tuple[str, int]]:
+    samples = _class_images(train, classes)
+    filled = {target for _, target in samples}
+    if empty := [name for number, name in enumerate(classes) if number not in filled]:
+        raise UserError(f"{train} has class folders without images: {', '.join(empty[:5])}")
+    return samples
+
+
+def _valid_images(valid: Path, classes: list[str], train: Path | None) -> list[tuple[str, int]]:
+    if unknown := sorted(set(_class_names(valid)) - set(classes)):
+        raise UserError(f"{valid} has classes that {train} lacks: {', '.join(unknown[:5])}")
+    if not (samples := _class_images(valid, classes)):
+        raise UserError(f"{valid} holds no images")
+    return samples
 
 
 def _unlabelled(folder: Path) -> list[tuple[str, int]]:
@@ -135,13 +187,16 @@ def _unlabelled(folder: Path) -> list[tuple[str, int]]:
 
 def _split(root: Path, *names: str) -> Path:
     for name in names:
-        if (root / name).is_dir():
+        if is_folder(root / name):
             return root / name
     raise UserError(f"{root} has no folder {' or '.join(n + '/' for n in names)}; expected one folder a class in it")
 
 
 def _class_names(split: Path) -> list[str]:
-    names = sorted(entry.name for entry in split.iterdir() if entry.is_dir())
+    try:
+        names = sorted(entry.name for entry in split.iterdir() if entry.is_dir())
+    except OSError as error:
+        raise UserError(f"{split} cannot be read: {error.strerror}") from error
     if not names:
         raise UserError(f"{split} has no class folders: expected {split}/CLASS/*.jpg")
     return names

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import os
+import re
+
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def one_line(text: str) -> str:
+    """Write line ends and other control characters, as names of files may hold them, as escapes."""
+    return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def shown(value: object, most: int = 100) -> str:
+    """Quote a value that a user gave, or its beginning; bytes as the text that they are."""
+    text = repr(os.fsdecode(value) if isinstance(value, bytes) else value)
+    return text if len(text) <= most else f"{text[:most]} ..."
+
 
 class UserError(Exception):
     """A mistake that the user can mend; its text says how. Ends the script with status 2 and no traceback."""
 
     def __init__(self, text: str) -> None:
         # A loading process hands its error over wrapped in a traceback: keep the sentence.
-        super().__init__(text.rpartition("UserError: ")[2].strip())
+        super().__init__(one_line(text.rpartition("UserError: ")[2].strip()))
 
 
 class RunError(Exception):
     """What a run cannot go on after: a loss that is not finite, memory that ran out. Ends the script with status 1."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text))
 
 
 class Stopped(BaseException):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from classification.errors import UserError
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange the sides
 ORIENTATION = 0x0112
+DRAWINGS = ("EPS", "WMF")  # Pillow has other programs run them
+LONGEST = 500  # times the short side; resized by its short side, a thinner strip would fill the memory
 
 
 def read_image(path: str) -> Image.Image:
@@ -23,20 +28,41 @@ def read_image(path: str) -> Image.Image:
         UserError: naming the file.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            return _rgb(ImageOps.exif_transpose(image))
+        return _read(path)
     except Exception as error:  # a broken file raises whatever its broken bytes happen to mean
-        what = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split(" '")[0]
         raise UserError(
-            f"image {path} cannot be read ({what or type(error).__name__}): mend or remove it, or leave such images "
-            "out by --bad-images skip"
+            f"image {path} cannot be read ({_cause(path, error)}): mend or remove it, or leave such images out by "
+            "--bad-images skip"
         ) from error
+
+
+def _read(path: str) -> Image.Image:
+    with _file(path) as file, Image.open(file) as image:
+        if image.format in DRAWINGS:
+            raise ValueError("it is a drawing, not a photograph")
+        if min(image.size) < 1 or max(image.size) > LONGEST * min(image.size):
+            raise ValueError(f"it is {image.width} x {image.height} px")
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image))
+
+
+def _cause(path: str, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is of no kind that is known" if Path(path).stat().st_size else "it is empty"
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+def _file(path: str) -> BinaryIO:
+    """Open a file; a pipe, which would be waited for, is empty."""
+    at_once = getattr(os, "O_NONBLOCK", 0)
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("it holds values that are not finite")
         scale = 257 if image.mode.startswith("I;16") or values.max() > 255 else 1
         return Image.fromarray((values / scale).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -48,7 +74,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 def image_size(path: str) -> tuple[int, int]:
     """Return height and width of what `read_image` will return, from the file's head; 1, 1 where it cannot be read."""
     try:
-        with Image.open(path) as image:
+        with _file(path) as file, Image.open(file) as image:
             turned = image.getexif().get(ORIENTATION) in TURNED
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception:
@@ -60,9 +86,9 @@ def unreadable(paths: list[str], workers: int) -> dict[str, str]:
 
     def why(path: str) -> str:
         try:
-            read_image(path)
-        except UserError as error:
-            return str(error).partition("(")[2].rpartition(")")[0]
+            _read(path)
+        except Exception as error:
+            return _cause(path, error)
         return ""
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:

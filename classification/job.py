@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,9 @@ from classification.config import total_epochs
 from classification.data import Folder, read_folder, without_unreadable
 from classification.errors import UserError
 from classification.models import build
-from classification.models.weights import load_file, load_pretrained
-from mgd import Distiller, Mutual
+from classification.models.weights import load_file, load_pretrained, load_strictly
+from classification.restore import check_flows
+from mgd import ChannelMatching, Distiller, Mutual
 
 
 @dataclass
@@ -78,13 +80,16 @@ class Job:
 
     def _load_resume(self, resume: dict[str, Any], distiller: Distiller | Mutual) -> None:
         assert self.student is not None
-        try:
-            self.student.load_state_dict(resume["state_dict"])
-            for name, term in distiller.terms.items():
+        source = f"{self.args.resume} is damaged: it"
+        load_strictly(self.student, resume["state_dict"], source, self.args.arch)
+        for name, term in distiller.terms.items():
+            try:
                 term.load_state_dict(resume["resume"]["terms"][name])
-        except RuntimeError as error:
-            what = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.args.resume} is of a run with other options of its terms: {what}") from error
+                if isinstance(term, ChannelMatching):
+                    check_flows(term)
+            except Exception as error:  # a broken state raises whatever it happens to mean
+                what = f"the state of the term {name} does not fit: {' '.join(str(error).split())[:200]}"
+                raise UserError(f"{self.args.resume} is of a run with other options of its terms ({what})") from error
 
 
 def start_job(args: Namespace, *, with_teacher: bool) -> Job:
@@ -93,7 +98,14 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
     Raises:
         UserError: whatever the user can mend.
     """
-    data = read_folder(args.data, labels=bool(getattr(args, "labels", 1)))
+    warnings.filterwarnings("ignore", module="PIL")  # what it says of files names none of them
+    data = read_folder(
+        args.data,
+        labels=bool(getattr(args, "labels", 1)),
+        train_list=args.train_list,
+        valid_list=args.valid_list,
+        num_classes=args.num_classes,
+    )
     bad: dict[str, str] = {}
     if args.bad_images == "skip":
         data, bad = without_unreadable(data, args.workers)

@@ -11,6 +11,7 @@ import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor
 
+from classification.errors import UserError, shown
 from classification.launch import World
 
 
@@ -52,8 +53,9 @@ class Means:
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], world: World) -> None:
         """Take up what rank 0's `state_dict` returned after `collect`: it on rank 0, the names alone on others."""
-        self.totals = {name: total.to(self.device) * world.first for name, total in state["totals"].items()}
-        self.counts = {name: count * world.first for name, count in state["counts"].items()}
+        totals, counts = state["totals"], state["counts"]
+        self.totals = {name: total.to(self.device).double().reshape(()) * world.first for name, total in totals.items()}
+        self.counts = {name: int(counts[name]) * world.first for name in totals}
 
 
 def hits(logits: Tensor, target: Tensor) -> Tensor:
@@ -75,7 +77,7 @@ class Journal:
         if self.path.exists():
             # The last line may be cut; complete ones stand before it.
             lines = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in lines if json.loads(line)["epoch"] < start]
+            kept = [line for line in lines if _epoch(self.path, line) < start]
             beside = self.path.with_name("metrics.jsonl.new")
             beside.write_text("".join(kept))
             beside.replace(self.path)
@@ -93,3 +95,10 @@ class Journal:
     def close(self) -> None:
         """Close the event file."""
         self.events.close()
+
+
+def _epoch(path: Path, line: str) -> int:
+    try:
+        return int(json.loads(line)["epoch"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged: {shown(line)} is no record of an epoch; remove the line") from error

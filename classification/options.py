@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from classification.errors import UserError
-from mgd.flow import ASSIGNMENTS
+from mgd.flow import ASSIGNMENTS, SOLVERS
 from mgd.matching import FORMS
+
+LARGEST_SIZE = 4096  # of an image's side; beyond, one zero too many would take all memory
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,10 +55,21 @@ _nonnegative = _number(float, 0)
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", metavar="DIR", help="folder of photographs: train/CLASS/*.jpg and valid/CLASS/*.jpg (or val/)")
+    add("--train-list", metavar="FILE", help="list of `path label` lines that takes the place of train/")
+    add("--valid-list", metavar="FILE", help="the same for valid/; with both, labels are the class names")
     add("--config", metavar="FILE", help="recipe: a YAML mapping of option names to values; the command line wins")
     add("-a", "--arch", default="resnet18", help="the network to train: a name, torchvision:NAME or timm:NAME")
-    add("--num-classes", type=_count, help="default: the number of class folders in train/")
-    add("--img-size", type=_number(int, 8), default=224, help="side of the square the networks see, in pixels")
+    add(
+        "--num-classes",
+        type=_number(int, 1, 1_000_000),
+        help="default: the number of class folders in train/, or largest label + 1",
+    )
+    add(
+        "--img-size",
+        type=_number(int, 8, LARGEST_SIZE),
+        default=224,
+        help="side of the square the networks see, in pixels",
+    )
     add("--output", metavar="FOLDER", help="run folder; default: a new one under runs/")
     add("--epochs", type=_count, default=100, help="epochs of training, those of the warmup not counted")
     add("--start-epoch", type=_whole, default=0, help="epoch to begin with, counted from 0")
@@ -82,7 +95,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add(
         "-j",
         "--workers",
-        type=_whole,
+        type=_number(int, 0, 1024),
         default=min(8, os.cpu_count() or 1),
         help="loading processes, shared by the ranks that one command starts",
     )
@@ -178,7 +191,7 @@ def _add_distillation(parser: argparse.ArgumentParser) -> None:
         choices=("spread", "truncate", "reference", "single"),
         help="how many teacher channels guide one; default: spread, for sm single",
     )
-    add("--mgd-solver", choices=("auto", "ortools", "scipy"), default="auto", help="exact solver of the flow")
+    add("--mgd-solver", choices=("auto", *SOLVERS), default="auto", help="exact solver of the flow")
     add(
         "--mgd-observe",
         choices=("pass", "online"),

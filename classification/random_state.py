@@ -30,15 +30,27 @@ def random_state(world: World) -> list[dict[str, Any]]:
 
 
 def set_random_state(states: list[dict[str, Any]], world: World) -> bool:
-    """Take up this rank's state; return False where there were more or fewer ranks, and nothing is changed."""
+    """Take up this rank's state; return False where there were more or fewer ranks, and nothing is changed.
+
+    Raises:
+        ValueError: states that are none.
+    """
     if len(states) != world.size:
         return False
-    own = states[world.rank]
+    try:
+        _set(states[world.rank], world)
+    except Exception as error:  # a broken state raises whatever it happens to mean
+        raise ValueError("the states of its generators of random numbers do not fit") from error
+    return True
+
+
+def _set(own: dict[str, Any], world: World) -> None:
     version, words, gauss = own["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     kind, keys, position, has_gauss, cached = own["numpy"]
+    if not 0 <= position <= len(keys):  # NumPy would read behind its table
+        raise ValueError
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(own["torch"])
     if own["cuda"] is not None and world.device.type == "cuda":
         torch.cuda.set_rng_state(own["cuda"], world.device)
-    return True

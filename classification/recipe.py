@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
+from classification.errors import UserError, shown
+from classification.options import LARGEST_SIZE
+from classification.strict_yaml import read_yaml
+from classification.terms import OPTIONS, SCHEDULE, is_number
 
-from classification.errors import UserError
-from classification.terms import OPTIONS, SCHEDULE
-
+LONGEST = 1 << 16  # bytes; ours have hundreds
 STUDENT = {"arch": "--arch", "resume": "--student-resume", "pretrained": "--pretrained"}
-TEACHER = ("arch", "resume", "weights", "weight", "img_size", "mean", "std", "frozen")
+# What a teacher takes: which values, and how to say so.
+TEACHER: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "arch": (lambda v: isinstance(v, str), "a name"),
+    "resume": (lambda v: isinstance(v, str), "a file"),
+    "weights": (lambda v: isinstance(v, str), "a name"),
+    "weight": (lambda v: is_number(v) and v > 0, "a number above 0"),
+    "img_size": (lambda v: is_number(v) and isinstance(v, int) and 8 <= v <= LARGEST_SIZE, "a number of pixels"),
+    "mean": (lambda v: isinstance(v, list) and len(v) == 3 and all(map(is_number, v)), "three numbers"),
+    "std": (lambda v: isinstance(v, list) and len(v) == 3 and all(is_number(x) and x > 0 for x in v),
+            "three numbers above 0"),
+    "frozen": (lambda v: isinstance(v, bool), "true or false"),
+}  # fmt: skip
 
 
 def read_recipe(parser: argparse.ArgumentParser, path: Path, distillation: bool) -> tuple[list[str], dict[str, Any]]:
@@ -30,91 +43,129 @@ def read_recipe(parser: argparse.ArgumentParser, path: Path, distillation: bool)
     Raises:
         UserError: a file that is not such a mapping, an unknown key.
     """
+    content = _read(path)
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} cannot be read: {error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"recipe {path} must be a mapping of option names to values")
-    try:
-        words = _student(content.pop("student", {}))
+        given = _student(content.pop("student", {}))
         nested: dict[str, Any] = {}
         if distillation:
+            for key, option in (("terms", "distiller"), ("teachers", "teacher_arch")):
+                if key in content and {option, option.replace("_", "-")} & set(content):
+                    raise UserError(f"{key} and {option} say the same: leave one out")
             nested["teachers"] = _teachers(content.pop("teachers", []))
             nested["terms"], more = _terms(content.pop("terms", {}))
-            words += more
-        return [*words, *_words(parser, content)], nested
+            given += more
+        return _words(parser, [*given, *_options(parser, content)]), nested
     except UserError as error:
         raise UserError(f"recipe {path}: {error}") from error
 
 
-def _words(parser: argparse.ArgumentParser, content: dict[Any, Any]) -> list[str]:
-    flags = {o: action for action in parser._actions for o in action.option_strings if o.startswith("--")}
-    words: list[str] = []
+def _read(path: Path) -> dict[Any, Any]:
+    try:
+        with path.open("rb") as file:
+            text = file.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise ValueError(f"it is longer than {LONGEST} bytes")
+        content = read_yaml(text.decode())
+    except UserError as error:
+        raise UserError(f"recipe {path} is not YAML as recipes take it: {error}") from error
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) else error
+        cause = "it is no text in UTF-8" if isinstance(error, UnicodeDecodeError) else cause
+        raise UserError(f"recipe {path} cannot be read: {cause}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"recipe {path} must be a mapping of option names to values; got {shown(content)}")
+    return content
+
+
+Given = tuple[str, str, Any]  # option, how the recipe calls it, value
+
+
+def _options(parser: argparse.ArgumentParser, content: dict[Any, Any]) -> list[Given]:
+    flags = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
+    flags -= {"--help", "--config"}
+    given = []
     for key, value in content.items():
         option = "--" + str(key).replace("_", "-")
-        if option not in flags or option in ("--help", "--config"):
+        if option not in flags:
             near = difflib.get_close_matches(option, flags, n=3)
             hint = f"; close ones are {', '.join(n[2:] for n in near)}" if near else ""
-            raise UserError(f"unknown key {key!r}{hint}")
-        if flags[option].nargs == 0:
+            raise UserError(f"unknown key {shown(key)}{hint}")
+        given.append((option, str(key), value))
+    return given
+
+
+def _words(parser: argparse.ArgumentParser, given: list[Given]) -> list[str]:
+    """Turn options into words, so that no value can pass for an option of its own."""
+    actions = {o: action for action in parser._actions for o in action.option_strings}
+    words: list[str] = []
+    before: dict[str, str] = {}
+    for option, key, value in given:
+        action = actions.get(option)
+        dest = option if action is None else action.dest
+        if dest in before:
+            raise UserError(f"{before[dest]} and {key} are the same option: leave one out")
+        before[dest] = key
+        if action is not None and action.nargs == 0:
             if not isinstance(value, bool):
-                raise UserError(f"{key} must be true or false; got {value!r}")
+                raise UserError(f"{key} must be true or false; got {shown(value)}")
             words += [option] if value else []
-        elif value is None or isinstance(value, dict):
-            raise UserError(f"{key} needs a value; got {value!r}")
+        elif isinstance(value, list) and action is not None and action.nargs == "+":
+            if not value or not all(map(is_number, value)):
+                raise UserError(f"{key} must be numbers; got {shown(value)}")
+            words += [option, *map(str, value)]
+        elif isinstance(value, list) and isinstance(action, argparse._AppendAction):
+            words += [f"{option}={v}" for v in value]
+        elif value is None or isinstance(value, (dict, list)):
+            raise UserError(f"{key} needs a value{', and one only' if value else ''}; got {shown(value)}")
         else:
-            words += [option, *(str(v) for v in (value if isinstance(value, list) else [value]))]
+            words.append(f"{option}={value}")
     return words
 
 
-def _mapping(what: str, value: Any, known: tuple[str, ...]) -> dict[str, Any]:
+def _mapping(what: str, value: Any, known: Iterable[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{what} must be a mapping; got {value!r}")
+        raise UserError(f"{what} must be a mapping; got {shown(value)}")
     for key in value:
         if key not in known:
-            raise UserError(f"{what} has no {key!r}: it takes {', '.join(known)}")
+            raise UserError(f"{what} has no {shown(key)}: it takes {', '.join(known)}")
     return value
 
 
-def _student(value: Any) -> list[str]:
-    words: list[str] = []
-    for key, content in _mapping("student", value, tuple(STUDENT)).items():
-        if key == "pretrained":
-            words += [STUDENT[key]] if content else []
-        else:
-            words += [STUDENT[key], str(content)]
-    return words
+def _student(value: Any) -> list[Given]:
+    entries = _mapping("student", value, STUDENT).items()
+    return [(STUDENT[key], f"student.{key}", content) for key, content in entries]
 
 
 def _teachers(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list):
-        raise UserError(f"teachers must be a list of mappings; got {value!r}")
+        raise UserError(f"teachers must be a list of mappings; got {shown(value)}")
     for teacher in value:
         _mapping("a teacher", teacher, TEACHER)
-        if not isinstance(teacher.get("arch"), str):
-            raise UserError(f"a teacher needs an arch; got {teacher!r}")
-        for key in ("mean", "std"):
-            if key in teacher and (not isinstance(teacher[key], list) or len(teacher[key]) != 3):
-                raise UserError(f"{key} of a teacher must be three numbers; got {teacher[key]!r}")
+        if "arch" not in teacher:
+            raise UserError(f"a teacher needs an arch; got {shown(teacher)}")
+        for key, content in teacher.items():
+            fits, what = TEACHER[key]
+            if not fits(content):
+                raise UserError(f"{key} of a teacher must be {what}; got {shown(content)}")
     return value
 
 
-def _terms(value: Any) -> tuple[dict[str, dict[str, Any]], list[str]]:
+def _terms(value: Any) -> tuple[dict[str, dict[str, Any]], list[Given]]:
     """Split terms into what is kept as a mapping, and what mgd, kd and ce have options for."""
     if not isinstance(value, dict):
-        raise UserError(f"terms must be a mapping of names to mappings; got {value!r}")
+        raise UserError(f"terms must be a mapping of names to mappings; got {shown(value)}")
     kept: dict[str, dict[str, Any]] = {}
-    words: list[str] = []
+    given: list[Given] = []
     for name, entry in value.items():
         entry = {} if entry is None else entry
         if not isinstance(entry, dict):
-            raise UserError(f"terms.{name} must be a mapping; got {entry!r}")
+            raise UserError(f"terms.{name} must be a mapping; got {shown(entry)}")
+        for word in (name, *entry):
+            if not isinstance(word, str):
+                raise UserError(f"terms and their keys are names; got {shown(word)}")
         prefix = OPTIONS.get(name)
         kept[name] = {key: v for key, v in entry.items() if prefix is None or key in SCHEDULE}
         for key, v in entry.items():
             if key not in kept[name]:
-                words += [f"--{prefix}-{str(key).replace('_', '-')}", str(v)]
-    return kept, words
+                given.append((f"--{prefix}-{key.replace('_', '-')}", f"terms.{name}.{key}", v))
+    return kept, given

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from math import cos, pi
+from math import cos, isfinite, pi
 from typing import Any
 
-import yaml
-
-from classification.errors import UserError
+from classification.errors import UserError, shown
+from classification.strict_yaml import read_yaml
 from mgd import Outputs
 from mgd.losses import LOSSES, Term
 
@@ -71,14 +71,25 @@ def term_table(names: Sequence[str], recipe: Mapping[str, Any], changes: Sequenc
             raise UserError(f"--term {change}: expected NAME.KEY=VALUE, as in dkd.beta=2")
         if name not in table:
             raise UserError(f"--term {change}: this run has the terms {', '.join(table)}, and no {name}")
-        table[name][key] = yaml.safe_load(text)
+        try:
+            table[name][key] = read_yaml(text)
+        except UserError as error:
+            raise UserError(f"--term {shown(change)}: {error}") from error
     for name, entry in table.items():
-        _check(name, entry)
+        table[name] = {key: _as_number(value) for key, value in entry.items()}
+        _check(name, table[name])
     return table
 
 
+def _as_number(value: Any) -> Any:
+    """Turn 1e-4, which is text in YAML, into the number that is meant."""
+    with contextlib.suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
+
+
 def _check(name: str, entry: dict[str, Any]) -> None:
-    options = [] if name in OPTIONS else hyper_parameters(name)
+    options = {} if name in OPTIONS else hyper_parameters(name)
     for key, value in entry.items():
         if name in OPTIONS and key not in SCHEDULE:
             prefix = OPTIONS[name]
@@ -87,20 +98,39 @@ def _check(name: str, entry: dict[str, Any]) -> None:
             near = difflib.get_close_matches(key, (*SCHEDULE, *options), n=2, cutoff=0.5)
             hint = f"; close ones are {', '.join(near)}" if near else ""
             raise UserError(f"term {name} has no {key!r}: it takes {', '.join((*SCHEDULE, *options))}{hint}")
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if key == "decay":
             if value not in DECAYS:
-                raise UserError(f"{name}.decay must be one of {', '.join(DECAYS)}; got {value!r}")
-        elif key in SCHEDULE and not (number and 0 <= value < float("inf")):
-            raise UserError(f"{name}.{key} must be a number of at least 0; got {value!r}")
+                raise UserError(f"{name}.decay must be one of {', '.join(DECAYS)}; got {shown(value)}")
+        elif key in SCHEDULE and not (is_number(value) and value >= 0):
+            raise UserError(f"{name}.{key} must be a number of at least 0; got {shown(value)}")
+        elif key in options and not any(KINDS[kind][1](value) for kind in options[key]):
+            kinds = " or ".join(KINDS[kind][0] for kind in options[key])
+            raise UserError(f"{name}.{key} must be {kinds}; got {shown(value)}")
+        elif key == "label_smoothing" and not 0 <= value < 1:
+            raise UserError(f"{name}.{key} must be at least 0 and below 1; got {shown(value)}")
 
 
-def hyper_parameters(name: str) -> list[str]:
-    """Return the names of a term's hyper-parameters."""
-    kind = LOSSES[name]
-    if name == "ce":
-        return ["label_smoothing"]
-    return [p.name for p in inspect.signature(kind).parameters.values() if p.default is not p.empty]
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number, finite, and not true or false."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+# Types of hyper-parameters: how they are called, and what they take.
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "float": ("a number", is_number),
+    "int": ("a whole number", lambda value: is_number(value) and isinstance(value, int)),
+    "bool": ("true or false", lambda value: isinstance(value, bool)),
+    "str": ("a word", lambda value: isinstance(value, str)),
+    "Sequence[float]": ("a list of numbers", lambda value: isinstance(value, list) and all(map(is_number, value))),
+    "None": ("null", lambda value: value is None),
+}
+
+
+def hyper_parameters(name: str) -> dict[str, list[str]]:
+    """Return a term's hyper-parameters and their `KINDS`, but for tensors, which no recipe can hold."""
+    found = inspect.signature(LOSSES[name]).parameters.values()
+    named = [p for p in found if p.default is not p.empty and "Tensor" not in p.annotation]
+    return {p.name: p.annotation.split(" | ") for p in named}
 
 
 def weight_at(entry: Mapping[str, Any], weight: float, epochs: int, epoch: int) -> float:
@@ -136,7 +166,7 @@ def build_term(args: Namespace, name: str, student: Outputs, teachers: Sequence[
         raise UserError(f"the term {name} compares feature maps: name the taps by --student-taps and --teacher-taps")
     try:
         return kind.from_outputs(student, teachers, num_images, **options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # torch's own: shapes, or memory that is not there
         raise UserError(f"term {name}: {error}") from error
 
 

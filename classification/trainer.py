@@ -22,6 +22,7 @@ from classification.interrupt import Interrupt
 from classification.launch import MixedPrecision, wrap
 from classification.metrics import Journal, Means, hits
 from classification.random_state import random_state, set_random_state
+from classification.restore import load_optimizer, whole
 from mgd import ChannelMatching, Mutual
 
 BeforeEpoch = Callable[["Trainer", int], dict[str, float]]
@@ -78,7 +79,8 @@ class Trainer:
             RunError: a loss that is not finite, or memory that ran out.
         """
         if self.job.resume:
-            self._restore(self.job.resume["resume"])
+            with whole(self.args.resume):
+                self._restore(self.job.resume["resume"])
         if self.world.first:
             make_folder(self.job.folder, describe(self.args), resumed=self.job.resume is not None, bad=self.job.bad)
         self.world.say(f"=> run folder {self.job.folder}")
@@ -144,6 +146,12 @@ class Trainer:
         """Do a step; return its values, or None where it was left out; say what to do where memory runs out."""
         try:
             return self._step(images, target, index)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"a batch norm cannot train on {len(images)} image of {images.shape[-1]} px: raise -b or --img-size"
+            ) from error
         except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
             text = str(error)
             if isinstance(error, RuntimeError) and not any(w in text for w in ("out of memory", "allocate memory")):
@@ -329,7 +337,7 @@ class Trainer:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Take up the state of a checkpoint; student and terms have theirs since the job was built."""
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         for name, peer in self._peers().items():
             peer.load_state_dict(state["peers"][name])

@@ -33,7 +33,9 @@ NETWORKS: dict[str, tuple[Callable[..., nn.Module], str | None]] = {
     "wrn_40_2": (partial(WideResNet, 40, 2), None),
 }
 
-_WIDTH = re.compile(r"cifar_resnet(?P<layers>\d+)(_w(?P<factor>\d+(\.\d+)?)|_(?P<widths>\d+(-\d+){2}))?")
+_WIDTH = re.compile(
+    r"cifar_resnet(?P<layers>\d{1,9})(_w(?P<factor>\d{1,9}(\.\d{1,9})?)|_(?P<widths>\d{1,9}(-\d{1,9}){2}))?"
+)
 
 
 def _last_blocks(*blocks: int) -> list[str]:

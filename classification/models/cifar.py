@@ -108,9 +108,10 @@ def cifar_resnet(
 ) -> CifarResNet:
     """ResNet of `layers` = 6n + 2 layers, of three `widths`, or of 16, 32, 64 times `factor`."""
     one, two, three = widths or (round(width * factor) for width in (16, 32, 64))
-    if layers < 8 or layers % 6 != 2 or min(one, two, three) < 1:
+    if not 8 <= layers <= 2000 or layers % 6 != 2 or not 1 <= min(one, two, three) <= max(one, two, three) <= 4096:
         raise ValueError(
-            f"a CIFAR ResNet has 6n + 2 layers (20, 56 ...) and at least one channel; got {layers}, {one}-{two}-{three}"
+            f"a CIFAR ResNet has 6n + 2 layers (20, 56 ...), 2000 at most, and at least one channel, at most 4096; got "
+            f"{layers}, {one}-{two}-{three}"
         )
     if not one <= two <= three:
         raise ValueError(f"option A shortcuts cannot narrow: the widths {one}-{two}-{three} must not fall")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from urllib.error import URLError
 import timm
 import torch
 import torchvision
+from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from classification.errors import UserError
 from classification.models import pretrained_source
+from classification.paths import exists, is_file
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,26 @@ class WeightFile:
     classes: list[str] | None = None
 
 
+# What a described checkpoint says of its weights.
+DESCRIBED = {"arch": (str, "a name"), "num_classes": (int, "a number"), "classes": (list, "a list")}
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a file written by torch.save that holds tensors and plain values only.
+    """Read a file written by torch.save that holds tensors and plain values only, or a .safetensors file.
 
     Raises:
         UserError: missing, not a file, truncated, or holding code.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} {'is not a file' if path.exists() else 'does not exist'}")
+    if not is_file(path):
+        raise UserError(f"checkpoint {path} {'is not a file' if exists(path) else 'does not exist'}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what a broken file looks like
+            if path.suffix == ".safetensors":
+                content = load_safetensors(path)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # broken files raise whatever their broken bytes happen to mean
         raise UserError(
             f"checkpoint {path} cannot be read: it is truncated, of another format, or holds more than tensors and "
@@ -57,11 +69,24 @@ def read_weights(path: str | Path) -> WeightFile:
     """
     content = read_checkpoint(path)
     state = content.get("state_dict", content)
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+    if not _is_state(state):
         raise UserError(f"checkpoint {path} holds no weights: expected a state dict, or one under 'state_dict'")
     state = {name.removeprefix("module."): value for name, value in state.items()}
-    described = {key: content.get(key) for key in ("arch", "num_classes", "classes")} if state is not content else {}
+    described = {key: content.get(key) for key in DESCRIBED} if state is not content else {}
+    for key, (kind, what) in DESCRIBED.items():
+        if described.get(key) is not None and not isinstance(described[key], kind):
+            raise UserError(f"checkpoint {path} is damaged: its {key!r} is not {what}")
+    if not all(isinstance(name, str) for name in described.get("classes") or ()):
+        raise UserError(f"checkpoint {path} is damaged: its 'classes' are not names")
     return WeightFile(Path(path), state, **described)
+
+
+def _is_state(state: object) -> bool:
+    return (
+        isinstance(state, Mapping)
+        and bool(state)
+        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+    )
 
 
 def load_file(model: nn.Module, path: str | Path, *, arch: str, num_classes: int, classes: list[str] | None) -> str:
@@ -87,7 +112,7 @@ def load_file(model: nn.Module, path: str | Path, *, arch: str, num_classes: int
         raise UserError(f"checkpoint {path} has {weights.num_classes} classes, this run {num_classes}")
     if classes is not None and weights.classes is not None:
         _compare_classes(path, weights.classes, classes)
-    _load_strictly(model, weights.state_dict, f"checkpoint {path}", arch)
+    load_strictly(model, weights.state_dict, f"checkpoint {path}", arch)
     order = "" if weights.classes is not None else "; it names no classes, so their order could not be checked"
     return f"{arch}: loaded {len(weights.state_dict)} tensors from {path}{order}"
 
@@ -104,12 +129,27 @@ def _compare_classes(path: str | Path, theirs: list[str], ours: list[str]) -> No
     raise UserError(f"checkpoint {path} names {len(theirs)} classes, the data has {len(ours)}")
 
 
-def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, arch: str) -> None:
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, arch: str) -> None:
+    """Load every tensor of a network, no more and no less.
+
+    Args:
+        model: the network.
+        state: its tensors by name.
+        source: what they come from, for the messages.
+        arch: the network's name, likewise.
+
+    Raises:
+        UserError: other tensors, or values that no training leaves behind.
+    """
+    if not _is_state(state):
+        raise UserError(f"{source} holds no weights")
     own = model.state_dict()
     missing = sorted(set(own) - set(state))
     unexpected = sorted(set(state) - set(own))
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
-    of_head = len(shapes) in (1, 2) and all(own[n].shape[1:] == state[n].shape[1:] for n in shapes)
+    of_head = len(shapes) in (1, 2) and all(
+        0 < own[n].ndim == state[n].ndim and own[n].shape[1:] == state[n].shape[1:] for n in shapes
+    )
     if not missing and not unexpected and of_head:
         theirs, ours = state[shapes[0]].shape[0], own[shapes[0]].shape[0]
         raise UserError(f"{source} has {theirs} classes, this run {ours} (by the shape of {shapes[0]})")
@@ -120,7 +160,21 @@ def _load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, a
             if names
         ]
         raise UserError(f"{source} does not fit {arch}: tensors {', '.join(parts)}")
+    _check_values(model, state, source)
     model.load_state_dict(state)
+
+
+def _check_values(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights that are not finite, and what cannot be copied into a network."""
+    weights = dict(model.named_parameters())
+    for name, value in state.items():
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.is_complex():
+            raise UserError(f"{source} holds {name} in a form that no network takes")
+        value = value.float()  # not every kind of number knows whether it is finite
+        bad = ~value.isfinite() if name in weights else value.isnan()
+        if bad.any():
+            raise UserError(f"{source} holds values that are not finite (in {name}): its training had diverged")
 
 
 def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | None = None) -> str:
@@ -165,7 +219,7 @@ def load_with_new_head(model: nn.Module, state: Mapping[str, Tensor], arch: str)
     own = model.state_dict()
     head = {name for name in own if name in state and own[name].shape != state[name].shape}
     kept = {name: own[name] if name in head else value for name, value in state.items()}
-    _load_strictly(model, kept, "the pretrained file", arch)
+    load_strictly(model, kept, "the pretrained file", arch)
     if not head:
         return f"{arch}: loaded {len(kept)} pretrained tensors"
     classes = {(state[name].shape[0], own[name].shape[0]) for name in head}

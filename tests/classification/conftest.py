@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from classification import main_base
+from classification import main_base, main_mgd
 
 CLASSES = ("bar", "dot", "sky")
 TEACHER = "cifar_resnet8"
@@ -60,3 +60,12 @@ def distil(photos: Path, teacher: Path, tmp_path: Path) -> list[str]:
     """The words of a short distillation, its run folder last."""
     pair = ["-a", STUDENT, "--teacher-arch", TEACHER, "--teacher-resume", str(teacher)]
     return [str(photos), *pair, *SMALL, "--loss-factor", "1e3", "--epochs", "2", "--output", str(tmp_path / "run")]
+
+
+@pytest.fixture(scope="session")
+def short_run(photos: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a distillation of one epoch."""
+    folder = tmp_path_factory.mktemp("short") / "run"
+    pair = ["-a", STUDENT, "--teacher-arch", TEACHER, "--teacher-resume", str(teacher)]
+    assert main_mgd.main([str(photos), *pair, *SMALL, "--epochs", "1", "--output", str(folder)]) == 0
+    return folder

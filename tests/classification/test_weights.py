@@ -52,6 +52,10 @@ def test_published_forms_load(form: str, tmp_path: Path) -> None:
         (described(classes=["dog", "cat", "eel"]), "another order: class 0 is 'dog' there, 'cat'"),
         (described(classes=["cat", "dog", "emu"]), "differ: class 2 is 'emu' there, 'eel'"),
         ({"state_dict": build(ARCH, 4).state_dict()}, "has 4 classes, this run 3"),
+        ({**build(ARCH, 3).state_dict(), "linear.bias": torch.tensor(0.0)}, "1 of another shape"),
+        ({**build(ARCH, 3).state_dict(), "bn1.num_batches_tracked": torch.zeros(2)}, "1 of another shape"),
+        ({**build(ARCH, 3).state_dict(), "bn1.running_var": torch.full((8,), torch.nan)}, "not finite .in bn1.running"),
+        (described(classes=[1, 2, 3]), "its 'classes' are not names"),
         (build("cifar_resnet14_w0.5", 3).state_dict(), "does not fit .*unexpected"),
         (build("cifar_resnet8", 3).state_dict(), "does not fit .*another shape"),
         ({}, "holds no weights"),
@@ -116,3 +120,22 @@ def test_offline_says_which_option_gives_a_file(monkeypatch: pytest.MonkeyPatch)
         load_pretrained(build("resnet18", 3), "resnet18", option="--teacher-resume")
     with pytest.raises(UserError, match=r"no pretrained weights of mobilenet_v1.*--student-resume"):
         load_pretrained(build("mobilenet_v1", 3), "mobilenet_v1", option="--student-resume")
+
+
+def test_safetensors_and_the_published_scripts_checkpoints_load_without_help(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = build("cifar_resnet8", 3).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    published = {f"module.{name}": value for name, value in state.items()}
+    torch.save(
+        {"epoch": 3, "arch": "cifar_resnet8", "state_dict": published, "best_acc1": torch.tensor(1.0)},
+        tmp_path / "p.tar",
+    )
+    (tmp_path / "broken.safetensors").write_bytes((tmp_path / "w.safetensors").read_bytes()[:-100])
+    for name in ("w.safetensors", "p.tar"):
+        model = build("cifar_resnet8", 3)
+        assert "loaded" in load_file(model, tmp_path / name, arch="cifar_resnet8", num_classes=3, classes=None)
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    with pytest.raises(UserError, match="cannot be read"):
+        load_file(model, tmp_path / "broken.safetensors", arch="cifar_resnet8", num_classes=3, classes=None)
