@@ -186,7 +186,7 @@ def run_folder(args: Namespace, name: str) -> Path:
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except (OSError, ValueError) as error:
-        cause = error.strerror if isinstance(error, OSError) else error
+        cause = error.strerror if isinstance(error, OSError) else "no file may have such a name"
         raise UserError(f"--output {folder} cannot be made: {cause}") from error
     return folder
 

@@ -42,7 +42,7 @@ def read_list(path: str | Path, root: str | Path, num_classes: int | None = None
                 except UserError as error:
                     raise UserError(f"list {path}, line {number}: {error}") from error
     except (OSError, ValueError) as error:
-        cause = error.strerror if isinstance(error, OSError) else str(error)
+        cause = error.strerror if isinstance(error, OSError) else "no file may have such a name"
         raise UserError(f"list {path} cannot be read: {cause}") from error
     if not samples:
         raise UserError(f"list {path} names no images: expected lines of `path label`")

@@ -41,7 +41,7 @@ def check_whole(path: str, content: Mapping[str, Any]) -> None:
     resume = content["resume"]
     for part, kinds in ((content, PARTS), (resume, RESUME)):
         for name, kind in kinds.items():
-            value = part.get(name)
+            value: Any = part.get(name)
             fits = isinstance(value, kind) and not isinstance(value, bool)
             if not fits or (kind not in (dict, list, str) and not (is_number(value) and value >= 0)):
                 raise damaged(path, f"its {name!r} is {shown(value)}" if name in part else f"it has no {name!r}")

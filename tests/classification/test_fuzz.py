@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
@@ -212,6 +213,19 @@ def test_bytes_of_checkpoints(
     content = teacher.with_name(name).read_bytes()
     file.write_bytes(changed_pickle(content, changes) if inside else changed_bytes(content, changes, cut))
     load(file)
+
+
+@fuzz()
+@given(changes=CHANGES, cut=st.just(1.0) | st.floats(0, 1), head=st.booleans())
+def test_bytes_of_safetensors(
+    changes: list[tuple[float, int]], cut: float, head: bool, file: Path, teacher: Path
+) -> None:
+    state = torch.load(teacher, weights_only=True)["state_dict"]
+    content = safetensors.torch.save({name: value.contiguous() for name, value in state.items()})
+    length = 8 + int.from_bytes(content[:8], "little") if head else len(content)
+    path = file.with_suffix(".safetensors")
+    path.write_bytes(changed_bytes(content[:length], changes, 1.0) + content[length : int(cut * len(content))])
+    load(path)
 
 
 def test_a_pickle_that_is_left_as_it_is_still_loads(file: Path, teacher: Path) -> None:

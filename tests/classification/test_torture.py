@@ -15,7 +15,7 @@ def test_a_run_that_is_killed_five_times_ends_as_the_one_left_alone(
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import torture
 
-    small = [*torture.OPTIONS, "--img-size", "16", "-b", "4", "--epochs", "2", "--mgd-max-images", "20"]
+    small = [*torture.OPTIONS, "--img-size", "16", "-b", "4", "--epochs", "10", "--mgd-max-images", "20"]
     words = [str(photos), *small, "--teacher-resume", str(teacher)]
     torture.launch([*words, "--output", str(tmp_path / "alone")])
     kills = {"step": 2, "matching": 1, "evaluation": 1, "checkpoint": 1}
