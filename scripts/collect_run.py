@@ -38,11 +38,13 @@ def collect(run: Path) -> dict[str, Any]:
     }
 
 
-def without_folders(result: dict[str, Any]) -> dict[str, Any]:
+def without_folders(value: Any) -> Any:
     """Keep file names, not folders of the machine that ran it."""
-    command = [Path(word).name if word.startswith("/") else word for word in result["command"]]
-    options = {k: Path(v).name if str(v).startswith("/") else v for k, v in result["options"].items()}
-    return {**result, "command": command, "options": options}
+    if isinstance(value, dict):
+        return {key: without_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [without_folders(part) for part in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def main() -> None:
