@@ -38,8 +38,8 @@ def distil(job: Job, student: Taps, *teachers: Taps) -> Distiller:
     """Build the terms and freeze the teachers, each in its fastest form."""
     args = job.args
     views = [view(args, spec) for spec in args.teachers]
-    outputs = [dry(args, network, None) for network in (student,)]
-    outputs += [dry(args, teacher, shown) for teacher, shown in zip(teachers, views, strict=True)]
+    networks = zip((student, *teachers), (None, *views), strict=True)
+    outputs = [dry(args, network, shown) for network, shown in networks]
     defaults = {"mgd": 1 / args.loss_factor if args.mgd_form == "sum" else args.mgd_weight, "kd": args.kd_weight}
     terms: dict[str, tuple[nn.Module, Weight]] = {}
     for name in args.terms:
