@@ -117,7 +117,8 @@ class Taps(nn.Module):
             return
         slot = slots[number]
         copies = self._copy[self.model.training][number]
-        slot.originals.append(None if tensor.is_inference() else (tensor, tensor._version))
+        if not torch.compiler.is_compiling():  # a compiled forward keeps to what eager ones learned
+            slot.originals.append(None if tensor.is_inference() else (tensor, tensor._version))
         slot.calls.append(tensor.clone() if copies else tensor)
 
     def forward(self, images: Tensor) -> Outputs:
@@ -142,6 +143,8 @@ class Taps(nn.Module):
         call = -1 if point.call is None else point.call
         if not -calls <= call < calls:
             raise ValueError(f"tap {point.path!r}: the module is called only {calls} times in a forward")
+        if torch.compiler.is_compiling():
+            return slot.calls[call]
         original = slot.originals[call]
         overwritten = original is None or original[0]._version != original[1]
         copies = self._copy[self.model.training]
