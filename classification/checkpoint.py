@@ -24,7 +24,7 @@ from classification.paths import exists, is_folder
 from classification.restore import check_whole, whole
 from mgd import Flow
 
-VERSION = 2
+VERSION = 3
 
 save = torch.save
 

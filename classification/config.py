@@ -17,7 +17,7 @@ from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER
 from classification.options import Parser, build_parser
 from classification.recipe import read_recipe
-from classification.terms import LABEL_FREE, names_of, needing, term_table, using
+from classification.terms import LABEL_FREE, names_of, needing, single_class, term_table, using
 
 # Options that an empty text, as an unset variable leaves it in a script, would switch off unseen.
 FILES = {"config", "output", "resume", "student_resume", "teacher_resume", "train_list", "valid_list"}
@@ -101,6 +101,8 @@ def _check(args: Namespace, distillation: bool) -> None:
         raise UserError("--resume goes on in the folder of its file: leave --output out")
     if (args.pretrained or args.use_pretrained) and args.student_resume:
         raise UserError("--student-resume and pretrained weights exclude each other")
+    if args.accumulate > args.batch_size:
+        raise UserError(f"--accumulate {args.accumulate} divides batches of {args.batch_size} images: raise -b")
     _check_devices(args)
     if distillation:
         _check_distillation(args)
@@ -131,6 +133,11 @@ def _check_devices(args: Namespace) -> None:
         raise UserError("--sync-bn 1 needs GPUs: torch has no CPU form of it")
     if args.sync_bn and not (args.world_size > 1 or args.multiprocessing_distributed or "RANK" in os.environ):
         raise UserError("--sync-bn 1 needs several ranks: --multiprocessing-distributed, --world-size or torchrun")
+    alone = args.world_size <= 1 and not args.multiprocessing_distributed and "RANK" not in os.environ
+    if args.compile and alone and on_gpu and gpus > 1 and args.gpu is None and (device is None or device.index is None):
+        raise UserError("--compile 1 does not go with DataParallel: name one GPU by --gpu, or start ranks by torchrun")
+    if args.compile:
+        _check_compiler()
     if args.dist_backend == "nccl" and not on_gpu:
         raise UserError("--dist-backend nccl needs GPUs: use gloo")
     if args.world_size == 0 or args.world_size < -1:
@@ -143,6 +150,15 @@ def _check_devices(args: Namespace) -> None:
         wrong = not 0 <= args.rank < size and not (env and args.world_size == -1)
     if wrong:
         raise UserError(f"--world-size {size} needs --rank between 0 and {size - 1}; got {args.rank}")
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise UserError("--compile 1 needs a C++ compiler, as g++: install one, or leave it out") from error
 
 
 def _check_distillation(args: Namespace) -> None:
@@ -175,6 +191,10 @@ def _set_terms(args: Namespace, recipe: dict[str, Any], chosen: bool) -> None:
     args.terms = term_table([*ce, *names], recipe, args.term)
     if not args.terms:
         raise UserError("no terms are left to train with")
+    if args.mixup or args.cutmix:
+        single = single_class(args.terms)
+        if single:
+            raise UserError(f"--mixup and --cutmix mix images of two classes, and {', '.join(single)} needs one")
     args.labels = int(bool(needing(args.terms, "labels"))) if args.labels is None else args.labels
     args.distiller = "+".join(names)
     if args.kd_temperature is None:

@@ -236,16 +236,18 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         seed: of the permutation, together with the epoch.
         rank: of this process.
         size: number of ranks.
+        parts: into which each rank divides its slice.
 
     Raises:
-        UserError: a batch with fewer images than ranks.
+        UserError: a batch with fewer images than parts on all ranks.
     """
 
-    def __init__(self, num: int, batch_size: int, seed: int, rank: int = 0, size: int = 1) -> None:
+    def __init__(self, num: int, batch_size: int, seed: int, rank: int = 0, size: int = 1, parts: int = 1) -> None:
         self.num, self.seed, self.rank, self.size = num, seed, rank, size
         self.steps = -(-num // batch_size)
-        if num // self.steps < size:
-            raise UserError(f"{num} images in batches of {batch_size} leave some of {size} ranks without any: raise -b")
+        if num // self.steps < size * parts:
+            of = f"{size} ranks" if parts == 1 else f"{size * parts} parts"
+            raise UserError(f"{num} images in batches of {batch_size} leave some of {of} without any: raise -b")
         self.epoch = 0
         self.start = 0  # steps of the epoch that are left out, being done already
 

@@ -45,7 +45,7 @@ class Engine:
         self._train_cache: Cache | None = None
         self.interrupt: Interrupt | None = None  # while training
         # Images that one device sees at once when nothing is wrapped.
-        self._share = -(-job.args.batch_size // (world.size * parallel_devices(world, job.args)))
+        self._share = -(-job.args.batch_size // (world.size * parallel_devices(world, job.args) * job.args.accumulate))
 
     # -- evaluation
 

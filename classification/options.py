@@ -74,6 +74,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=_count, default=100, help="epochs of training, those of the warmup not counted")
     add("--start-epoch", type=_whole, default=0, help="epoch to begin with, counted from 0")
     add("-b", "--batch-size", type=_count, default=256, help="images a step, over all devices and ranks together")
+    add("--accumulate", type=_count, default=1, metavar="N", help="pass each batch in N parts, to save memory")
     add(
         "--resume",
         metavar="FILE",
@@ -125,6 +126,16 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         "--train-crop", choices=("resized", "pad"), default="resized", help="pad: images fill the frame already (CIFAR)"
     )
     add("--hflip", type=int, choices=(0, 1), default=1, help="0: no mirrored images (digits, text)")
+    add("--mixup", type=_nonnegative, default=0.0, metavar="ALPHA", help="mix pairs of images; 0.2 is usual, 0 is off")
+    add("--cutmix", type=_nonnegative, default=0.0, metavar="ALPHA", help="paste parts of images; 1 is usual, 0 is off")
+    add(
+        "--ema",
+        type=_number(float, 0, 0.999999),
+        default=0.0,
+        metavar="DECAY",
+        help="evaluate and keep an average of the student over its steps; 0.999 to 0.9999 is usual, 0 is off",
+    )
+    add("--compile", type=int, choices=(0, 1), default=0, help="1: torch.compile; slow to start, then faster")
     add("--pretrained", action="store_true", help="start from the published ImageNet weights")
     add("--use-pretrained", type=int, choices=(0, 1), default=0, help="1: the same as --pretrained")
     add("--student-resume", metavar="FILE", help="weights of the network to train or evaluate")

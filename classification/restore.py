@@ -18,7 +18,7 @@ PARTS: dict[str, Any] = {"state_dict": dict, "arch": str, "num_classes": int, "c
 RESUME: dict[str, Any] = {
     "epoch": int, "step": int, "seconds": (int, float), "extra": dict, "means": dict, "best": dict, "skipped": int,
     "seed": int, "config": dict, "inputs": dict, "peers": dict, "terms": dict, "optimizer": dict, "scaler": dict,
-    "random": list,
+    "ema": dict, "random": list,
 }  # fmt: skip
 INSIDE = {"config": ("options",), "inputs": ("teachers", "training images"), "best": ("valid_top1", "valid_top5")}
 

@@ -187,3 +187,9 @@ def needing(names: Iterable[str], what: str) -> list[str]:
 def using(names: Iterable[str], what: str) -> list[str]:
     """Return those of the terms that need "maps", or use them where they are there."""
     return [name for name in names if name == "mgd" or what in LOSSES[name].needs | LOSSES[name].uses]
+
+
+def single_class(names: Iterable[str]) -> list[str]:
+    """Return those of the terms that take one class an image, or know images by their number: none may be mixed."""
+    kinds = {name: LOSSES[name] for name in names if name != "mgd"}
+    return [name for name, kind in kinds.items() if "labels" in kind.uses or "index" in kind.needs]

@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from classification import averaging
 from classification.balance import balanced, dominant, gradient_shares
 from classification.checkpoint import VERSION, describe_student, make_folder, write_atomic
 from classification.config import describe, learning_rate, total_epochs
@@ -19,10 +18,10 @@ from classification.data import Photos, TrainBatches, loader, train_transform
 from classification.engine import Engine, accuracy
 from classification.errors import RunError, Stopped, UserError
 from classification.interrupt import Interrupt
-from classification.launch import MixedPrecision, wrap
-from classification.metrics import Journal, Means, hits
+from classification.metrics import Journal, Means
 from classification.random_state import random_state, set_random_state
 from classification.restore import load_optimizer, whole
+from classification.step import Stepper
 from mgd import ChannelMatching, Mutual
 
 BeforeEpoch = Callable[["Trainer", int], dict[str, float]]
@@ -45,19 +44,15 @@ class Trainer:
         self.engine, self.job, self.args, self.world = engine, job, args, world
         self.before_epoch = before_epoch
         self.student = job.student
-        self.distiller = job.distiller.to(world.device)
-        self.optimizer = torch.optim.SGD(
-            [p for p in self.distiller.parameters() if p.requires_grad],
-            args.lr,
-            momentum=args.momentum,
-            weight_decay=args.weight_decay,
-            nesterov=args.momentum > 0,
-        )
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
+        self.distiller = job.distiller
+        self.stepper = Stepper(engine)
+        # What is evaluated and kept as the result.
+        self.result = self.student if self.stepper.average is None else self.stepper.average.module
         self.photos = Photos(job.data.train, train_transform(args), engine.seed, engine.train_cache())
-        self.batches = TrainBatches(len(self.photos), args.batch_size, engine.seed, world.rank, world.size)
+        self.batches = TrainBatches(
+            len(self.photos), args.batch_size, engine.seed, world.rank, world.size, args.accumulate
+        )
         self.loader = loader(self.photos, self.batches, engine.workers, world.device)
-        self.wrapped = wrap(MixedPrecision(self.distiller, world.device, args.amp), world, args)
         # The state between two steps, beside that of the modules above.
         self.epoch = args.start_epoch
         self.step = 0  # steps of this epoch that are done
@@ -65,9 +60,7 @@ class Trainer:
         self.extra: dict[str, float] = {}  # what before_epoch returned
         self.means = Means(world.device)
         self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
-        self.skipped = 0  # steps left out because their loss was not finite
         self.balance_told = False
-        self._agreed = torch.zeros(2, device=world.device)  # kept: see World.kept
 
     # -- the loop
 
@@ -102,7 +95,7 @@ class Trainer:
             self.means, self.seconds = Means(self.world.device), 0.0
         try:
             self._train()
-            record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate(self.student)}
+            record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate(self.result)}
             for name, peer in self._peers().items():
                 record |= {f"{key}_{name}": value for key, value in self.engine.evaluate(peer).items()}
         except Stopped:
@@ -122,102 +115,22 @@ class Trainer:
         """Do the steps of the epoch that are left."""
         epoch, steps, every = self.epoch, len(self.batches), self.args.checkpoint_every_steps
         self.batches.epoch, self.batches.start = epoch, self.step
-        self.wrapped.train()
+        self.stepper.wrapped.train()
         bar = self.engine.progress(self.loader, f"epoch {epoch}")
         before, earlier = time.perf_counter(), self.seconds
-        for images, target, index in _told(bar, self.args):
-            self._set_rate(learning_rate(self.args, epoch, self.step / steps))
-            labels = self.engine.move(target) if self.args.labels else None
-            values = self._guarded_step(self.engine.images(images), labels, self.engine.move(index))
+        for batch in _told(bar, self.args):
+            self.stepper.set_rate(learning_rate(self.args, epoch, self.step / steps))
+            values = self.stepper(batch, epoch, self.step, self.batches.batch_size(self.step))
             if values is not None:
-                self.means.add(values, len(images))
+                self.means.add(values, len(batch[0]))
             self.step += 1
             self.seconds = earlier + time.perf_counter() - before
             if self.step % self.args.print_freq == 0 and values is not None:
                 self._say_step(values, bar)
-            if self._agreed[1]:
-                raise Stopped(int(self._agreed[1]))
+            if self.stepper.signal:
+                raise Stopped(self.stepper.signal)
             if every and self.step % every == 0 and self.step < steps:
                 self.save()
-
-    # -- a step
-
-    def _guarded_step(self, images: Tensor, target: Tensor | None, index: Tensor) -> dict[str, Tensor] | None:
-        """Do a step; return its values, or None where it was left out; say what to do where memory runs out."""
-        try:
-            return self._step(images, target, index)
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise UserError(
-                f"a batch norm cannot train on {len(images)} image of {images.shape[-1]} px: raise -b or --img-size"
-            ) from error
-        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-            text = str(error)
-            if isinstance(error, RuntimeError) and not any(w in text for w in ("out of memory", "allocate memory")):
-                raise
-            raise RunError(
-                f"memory ran out in epoch {self.epoch}, step {self.step}, with {len(images)} images of "
-                f"{images.shape[-1]} px: lower -b or --img-size, use --amp bf16, or leave --cache ram out"
-            ) from error
-
-    def _step(self, images: Tensor, target: Tensor | None, index: Tensor) -> dict[str, Tensor] | None:
-        norms = self._norm_buffers() if self.args.skip_nonfinite else {}
-        values: dict[str, Tensor] = self.wrapped(images, target, index, self.epoch)
-        if not self._agree(values):
-            self._leave_out(values, index, norms)
-            return None
-        if self.step == 0:
-            shares = gradient_shares(self.student, values, self.distiller.weights(self.epoch))
-            values |= {f"{name}_share": share for name, share in shares.items()}
-        # DDP averages gradients over ranks; slices that differ in size weigh by their images.
-        share = len(images) * self.world.size / self.batches.batch_size(self.step)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(values["loss"].mean() * share).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        logits = values.pop("logits").detach().float()
-        if target is not None:
-            values["train_hits"] = hits(logits, target)[:1] / len(target)
-        return values
-
-    def _agree(self, values: Mapping[str, Tensor]) -> bool:
-        """Let the ranks know of each other's signals; return whether the loss is finite on all of them."""
-        signal = self.engine.interrupt.signal if self.engine.interrupt is not None else 0
-        self._agreed[0] = ~values["loss"].detach().isfinite().all()
-        self._agreed[1] = signal
-        if self.world.size > 1:
-            dist.all_reduce(self._agreed, op=dist.ReduceOp.MAX)
-        return not self._agreed[0]
-
-    def _norm_buffers(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.distiller.named_buffers() if "running" in name}
-
-    def _leave_out(self, values: Mapping[str, Tensor], index: Tensor, norms: Mapping[str, Tensor]) -> None:
-        """Take back what the forward changed, or stop the run.
-
-        Raises:
-            RunError: more steps than --skip-nonfinite allows.
-        """
-        self.skipped += 1
-        bad = [name for name in self.distiller.terms if not values[name].detach().isfinite().all()]
-        files = [self.photos.samples[int(i)][0] for i in index]
-        where = f"epoch {self.epoch}, step {self.step}"
-        what = f"the loss is not finite in {where} (term {', '.join(bad) or 'sum'}; images {', '.join(files[:4])}"
-        what += f" and {len(files) - 4} more)" if len(files) > 4 else ")"
-        if self.skipped > self.args.skip_nonfinite:
-            raise RunError(
-                f"{what}: lower --lr or the term's weight, look at the images, or allow some by --skip-nonfinite N; "
-                f"{self.job.folder / 'last.pth'} is from before"
-            )
-        for name, value in self.distiller.named_buffers():
-            if name in norms:
-                value.copy_(norms[name])
-        self.world.say(f"!! WARNING: {what}: left out, {self.skipped} of {self.args.skip_nonfinite}")
-
-    def _set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
 
     # -- what is said and logged
 
@@ -231,8 +144,8 @@ class Trainer:
             record[f"train_{name}_weighted"] = weight * record[f"train_{name}"]
             if f"{name}_share" in means:
                 record[f"gradient_share_{name}"] = means[f"{name}_share"]
-        if self.skipped:
-            record["skipped_steps"] = self.skipped
+        if self.stepper.skipped:
+            record["skipped_steps"] = self.stepper.skipped
         record["learning_rate"] = learning_rate(self.args, epoch, 0.0)
         record["images_per_second"] = len(self.photos) / self.seconds
         record["train_seconds"] = self.seconds
@@ -276,16 +189,15 @@ class Trainer:
         """
         if self.before_epoch:
             self.before_epoch(self, 0)
-        self.wrapped.train()
+        self.stepper.wrapped.train()
         means, weights = Means(self.world.device), self.distiller.weights(0)
         if len(weights) == 1:
             raise UserError("--calibrate compares terms, and this run has one")
-        for step, (images, target, index) in enumerate(self.loader):
+        for step, batch in enumerate(self.loader):
             if step == steps:
                 break
-            labels = self.engine.move(target) if self.args.labels else None
-            values = self.wrapped(self.engine.images(images), labels, self.engine.move(index), 0)
-            means.add(gradient_shares(self.student, values, weights), len(images))
+            values = self.stepper.forward(*batch, 0)
+            means.add(gradient_shares(self.student, values, weights), len(batch[0]))
         shares = means.means(self.world)
         for name, weight in balanced(weights, shares).items():
             how = f"--term {name}.weight={weight:.4g}"
@@ -302,6 +214,8 @@ class Trainer:
     def save(self, *, better: bool = False) -> None:
         """Write last.pth, and with `better` best.pth before it: rank 0's weights and statistics, every rank's draws."""
         self.world.share_state(self.student)
+        if self.result is not self.student:
+            self.world.share_state(self.result)
         self.means.collect(self.world)
         for term in self.distiller.terms.values():
             if isinstance(term, ChannelMatching):
@@ -309,7 +223,7 @@ class Trainer:
         drawn = random_state(self.world)
         if not self.world.first:
             return
-        plain = describe_student(self.student.state_dict(), self.args, self.job.data.classes)
+        plain = describe_student(self.result.state_dict(), self.args, self.job.data.classes)
         for (name, peer), spec in zip(self._peers().items(), self.args.teachers, strict=False):
             described = describe_student(peer.state_dict(), self.args, self.job.data.classes)
             write_atomic(self.job.folder / f"{name}.pth", {**described, "arch": spec["arch"]})
@@ -323,26 +237,28 @@ class Trainer:
             "extra": self.extra,
             "means": self.means.state_dict(),
             "best": self.best,
-            "skipped": self.skipped,
+            "skipped": self.stepper.skipped,
             "seed": self.engine.seed,
             "config": describe(self.args),
             "inputs": self.job.inputs,
             "peers": {name: peer.state_dict() for name, peer in self._peers().items()},
             "terms": {name: term.state_dict() for name, term in self.distiller.terms.items()},
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            "optimizer": self.stepper.optimizer.state_dict(),
+            "scaler": self.stepper.scaler.state_dict(),
+            "ema": averaging.state(self.stepper.average, self.student),
             "random": drawn,
         }
         write_atomic(self.job.folder / "last.pth", {**plain, "resume": resume})
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Take up the state of a checkpoint; student and terms have theirs since the job was built."""
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        load_optimizer(self.stepper.optimizer, state["optimizer"])
+        self.stepper.scaler.load_state_dict(state["scaler"])
+        averaging.restore(self.stepper.average, self.student, state["ema"])
         for name, peer in self._peers().items():
             peer.load_state_dict(state["peers"][name])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.extra, self.best, self.skipped = state["extra"], state["best"], state["skipped"]
+        self.extra, self.best, self.stepper.skipped = state["extra"], state["best"], state["skipped"]
         self.means.load_state_dict(state["means"], self.world)
         for term in self.distiller.terms.values():
             if isinstance(term, ChannelMatching) and not self.world.first:

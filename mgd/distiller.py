@@ -57,6 +57,11 @@ class Distiller(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Have `torch.compile` translate each network at its first forward; the terms stay as they are."""
+        for network in (self.student, *self.teachers):
+            network.compile(*args, **options)
+
     def forward(
         self, images: Tensor, target: Tensor | None = None, index: Tensor | None = None, epoch: int = 0
     ) -> dict[str, Tensor]:
@@ -113,6 +118,11 @@ class Mutual(nn.Module):
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the weight of each term of each network in `epoch`, counted from 0."""
         return {name: float(w(epoch) if callable(w) else w) for name, w in self._weights.items()}
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Have `torch.compile` translate each network at its first forward."""
+        for network in self.networks:
+            network.compile(*args, **options)
 
     def forward(
         self, images: Tensor, target: Tensor | None = None, index: Tensor | None = None, epoch: int = 0

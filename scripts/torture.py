@@ -37,7 +37,7 @@ OPTIONS = shlex.split(
 def run_and_die(phase: str, number: int, words: list[str]) -> int:
     """Run main_mgd in this process, with a SIGKILL at call `number` of `phase`."""
     from classification import checkpoint, engine, main_mgd
-    from classification.trainer import Trainer
+    from classification.step import Stepper
     from mgd import ChannelMatching
 
     calls = Counter[str]()
@@ -64,7 +64,7 @@ def run_and_die(phase: str, number: int, words: list[str]) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         torch.save(content, file)
 
-    Trainer._step = killed("step", Trainer._step)  # type: ignore[method-assign]
+    Stepper._step = killed("step", Stepper._step)  # type: ignore[method-assign]
     ChannelMatching.observe = killed("matching", ChannelMatching.observe)  # type: ignore[method-assign]
     engine.hits = killed("evaluation", engine.hits)  # type: ignore[attr-defined]
     checkpoint.save = half_saved  # type: ignore[attr-defined]

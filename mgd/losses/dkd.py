@@ -69,6 +69,8 @@ class DKD(LogitTerm):
         teacher_weights: see `Term`.
     """
 
+    uses = frozenset({"labels"})
+
     def __init__(
         self,
         temperature: float = 1.0,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from classification import checkpoint, main_base, main_mgd
-from classification.trainer import Trainer
+from classification.step import Stepper
 from tests.classification.conftest import SMALL, TEACHER
 from tests.classification.test_main import options, records
 
@@ -46,11 +46,12 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(
 
 def poisoned(steps: set[int]) -> Any:
     """A step whose images are NaN at the numbers given."""
-    step, calls = Trainer._step, []
+    step, calls = Stepper._step, []
 
-    def poison(self: Trainer, images: torch.Tensor, *inputs: Any) -> Any:
+    def poison(self: Stepper, batch: list[torch.Tensor], *inputs: Any) -> Any:
         calls.append(1)
-        return step(self, images * (float("nan") if len(calls) in steps else 1.0), *inputs)
+        images, *labels = batch
+        return step(self, [images * (float("nan") if len(calls) in steps else 1.0), *labels], *inputs)
 
     return poison
 
@@ -58,7 +59,7 @@ def poisoned(steps: set[int]) -> Any:
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_images(
     distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Trainer, "_step", poisoned({6}))
+    monkeypatch.setattr(Stepper, "_step", poisoned({6}))
     assert main_mgd.main(distil) == 1
     error = capsys.readouterr().err
     assert "not finite in epoch 1, step 1 (term ce, mgd; images" in error and ".png" in error
@@ -71,12 +72,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_images(
 def test_some_steps_may_be_left_out(
     distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(Trainer, "_step", poisoned({2, 5, 7}))
+    monkeypatch.setattr(Stepper, "_step", poisoned({2, 5, 7}))
     assert main_mgd.main([*distil, "--skip-nonfinite", "2"]) == 1
     out = capsys.readouterr()
     assert "left out, 2 of 2" in out.out and "epoch 1, step 2" in out.err
     monkeypatch.undo()
-    monkeypatch.setattr(Trainer, "_step", poisoned({2, 5}))
+    monkeypatch.setattr(Stepper, "_step", poisoned({2, 5}))
     words = [*distil[:-1], distil[-1] + "-more", "--skip-nonfinite", "2"]
     assert main_mgd.main(words) == 0
     last = torch.load(Path(words[-3]) / "last.pth", weights_only=True)
@@ -97,7 +98,7 @@ def test_memory_that_runs_out_says_what_to_lower(
         def step(*_: Any, problem: BaseException = problem) -> None:
             raise problem
 
-        monkeypatch.setattr(Trainer, "_step", step)
+        monkeypatch.setattr(Stepper, "_step", step)
         assert main_mgd.main([*distil[:-1], f"{distil[-1]}{number}"]) == 1
         error = capsys.readouterr().err
         assert "memory ran out in epoch 0, step 0, with 7 images of 16 px: lower -b" in error

@@ -98,15 +98,15 @@ def test_a_killed_rank_is_named_and_the_restarted_run_ends_as_the_one_left_alone
     child.write_text(
         "import os, signal, sys\n"
         "from classification import main_mgd\n"
-        "from classification.trainer import Trainer\n"
-        "step, done = Trainer._step, []\n"
+        "from classification.step import Stepper\n"
+        "step, done = Stepper._step, []\n"
         "def killed(self, *inputs):\n"
         "    done.append(1)\n"
         "    if (os.environ['RANK'], os.environ['TORCHELASTIC_RESTART_COUNT'], len(done)) == ('1', '0', 8):\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return step(self, *inputs)\n"
         "if sys.argv.pop(1) == 'kill':\n"
-        "    Trainer._step = killed\n"
+        "    Stepper._step = killed\n"
         "sys.exit(main_mgd.main())\n"
     )
     errors = []

@@ -144,3 +144,13 @@ def test_dry_forward_leaves_modes_and_statistics_alone() -> None:
     assert net.training and net.bn2.training and not net.bn1.training
     assert torch.equal(net.bn2.running_mean, mean)
     assert not outputs.logits.requires_grad
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_compiled_forward_reads_the_same_maps(training: bool) -> None:
+    net, images = toy().train(training), torch.randn(5, 3, 6, 6)
+    taps = Taps(net, TOY_TAPS)
+    compiled = torch.compile(taps, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        for got, expected in zip(compiled(images).features, toy_maps(net, images), strict=True):
+            torch.testing.assert_close(got, expected)

@@ -1,0 +1,171 @@
+"""One step: forward, finite or not, backward in parts, update; what it does where memory or numbers give out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from classification.averaging import average
+from classification.balance import gradient_shares
+from classification.engine import Engine
+from classification.errors import RunError, UserError
+from classification.launch import MixedPrecision, wrap
+from classification.metrics import hits
+from classification.mixing import mixing
+
+
+class Stepper:
+    """Update what the distiller of a job trains, one batch at a time.
+
+    Args:
+        engine: the job on this rank.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        job, args, self.world = engine.job, engine.args, engine.world
+        assert job.distiller is not None and job.student is not None
+        self.engine, self.job, self.args = engine, job, args
+        self.student, self.distiller = job.student, job.distiller.to(self.world.device)
+        self.optimizer = torch.optim.SGD(
+            [p for p in self.distiller.parameters() if p.requires_grad],
+            args.lr,
+            momentum=args.momentum,
+            weight_decay=args.weight_decay,
+            nesterov=args.momentum > 0,
+        )
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=args.amp == "fp16")
+        if args.compile:
+            self.distiller.compile(dynamic=False)  # the batches of an epoch have two sizes
+        self.wrapped = wrap(MixedPrecision(self.distiller, self.world.device, args.amp), self.world, args)
+        self.average = average(self.student, args.ema) if args.ema else None
+        self.mix = mixing(args)
+        self.skipped = 0  # steps left out because their loss was not finite
+        self._agreed = torch.zeros(2, device=self.world.device)  # kept: see World.kept
+
+    @property
+    def signal(self) -> int:
+        """A signal that came to any rank before its last step; 0 for none."""
+        return int(self._agreed[1])
+
+    def forward(self, images: Tensor, target: Tensor | None, index: Tensor, epoch: int) -> dict[str, Tensor]:
+        """Return the distiller's values for a batch as the loader gives it; without labels `target` is left out."""
+        images, index = self.engine.images(images), self.engine.move(index)
+        target = self.engine.move(target) if target is not None and self.args.labels else None
+        mixed, soft = self.mix(images, target) if self.mix else (images, target)
+        values: dict[str, Tensor] = self.wrapped(mixed, soft, index, epoch)
+        if target is not None and not self.mix:
+            values["train_hits"] = hits(values["logits"].detach().float(), target)[:1] / len(target)
+        return values
+
+    def __call__(self, batch: Sequence[Tensor], epoch: int, step: int, size: int) -> dict[str, Tensor] | None:
+        """Do a step.
+
+        Args:
+            batch: images, target and index of this rank's part, as the loader gives them.
+            epoch: number of the epoch.
+            step: number of the step in it.
+            size: images of the batch over all ranks.
+
+        Returns:
+            The values of the terms, or None where the step was left out.
+
+        Raises:
+            RunError: a loss that is not finite, or memory that ran out.
+        """
+        images = batch[0]
+        try:
+            return self._step(batch, epoch, step, size)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"a batch norm cannot train on {len(images)} image of {images.shape[-2]} px: raise -b or --img-size"
+            ) from error
+        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+            text = str(error)
+            if "C++ compiler" in text:
+                raise UserError(
+                    "--compile 1 needs a C++ compiler, g++ or clang: install one, or leave it out"
+                ) from error
+            if isinstance(error, RuntimeError) and not any(w in text for w in ("out of memory", "allocate memory")):
+                raise
+            raise RunError(
+                f"memory ran out in epoch {epoch}, step {step}, with {len(images)} images of {images.shape[-2]} px: "
+                "lower -b or --img-size, raise --accumulate, use --amp bf16, or leave --cache ram out"
+            ) from error
+
+    def _step(self, batch: Sequence[Tensor], epoch: int, step: int, size: int) -> dict[str, Tensor] | None:
+        norms = self._norm_buffers() if self.args.skip_nonfinite else {}
+        parts = list(zip(*(tensor.tensor_split(self.args.accumulate) for tensor in batch), strict=True))
+        means: dict[str, Tensor] = {}
+        shares: dict[str, Tensor] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last else self._local():
+                values = self.forward(*part, epoch)
+                if not self._agree(values):
+                    self._leave_out(values, batch[2], f"epoch {epoch}, step {step}", norms)
+                    return None
+                if step == 0 and last:
+                    shares = gradient_shares(self.student, values, self.distiller.weights(epoch))
+                # DDP averages gradients over ranks; parts that differ in size weigh by their images.
+                share = len(part[0]) * self.world.size / size
+                self.scaler.scale(values["loss"].mean() * share).backward()
+            del values["logits"]
+            for name, value in values.items():
+                means[name] = means.get(name, 0.0) + value.detach() * (len(part[0]) / len(batch[0]))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.student)
+        return means | {f"{name}_share": share for name, share in shares.items()}
+
+    def _local(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which gradients stay on this rank: of all parts of a batch but the last."""
+        ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)
+        return self.wrapped.no_sync() if ddp else contextlib.nullcontext()  # type: ignore[operator]
+
+    def _agree(self, values: Mapping[str, Tensor]) -> bool:
+        """Let the ranks know of each other's signals; return whether the loss is finite on all of them."""
+        signal = self.engine.interrupt.signal if self.engine.interrupt is not None else 0
+        self._agreed[0] = ~values["loss"].detach().isfinite().all()
+        self._agreed[1] = signal
+        if self.world.size > 1:
+            dist.all_reduce(self._agreed, op=dist.ReduceOp.MAX)
+        return not self._agreed[0]
+
+    def _norm_buffers(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.distiller.named_buffers() if "running" in name}
+
+    def _leave_out(self, values: Mapping[str, Tensor], index: Tensor, where: str, norms: Mapping[str, Tensor]) -> None:
+        """Take back what the forward changed, or stop the run.
+
+        Raises:
+            RunError: more steps than --skip-nonfinite allows.
+        """
+        self.skipped += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        files = [self.job.data.train[int(i)][0] for i in index]
+        bad = [name for name in self.distiller.terms if not values[name].detach().isfinite().all()]
+        what = f"the loss is not finite in {where} (term {', '.join(bad) or 'sum'}; images {', '.join(files[:4])}"
+        what += f" and {len(files) - 4} more)" if len(files) > 4 else ")"
+        if self.skipped > self.args.skip_nonfinite:
+            raise RunError(
+                f"{what}: lower --lr or the term's weight, look at the images, or allow some by --skip-nonfinite N; "
+                f"{self.job.folder / 'last.pth'} is from before"
+            )
+        for name, value in self.distiller.named_buffers():
+            if name in norms:
+                value.copy_(norms[name])
+        self.world.say(f"!! WARNING: {what}: left out, {self.skipped} of {self.args.skip_nonfinite}")
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
