@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from mgd.cost import ChannelCost
 from mgd.flow import ASSIGNMENTS, Flow, slots, solve_control
-from mgd.margin import MeasuredMargin, partial_l2
+from mgd.margin import MeasuredMargin, sum_partial_l2
 from mgd.reduce import REDUCERS, reduce_channels
 from mgd.taps import Batch, Outputs
 
 FORMS = ("sum", "mean", "relative")
+SLICE = 2**18  # elements of a student's maps that are compared at once on a processor
 
 
 class _Stage(nn.Module):
@@ -221,16 +222,29 @@ class ChannelMatching(nn.Module):
         loss = student.logits.new_zeros((), dtype=torch.float32)
         pairs = self._pairs(student.features, teachers[0].features)
         for (stage, student_map, teacher_map), weight in zip(pairs, self.stage_weights, strict=True):
-            target, margin = reduce_channels(teacher_map, stage.margin, stage.index, self.reducer, self.generator)
-            error = partial_l2(stage.adapter(student_map), target, margin)
+            adapted, size = stage.adapter(student_map), torch.zeros((), device=loss.device)
+            error = sum_partial_l2(adapted, self._goals(stage, adapted, teacher_map, size))
             if self.form == "sum":
                 scale: Tensor | float = batch_size
             elif self.form == "mean":
-                scale = target.numel()
+                scale = adapted.numel()
             else:
-                scale = target.detach().clamp_min(0).float().square().sum().clamp_min(1e-12)
+                scale = size.clamp_min(1e-12)
             loss = loss + weight * error / scale
         return loss
+
+    def _goals(
+        self, stage: _Stage, student_map: Tensor, teacher_map: Tensor, size: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield targets and margins, slice by slice; for the relative form, add up their positive parts in `size`."""
+        images = len(student_map)
+        if student_map.device.type == "cpu":  # what a slice needs stays in the cache
+            images = max(1, SLICE // student_map[0].numel())
+        for part in torch.split(teacher_map, images):
+            target, margin = reduce_channels(part, stage.margin, stage.index, self.reducer, self.generator)
+            if self.form == "relative":
+                size += target.clamp_min(0).float().square().sum()
+            yield target, margin
 
     def _stages(self) -> list[_Stage]:
         return [stage for stage in self.stages if isinstance(stage, _Stage)]

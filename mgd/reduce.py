@@ -19,7 +19,7 @@ def reduce_channels(
 ) -> tuple[Tensor, Tensor]:
     """Make one target map and one margin per student channel from the teacher channels that guide it.
 
-    "amp": at each pixel the signed value of largest absolute value; margin is the members' mean.
+    "amp": at each pixel the signed value of largest absolute value (of x and -x, x > 0); margin is the members' mean.
     "sp": the maximum of values and of margins. "sp_mean": their mean.
     "rd": at each pixel and image one random member, its value and its margin.
     "sm": the single member of a one-to-one flow.
@@ -50,7 +50,7 @@ def reduce_channels(
         )
     members = torch.where(index < 0, index[0], index)  # a repeated member changes no maximum
     if reducer == "sm":
-        return teacher.index_select(1, members[0]), margin[members[0]]
+        return _pick(teacher, members[0]), margin[members[0]]
     if reducer == "rd":
         return _draw(teacher, margin, index, generator)
     if reducer == "sp":
@@ -64,26 +64,35 @@ def reduce_channels(
     raise ValueError(f"unknown reducer {reducer!r}; choose from {', '.join(REDUCERS)}")
 
 
+def _pick(teacher: Tensor, channels: Tensor) -> Tensor:
+    """Return teacher[:, channels] in the teacher's layout; index_select would leave channels last, slowly."""
+    if teacher.is_contiguous() or not teacher.is_contiguous(memory_format=torch.channels_last):
+        return teacher.index_select(1, channels)
+    rows = teacher.permute(0, 2, 3, 1)
+    return rows.gather(3, channels.expand(*rows.shape[:3], -1)).permute(0, 3, 1, 2)
+
+
 def _pool_abs_max(teacher: Tensor, members: Tensor) -> Tensor:
-    best = teacher.index_select(1, members[0])
+    best = _pick(teacher, members[0])
     for row in members[1:]:
-        other = teacher.index_select(1, row)
-        best = torch.where(other.abs() > best.abs(), other, best)
+        other = _pick(teacher, row)
+        # The sum has the sign of the larger; on a processor several times as fast as a `where`.
+        best = torch.copysign(torch.maximum(best.abs(), other.abs()), best + other)
     return best
 
 
 def _pool_max(teacher: Tensor, members: Tensor) -> Tensor:
-    best = teacher.index_select(1, members[0])
+    best = _pick(teacher, members[0])
     for row in members[1:]:
-        best = torch.maximum(best, teacher.index_select(1, row))
+        best = torch.maximum(best, _pick(teacher, row))
     return best
 
 
 def _pool_mean(teacher: Tensor, members: Tensor, present: Tensor) -> Tensor:
     share = (present / present.sum(0)).to(teacher.dtype)[:, :, None, None]  # (G, S, 1, 1)
-    total = teacher.index_select(1, members[0]) * share[0]
+    total = _pick(teacher, members[0]) * share[0]
     for row, part in zip(members[1:], share[1:], strict=True):
-        total = total + teacher.index_select(1, row) * part
+        total = total + _pick(teacher, row) * part
     return total
 
 

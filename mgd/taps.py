@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Sequence
@@ -80,10 +81,11 @@ class Taps(nn.Module):
 
     A path is a module's dotted name, as `named_modules` gives it: "layer4" is the module's output, "layer4.2.relu@in"
     its input, "layer4.2.relu@in#-1" the input of its last call in a forward (a ReLU that a block shares is called
-    several times; the first is #0). The network is not changed: hooks read it, and `close` takes them away.
+    several times; the first is #0). The network computes what it did: hooks read it, and `close` takes them away.
 
-    In-place operations behind a tap (`ReLU(inplace=True)`, `x += y`) would overwrite what was read. The first forward
-    copies every map and watches which originals change; later ones copy only those.
+    In-place operations behind a tap would overwrite what was read. A module whose input is read has its `inplace` off
+    until `close`. For others (`x += y`) the first forward copies every map and watches which originals change; later
+    ones copy only those.
 
     Args:
         model: any network whose forward takes images and returns logits.
@@ -102,6 +104,15 @@ class Taps(nn.Module):
         self._copy = {mode: [True] * len(self.paths) for mode in (True, False)}
         # Keyed by device: the replicas of DataParallel share this object, each on its own device.
         self._open: dict[torch.device, list[_Slot]] = {}
+        self._in_place: list[nn.Module] = []
+        self._handles: list[Any] = []
+        self._attach()
+
+    def _attach(self) -> None:
+        modules = {p.module for p in self.points if p.reads_input and getattr(p.module, "inplace", False)}
+        self._in_place = list(modules)
+        for module in modules:
+            module.inplace = False  # type: ignore[assignment]
         self._handles = [self._hook(number, point) for number, point in enumerate(self.points)]
 
     def _hook(self, number: int, point: TapPoint) -> Any:
@@ -153,11 +164,19 @@ class Taps(nn.Module):
         copies[number] = overwritten
         return slot.calls[call]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Taps:
+        self.close()  # hooks read for the object that made them: a copy needs its own
+        other = Taps(copy.deepcopy(self.model, memo), self.paths)
+        self._attach()
+        return other
+
     def close(self) -> None:
-        """Take the hooks off the network."""
+        """Take the hooks off the network, and leave it as it was."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        for module in self._in_place:
+            module.inplace = True  # type: ignore[assignment]
+        self._handles, self._in_place = [], []
 
 
 @torch.no_grad()

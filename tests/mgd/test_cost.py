@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from mgd import ChannelCost, channel_cost
 from tests.reference import literal
@@ -42,12 +43,26 @@ def test_running_mean_weighs_batches_by_images() -> None:
         running.mean()
 
 
-def test_bf16_maps_are_summed_in_float32() -> None:
-    student, teacher = torch.randn(4, 3, 8, 8).bfloat16(), torch.randn(4, 5, 8, 8).bfloat16()
-    with torch.autocast("cpu", torch.bfloat16):
-        cost = channel_cost(student, teacher)
-    assert cost.dtype == torch.float32
-    torch.testing.assert_close(cost, channel_cost(student.float(), teacher.float()))
+def test_the_error_of_bf16_maps_averages_out() -> None:
+    costs = ChannelCost(3, 5), ChannelCost(3, 5)
+    for _ in range(200):
+        student = torch.randn(4, 3, 8, 8).bfloat16()
+        teacher = (torch.randn(4, 5, 8, 8) + student[:, :1].float()).bfloat16()
+        with torch.autocast("cpu", torch.bfloat16):
+            costs[0].update(student, teacher)
+        costs[1].update(student.float(), teacher.float())
+        one = channel_cost(student, teacher)
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, channel_cost(student.float(), teacher.float()), rtol=0, atol=8e-3)
+    torch.testing.assert_close(costs[0].mean(), costs[1].mean(), rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_layouts_agree(layout: torch.memory_format) -> None:
+    student, teacher = torch.randn(3, 4, 5, 6), torch.randn(3, 7, 5, 6)
+    moved = [maps.to(memory_format=layout) for maps in (student, teacher)]
+    expected = 2 - 2 * F.cosine_similarity(student.flatten(2)[:, :, None], teacher.flatten(2)[:, None], dim=3).mean(0)
+    torch.testing.assert_close(channel_cost(*moved), expected)
 
 
 def test_mismatched_maps_are_refused() -> None:

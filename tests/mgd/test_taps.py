@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -40,7 +42,7 @@ def test_output_overwritten_in_place_is_copied() -> None:
 
 def test_only_overwritten_maps_are_copied_later() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True), nn.Flatten())
-    taps = Taps(net, ["1@in", "3@in"])
+    taps = Taps(net, ["1@in", "2"])
     taps(torch.randn(1, 3, 2, 2))
     seen: list[int] = []
     net[0].register_forward_hook(lambda m, a, out: seen.append(out.data_ptr()))
@@ -82,6 +84,28 @@ def test_the_network_alone_keeps_nothing() -> None:
     taps = Taps(net, TOY_TAPS)
     net(torch.randn(2, 3, 6, 6))
     assert not taps._open
+
+
+def test_modules_whose_input_is_read_are_out_of_place_until_closed() -> None:
+    net, images = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Flatten()), torch.randn(1, 3, 2, 2)
+    expected = net(images)
+    taps = Taps(net, ["1@in"])
+    outputs = [taps(images) for _ in range(2)][1]
+    torch.testing.assert_close(outputs.features[0], net[0](images))
+    torch.testing.assert_close(outputs.logits, expected)
+    assert not net[1].inplace
+    taps.close()
+    assert net[1].inplace
+
+
+def test_a_copy_reads_its_own_network() -> None:
+    taps, images = Taps(toy(), TOY_TAPS), torch.randn(2, 3, 6, 6)
+    other = copy.deepcopy(taps)
+    other.model.conv1.weight.data.mul_(2)
+    for each in (taps, other, taps):
+        each.eval()
+        for got, expected in zip(each(images).features, toy_maps(each.model, images), strict=True):
+            torch.testing.assert_close(got, expected)
 
 
 def test_close_takes_the_hooks_away() -> None:

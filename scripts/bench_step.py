@@ -1,0 +1,228 @@
+"""How fast is a step? python scripts/bench_step.py: ours, a plain one, and the floor, in alternation.
+
+plain: METHOD as one would first write it (scripts/plain.py). bare: the same networks, eager and float32, without any
+matching. floor: the fast frozen teacher's forward, and the student's own step on labels in bfloat16. Before anything is
+timed, ours and plain must give the same losses in float32. Writes scripts/results/speed/step.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from plain import PlainDistiller, Prefix
+from side_by_side import alternate, keep, question
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import mgd
+from classification.launch import MixedPrecision
+from classification.models import build, default_taps
+from mgd.losses import CE, KD
+
+STUDENTS = ("mobilenet_v1", "mobilenet_v2_mgd")
+BLOCKS = (4, 7, 11, 17)  # of MobileNet-V2: the published code reads four maps and uses the last three
+CPU = torch.device("cpu")
+
+
+class Pair:
+    """A student and a ResNet-50, tapped, in every form that is compared.
+
+    Args:
+        arch: of the student.
+        images: (B, 3, H, W).
+        target: (B,).
+    """
+
+    def __init__(self, arch: str, images: Tensor, target: Tensor) -> None:
+        torch.manual_seed(0)
+        self.images, self.target = images, target
+        self.last = images.contiguous(memory_format=torch.channels_last)
+        self.student = tapped(arch, len(default_taps(arch, None)))  # type: ignore[arg-type]
+        self.teacher = tapped("resnet50", len(self.student.paths))
+        with torch.no_grad():  # statistics of these images, so that maps have sizes as in use
+            self.teacher.model.train()(images)
+            self.teacher.model.eval()
+        with torch.no_grad():
+            maps = [mgd.dry_forward(net, images[:2]) for net in (self.student, self.teacher)]
+        channels = [[m.shape[1] for m in o.features] for o in maps]
+        norms = mgd.norms_before(self.teacher, images[:1])
+        self.margins = [mgd.bn_margin(norm) for norm in norms if norm is not None]
+        self.matching = mgd.ChannelMatching(*channels, self.margins)
+        self.matching.observe(*maps)
+        self.matching.rematch()
+
+    def distiller(self, *, fast: bool) -> mgd.Distiller:
+        """Ours; with `fast` as it runs, else in float32, for the comparison of losses."""
+        student, teacher = copy.deepcopy(self.student.model), copy.deepcopy(self.teacher.model)
+        student, teacher = mgd.Taps(student, self.student.paths), mgd.Taps(teacher, self.teacher.paths)
+        if fast:
+            student.to(memory_format=torch.channels_last)
+            teacher = self.fast_teacher()
+        terms = {"ce": (CE(), 1.0), "mgd": (copy.deepcopy(self.matching), 1e-4), "kd": (KD(1.5), 1.0)}
+        return mgd.Distiller(student, mgd.freeze(teacher), terms)
+
+    def fast_teacher(self) -> mgd.Frozen:
+        """The frozen forward that a run uses."""
+        teacher = mgd.Taps(copy.deepcopy(self.teacher.model), self.teacher.paths)
+        mgd.fold_norms(teacher, self.images[:1])
+        dtype = torch.bfloat16 if mgd.has_bfloat16(CPU) else torch.float32
+        return mgd.freeze(teacher.to(dtype).to(memory_format=torch.channels_last))
+
+    def plain(self, *, prefixes: bool) -> PlainDistiller:
+        """The plain form, its prefixes on the student's own modules."""
+        student, teacher = copy.deepcopy(self.student.model), copy.deepcopy(self.teacher.model)
+        flows = [torch.as_tensor(flow.index) for flow in self.matching.flows]
+        fronts = [Prefix(student, block) for block in BLOCKS[-len(flows) :]] if prefixes else []
+        taps = mgd.Taps(student, () if prefixes else self.student.paths)
+        return PlainDistiller(taps, mgd.Taps(teacher, self.teacher.paths), self.margins, flows, fronts)
+
+
+def tapped(arch: str, depth: int) -> mgd.Taps:
+    model = build(arch, 1000)
+    return mgd.Taps(model, (default_taps(arch, model) or [])[-depth:])
+
+
+def trainer(module: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    """Return a step of SGD on what `module` trains."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, 1e-4, momentum=0.9, nesterov=True, weight_decay=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def steps(pair: Pair) -> dict[str, Callable[[], None]]:
+    """Return a step of each way."""
+    images, last, target = pair.images, pair.last, pair.target
+    prefixes = hasattr(pair.student.model, "features")
+    plain = pair.plain(prefixes=prefixes).train()
+    trained = nn.ModuleList([plain.student, plain.adapters])
+    bare_student, bare_teacher = copy.deepcopy(pair.student.model).train(), copy.deepcopy(pair.teacher.model).eval()
+    ours = pair.distiller(fast=True).train()
+    mixed = MixedPrecision(ours, CPU, "bf16")
+    alone, teacher = (
+        copy.deepcopy(pair.student.model).to(memory_format=torch.channels_last).train(),
+        pair.fast_teacher(),
+    )
+
+    def bare() -> Tensor:
+        with torch.no_grad():
+            bare_teacher(images)
+        return F.cross_entropy(bare_student(images), target)
+
+    def floor() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            teacher(last)
+            logits = alone(last)
+        return F.cross_entropy(logits.float(), target)
+
+    return {
+        "plain": trainer(trained, lambda: plain(images, target)["loss"]),
+        "bare": trainer(bare_student, bare),
+        "ours": trainer(ours, lambda: mixed(last, target)["loss"]),
+        "floor": trainer(alone, floor),
+    }
+
+
+def check(pair: Pair) -> None:
+    """Refuse to time two things that differ."""
+    prefixes = hasattr(pair.student.model, "features")
+    for repeated in {False, prefixes}:
+        plain = pair.plain(prefixes=repeated).train()
+        expected, got = plain(pair.images, pair.target), pair.distiller(fast=False).train()(pair.images, pair.target)
+        for name in ("ce", "mgd", "kd", "loss"):
+            torch.testing.assert_close(
+                got[name], expected[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def forwards(pair: Pair) -> dict[str, Callable[[], object]]:
+    """Return the teacher's forward, eager and fast, and the passes over images before a matching."""
+    images, last = pair.images, pair.last
+    student, teacher = pair.student.model.eval(), pair.teacher.model
+    fast, matching = pair.fast_teacher(), copy.deepcopy(pair.matching)
+    quick = copy.deepcopy(pair.student).to(memory_format=torch.channels_last).eval()
+
+    @torch.no_grad()
+    def observe() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            matching.observe(quick(last), fast(last))
+
+    @torch.no_grad()
+    def both() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            quick.model(last), fast(last)
+
+    return {
+        "eager teacher": torch.no_grad()(lambda: teacher(images)),
+        "fast teacher": lambda: fast(last),
+        "two eager forwards": torch.no_grad()(lambda: (teacher(images), student(images))),
+        "two fast forwards": both,
+        "matching pass": observe,
+    }
+
+
+def online(pair: Pair, share: float) -> dict[str, Callable[[], None]]:
+    """Return our step without and with costs observed on a share of the batch."""
+    ways = {}
+    for name, part in (("without", 0.0), ("online", share)):
+        distiller = pair.distiller(fast=True).train()
+        distiller.terms["mgd"].observe_share = part
+        mixed = MixedPrecision(distiller, CPU, "bf16")
+        ways[name] = trainer(distiller, lambda m=mixed: m(pair.last, pair.target)["loss"])  # type: ignore[misc]
+    return ways
+
+
+def measure(arch: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the rows of one student."""
+    torch.manual_seed(0)
+    images = torch.randn(args.batch_size, 3, args.img_size, args.img_size)
+    pair = Pair(arch, images, torch.randint(0, 1000, (args.batch_size,)))
+    check(pair)
+    print(f"{arch}: plain and ours agree in float32", flush=True)
+    seconds = alternate(steps(pair), args.rounds)
+    prefixes = arch != "mobilenet_v1"
+    rows = [
+        question(f"step of {arch}: plain / ours", seconds, "plain", "ours", "5" if prefixes else "3"),
+        question(f"step of {arch}: ours / floor", seconds, "ours", "floor", "at most 1.05"),
+        question(f"step of {arch}: bare / ours", seconds, "bare", "ours", ""),
+        question(f"step of {arch}: plain / bare", seconds, "plain", "bare", ""),
+    ]
+    if arch == STUDENTS[0]:
+        seconds = alternate(forwards(pair), args.rounds)
+        rows += [
+            question("ResNet-50 forward: eager / fast", seconds, "eager teacher", "fast teacher", "2.8"),
+            question(
+                "matching pass / two eager forwards", seconds, "matching pass", "two eager forwards", "at most 0.7"
+            ),
+            question(
+                "matching pass / two fast forwards", seconds, "matching pass", "two fast forwards", "at most 1.15"
+            ),
+        ]
+        seconds = alternate(online(pair, args.observe_share), args.rounds)
+        rows.append(question("step observing costs / without", seconds, "online", "without", "at most 1.03"))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("-b", "--batch-size", type=int, default=16)
+    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--observe-share", type=float, default=1 / 64, help="20,000 of ImageNet's images in an epoch")
+    parser.add_argument("--students", nargs="+", default=STUDENTS, choices=STUDENTS)
+    args = parser.parse_args()
+    rows = [row for arch in args.students for row in measure(arch, args)]
+    keep("step", {"batch_size": args.batch_size, "img_size": args.img_size, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

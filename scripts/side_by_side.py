@@ -1,0 +1,55 @@
+"""Measure several ways of one job in alternation, and keep what was found: shared by the benchmarks."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from classification.config import describe
+
+RESULTS = Path(__file__).parent / "results" / "speed"
+
+
+def alternate(ways: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Return the seconds of every round of every way; each round runs them one after another, in turning order."""
+    names = list(ways)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(-warmup, rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            start = time.perf_counter()
+            ways[name]()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, list[float]], slow: str, fast: str) -> tuple[float, float, float]:
+    """Return median, first and third quartile of slow / fast, round by round."""
+    ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
+    low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    return median(ratios), low, high
+
+
+def question(what: str, seconds: Mapping[str, list[float]], slow: str, fast: str, target: str) -> dict[str, Any]:
+    """Say and return one row of the speed table: how much faster `fast` is than `slow`."""
+    middle, low, high = ratio(seconds, slow, fast)
+    row = {"what": what, "ratio": middle, "quartiles": [low, high], "target": target, "slow": slow, "fast": fast}
+    row["seconds"] = {name: median(seconds[name]) for name in (slow, fast)}
+    row["rounds"] = len(seconds[slow])
+    print(f"{what:60} {middle:6.2f} ({low:.2f} to {high:.2f}), target {target}", flush=True)
+    return row
+
+
+def keep(name: str, content: Mapping[str, Any]) -> None:
+    """Write scripts/results/speed/NAME.json: command, versions, commit, machine and what was found."""
+    about = {key: value for key, value in describe(Namespace(command=[])).items() if key not in ("options", "command")}
+    command = " ".join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({"command": command, **about, **content}, indent=1) + "\n")
