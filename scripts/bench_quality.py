@@ -76,7 +76,7 @@ class Suite:
         """Return the options of a cell, those of its seed and its place left out."""
         cell = self.cells[name]
         words = [*shlex.split(self.base), *shlex.split(cell.get("options", ""))]
-        if cell.get("script", "main_mgd") == "main_mgd":
+        if cell.get("script", "main_mgd") == "main_mgd" and cell.get("teacher", True):
             words += [*shlex.split(self.teacher), "--teacher-resume", str(self.weights())]
         if "start" in cell:
             words += ["--student-resume", str(self.work / f"{cell['start']}-{seed}" / "last.pth")]
