@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from classification.errors import UserError
-from classification.images import image_size
+from classification.images import image_size, to_bytes
 
 Sample = tuple[str, int]
 
@@ -40,20 +41,17 @@ class Cache:
         self.bytes = torch.empty(need, dtype=torch.uint8).share_memory_()
 
         def decode(index: int) -> None:
-            self._view(index)[:] = np.asarray(read(samples[index][0]))
+            self[index].copy_(to_bytes(read(samples[index][0])))
 
         with ThreadPoolExecutor() as pool:
             for _ in pool.map(decode, range(len(samples))):
                 pass
 
-    def _view(self, index: int) -> np.ndarray:
-        height, width = self.sizes[index]
-        end = self.ends[index]
-        block: np.ndarray = self.bytes.numpy()[end - 3 * height * width : end]
-        return block.reshape(height, width, 3)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        return Image.fromarray(self._view(index))
+    def __getitem__(self, index: int) -> Tensor:
+        """Return (height, width, 3) bytes, a view."""
+        height, width = map(int, self.sizes[index])
+        end = int(self.ends[index])
+        return self.bytes[end - 3 * height * width : end].view(height, width, 3)
 
 
 def _free_bytes() -> int:

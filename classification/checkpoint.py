@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classification.data import MEAN, STD
 from classification.errors import UserError, shown
 from classification.models.weights import read_checkpoint
 from classification.paths import exists, is_folder
 from classification.restore import check_whole, whole
+from classification.transforms import MEAN, STD
 from mgd import Flow
 
 VERSION = 3

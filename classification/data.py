@@ -1,30 +1,24 @@
-"""Photographs in class folders: data sets, transforms, batches and loaders."""
+"""Photographs in class folders: data sets, batches and loaders."""
 
 from __future__ import annotations
 
 import os
-from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision import transforms as T
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from classification.cache import Cache
 from classification.errors import UserError
-from classification.images import read_image, unreadable
+from classification.images import read_image, to_bytes, unreadable
 from classification.lists import numbered_classes, read_list
 from classification.paths import exists, is_folder
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-Transform = Callable[[Image.Image], Image.Image]
+from classification.transforms import Transform
 
 
 class Photos(Dataset[tuple[Tensor, int, int]]):
@@ -35,7 +29,7 @@ class Photos(Dataset[tuple[Tensor, int, int]]):
 
     Args:
         samples: (path, class index) of every image.
-        transform: PIL image -> PIL image of the size that the network sees.
+        transform: (3, height, width) -> bytes of the size that the network sees.
         seed: of the random transforms.
         cache: the decoded images, or None to read their files.
     """
@@ -54,22 +48,13 @@ class Photos(Dataset[tuple[Tensor, int, int]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
         epoch, index = key
         path, target = self.samples[index]
-        image = read_image(path) if self.cache is None else self.cache[index]
+        pixels = to_bytes(read_image(path)) if self.cache is None else self.cache[index]
         outside = torch.random.get_rng_state()
         torch.random.default_generator.manual_seed(_mix(self.seed, epoch, index))
         try:
-            return torch.from_numpy(np.array(self.transform(image))), target, index
+            return self.transform(pixels.permute(2, 0, 1)).permute(1, 2, 0).contiguous(), target, index
         finally:
             torch.random.set_rng_state(outside)
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Turn bytes (B, H, W, 3) into what networks see: (B, 3, H, W) float32, channels last in memory.
-
-    x = (bytes / 255 - MEAN) / STD
-    """
-    mean, std = (255 * torch.tensor(values, device=images.device) for values in (MEAN, STD))
-    return images.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 def _mix(*numbers: int) -> int:
@@ -200,28 +185,6 @@ def _class_names(split: Path) -> list[str]:
     if not names:
         raise UserError(f"{split} has no class folders: expected {split}/CLASS/*.jpg")
     return names
-
-
-def train_transform(args: Namespace) -> Transform:
-    """Random resized crop, or with --train-crop pad a shift by an eighth of the side; mirror."""
-    size = args.img_size
-    if args.train_crop == "pad":
-        crop: list[Transform] = [*_fit(size), T.RandomCrop(size, padding=size // 8)]
-    else:
-        crop = [T.RandomResizedCrop(size)]
-    flip = [T.RandomHorizontalFlip()] if args.hflip else []
-    return T.Compose([*crop, *flip])
-
-
-def eval_transform(args: Namespace) -> Transform:
-    """Resize to img-size * 256/224 and crop the centre; with --train-crop pad, resize to img-size alone."""
-    size = args.img_size
-    crop = _fit(size) if args.train_crop == "pad" else [T.Resize(round(size * 256 / 224)), T.CenterCrop(size)]
-    return T.Compose(crop)
-
-
-def _fit(size: int) -> list[Transform]:
-    return [T.Resize(size), T.CenterCrop(size)]
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from classification import config, launch
-from classification.data import MEAN, STD
 from classification.errors import UserError
 from classification.job import Job
 from classification.models import default_taps
 from classification.terms import build_term, needing, schedule, using
+from classification.transforms import MEAN, STD
 from mgd import (
     ChannelMatching,
     Distiller,

@@ -12,13 +12,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from classification.cache import Cache
-from classification.data import FixedBatches, Photos, eval_transform, loader, normalise, subset
+from classification.data import FixedBatches, Photos, loader, subset
 from classification.errors import Stopped
 from classification.images import read_image
 from classification.interrupt import Interrupt
 from classification.job import Job
 from classification.launch import World, autocast, parallel_devices, seed_everything
 from classification.metrics import hits
+from classification.transforms import eval_transform, normalise
 from mgd import Outputs
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from classification.errors import UserError
 
@@ -36,6 +38,11 @@ def read_image(path: str) -> Image.Image:
         ) from error
 
 
+def to_bytes(image: Image.Image) -> Tensor:
+    """Return an RGB image as (height, width, 3) bytes."""
+    return torch.from_numpy(np.array(image))
+
+
 def _read(path: str) -> Image.Image:
     with _file(path) as file, Image.open(file) as image:
         if image.format in DRAWINGS:
@@ -43,7 +50,9 @@ def _read(path: str) -> Image.Image:
         if min(image.size) < 1 or max(image.size) > LONGEST * min(image.size):
             raise ValueError(f"it is {image.width} x {image.height} px")
         image.load()
-        return _rgb(ImageOps.exif_transpose(image))
+        # Both would copy what is right already.
+        upright = ImageOps.exif_transpose(image) if image.getexif().get(ORIENTATION, 1) != 1 else image
+        return upright if upright.mode == "RGB" and "transparency" not in image.info else _rgb(upright)
 
 
 def _cause(path: str, error: Exception) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch import multiprocessing as mp
 
 from classification.errors import RunError, Stopped, UserError
+from classification.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,8 @@ def _start(local_rank: int, args: Namespace, place: _Place, job: Any, execute: E
     device = device_of(args, local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     if place.size > 1:
         if device.type == "cpu" and not place.env and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.size))  # the ranks may share this machine

@@ -14,7 +14,7 @@ from classification import averaging
 from classification.balance import balanced, dominant, gradient_shares
 from classification.checkpoint import VERSION, describe_student, make_folder, write_atomic
 from classification.config import describe, learning_rate, total_epochs
-from classification.data import Photos, TrainBatches, loader, train_transform
+from classification.data import Photos, TrainBatches, loader
 from classification.engine import Engine, accuracy
 from classification.errors import RunError, Stopped, UserError
 from classification.interrupt import Interrupt
@@ -22,6 +22,7 @@ from classification.metrics import Journal, Means
 from classification.random_state import random_state, set_random_state
 from classification.restore import load_optimizer, whole
 from classification.step import Stepper
+from classification.transforms import train_transform
 from mgd import ChannelMatching, Mutual
 
 BeforeEpoch = Callable[["Trainer", int], dict[str, float]]

@@ -23,7 +23,7 @@ class PlainDistiller(nn.Module):
         teacher: tapped; not frozen, and its graph is kept.
         margins: (T,) of every stage.
         flows: (G, S) of every stage, none empty.
-        prefixes: modules of the student whose outputs are its maps, computed from the images on, one by one.
+        prefixes: modules of the student whose last outputs are its maps, computed from the images on, one by one.
         temperature: of KD.
     """
 
@@ -56,7 +56,7 @@ class PlainDistiller(nn.Module):
             logits, maps = outputs.logits, outputs.features
         ce = F.cross_entropy(logits, target)
         kd = self._kd(logits, teacher.logits.detach())
-        mgd = self._mgd(maps, [m.detach() for m in teacher.features]) / len(images)
+        mgd = self._mgd(maps[-len(self.flows) :], [m.detach() for m in teacher.features]) / len(images)
         return {"loss": ce + mgd / 1e4 + kd, "ce": ce, "mgd": mgd, "kd": kd}
 
     def _kd(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:

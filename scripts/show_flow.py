@@ -21,9 +21,10 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from classification.config import parse
-from classification.data import Photos, eval_transform, normalise
+from classification.data import Photos
 from classification.distillation import tap
 from classification.job import Job, start_job
+from classification.transforms import eval_transform, normalise
 from mgd import channel_cost, dry_forward
 
 

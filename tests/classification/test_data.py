@@ -7,25 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchvision import transforms as T
 from torchvision.datasets.folder import pil_loader
 
 from classification.cache import Cache
-from classification.data import (
-    MEAN,
-    STD,
-    FixedBatches,
-    Photos,
-    TrainBatches,
-    eval_transform,
-    loader,
-    normalise,
-    read_folder,
-    subset,
-    train_transform,
-)
+from classification.data import FixedBatches, Photos, TrainBatches, loader, read_folder, subset
 from classification.errors import UserError
 from classification.images import read_image
+from classification.transforms import eval_transform, train_transform
 from tests.classification.conftest import CLASSES
 
 ARGS = Namespace(img_size=16, train_crop="resized", hflip=1)
@@ -154,29 +142,6 @@ def test_a_batch_smaller_than_the_ranks_is_refused() -> None:
     for num, batch_size, ranks in ((27, 1, 2), (27, 2, 2), (9, 8, 8)):
         with pytest.raises(UserError, match="raise -b"):
             TrainBatches(num, batch_size, 0, 0, ranks)
-
-
-@pytest.mark.parametrize("crop", ["resized", "pad"])
-def test_evaluation_keeps_the_centre(crop: str) -> None:
-    from PIL import Image
-
-    pixels = torch.zeros(16, 16, 3, dtype=torch.uint8)
-    pixels[8:, :, 0] = 255
-    args = Namespace(img_size=16, train_crop=crop, hflip=0)
-    photo = eval_transform(args)(Image.fromarray(pixels.numpy()))
-    image = torch.from_numpy(np.array(photo)).permute(2, 0, 1).int() - 100
-    assert image.shape == (3, 16, 16)
-    # Resize to 16 * 256/224 = 18 and cropping 16 leaves 16/18 of the picture, centred.
-    assert (image[0, 8:] > 0).all() and (image[0, :7] < 0).all()
-    assert (crop == "pad") == bool(torch.equal(image[0, 7], image[0, 0]))
-
-
-def test_normalise_is_that_of_torchvision(photos: Path) -> None:
-    path, _ = read_folder(photos).train[0]
-    expected = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])(pil_loader(path))
-    got = normalise(torch.from_numpy(np.array(pil_loader(path)))[None])
-    torch.testing.assert_close(got[0], expected, atol=1e-5, rtol=1e-5)
-    assert got.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_cache_holds_what_the_files_hold(photos: Path) -> None:

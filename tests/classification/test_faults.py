@@ -132,10 +132,10 @@ def test_channels_that_are_dead_or_not_finite(
     import mgd.cost
 
     unit = mgd.cost._unit
-    monkeypatch.setattr(mgd.cost, "_unit", lambda maps: unit(maps * 0))
+    monkeypatch.setattr(mgd.cost, "_unit", lambda maps, dtype: unit(maps * 0, dtype))
     assert main_mgd.main(options(distil, epochs="1")) == 0  # every cost is 2, and any flow is optimal
     assert "mean cost of a pair, stage by stage  2.000  2.000  2.000" in capsys.readouterr().out
-    monkeypatch.setattr(mgd.cost, "_unit", lambda maps: unit(maps * float("nan")))
+    monkeypatch.setattr(mgd.cost, "_unit", lambda maps, dtype: unit(maps * float("nan"), dtype))
     assert main_mgd.main(options(distil, epochs="1", output=distil[-1] + "-nan")) == 1
     assert "the matching before epoch 0 failed: cost must be finite" in capsys.readouterr().err
 
