@@ -1,9 +1,11 @@
 # make demo: distil a student on handwritten digits.  make test: every check.  make quality: the missing cells of the
-# quality table, and the table.  All install what they need into .venv.
+# quality table, and the table.  make bench: speed and memory, PHOTOS being a folder of photographs.  All install what
+# they need into .venv.
 PYTHON ?= python3
+PHOTOS ?= ../shared/data/clothing
 BIN := .venv/bin
 
-.PHONY: demo test quality install clean
+.PHONY: demo test quality bench install clean
 
 demo: install
 	$(BIN)/python scripts/demo.py
@@ -13,6 +15,16 @@ test: install
 
 quality: install
 	$(BIN)/python scripts/bench_quality.py
+	$(BIN)/python scripts/make_tables.py
+
+bench: install
+	$(BIN)/python scripts/bench_flow.py
+	$(BIN)/python scripts/bench_step.py
+	$(BIN)/python scripts/bench_memory.py
+	$(BIN)/python scripts/bench_growth.py
+	@test -d $(PHOTOS) || echo "bench_reader.py and bench_start.py left out: no photographs at $(PHOTOS)"
+	test ! -d $(PHOTOS) || $(BIN)/python scripts/bench_reader.py $(PHOTOS)
+	test ! -d $(PHOTOS) || $(BIN)/python scripts/bench_start.py $(PHOTOS)
 	$(BIN)/python scripts/make_tables.py
 
 install: .venv/installed

@@ -69,14 +69,10 @@ class Engine:
     def evaluate(self, network: nn.Module) -> dict[str, float]:
         """Return top-1 and top-5 in percent over the validation images, each counted once over all ranks."""
         self.world.share_state(network)
-        if self._valid_loader is None:
-            batches = FixedBatches(list(range(len(self.valid))), self._share, self.world.rank, self.world.size)
-            self._valid_loader = loader(self.valid, batches, self.workers, self.world.device)
         total = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         network.eval()
-        for images, target, _ in self.progress(self._valid_loader, "evaluate"):
+        for images, target in self.valid_images():
             self._leave_if_asked()
-            images, target = self.images(images), self.move(target)
             with self.autocast():
                 outputs = network(images)
             logits = outputs.logits if isinstance(outputs, Outputs) else outputs
@@ -86,6 +82,14 @@ class Engine:
         return {"valid_top1": 100 * top1 / count, "valid_top5": 100 * top5 / count}
 
     # -- images
+
+    def valid_images(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Yield this rank's share of the validation images, and their classes."""
+        if self._valid_loader is None:
+            batches = FixedBatches(list(range(len(self.valid))), self._share, self.world.rank, self.world.size)
+            self._valid_loader = loader(self.valid, batches, self.workers, self.world.device)
+        for images, target, _ in self.progress(self._valid_loader, "evaluate"):
+            yield self.images(images), self.move(target)
 
     def matching_images(self, epoch: int) -> Iterable[Tensor]:
         """Yield batches of training images under the evaluation transform: this rank's share of a matching pass."""

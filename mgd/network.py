@@ -93,16 +93,23 @@ def prices(
         tail = np.concatenate([tail, np.where(extra, node, np.arange(receivers))])
         head = np.concatenate([head, np.where(extra, np.arange(receivers), node)])
         length = np.concatenate([length, np.zeros(receivers, np.int64)])
-    order = np.argsort(head, kind="stable")
+    order = np.argsort(head, kind="stable")  # nearly in order as it is
     tail, head, length = tail[order], head[order], length[order]
     first = np.flatnonzero(np.r_[True, head[1:] != head[:-1]])
     reached = head[first]
     price = np.zeros(receivers + 1, np.int64)
+    better = price.copy()
+    better[reached] = np.minimum(np.minimum.reduceat(length, first), 0)
     for _ in range(receivers + 2):
-        better = np.minimum(np.minimum.reduceat(price[tail] + length, first), price[reached])
-        if np.array_equal(better, price[reached]):
+        changed = better < price
+        if not changed.any():
             return price
-        price[reached] = better
+        price = better.copy()
+        if changed.mean() > 0.1:
+            better[reached] = np.minimum(np.minimum.reduceat(price[tail] + length, first), price[reached])
+        else:  # from the few that changed
+            some = np.flatnonzero(changed[tail])
+            np.minimum.at(better, head[some], price[tail[some]] + length[some])
     raise RuntimeError("the flow is not optimal: units can still be moved at a gain")
 
 
@@ -112,17 +119,17 @@ def likely_arcs(cost: Array, degree: int) -> Array:
     Thresholds come from a sample of 64 rows and columns; some feasible flow is always among the arcs.
 
     Returns:
-        (2, A) supplier and receiver.
+        (2, A) supplier and receiver, in the order of the receivers.
     """
     suppliers, receivers = cost.shape
-    chosen = np.zeros(cost.shape, dtype=bool)
+    chosen = np.zeros_like(cost, dtype=bool)
     for axis, size in ((1, receivers), (0, suppliers)):
         step = max(1, size // 64)
         sample = cost[:, ::step] if axis == 1 else cost[::step]
         rank = min(sample.shape[axis] - 1, -(-degree * sample.shape[axis] // size))
         chosen |= cost <= np.expand_dims(np.partition(sample, rank, axis=axis).take(rank, axis=axis), axis)
     chosen[np.arange(suppliers), np.arange(suppliers) % receivers] = True
-    return np.stack(np.nonzero(chosen))
+    return np.stack(np.nonzero(chosen.T)[::-1])
 
 
 def dense_flow(cost: Array, demand: int, leave_out: bool) -> Array:

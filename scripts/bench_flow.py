@@ -7,22 +7,18 @@ to OR-Tools. All solvers must find the same cost before anything is timed. Write
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
-from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from statistics import median
 
 import numpy as np
 from ortools.graph.python import linear_sum_assignment
+from side_by_side import alternate, keep, question
 
-from classification.config import describe
 from mgd import solve_flow
 
 STAGES = ((128, 256), (256, 512), (512, 1024), (1024, 2048))
 SOLVERS = ("ortools", "scipy", "sparse", "auto")
-RESULT = Path(__file__).parent / "results" / "speed" / "flow.json"
 
 
 def correlated_cost(num_student: int, num_teacher: int, seed: int) -> np.ndarray:
@@ -48,37 +44,31 @@ def arc_by_arc(cost: np.ndarray) -> float:
     return float(sum(cost[w % num_student, assignment.right_mate(w)] for w in range(num_teacher)))
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    rows = []
+    stages, total = [], {name: [0.0] * args.rounds for name in ("arc by arc", *SOLVERS)}
     for shape in STAGES:
         cost = correlated_cost(*shape, seed=0)
         best = solve_flow(cost).total_cost
         for solver in SOLVERS:
             assert abs(solve_flow(cost, solver=solver).total_cost - best) < 1e-6, (shape, solver)
         assert abs(arc_by_arc(cost) - best) < 1e-5 * shape[1], shape  # it rounds to 1e-5 an arc
-        times: dict[str, list[float]] = {name: [] for name in ("arc by arc", *SOLVERS)}
-        for _ in range(args.repeats):  # in alternation
-            times["arc by arc"].append(seconds(lambda c=cost: arc_by_arc(c)))
-            for solver in SOLVERS:
-                times[solver].append(seconds(lambda c=cost, s=solver: solve_flow(c, solver=s)))
-        rows.append({"student": shape[0], "teacher": shape[1], "total_cost": best, "seconds": times})
-        print(shape, "  ".join(f"{name} {statistics.median(t):.4f} s" for name, t in times.items()), flush=True)
-    medians = {name: sum(statistics.median(row["seconds"][name]) for row in rows) for name in rows[0]["seconds"]}
-    for name, value in medians.items():
-        print(f"{name:12} {value:8.3f} s in all, {medians['arc by arc'] / value:6.1f} times as fast as arc by arc")
-    about = {key: value for key, value in describe(Namespace(command=[])).items() if key not in ("options", "command")}
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    command = f"python scripts/bench_flow.py --repeats {args.repeats}"
-    RESULT.write_text(json.dumps({"command": command, **about, "stages": rows}, indent=1) + "\n")
+        ways: dict[str, Callable[[], object]] = {"arc by arc": partial(arc_by_arc, cost)}
+        ways |= {solver: partial(solve_flow, cost, solver=solver) for solver in SOLVERS}
+        seconds = alternate(ways, args.rounds)
+        stages.append({"student": shape[0], "teacher": shape[1], "total_cost": best, "seconds": seconds})
+        print(shape, "  ".join(f"{name} {median(times):.4f} s" for name, times in seconds.items()), flush=True)
+        for name, times in seconds.items():
+            total[name] = [a + b for a, b in zip(total[name], times, strict=True)]
+    rows = [
+        question(
+            f"flows of four stages: arc by arc / {name}", total, "arc by arc", name, "25" if name == "auto" else ""
+        )
+        for name in ("auto", "scipy", "ortools")
+    ]
+    keep("flow", {"stages": stages, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -100,37 +100,50 @@ def trainer(module: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]
     return step
 
 
-def steps(pair: Pair) -> dict[str, Callable[[], None]]:
-    """Return a step of each way."""
-    images, last, target = pair.images, pair.last, pair.target
-    prefixes = hasattr(pair.student.model, "features")
-    plain = pair.plain(prefixes=prefixes).train()
-    trained = nn.ModuleList([plain.student, plain.adapters])
-    bare_student, bare_teacher = copy.deepcopy(pair.student.model).train(), copy.deepcopy(pair.teacher.model).eval()
-    ours = pair.distiller(fast=True).train()
-    mixed = MixedPrecision(ours, CPU, "bf16")
-    alone, teacher = (
-        copy.deepcopy(pair.student.model).to(memory_format=torch.channels_last).train(),
-        pair.fast_teacher(),
-    )
+def plain_step(pair: Pair) -> Callable[[], None]:
+    """Return a step of the plain form; of a MobileNet-V2 with a forward for each map."""
+    plain = pair.plain(prefixes=hasattr(pair.student.model, "features")).train()
+    images, target = pair.images, pair.target
+    return trainer(nn.ModuleList([plain.student, plain.adapters]), lambda: plain(images, target)["loss"])
 
-    def bare() -> Tensor:
+
+def bare_step(pair: Pair) -> Callable[[], None]:
+    """Return a step of both networks without any matching, eager and float32."""
+    student, teacher = copy.deepcopy(pair.student.model).train(), copy.deepcopy(pair.teacher.model).eval()
+    images, target = pair.images, pair.target
+
+    def loss() -> Tensor:
         with torch.no_grad():
-            bare_teacher(images)
-        return F.cross_entropy(bare_student(images), target)
+            teacher(images)
+        return F.cross_entropy(student(images), target)
 
-    def floor() -> Tensor:
+    return trainer(student, loss)
+
+
+def our_step(pair: Pair, share: float = 0.0) -> Callable[[], None]:
+    """Return our step, costs being observed on a share of the batch."""
+    ours, images, target = pair.distiller(fast=True).train(), pair.last, pair.target
+    ours.terms["mgd"].observe_share = share
+    mixed = MixedPrecision(ours, CPU, "bf16")
+    return trainer(ours, lambda: mixed(images, target)["loss"])
+
+
+def floor_step(pair: Pair) -> Callable[[], None]:
+    """Return the teacher's forward, as fast as it can be, and the student's own step."""
+    student, teacher = copy.deepcopy(pair.student.model).to(memory_format=torch.channels_last), pair.fast_teacher()
+    images, target = pair.last, pair.target
+    student.train()
+
+    def loss() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            teacher(last)
-            logits = alone(last)
+            teacher(images)
+            logits = student(images)
         return F.cross_entropy(logits.float(), target)
 
-    return {
-        "plain": trainer(trained, lambda: plain(images, target)["loss"]),
-        "bare": trainer(bare_student, bare),
-        "ours": trainer(ours, lambda: mixed(last, target)["loss"]),
-        "floor": trainer(alone, floor),
-    }
+    return trainer(student, loss)
+
+
+STEPS = {"plain": plain_step, "bare": bare_step, "ours": our_step, "floor": floor_step}
 
 
 def check(pair: Pair) -> None:
@@ -174,25 +187,19 @@ def forwards(pair: Pair) -> dict[str, Callable[[], object]]:
     }
 
 
-def online(pair: Pair, share: float) -> dict[str, Callable[[], None]]:
-    """Return our step without and with costs observed on a share of the batch."""
-    ways = {}
-    for name, part in (("without", 0.0), ("online", share)):
-        distiller = pair.distiller(fast=True).train()
-        distiller.terms["mgd"].observe_share = part
-        mixed = MixedPrecision(distiller, CPU, "bf16")
-        ways[name] = trainer(distiller, lambda m=mixed: m(pair.last, pair.target)["loss"])  # type: ignore[misc]
-    return ways
+def make_pair(arch: str, batch_size: int, img_size: int) -> Pair:
+    """Return a pair and its batch, always the same."""
+    torch.manual_seed(0)
+    images = torch.randn(batch_size, 3, img_size, img_size)
+    return Pair(arch, images, torch.randint(0, 1000, (batch_size,)))
 
 
 def measure(arch: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return the rows of one student."""
-    torch.manual_seed(0)
-    images = torch.randn(args.batch_size, 3, args.img_size, args.img_size)
-    pair = Pair(arch, images, torch.randint(0, 1000, (args.batch_size,)))
+    pair = make_pair(arch, args.batch_size, args.img_size)
     check(pair)
     print(f"{arch}: plain and ours agree in float32", flush=True)
-    seconds = alternate(steps(pair), args.rounds)
+    seconds = alternate({name: build(pair) for name, build in STEPS.items()}, args.rounds)
     prefixes = arch != "mobilenet_v1"
     rows = [
         question(f"step of {arch}: plain / ours", seconds, "plain", "ours", "5" if prefixes else "3"),
@@ -211,7 +218,8 @@ def measure(arch: str, args: argparse.Namespace) -> list[dict[str, Any]]:
                 "matching pass / two fast forwards", seconds, "matching pass", "two fast forwards", "at most 1.15"
             ),
         ]
-        seconds = alternate(online(pair, args.observe_share), args.rounds)
+        ways = {"without": our_step(pair), "online": our_step(pair, args.observe_share)}
+        seconds = alternate(ways, args.rounds)
         rows.append(question("step observing costs / without", seconds, "online", "without", "at most 1.03"))
     return rows
 

@@ -1,8 +1,8 @@
 """Write the tables and the figure of the documentation from files alone: python scripts/make_tables.py [--check]
 
 A table stands between <!-- NAME --> and <!-- /NAME --> in README.md or docs/: "options" and "losses" from the code,
-"quality-GROUP" from scripts/results/quality/*.json in the layout of scripts/quality.yaml, any other from
-scripts/results/NAME/*.json, which scripts/collect_run.py makes from run folders.
+"speed" from scripts/results/speed/*.json, "quality-GROUP" from scripts/results/quality/*.json in the layout of
+scripts/quality.yaml, any other from scripts/results/NAME/*.json, which scripts/collect_run.py makes from run folders.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ import json
 import re
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import matplotlib.pyplot as plt
-import yaml
+from draw import draw_growth, draw_quality, draw_speed, read_quality, rows_of
 
 from classification.options import build_parser
 from mgd.losses import LOSSES
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "scripts" / "results"
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("losses", "options", "quality")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("losses", "options", "quality", "speed")))
+MEASURES = {"ratio": " x", "value": "", "seconds": " s"}  # what a row of the speed table holds, first one found
 
 
 def options_table() -> str:
@@ -88,24 +89,6 @@ def measured_on(results: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def read_quality() -> tuple[dict[str, dict[str, Any]], dict[str, dict[int, dict[str, Any]]]]:
-    """Return the layout of every cell, and its results by seed."""
-    suites = yaml.safe_load((ROOT / "scripts" / "quality.yaml").read_text())
-    cells = {name: cell for suite in suites.values() for name, cell in suite["cells"].items()}
-    results: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    for path in sorted((RESULTS / "quality").glob("*.json")):
-        result = json.loads(path.read_text())
-        results[result["cell"]][result["seed"]] = result
-    return cells, results
-
-
-def rows_of(group: str, cells: dict[str, dict[str, Any]]) -> list[str]:
-    """The cells of a group, behind those outside it that they are compared with."""
-    own = [name for name, cell in cells.items() if cell["group"] == group]
-    others = dict.fromkeys(cells[name]["against"] for name in own if "against" in cells[name])
-    return [*(name for name in others if name not in own), *own]
-
-
 def quality_table(group: str) -> str:
     """One line a cell: top-1 of the last epoch, and the difference to another cell, paired by seed."""
     cells, results = read_quality()
@@ -131,21 +114,16 @@ def differences(values: list[float]) -> str:
     return f"{mean(values):+.2f}{error}"
 
 
-def draw_quality(groups: tuple[str, ...], path: Path) -> None:
-    """Draw the groups' cells: one dot a seed, a bar of one standard deviation around the mean."""
-    cells, results = read_quality()
-    names = [n for n in dict.fromkeys(n for g in groups for n in rows_of(g, cells)) if results[n]]
-    figure, axis = plt.subplots(figsize=(8, 0.32 * len(names) + 1), layout="constrained")
-    for place, name in enumerate(names):
-        values = [r["last_top1"] for r in results[name].values()]
-        color = "tab:gray" if "KD" not in cells[name]["row"] and "MGD" not in cells[name]["row"] else "tab:blue"
-        axis.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
-        axis.errorbar(mean(values), place, xerr=stdev(values) if len(values) > 1 else 0, fmt="|", color="k", capsize=3)
-    axis.set_yticks(range(len(names)), [cells[name]["row"] for name in names])
-    axis.invert_yaxis()
-    axis.grid(axis="x", alpha=0.3)
-    axis.set_xlabel("top-1 %, last epoch (one dot a seed, mean ± standard deviation)")
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+def speed_table(only: tuple[str, ...] = ("",)) -> str:
+    """One line a measured question, with its target; with `only`, those that begin with one of these words."""
+    lines = ["| | measured | quartiles | target |", "|---|---|---|---|"]
+    results = [json.loads(path.read_text()) for path in sorted((RESULTS / "speed").glob("*.json"))]
+    rows = [row for result in results for row in result.get("rows", [])]
+    for row in (row for row in rows if row["what"].startswith(only)):
+        value, unit = next((row[key], unit) for key, unit in MEASURES.items() if key in row)
+        middle = " to ".join(f"{q:.2f}" for q in row.get("quartiles", []))
+        lines.append(f"| {row['what']} | {value:.4g}{unit} | {middle} | {row['target']} |")
+    return "\n".join([*lines, *measured_on(results)])
 
 
 def spread(values: list[float]) -> str:
@@ -153,13 +131,26 @@ def spread(values: list[float]) -> str:
     return f"{values[0]:.2f}" if len(values) == 1 else f"{mean(values):.2f} ± {stdev(values):.2f}"
 
 
+HEADLINES = (
+    "step of mobilenet_v1: plain / ours", "step of mobilenet_v1: ours / floor", "step of mobilenet_v2_mgd: plain / ours",
+    "memory of a step of mobilenet_v1", "ResNet-50 forward", "flows of four stages: arc by arc / auto",
+    "reading, one core: torchvision / ours", "seconds from",
+)  # fmt: skip
+MADE = {
+    "options": options_table,
+    "losses": losses_table,
+    "speed": speed_table,
+    "speed-short": partial(speed_table, HEADLINES),
+}
+
+
 def fill(text: str) -> str:
     """Return a page with every table made anew."""
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
-        if name in ("options", "losses"):
-            content = options_table() if name == "options" else losses_table()
+        if name in MADE:
+            content = MADE[name]()
         else:
             group = name.removeprefix("quality-")
             content = results_table(name) if group == name else quality_table(group)
@@ -184,6 +175,8 @@ def main() -> None:
         sys.exit(f"{', '.join(stale)} not up to date: run python scripts/make_tables.py")
     if not args.check:
         draw_quality(("main", "flow"), ROOT / "docs" / "quality.png")
+        draw_speed(ROOT / "docs" / "speed.png")
+        draw_growth(ROOT / "docs" / "growth.png")
 
 
 if __name__ == "__main__":

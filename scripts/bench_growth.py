@@ -1,0 +1,158 @@
+"""How does the cost grow? python scripts/bench_growth.py: time and memory of the parts of matching, against their size.
+
+Parts: solving a flow; the term, forward and backward; observing a batch; and a whole matching pass over ranks (gloo).
+An exponent is the slope of a line through the logarithms of the three largest sizes. Writes
+scripts/results/speed/growth.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from bench_flow import correlated_cost
+from side_by_side import keep
+from torch import Tensor
+
+import mgd
+from classification.memory import keep_freed_memory
+
+LAST = torch.channels_last
+BASE = {"channels": 256, "taps": 1, "side": 28, "batch": 8}
+SIZES = {
+    "channels": (64, 128, 256, 512, 1024),
+    "taps": (1, 2, 4, 8),
+    "side": (7, 14, 28, 56),
+    "batch": (2, 4, 8, 16, 32),
+}
+FLOWS = (64, 128, 256, 512, 1024, 2048, 4096)
+
+
+def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
+    """Return the slope of log value over log size, of the three largest."""
+    return float(np.polyfit(np.log(sizes[-3:]), np.log(values[-3:]), 1)[0])
+
+
+def seconds(function: Callable[[], object], rounds: int) -> float:
+    function()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def curve(what: str, along: str, sizes: Sequence[int], unit: str, values: Sequence[float]) -> dict[str, Any]:
+    """Say and return one curve."""
+    power = exponent(sizes, values)
+    print(f"{what:24} against {along:9} {power:5.2f}  " + "  ".join(f"{v:.3g}" for v in values), flush=True)
+    return {"what": what, "along": along, "sizes": list(sizes), "unit": unit, "values": list(values), "exponent": power}
+
+
+def flow_curves() -> list[dict[str, Any]]:
+    """Time and memory of a flow of S x 2 S channels; the optimum is checked against scipy's up to 1,024 x 2,048."""
+    times, peaks = [], []
+    for number in FLOWS:
+        cost = correlated_cost(number, 2 * number, seed=0)
+        if number <= 1024:
+            assert abs(mgd.solve_flow(cost).total_cost - mgd.solve_flow(cost, solver="scipy").total_cost) < 1e-6
+        times.append(seconds(lambda c=cost: mgd.solve_flow(c, solver="sparse"), 3))  # type: ignore[misc]
+        tracemalloc.start()
+        mgd.solve_flow(cost, solver="sparse")
+        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+        tracemalloc.stop()
+    return [
+        curve("flow of S x 2 S", "channels", FLOWS, "s", times),
+        curve("flow of S x 2 S", "channels", FLOWS, "MiB", peaks),
+    ]
+
+
+def maps(channels: int, taps: int, side: int, batch: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Return maps of a student and a teacher of twice the channels, in bfloat16."""
+
+    def random(width: int) -> Tensor:
+        return torch.randn(batch, width, side, side).bfloat16().to(memory_format=LAST)
+
+    return [random(channels) for _ in range(taps)], [random(2 * channels) for _ in range(taps)]
+
+
+def term_curves(rounds: int) -> list[dict[str, Any]]:
+    """Time of the term, forward and backward, and of observing a batch, as one size grows."""
+    found = []
+    for along, sizes in SIZES.items():
+        steps, looks = [], []
+        for size in sizes:
+            shape = {**BASE, along: size}
+            student, teacher = maps(**shape)
+            channels, taps = shape["channels"], shape["taps"]
+            term = mgd.ChannelMatching([channels] * taps, [2 * channels] * taps, [torch.zeros(2 * channels)] * taps)
+            term.observe(student, teacher)
+            term.rematch()
+            logits = torch.zeros(shape["batch"], 1)
+            own = [m.requires_grad_() for m in student]
+
+            def step(term: Any = term, own: Any = own, teacher: Any = teacher, logits: Tensor = logits) -> None:
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = term(mgd.Outputs(logits, own), [mgd.Outputs(logits, teacher)])
+                loss.backward()
+
+            steps.append(seconds(step, rounds))
+            looks.append(seconds(lambda t=term, s=own, o=teacher: t.observe(s, o), rounds))  # type: ignore[misc]
+        found += [curve("term", along, sizes, "s", steps), curve("observing", along, sizes, "s", looks)]
+    return found
+
+
+def rank_work() -> None:
+    """What each rank does: its share of 64 batches, then the matching; rank 0 prints the seconds."""
+    dist.init_process_group("gloo")
+    rank, size = dist.get_rank(), dist.get_world_size()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // size))
+    term = mgd.ChannelMatching([256], [512], [torch.zeros(512)])
+    student, teacher = maps(256, 1, 14, 8)
+    for _ in range(2):
+        dist.barrier()
+        start = time.perf_counter()
+        for _ in range(rank, 64, size):
+            term.observe(student, teacher)
+        term.rematch()
+        dist.barrier()
+    if rank == 0:
+        print(time.perf_counter() - start)
+    dist.destroy_process_group()
+
+
+def rank_curve() -> dict[str, Any]:
+    """Time of a matching over 1, 2 and 4 ranks, of the same images in all."""
+    sizes, times = (1, 2, 4), []
+    for size in sizes:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", __file__]
+        done = subprocess.run([*command, "--rank-work"], capture_output=True, text=True, check=True)
+        times.append(float(done.stdout.split()[-1]))
+    return curve("matching, 512 images", "ranks", sizes, "s", times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rank-work", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    keep_freed_memory()
+    if args.rank_work:
+        rank_work()
+        return
+    keep("growth", {"base": BASE, "curves": [*flow_curves(), *term_curves(args.rounds), rank_curve()]})
+
+
+if __name__ == "__main__":
+    main()

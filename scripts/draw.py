@@ -1,0 +1,106 @@
+"""The figures of the documentation, from result files alone; scripts/make_tables.py calls them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import matplotlib.pyplot as plt
+import yaml
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "scripts" / "results"
+
+
+def read_quality() -> tuple[dict[str, dict[str, Any]], dict[str, dict[int, dict[str, Any]]]]:
+    """Return the layout of every cell, and its results by seed."""
+    suites = yaml.safe_load((ROOT / "scripts" / "quality.yaml").read_text())
+    cells = {name: cell for suite in suites.values() for name, cell in suite["cells"].items()}
+    results: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+    for path in sorted((RESULTS / "quality").glob("*.json")):
+        result = json.loads(path.read_text())
+        results[result["cell"]][result["seed"]] = result
+    return cells, results
+
+
+def rows_of(group: str, cells: dict[str, dict[str, Any]]) -> list[str]:
+    """The cells of a group, behind those outside it that they are compared with."""
+    own = [name for name, cell in cells.items() if cell["group"] == group]
+    others = dict.fromkeys(cells[name]["against"] for name in own if "against" in cells[name])
+    return [*(name for name in others if name not in own), *own]
+
+
+def draw_quality(groups: tuple[str, ...], path: Path) -> None:
+    """Draw the groups' cells: one dot a seed, a bar of one standard deviation around the mean."""
+    cells, results = read_quality()
+    names = [n for n in dict.fromkeys(n for g in groups for n in rows_of(g, cells)) if results[n]]
+    figure, axis = plt.subplots(figsize=(8, 0.32 * len(names) + 1), layout="constrained")
+    for place, name in enumerate(names):
+        values = [r["last_top1"] for r in results[name].values()]
+        color = "tab:gray" if "KD" not in cells[name]["row"] and "MGD" not in cells[name]["row"] else "tab:blue"
+        axis.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
+        axis.errorbar(mean(values), place, xerr=stdev(values) if len(values) > 1 else 0, fmt="|", color="k", capsize=3)
+    axis.set_yticks(range(len(names)), [cells[name]["row"] for name in names])
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_xlabel("top-1 %, last epoch (one dot a seed, mean ± standard deviation)")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def draw_speed(path: Path) -> None:
+    """Draw the seconds of a step of each way: one bar a way, one panel a student."""
+    found = RESULTS / "speed" / "step.json"
+    if not found.exists():
+        return
+    rows = [row for row in json.loads(found.read_text())["rows"] if row["what"].startswith("step of ")]
+    students = list(dict.fromkeys(row["what"].split(":")[0].removeprefix("step of ") for row in rows))
+    figure, axes = plt.subplots(
+        1, len(students), figsize=(4.2 * len(students), 2.2), layout="constrained", squeeze=False
+    )
+    for axis, student in zip(axes[0], students, strict=True):
+        seconds = {k: v for row in rows if student + ":" in row["what"] for k, v in row["seconds"].items()}
+        ways = [way for way in WAYS if way in seconds]
+        bars = axis.barh([WAYS[way] for way in ways], [seconds[way] for way in ways], color="tab:gray")
+        bars[ways.index("ours")].set_color("tab:blue")
+        axis.bar_label(bars, fmt="%.2f", padding=3)
+        axis.invert_yaxis()
+        axis.margins(x=0.2)
+        axis.set_xlabel(f"seconds a step, {student}")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+WAYS = {
+    "plain": "as one would first write it",
+    "bare": "no matching, eager float32",
+    "ours": "this project",
+    "floor": "floor: fast teacher + student",
+}
+
+
+def draw_growth(path: Path) -> None:
+    """Draw time and memory against size, one panel a size, with the fitted exponents."""
+    found = RESULTS / "speed" / "growth.json"
+    if not found.exists():
+        return
+    curves = json.loads(found.read_text())["curves"]
+    panels = list(dict.fromkeys((curve["along"], curve["what"].startswith("flow")) for curve in curves))
+    figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(11, 6), layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (along, flows) in zip(axes.flat, panels, strict=False):
+        for curve in curves:
+            if (curve["along"], curve["what"].startswith("flow")) == (along, flows):
+                label = f"{curve['what']}, {curve['unit']}: {curve['exponent']:.2f}"
+                axis.loglog(curve["sizes"], curve["values"], "o-", label=label, markersize=4)
+        sizes = sorted({size for curve in curves if curve["along"] == along for size in curve["sizes"]})
+        axis.set_xticks(sizes[:: -(-len(sizes) // 6)], minor=False)
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        axis.minorticks_off()
+        axis.set_ylim(axis.get_ylim()[0] / 3, axis.get_ylim()[1] * 3)
+        axis.set_xlabel(along)
+        axis.legend(fontsize=8, title="and fitted exponent", title_fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110, metadata={"Software": None})
