@@ -57,9 +57,7 @@ def draw_speed(path: Path) -> None:
         return
     rows = [row for row in json.loads(found.read_text())["rows"] if row["what"].startswith("step of ")]
     students = list(dict.fromkeys(row["what"].split(":")[0].removeprefix("step of ") for row in rows))
-    figure, axes = plt.subplots(
-        1, len(students), figsize=(4.2 * len(students), 2.2), layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(1, len(students), figsize=(5 * len(students), 2.2), layout="constrained", squeeze=False)
     for axis, student in zip(axes[0], students, strict=True):
         seconds = {k: v for row in rows if student + ":" in row["what"] for k, v in row["seconds"].items()}
         ways = [way for way in WAYS if way in seconds]
@@ -67,8 +65,8 @@ def draw_speed(path: Path) -> None:
         bars[ways.index("ours")].set_color("tab:blue")
         axis.bar_label(bars, fmt="%.2f", padding=3)
         axis.invert_yaxis()
-        axis.margins(x=0.2)
-        axis.set_xlabel(f"seconds a step, {student}")
+        axis.set_xlim(0, 1.2 * max(seconds.values()))
+        axis.set_xlabel(f"{student}: seconds a step")
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
