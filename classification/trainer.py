@@ -18,6 +18,7 @@ from classification.data import Photos, TrainBatches, loader
 from classification.engine import Engine, accuracy
 from classification.errors import RunError, Stopped, UserError
 from classification.interrupt import Interrupt
+from classification.memory import peak_bytes
 from classification.metrics import Journal, Means
 from classification.random_state import random_state, set_random_state
 from classification.restore import load_optimizer, whole
@@ -150,6 +151,7 @@ class Trainer:
         record["learning_rate"] = learning_rate(self.args, epoch, 0.0)
         record["images_per_second"] = len(self.photos) / self.seconds
         record["train_seconds"] = self.seconds
+        record["peak_memory_mib"] = peak_bytes(self.world.device) / 2**20
         return record
 
     def _say_step(self, values: Mapping[str, Tensor], bar: Any) -> None:

@@ -49,7 +49,8 @@ def question(what: str, seconds: Mapping[str, list[float]], slow: str, fast: str
 def keep(name: str, content: Mapping[str, Any]) -> None:
     """Write scripts/results/speed/NAME.json: command, versions, commit, machine and what was found."""
     about = {key: value for key, value in describe(Namespace(command=[])).items() if key not in ("options", "command")}
-    command = " ".join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = " ".join(["python", f"scripts/{Path(sys.argv[0]).name}", *words])
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"command": command, **about, **content}, indent=1) + "\n")

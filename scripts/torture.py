@@ -110,7 +110,7 @@ def differences(one: Path, other: Path) -> list[str]:
         if name.split("/")[1] in parts and not _equal(flat[0].get(name), flat[1].get(name)):
             found.append(f"last.pth {name}")
     lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (one, other)]
-    timed = ("images_per_second", "train_seconds", "match_seconds")
+    timed = ("images_per_second", "train_seconds", "match_seconds", "peak_memory_mib")
     records = [[{k: v for k, v in json.loads(line).items() if k not in timed} for line in part] for part in lines]
     if records[0] != records[1]:
         found.append("metrics.jsonl")

@@ -4,6 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from classification import memory
 
 CODE = """
 import resource, torch
@@ -30,7 +33,11 @@ def test_large_blocks_are_given_out_again() -> None:
 
 
 def test_another_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from classification import memory
-
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
     memory.keep_freed_memory()
+
+
+def test_the_peak_holds_what_was_held_once() -> None:
+    before = memory.peak_bytes(torch.device("cpu"))
+    torch.empty(before // 4 + 100_000_000).zero_()  # four bytes each
+    assert memory.peak_bytes(torch.device("cpu")) > before + 100_000_000
