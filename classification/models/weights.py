@@ -199,6 +199,7 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | Non
         raise UserError(f"there are no pretrained weights of {arch}: give a file by {option}")
     try:
         if source == "timm":
+            timm.models.set_pretrained_check_hash()
             state = timm.create_model(arch.removeprefix("timm:"), pretrained=True).state_dict()
         else:
             weights = torchvision.models.get_model_weights(source)[name or "IMAGENET1K_V1"]
