@@ -54,6 +54,8 @@ class Means:
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], world: World) -> None:
         """Take up what rank 0's `state_dict` returned after `collect`: it on rank 0, the names alone on others."""
         totals, counts = state["totals"], state["counts"]
+        if any(total.is_complex() for total in totals.values()):
+            raise ValueError("its means are complex numbers")
         self.totals = {name: total.to(self.device).double().reshape(()) * world.first for name, total in totals.items()}
         self.counts = {name: int(counts[name]) * world.first for name in totals}
 
