@@ -40,6 +40,7 @@ class Stepper:
         )
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=args.amp == "fp16")
         if args.compile:
+            torch._functorch.config.donated_buffer = False  # shares of the gradient take one graph several times
             self.distiller.compile(dynamic=False)  # the batches of an epoch have two sizes
         self.wrapped = wrap(MixedPrecision(self.distiller, self.world.device, args.amp), self.world, args)
         self.average = average(self.student, args.ema) if args.ema else None
