@@ -74,7 +74,13 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=_count, default=100, help="epochs of training, those of the warmup not counted")
     add("--start-epoch", type=_whole, default=0, help="epoch to begin with, counted from 0")
     add("-b", "--batch-size", type=_count, default=256, help="images a step, over all devices and ranks together")
-    add("--accumulate", type=_count, default=1, metavar="N", help="pass each batch in N parts, to save memory")
+    add(
+        "--accumulate",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="pass each batch in N parts, to save memory; batch norms and terms see the parts",
+    )
     add(
         "--resume",
         metavar="FILE",
