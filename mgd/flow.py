@@ -144,7 +144,7 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
     array = _check(cost)
     num_student, num_teacher = array.shape
     depth = slots(num_student, num_teacher, capacity)
-    name = ("sparse" if array.size > 200_000 else "scipy") if solver == "auto" else solver
+    name = ("sparse" if array.size > 100_000 else "scipy") if solver == "auto" else solver
     if name not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}, auto")
     start = time.perf_counter()

@@ -80,3 +80,10 @@ def test_likely_arcs_are_few_and_hold_a_flow() -> None:
     assert arcs.shape[1] < 0.3 * cost.size
     assert set(range(400)) == set(arcs[0]) and set(range(200)) == set(arcs[1])
     assert ((arcs[0] % 200) == arcs[1]).sum() >= 400
+
+
+def test_a_receiver_dear_to_all_keeps_its_likely_arcs() -> None:
+    cost = correlated(400, 200, 0)
+    dear = cost + 5 * np.random.default_rng(0).random(200)
+    plain, shifted = ({tuple(arc) for arc in likely_arcs(c, 10).T} for c in (cost, dear))
+    assert len(plain & shifted) > 0.99 * len(plain | shifted)
