@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mgd.matching import ChannelMatching
 from mgd.taps import Batch, Outputs, Taps
 from mgd.teachers import Frozen
 
@@ -58,9 +59,10 @@ class Distiller(nn.Module):
         return self
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Have `torch.compile` translate each network at its first forward; the terms stay as they are."""
-        for network in (self.student, *self.teachers):
-            network.compile(*args, **options)
+        """Have `torch.compile` translate networks and matching at their first forward, on a GPU into fused kernels."""
+        matchings = [term for term in self.terms.values() if isinstance(term, ChannelMatching)]
+        for module in (self.student, *self.teachers, *matchings):
+            module.compile(*args, **options)
 
     def forward(
         self, images: Tensor, target: Tensor | None = None, index: Tensor | None = None, epoch: int = 0

@@ -238,7 +238,7 @@ class ChannelMatching(nn.Module):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield targets and margins, slice by slice; for the relative form, add up their positive parts in `size`."""
         images = len(student_map)
-        if student_map.device.type == "cpu":  # what a slice needs stays in the cache
+        if student_map.device.type == "cpu" and not torch.compiler.is_compiling():  # a slice stays in the cache
             images = max(1, SLICE // student_map[0].numel())
         for part in torch.split(teacher_map, images):
             target, margin = reduce_channels(part, stage.margin, stage.index, self.reducer, self.generator)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,10 +121,12 @@ def bare_step(pair: Pair) -> Callable[[], None]:
     return trainer(student, loss)
 
 
-def our_step(pair: Pair, share: float = 0.0) -> Callable[[], None]:
-    """Return our step, costs being observed on a share of the batch."""
+def our_step(pair: Pair, share: float = 0.0, compiled: bool = False) -> Callable[[], None]:
+    """Return our step, costs being observed on a share of the batch; or as `--compile 1` has it."""
     ours, images, target = pair.distiller(fast=True).train(), pair.last, pair.target
     ours.terms["mgd"].observe_share = share
+    if compiled:
+        ours.compile(dynamic=False)
     mixed = MixedPrecision(ours, CPU, "bf16")
     return trainer(ours, lambda: mixed(images, target)["loss"])
 
@@ -143,7 +146,13 @@ def floor_step(pair: Pair) -> Callable[[], None]:
     return trainer(student, loss)
 
 
-STEPS = {"plain": plain_step, "bare": bare_step, "ours": our_step, "floor": floor_step}
+STEPS = {
+    "plain": plain_step,
+    "bare": bare_step,
+    "ours": our_step,
+    "compiled": partial(our_step, compiled=True),
+    "floor": floor_step,
+}
 
 
 def check(pair: Pair) -> None:
@@ -159,13 +168,28 @@ def check(pair: Pair) -> None:
             torch.testing.assert_close(
                 got[name], expected[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
             )
+    check_compiled(pair)
+
+
+def check_compiled(pair: Pair) -> None:
+    """Refuse to time a compiled step that has another loss; both are in bfloat16."""
+    found = []
+    for compiled in (False, True):
+        ours = pair.distiller(fast=True).train()
+        if compiled:
+            ours.compile(dynamic=False)
+        with torch.no_grad():
+            found.append(MixedPrecision(ours, CPU, "bf16")(pair.last, pair.target))
+    for name in ("ce", "mgd"):
+        torch.testing.assert_close(found[1][name], found[0][name], rtol=2e-2, atol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def forwards(pair: Pair) -> dict[str, Callable[[], object]]:
     """Return the teacher's forward, eager and fast, and the passes over images before a matching."""
     images, last = pair.images, pair.last
     student, teacher = pair.student.model.eval(), pair.teacher.model
-    fast, matching = pair.fast_teacher(), copy.deepcopy(pair.matching)
+    fast, compiled, matching = pair.fast_teacher(), pair.fast_teacher(), copy.deepcopy(pair.matching)
+    compiled.compile(dynamic=False)
     quick = copy.deepcopy(pair.student).to(memory_format=torch.channels_last).eval()
 
     @torch.no_grad()
@@ -181,6 +205,7 @@ def forwards(pair: Pair) -> dict[str, Callable[[], object]]:
     return {
         "eager teacher": torch.no_grad()(lambda: teacher(images)),
         "fast teacher": lambda: fast(last),
+        "compiled teacher": lambda: compiled(last),
         "two eager forwards": torch.no_grad()(lambda: (teacher(images), student(images))),
         "two fast forwards": both,
         "matching pass": observe,
@@ -204,6 +229,7 @@ def measure(arch: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = [
         question(f"step of {arch}: plain / ours", seconds, "plain", "ours", "5" if prefixes else "3"),
         question(f"step of {arch}: ours / floor", seconds, "ours", "floor", "at most 1.05"),
+        question(f"step of {arch}: plain / ours with --compile 1", seconds, "plain", "compiled", ""),
         question(f"step of {arch}: bare / ours", seconds, "bare", "ours", ""),
         question(f"step of {arch}: plain / bare", seconds, "plain", "bare", ""),
     ]
@@ -211,6 +237,7 @@ def measure(arch: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         seconds = alternate(forwards(pair), args.rounds)
         rows += [
             question("ResNet-50 forward: eager / fast", seconds, "eager teacher", "fast teacher", "2.8"),
+            question("ResNet-50 forward: eager / fast, compiled", seconds, "eager teacher", "compiled teacher", ""),
             question(
                 "matching pass / two eager forwards", seconds, "matching pass", "two eager forwards", "at most 0.7"
             ),

@@ -236,3 +236,24 @@ def test_wrong_use_is_refused() -> None:
         ChannelMatching((4,), (8, 8), [None])
     with pytest.raises(ValueError, match="8 margins"):
         ChannelMatching((4,), (8,), [torch.zeros(7)])
+
+
+@pytest.mark.parametrize("form", ["sum", "relative"])
+@pytest.mark.parametrize("reducer", ["amp", "sp", "sp_mean", "sm"])
+def test_a_compiled_term_has_the_loss_and_the_gradient_of_a_plain_one(reducer: str, form: str) -> None:
+    """Traced as for a compiler, as one graph; flows may change without another trace."""
+    term, teacher = matched(reducer=reducer, form=form, observe_share=0.5), outputs(TEACHER, 1)
+    torch._dynamo.reset()
+    compiled = torch.compile(term, backend="aot_eager", fullgraph=True)
+    for again in (False, True):
+        found = []
+        for call in (term, compiled):
+            student = Outputs(torch.zeros(5, 3), [m.requires_grad_() for m in maps(STUDENT, 2)])
+            with torch._dynamo.config.patch(error_on_recompile=again):
+                loss = call(student, [teacher])
+            found.append((loss.detach(), torch.autograd.grad(loss, student.features)))
+        (plain, plain_gradient), (traced, traced_gradient) = found
+        torch.testing.assert_close(traced, plain)
+        torch.testing.assert_close(traced_gradient, plain_gradient)
+        assert [int(stage.cost.count) for stage in term.stages] == [6, 6]  # 3 of 5 images, in both calls
+        term.rematch()
