@@ -208,7 +208,7 @@ def forwards(pair: Pair) -> dict[str, Callable[[], object]]:
         "compiled teacher": lambda: compiled(last),
         "two eager forwards": torch.no_grad()(lambda: (teacher(images), student(images))),
         "two fast forwards": both,
-        "matching pass": observe,
+        "pass": observe,
     }
 
 
@@ -238,16 +238,12 @@ def measure(arch: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         rows += [
             question("ResNet-50 forward: eager / fast", seconds, "eager teacher", "fast teacher", "2.8"),
             question("ResNet-50 forward: eager / fast, compiled", seconds, "eager teacher", "compiled teacher", ""),
-            question(
-                "matching pass / two eager forwards", seconds, "matching pass", "two eager forwards", "at most 0.7"
-            ),
-            question(
-                "matching pass / two fast forwards", seconds, "matching pass", "two fast forwards", "at most 1.15"
-            ),
+            question("matching: pass / two eager forwards", seconds, "pass", "two eager forwards", "at most 0.7"),
+            question("matching: pass / two fast forwards", seconds, "pass", "two fast forwards", "at most 1.15"),
         ]
-        ways = {"without": our_step(pair), "online": our_step(pair, args.observe_share)}
+        ways = {"without": our_step(pair), "with": our_step(pair, args.observe_share)}
         seconds = alternate(ways, args.rounds)
-        rows.append(question("step observing costs / without", seconds, "online", "without", "at most 1.03"))
+        rows.append(question("step that observes costs: with / without", seconds, "with", "without", "at most 1.03"))
     return rows
 
 

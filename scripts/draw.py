@@ -51,30 +51,41 @@ def draw_quality(groups: tuple[str, ...], path: Path) -> None:
 
 
 def draw_speed(path: Path) -> None:
-    """Draw the seconds of a step of each way: one bar a way, one panel a student."""
-    found = RESULTS / "speed" / "step.json"
-    if not found.exists():
+    """Draw the median seconds or MiB of each way: one panel a question, one bar a way."""
+    files = [json.loads(p.read_text()) for name in SPEED for p in RESULTS.glob(f"speed/{name}.json")]
+    panels: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    for row in (row for file in files for row in file["rows"] if ":" in row["what"]):
+        question = row["what"].split(":")[0]
+        panels[question, "seconds"].update(row.get("seconds", {}))
+        panels[question, "MiB"].update({way: value / 2**20 for way, value in row.get("bytes", {}).items()})
+    panels = {question: bars for question, bars in panels.items() if bars}
+    if not panels:
         return
-    rows = [row for row in json.loads(found.read_text())["rows"] if row["what"].startswith("step of ")]
-    students = list(dict.fromkeys(row["what"].split(":")[0].removeprefix("step of ") for row in rows))
-    figure, axes = plt.subplots(1, len(students), figsize=(5 * len(students), 2.2), layout="constrained", squeeze=False)
-    for axis, student in zip(axes[0], students, strict=True):
-        seconds = {k: v for row in rows if student + ":" in row["what"] for k, v in row["seconds"].items()}
-        ways = [way for way in WAYS if way in seconds]
-        bars = axis.barh([WAYS[way] for way in ways], [seconds[way] for way in ways], color="tab:gray")
-        bars[ways.index("ours")].set_color("tab:blue")
-        axis.bar_label(bars, fmt="%.2f", padding=3)
+    figure, axes = plt.subplots(-(-len(panels) // 2), 2, figsize=(11, 0.95 * len(panels)), layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, ((question, unit), values) in zip(axes.flat, panels.items(), strict=False):
+        ways = sorted(values, key=lambda way: -values[way])
+        colors = ["tab:blue" if way in OURS else "tab:gray" for way in ways]
+        bars = axis.barh([WAYS.get(way, way) for way in ways], [values[way] for way in ways], color=colors)
+        axis.bar_label(bars, fmt="{:,.3g}" if unit == "seconds" else "{:,.0f}", padding=3)
         axis.invert_yaxis()
-        axis.set_xlim(0, 1.2 * max(seconds.values()))
-        axis.set_xlabel(f"{student}: seconds a step")
+        axis.set_xlim(0, 1.2 * max(values.values()))
+        axis.set_title(f"{question}, {unit}", fontsize=10)
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
+SPEED = ("step", "memory", "flow", "reader")
+OURS = ("ours", "compiled", "fast teacher", "compiled teacher", "pass", "with", "auto", "files", "memory")
 WAYS = {
     "plain": "as one would first write it",
     "bare": "no matching, eager float32",
     "ours": "this project",
+    "compiled": "this project, --compile 1",
     "floor": "floor: fast teacher + student",
+    "files": "this project",
+    "memory": "this project, --cache ram",
+    "auto": "--mgd-solver auto",
 }
 
 
