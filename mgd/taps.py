@@ -157,12 +157,13 @@ class Taps(nn.Module):
         if torch.compiler.is_compiling():
             return slot.calls[call]
         original = slot.originals[call]
-        overwritten = original is None or original[0]._version != original[1]
         copies = self._copy[self.model.training]
-        if overwritten and not copies[number]:
-            raise RuntimeError(f"tap {point.path!r} was overwritten in place; it was not in the first forward")
-        copies[number] = overwritten
-        return slot.calls[call]
+        if original is None or original[0]._version != original[1]:
+            if not copies[number]:
+                raise RuntimeError(f"tap {point.path!r} was overwritten in place; it was not in the first forward")
+            return slot.calls[call]
+        copies[number] = False
+        return original[0]  # never the copy: a graph with one node more has other last bits
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Taps:
         self.close()  # hooks read for the object that made them: a copy needs its own

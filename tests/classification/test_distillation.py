@@ -15,6 +15,7 @@ from classification.models import build
 from classification.terms import LABEL_FREE, names_of
 from mgd.losses import LOSSES
 from tests.classification.test_main import options, records
+from tests.classification.test_resume import differences  # noqa: F401
 
 
 def without(words: list[str], *names: str) -> list[str]:
@@ -55,6 +56,19 @@ def test_parameters_of_a_term_train_and_resume(distil: list[str]) -> None:
     for name in ("afd", "crd"):
         changed = [key for key in before[name] if not torch.equal(before[name][key], after[name][key])]
         assert any(key.endswith("weight") for key in changed)
+
+
+def test_all_terms_at_once_go_on_as_if_uncut(
+    distil: list[str],
+    tmp_path: Path,
+    differences: Any,  # noqa: F811
+) -> None:
+    words = options(distil, distiller="+".join(["mgd", *sorted({*LOSSES} - {"ce", "dml"})]), lr_drop_epochs="90")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(options(words, epochs="2", output=str(whole)))
+    run(options(words, epochs="1", output=str(cut)))
+    assert main_mgd.main([*options(words, epochs="2", output=str(cut)), "--resume", str(cut / "last.pth")]) == 0
+    assert differences(cut, whole) == []
 
 
 def test_terms_are_logged_raw_weighted_and_by_their_share_of_the_gradient(distil: list[str]) -> None:

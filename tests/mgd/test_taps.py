@@ -52,6 +52,14 @@ def test_only_overwritten_maps_are_copied_later() -> None:
     assert outputs.features[1].data_ptr() != seen[1]
 
 
+def test_the_first_forward_gives_the_very_tensor_as_later_ones_do() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten())
+    seen: list[int] = []
+    net[0].register_forward_hook(lambda m, a, out: seen.append(out.data_ptr()))
+    (first,) = Taps(net, ["1@in"])(torch.randn(1, 3, 2, 2)).features
+    assert first.data_ptr() == seen[0]  # not a copy: a resumed run begins with a first forward
+
+
 def test_what_only_training_overwrites_is_copied_there() -> None:
     net = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5, inplace=True), nn.Flatten())
     taps, images = Taps(net, ["0"]), torch.randn(4, 3, 5, 5)
