@@ -101,7 +101,7 @@ class Stepper:
             ) from error
 
     def _step(self, batch: Sequence[Tensor], epoch: int, step: int, size: int) -> dict[str, Tensor] | None:
-        norms = self._norm_buffers() if self.args.skip_nonfinite else {}
+        before = self._buffers() if self.args.skip_nonfinite else {}
         parts = list(zip(*(tensor.tensor_split(self.args.accumulate) for tensor in batch), strict=True))
         means: dict[str, Tensor] = {}
         shares: dict[str, Tensor] = {}
@@ -111,7 +111,7 @@ class Stepper:
             with contextlib.nullcontext() if last else self._local():
                 values = self.forward(*part, epoch)
                 if not self._agree(values):
-                    self._leave_out(values, batch[2], f"epoch {epoch}, step {step}", norms)
+                    self._leave_out(values, batch[2], f"epoch {epoch}, step {step}", before)
                     return None
                 if step == 0 and last:
                     shares = gradient_shares(self.student, values, self.distiller.weights(epoch))
@@ -141,10 +141,11 @@ class Stepper:
             dist.all_reduce(self._agreed, op=dist.ReduceOp.MAX)
         return not self._agreed[0]
 
-    def _norm_buffers(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.distiller.named_buffers() if "running" in name}
+    def _buffers(self) -> dict[str, Tensor]:
+        """Copy statistics, costs and margins; a bank of all images is left out, and takes no value that is not finite."""
+        return {n: value.clone() for n, value in self.distiller.named_buffers() if not n.endswith("_bank")}
 
-    def _leave_out(self, values: Mapping[str, Tensor], index: Tensor, where: str, norms: Mapping[str, Tensor]) -> None:
+    def _leave_out(self, values: Mapping[str, Tensor], index: Tensor, where: str, before: Mapping[str, Tensor]) -> None:
         """Take back what the forward changed, or stop the run.
 
         Raises:
@@ -162,8 +163,8 @@ class Stepper:
                 f"{self.job.folder / 'last.pth'} is from before"
             )
         for name, value in self.distiller.named_buffers():
-            if name in norms:
-                value.copy_(norms[name])
+            if name in before:
+                value.copy_(before[name])
         self.world.say(f"!! WARNING: {what}: left out, {self.skipped} of {self.args.skip_nonfinite}")
 
     def set_rate(self, rate: float) -> None:

@@ -128,8 +128,9 @@ class _Contrast(nn.Module):
         first = (index[:, None] == index).int().argmax(dim=1)
         embeddings = whole[first, :-2].chunk(2, dim=1)
         for bank, embedding in zip((self.student_bank, self.teacher_bank), embeddings, strict=True):
-            mixed = self.momentum * bank[index] + (1 - self.momentum) * embedding
-            bank.index_copy_(0, index, F.normalize(mixed, dim=1))
+            old = bank[index]
+            new = F.normalize(self.momentum * old + (1 - self.momentum) * embedding, dim=1)
+            bank.index_copy_(0, index, torch.where(new.isfinite().all(dim=1, keepdim=True), new, old))
         self.log_normalisers.copy_(logs)
         self.steps += 1
 

@@ -78,11 +78,13 @@ def test_some_steps_may_be_left_out(
     assert "left out, 2 of 2" in out.out and "epoch 1, step 2" in out.err
     monkeypatch.undo()
     monkeypatch.setattr(Stepper, "_step", poisoned({2, 5}))
-    words = [*distil[:-1], distil[-1] + "-more", "--skip-nonfinite", "2"]
+    folder = Path(distil[-1] + "-more")
+    words = options(distil, output=str(folder), distiller="mgd+crd+ofd", mgd_observe="online", skip_nonfinite="2")
     assert main_mgd.main(words) == 0
-    last = torch.load(Path(words[-3]) / "last.pth", weights_only=True)
-    assert all(v.isfinite().all() for v in last["state_dict"].values() if v.is_floating_point())
-    assert records(Path(words[-3]))[-1]["skipped_steps"] == 2
+    last = torch.load(folder / "last.pth", weights_only=True)
+    states = [last["state_dict"], *last["resume"]["terms"].values()]  # memories, margins and costs too
+    assert all(v.isfinite().all() for state in states for v in state.values() if v.is_floating_point())
+    assert records(folder)[-1]["skipped_steps"] == 2
 
 
 def test_memory_that_runs_out_says_what_to_lower(
