@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 def gradient_shares(
-    student: nn.Module, values: Mapping[str, Tensor], weights: Mapping[str, float]
+    groups: Sequence[tuple[nn.Module, Sequence[str]]], values: Mapping[str, Tensor], weights: Mapping[str, float]
 ) -> dict[str, Tensor]:
-    """Return each term's part of the gradient on the student's weights: its norm over the sum of all norms.
+    """Return each term's part of the gradient on its network's weights: its norm over the sum of all norms.
 
     With one term there is nothing to compare, and the result is empty.
 
     Args:
-        student: the network whose weights are meant.
+        groups: each network that trains, and the names of its terms.
         values: raw value of each term, with its graph, which is kept.
         weights: factor of each term.
     """
-    if len(weights) == 1:
-        return {}
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    norms = {}
-    for name, weight in weights.items():
-        value = weight * values[name].mean()
-        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-        norms[name] = torch.stack([g.float().norm() for g in gradients if g is not None] or [value * 0]).norm()
-    total = torch.stack(list(norms.values())).sum().clamp_min(1e-30)
-    return {name: norm / total for name, norm in norms.items()}
+    shares: dict[str, Tensor] = {}
+    for network, names in groups:
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        norms = {}
+        for name in names if len(names) > 1 else ():
+            value = weights[name] * values[name].mean()
+            gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            norms[name] = torch.stack([g.float().norm() for g in gradients if g is not None] or [value * 0]).norm()
+        total = sum(norms.values(), torch.tensor(0.0)).clamp_min(1e-30)
+        shares |= {name: norm / total for name, norm in norms.items()}
+    return shares
 
 
 def balanced(weights: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
-    """Return weights with which every term has an equal share; the first keeps its own, as does a term of share 0."""
-    first = next(iter(weights))
-    return {n: w * shares[first] / shares[n] if shares[n] > 0 else w for n, w in weights.items()}
+    """Return weights with which every term has an equal share; the first that has one, and those without, keep theirs.
+
+    Args:
+        weights: factor of each term.
+        shares: as measured with them; terms of other networks are left out.
+    """
+    some = next((share for share in shares.values() if share > 0), 1.0)
+    return {n: weights[n] * (some / share if share > 0 else 1.0) for n, share in shares.items()}
 
 
 def dominant(weighted: Mapping[str, float]) -> str | None:

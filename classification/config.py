@@ -17,7 +17,7 @@ from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER
 from classification.options import Parser, build_parser
 from classification.recipe import read_recipe
-from classification.terms import LABEL_FREE, names_of, needing, single_class, term_table, using
+from classification.terms import LABEL_FREE, check_schedules, names_of, needing, single_class, term_table, using
 
 # Options that an empty text, as an unset variable leaves it in a script, would switch off unseen.
 FILES = {"config", "output", "resume", "student_resume", "teacher_resume", "train_list", "valid_list"}
@@ -44,12 +44,14 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     args = parser.parse_args(argv)
     args.command = [prog, *argv]
     typed = _typed(parser, argv)
+    if "student_resume" in typed and not {"pretrained", "use_pretrained"} & set(typed):
+        args.pretrained, args.use_pretrained = False, 0  # a file in the place of the recipe's download
     for name in sorted(FILES & set(typed)):
         if getattr(args, name) == "":
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
     _check(args, distillation)
     if distillation:
-        _set_terms(args, nested.get("terms", {}), "distiller" in typed)
+        _set_terms(args, nested.get("terms", {}), typed)
         args.teachers = _teachers(args, [] if "teacher_arch" in typed else nested.get("teachers", []))
         _check_teachers(args)
     if not args.evaluate:
@@ -177,9 +179,21 @@ def _check_distillation(args: Namespace) -> None:
     args.student_taps, args.teacher_taps = args.student_taps or args.taps, args.teacher_taps or args.taps
 
 
-def _set_terms(args: Namespace, recipe: dict[str, Any], chosen: bool) -> None:
-    """Settle which terms there are and what is known of each; a typed --distiller wins over the recipe's list."""
-    if recipe and not chosen:
+# Options that say a key of a term's entry.
+KEYS = {
+    "kd_weight": ("kd", "weight"),
+    "loss_factor": ("mgd", "weight"),
+    "mgd_weight": ("mgd", "weight"),
+    "label_smoothing": ("ce", "label_smoothing"),
+}
+
+
+def _set_terms(args: Namespace, recipe: dict[str, Any], typed: dict[str, str]) -> None:
+    """Settle which terms there are and what is known of each; what was typed wins over the recipe."""
+    for dest, (name, key) in KEYS.items():
+        if dest in typed and recipe.get(name):
+            recipe[name] = {k: value for k, value in recipe[name].items() if k != key}
+    if recipe and "distiller" not in typed:
         listed = [name for name in recipe if name != "ce"]
         names, labelled = names_of("+".join(listed)) if listed else [], "ce" in recipe
     else:
@@ -191,6 +205,7 @@ def _set_terms(args: Namespace, recipe: dict[str, Any], chosen: bool) -> None:
     args.terms = term_table([*ce, *names], recipe, args.term)
     if not args.terms:
         raise UserError("no terms are left to train with")
+    check_schedules(args.terms, total_epochs(args))
     if args.mixup or args.cutmix:
         single = single_class(args.terms)
         if single:
@@ -224,6 +239,8 @@ def _check_teachers(args: Namespace) -> None:
             raise UserError(f"dml trains every network, and {teacher['arch']} is frozen: use ssld, or frozen: false")
         if not mutual and not teacher.get("frozen", True):
             raise UserError(f"{teacher['arch']} is not frozen: only dml and udml train several networks")
+        if mutual and (keys := [key for key in ("weights", "weight", "img_size", "mean", "std") if key in teacher]):
+            raise UserError(f"{teacher['arch']} trains as the student does: leave {', '.join(keys)} out")
     if mutual and "mgd" in args.terms:
         raise UserError("mgd matches a student to a frozen teacher: it does not go with dml")
     args.teacher_arch = ",".join(teacher["arch"] for teacher in args.teachers)

@@ -183,7 +183,7 @@ def _class_names(split: Path) -> list[str]:
     except OSError as error:
         raise UserError(f"{split} cannot be read: {error.strerror}") from error
     if not names:
-        raise UserError(f"{split} has no class folders: expected {split}/CLASS/*.jpg")
+        raise UserError(f"{split} has no class folders: expected {split}/CLASS/*.jpg, or terms that need no labels")
     return names
 
 

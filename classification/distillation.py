@@ -13,7 +13,7 @@ from classification import config, launch
 from classification.errors import UserError
 from classification.job import Job
 from classification.models import default_taps
-from classification.terms import build_term, needing, schedule, using
+from classification.terms import build_term, given, needing, pairing, schedule, using
 from classification.transforms import MEAN, STD
 from mgd import (
     ChannelMatching,
@@ -31,7 +31,7 @@ from mgd import (
     norms_before,
 )
 from mgd.distiller import Weight
-from mgd.losses import LOSSES
+from mgd.losses import LOSSES, EachTeacher
 
 
 def distil(job: Job, student: Taps, *teachers: Taps) -> Distiller:
@@ -44,9 +44,15 @@ def distil(job: Job, student: Taps, *teachers: Taps) -> Distiller:
     terms: dict[str, tuple[nn.Module, Weight]] = {}
     for name in args.terms:
         if name == "mgd":
-            term: nn.Module = match(args, student, teachers[0], observe_share(args, len(job.data.train)))
+            share = observe_share(args, len(job.data.train))
+            matched = [match(args, student, *pair, share) for pair in zip(teachers, views, strict=True)]
+            weights = given(args, name).get("teacher_weights")
+            term: nn.Module = matched[0] if len(matched) == 1 else EachTeacher(matched, weights)
         else:
-            term = build_term(args, name, outputs[0], outputs[1:], len(job.data.train))
+            margins = {"margins": [bn_margins(args, *pair) for pair in zip(teachers, views, strict=True)]}
+            term = build_term(
+                args, name, outputs[0], outputs[1:], len(job.data.train), **(margins if name == "ofd" else {})
+            )
         default = defaults[name] if name in defaults else LOSSES[name].weight
         terms[name] = (term, schedule(args, name, default, config.total_epochs(args)))
     job.teachers = [speed_up(job, *pair) for pair in zip(teachers, views, strict=True)]
@@ -108,17 +114,19 @@ def tap(args: Namespace, student: nn.Module, teachers: Sequence[nn.Module]) -> l
     """
     networks = [student, *teachers]
     archs = [args.arch, *(spec["arch"] for spec in args.teachers)]
-    named = [args.student_taps, *(args.teacher_taps.split(";") if args.teacher_taps else [None] * len(teachers))]
+    lists = args.teacher_taps.split(";") if args.teacher_taps else [None]
+    named = [args.student_taps, *(lists * len(teachers) if len(lists) == 1 else lists)]
     if len(named) != len(networks):
         raise UserError(f"--teacher-taps names paths of {len(named) - 1} teachers, there are {len(teachers)}")
     unknown = [not given and default_taps(*pair) is None for given, *pair in zip(named, archs, networks, strict=True)]
-    if not using(args.terms, "maps") or (any(unknown) and not needing(args.terms, "maps")):
+    wanted = needing(args.terms, "maps") or (any(named) and using(args.terms, "maps"))
+    if not using(args.terms, "maps") or (any(unknown) and not wanted):
         return [Taps(network) for network in networks]
     paths = []
-    for role, arch, network, given in zip(
+    for role, arch, network, chosen in zip(
         ["student", *["teacher"] * len(teachers)], archs, networks, named, strict=True
     ):
-        known = given.split(",") if given else default_taps(arch, network)
+        known = chosen.split(",") if chosen else default_taps(arch, network)
         if known is None:
             modules = ", ".join(name for name, _ in network.named_children())
             raise UserError(f"no taps are known for {arch}: name them by --{role}-taps (its modules: {modules})")
@@ -127,10 +135,10 @@ def tap(args: Namespace, student: nn.Module, teachers: Sequence[nn.Module]) -> l
         depth = min(len(known) for known in paths)
         paths = [known[-depth:] for known in paths]
     for known in paths[1:]:
-        if len(known) != len(paths[0]):
+        if len(known) != len(paths[0]) and (paired := pairing(args.terms)):
             raise UserError(
-                f"student and teacher need as many taps each; got {len(paths[0])} ({', '.join(paths[0])}) "
-                f"and {len(known)} ({', '.join(known)})"
+                f"student and teacher need as many taps each for {', '.join(paired)}; got {len(paths[0])} "
+                f"({', '.join(paths[0])}) and {len(known)} ({', '.join(known)})"
             )
     try:
         return [Taps(network, known) for network, known in zip(networks, paths, strict=True)]
@@ -144,16 +152,14 @@ def observe_share(args: Namespace, num_images: int) -> float:
     return min(1.0, args.mgd_max_images / period) if args.mgd_observe == "online" else 0.0
 
 
-def match(args: Namespace, student: Taps, teacher: Taps, share: float = 0.0) -> ChannelMatching:
+def match(args: Namespace, student: Taps, teacher: Taps, shown: View | None, share: float = 0.0) -> ChannelMatching:
     """Build the matching term for tapped networks: channels from a dry forward, margins from the teacher's norms.
 
     Raises:
         UserError: taps that are no maps, or differ in resolution.
     """
-    shown = view(args, args.teachers[0])
     maps = [dry(args, student, None).features, dry(args, teacher, shown).features]
-    images = torch.zeros(1, 3, args.img_size, args.img_size)
-    norms = norms_before(teacher, images if shown is None else shown(images))
+    norms = tapped_norms(args, teacher, shown)
     for paths, pair in zip(zip(student.paths, teacher.paths, strict=True), zip(*maps, strict=True), strict=True):
         if any(m.ndim != 4 for m in pair) or pair[0].shape[2:] != pair[1].shape[2:]:
             shapes = [tuple(m.shape[1:]) for m in pair]
@@ -173,6 +179,17 @@ def match(args: Namespace, student: Taps, teacher: Taps, share: float = 0.0) -> 
         seed=args.seed,
         observe_share=share,
     )
+
+
+def tapped_norms(args: Namespace, teacher: Taps, shown: View | None) -> list[nn.BatchNorm2d | None]:
+    """Return the batch normalisation in front of each tap of a teacher, where it is that of the map."""
+    images = torch.zeros(1, 3, args.img_size, args.img_size)
+    return norms_before(teacher, images if shown is None else shown(images))
+
+
+def bn_margins(args: Namespace, teacher: Taps, shown: View | None) -> list[Tensor | None]:
+    """Return the margins of a teacher's taps as its norms give them, None where a margin has to be measured."""
+    return [None if norm is None else bn_margin(norm) for norm in tapped_norms(args, teacher, shown)]
 
 
 def margin(kind: str, norm: nn.BatchNorm2d | None, teacher_map: Tensor) -> Tensor | None:

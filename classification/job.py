@@ -18,7 +18,7 @@ from classification.errors import UserError
 from classification.models import build
 from classification.models.weights import load_file, load_pretrained, load_strictly
 from classification.restore import check_flows
-from mgd import ChannelMatching, Distiller, Mutual
+from mgd import Distiller, Mutual, matchings
 
 
 @dataclass
@@ -85,8 +85,8 @@ class Job:
         for name, term in distiller.terms.items():
             try:
                 term.load_state_dict(resume["resume"]["terms"][name])
-                if isinstance(term, ChannelMatching):
-                    check_flows(term)
+                for matching in matchings(term):
+                    check_flows(matching)
             except Exception as error:  # a broken state raises whatever it happens to mean
                 what = f"the state of the term {name} does not fit: {' '.join(str(error).split())[:200]}"
                 raise UserError(f"{self.args.resume} is of a run with other options of its terms ({what})") from error

@@ -19,7 +19,7 @@ from classification.errors import RunError
 from classification.job import Job, start_job
 from classification.launch import World
 from classification.trainer import Trainer
-from mgd import ChannelMatching, Distiller, Flow
+from mgd import ChannelMatching, Distiller, Flow, matchings
 
 PROG = "main_mgd.py"
 
@@ -39,21 +39,24 @@ def prepare(args: Namespace) -> Job:
 
 
 @torch.no_grad()
-def rematch(trainer: Trainer, matching: ChannelMatching, epoch: int) -> dict[str, float]:
-    """Observe both networks in eval mode on training images, solve the flows anew, and save them."""
+def rematch(trainer: Trainer, found: list[ChannelMatching], epoch: int) -> dict[str, float]:
+    """Observe the networks in eval mode on training images, solve the flows anew, and save them: teacher by teacher."""
     start = time.perf_counter()
     engine, distiller = trainer.engine, trainer.distiller
     assert isinstance(distiller, Distiller)
-    student, teacher = distiller.student, distiller.teachers[0]
+    student = distiller.student
     engine.world.share_state(student.model)
     student.eval()
-    before = [flow.matrix for flow in matching.flows] if matching.matched else None
-    if not (matching.observe_share and matching.matched):
+    matched = all(matching.matched for matching in found)
+    before = [flow.matrix for matching in found for flow in matching.flows] if matched else None
+    if not (found[0].observe_share and matched):
         for images in engine.matching_images(epoch):
             with engine.autocast():
-                matching.observe(student(images), teacher(images))
+                outputs = student(images)
+                for matching, teacher in zip(found, distiller.teachers, strict=True):
+                    matching.observe(outputs, teacher(images))
     try:
-        flows = matching.rematch()
+        flows = [flow for matching in found for flow in matching.rematch()]
     except (ValueError, RuntimeError) as error:
         raise RunError(f"the matching before epoch {epoch} failed: {error}") from error
     engine.world.check_same(flows_hash(flows), f"the flows before epoch {epoch}")
@@ -69,7 +72,8 @@ def rematch(trainer: Trainer, matching: ChannelMatching, epoch: int) -> dict[str
     engine.world.say(f"=> matched in {seconds:.1f} s: mean cost of a pair, stage by stage  {means}{changed}")
     if engine.world.first and (engine.job.folder / "flow").is_dir():  # --calibrate keeps nothing
         number = epoch // engine.args.mgd_update_freq if engine.args.mgd_update_freq else 0
-        save_flows(engine.job.folder / "flow", number, flows, matching.costs, epoch)
+        costs = [cost for matching in found for cost in matching.costs]
+        save_flows(engine.job.folder / "flow", number, flows, costs, epoch)
     return record
 
 
@@ -81,13 +85,10 @@ def flows_hash(flows: list[Flow]) -> int:
 
 def before_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
     """Match again where an epoch is due, or nothing was matched yet."""
-    if "mgd" not in trainer.distiller.terms:
-        return {}
-    matching = trainer.distiller.terms["mgd"]
-    assert isinstance(matching, ChannelMatching)
+    found = matchings(trainer.distiller.terms)
     every = trainer.args.mgd_update_freq
     due = epoch % every == 0 if every else epoch == 0
-    return rematch(trainer, matching, epoch) if due or not matching.matched else {}
+    return rematch(trainer, found, epoch) if found and (due or not all(m.matched for m in found)) else {}
 
 
 def execute(job: Job, world: World) -> None:

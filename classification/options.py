@@ -181,7 +181,7 @@ def _add_distillation(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="NAME.KEY=VALUE",
         default=[],
-        help="a term's weight, warmup, start, stop, decay or hyper-parameter, as dkd.beta=2; may be repeated",
+        help="a term's weight, warmup, start, stop, decay or hyper-parameter, as dkd.beta=2; repeatable, and wins",
     )
     add("--calibrate", type=_count, metavar="STEPS", help="print weights that balance the terms' gradients, and leave")
     add("--loss-factor", type=_positive, default=1e4, help="form sum: mgd is divided by it (1e4 suits 224 px)")

@@ -11,7 +11,7 @@ from typing import Any
 from classification.errors import UserError, shown
 from classification.options import LARGEST_SIZE
 from classification.strict_yaml import read_yaml
-from classification.terms import OPTIONS, SCHEDULE, is_number
+from classification.terms import is_number, option_of
 
 LONGEST = 1 << 16  # bytes; ours have hundreds
 STUDENT = {"arch": "--arch", "resume": "--student-resume", "pretrained": "--pretrained"}
@@ -163,9 +163,6 @@ def _terms(value: Any) -> tuple[dict[str, dict[str, Any]], list[Given]]:
         for word in (name, *entry):
             if not isinstance(word, str):
                 raise UserError(f"terms and their keys are names; got {shown(word)}")
-        prefix = OPTIONS.get(name)
-        kept[name] = {key: v for key, v in entry.items() if prefix is None or key in SCHEDULE}
-        for key, v in entry.items():
-            if key not in kept[name]:
-                given.append((f"--{prefix}-{key.replace('_', '-')}", f"terms.{name}.{key}", v))
+        kept[name] = {key: v for key, v in entry.items() if option_of(name, key) is None}
+        given += [(o, f"terms.{name}.{key}", v) for key, v in entry.items() if (o := option_of(name, key))]
     return kept, given

@@ -84,8 +84,10 @@ class Stepper:
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
+            few, size = len(images) // self.args.accumulate, images.shape[-2]
+            lower = ", or lower --accumulate" if self.args.accumulate > 1 else ""
             raise UserError(
-                f"a batch norm cannot train on {len(images)} image of {images.shape[-2]} px: raise -b or --img-size"
+                f"a batch norm cannot train on {few} image of {size} px: raise -b or --img-size{lower}"
             ) from error
         except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
             text = str(error)
@@ -114,7 +116,7 @@ class Stepper:
                     self._leave_out(values, batch[2], f"epoch {epoch}, step {step}", before)
                     return None
                 if step == 0 and last:
-                    shares = gradient_shares(self.student, values, self.distiller.weights(epoch))
+                    shares = gradient_shares(self.distiller.groups(), values, self.distiller.weights(epoch))
                 # DDP averages gradients over ranks; parts that differ in size weigh by their images.
                 share = len(part[0]) * self.world.size / size
                 self.scaler.scale(values["loss"].mean() * share).backward()
@@ -142,7 +144,7 @@ class Stepper:
         return not self._agreed[0]
 
     def _buffers(self) -> dict[str, Tensor]:
-        """Copy statistics, costs and margins; a bank of all images is left out, and takes no value that is not finite."""
+        """Copy statistics, costs and margins; a bank of all images is left out: it takes finite values only."""
         return {n: value.clone() for n, value in self.distiller.named_buffers() if not n.endswith("_bank")}
 
     def _leave_out(self, values: Mapping[str, Tensor], index: Tensor, where: str, before: Mapping[str, Tensor]) -> None:

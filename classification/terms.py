@@ -15,6 +15,7 @@ from classification.errors import UserError, shown
 from classification.strict_yaml import read_yaml
 from mgd import Outputs
 from mgd.losses import LOSSES, Term
+from mgd.losses.align import channels
 
 # Names that stand for a sum of terms.
 SUMS = {"udml": ("dml", "map_l2")}
@@ -22,8 +23,7 @@ SUMS = {"udml": ("dml", "map_l2")}
 LABEL_FREE = {"ssld", "meal"}
 SCHEDULE = ("weight", "warmup", "start", "stop", "decay")
 DECAYS = ("constant", "linear", "cosine")
-# Terms whose hyper-parameters are options of the command line: option --PREFIX-KEY.
-OPTIONS = {"mgd": "mgd", "kd": "kd"}
+HIDDEN = ("teacher_weights", "margins")  # hyper-parameters that a recipe's teachers say
 
 Table = dict[str, dict[str, Any]]
 
@@ -37,7 +37,11 @@ def names_of(distiller: str) -> list[str]:
     names = [name for word in distiller.split("+") for name in SUMS.get(word, (word,))]
     known = ["mgd", *LOSSES, *SUMS]
     for name in names:
-        if name not in known or name == "ce":
+        if name == "ce":
+            raise UserError("ce is there by itself wherever labels are used: leave it out of --distiller")
+        if not name:
+            raise UserError(f"--distiller {shown(distiller)} names a term that is empty: write a sum as mgd+kd")
+        if name not in known:
             near = difflib.get_close_matches(name, known, n=3)
             hint = f"; close ones are {', '.join(near)}" if near else ""
             raise UserError(
@@ -89,11 +93,10 @@ def _as_number(value: Any) -> Any:
 
 
 def _check(name: str, entry: dict[str, Any]) -> None:
-    options = {} if name in OPTIONS else hyper_parameters(name)
+    options = {} if name == "mgd" else hyper_parameters(name)
     for key, value in entry.items():
-        if name in OPTIONS and key not in SCHEDULE:
-            prefix = OPTIONS[name]
-            raise UserError(f"{name}.{key}: write it as the option --{prefix}-{key.replace('_', '-')}")
+        if option := option_of(name, key):
+            raise UserError(f"{name}.{key}: write it as the option {option}")
         if key not in (*SCHEDULE, *options):
             near = difflib.get_close_matches(key, (*SCHEDULE, *options), n=2, cutoff=0.5)
             hint = f"; close ones are {', '.join(near)}" if near else ""
@@ -108,6 +111,12 @@ def _check(name: str, entry: dict[str, Any]) -> None:
             raise UserError(f"{name}.{key} must be {kinds}; got {shown(value)}")
         elif key == "label_smoothing" and not 0 <= value < 1:
             raise UserError(f"{name}.{key} must be at least 0 and below 1; got {shown(value)}")
+
+
+def option_of(name: str, key: str) -> str | None:
+    """Return the option of the command line that says a term's hyper-parameter, where there is one."""
+    has_one = key not in SCHEDULE if name == "mgd" else (name, key) == ("kd", "temperature")
+    return f"--{name}-{key.replace('_', '-')}" if has_one else None
 
 
 def is_number(value: Any) -> bool:
@@ -127,24 +136,40 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def hyper_parameters(name: str) -> dict[str, list[str]]:
-    """Return a term's hyper-parameters and their `KINDS`, but for tensors, which no recipe can hold."""
+    """Return a term's hyper-parameters and their `KINDS`."""
     found = inspect.signature(LOSSES[name]).parameters.values()
-    named = [p for p in found if p.default is not p.empty and "Tensor" not in p.annotation]
+    named = [p for p in found if p.default is not p.empty and p.name not in HIDDEN]
     return {p.name: p.annotation.split(" | ") for p in named}
 
 
 def weight_at(entry: Mapping[str, Any], weight: float, epochs: int, epoch: int) -> float:
     """Return a term's weight in `epoch`, counted from 0.
 
-    weight, times (epoch + 1) / warmup until that is 1; 0 before `start` and from `stop` on; and by `decay` constant, or
-    falling to 0 over all epochs by a line or half a cosine.
+    weight, times (epoch + 1 - start) / warmup until that is 1; 0 before `start` and from `stop` on; and by `decay`
+    constant, or falling to 0 over all epochs by a line or half a cosine.
     """
-    if not entry.get("start", 0) <= epoch < entry.get("stop", epochs):
+    start = entry.get("start", 0)
+    if not start <= epoch < entry.get("stop", epochs):
         return 0.0
     part = epoch / epochs
     fall = {"constant": 1.0, "linear": 1 - part, "cosine": 0.5 * (1 + cos(pi * part))}[entry.get("decay", "constant")]
     warmup = entry.get("warmup", 0)
-    return weight * fall * (min(1.0, (epoch + 1) / warmup) if warmup else 1.0)
+    return weight * fall * (min(1.0, (epoch + 1 - start) / warmup) if warmup else 1.0)
+
+
+def check_schedules(table: Table, epochs: int) -> None:
+    """Refuse terms that never act, and epochs in which none does.
+
+    Raises:
+        UserError: it names them.
+    """
+    for name, entry in table.items():
+        start, stop = entry.get("start", 0), min(entry.get("stop", epochs), epochs)
+        if start >= stop:
+            raise UserError(f"the term {name} never acts: it starts in epoch {start} and ends before epoch {stop}")
+    for epoch in range(epochs):
+        if not any(weight_at(entry, entry.get("weight", 1.0), epochs, epoch) for entry in table.values()):
+            raise UserError(f"no term acts in epoch {epoch}: their weights, or starts and stops, leave it without any")
 
 
 def schedule(args: Namespace, name: str, weight: float, epochs: int) -> Any:
@@ -153,30 +178,48 @@ def schedule(args: Namespace, name: str, weight: float, epochs: int) -> Any:
     return partial(weight_at, entry, float(entry.get("weight", weight)), epochs)
 
 
-def build_term(args: Namespace, name: str, student: Outputs, teachers: Sequence[Outputs], num_images: int) -> Term:
+def build_term(
+    args: Namespace, name: str, student: Outputs, teachers: Sequence[Outputs], num_images: int, **more: Any
+) -> Term:
     """Build one of `LOSSES` for networks of such outputs.
 
+    At the networks' own taps, which lie before a ReLU, a term whose source reads maps behind it applies one; maps that
+    are tapped by name are taken as they are.
+
+    Args:
+        args: the checked options.
+        name: of the term.
+        student: of a dry forward.
+        teachers: the same, one a teacher.
+        num_images: training images.
+        more: what no option says.
+
     Raises:
-        UserError: hyper-parameters that it refuses, taps that it needs.
+        UserError: hyper-parameters that it refuses, taps that it needs, tapped tensors that are no maps.
     """
     kind = LOSSES[name]
     options = {key: value for key, value in args.terms[name].items() if key not in SCHEDULE}
-    options = {**_given(args, name), **options}
+    options = {**more, **given(args, name), **options}
     if "maps" in kind.needs and not student.features:
         raise UserError(f"the term {name} compares feature maps: name the taps by --student-taps and --teacher-taps")
     try:
-        return kind.from_outputs(student, teachers, num_images, **options)
+        if using([name], "maps"):
+            for outputs in (student, *teachers):
+                channels(outputs)
+        term = kind.from_outputs(student, teachers, num_images, **options)
+        term.rectify = kind.rectified and not (args.student_taps or args.teacher_taps)
+        return term
     except (ValueError, TypeError, RuntimeError) as error:  # torch's own: shapes, or memory that is not there
         raise UserError(f"term {name}: {error}") from error
 
 
-def _given(args: Namespace, name: str) -> dict[str, Any]:
+def given(args: Namespace, name: str) -> dict[str, Any]:
     """Return what options of their own, and a recipe's teachers, say of a term."""
     if name == "ce":
         return {"label_smoothing": args.label_smoothing}
-    given: dict[str, Any] = {"temperature": args.kd_temperature} if name == "kd" else {}
+    found: dict[str, Any] = {"temperature": args.kd_temperature} if name == "kd" else {}
     weights = [float(teacher.get("weight", 1.0)) for teacher in args.teachers]
-    return {**given, "teacher_weights": weights} if len(set(weights)) > 1 else given
+    return {**found, "teacher_weights": weights} if len(set(weights)) > 1 else found
 
 
 def needing(names: Iterable[str], what: str) -> list[str]:
@@ -187,6 +230,13 @@ def needing(names: Iterable[str], what: str) -> list[str]:
 def using(names: Iterable[str], what: str) -> list[str]:
     """Return those of the terms that need "maps", or use them where they are there."""
     return [name for name in names if name == "mgd" or what in LOSSES[name].needs | LOSSES[name].uses]
+
+
+def pairing(names: Iterable[str]) -> list[str]:
+    """Return those of the terms that compare maps tap by tap, and need as many of each network."""
+    kinds = {name: LOSSES[name] for name in names if name != "mgd"}
+    paired = [n for n, kind in kinds.items() if kind.paired and "maps" in kind.needs | kind.uses]
+    return (["mgd"] if "mgd" in names else []) + paired
 
 
 def single_class(names: Iterable[str]) -> list[str]:

@@ -24,7 +24,7 @@ from classification.random_state import random_state, set_random_state
 from classification.restore import load_optimizer, whole
 from classification.step import Stepper
 from classification.transforms import train_transform
-from mgd import ChannelMatching, Mutual
+from mgd import Mutual, matchings
 
 BeforeEpoch = Callable[["Trainer", int], dict[str, float]]
 
@@ -185,7 +185,8 @@ class Trainer:
     def calibrate(self, steps: int) -> None:
         """Print each term's share of the gradient over `steps` batches, and the weights that would make all equal.
 
-        Nothing is trained; the first term keeps its weight.
+        Each has the largest weight of its schedule. Nothing is trained; the first term keeps its weight, and peers,
+        which have those of the student, are not told.
 
         Raises:
             UserError: there is one term only.
@@ -193,14 +194,16 @@ class Trainer:
         if self.before_epoch:
             self.before_epoch(self, 0)
         self.stepper.wrapped.train()
-        means, weights = Means(self.world.device), self.distiller.weights(0)
-        if len(weights) == 1:
+        courses = [self.distiller.weights(epoch) for epoch in range(total_epochs(self.args))]
+        means, weights = Means(self.world.device), {n: max(course[n] for course in courses) for n in courses[0]}
+        groups = self.distiller.groups()[:1]
+        if len(groups[0][1]) == 1:
             raise UserError("--calibrate compares terms, and this run has one")
         for step, batch in enumerate(self.loader):
             if step == steps:
                 break
             values = self.stepper.forward(*batch, 0)
-            means.add(gradient_shares(self.student, values, weights), len(batch[0]))
+            means.add(gradient_shares(groups, values, weights), len(batch[0]))
         shares = means.means(self.world)
         for name, weight in balanced(weights, shares).items():
             how = f"--term {name}.weight={weight:.4g}"
@@ -220,9 +223,8 @@ class Trainer:
         if self.result is not self.student:
             self.world.share_state(self.result)
         self.means.collect(self.world)
-        for term in self.distiller.terms.values():
-            if isinstance(term, ChannelMatching):
-                term.collect(first=self.world.first)
+        for matching in matchings(self.distiller.terms):
+            matching.collect(first=self.world.first)
         drawn = random_state(self.world)
         if not self.world.first:
             return
@@ -263,9 +265,9 @@ class Trainer:
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.extra, self.best, self.stepper.skipped = state["extra"], state["best"], state["skipped"]
         self.means.load_state_dict(state["means"], self.world)
-        for term in self.distiller.terms.values():
-            if isinstance(term, ChannelMatching) and not self.world.first:
-                term.forget()
+        for matching in matchings(self.distiller.terms):
+            if not self.world.first:
+                matching.forget()
         self.engine.seed = self.photos.seed = self.batches.seed = state["seed"]
         exact = set_random_state(state["random"], self.world)
         where = f"epoch {self.epoch + 1}/{total_epochs(self.args)}" + (f", step {self.step}" if self.step else "")

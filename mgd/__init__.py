@@ -5,7 +5,7 @@ from mgd.cost import ChannelCost, channel_cost
 from mgd.distiller import Distiller, Mutual
 from mgd.flow import Flow, solve_flow
 from mgd.margin import bn_margin, partial_l2
-from mgd.matching import ChannelMatching
+from mgd.matching import ChannelMatching, matchings
 from mgd.reduce import reduce_channels
 from mgd.taps import Batch, Outputs, Taps, dry_forward, norms_before
 from mgd.teachers import Ensemble, Frozen, View, fold_norms, freeze, has_bfloat16
@@ -29,6 +29,7 @@ __all__ = [
     "freeze",
     "has_bfloat16",
     "losses",
+    "matchings",
     "norms_before",
     "partial_l2",
     "reduce_channels",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mgd.matching import ChannelMatching
+from mgd.matching import matchings
 from mgd.taps import Batch, Outputs, Taps
 from mgd.teachers import Frozen
 
@@ -52,6 +52,10 @@ class Distiller(nn.Module):
         """Return the weight of each term in `epoch`, counted from 0."""
         return {name: float(w(epoch) if callable(w) else w) for name, w in self._weights.items()}
 
+    def groups(self) -> list[tuple[nn.Module, list[str]]]:
+        """Return the network that trains, and the names of its terms."""
+        return [(self.student, list(self._weights))]
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distiller:
         for teacher in self.teachers:
             teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -60,8 +64,7 @@ class Distiller(nn.Module):
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Have `torch.compile` translate networks and matching at their first forward, on a GPU into fused kernels."""
-        matchings = [term for term in self.terms.values() if isinstance(term, ChannelMatching)]
-        for module in (self.student, *self.teachers, *matchings):
+        for module in (self.student, *self.teachers, *matchings(self.terms)):
             module.compile(*args, **options)
 
     def forward(
@@ -71,7 +74,7 @@ class Distiller(nn.Module):
 
         Args:
             images: (B, 3, H, W).
-            target: (B,) class indices, or None.
+            target: (B,) class indices, (B, K) probabilities where images were mixed, or None.
             index: (B,) positions of the images in the data set, for terms with a memory.
             epoch: epoch of training, counted from 0.
         """
@@ -99,7 +102,7 @@ class Mutual(nn.Module):
 
     def __init__(self, networks: Sequence[nn.Module], terms: Sequence[Mapping[str, tuple[nn.Module, Weight]]]) -> None:
         super().__init__()
-        if len(networks) < 2 or len(networks) != len(terms) or len({tuple(named) for named in terms}) != 1:
+        if len(networks) < 2 or len(networks) != len(terms) or len({frozenset(named) for named in terms}) != 1:
             raise ValueError("mutual learning needs two networks or more, and the same names of terms for each")
         if any(isinstance(network, Frozen) for network in networks):
             raise ValueError("mutual learning trains every network: none may be frozen")
@@ -111,6 +114,8 @@ class Mutual(nn.Module):
             for name, (term, weight) in named.items():
                 self.terms[_of_peer(name, number)], self._weights[_of_peer(name, number)] = term, weight
         self._names = list(terms[0])
+        if len(self.terms) < sum(map(len, terms)):
+            raise ValueError(f"names of terms must not look like those of peers; got {', '.join(self._names)}")
 
     @property
     def student(self) -> nn.Module:
@@ -120,6 +125,10 @@ class Mutual(nn.Module):
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the weight of each term of each network in `epoch`, counted from 0."""
         return {name: float(w(epoch) if callable(w) else w) for name, w in self._weights.items()}
+
+    def groups(self) -> list[tuple[nn.Module, list[str]]]:
+        """Return every network, and the names of its terms."""
+        return [(net, [_of_peer(name, number) for name in self._names]) for number, net in enumerate(self.networks)]
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Have `torch.compile` translate each network at its first forward."""

@@ -135,7 +135,10 @@ class _PartialL2(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (counted,) = context.saved_tensors
-        return counted * (2 * gradients[0]).to(counted.dtype), None
+        factor = 2 * gradients[0]
+        if counted.dtype == torch.float16:  # which cannot hold a small factor
+            return (counted.float() * factor).half(), None
+        return counted * factor.to(counted.dtype), None
 
 
 def _counted(student: Tensor, target: Tensor, margin: Tensor) -> Tensor:

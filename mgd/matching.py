@@ -58,7 +58,8 @@ class ChannelMatching(nn.Module):
     "sum", as published: loss = 1/B sum_i e_i / 2^(n-1-i). It grows with pixels, channels and the teacher's scale.
     "mean": loss = sum_i e_i / (B S H W), the error per element. Where a stage halves the side and doubles the channels,
         this is the sum over its last stage's S H W: the same at every image size.
-    "relative": loss = sum_i e_i / |max(target_i, 0)|^2. Free of the teacher's scale too; n for a student at 0.
+    "relative": loss = sum_i e_i / |max(target_i, 0)|^2. Free of the teacher's scale too; n for a student at 0. The
+        denominator is that of the images at hand: over ranks, or parts of a batch, it is a mean of such ratios.
 
     Use: `observe` batches in eval mode, `rematch` to solve the flows, then call as a term; again every few epochs.
     Flows, margins and cost sums are buffers; `load_state_dict` restores them.
@@ -209,11 +210,14 @@ class ChannelMatching(nn.Module):
                 total.reset()
 
     def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch | None = None) -> Tensor:
-        """Return the loss, a scalar, against the first teacher.
+        """Return the loss, a scalar, against the one teacher.
 
         Raises:
             RuntimeError: before the first `rematch`.
+            ValueError: another number of teachers or maps, or maps of another size.
         """
+        if len(teachers) != 1:
+            raise ValueError(f"a ChannelMatching has one teacher and got {len(teachers)}: use mgd.losses.EachTeacher")
         self._require_flows()
         batch_size = student.logits.shape[0]
         if self.training and self.observe_share:
@@ -255,11 +259,23 @@ class ChannelMatching(nn.Module):
                 f"expected {len(self.stages)} maps a network; "
                 f"got {len(student)} of the student, {len(teacher)} of the teacher"
             )
+        for number, maps in enumerate(zip(student, teacher, strict=True)):
+            shapes = [(len(m), *m.shape[2:]) for m in maps]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"the maps of stage {number} need as many images, of one size; got {tuple(maps[0].shape)} of the "
+                    f"student, {tuple(maps[1].shape)} of the teacher"
+                )
         return list(zip(self._stages(), student, teacher, strict=True))
 
     def _require_flows(self) -> None:
         if not self._matched:
             raise RuntimeError("no flows yet: observe some batches and call rematch() before training")
+
+
+def matchings(module: nn.Module) -> list[ChannelMatching]:
+    """Return every `ChannelMatching` in a module, one a teacher in a distiller that has several."""
+    return [found for found in module.modules() if isinstance(found, ChannelMatching)]
 
 
 def _mark_loaded(module: nn.Module, _: Any) -> None:

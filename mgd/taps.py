@@ -31,7 +31,7 @@ class Batch:
     """What a term may know of a batch besides the networks' outputs.
 
     Args:
-        target: (B,) int64 class indices, or None where images carry no labels.
+        target: (B,) int64 class indices, (B, K) probabilities of mixed images, or None where images carry no labels.
         index: (B,) int64 positions of the images in the data set, or None.
         epoch: epoch of training, counted from 0.
     """

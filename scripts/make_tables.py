@@ -21,6 +21,7 @@ from typing import Any
 from draw import draw_growth, draw_quality, draw_speed, read_quality, rows_of
 
 from classification.options import build_parser
+from classification.terms import hyper_parameters
 from mgd.losses import LOSSES
 
 ROOT = Path(__file__).parents[1]
@@ -58,9 +59,12 @@ def losses_table() -> str:
     for name, kind in LOSSES.items():
         module = inspect.getmodule(kind)
         method = (module.__doc__ or "").strip().rstrip(".")
-        found = inspect.signature(kind).parameters.values()
-        keys = [f"`{p.name}` {p.default}" for p in found if p.default is not p.empty and p.name != "teacher_weights"]
-        reads = [*sorted(kind.needs), *(f"{what}, where tapped" for what in sorted(kind.uses))]
+        found = inspect.signature(kind).parameters
+        keys = [
+            f"`{key}` {found[key].default}" for key in hyper_parameters(name) if (name, key) != ("dml", "symmetric")
+        ]
+        where = {"maps": "maps, where tapped", "labels": "labels, where there are any"}
+        reads = [*sorted(kind.needs), *(where[what] for what in sorted(kind.uses))]
         lines.append(f"| `{name}` | {method} | {kind.weight:g} | {', '.join(reads) or 'logits'} | {', '.join(keys)} |")
     return "\n".join(lines)
 

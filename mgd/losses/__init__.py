@@ -15,8 +15,8 @@ from mgd.losses.meal import MEAL, meal
 from mgd.losses.ofd import OFD
 from mgd.losses.reviewkd import ReviewKD
 from mgd.losses.rkd import RKD, rkd
-from mgd.losses.ssld import SSLD
-from mgd.losses.term import Term, standardise
+from mgd.losses.ssld import SSLD, ssld
+from mgd.losses.term import EachTeacher, Term, standardise
 from mgd.losses.wsl import WSL, wsl
 
 LOSSES: dict[str, type[Term]] = {
@@ -54,6 +54,7 @@ __all__ = [
     "RKD",
     "SSLD",
     "WSL",
+    "EachTeacher",
     "FitNet",
     "MapL2",
     "MaskedGenerative",
@@ -69,6 +70,7 @@ __all__ = [
     "map_l2",
     "meal",
     "rkd",
+    "ssld",
     "standardise",
     "wsl",
 ]

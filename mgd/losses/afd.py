@@ -101,6 +101,8 @@ class AFD(Term):
     """
 
     needs = frozenset({"maps"})
+    rectified = True
+    paired = False
     weight: ClassVar[float] = 50.0
 
     def __init__(

@@ -47,6 +47,7 @@ class AT(Term):
     """
 
     needs = frozenset({"maps"})
+    rectified = True
     weight: ClassVar[float] = 1000.0
 
     def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

@@ -14,12 +14,17 @@ class CE(Term):
 
     Args:
         label_smoothing: share of the target mass spread over all classes, in [0, 1).
+
+    Raises:
+        ValueError: a label_smoothing outside [0, 1).
     """
 
     needs = frozenset({"labels"})
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be at least 0 and below 1; got {label_smoothing}")
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Tensor:

@@ -176,6 +176,8 @@ class CRD(Term):
 
     needs = frozenset({"index"})
     uses = frozenset({"maps"})
+    rectified = True
+    paired = False
     weight: ClassVar[float] = 0.8
 
     def __init__(
@@ -191,12 +193,12 @@ class CRD(Term):
         seed: int = 0,
         teacher_weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(teacher_weights)
+        super().__init__([1.0] * len(teacher_channels) if teacher_weights is None else teacher_weights)
         if num_images < 2:
             raise ValueError(f"contrast needs at least two training images; got {num_images}")
         if num_negatives < 1 or dimension < 1:
             raise ValueError(f"num_negatives and dimension must be at least 1; got {num_negatives} and {dimension}")
-        if temperature <= 0:
+        if not temperature > 0:
             raise ValueError(f"temperature must be positive; got {temperature}")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is the share of the old entry, in [0, 1); got {momentum}")

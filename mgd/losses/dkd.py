@@ -35,8 +35,13 @@ def dkd(
     Returns:
         Scalar, float32.
 
+    Raises:
+        ValueError: fewer than two classes, which leave nothing beside the target.
+
     Reference: Zhao et al., 2022, arXiv:2203.08679, equation 7.
     """
+    if student_logits.shape[1] < 2:
+        raise ValueError(f"dkd compares the other classes too, and needs two or more; got {student_logits.shape[1]}")
     teacher_logits = teacher_logits.detach()
     if target is None:
         target = teacher_logits.argmax(dim=1)

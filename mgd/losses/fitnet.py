@@ -33,6 +33,7 @@ class FitNet(Term):
     """
 
     needs = frozenset({"maps"})
+    rectified = True
     weight: ClassVar[float] = 100.0
 
     def __init__(

@@ -25,7 +25,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous()
+        total = gradients[0].clone(memory_format=torch.contiguous_format)  # which is reduced in place
         dist.all_reduce(total)
         return total[context.start : context.start + context.count]
 

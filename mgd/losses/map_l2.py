@@ -1,4 +1,4 @@
-"""Mean squared distance of one tapped map; what terms of a single tap share."""
+"""Mean squared distance of one tapped map, as mutual learning of maps (U-DML) has it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class MapL2(Term):
         tap: int = -1,
         teacher_weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(teacher_weights)
+        super().__init__([1.0] * len(teacher_channels) if teacher_weights is None else teacher_weights)
         self.tap = tap
         self.adapters = nn.ModuleList(width_adapter(student_channels, channels) for channels in teacher_channels)
 

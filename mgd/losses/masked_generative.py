@@ -71,6 +71,7 @@ class MaskedGenerative(Term):
     """
 
     needs = frozenset({"maps"})
+    rectified = True
     weight: ClassVar[float] = 1.0
 
     def __init__(
@@ -83,7 +84,7 @@ class MaskedGenerative(Term):
         tap: int = -1,
         teacher_weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(teacher_weights)
+        super().__init__([1.0] * len(teacher_channels) if teacher_weights is None else teacher_weights)
         if not 0 <= ratio < 1:
             raise ValueError(f"ratio is the share of entries that are masked, in [0, 1); got {ratio}")
         if mask not in MASKS:

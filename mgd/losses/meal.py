@@ -56,7 +56,8 @@ class MEAL(LogitTerm):
     between. It answers (1, 0) for a student and (0, 1) for the ensemble; the cross-entropy is the mean of both answers.
 
     Everything minimises the one sum, as published: no gradient is reversed, so the student's share of the discriminator
-    term makes its logits easier to tell from the ensemble's, against the pull of the similarity.
+    term makes its logits easier to tell from the ensemble's, against the pull of the similarity. The published code
+    rectifies the last layer too, so that no answer is below 0; here the answers are free.
 
     Args:
         num_classes: K, at least 2.

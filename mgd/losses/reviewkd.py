@@ -94,7 +94,7 @@ class ReviewKD(Term):
         width: int | None = None,
         teacher_weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(teacher_weights)
+        super().__init__([1.0] * len(teacher_channels) if teacher_weights is None else teacher_weights)
         num = len(student_channels)
         if num == 0 or any(len(channels) != num for channels in teacher_channels):
             counts = ", ".join(str(len(channels)) for channels in teacher_channels)

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from mgd.losses.dml import dml
 from mgd.losses.term import LogitTerm
 
 
+def ssld(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None = None) -> Tensor:
+    """Compute the symmetric `dml` against a frozen teacher: [KL(p_s || p_t) + KL(p_t || p_s)] / 2, batch mean.
+
+    Args:
+        student_logits: (B, K); the gradient flows here only.
+        teacher_logits: (B, K).
+        target: not used; every logit loss takes it.
+
+    Returns:
+        Scalar, float32.
+
+    Reference: Cui et al., 2021, arXiv:2103.05959, section 3.
+    """
+    return dml(student_logits, teacher_logits)
+
+
 class SSLD(LogitTerm):
-    """`dml` against a frozen teacher, as a term: [KL(p_s || p_t) + KL(p_t || p_s)] / 2, batch mean, no labels.
+    """`ssld` as a term, which needs no labels.
 
     Args:
         standardised: see `LogitTerm`.
         teacher_weights: see `Term`.
-
-    Reference: Cui et al., 2021, arXiv:2103.05959, section 3.
     """
 
     def __init__(self, *, standardised: bool = False, teacher_weights: Sequence[float] | None = None) -> None:
-        super().__init__(dml, standardised=standardised, teacher_weights=teacher_weights)
+        super().__init__(ssld, standardised=standardised, teacher_weights=teacher_weights)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mgd.taps import Batch, Outputs
 
@@ -15,8 +17,9 @@ class Term(nn.Module):
 
     `weight` is the default factor of the term in a sum, as its source has it. `needs` names what it cannot do without:
     "labels", "maps" (of both networks), "index" (of the images in the data set); `uses` what it takes where it is
-    there. A term whose layers depend on shapes
-    is built from `Outputs` of a dry forward; see `from_outputs`.
+    there. `paired` says whether it compares the networks' maps tap by tap, `rectified` whether its source reads maps
+    behind the ReLU; with `rectify` set, maps pass one first, and may be tapped in front of it as for others. A term
+    whose layers depend on shapes is built from `Outputs` of a dry forward; see `from_outputs`.
 
     Args:
         teacher_weights: one positive factor a teacher, normalised to sum to 1; None for equal ones.
@@ -25,10 +28,13 @@ class Term(nn.Module):
     weight: ClassVar[float] = 1.0
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset()
+    paired: ClassVar[bool] = True
+    rectified: ClassVar[bool] = False
+    rectify: bool = False
 
     def __init__(self, teacher_weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        if teacher_weights is not None and (not teacher_weights or min(teacher_weights) <= 0):
+        if teacher_weights is not None and not (teacher_weights and all(0 < w < inf for w in teacher_weights)):
             raise ValueError(f"teacher_weights must be positive; got {teacher_weights}")
         self.teacher_weights = teacher_weights
 
@@ -64,10 +70,29 @@ class Term(nn.Module):
         weights = self.teacher_weights or [1.0] * len(teachers)
         if not teachers or len(weights) != len(teachers):
             raise ValueError(f"the term {name} has {len(weights)} teacher weights and got {len(teachers)} teachers")
+        if self.rectify:
+            student, *teachers = (Outputs(o.logits, [F.relu(f) for f in o.features]) for o in (student, *teachers))
         total = student.logits.new_zeros((), dtype=student.logits.float().dtype)
         for number, (weight, teacher) in enumerate(zip(weights, teachers, strict=True)):
             total = total + weight / sum(weights) * self.compare(number, student, teacher, batch)
         return total
+
+
+class EachTeacher(Term):
+    """A term of its own for every teacher, and their weighted mean.
+
+    Args:
+        terms: one a teacher, each (student, [teacher], batch) -> scalar.
+        teacher_weights: see `Term`.
+    """
+
+    def __init__(self, terms: Sequence[nn.Module], teacher_weights: Sequence[float] | None = None) -> None:
+        super().__init__([1.0] * len(terms) if teacher_weights is None else teacher_weights)
+        self.terms = nn.ModuleList(terms)
+
+    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        loss: Tensor = self.terms[number](student, [teacher], batch)
+        return loss
 
 
 def standardise(logits: Tensor) -> Tensor:

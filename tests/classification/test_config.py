@@ -229,7 +229,7 @@ def test_the_terms_of_every_recipe_fit_its_networks(recipe: Path) -> None:
         images = torch.randn(2, 3, args.img_size, args.img_size)
         outputs = [dry_forward(taps, images) for taps in tapped]
         if "mgd" in args.terms:
-            match(args, *tapped)
+            match(args, *tapped, None)
         for taps in tapped:
             taps.close()
     else:  # logits will do: the names are looked up, and the large networks among them not built

@@ -111,6 +111,53 @@ def test_teachers_see_images_of_their_own_size_and_normalisation(distil: list[st
     assert [spec.get("img_size") for spec in config["teachers"]] == [None, 24]
 
 
+def test_every_teacher_has_a_matching_of_its_own(distil: list[str], tmp_path: Path) -> None:
+    teacher = distil[distil.index("--teacher-resume") + 1]
+    words = options(distil, teacher_arch="cifar_resnet8,cifar_resnet8", teacher_resume=f"{teacher},{teacher}")
+    (alone,) = run(options(distil, epochs="1", lr="1e-9", output=str(tmp_path / "alone")))
+    (twice,) = run(options(words, epochs="1", lr="1e-9", output=str(tmp_path / "twice")))  # twice the same one
+    assert twice["train_mgd"] == pytest.approx(alone["train_mgd"], rel=1e-5)
+    assert twice["flow_cost"] == pytest.approx(2 * alone["flow_cost"])
+    again = [
+        *options(words, lr="1e-9", output=str(tmp_path / "twice")),
+        "--resume",
+        str(tmp_path / "twice" / "last.pth"),
+    ]
+    assert main_mgd.main(again) == 0
+    terms = torch.load(tmp_path / "twice" / "last.pth", weights_only=True)["resume"]["terms"]["mgd"]
+    index = [terms[f"terms.{number}.stages.0.index"] for number in range(2)]
+    assert torch.equal(*index) and (index[0] >= 0).any()
+
+
+def test_terms_that_pair_no_taps_take_other_numbers_of_them(distil: list[str], tmp_path: Path) -> None:
+    words = without(distil, "--loss-factor", "--mgd-update-freq", "--mgd-max-images")
+    words = options(words, distiller="afd+crd", student_taps="layer2,layer3", teacher_taps="layer3", epochs="1")
+    (record,) = run(words)
+    assert record["train_afd"] > 0 and record["train_crd"] > 0
+
+
+def test_terms_of_maps_behind_the_relu_get_them_at_known_taps(distil: list[str], tmp_path: Path) -> None:
+    """AT at the taps of the family, before the ReLU of each stage, is AT at the stages' outputs, after it."""
+    words = without(distil, "--loss-factor", "--mgd-update-freq", "--mgd-max-images")
+    words = options(words, distiller="at", epochs="1")
+    (known,) = run(options(words, output=str(tmp_path / "known")))
+    (named,) = run(options(words, output=str(tmp_path / "named"), taps="layer1,layer2,layer3"))
+    (before,) = run(
+        options(words, output=str(tmp_path / "before"), taps=",".join(f"layer{n}.0.relu@in#-1" for n in (1, 2, 3)))
+    )
+    assert known["train_at"] == pytest.approx(named["train_at"], rel=1e-4)
+    assert before["train_at"] != pytest.approx(named["train_at"], rel=1e-2)
+
+
+def test_logits_are_standardised_by_a_recipe(distil: list[str], tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("terms: {ce: , kd: {temperature: 2, weight: 9, standardised: true}}\n")
+    words = without(distil, "--loss-factor", "--mgd-update-freq", "--mgd-max-images", "--distiller")
+    words = options(words, config=str(tmp_path / "r.yaml"), epochs="1")
+    (standardised,) = run(options(words, output=str(tmp_path / "yes")))
+    (plain,) = run([*options(words, output=str(tmp_path / "no")), "--term", "kd.standardised=false"])
+    assert standardised["train_kd"] != pytest.approx(plain["train_kd"], rel=1e-2)
+
+
 def test_calibration_prints_weights_that_balance_and_trains_nothing(
     distil: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

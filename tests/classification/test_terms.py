@@ -29,6 +29,7 @@ def test_weights_follow_the_epoch() -> None:
     assert [weight_at({}, 2.0, 10, epoch) for epoch in (0, 9)] == [2.0, 2.0]
     assert [weight_at({"warmup": 4}, 2.0, 10, epoch) for epoch in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
     assert [weight_at({"start": 2, "stop": 4}, 1.0, 10, epoch) for epoch in range(5)] == [0, 0, 1, 1, 0]
+    assert [weight_at({"start": 2, "warmup": 2}, 1.0, 10, epoch) for epoch in range(5)] == [0, 0, 0.5, 1, 1]
     assert weight_at({"decay": "linear"}, 4.0, 8, 6) == 1.0
     assert weight_at({"decay": "cosine"}, 4.0, 8, 4) == pytest.approx(2.0)
 
@@ -54,6 +55,23 @@ def test_a_recipe_lists_terms_with_weights_and_schedules(tmp_path: Path) -> None
     assert typed.terms == {"ce": {"weight": 0.5, "label_smoothing": 0.1}, "kd": {"warmup": 7}}
 
 
+def test_what_is_typed_wins_over_a_recipe(tmp_path: Path) -> None:
+    recipe = "terms: {ce: {label_smoothing: 0.2}, kd: {weight: 0.5, standardised: true}, mgd: {weight: 1}}"
+    words = ("--kd-weight", "3", "--label-smoothing", "0", "--loss-factor", "10")
+    args = distillation(*words, recipe=recipe, folder=tmp_path)
+    assert args.terms == {"ce": {}, "kd": {"standardised": True}, "mgd": {}}
+    args = distillation("--kd-weight", "3", "--term", "kd.weight=4", recipe=recipe, folder=tmp_path)
+    assert args.terms["kd"]["weight"] == 4 and args.terms["mgd"] == {"weight": 1}
+
+
+def test_a_file_of_the_student_stands_in_for_a_recipes_download(tmp_path: Path) -> None:
+    recipe = "student: {arch: resnet50, pretrained: true}"
+    args = distillation("--student-resume", "S.pth", recipe=recipe, folder=tmp_path)
+    assert args.student_resume == "S.pth" and not args.pretrained
+    with pytest.raises(UserError, match="exclude each other"):
+        distillation("--student-resume", "S.pth", "--pretrained", recipe=recipe, folder=tmp_path)
+
+
 def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
     args = distillation(recipe="terms: {kd: {temperature: 2}}", folder=tmp_path)
     assert list(args.terms) == ["kd"] and args.labels == 0
@@ -63,7 +81,11 @@ def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ("--distiller nothing", "unknown distiller 'nothing': use one of mgd, afd"),
-        ("--distiller ce", "unknown distiller 'ce'"),
+        ("--distiller ce", "ce is there by itself wherever labels are used"),
+        ("--distiller kd+", "names a term that is empty: write a sum as mgd\\+kd"),
+        ("--distiller kd --term kd.start=100", "the term kd never acts: it starts in epoch 100"),
+        ("--distiller kd --labels 0 --term kd.start=1", "no term acts in epoch 0"),
+        ("--distiller kd --term kd.teacher_weights=[1]", "term kd has no 'teacher_weights'"),
         ("--distiller kd+kd", "names a term twice"),
         ("--term kd.weight=2", "this run has the terms ce, mgd, and no kd"),
         ("--term weight", "expected NAME.KEY=VALUE"),
