@@ -90,9 +90,13 @@ def dry(args: Namespace, network: Taps, shown: View | None) -> Outputs:
     """
     images = torch.zeros(1, 3, args.img_size, args.img_size)
     try:
-        return dry_forward(network, images if shown is None else shown(images))
+        outputs = dry_forward(network, images if shown is None else shown(images))
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"the networks do not run at --img-size {args.img_size} with these taps: {error}") from error
+    for path, found in zip(network.paths, outputs.features, strict=True):
+        if found.ndim == 4 and found.shape[1] == found.shape[2] != found.shape[3]:  # images are square, and so are maps
+            raise UserError(f"tap {path} gives a map {tuple(found.shape)} with its channels last: write {path}@last")
+    return outputs
 
 
 def speed_up(job: Job, teacher: Taps, shown: View | None) -> Frozen:

@@ -41,7 +41,7 @@ class Batch:
     epoch: int = 0
 
 
-_PATH = re.compile(r"^(?P<module>[^@#]+)(?P<side>@in)?(#(?P<call>-?\d+))?$")
+_PATH = re.compile(r"^(?P<module>[^@#]+)(?P<side>@in)?(#(?P<call>-?\d+))?(?P<last>@last)?$")
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,14 @@ class TapPoint:
     module: nn.Module
     reads_input: bool
     call: int | None  # None: the module must be called exactly once
+    channels_last: bool  # (B, H, W, C), to be returned as (B, C, H, W)
 
 
 def _parse(model: nn.Module, path: str) -> TapPoint:
     match = _PATH.match(path)
     if match is None:
-        raise ValueError(f"tap path {path!r} is not of the form 'layer4', 'layer4.2.relu@in' or 'layer4.2.relu@in#-1'")
+        forms = "'layer4', 'layer4.2.relu@in' or 'layer4.2.relu@in#-1', with @last behind it where channels are last"
+        raise ValueError(f"tap path {path!r} is not of the form {forms}")
     modules = dict(model.named_modules())
     name = match["module"]
     if name not in modules:
@@ -65,7 +67,7 @@ def _parse(model: nn.Module, path: str) -> TapPoint:
         near = difflib.get_close_matches(name, names, n=4, cutoff=0.3) or names[:4]
         raise ValueError(f"unknown tap path {path!r}: no module {name!r}; nearest are {', '.join(near)}")
     call = None if match["call"] is None else int(match["call"])
-    return TapPoint(path, modules[name], match["side"] is not None, call)
+    return TapPoint(path, modules[name], match["side"] is not None, call, match["last"] is not None)
 
 
 @dataclass
@@ -81,7 +83,8 @@ class Taps(nn.Module):
 
     A path is a module's dotted name, as `named_modules` gives it: "layer4" is the module's output, "layer4.2.relu@in"
     its input, "layer4.2.relu@in#-1" the input of its last call in a forward (a ReLU that a block shares is called
-    several times; the first is #0). The network computes what it did: hooks read it, and `close` takes them away.
+    several times; the first is #0). "@last" at the end says that the tensor is (B, H, W, C), as in a Swin transformer:
+    it is returned as (B, C, H, W). The network computes what it did: hooks read it, and `close` takes them away.
 
     In-place operations behind a tap would overwrite what was read. A module whose input is read has its `inplace` off
     until `close`. For others (`x += y`) the first forward copies every map and watches which originals change; later
@@ -140,7 +143,9 @@ class Taps(nn.Module):
             logits = self.model(images)
         finally:
             del self._open[images.device]
-        return Outputs(logits, [self._read(number, slot) for number, slot in enumerate(slots)])
+        found = (self._read(number, slot) for number, slot in enumerate(slots))
+        maps = zip(self.points, found, strict=True)
+        return Outputs(logits, [m.permute(0, 3, 1, 2) if point.channels_last else m for point, m in maps])
 
     def _read(self, number: int, slot: _Slot) -> Tensor:
         point, calls = self.points[number], len(slot.calls)

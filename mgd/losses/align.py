@@ -15,9 +15,8 @@ def as_map(x: Tensor) -> Tensor:
     """Turn a tapped tensor into a map: tokens (B, N, C), row by row, become (B, C, sqrt(N), sqrt(N)).
 
     Args:
-        x: (B, C, H, W), returned unchanged; (B, H, W, C) of a square image, known by its two equal sides, and permuted;
-            or (B, N, C) with N a square, or one more than a square: then the first token is a class token and is
-            dropped.
+        x: (B, C, H, W), returned unchanged, or (B, N, C) with N a square, or one more than a square: then the first
+            token is a class token and is dropped.
 
     Returns:
         (B, C, H, W), in the type of `x`.
@@ -26,7 +25,7 @@ def as_map(x: Tensor) -> Tensor:
         ValueError: another number of dimensions or of tokens.
     """
     if x.ndim == 4:
-        return x.permute(0, 3, 1, 2) if x.shape[1] == x.shape[2] != x.shape[3] else x
+        return x
     if x.ndim == 3:
         batch, num_tokens, channels = x.shape
         for skipped in (0, 1):

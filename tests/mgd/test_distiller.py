@@ -129,3 +129,30 @@ def test_mutual_learning_refuses_what_makes_no_sense() -> None:
         mgd.Mutual([toy(), mgd.freeze(toy())], [terms, terms])
     with pytest.raises(ValueError, match="the same names"):
         mgd.Mutual([toy(), toy()], [terms, {"kd": (KD(), 1.0)}])
+
+
+class Naive(nn.Module):
+    """A term that detaches nothing by itself."""
+
+    def forward(self, student: mgd.Outputs, teachers: list[mgd.Outputs], batch: mgd.Batch) -> torch.Tensor:
+        gaps = [(student.logits - t.logits).square().mean() for t in teachers]
+        maps = [(a - b).square().mean() for t in teachers for a, b in zip(student.features, t.features, strict=True)]
+        return torch.stack(gaps + maps).sum()
+
+
+def test_what_a_network_learns_of_its_peers_does_not_teach_them() -> None:
+    networks = [mgd.Taps(toy(seed=seed), TOY_TAPS) for seed in range(2)]
+    mutual = mgd.Mutual(networks, [{"naive": (Naive(), float(1 - number))} for number in range(2)])
+    mutual(IMAGES, TARGET)["loss"].backward()  # the second has weight 0
+    assert any(p.grad is not None and p.grad.any() for p in networks[0].parameters())
+    assert not any(p.grad is not None and p.grad.any() for p in networks[1].parameters())
+
+
+def test_names_that_would_collide_with_those_of_peers_are_refused() -> None:
+    terms = {"kd": (KD(), 1.0), "kd_peer1": (KD(), 1.0)}
+    with pytest.raises(ValueError, match="must not look like those of peers"):
+        mgd.Mutual([toy(), toy()], [terms, terms])
+    swapped = dict(reversed({"kd": (KD(), 1.0), "dml": (KD(), 2.0)}.items()))
+    mutual = mgd.Mutual([toy(), toy()], [{"kd": (KD(), 1.0), "dml": (KD(), 2.0)}, swapped])  # in any order
+    assert mutual.weights(0) == {"kd": 1.0, "dml": 2.0, "dml_peer1": 2.0, "kd_peer1": 1.0}
+    assert mutual.groups()[1][1] == ["kd_peer1", "dml_peer1"]

@@ -44,6 +44,24 @@ def test_measured_margin() -> None:
     assert measured.mean().tolist() == [-2.0, 0.0]
     measured.reset()
     assert measured.mean().tolist() == [0.0, 0.0]
+    measured.update(torch.full((1, 2, 1, 1), -(2.0**24)))
+    measured.update(torch.full((1, 2, 1, 2), -1.0))  # float32 would lose them beside the first
+    assert measured.total.tolist() == [-(2.0**24) - 2] * 2
+
+
+def test_the_sum_over_a_large_map_is_exact() -> None:
+    maps = torch.full((1, 1, 64, 64), -1.0)
+    maps[0, 0, 0, 0] = -(2.0**26)
+    measured = MeasuredMargin(1)
+    measured.update(maps)
+    assert measured.total.item() == -(2.0**26) - 4095
+
+
+def test_half_floats_keep_the_scale_of_the_gradient() -> None:
+    student = torch.full((1, 1, 1, 1), 1000.0, dtype=torch.float16, requires_grad=True)
+    loss = partial_l2(student, torch.zeros(1, 1, 1, 1), torch.zeros(1))
+    (gradient,) = torch.autograd.grad(loss * 1e-8, student)
+    assert gradient.item() == pytest.approx(2e-5, rel=1e-2)
 
 
 def test_partial_l2_by_hand() -> None:

@@ -177,6 +177,26 @@ def test_margins_are_measured_where_none_are_given() -> None:
     expected = [values[values < 0].mean().item() for values in first]
     np.testing.assert_allclose(term.stages[0].margin.numpy(), expected, rtol=1e-5)
     assert not term.stages[1].margin.any()
+    later = [m - 1 for m in teacher]
+    term.observe(maps(STUDENT, 0), later)
+    term.rematch()  # what was measured before is forgotten
+    first = later[0].transpose(0, 1).flatten(1)
+    expected = [values[values < 0].mean().item() for values in first]
+    np.testing.assert_allclose(term.stages[0].margin.numpy(), expected, rtol=1e-5)
+
+
+def test_random_drop_draws_from_the_generator_it_is_given() -> None:
+    term, student, teacher = matched(reducer="rd"), outputs(STUDENT, 0), outputs(TEACHER, 1)
+    values = []
+    for seed in (1, 1, 2):
+        term.generator = torch.Generator().manual_seed(seed)
+        values.append(term(student, [teacher]).item())
+    assert values[0] == values[1] != values[2]
+
+
+def test_a_silent_teacher_gives_a_finite_relative_loss() -> None:
+    term, teacher = matched(form="relative"), Outputs(torch.zeros(5, 3), [m * 0 - 1 for m in maps(TEACHER, 1)])
+    assert term(outputs(STUDENT, 0), [teacher]).isfinite()
 
 
 def test_gradient_reaches_the_student_and_the_adapters_only() -> None:
@@ -213,6 +233,15 @@ def test_bf16() -> None:
         loss = term(half[0], [half[1]])
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(term(student, [teacher]).item(), rel=2e-2)
+
+
+def test_maps_that_do_not_belong_together_are_refused() -> None:
+    term, student, teacher = matched(), outputs(STUDENT, 0), outputs(TEACHER, 1)
+    for wrong in ([m[..., :1, :1] for m in teacher.features], [m[:3] for m in teacher.features]):
+        with pytest.raises(ValueError, match="the maps of stage 0 need as many images, of one size"):
+            term(student, [Outputs(teacher.logits, wrong)])
+    with pytest.raises(ValueError, match="has one teacher and got 2"):
+        term(student, [teacher, teacher])
 
 
 def test_wrong_use_is_refused() -> None:

@@ -93,6 +93,25 @@ def test_no_margin_stays_no_margin_beside_empty_slots() -> None:
         assert (margin == -torch.inf).all()
 
 
+@pytest.mark.parametrize("reducer", REDUCERS)
+def test_the_layout_of_the_maps_changes_nothing_and_is_kept(reducer: str) -> None:
+    index = INDEX[:1] if reducer == "sm" else INDEX
+    teacher, margin = torch.randn(2, 7, 3, 4), torch.randn(7)
+    last = teacher.contiguous(memory_format=torch.channels_last)
+    found = [reduce_channels(t, margin, index, reducer, torch.Generator().manual_seed(0)) for t in (teacher, last)]
+    torch.testing.assert_close(found[1], found[0])
+    if reducer != "rd":
+        assert found[1][0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_rd_stays_within_the_members_where_a_draw_rounds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, 1 - 2**-24))
+    index = torch.arange(2**5)[:, None]
+    teacher = torch.arange(2.0**5).view(1, -1, 1, 1)
+    target, _ = reduce_channels(teacher, torch.zeros(2**5), index, "rd")
+    assert target.item() == 2**5 - 1
+
+
 def test_bad_input_is_refused() -> None:
     teacher, margin = torch.randn(1, 7, 2, 2), torch.zeros(7)
     with pytest.raises(ValueError, match="amp, sp"):

@@ -186,3 +186,11 @@ def test_a_compiled_forward_reads_the_same_maps(training: bool) -> None:
     for _ in range(2):
         for got, expected in zip(compiled(images).features, toy_maps(net, images), strict=True):
             torch.testing.assert_close(got, expected)
+
+
+def test_maps_with_their_channels_last_are_turned() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2), nn.Flatten())
+    net[0].register_forward_hook(lambda m, a, out: out.permute(0, 2, 3, 1))  # as a Swin transformer's blocks give it
+    images = torch.randn(2, 3, 5, 5)
+    turned, plain = Taps(net, ["0@last", "0"])(images).features
+    assert plain.shape == (2, 5, 5, 4) and torch.equal(turned, plain.permute(0, 3, 1, 2))

@@ -25,6 +25,7 @@ def peer(what: str, keys: str) -> Case:
     return Case(what, lambda p: without(p, "--config", p.write("r.yaml", content), teacher=False), main_mgd)
 
 
+TWO_AND_ONE = ("--student-taps", "layer2,layer3", "--teacher-taps", "layer3")
 CASES = [
     case("a term that is not there", "--distiller", "dsit"),
     case("a weight for a term that is not there", "--distiller", "dist", "--term", "dkd.weight=2"),
@@ -36,8 +37,12 @@ CASES = [
     case("an epoch without any term", "--distiller", "kd", "--labels", "0", "--term", "kd.start=1"),
     case("weights of teachers by --term", "--distiller", "kd", "--term", "kd.teacher_weights=[1,2]"),
     case("a map term at what is no map", "--distiller", "at", "--taps", "linear"),
+    Case("a map with its channels last", lambda p: [
+        str(p.photos), "-a", "torchvision:swin_t", "--img-size", "32", "--distiller", "udml",
+        "--teacher-arch", "torchvision:swin_t", "--taps", "features.3",
+    ], main_mgd),
     case("taps that are not there", "--distiller", "at", "--taps", "layer9"),
-    case("more taps of the student", "--distiller", "at", "--student-taps", "layer2,layer3", "--teacher-taps", "layer3"),
+    case("more taps of the student", "--distiller", "at", *TWO_AND_ONE),
     case("taps where no term reads maps", "--distiller", "kd", "--taps", "layer3"),
     Case("a map term without known taps", lambda p: [
         str(p.photos), "-a", "timm:resnet10t", "--img-size", "32", "--distiller", "udml",

@@ -21,8 +21,24 @@ def make() -> tuple[nn.Module, Loss]:
     return layer, loss
 
 
+def make_shared() -> tuple[nn.Module, Loss]:
+    layer, _ = make()
+
+    def loss(module: nn.Module, part: slice) -> Tensor:
+        images = torch.ones(8, 4)[part]
+        local, whole = module.weight * 1, gather(images @ module.weight.T)
+        same = gather(local[None, :, :1].expand(len(images), -1, -1).squeeze(-1))
+        return whole.sum() + same.sum()  # both get one tensor of ones as their gradient
+
+    return layer, loss
+
+
 def test_two_ranks_compute_the_loss_and_gradients_of_one() -> None:
     check_two_ranks(make)
+
+
+def test_a_gradient_that_others_use_too_is_left_as_it_is() -> None:
+    check_two_ranks(make_shared)
 
 
 def test_without_ranks_nothing_happens() -> None:

@@ -125,12 +125,12 @@ def test_wrong_use_is_refused() -> None:
 
 
 def make() -> tuple[nn.Module, Loss]:
-    teacher, term = torch.randn(8, 2, 3, 3, generator=torch.Generator().manual_seed(3)), OFD([2], [[2]])
+    maps, term = torch.randn(2, 8, 2, 3, 3, generator=torch.Generator().manual_seed(3)), OFD([2], [[2]])
     scale = nn.Linear(1, 1)
     nn.init.ones_(scale.weight)
 
     def loss(module: nn.Module, part: slice) -> Tensor:
-        for _ in range(2):
+        for teacher in (maps[0], maps[1] - 1):  # what was seen before must not count twice
             term(Outputs(torch.zeros(8, 2)[part], [teacher[part]]), [Outputs(torch.zeros(0), [teacher[part]])], Batch())
         margin: Tensor = term.stages[0][0].measured.mean().sum()
         return margin * scale_of(module)
