@@ -15,6 +15,7 @@ from mgd.losses.meal import MEAL, meal
 from mgd.losses.ofd import OFD
 from mgd.losses.reviewkd import ReviewKD
 from mgd.losses.rkd import RKD, rkd
+from mgd.losses.similarity import Similarity, similarity
 from mgd.losses.ssld import SSLD, ssld
 from mgd.losses.term import EachTeacher, Term, standardise
 from mgd.losses.wsl import WSL, wsl
@@ -35,6 +36,7 @@ LOSSES: dict[str, type[Term]] = {
     "ofd": OFD,
     "reviewkd": ReviewKD,
     "rkd": RKD,
+    "similarity": Similarity,
     "ssld": SSLD,
     "wsl": WSL,
 }
@@ -59,6 +61,7 @@ __all__ = [
     "MapL2",
     "MaskedGenerative",
     "ReviewKD",
+    "Similarity",
     "Term",
     "afd",
     "at",
@@ -70,6 +73,7 @@ __all__ = [
     "map_l2",
     "meal",
     "rkd",
+    "similarity",
     "ssld",
     "standardise",
     "wsl",

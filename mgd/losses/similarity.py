@@ -1,0 +1,45 @@
+"""Similarity-preserving distillation: which images of a batch excite the networks alike."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from mgd.losses.gather import gather
+from mgd.losses.map_l2 import tapped
+from mgd.losses.term import Term
+from mgd.taps import Batch, Outputs
+
+
+def similarity(student: Tensor, teacher: Tensor) -> Tensor:
+    """Compute 1/B^2 * sum over pairs of images of (g_s - g_t)^2, g the rows of Q Q^T at length 1, Q a map an image.
+
+    Args:
+        student: (B, S, H, W); the gradient flows here only.
+        teacher: (B, T, H', W'), of any size.
+
+    Returns:
+        Scalar, float32.
+
+    Reference: Tung, Mori, 2019, arXiv:1907.09682, equations 1 to 4.
+    """
+    rows = [x.float().flatten(1) for x in (student, teacher.detach())]
+    student_rows, teacher_rows = (F.normalize(x @ x.T, dim=1) for x in rows)
+    return F.mse_loss(student_rows, teacher_rows)
+
+
+class Similarity(Term):
+    """`similarity` of the last tapped maps as a term, over the images of all ranks.
+
+    Reference: Tung, Mori, 2019, arXiv:1907.09682.
+    """
+
+    needs = frozenset({"maps"})
+    rectified = True
+    paired = False
+    weight: ClassVar[float] = 3000.0
+
+    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return similarity(gather(tapped(student, -1)), gather(tapped(teacher, -1).detach()))
