@@ -241,6 +241,11 @@ def _check_teachers(args: Namespace) -> None:
             raise UserError(f"{teacher['arch']} is not frozen: only dml and udml train several networks")
         if mutual and (keys := [key for key in ("weights", "weight", "img_size", "mean", "std") if key in teacher]):
             raise UserError(f"{teacher['arch']} trains as the student does: leave {', '.join(keys)} out")
+    if args.teacher_mean == "probabilities":
+        if len(args.teachers) < 2 or mutual:
+            raise UserError("--teacher-mean probabilities goes with several frozen teachers")
+        if maps := needing(args.terms, "maps"):
+            raise UserError(f"--teacher-mean probabilities gives no maps, which {', '.join(maps)} needs: leave it out")
     if mutual and "mgd" in args.terms:
         raise UserError("mgd matches a student to a frozen teacher: it does not go with dml")
     args.teacher_arch = ",".join(teacher["arch"] for teacher in args.teachers)

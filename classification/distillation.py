@@ -18,6 +18,7 @@ from classification.transforms import MEAN, STD
 from mgd import (
     ChannelMatching,
     Distiller,
+    Ensemble,
     Frozen,
     Mutual,
     Outputs,
@@ -40,6 +41,9 @@ def distil(job: Job, student: Taps, *teachers: Taps) -> Distiller:
     views = [view(args, spec) for spec in args.teachers]
     networks = zip((student, *teachers), (None, *views), strict=True)
     outputs = [dry(args, network, shown) for network, shown in networks]
+    joint = args.teacher_mean == "probabilities"
+    if joint:
+        outputs = [outputs[0], Outputs(outputs[1].logits)]
     defaults = {"mgd": 1 / args.loss_factor if args.mgd_form == "sum" else args.mgd_weight, "kd": args.kd_weight}
     terms: dict[str, tuple[nn.Module, Weight]] = {}
     for name in args.terms:
@@ -56,7 +60,8 @@ def distil(job: Job, student: Taps, *teachers: Taps) -> Distiller:
         default = defaults[name] if name in defaults else LOSSES[name].weight
         terms[name] = (term, schedule(args, name, default, config.total_epochs(args)))
     job.teachers = [speed_up(job, *pair) for pair in zip(teachers, views, strict=True)]
-    return Distiller(student, job.teachers, terms)
+    weights = [float(teacher.get("weight", 1.0)) for teacher in args.teachers]
+    return Distiller(student, freeze(Ensemble(job.teachers, weights)) if joint else job.teachers, terms)
 
 
 def mutual(job: Job, networks: Sequence[Taps]) -> Mutual:

@@ -168,6 +168,8 @@ def _teacher(args: Namespace, spec: dict[str, Any], data: Folder, notes: list[st
         return model
     elif args.num_classes == 1000:
         line = load_pretrained(model, arch, option="--teacher-resume", name=spec.get("weights"))
+        normalised = getattr(model, "pretrained_cfg", {})  # timm's, which differ
+        spec.update({key: list(normalised[key]) for key in ("mean", "std") if key in normalised and key not in spec})
     else:
         raise UserError(
             f"the published weights of {arch} have 1000 classes, this run {args.num_classes}: "

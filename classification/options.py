@@ -236,6 +236,12 @@ def _add_distillation(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="number type of the frozen teacher; auto: bfloat16 where the device computes in it",
     )
+    add(
+        "--teacher-mean",
+        choices=("terms", "probabilities"),
+        default="terms",
+        help="several teachers: mean of each term over them, or each term against the mean of their probabilities",
+    )
     add("--student-taps", metavar="PATHS", help="comma-separated, as layer2.1.relu@in#-1; default: by family")
     add("--teacher-taps", metavar="PATHS", help="the same for the teacher; for several, separated by ;")
     add("--taps", metavar="PATHS", help="the same paths for student and teacher")

@@ -219,7 +219,8 @@ def given(args: Namespace, name: str) -> dict[str, Any]:
         return {"label_smoothing": args.label_smoothing}
     found: dict[str, Any] = {"temperature": args.kd_temperature} if name == "kd" else {}
     weights = [float(teacher.get("weight", 1.0)) for teacher in args.teachers]
-    return {**found, "teacher_weights": weights} if len(set(weights)) > 1 else found
+    unequal = len(set(weights)) > 1 and args.teacher_mean == "terms"
+    return {**found, "teacher_weights": weights} if unequal else found
 
 
 def needing(names: Iterable[str], what: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from classification import main_mgd
+from classification.data import Folder
+from classification.job import _teacher
 from classification.models import build
 from classification.terms import LABEL_FREE, names_of
 from mgd.losses import LOSSES
@@ -129,6 +132,26 @@ def test_every_teacher_has_a_matching_of_its_own(distil: list[str], tmp_path: Pa
     assert torch.equal(*index) and (index[0] >= 0).any()
 
 
+def test_teachers_may_teach_as_one(distil: list[str], photos: Path, tmp_path: Path) -> None:
+    """Twice the same teacher is that teacher; two that differ are not the mean of what each says."""
+    other = tmp_path / "other.pth"
+    torch.manual_seed(5)
+    torch.save(build("cifar_resnet8", 3).state_dict(), other)
+    one = distil[distil.index("--teacher-resume") + 1]
+    words = without(distil, "--loss-factor", "--mgd-update-freq", "--mgd-max-images")
+    words = options(words, distiller="kd", epochs="1", lr="1e-9", kd_temperature="1")
+    found = {}
+    for name, files in {"alone": one, "twice": f"{one},{one}", "both": f"{one},{other}"}.items():
+        archs = ",".join(["cifar_resnet8"] * (files.count(",") + 1))
+        for mean in ("terms", "probabilities")[: 1 + files.count(",")]:
+            more = {"teacher_arch": archs, "teacher_resume": files, "teacher_mean": mean}
+            (record,) = run(options(words, output=str(tmp_path / f"{name}-{mean}"), **more))
+            found[name, mean] = record["train_kd"]
+    assert found["twice", "probabilities"] == pytest.approx(found["alone", "terms"], rel=1e-4)
+    # KL is convex in its first argument
+    assert found["both", "probabilities"] < found["both", "terms"] - 1e-3
+
+
 def test_terms_that_pair_no_taps_take_other_numbers_of_them(distil: list[str], tmp_path: Path) -> None:
     words = without(distil, "--loss-factor", "--mgd-update-freq", "--mgd-max-images")
     words = options(words, distiller="afd+crd", student_taps="layer2,layer3", teacher_taps="layer3", epochs="1")
@@ -156,6 +179,19 @@ def test_logits_are_standardised_by_a_recipe(distil: list[str], tmp_path: Path) 
     (standardised,) = run(options(words, output=str(tmp_path / "yes")))
     (plain,) = run([*options(words, output=str(tmp_path / "no")), "--term", "kd.standardised=false"])
     assert standardised["train_kd"] != pytest.approx(plain["train_kd"], rel=1e-2)
+
+
+def test_a_downloaded_teacher_brings_its_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("classification.job.load_pretrained", lambda *_, **__: "loaded")
+    args = Namespace(num_classes=1000)
+    spec: dict[str, Any] = {"arch": "timm:tf_mobilenetv3_small_100.in1k"}
+    own: dict[str, Any] = {**spec, "mean": [0.1, 0.2, 0.3]}
+    plain: dict[str, Any] = {"arch": "resnet18"}
+    for teacher in (spec, own, plain):
+        _teacher(args, teacher, Folder([], [], []), [])
+    assert spec["mean"] == spec["std"] == [0.5, 0.5, 0.5]
+    assert own["mean"] == [0.1, 0.2, 0.3] and own["std"] == [0.5, 0.5, 0.5]
+    assert set(plain) == {"arch"}
 
 
 def test_calibration_prints_weights_that_balance_and_trains_nothing(
