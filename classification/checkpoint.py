@@ -35,6 +35,7 @@ FREE = {
     "checkpoint_every_steps", "skip_nonfinite", "bad_images", "student_resume", "teacher_resume", "pretrained",
     "use_pretrained", "seeded", "train_list", "valid_list",
 }  # fmt: skip
+NESTED = ("terms", "teachers")  # which no single option says
 
 
 def write_atomic(path: Path, content: Any) -> None:
@@ -111,7 +112,9 @@ def _compare(path: str, content: dict[str, Any], args: Namespace, classes: list[
             raise UserError(f"{path} is of a run with {what} {content[what]}; this run has {ours}")
     theirs = list(resume["terms"])
     if theirs != inputs["terms"]:
-        raise UserError(f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(args.terms)}")
+        raise UserError(
+            f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(inputs['terms'])}"
+        )
     changed = changed_options(resume["config"]["options"], vars(args))
     changed += [
         f"the {what} (others than then)"
@@ -140,7 +143,7 @@ def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
     names = sorted((set(before) | set(now)) - free - {"command"})
     return [
-        f"--{name.replace('_', '-')} {known(now, name)}, was {known(before, name)}"
+        f"{'the ' if name in NESTED else '--'}{name.replace('_', '-')} {known(now, name)}, was {known(before, name)}"
         for name in names
         if known(before, name) != known(now, name)
     ]

@@ -102,7 +102,7 @@ def read_folder(
     naming = train if labels and train is not None else valid
     classes = None if naming is None else _class_names(naming)
     known = num_classes if classes is None else len(classes)
-    listed = [] if train_list is None else read_list(train_list, root, known if labels else None)
+    listed = [] if train_list is None else read_list(train_list, root, known, labels=labels)
     valid_samples = [] if valid_list is None else read_list(valid_list, root, known)
     if classes is None:
         classes = numbered_classes([*(listed if labels else []), *valid_samples], num_classes)
@@ -110,7 +110,7 @@ def read_folder(
         valid_samples = _valid_images(valid, classes, train)
     if train is not None:
         return Folder(classes, _train_images(train, classes) if labels else _unlabelled(train), valid_samples)
-    return Folder(classes, listed if labels else [(path, -1) for path, _ in listed], valid_samples)
+    return Folder(classes, listed, valid_samples)
 
 
 def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, str]]:

@@ -13,19 +13,23 @@ LABEL = re.compile(rb"[0-9]+")
 LONGEST_LINE = 1 << 16  # bytes; a path is far shorter, a file that is no list may be one line without end
 
 
-def read_list(path: str | Path, root: str | Path, num_classes: int | None = None) -> list[tuple[str, int]]:
+def read_list(
+    path: str | Path, root: str | Path, num_classes: int | None = None, *, labels: bool = True
+) -> list[tuple[str, int]]:
     """Read a list of images.
 
     A line is the image's path from `root` on, whitespace, and its class index; the path may hold spaces. Blank lines
-    are skipped, so lists can be joined. Bytes that are no text are kept, as in names of files.
+    are skipped, so lists can be joined. Bytes that are no text are kept, as in names of files. Without labels a class
+    index may be missing, and counts for nothing.
 
     Args:
         path: the list.
         root: the data folder.
         num_classes: K, where it is known: every label is below it.
+        labels: whether class indices are wanted.
 
     Returns:
-        (path of the file, class index) of every image, in the order of the list.
+        (path of the file, class index or -1) of every image, in the order of the list.
 
     Raises:
         UserError: naming list and line.
@@ -38,7 +42,7 @@ def read_list(path: str | Path, root: str | Path, num_classes: int | None = None
                 number += 1
                 try:
                     if line.strip():
-                        samples.append(_read_line(line, Path(root), num_classes))
+                        samples.append(_read_line(line, Path(root), num_classes, labels))
                 except UserError as error:
                     raise UserError(f"list {path}, line {number}: {error}") from error
     except (OSError, ValueError) as error:
@@ -49,13 +53,16 @@ def read_list(path: str | Path, root: str | Path, num_classes: int | None = None
     return samples
 
 
-def _read_line(line: bytes, root: Path, num_classes: int | None) -> tuple[str, int]:
+def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -> tuple[str, int]:
     if b"\0" in line:
         raise UserError("it holds a NUL byte: is this text in UTF-8?")
     if len(line) == LONGEST_LINE:
         raise UserError("it is too long for a path and a label")
     name, label = [b"", *line.rsplit(None, 1)][-2:]
-    if not name or not LABEL.fullmatch(label):
+    if not labels:
+        labelled = LABEL.fullmatch(label) and is_file(root / os.fsdecode(name))
+        name, label = name if labelled else line.strip(), b"-1"
+    elif not name or not LABEL.fullmatch(label):
         raise UserError(f"expected `path label` with a whole number as label; got {shown(line.strip())}")
     most = 10**9 if num_classes is None else num_classes
     if len(label) > 10 or int(label) >= most:

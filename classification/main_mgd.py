@@ -18,6 +18,7 @@ from classification.engine import Engine
 from classification.errors import RunError
 from classification.job import Job, start_job
 from classification.launch import World
+from classification.terms import using
 from classification.trainer import Trainer
 from mgd import ChannelMatching, Distiller, Flow, matchings
 
@@ -31,6 +32,9 @@ def prepare(args: Namespace) -> Job:
         return job
     assert job.student is not None
     networks = tap(args, job.student, job.teachers)
+    logits = [name for name in using(args.terms, "maps") if not networks[0].paths]
+    if logits:
+        job.notes.append(f"no taps are known of these networks: {', '.join(logits)} compares logits")
     distiller = mutual(job, networks) if "dml" in args.terms else distil(job, *networks)
     if args.sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(distiller.terms)

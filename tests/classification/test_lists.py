@@ -148,6 +148,18 @@ def test_a_list_of_the_same_images_goes_on_with_a_run_and_another_does_not(
     assert "the training images (others than then)" in capsys.readouterr().err
 
 
+def test_without_labels_a_line_may_be_a_path_alone(data: Path, tmp_path: Path) -> None:
+    (data / "IMG 12").write_bytes(b"")
+    (data / "plain.png").write_bytes(b"")
+    content = "plain.png\nplain.png 7\nIMG 12\nIMG 12 0\n  plain.png  \n"
+    paths = [str(data / name) for name in ("plain.png", "plain.png", "IMG 12", "IMG 12", "plain.png")]
+    assert read_list(listed(tmp_path / "l.txt", content), data, labels=False) == [(path, -1) for path in paths]
+    with pytest.raises(UserError, match="line 1: 'gone\\.png' is no file"):
+        read_list(listed(tmp_path / "l.txt", "gone.png\n"), data, labels=False)
+    with pytest.raises(UserError, match="line 1: '/etc/hostname' may lead out of the data folder"):
+        read_list(listed(tmp_path / "l.txt", "/etc/hostname\n"), data, labels=False)
+
+
 def test_a_run_on_two_lists(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = data / "pile"
     images.mkdir()
@@ -164,7 +176,8 @@ def test_a_run_on_two_lists(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert best["classes"] == ["0", "1", "2"] and best["num_classes"] == 3
     assert json.loads((tmp_path / "run" / "config.json").read_text())["options"]["train_list"] == "t.txt"
     teacher = ["--teacher-arch", TEACHER, "--teacher-resume", "run/best.pth", "--distiller", "kd", "--labels", "0"]
-    assert main_mgd.main([*words, *teacher, "--output", "student"]) == 0
+    unlabelled = listed(tmp_path / "u.txt", "".join(line.rpartition(" ")[0] + "\n" for line in content[:9]))
+    assert main_mgd.main([*words, *teacher, "--train-list", unlabelled, "--output", "student"]) == 0
     last = torch.load(tmp_path / "student" / "last.pth", weights_only=True)["resume"]
     samples = [(path, -1) for path, _ in read_list(train, data)]
     assert last["inputs"]["training images"] == fingerprints([], samples, data, [])["training images"]
