@@ -73,6 +73,7 @@ def _check_effects(args: Namespace, typed: dict[str, str]) -> None:
         ("--distiller mgd", "mgd" in terms, of_mgd),
         ("a term that reads maps", bool(using(terms, "maps")), {"taps", "student_taps", "teacher_taps"}),
         ("the term ce", "ce" in terms, {"label_smoothing"}),
+        ("a frozen teacher", "dml" not in terms, {"teacher_dtype"}),
         ("--mgd-with-kd 1 or --distiller kd", "kd" in terms, {"kd_weight", "kd_temperature"}),
         ("--lr-schedule step", args.lr_schedule == "step", {"lr_drop_ratio", "lr_drop_epochs"}),
         ("--mgd-form sum", getattr(args, "mgd_form", "sum") == "sum", {"loss_factor"}),
@@ -101,6 +102,8 @@ def _check(args: Namespace, distillation: bool) -> None:
         and Path(args.output).resolve() != Path(args.resume).resolve().parent
     ):
         raise UserError("--resume goes on in the folder of its file: leave --output out")
+    if args.evaluate and getattr(args, "calibrate", None):
+        raise UserError("--calibrate and --evaluate exclude each other: each does its work and leaves")
     if (args.pretrained or args.use_pretrained) and args.student_resume:
         raise UserError("--student-resume and pretrained weights exclude each other")
     if args.accumulate > args.batch_size:

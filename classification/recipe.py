@@ -51,6 +51,9 @@ def read_recipe(parser: argparse.ArgumentParser, path: Path, distillation: bool)
             for key, option in (("terms", "distiller"), ("teachers", "teacher_arch")):
                 if key in content and {option, option.replace("_", "-")} & set(content):
                     raise UserError(f"{key} and {option} say the same: leave one out")
+            for key in ("terms", "teachers"):
+                if key in content and not content[key]:
+                    raise UserError(f"{key} is empty: leave it out, or name one")
             nested["teachers"] = _teachers(content.pop("teachers", []))
             nested["terms"], more = _terms(content.pop("terms", {}))
             given += more

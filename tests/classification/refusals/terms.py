@@ -37,6 +37,8 @@ CASES = [
     case("an epoch without any term", "--distiller", "kd", "--labels", "0", "--term", "kd.start=1"),
     case("weights of teachers by --term", "--distiller", "kd", "--term", "kd.teacher_weights=[1,2]"),
     case("a map term at what is no map", "--distiller", "at", "--taps", "linear"),
+    case("a teacher's number type for peers", "--distiller", "dml", "--teacher-dtype", "float32", teacher=False),
+    Case("a recipe of no terms", **recipe("terms: {}\n")),
     case("one teacher as several", "--distiller", "kd", "--teacher-mean", "probabilities"),
     Case("a map with its channels last", lambda p: [
         str(p.photos), "-a", "torchvision:swin_t", "--img-size", "32", "--distiller", "udml",
