@@ -8,7 +8,7 @@ import inspect
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from math import cos, isfinite, pi
+from math import ceil, cos, isfinite, pi
 from typing import Any
 
 from classification.errors import UserError, shown
@@ -167,7 +167,8 @@ def check_schedules(table: Table, epochs: int) -> None:
         start, stop = entry.get("start", 0), min(entry.get("stop", epochs), epochs)
         if start >= stop:
             raise UserError(f"the term {name} never acts: it starts in epoch {start} and ends before epoch {stop}")
-    for epoch in range(epochs):
+    turns = {0, *(ceil(entry[key]) for entry in table.values() for key in ("start", "stop") if key in entry)}
+    for epoch in sorted(turn for turn in turns if turn < epochs):
         if not any(weight_at(entry, entry.get("weight", 1.0), epochs, epoch) for entry in table.values()):
             raise UserError(f"no term acts in epoch {epoch}: their weights, or starts and stops, leave it without any")
 

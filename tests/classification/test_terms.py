@@ -85,6 +85,7 @@ def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
         ("--distiller kd+", "names a term that is empty: write a sum as mgd\\+kd"),
         ("--distiller kd --term kd.start=100", "the term kd never acts: it starts in epoch 100"),
         ("--distiller kd --labels 0 --term kd.start=1", "no term acts in epoch 0"),
+        ("--distiller kd --labels 0 --term kd.stop=7 --epochs 1000000000", "no term acts in epoch 7"),
         ("--distiller kd --term kd.teacher_weights=[1]", "term kd has no 'teacher_weights'"),
         ("--distiller kd+kd", "names a term twice"),
         ("--term kd.weight=2", "this run has the terms ce, mgd, and no kd"),
