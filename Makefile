@@ -21,6 +21,7 @@ bench: install
 	$(BIN)/python scripts/bench_flow.py
 	$(BIN)/python scripts/bench_step.py
 	$(BIN)/python scripts/bench_memory.py
+	$(BIN)/python scripts/bench_terms.py
 	$(BIN)/python scripts/bench_growth.py
 	@test -d $(PHOTOS) || echo "bench_reader.py and bench_start.py left out: no photographs at $(PHOTOS)"
 	test ! -d $(PHOTOS) || $(BIN)/python scripts/bench_reader.py $(PHOTOS)

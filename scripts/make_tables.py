@@ -15,7 +15,7 @@ import sys
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 from typing import Any
 
 from draw import draw_growth, draw_quality, draw_speed, read_quality, rows_of
@@ -27,7 +27,6 @@ from mgd.losses import LOSSES
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "scripts" / "results"
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("losses", "options", "quality", "speed")))
-IMAGES = 10_000  # of an epoch of the quality table
 MEASURES = {"ratio": " x", "value": "", "seconds": " s"}  # what a row of the speed table holds, first one found
 
 
@@ -117,15 +116,16 @@ def terms_table() -> str:
     """One line a term alone and a sum of terms: top-1, and what a step costs."""
     cells, results = read_quality()
     names = [n for n in rows_of("terms", cells) if results[n]]
-    lines = ["| | top-1 %, last epoch | best epoch | n | seconds a step | memory, MiB |", "|---|---|---|---|---|---|"]
+    timed = RESULTS / "speed" / "terms.json"
+    steps = json.loads(timed.read_text())["steps"] if timed.exists() else {}
+    lines = ["| | top-1 %, last epoch | best epoch | n | ms a step | memory, MiB |", "|---|---|---|---|---|---|"]
     for name in names:
         found = list(results[name].values())
         top1, best = (spread([r[key] for r in found]) for key in ("last_top1", "best_top1"))
-        steps = [epoch["train_seconds"] for r in found for epoch in r["curve"]]
-        step = median(steps) * found[0]["options"]["batch_size"] / IMAGES
+        step = f"{1e3 * steps[name]:.0f}" if name in steps else ""
         memory = [r["curve"][-1]["peak_memory_mib"] for r in found if "peak_memory_mib" in r["curve"][-1]]
         lines.append(
-            f"| {cells[name]['row']} | {top1} | {best} | {len(found)} | {step:.3f} | "
+            f"| {cells[name]['row']} | {top1} | {best} | {len(found)} | {step} | "
             f"{f'{max(memory):.0f}' if memory else ''} |"
         )
     return "\n".join([*lines, *measured_on([r for n in names for r in results[n].values()])])
