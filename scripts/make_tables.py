@@ -113,9 +113,10 @@ def quality_table(group: str) -> str:
 
 
 def terms_table() -> str:
-    """One line a term alone and a sum of terms: top-1, and what a step costs."""
+    """One line a term alone and a sum of terms, the best first: top-1, and what a step costs."""
     cells, results = read_quality()
-    names = [n for n in rows_of("terms", cells) if results[n]]
+    names = [n for n in dict.fromkeys((*rows_of("main", cells), *rows_of("terms", cells))) if results[n]]
+    names.sort(key=lambda name: -mean(r["last_top1"] for r in results[name].values()))
     timed = RESULTS / "speed" / "terms.json"
     steps = json.loads(timed.read_text())["steps"] if timed.exists() else {}
     lines = ["| | top-1 %, last epoch | best epoch | n | ms a step | memory, MiB |", "|---|---|---|---|---|---|"]
