@@ -236,7 +236,7 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         ("count", "has 4 classes, this run 3"),
         ("classes", "--num-classes 2 is less than the 3 class folders"),
         ("tap", "nearest are layer"),
-        ("taps count", "as many taps each; got 2"),
+        ("taps count", "as many taps each for mgd; got 2"),
         ("resolution", "maps of equal resolution"),
         ("no map", "maps of equal resolution"),
         ("ambiguous", "'layer3.0.relu@in#-1' for the last"),
