@@ -53,10 +53,10 @@ def distil(job: Job, student: Taps, *teachers: Taps) -> Distiller:
             weights = given(args, name).get("teacher_weights")
             term: nn.Module = matched[0] if len(matched) == 1 else EachTeacher(matched, weights)
         else:
-            margins = {"margins": [bn_margins(args, *pair) for pair in zip(teachers, views, strict=True)]}
-            term = build_term(
-                args, name, outputs[0], outputs[1:], len(job.data.train), **(margins if name == "ofd" else {})
-            )
+            more: dict[str, Any] = {}
+            if name == "ofd":
+                more["margins"] = [bn_margins(args, *pair) for pair in zip(teachers, views, strict=True)]
+            term = build_term(args, name, outputs[0], outputs[1:], len(job.data.train), **more)
         default = defaults[name] if name in defaults else LOSSES[name].weight
         terms[name] = (term, schedule(args, name, default, config.total_epochs(args)))
     job.teachers = [speed_up(job, *pair) for pair in zip(teachers, views, strict=True)]
