@@ -28,6 +28,14 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
+class _Help(argparse.HelpFormatter):
+    """Help that names the default where there is one and the text does not speak of it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default in (None, "", []) or action.nargs == 0 or "default" in str(action.help)
+        return action.help if told else f"{action.help} (default: %(default)s)"
+
+
 def _number(kind: type, low: float, high: float = math.inf, *, open_low: bool = False) -> Callable[[str], Any]:
     """A type for argparse: a finite number in [low, high], or above `low` with `open_low`."""
 
@@ -52,8 +60,8 @@ _positive = _number(float, 0, open_low=True)
 _nonnegative = _number(float, 0)
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("photographs and run").add_argument
     add("data", metavar="DIR", help="folder of photographs: train/CLASS/*.jpg and valid/CLASS/*.jpg (or val/)")
     add("--train-list", metavar="FILE", help="list of `path label` lines that takes the place of train/")
     add("--valid-list", metavar="FILE", help="the same for valid/; with both, labels are the class names")
@@ -117,7 +125,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    add = parser.add_argument_group("training").add_argument
     add("--lr", "--learning-rate", type=_positive, default=0.1, help="learning rate of SGD")
     add("--momentum", type=_number(float, 0, 0.9999), default=0.9, help="Nesterov momentum")
     add("--wd", "--weight-decay", dest="weight_decay", type=_nonnegative, default=1e-4, help="weight decay of SGD")
@@ -142,6 +150,10 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="evaluate and keep an average of the student over its steps; 0.999 to 0.9999 is usual, 0 is off",
     )
     add("--compile", type=int, choices=(0, 1), default=0, help="1: torch.compile; slow to start, then faster")
+
+
+def _add_networks(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("weights and teachers").add_argument
     add("--pretrained", action="store_true", help="start from the published ImageNet weights")
     add("--use-pretrained", type=int, choices=(0, 1), default=0, help="1: the same as --pretrained")
     add("--student-resume", metavar="FILE", help="weights of the network to train or evaluate")
@@ -154,7 +166,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_devices(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+    add = parser.add_argument_group("devices and speed").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     add("--gpu", type=_whole, help="use this GPU only")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision; fp16 needs a GPU")
@@ -173,8 +185,8 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
     add("--sync-bn", type=int, choices=(0, 1), default=0, help="1: batch statistics over all GPUs of a DDP run")
 
 
-def _add_distillation(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
+def _add_terms(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("terms").add_argument
     add("--distiller", default="mgd", help="a term, or a sum of terms as mgd+kd; cross-entropy is added to it")
     add(
         "--term",
@@ -184,6 +196,12 @@ def _add_distillation(parser: argparse.ArgumentParser) -> None:
         help="a term's weight, warmup, start, stop, decay or hyper-parameter, as dkd.beta=2; repeatable, and wins",
     )
     add("--calibrate", type=_count, metavar="STEPS", help="print weights that balance the terms' gradients, and leave")
+    add("--kd-weight", type=_nonnegative, default=1.0, help="factor of the kd term")
+    add("--kd-temperature", type=_positive, help="softens both networks' logits; default: 1.5 beside mgd, 4 alone")
+
+
+def _add_matching(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("matching guided distillation").add_argument
     add("--loss-factor", type=_positive, default=1e4, help="form sum: mgd is divided by it (1e4 suits 224 px)")
     add(
         "--mgd-form",
@@ -228,8 +246,10 @@ def _add_distillation(parser: argparse.ArgumentParser) -> None:
         default="bn",
         help="bn: from the norm before the tap, or else map",
     )
-    add("--kd-weight", type=_nonnegative, default=1.0, help="factor of the kd term")
-    add("--kd-temperature", type=_positive, help="softens both networks' logits; default: 1.5 beside mgd, 4 alone")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("frozen teachers and taps").add_argument
     add(
         "--teacher-dtype",
         choices=("auto", "float32", "bfloat16"),
@@ -250,10 +270,14 @@ def _add_distillation(parser: argparse.ArgumentParser) -> None:
 def build_parser(prog: str, *, distillation: bool) -> argparse.ArgumentParser:
     """Return the parser of `main_mgd.py` (with `distillation`) or `main_base.py`."""
     what = "Distil a student from a teacher" if distillation else "Train or evaluate one network"
-    parser = Parser(prog=prog, description=f"{what} on a folder of photographs.", allow_abbrev=False)
-    _add_common(parser)
-    _add_training(parser)
-    _add_devices(parser)
-    if distillation:
-        _add_distillation(parser)
+    parser = Parser(
+        prog=prog,
+        usage="%(prog)s DIR [options]",
+        description=f"{what} on a folder of photographs.",
+        formatter_class=_Help,
+        allow_abbrev=False,
+    )
+    shared = (_add_run, _add_training, _add_networks, _add_devices)
+    for add in (*shared, *(_add_terms, _add_matching, _add_reading)) if distillation else shared:
+        add(parser)
     return parser

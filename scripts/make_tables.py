@@ -31,25 +31,30 @@ MEASURES = {"ratio": " x", "value": "", "seconds": " s"}  # what a row of the sp
 
 
 def options_table() -> str:
-    """Every option of the two main scripts with its default."""
+    """Every option of the two main scripts with its default, group by group."""
     parser = build_parser("main_mgd.py", distillation=True)
     shared = {o for action in build_parser("", distillation=False)._actions for o in action.option_strings}
-    lines = ["| option | default | what it does |", "|---|---|---|"]
-    for action in parser._actions:
-        if not action.option_strings or action.dest == "help":
-            continue
-        names = ", ".join(f"`{name}`" for name in action.option_strings)
-        default = "" if action.default in (None, "") or action.nargs == 0 else action.default
-        if action.dest == "workers":
-            default = "cores, 8 at most"
-        if isinstance(default, list):
-            default = " ".join(map(str, default))
-        if isinstance(default, float):
-            default = f"{default:g}"
-        choices = f"`{'` `'.join(map(str, action.choices))}`; " if action.choices else ""
-        only = "" if set(action.option_strings) <= shared else " (`main_mgd.py`)"
-        lines.append(f"| {names} | {default} | {choices}{action.help}{only} |")
-    return "\n".join(lines)
+    lines = []
+    for group in parser._action_groups:
+        actions = [action for action in group._group_actions if action.option_strings and action.dest != "help"]
+        if actions:
+            lines += [f"## {str(group.title).capitalize()}", "", "| option | default | what it does |", "|---|---|---|"]
+            lines += [_option_row(action, shared) for action in actions] + [""]
+    return "\n".join(lines[:-1])
+
+
+def _option_row(action: argparse.Action, shared: set[str]) -> str:
+    names = ", ".join(f"`{name}`" for name in action.option_strings)
+    default = "" if action.default in (None, "") or action.nargs == 0 else action.default
+    if action.dest == "workers":
+        default = "cores, 8 at most"
+    if isinstance(default, list):
+        default = " ".join(map(str, default))
+    if isinstance(default, float):
+        default = f"{default:g}"
+    choices = f"`{'` `'.join(map(str, action.choices))}`; " if action.choices else ""
+    only = "" if set(action.option_strings) <= shared else " (`main_mgd.py`)"
+    return f"| {names} | {default} | {choices}{action.help}{only} |"
 
 
 def losses_table() -> str:
