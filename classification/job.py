@@ -153,17 +153,21 @@ def _student(args: Namespace, data: Folder, notes: list[str]) -> nn.Module:
     goes_on = bool(args.resume) and args.resume != "auto"
     file = (args.resume if args.evaluate else "") or (args.student_resume if not goes_on else "")
     if file:
-        notes.append(load_file(model, file, arch=args.arch, num_classes=args.num_classes, classes=data.classes))
+        notes.append(_load(args, model, file, args.arch, data, args.img_size))
     elif (args.pretrained or args.use_pretrained) and not goes_on:
         notes.append(load_pretrained(model, args.arch, option="--student-resume"))
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
+
+
+def _load(args: Namespace, model: nn.Module, file: str, arch: str, data: Folder, img_size: int) -> str:
+    return load_file(model, file, arch=arch, num_classes=args.num_classes, classes=data.classes, img_size=img_size)
 
 
 def _teacher(args: Namespace, spec: dict[str, Any], data: Folder, notes: list[str]) -> nn.Module:
     arch, file = spec["arch"], spec.get("resume", "")
     model = build(arch, args.num_classes)
     if file:
-        line = load_file(model, file, arch=arch, num_classes=args.num_classes, classes=data.classes)
+        line = _load(args, model, file, arch, data, spec.get("img_size", args.img_size))
     elif not spec.get("frozen", True):
         return model
     elif args.num_classes == 1000:

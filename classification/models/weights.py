@@ -29,10 +29,16 @@ class WeightFile:
     arch: str | None = None
     num_classes: int | None = None
     classes: list[str] | None = None
+    img_size: int | None = None
 
 
 # What a described checkpoint says of its weights.
-DESCRIBED = {"arch": (str, "a name"), "num_classes": (int, "a number"), "classes": (list, "a list")}
+DESCRIBED = {
+    "arch": (str, "a name"),
+    "num_classes": (int, "a number"),
+    "classes": (list, "a list"),
+    "img_size": (int, "a number"),
+}
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -89,7 +95,15 @@ def _is_state(state: object) -> bool:
     )
 
 
-def load_file(model: nn.Module, path: str | Path, *, arch: str, num_classes: int, classes: list[str] | None) -> str:
+def load_file(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    arch: str,
+    num_classes: int,
+    classes: list[str] | None,
+    img_size: int | None = None,
+) -> str:
     """Load a file into a network, every tensor of it, or refuse.
 
     Args:
@@ -98,9 +112,10 @@ def load_file(model: nn.Module, path: str | Path, *, arch: str, num_classes: int
         arch: the network's name.
         num_classes: its number of classes.
         classes: names in order of index, compared where the file has them too.
+        img_size: side of the images that the network will see, in pixels.
 
     Returns:
-        One line that says what was loaded.
+        One line that says what was loaded, and where the file was trained on images of another size.
 
     Raises:
         UserError: another network, class count or class order; it says what differs.
@@ -114,7 +129,9 @@ def load_file(model: nn.Module, path: str | Path, *, arch: str, num_classes: int
         _compare_classes(path, weights.classes, classes)
     load_strictly(model, weights.state_dict, f"checkpoint {path}", arch)
     order = "" if weights.classes is not None else "; it names no classes, so their order could not be checked"
-    return f"{arch}: loaded {len(weights.state_dict)} tensors from {path}{order}"
+    resized = img_size is not None and weights.img_size not in (None, img_size)
+    size = f"; trained at {weights.img_size} px, it will see {img_size} px (--img-size)" if resized else ""
+    return f"{arch}: loaded {len(weights.state_dict)} tensors from {path}{order}{size}"
 
 
 def _compare_classes(path: str | Path, theirs: list[str], ours: list[str]) -> None:

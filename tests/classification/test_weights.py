@@ -29,6 +29,15 @@ def described(**changes: object) -> dict[str, object]:
     }
 
 
+def test_another_size_of_the_images_is_said(tmp_path: Path) -> None:
+    torch.save(described(img_size=96), tmp_path / "w.pth")
+    said = [
+        load_file(build(ARCH, 3), tmp_path / "w.pth", arch=ARCH, num_classes=3, classes=CLASSES, img_size=size)
+        for size in (96, 224)
+    ]
+    assert "px" not in said[0] and "trained at 96 px, it will see 224 px" in said[1]
+
+
 @pytest.mark.parametrize("form", ["plain", "nested", "parallel"])
 def test_published_forms_load(form: str, tmp_path: Path) -> None:
     state = build(ARCH, 3).state_dict()
