@@ -21,9 +21,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        x = x[:, :, :: self.stride, :: self.stride]
-        front = self.missing // 2
-        return self.relu(out + F.pad(x, (0, 0, 0, 0, front, self.missing - front)))
+        if self.stride > 1 or self.missing:  # else `pad` would copy the map
+            front = self.missing // 2
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, front, self.missing - front))
+        return self.relu(out + x)
 
 
 class CifarResNet(nn.Module):
