@@ -1,0 +1,29 @@
+"""The demo, on networks and epochs small enough for a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_table_holds_the_mean_over_the_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import demo
+
+    monkeypatch.setattr(demo, "TEACHER", "-a cifar_resnet8 --epochs 2")
+    monkeypatch.setattr(demo, "STUDENT", "-a cifar_resnet8_w0.5 --epochs 1")
+    monkeypatch.setattr(demo, "DISTILL", demo.DISTILL.replace("cifar_resnet20", "cifar_resnet8"))
+    runs = demo.demo(tmp_path / "demo", 5, [0, 1])
+    assert {role: len(found) for role, found in runs.items()} == {"teacher": 1, "alone": 2, "distilled": 2}
+
+    last = [json.loads((tmp_path / "demo" / f"distilled-{s}" / "metrics.jsonl").read_text()) for s in (0, 1)]
+    words = demo.table(runs).splitlines()[-1].split()
+    assert words[0] == "distilled" and float(words[1]) == pytest.approx(mean(r["valid_top1"] for r in last), abs=0.006)
+    assert float(words[2]) == pytest.approx(abs(last[0]["valid_top1"] - last[1]["valid_top1"]) / 2**0.5, abs=0.006)
