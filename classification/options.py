@@ -166,7 +166,7 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_devices(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("devices and speed").add_argument
+    add = parser.add_argument_group("devices").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     add("--gpu", type=_whole, help="use this GPU only")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision; fp16 needs a GPU")
@@ -277,7 +277,9 @@ def build_parser(prog: str, *, distillation: bool) -> argparse.ArgumentParser:
         formatter_class=_Help,
         allow_abbrev=False,
     )
-    shared = (_add_run, _add_training, _add_networks, _add_devices)
-    for add in (*shared, *(_add_terms, _add_matching, _add_reading)) if distillation else shared:
+    for add in (_add_run, _add_training, _add_networks, _add_devices):
         add(parser)
+    if distillation:
+        for add in (_add_terms, _add_matching, _add_reading):
+            add(parser)
     return parser

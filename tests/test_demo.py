@@ -11,9 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_table_holds_the_mean_over_the_seeds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_holds_the_mean_over_the_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import demo
 
