@@ -159,7 +159,8 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--cells", type=Path, default=ROOT / "scripts" / "quality.yaml", help="the list of cells")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these cells, even where a result exists")
     parser.add_argument("--seed", type=int, help="this seed only")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at once; they share the cores")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at once")
+    parser.add_argument("--threads", type=int, help="threads of a cell; default: the cores, shared among the jobs")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "quality", help="data and run folders")
     parser.add_argument("--results", type=Path, default=ROOT / "scripts" / "results" / "quality")
     args = parser.parse_args(words)
@@ -173,7 +174,7 @@ def main(words: list[str] | None = None) -> None:
     if suite.name == "cifar10" and not SHARED.exists():
         sys.exit("CIFAR-10 and its teacher are not here; --suite digits runs on data inside scikit-learn")
     suite.prepare(cells)
-    threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [pool.submit(measure, suite, *cell, args.results, threads) for cell in cells]
         for future in futures:
