@@ -15,6 +15,7 @@ test: install
 
 quality: install
 	$(BIN)/python scripts/bench_quality.py
+	$(BIN)/python scripts/bench_quality.py --suite clothing
 	$(BIN)/python scripts/make_tables.py
 
 bench: install

@@ -39,11 +39,13 @@ class Suite:
     work: Path
     base: str
     teacher: str
-    train_teacher: str
+    teacher_cell: str  # the cell that trains the teacher; "" where its weights are given
     cells: dict[str, dict[str, Any]]
 
     def data(self, per_class: int = 1000) -> Path:
         """Return the data folder, made at the first call."""
+        if self.name == "clothing":
+            return SHARED / "data" / "clothing"
         folder = self.work / f"data-{per_class}"
         if not folder.exists():
             self.work.mkdir(parents=True, exist_ok=True)
@@ -55,14 +57,7 @@ class Suite:
 
     def weights(self) -> Path:
         given = SHARED / "weights" / "cifar10_resnet56.pt"
-        return given if self.name == "cifar10" else self.work / "teacher" / "last.pth"
-
-    def prepare(self, cells: list[tuple[str, int]]) -> None:
-        """Make the data of `cells`, and the teacher where none is given."""
-        for name, _ in cells:
-            self.data(self.cells[name].get("per-class", 1000))
-        if self.train_teacher:
-            self.run("teacher", "main_base", self.data(), shlex.split(self.train_teacher), 0, 1)
+        return self.work / f"{self.teacher_cell}-0" / "last.pth" if self.teacher_cell else given
 
     def run_cell(self, name: str, seed: int, threads: int) -> Path:
         """Run one cell, its start before it, and return its folder."""
@@ -84,7 +79,7 @@ class Suite:
 
     def run(self, name: str, script: str, data: Path, words: list[str], seed: int, threads: int) -> Path:
         """Run, or go on with, one command, and return its folder."""
-        folder = self.work / f"{name}-{seed}" if name != "teacher" else self.work / name
+        folder = self.work / f"{name}-{seed}"
         last = folder / "last.pth"
         cut = last.exists()
         if cut and is_done(folder):
@@ -117,7 +112,7 @@ def read_suites(cells: Path, work: Path) -> list[Suite]:
     """Read the list of cells; `work` holds data and runs."""
     content = yaml.safe_load(cells.read_text())
     return [
-        Suite(name, work / name, s["base"], s["teacher"], s.get("train-teacher", ""), s["cells"])
+        Suite(name, work / name, s["base"], s["teacher"], s.get("teacher-cell", ""), s["cells"])
         for name, s in content.items()
     ]
 
@@ -155,7 +150,7 @@ def measure(suite: Suite, name: str, seed: int, results: Path, threads: int) -> 
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", default="cifar10", choices=("cifar10", "digits"), help="which list of cells")
+    parser.add_argument("--suite", default="cifar10", choices=("cifar10", "clothing", "digits"), help="list of cells")
     parser.add_argument("--cells", type=Path, default=ROOT / "scripts" / "quality.yaml", help="the list of cells")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these cells, even where a result exists")
     parser.add_argument("--seed", type=int, help="this seed only")
@@ -170,10 +165,15 @@ def main(words: list[str] | None = None) -> None:
         sys.exit(f"unknown cells {', '.join(unknown)}; there are {', '.join(suite.cells)}")
     cells = missing(suite, args.results, args.only, args.seed)
     if not cells:
-        sys.exit("nothing is missing: name what to run again by --only NAME --seed S")
-    if suite.name == "cifar10" and not SHARED.exists():
-        sys.exit("CIFAR-10 and its teacher are not here; --suite digits runs on data inside scikit-learn")
-    suite.prepare(cells)
+        print("nothing is missing: name what to run again by --only NAME --seed S")
+        return
+    if suite.name != "digits" and not SHARED.exists():
+        sys.exit(f"the data of {suite.name} is not here; --suite digits runs on data inside scikit-learn")
+    for name, _ in cells:  # before several want the same
+        suite.data(suite.cells[name].get("per-class", 1000))
+    if suite.teacher_cell:
+        measure(suite, suite.teacher_cell, 0, args.results, os.cpu_count() or 1)
+        cells = [cell for cell in cells if cell[0] != suite.teacher_cell]
     threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [pool.submit(measure, suite, *cell, args.results, threads) for cell in cells]

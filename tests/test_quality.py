@@ -13,8 +13,9 @@ CELLS = """
 digits:
   base: -a cifar_resnet8_w0.5 --epochs 2 --img-size 16 --train-crop pad --hflip 0 -b 50 --lr 0.05
   teacher: --teacher-arch cifar_resnet8
-  train-teacher: -a cifar_resnet8 --epochs 2 --img-size 16 --train-crop pad --hflip 0 -b 50 --lr 0.05
+  teacher-cell: teacher
   cells:
+    teacher: {row: the teacher, group: digits, script: main_base, seeds: [0], options: -a cifar_resnet8}
     alone: {row: student alone, group: digits, script: main_base}
     amp: {row: MGD-AMP, group: digits, options: --loss-factor 1e3, start: alone, against: alone}
 """
@@ -38,13 +39,14 @@ def test_missing_cells_are_run_cut_ones_gone_on_with_and_complete_ones_kept(
     main(bench)
     results = tmp_path / "results"
     found = {path.stem: json.loads(path.read_text()) for path in results.iterdir()}
-    assert set(found) == {"alone-0", "amp-0"}
+    assert set(found) == {"teacher-0", "alone-0", "amp-0"}
     amp = found["amp-0"]
     assert amp["seed"] == 0 and amp["cell"] == "amp" and len(amp["curve"]) == 2
     assert amp["last_top1"] == amp["curve"][-1]["valid_top1"] > 10 and amp["wall_seconds"] > 0
     assert "--student-resume" in amp["command"] and not any(str(tmp_path) in word for word in amp["command"])
-    with pytest.raises(SystemExit, match="nothing is missing"):
-        main(bench)
+    capsys.readouterr()
+    main(bench)
+    assert "nothing is missing" in capsys.readouterr().out
 
     (results / "amp-0.json").unlink()
     main(bench)  # the run itself is complete
@@ -64,7 +66,7 @@ def test_missing_cells_are_run_cut_ones_gone_on_with_and_complete_ones_kept(
 def test_unknown_cells_are_refused(bench: list[str]) -> None:
     from bench_quality import main
 
-    with pytest.raises(SystemExit, match="unknown cells nothing; there are alone, amp"):
+    with pytest.raises(SystemExit, match="unknown cells nothing; there are teacher, alone, amp"):
         main([*bench, "--only", "nothing"])
 
 
