@@ -17,8 +17,9 @@ from classification.errors import Stopped
 from classification.images import read_image
 from classification.interrupt import Interrupt
 from classification.job import Job
-from classification.launch import World, autocast, parallel_devices, seed_everything
+from classification.launch import World, parallel_devices, seed_everything
 from classification.metrics import hits
+from classification.precision import autocast
 from classification.transforms import eval_transform, normalise
 from mgd import Outputs
 

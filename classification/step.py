@@ -14,9 +14,10 @@ from classification.averaging import average
 from classification.balance import gradient_shares
 from classification.engine import Engine
 from classification.errors import RunError, UserError
-from classification.launch import MixedPrecision, wrap
+from classification.launch import wrap
 from classification.metrics import hits
 from classification.mixing import mixing
+from classification.precision import MixedPrecision
 
 
 class Stepper:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mgd
-from classification.launch import MixedPrecision
 from classification.memory import keep_freed_memory
 from classification.models import build, default_taps
+from classification.precision import MixedPrecision
 from mgd.losses import CE, KD
 
 STUDENTS = ("mobilenet_v1", "mobilenet_v2_mgd")
