@@ -19,9 +19,9 @@ from classification.interrupt import Interrupt
 from classification.job import Job
 from classification.launch import World, parallel_devices, seed_everything
 from classification.metrics import hits
-from classification.precision import autocast
+from classification.precision import autocast, widen_strided_depthwise
 from classification.transforms import eval_transform, normalise
-from mgd import Outputs
+from mgd import Frozen, Outputs
 
 
 class Engine:
@@ -42,6 +42,8 @@ class Engine:
         for _, network in job.networks().values():
             memory = torch.channels_last if job.args.channels_last else torch.preserve_format
             network.to(world.device, memory_format=memory)
+            if world.device.type == "cpu" and job.args.amp == "bf16" and not isinstance(network, Frozen):
+                widen_strided_depthwise(network)
         self.valid = Photos(job.data.valid, eval_transform(job.args), cache=self._cache(job.data.valid))
         self._valid_loader: DataLoader | None = None
         self._train_cache: Cache | None = None

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import mgd
 from classification.memory import keep_freed_memory
 from classification.models import build, default_taps
-from classification.precision import MixedPrecision
+from classification.precision import MixedPrecision, widen_strided_depthwise
 from mgd.losses import CE, KD
 
 STUDENTS = ("mobilenet_v1", "mobilenet_v2_mgd")
@@ -63,6 +63,7 @@ class Pair:
         student, teacher = mgd.Taps(student, self.student.paths), mgd.Taps(teacher, self.teacher.paths)
         if fast:
             student.to(memory_format=torch.channels_last)
+            widen_strided_depthwise(student)
             teacher = self.fast_teacher()
         terms = {"ce": (CE(), 1.0), "mgd": (copy.deepcopy(self.matching), 1e-4), "kd": (KD(1.5), 1.0)}
         return mgd.Distiller(student, mgd.freeze(teacher), terms)
@@ -135,7 +136,7 @@ def floor_step(pair: Pair) -> Callable[[], None]:
     """Return the teacher's forward, as fast as it can be, and the student's own step."""
     student, teacher = copy.deepcopy(pair.student.model).to(memory_format=torch.channels_last), pair.fast_teacher()
     images, target = pair.last, pair.target
-    student.train()
+    widen_strided_depthwise(student.train())
 
     def loss() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
