@@ -160,7 +160,8 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
     add(
         "--teacher-arch",
         help="the teacher's network, or several, comma-separated; default: resnet50 (resnet152 for the student "
-        "resnet50); with dml, the student's peers; default: one more of the student",
+        "resnet50); with dml, the student's peers, kept as peer1.pth, best_peer1.pth ...; default: one more of the "
+        "student",
     )
     add("--teacher-resume", metavar="FILE", help="weights of the teacher, or of each, comma-separated")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -103,15 +103,21 @@ class Trainer:
         except Stopped:
             self.save()
             raise
-        better = record["valid_top1"] > self.best["valid_top1"]
-        if better:
-            self.best = {key: record[key] for key in self.best}
+        better = self._improved(record)
         self._say_epoch(record)
         if self.journal:
             self.journal.write(record)  # first: what a run cut here leaves behind is dropped when it goes on
         self.epoch, self.step = epoch + 1, 0
         self.save(better=better)
         return record
+
+    def _improved(self, record: Mapping[str, Any]) -> set[str]:
+        """Take what is the best so far into `best`; return whose it is: "" for the student's, a peer's name."""
+        keys = {name: (f"valid_top1_{name}", f"valid_top5_{name}") for name in self._peers()}
+        keys[""] = ("valid_top1", "valid_top5")
+        better = {name for name, (top1, _) in keys.items() if record[top1] > self.best.get(top1, -1.0)}
+        self.best |= {key: record[key] for name in better for key in keys[name]}
+        return better
 
     def _train(self) -> None:
         """Do the steps of the epoch that are left."""
@@ -217,8 +223,8 @@ class Trainer:
             return {}
         return {f"peer{n}": network.model for n, network in enumerate(self.distiller.networks) if n > 0}
 
-    def save(self, *, better: bool = False) -> None:
-        """Write last.pth, and with `better` best.pth before it: rank 0's weights and statistics, every rank's draws."""
+    def save(self, *, better: Collection[str] = ()) -> None:
+        """Write last.pth, and before it the best.pth of those named: rank 0's weights and statistics, all draws."""
         self.world.share_state(self.student)
         if self.result is not self.student:
             self.world.share_state(self.result)
@@ -231,8 +237,9 @@ class Trainer:
         plain = describe_student(self.result.state_dict(), self.args, self.job.data.classes)
         for (name, peer), spec in zip(self._peers().items(), self.args.teachers, strict=False):
             described = describe_student(peer.state_dict(), self.args, self.job.data.classes)
-            write_atomic(self.job.folder / f"{name}.pth", {**described, "arch": spec["arch"]})
-        if better:
+            for file in (f"{name}.pth", *([f"best_{name}.pth"] if name in better else [])):
+                write_atomic(self.job.folder / file, {**described, "arch": spec["arch"]})
+        if "" in better:
             write_atomic(self.job.folder / "best.pth", plain)
         resume = {
             "version": VERSION,

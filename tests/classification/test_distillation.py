@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from classification import main_mgd
+from classification import main_base, main_mgd
 from classification.data import Folder
 from classification.job import _teacher
 from classification.models import build
 from classification.terms import LABEL_FREE, names_of
 from mgd.losses import LOSSES
+from tests.classification.conftest import SMALL
 from tests.classification.test_main import options, records
 from tests.classification.test_resume import differences  # noqa: F401
 
@@ -210,9 +211,9 @@ def test_calibration_prints_weights_that_balance_and_trains_nothing(
         assert float(line.partition("share")[2].split()[0]) == pytest.approx(1 / 3, abs=0.01)
 
 
-def test_peers_train_together_and_are_all_kept(distil: list[str]) -> None:
+def test_peers_train_together_and_are_all_kept(distil: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     words = without(distil, "--teacher-resume", "--loss-factor", "--mgd-update-freq", "--mgd-max-images")
-    words = options(words, distiller="dml", teacher_arch="cifar_resnet8_w0.5,cifar_resnet8", epochs="2")
+    words = options(words, distiller="dml", teacher_arch="cifar_resnet8_w0.5,cifar_resnet8", epochs="3")
     for record in run(words):
         names = [f"{name}{peer}" for peer in ("", "_peer1", "_peer2") for name in ("ce", "dml")]
         assert sum(record[f"train_{name}_weighted"] for name in names) == pytest.approx(record["train_loss"], rel=1e-5)
@@ -224,6 +225,13 @@ def test_peers_train_together_and_are_all_kept(distil: list[str]) -> None:
         build(content["arch"], 3).load_state_dict(content["state_dict"])
         states.append(content["state_dict"]["conv1.weight"])
     assert not torch.equal(states[0], states[1])
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for number, arch in ((1, "cifar_resnet8_w0.5"), (2, "cifar_resnet8")):
+        best = max(record[f"valid_top1_peer{number}"] for record in records)
+        capsys.readouterr()
+        words = [distil[0], "-a", arch, *SMALL, "-e", "--student-resume", str(folder / f"best_peer{number}.pth")]
+        assert main_base.main(words) == 0
+        assert f"top-1 {best:.2f}" in capsys.readouterr().out
 
 
 def test_mutual_learning_with_a_frozen_network_is_refused(
