@@ -48,7 +48,6 @@ class Suite:
             return SHARED / "data" / "clothing"
         folder = self.work / f"data-{per_class}"
         if not folder.exists():
-            self.work.mkdir(parents=True, exist_ok=True)
             if self.name == "cifar10":
                 prepare(SHARED / "data" / "cifar10.tar.xz", folder, per_class)
             else:
@@ -169,6 +168,7 @@ def main(words: list[str] | None = None) -> None:
         return
     if suite.name != "digits" and not SHARED.exists():
         sys.exit(f"the data of {suite.name} is not here; --suite digits runs on data inside scikit-learn")
+    suite.work.mkdir(parents=True, exist_ok=True)
     for name, _ in cells:  # before several want the same
         suite.data(suite.cells[name].get("per-class", 1000))
     if suite.teacher_cell:
