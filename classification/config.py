@@ -292,11 +292,13 @@ def describe(args: Namespace) -> dict[str, Any]:
     }
 
 
-def _commit() -> str | None:
+def _commit(root: Path = Path(__file__).parents[1]) -> str | None:
+    """Return this code's commit, "-dirty" behind it where a file that is run differs; None outside a repository."""
     try:
-        where = Path(__file__).parent
-        command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        done = subprocess.run(command, cwd=where, capture_output=True, text=True, check=True)
+        head, changed = (
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+            for words in (("rev-parse", "HEAD"), ("diff", "--name-only", "HEAD", "--", "*.py", "*.yaml", "*.sh"))
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return head.stdout.strip() + ("-dirty" if changed.stdout else "")

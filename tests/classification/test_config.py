@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import re
+import subprocess
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -12,7 +14,7 @@ import yaml
 from torch import nn
 
 from classification import config
-from classification.config import learning_rate, parse, total_epochs
+from classification.config import _commit, learning_rate, parse, total_epochs
 from classification.distillation import match, tap
 from classification.errors import UserError
 from classification.models import build, pretrained_source
@@ -256,3 +258,22 @@ def test_the_published_imagenet_run_is_its_recipe() -> None:
     typed = vars(distillation(*words.split()))
     same = set(recipe) - {"config", "command"}
     assert {name: recipe[name] for name in same} == {name: typed[name] for name in same}
+
+
+def test_a_commit_is_dirty_where_code_differs_and_not_where_results_do(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    assert _commit(tmp_path) is None
+    for name in ("code.py", "result.json"):
+        (tmp_path / name).write_text("1\n")
+    git("init")
+    git("add", "-A")
+    git("commit", "-m", "one")
+    clean = _commit(tmp_path)
+    assert clean is not None and re.fullmatch("[0-9a-f]{40}", clean)
+    (tmp_path / "result.json").write_text("2\n")
+    assert _commit(tmp_path) == clean
+    (tmp_path / "code.py").write_text("2\n")
+    assert _commit(tmp_path) == f"{clean}-dirty"
