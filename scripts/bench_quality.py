@@ -58,6 +58,11 @@ class Suite:
         given = SHARED / "weights" / "cifar10_resnet56.pt"
         return self.work / f"{self.teacher_cell}-0" / "last.pth" if self.teacher_cell else given
 
+    def has_teacher(self, name: str) -> bool:
+        """Whether a cell's command names the teacher."""
+        cell = self.cells[name]
+        return bool(cell.get("script", "main_mgd") == "main_mgd" and cell.get("teacher", True))
+
     def run_cell(self, name: str, seed: int, threads: int) -> Path:
         """Run one cell, its start before it, and return its folder."""
         cell = self.cells[name]
@@ -70,7 +75,7 @@ class Suite:
         """Return the options of a cell, those of its seed and its place left out."""
         cell = self.cells[name]
         words = [*shlex.split(self.base), *shlex.split(cell.get("options", ""))]
-        if cell.get("script", "main_mgd") == "main_mgd" and cell.get("teacher", True):
+        if self.has_teacher(name):
             words += [*shlex.split(self.teacher), "--teacher-resume", str(self.weights())]
         if "start" in cell:
             words += ["--student-resume", str(self.work / f"{cell['start']}-{seed}" / "last.pth")]
@@ -171,7 +176,7 @@ def main(words: list[str] | None = None) -> None:
     suite.work.mkdir(parents=True, exist_ok=True)
     for name, _ in cells:  # before several want the same
         suite.data(suite.cells[name].get("per-class", 1000))
-    if suite.teacher_cell:
+    if suite.teacher_cell and any(name == suite.teacher_cell or suite.has_teacher(name) for name, _ in cells):
         measure(suite, suite.teacher_cell, 0, args.results, os.cpu_count() or 1)
         cells = [cell for cell in cells if cell[0] != suite.teacher_cell]
     threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)

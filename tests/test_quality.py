@@ -63,6 +63,13 @@ def test_missing_cells_are_run_cut_ones_gone_on_with_and_complete_ones_kept(
     assert [line["epoch"] for line in again["curve"]] == [0, 1] and again["wall_seconds"] is None
 
 
+def test_a_teacher_is_trained_for_cells_that_name_it_alone(bench: list[str], tmp_path: Path) -> None:
+    from bench_quality import main
+
+    main([*bench, "--only", "alone"])
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["alone-0.json"]
+
+
 def test_unknown_cells_are_refused(bench: list[str]) -> None:
     from bench_quality import main
 
