@@ -177,7 +177,7 @@ def main(words: list[str] | None = None) -> None:
     for name, _ in cells:  # before several want the same
         suite.data(suite.cells[name].get("per-class", 1000))
     if suite.teacher_cell and any(name == suite.teacher_cell or suite.has_teacher(name) for name, _ in cells):
-        measure(suite, suite.teacher_cell, 0, args.results, os.cpu_count() or 1)
+        measure(suite, suite.teacher_cell, 0, args.results, args.threads or os.cpu_count() or 1)
         cells = [cell for cell in cells if cell[0] != suite.teacher_cell]
     threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
