@@ -33,7 +33,7 @@ FREE = {
     "data", "config", "output", "resume", "resume_override", "evaluate", "calibrate", "print_freq", "workers", "cache",
     "device", "gpu", "world_size", "rank", "dist_url", "dist_backend", "multiprocessing_distributed", "start_epoch",
     "checkpoint_every_steps", "skip_nonfinite", "bad_images", "student_resume", "teacher_resume", "pretrained",
-    "use_pretrained", "seeded", "train_list", "valid_list",
+    "use_pretrained", "seeded", "train_list", "valid_list", "teacher_threads",
 }  # fmt: skip
 NESTED = ("terms", "teachers")  # which no single option says
 

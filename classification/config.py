@@ -73,7 +73,7 @@ def _check_effects(args: Namespace, typed: dict[str, str]) -> None:
         ("--distiller mgd", "mgd" in terms, of_mgd),
         ("a term that reads maps", bool(using(terms, "maps")), {"taps", "student_taps", "teacher_taps"}),
         ("the term ce", "ce" in terms, {"label_smoothing"}),
-        ("a frozen teacher", "dml" not in terms, {"teacher_dtype"}),
+        ("a frozen teacher", "dml" not in terms, {"teacher_dtype", "teacher_threads"}),
         ("--mgd-with-kd 1 or --distiller kd", "kd" in terms, {"kd_weight", "kd_temperature"}),
         ("--lr-schedule step", args.lr_schedule == "step", {"lr_drop_ratio", "lr_drop_epochs"}),
         ("--mgd-form sum", getattr(args, "mgd_form", "sum") == "sum", {"loss_factor"}),
@@ -134,6 +134,8 @@ def _check_devices(args: Namespace) -> None:
     on_gpu = args.gpu is not None or (device.type == "cuda" if device is not None else gpus > 0)
     if args.amp == "fp16" and not on_gpu:
         raise UserError("--amp fp16 needs a GPU: use bf16 or off")
+    if getattr(args, "teacher_threads", 0) and on_gpu:
+        raise UserError("--teacher-threads divides a processor's cores: on a GPU leave it out")
     if args.sync_bn and not on_gpu:
         raise UserError("--sync-bn 1 needs GPUs: torch has no CPU form of it")
     if args.sync_bn and not (args.world_size > 1 or args.multiprocessing_distributed or "RANK" in os.environ):
@@ -177,6 +179,12 @@ def _check_distillation(args: Namespace) -> None:
     args.mgd_capacity = args.mgd_capacity or ("single" if args.mgd_reducer == "sm" else "spread")
     if args.mgd_with_kd and "kd" not in names:
         args.distiller += "+kd"
+    if args.teacher_threads and (args.mixup or args.cutmix or args.accumulate > 1):
+        raise UserError(
+            "--teacher-threads needs batches as they are read: leave --mixup, --cutmix and --accumulate out"
+        )
+    if (threads := torch.get_num_threads()) <= args.teacher_threads > 0:
+        raise UserError(f"--teacher-threads {args.teacher_threads} leaves the student none of {threads} threads")
     if args.taps and (args.student_taps or args.teacher_taps):
         raise UserError("--taps names the paths of both networks: leave --student-taps and --teacher-taps out")
     args.student_taps, args.teacher_taps = args.student_taps or args.taps, args.teacher_taps or args.taps

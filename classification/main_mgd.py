@@ -54,11 +54,12 @@ def rematch(trainer: Trainer, found: list[ChannelMatching], epoch: int) -> dict[
     matched = all(matching.matched for matching in found)
     before = [flow.matrix for matching in found for flow in matching.flows] if matched else None
     if not (found[0].observe_share and matched):
-        for images in engine.matching_images(epoch):
+        for images, known in trainer.stepper.ahead(engine.matching_images(epoch), lambda images: images):
             with engine.autocast():
                 outputs = student(images)
-                for matching, teacher in zip(found, distiller.teachers, strict=True):
-                    matching.observe(outputs, teacher(images))
+                taught = known.result() if known else [teacher(images) for teacher in distiller.teachers]
+                for matching, said in zip(found, taught, strict=True):
+                    matching.observe(outputs, said)
     try:
         flows = [flow for matching in found for flow in matching.rematch()]
     except (ValueError, RuntimeError) as error:

@@ -258,6 +258,13 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         help="number type of the frozen teacher; auto: bfloat16 where the device computes in it",
     )
     add(
+        "--teacher-threads",
+        type=_whole,
+        default=0,
+        help="on a CPU: threads on which the teachers compute the next batch while the student trains on the others; "
+        "0: in turn, each on all. Half of the cores is a good start",
+    )
+    add(
         "--teacher-mean",
         choices=("terms", "probabilities"),
         default="terms",

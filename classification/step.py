@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,10 @@ from classification.launch import wrap
 from classification.metrics import hits
 from classification.mixing import mixing
 from classification.precision import MixedPrecision
+from mgd import Ahead, Distiller, Outputs
+
+T = TypeVar("T")
+Known = Future[list[Outputs]] | None  # what the teachers say of a batch, where it is computed ahead
 
 
 class Stepper:
@@ -46,6 +51,7 @@ class Stepper:
         self.wrapped = wrap(MixedPrecision(self.distiller, self.world.device, args.amp), self.world, args)
         self.average = average(self.student, args.ema) if args.ema else None
         self.mix = mixing(args)
+        self._ahead = self._teachers_ahead()
         self.skipped = 0  # steps left out because their loss was not finite
         self._agreed = torch.zeros(2, device=self.world.device)  # kept: see World.kept
 
@@ -54,17 +60,35 @@ class Stepper:
         """A signal that came to any rank before its last step; 0 for none."""
         return int(self._agreed[1])
 
-    def forward(self, images: Tensor, target: Tensor | None, index: Tensor, epoch: int) -> dict[str, Tensor]:
+    def _teachers_ahead(self) -> Ahead | None:
+        threads = getattr(self.args, "teacher_threads", 0)
+        if not threads:
+            return None
+        assert isinstance(self.distiller, Distiller)
+        try:
+            return Ahead(self.distiller.teachers, threads, self.engine.autocast)
+        except ValueError as error:
+            raise UserError(f"--teacher-threads {threads}: {error}") from error
+
+    def ahead(self, batches: Iterable[T], images: Callable[[T], Tensor]) -> Iterator[tuple[T, Known]]:
+        """Yield `batches`, each with its teachers' outputs to come where --teacher-threads computes them ahead."""
+        return self._ahead(batches, images) if self._ahead else ((batch, None) for batch in batches)
+
+    def forward(
+        self, images: Tensor, target: Tensor | None, index: Tensor, epoch: int, known: Known = None
+    ) -> dict[str, Tensor]:
         """Return the distiller's values for a batch as the loader gives it; without labels `target` is left out."""
         images, index = self.engine.images(images), self.engine.move(index)
         target = self.engine.move(target) if target is not None and self.args.labels else None
         mixed, soft = self.mix(images, target) if self.mix else (images, target)
-        values: dict[str, Tensor] = self.wrapped(mixed, soft, index, epoch)
+        values: dict[str, Tensor] = self.wrapped(mixed, soft, index, epoch, *([known.result()] if known else []))
         if target is not None and not self.mix:
             values["train_hits"] = hits(values["logits"].detach().float(), target)[:1] / len(target)
         return values
 
-    def __call__(self, batch: Sequence[Tensor], epoch: int, step: int, size: int) -> dict[str, Tensor] | None:
+    def __call__(
+        self, batch: Sequence[Tensor], epoch: int, step: int, size: int, known: Known = None
+    ) -> dict[str, Tensor] | None:
         """Do a step.
 
         Args:
@@ -72,6 +96,7 @@ class Stepper:
             epoch: number of the epoch.
             step: number of the step in it.
             size: images of the batch over all ranks.
+            known: what `ahead` gave with the batch.
 
         Returns:
             The values of the terms, or None where the step was left out.
@@ -81,7 +106,7 @@ class Stepper:
         """
         images = batch[0]
         try:
-            return self._step(batch, epoch, step, size)
+            return self._step(batch, epoch, step, size, known)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -103,7 +128,9 @@ class Stepper:
                 "lower -b or --img-size, raise --accumulate, use --amp bf16, or leave --cache ram out"
             ) from error
 
-    def _step(self, batch: Sequence[Tensor], epoch: int, step: int, size: int) -> dict[str, Tensor] | None:
+    def _step(
+        self, batch: Sequence[Tensor], epoch: int, step: int, size: int, known: Known
+    ) -> dict[str, Tensor] | None:
         before = self._buffers() if self.args.skip_nonfinite else {}
         parts = list(zip(*(tensor.tensor_split(self.args.accumulate) for tensor in batch), strict=True))
         means: dict[str, Tensor] = {}
@@ -112,7 +139,7 @@ class Stepper:
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last else self._local():
-                values = self.forward(*part, epoch)
+                values = self.forward(*part, epoch, known)
                 if not self._agree(values):
                     self._leave_out(values, batch[2], f"epoch {epoch}, step {step}", before)
                     return None

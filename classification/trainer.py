@@ -126,9 +126,10 @@ class Trainer:
         self.stepper.wrapped.train()
         bar = self.engine.progress(self.loader, f"epoch {epoch}")
         before, earlier = time.perf_counter(), self.seconds
-        for batch in _told(bar, self.args):
+        seen = lambda batch: self.engine.images(batch[0])  # noqa: E731
+        for batch, known in self.stepper.ahead(_told(bar, self.args), seen):
             self.stepper.set_rate(learning_rate(self.args, epoch, self.step / steps))
-            values = self.stepper(batch, epoch, self.step, self.batches.batch_size(self.step))
+            values = self.stepper(batch, epoch, self.step, self.batches.batch_size(self.step), known)
             if values is not None:
                 self.means.add(values, len(batch[0]))
             self.step += 1
@@ -208,7 +209,7 @@ class Trainer:
         for step, batch in enumerate(self.loader):
             if step == steps:
                 break
-            values = self.stepper.forward(*batch, 0)
+            values = self.stepper.forward(*batch, epoch=0)
             means.add(gradient_shares(groups, values, weights), len(batch[0]))
         shares = means.means(self.world)
         for name, weight in balanced(weights, shares).items():

@@ -1,6 +1,7 @@
 """Matching guided distillation: tensors in, tensors out."""
 
 from mgd import losses
+from mgd.ahead import Ahead
 from mgd.cost import ChannelCost, channel_cost
 from mgd.distiller import Distiller, Mutual
 from mgd.flow import Flow, solve_flow
@@ -11,6 +12,7 @@ from mgd.taps import Batch, Outputs, Taps, dry_forward, norms_before
 from mgd.teachers import Ensemble, Frozen, View, fold_norms, freeze, has_bfloat16
 
 __all__ = [
+    "Ahead",
     "Batch",
     "ChannelCost",
     "ChannelMatching",

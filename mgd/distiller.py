@@ -68,7 +68,12 @@ class Distiller(nn.Module):
             module.compile(*args, **options)
 
     def forward(
-        self, images: Tensor, target: Tensor | None = None, index: Tensor | None = None, epoch: int = 0
+        self,
+        images: Tensor,
+        target: Tensor | None = None,
+        index: Tensor | None = None,
+        epoch: int = 0,
+        taught: list[Outputs] | None = None,
     ) -> dict[str, Tensor]:
         """Return {"loss": scalar, "logits": (B, K) of the student, name: raw value of each term}.
 
@@ -77,8 +82,9 @@ class Distiller(nn.Module):
             target: (B,) class indices, (B, K) probabilities where images were mixed, or None.
             index: (B,) positions of the images in the data set, for terms with a memory.
             epoch: epoch of training, counted from 0.
+            taught: the teachers' outputs for `images`, where they are known already (`Ahead`).
         """
-        teachers: list[Outputs] = [teacher(images) for teacher in self.teachers]
+        teachers = [teacher(images) for teacher in self.teachers] if taught is None else taught
         student: Outputs = self.student(images)
         batch = Batch(target, index, epoch)
         values: dict[str, Tensor] = {name: term(student, teachers, batch) for name, term in self.terms.items()}

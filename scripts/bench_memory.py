@@ -55,8 +55,10 @@ def main() -> None:
             command += ["--img-size", str(args.img_size), "--steps", str(args.steps)]
             found[way] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         print(arch, {way: f"{size / 2**30:.2f} GiB" for way, size in found.items()}, flush=True)
-        for slow, fast, target in (("plain", "ours", ""), ("ours", "floor", "at most 1.10")):
-            what = f"memory of a step of {arch}: {slow} / {fast}"
+        names = {"ahead": "ours, the teacher ahead"}
+        pairs = (("plain", "ours", ""), ("ours", "floor", "at most 1.10"), ("ahead", "floor", ""))
+        for slow, fast, target in pairs:
+            what = f"memory of a step of {arch}: {names.get(slow, slow)} / {fast}"
             rows.append({"what": what, "ratio": found[slow] / found[fast], "target": target, "bytes": found})
     keep("memory", {"batch_size": args.batch_size, "img_size": args.img_size, "rows": rows})
 

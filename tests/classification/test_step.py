@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ def without_norms(monkeypatch: pytest.MonkeyPatch) -> None:
         return forward(self, x)
 
     monkeypatch.setattr(nn.BatchNorm2d, "forward", fixed)
+
+
+def cut_at_save(number: int, words: list[str]) -> int:
+    """Run, be interrupted behind the checkpoint of that number, and return the status."""
+    left, save = [number], main_mgd.Trainer.save
+
+    def cut(self: Any, **how: Any) -> None:
+        save(self, **how)
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main_mgd.Trainer, "save", cut)
+        return main_mgd.main(words)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -62,17 +78,7 @@ def test_everything_together_goes_on_as_if_uncut(
     words = options(distil, epochs="3", checkpoint_every_steps="3", **ALL)
     assert main_mgd.main(into(words, tmp_path / "whole")) == 0
     words = options(into(words, tmp_path / "cut"), resume="auto")
-    stops, step = [4], main_mgd.Trainer.save
-
-    def cut(self: Any, **how: Any) -> None:
-        step(self, **how)
-        stops[0] -= 1
-        if stops[0] == 0:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main_mgd.Trainer, "save", cut)
-        assert main_mgd.main(words) == 130
+    assert cut_at_save(4, words) == 130
     assert torch.load(tmp_path / "cut" / "last.pth", weights_only=True)["resume"]["step"] == 3
     assert main_mgd.main(words) == 0
     assert differences(tmp_path / "cut", tmp_path / "whole") == []
@@ -108,6 +114,47 @@ def test_images_without_labels_are_mixed_too(distil: list[str]) -> None:
         word for word in options(distil, distiller="kd", labels="0", mixup="1") if word not in ("--loss-factor", "1e3")
     ]
     assert main_mgd.main(words) == 0
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_teachers_that_go_ahead_change_neither_the_run_nor_how_it_goes_on(
+    distil: list[str],
+    tmp_path: Path,
+    differences: Any,  # noqa: F811
+) -> None:
+    words = options(distil, epochs="3", distiller="mgd+kd", mgd_update_freq="1", checkpoint_every_steps="3")
+    assert main_mgd.main(into(words, tmp_path / "in turn")) == 0
+    words = options(words, teacher_threads="1")
+    assert main_mgd.main(into(words, tmp_path / "ahead")) == 0
+    plain, ahead = records(tmp_path / "in turn"), records(tmp_path / "ahead")
+    for key in ("train_mgd", "train_kd", "flow_cost"):
+        assert [r[key] for r in ahead] == pytest.approx([r[key] for r in plain], rel=1e-2)
+    words = options(into(words, tmp_path / "cut"), resume="auto")
+    assert cut_at_save(4, words) == 130
+    assert main_mgd.main(words) == 0
+    assert differences(tmp_path / "cut", tmp_path / "ahead") == []
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher_threads": "2"}, "--teacher-threads 2 leaves the student none of 2 threads"),
+        ({"teacher_threads": "1", "mixup": "0.2"}, "--teacher-threads needs batches as they are read"),
+        ({"teacher_threads": "1", "accumulate": "2"}, "leave --mixup, --cutmix and --accumulate out"),
+    ],
+)
+def test_teachers_cannot_go_ahead(changes: dict[str, str], message: str, distil: list[str], capsys: Any) -> None:
+    assert main_mgd.main(options(distil, **changes)) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("distiller", ["dkd", "crd"])
