@@ -54,12 +54,11 @@ def rematch(trainer: Trainer, found: list[ChannelMatching], epoch: int) -> dict[
     matched = all(matching.matched for matching in found)
     before = [flow.matrix for matching in found for flow in matching.flows] if matched else None
     if not (found[0].observe_share and matched):
-        for images, known in trainer.stepper.ahead(engine.matching_images(epoch), lambda images: images):
+        for images in engine.matching_images(epoch):
             with engine.autocast():
                 outputs = student(images)
-                taught = known.result() if known else [teacher(images) for teacher in distiller.teachers]
-                for matching, said in zip(found, taught, strict=True):
-                    matching.observe(outputs, said)
+                for matching, teacher in zip(found, distiller.teachers, strict=True):
+                    matching.observe(outputs, teacher(images))
     try:
         flows = [flow for matching in found for flow in matching.rematch()]
     except (ValueError, RuntimeError) as error:

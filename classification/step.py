@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from classification.mixing import mixing
 from classification.precision import MixedPrecision
 from mgd import Ahead, Distiller, Outputs
 
-T = TypeVar("T")
+Loaded = Sequence[Tensor]  # images, target and index, as the loader gives them
 Known = Future[list[Outputs]] | None  # what the teachers say of a batch, where it is computed ahead
 
 
@@ -70,9 +70,11 @@ class Stepper:
         except ValueError as error:
             raise UserError(f"--teacher-threads {threads}: {error}") from error
 
-    def ahead(self, batches: Iterable[T], images: Callable[[T], Tensor]) -> Iterator[tuple[T, Known]]:
-        """Yield `batches`, each with its teachers' outputs to come where --teacher-threads computes them ahead."""
-        return self._ahead(batches, images) if self._ahead else ((batch, None) for batch in batches)
+    def ahead(self, batches: Iterable[Loaded]) -> Iterable[tuple[Loaded, Known]]:
+        """Yield batches, each with its teachers' outputs to come where --teacher-threads computes them ahead."""
+        if self._ahead is None:
+            return ((batch, None) for batch in batches)
+        return self._ahead(batches, lambda batch: self.engine.images(batch[0]))
 
     def forward(
         self, images: Tensor, target: Tensor | None, index: Tensor, epoch: int, known: Known = None
@@ -87,12 +89,12 @@ class Stepper:
         return values
 
     def __call__(
-        self, batch: Sequence[Tensor], epoch: int, step: int, size: int, known: Known = None
+        self, batch: Loaded, epoch: int, step: int, size: int, known: Known = None
     ) -> dict[str, Tensor] | None:
         """Do a step.
 
         Args:
-            batch: images, target and index of this rank's part, as the loader gives them.
+            batch: this rank's part.
             epoch: number of the epoch.
             step: number of the step in it.
             size: images of the batch over all ranks.
@@ -128,9 +130,7 @@ class Stepper:
                 "lower -b or --img-size, raise --accumulate, use --amp bf16, or leave --cache ram out"
             ) from error
 
-    def _step(
-        self, batch: Sequence[Tensor], epoch: int, step: int, size: int, known: Known
-    ) -> dict[str, Tensor] | None:
+    def _step(self, batch: Loaded, epoch: int, step: int, size: int, known: Known) -> dict[str, Tensor] | None:
         before = self._buffers() if self.args.skip_nonfinite else {}
         parts = list(zip(*(tensor.tensor_split(self.args.accumulate) for tensor in batch), strict=True))
         means: dict[str, Tensor] = {}

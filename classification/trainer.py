@@ -126,8 +126,7 @@ class Trainer:
         self.stepper.wrapped.train()
         bar = self.engine.progress(self.loader, f"epoch {epoch}")
         before, earlier = time.perf_counter(), self.seconds
-        seen = lambda batch: self.engine.images(batch[0])  # noqa: E731
-        for batch, known in self.stepper.ahead(_told(bar, self.args), seen):
+        for batch, known in self.stepper.ahead(_told(bar, self.args)):
             self.stepper.set_rate(learning_rate(self.args, epoch, self.step / steps))
             values = self.stepper(batch, epoch, self.step, self.batches.batch_size(self.step), known)
             if values is not None:

@@ -135,10 +135,10 @@ def our_step(pair: Pair, share: float = 0.0, compiled: bool = False) -> Callable
 
 
 def ahead_step(pair: Pair) -> Callable[[], float]:
-    """Return steps as `--teacher-threads` has them, half of the threads being the teacher's; they tell their mean time.
+    """Return six of our steps, half of the threads being the teacher's, as `--teacher-threads` has it; their mean time.
 
-    It is taken from the second of six batches to the last: the wait for the first teacher's forward is an epoch's, and
-    the forward that is begun for the last one makes up for that of the second, begun before.
+    It is taken from the second batch to the last: the wait for the first forward is an epoch's, and the forward that is
+    begun for the last batch makes up for that of the second, begun before.
     """
     ours, images, target = pair.distiller(fast=True).train(), pair.last, pair.target
     mixed, taught = MixedPrecision(ours, CPU, "bf16"), list[mgd.Outputs]()
