@@ -73,11 +73,12 @@ def _check_effects(args: Namespace, typed: dict[str, str]) -> None:
         ("--distiller mgd", "mgd" in terms, of_mgd),
         ("a term that reads maps", bool(using(terms, "maps")), {"taps", "student_taps", "teacher_taps"}),
         ("the term ce", "ce" in terms, {"label_smoothing"}),
-        ("a frozen teacher", "dml" not in terms, {"teacher_dtype", "teacher_threads"}),
+        ("a frozen teacher", "dml" not in terms, {"teacher_dtype", "teacher_threads", "compile_student"}),
         ("--mgd-with-kd 1 or --distiller kd", "kd" in terms, {"kd_weight", "kd_temperature"}),
         ("--lr-schedule step", args.lr_schedule == "step", {"lr_drop_ratio", "lr_drop_epochs"}),
         ("--mgd-form sum", getattr(args, "mgd_form", "sum") == "sum", {"loss_factor"}),
         ("--mgd-form mean or relative", getattr(args, "mgd_form", "sum") != "sum", {"mgd_weight"}),
+        ("--compile 1", bool(args.compile), {"compile_student"}),
         ("--warmup 1", bool(args.warmup), {"warmup_epochs"}),
         ("a run without --resume", not args.resume, {"start_epoch"}),
     ]

@@ -258,6 +258,13 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
         help="number type of the frozen teacher; auto: bfloat16 where the device computes in it",
     )
     add(
+        "--compile-student",
+        type=int,
+        choices=(0, 1),
+        help="with --compile 1: whether the student is translated too, or teachers and matching alone; default: on a "
+        "GPU only: on a CPU it makes small ResNets faster and MobileNets slower",
+    )
+    add(
         "--teacher-threads",
         type=_whole,
         default=0,

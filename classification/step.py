@@ -46,8 +46,7 @@ class Stepper:
         )
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=args.amp == "fp16")
         if args.compile:
-            torch._functorch.config.donated_buffer = False  # shares of the gradient take one graph several times
-            self.distiller.compile(dynamic=False)  # the batches of an epoch have two sizes
+            self._compile()
         self.wrapped = wrap(MixedPrecision(self.distiller, self.world.device, args.amp), self.world, args)
         self.average = average(self.student, args.ema) if args.ema else None
         self.mix = mixing(args)
@@ -59,6 +58,13 @@ class Stepper:
     def signal(self) -> int:
         """A signal that came to any rank before its last step; 0 for none."""
         return int(self._agreed[1])
+
+    def _compile(self) -> None:
+        torch._functorch.config.donated_buffer = False  # shares of the gradient take one graph several times
+        choice = getattr(self.args, "compile_student", 1)
+        student = self.world.device.type == "cuda" if choice is None else bool(choice)
+        frozen = {"student": student} if isinstance(self.distiller, Distiller) else {}
+        self.distiller.compile(**frozen, dynamic=False)  # the batches of an epoch have two sizes
 
     def _teachers_ahead(self) -> Ahead | None:
         threads = getattr(self.args, "teacher_threads", 0)

@@ -62,9 +62,15 @@ class Distiller(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def compile(self, *args: Any, **options: Any) -> None:
-        """Have `torch.compile` translate networks and matching at their first forward, on a GPU into fused kernels."""
-        for module in (self.student, *self.teachers, *matchings(self.terms)):
+    def compile(self, *args: Any, student: bool = True, **options: Any) -> None:
+        """Have `torch.compile` translate networks and matching at their first forward, on a GPU into fused kernels.
+
+        Args:
+            args: those of `torch.nn.Module.compile`.
+            student: whether that is translated too: on a processor some students train slower then.
+            options: likewise.
+        """
+        for module in (*([self.student] if student else []), *self.teachers, *matchings(self.terms)):
             module.compile(*args, **options)
 
     def forward(

@@ -55,8 +55,9 @@ def main() -> None:
             command += ["--img-size", str(args.img_size), "--steps", str(args.steps)]
             found[way] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         print(arch, {way: f"{size / 2**30:.2f} GiB" for way, size in found.items()}, flush=True)
-        names = {"ahead": "ours, the teacher ahead"}
-        pairs = (("plain", "ours", ""), ("ours", "floor", "at most 1.10"), ("ahead", "floor", ""))
+        names = {"compiled": "ours with --compile 1", "ahead": "ours, the teacher ahead"}
+        most = "at most 1.10"
+        pairs = (("plain", "ours", ""), ("ours", "floor", most), ("compiled", "floor", most), ("ahead", "floor", ""))
         for slow, fast, target in pairs:
             what = f"memory of a step of {arch}: {names.get(slow, slow)} / {fast}"
             rows.append({"what": what, "ratio": found[slow] / found[fast], "target": target, "bytes": found})

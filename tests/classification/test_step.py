@@ -164,11 +164,12 @@ def test_terms_that_need_one_class_refuse_mixed_images(distiller: str, distil: l
     assert f"mix images of two classes, and {distiller} needs one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("student", ["1", "0", None])
 def test_compiled_networks_give_the_run_of_plain_ones(
-    distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    student: str | None, distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Traced as for a compiler, run without one: what a compiler makes of it is its own matter."""
-    words = options(distil, epochs="1", distiller="mgd+kd", mgd_update_freq="1", teacher_dtype="float32")
+    words = options(distil, epochs="1", distiller="mgd+kd", mgd_update_freq="1", teacher_dtype="float32", device="cpu")
     assert main_mgd.main(into(words, tmp_path / "plain")) == 0
     compiled, compile_with = [], mgd.Distiller.compile
 
@@ -177,8 +178,9 @@ def test_compiled_networks_give_the_run_of_plain_ones(
         compile_with(self, backend="aot_eager", **how)
 
     monkeypatch.setattr(mgd.Distiller, "compile", traced)
-    assert main_mgd.main(options(into(words, tmp_path / "traced"), compile="1")) == 0
-    assert compiled == [{"dynamic": False}]
+    words = options(into(words, tmp_path / "traced"), compile="1")
+    assert main_mgd.main(words if student is None else options(words, compile_student=student)) == 0
+    assert compiled == [{"student": student == "1", "dynamic": False}]
     plain, other = records(tmp_path / "plain")[0], records(tmp_path / "traced")[0]
     assert other["train_loss"] == pytest.approx(plain["train_loss"], rel=1e-4)
     assert other["flow_cost"] == pytest.approx(plain["flow_cost"], rel=1e-4)
