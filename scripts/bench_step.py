@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from plain import PlainDistiller, Prefix
-from side_by_side import alternate, keep, question
+from side_by_side import Seconds, alternate, keep, question
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -134,7 +134,7 @@ def our_step(pair: Pair, share: float = 0.0, compiled: bool = False) -> Callable
     return trainer(ours, lambda: mixed(images, target)["loss"])
 
 
-def ahead_step(pair: Pair) -> Callable[[], float]:
+def ahead_step(pair: Pair) -> Callable[[], Seconds]:
     """Return six of our steps, half of the threads being the teacher's, as `--teacher-threads` has it; their mean time.
 
     It is taken from the second batch to the last: the wait for the first forward is an epoch's, and the forward that is
@@ -145,13 +145,13 @@ def ahead_step(pair: Pair) -> Callable[[], float]:
     step = trainer(ours, lambda: mixed(images, target, None, 0, taught)["loss"])
     ahead = mgd.Ahead(ours.teachers, torch.get_num_threads() // 2, lambda: torch.autocast("cpu", torch.bfloat16))
 
-    def steps() -> float:
+    def steps() -> Seconds:
         times = []
         for _, known in ahead([images] * 6, lambda batch: batch):
             times.append(time.perf_counter())
             taught[:] = known.result()
             step()
-        return (times[-1] - times[1]) / 4
+        return Seconds((times[-1] - times[1]) / 4)
 
     return steps
 

@@ -76,12 +76,13 @@ def draw_speed(path: Path) -> None:
 
 
 SPEED = ("step", "memory", "flow", "reader")
-OURS = ("ours", "compiled", "fast teacher", "compiled teacher", "pass", "with", "auto", "files", "memory")
+OURS = ("ours", "compiled", "ahead", "fast teacher", "compiled teacher", "pass", "with", "auto", "files", "memory")
 WAYS = {
     "plain": "as one would first write it",
     "bare": "no matching, eager float32",
     "ours": "this project",
     "compiled": "this project, --compile 1",
+    "ahead": "this project, --teacher-threads 1",
     "floor": "floor: fast teacher + student",
     "files": "this project",
     "memory": "this project, --cache ram",

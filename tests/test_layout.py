@@ -20,8 +20,22 @@ OUTSIDE = {
     "mgd/matching.py": {"torch"},
     "mgd/teachers.py": {"torch"},
     "mgd/distiller.py": {"torch"},
+    "mgd/ahead.py": {"torch"},
 }
-STANDARD = {"__future__", "argparse", "collections", "copy", "dataclasses", "difflib", "math", "re", "time", "typing"}
+STANDARD = {
+    "__future__",
+    "argparse",
+    "collections",
+    "concurrent",
+    "contextlib",
+    "copy",
+    "dataclasses",
+    "difflib",
+    "math",
+    "re",
+    "time",
+    "typing",
+}
 ROOMS = {"mgd", "classification", "scripts", "tests"}
 
 
