@@ -18,6 +18,7 @@ from classification.models import DEFAULT_TEACHER
 from classification.options import Parser, build_parser
 from classification.recipe import read_recipe
 from classification.terms import LABEL_FREE, check_schedules, names_of, needing, single_class, term_table, using
+from mgd import has_bfloat16
 
 # Options that an empty text, as an unset variable leaves it in a script, would switch off unseen.
 FILES = {"config", "output", "resume", "student_resume", "teacher_resume", "train_list", "valid_list"}
@@ -297,7 +298,11 @@ def describe(args: Namespace) -> dict[str, Any]:
         "options": {name: value for name, value in vars(args).items() if name != "command"},
         "versions": versions,
         "commit": _commit(),
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "bfloat16": has_bfloat16(torch.device("cpu")),
+        },
     }
 
 

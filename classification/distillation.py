@@ -110,7 +110,8 @@ def speed_up(job: Job, teacher: Taps, shown: View | None) -> Frozen:
     images = torch.randn(1, 3, size, size)
     folded = fold_norms(teacher, images if shown is None else shown(images))
     if args.teacher_dtype == "auto":
-        args.teacher_dtype = "bfloat16" if has_bfloat16(launch.device_of(args)) else "float32"
+        narrow = "float16" if args.amp == "fp16" else "float32"
+        args.teacher_dtype = "bfloat16" if has_bfloat16(launch.device_of(args)) else narrow
     job.notes.append(f"teacher: frozen, {folded} batch norms folded into convolutions, {args.teacher_dtype}")
     return freeze(teacher.to(getattr(torch, args.teacher_dtype)), shown)
 

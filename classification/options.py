@@ -253,9 +253,9 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("frozen teachers and taps").add_argument
     add(
         "--teacher-dtype",
-        choices=("auto", "float32", "bfloat16"),
+        choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="number type of the frozen teacher; auto: bfloat16 where the device computes in it",
+        help="number type of the frozen teacher; auto: bfloat16 where the device computes in it, else that of --amp",
     )
     add(
         "--compile-student",

@@ -40,16 +40,34 @@ class WideConv2d(nn.Conv2d):
             return super().forward(images.float()).to(images.dtype)
 
 
-def widen_strided_depthwise(network: nn.Module) -> int:
-    """Turn every depthwise convolution of a stride above 1 into a `WideConv2d`, in place.
+class WideLinear(nn.Linear):
+    """A linear layer in float32 inside autocast, its output as its input's type."""
 
-    On processors, the library behind torch has no fast gradient in bfloat16 for them, and takes ten to a hundred times
-    as long as in float32: a third of a step of a MobileNet.
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            return super().forward(inputs.float()).to(inputs.dtype)
+
+
+def widen(module: nn.Module, *, everything: bool) -> int:
+    """Have the layers that a processor is slow at in bfloat16 compute in float32, in place; maps stay in bfloat16.
+
+    On processors without bfloat16 the library behind torch takes ten to twenty times as long for any convolution as in
+    float32. With it, it still has no fast gradient for depthwise convolutions of a stride above 1, and takes ten to a
+    hundred times as long: a third of a step of a MobileNet.
+
+    Args:
+        module: what runs inside autocast.
+        everything: whether every convolution and linear layer is slow, or those depthwise convolutions alone.
 
     Returns:
-        How many were turned.
+        How many layers were turned.
     """
-    strided = [m for m in network.modules() if type(m) is nn.Conv2d and m.groups == m.in_channels > 1 < max(m.stride)]
-    for conv in strided:
-        conv.__class__ = WideConv2d
-    return len(strided)
+    wide: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: WideConv2d, nn.Linear: WideLinear}
+    slow = [m for m in module.modules() if type(m) in wide and (everything or _is_strided_depthwise(m))]
+    for layer in slow:
+        layer.__class__ = wide[type(layer)]
+    return len(slow)
+
+
+def _is_strided_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1 < max(layer.stride)

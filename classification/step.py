@@ -72,7 +72,7 @@ class Stepper:
             return None
         assert isinstance(self.distiller, Distiller)
         try:
-            return Ahead(self.distiller.teachers, threads, self.engine.autocast)
+            return Ahead(self.distiller.teachers, threads)
         except ValueError as error:
             raise UserError(f"--teacher-threads {threads}: {error}") from error
 

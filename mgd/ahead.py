@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -25,22 +24,16 @@ class Ahead:
     Args:
         teachers: what `mgd.freeze` returns; their forward draws no random numbers.
         threads: how many of torch's threads are theirs; the caller keeps the others while it iterates.
-        around: makes the context of each forward, as autocast: a thread does not inherit it.
 
     Raises:
         ValueError: `threads` leaves the caller none.
     """
 
-    def __init__(
-        self,
-        teachers: Sequence[nn.Module],
-        threads: int,
-        around: Callable[[], AbstractContextManager[object]] = nullcontext,
-    ) -> None:
+    def __init__(self, teachers: Sequence[nn.Module], threads: int) -> None:
         self._all = torch.get_num_threads()
         if not 0 < threads < self._all:
             raise ValueError(f"the teachers can have 1 to {self._all - 1} of {self._all} threads; got {threads}")
-        self._teachers, self._threads, self._around = list(teachers), threads, around
+        self._teachers, self._threads = list(teachers), threads
 
     def __call__(
         self, batches: Iterable[T], images: Callable[[T], Tensor]
@@ -53,9 +46,8 @@ class Ahead:
         """
 
         def outputs(batch: T) -> list[Outputs]:
-            with self._around():
-                seen = images(batch)
-                return [teacher(seen) for teacher in self._teachers]
+            seen = images(batch)
+            return [teacher(seen) for teacher in self._teachers]
 
         # torch's number of threads is each thread's own.
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(self._threads,)) as pool:

@@ -54,6 +54,8 @@ class View(nn.Module):
 class Frozen(nn.Module):
     """A network that never trains: eval mode survives `.train()`, no gradient, no graph; it returns `Outputs`.
 
+    It computes in the type of its weights, also inside autocast.
+
     Args:
         model: the network, tapped or not.
         view: what its images pass first, or None.
@@ -77,7 +79,8 @@ class Frozen(nn.Module):
         network = self._on(images.device)
         images = images if self.view is None else self.view(images)
         weight = next(network.parameters(), images)
-        outputs: Outputs = network(images.to(weight.dtype) if isinstance(network, Taps) else images)
+        with torch.autocast(images.device.type, enabled=False):
+            outputs: Outputs = network(images.to(weight.dtype) if isinstance(network, Taps) else images)
         return outputs
 
     def _on(self, device: torch.device) -> nn.Module:

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 import mgd
 from classification.memory import keep_freed_memory
 from classification.models import build, default_taps
-from classification.precision import MixedPrecision, widen_strided_depthwise
+from classification.precision import MixedPrecision, widen
 from mgd.losses import CE, KD
 
 STUDENTS = ("mobilenet_v1", "mobilenet_v2_mgd")
@@ -65,7 +65,7 @@ class Pair:
         student, teacher = mgd.Taps(student, self.student.paths), mgd.Taps(teacher, self.teacher.paths)
         if fast:
             student.to(memory_format=torch.channels_last)
-            widen_strided_depthwise(student)
+            widen(student, everything=not mgd.has_bfloat16(CPU))
             teacher = self.fast_teacher()
         terms = {"ce": (CE(), 1.0), "mgd": (copy.deepcopy(self.matching), 1e-4), "kd": (KD(1.5), 1.0)}
         return mgd.Distiller(student, mgd.freeze(teacher), terms)
@@ -143,7 +143,7 @@ def ahead_step(pair: Pair) -> Callable[[], Seconds]:
     ours, images, target = pair.distiller(fast=True).train(), pair.last, pair.target
     mixed, taught = MixedPrecision(ours, CPU, "bf16"), list[mgd.Outputs]()
     step = trainer(ours, lambda: mixed(images, target, None, 0, taught)["loss"])
-    ahead = mgd.Ahead(ours.teachers, torch.get_num_threads() // 2, lambda: torch.autocast("cpu", torch.bfloat16))
+    ahead = mgd.Ahead(ours.teachers, torch.get_num_threads() // 2)
 
     def steps() -> Seconds:
         times = []
@@ -160,7 +160,7 @@ def floor_step(pair: Pair) -> Callable[[], None]:
     """Return the teacher's forward, as fast as it can be, and the student's own step."""
     student, teacher = copy.deepcopy(pair.student.model).to(memory_format=torch.channels_last), pair.fast_teacher()
     images, target = pair.last, pair.target
-    widen_strided_depthwise(student.train())
+    widen(student.train(), everything=not mgd.has_bfloat16(CPU))
 
     def loss() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -217,6 +217,7 @@ def forwards(pair: Pair) -> dict[str, Callable[[], object]]:
     fast, compiled, matching = pair.fast_teacher(), pair.fast_teacher(), copy.deepcopy(pair.matching)
     compiled.compile(dynamic=False)
     quick = copy.deepcopy(pair.student).to(memory_format=torch.channels_last).eval()
+    widen(quick, everything=not mgd.has_bfloat16(CPU))
 
     @torch.no_grad()
     def observe() -> None:

@@ -51,16 +51,6 @@ def test_the_next_batch_is_begun_while_the_caller_holds_this_one() -> None:
     assert seen == [1, 1, 1] and torch.get_num_threads() == 4
 
 
-def test_the_context_holds_on_the_teachers_thread() -> None:
-    net = toy()
-    around = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
-    for way, expected in ((mgd.Ahead([mgd.freeze(net)], 1, around), torch.bfloat16), (mgd.Ahead([net], 1), None)):
-        ((_, known),) = way([torch.randn(2, 3, 6, 6)], lambda batch: batch)
-        outputs = known.result()[0]
-        logits = outputs.logits if isinstance(outputs, mgd.Outputs) else outputs
-        assert logits.dtype == (expected or torch.float32)
-
-
 def test_whoever_leaves_early_gets_the_threads_back() -> None:
     for _ in mgd.Ahead([mgd.freeze(toy())], 3)([torch.zeros(1, 3, 6, 6)] * 4, lambda batch: batch):
         assert torch.get_num_threads() == 1

@@ -23,6 +23,18 @@ def test_a_frozen_teacher_stays_in_eval_mode_and_builds_no_graph() -> None:
     assert not net.bn1.training
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_does_not_change_the_type_that_a_teacher_computes_in(dtype: torch.dtype) -> None:
+    teacher, images = mgd.freeze(mgd.Taps(toy().to(dtype), TOY_TAPS)), torch.randn(4, 3, 6, 6)
+    expected = teacher(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = teacher(images)
+        assert torch.is_autocast_enabled("cpu")
+    for a, b in zip([got.logits, *got.features], [expected.logits, *expected.features], strict=True):
+        assert a.dtype == dtype
+        assert torch.equal(a, b)
+
+
 def test_freezing_twice_changes_nothing() -> None:
     teacher = mgd.freeze(toy())
     assert mgd.freeze(teacher) is teacher
