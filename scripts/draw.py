@@ -50,9 +50,9 @@ def draw_quality(groups: tuple[str, ...], path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-def draw_speed(path: Path) -> None:
+def draw_speed(kind: str, path: Path) -> None:
     """Draw the median seconds or MiB of each way: one panel a question, one bar a way."""
-    files = [json.loads(p.read_text()) for name in SPEED for p in RESULTS.glob(f"speed/{name}.json")]
+    files = [json.loads(p.read_text()) for name in SPEED for p in RESULTS.glob(f"{kind}/{name}.json")]
     panels: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     for row in (row for file in files for row in file["rows"] if ":" in row["what"]):
         question = row["what"].split(":")[0]

@@ -1,8 +1,9 @@
 """Write the tables and the figure of the documentation from files alone: python scripts/make_tables.py [--check]
 
 A table stands between <!-- NAME --> and <!-- /NAME --> in README.md or docs/: "options" and "losses" from the code,
-"speed" from scripts/results/speed/*.json, "quality-GROUP" from scripts/results/quality/*.json in the layout of
-scripts/quality.yaml, any other from scripts/results/NAME/*.json, which scripts/collect_run.py makes from run folders.
+"speed" and "speed-float32" from the scripts/results/NAME/*.json of processors with and without bfloat16,
+"quality-GROUP" from scripts/results/quality/*.json in the layout of scripts/quality.yaml, any other from
+scripts/results/NAME/*.json, which scripts/collect_run.py makes from run folders.
 """
 
 from __future__ import annotations
@@ -89,12 +90,15 @@ def results_table(name: str) -> str:
 
 def measured_on(results: list[dict[str, Any]]) -> list[str]:
     """Say on what machines, with which versions and at which commits."""
-    machines = {(r["machine"]["cores"], r["versions"]["torch"]) for r in results}
-    commits = sorted({(r["commit"] or "unknown")[:8] for r in results})
+    machines: dict[str, set[str]] = defaultdict(set)
+    for result in results:
+        machine = result["machine"]
+        cores = f"{machine['cores']} CPU cores{'' if machine.get('bfloat16', True) else ' without bfloat16'}"
+        machines[f"{cores}, torch {result['versions']['torch']}"].add((result["commit"] or "unknown")[:8])
     return [
         line
-        for cores, torch in sorted(machines)
-        for line in ("", f"Measured on {cores} CPU cores, torch {torch}, at commit {', '.join(commits)}.")
+        for machine, commits in sorted(machines.items())
+        for line in ("", f"Measured on {machine}, at commit {', '.join(sorted(commits))}.")
     ]
 
 
@@ -143,10 +147,10 @@ def differences(values: list[float]) -> str:
     return f"{mean(values):+.2f}{error}"
 
 
-def speed_table(only: tuple[str, ...] = ("",)) -> str:
+def speed_table(kind: str = "speed", only: tuple[str, ...] = ("",)) -> str:
     """One line a measured question, with its target; with `only`, those that begin with one of these words."""
     lines = ["| | measured | quartiles | target |", "|---|---|---|---|"]
-    results = [json.loads(path.read_text()) for path in sorted((RESULTS / "speed").glob("*.json"))]
+    results = [json.loads(path.read_text()) for path in sorted((RESULTS / kind).glob("*.json"))]
     rows = [row for result in results for row in result.get("rows", [])]
     for row in (row for row in rows if row["what"].startswith(only)):
         value, unit = next((row[key], unit) for key, unit in MEASURES.items() if key in row)
@@ -175,7 +179,8 @@ MADE = {
     "losses": losses_table,
     "speed": speed_table,
     "terms": terms_table,
-    "speed-short": partial(speed_table, HEADLINES),
+    "speed-float32": partial(speed_table, "speed-float32"),
+    "speed-short": partial(speed_table, only=HEADLINES),
 }
 
 
@@ -210,7 +215,8 @@ def main() -> None:
         sys.exit(f"{', '.join(stale)} not up to date: run python scripts/make_tables.py")
     if not args.check:
         draw_quality(("main", "flow"), ROOT / "docs" / "quality.png")
-        draw_speed(ROOT / "docs" / "speed.png")
+        for kind in ("speed", "speed-float32"):
+            draw_speed(kind, ROOT / "docs" / f"{kind}.png")
         draw_growth(ROOT / "docs" / "growth.png")
 
 

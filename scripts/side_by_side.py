@@ -11,9 +11,14 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from classification.config import describe
+import torch
 
-RESULTS = Path(__file__).parent / "results" / "speed"
+from classification.config import describe
+from mgd import has_bfloat16
+
+# What is measured with and without bfloat16 in hardware is kept apart: the fast teacher is another one there.
+KIND = "speed" if has_bfloat16(torch.device("cpu")) else "speed-float32"
+RESULTS = Path(__file__).parent / "results" / KIND
 
 
 class Seconds(float):
@@ -51,7 +56,7 @@ def question(what: str, seconds: Mapping[str, list[float]], slow: str, fast: str
 
 
 def keep(name: str, content: Mapping[str, Any]) -> None:
-    """Write scripts/results/speed/NAME.json: command, versions, commit, machine and what was found."""
+    """Write NAME.json into `RESULTS`: command, versions, commit, machine and what was found."""
     about = {key: value for key, value in describe(Namespace(command=[])).items() if key not in ("options", "command")}
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     command = " ".join(["python", f"scripts/{Path(sys.argv[0]).name}", *words])
