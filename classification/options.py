@@ -126,9 +126,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("training").add_argument
-    add("--lr", "--learning-rate", type=_positive, default=0.1, help="learning rate of SGD")
+    add(
+        "--optimizer",
+        choices=("sgd", "muon"),
+        default="sgd",
+        help="muon: orthogonal steps of convolutions; begin with --lr 0.03 --wd 0.05",
+    )
+    add("--lr", "--learning-rate", type=_positive, default=0.1, help="learning rate")
     add("--momentum", type=_number(float, 0, 0.9999), default=0.9, help="Nesterov momentum")
-    add("--wd", "--weight-decay", dest="weight_decay", type=_nonnegative, default=1e-4, help="weight decay of SGD")
+    add("--wd", "--weight-decay", dest="weight_decay", type=_nonnegative, default=1e-4, help="weight decay")
     add("--lr-schedule", choices=("step", "cosine"), default="step", help="drops at epochs, or half a cosine to 0")
     add("--lr-drop-ratio", type=_positive, default=0.1, help="step: factor at every drop")
     add("--lr-drop-epochs", type=_count, nargs="+", default=[31, 61, 81], help="step: epochs of the drops")
@@ -170,7 +176,12 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("devices").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
     add("--gpu", type=_whole, help="use this GPU only")
-    add("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision; fp16 needs a GPU")
+    add(
+        "--amp",
+        choices=("off", "bf16", "fp16"),
+        default="off",
+        help="mixed precision; bf16 runs anywhere (convolutions in float32 where the processor lacks it), fp16 on GPUs",
+    )
     add("--world-size", type=int, default=-1, help="nodes (with --multiprocessing-distributed), or else ranks")
     add("--rank", type=int, default=-1, help="number of this node, or of this rank")
     add("--dist-url", default="tcp://127.0.0.1:23456", help="where rank 0 listens; env:// takes the environment's")

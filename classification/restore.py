@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from classification.errors import UserError, shown
@@ -85,22 +84,3 @@ def check_flows(matching: ChannelMatching) -> None:
         assert isinstance(stage.index, Tensor) and isinstance(stage.margin, Tensor)
         if ((stage.index < -1) | (stage.index >= stage.margin.numel())).any():
             raise ValueError(f"the flow of stage {number} names channels that the teacher lacks")
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Take up the momenta of a saved state; rate, momentum and decay stay those of this run.
-
-    Raises:
-        ValueError: momenta of other weights, or none that are finite.
-    """
-    own = optimizer.state_dict()
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for number, entry in saved["state"].items():
-        momentum = entry.get("momentum_buffer")
-        if not 0 <= number < len(weights) or set(entry) - {"momentum_buffer"}:
-            raise ValueError(f"its optimizer has a state {shown(number)} of {shown(list(entry))}")
-        if isinstance(momentum, Tensor) and (momentum.shape != weights[number].shape or not momentum.isfinite().all()):
-            raise ValueError(f"the momentum of weight {number} does not fit, or is not finite")
-        if momentum is not None and not isinstance(momentum, Tensor):
-            raise ValueError(f"the momentum of weight {number} is {shown(momentum)}")
-    optimizer.load_state_dict({**own, "state": saved["state"]})

@@ -18,6 +18,7 @@ from classification.errors import RunError, UserError
 from classification.launch import wrap
 from classification.metrics import hits
 from classification.mixing import mixing
+from classification.optimizer import build_optimizer
 from classification.precision import MixedPrecision
 from mgd import Ahead, Distiller, Outputs
 
@@ -37,13 +38,7 @@ class Stepper:
         assert job.distiller is not None and job.student is not None
         self.engine, self.job, self.args = engine, job, args
         self.student, self.distiller = job.student, job.distiller.to(self.world.device)
-        self.optimizer = torch.optim.SGD(
-            [p for p in self.distiller.parameters() if p.requires_grad],
-            args.lr,
-            momentum=args.momentum,
-            weight_decay=args.weight_decay,
-            nesterov=args.momentum > 0,
-        )
+        self.optimizer = build_optimizer(self.distiller, args)
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=args.amp == "fp16")
         if args.compile:
             self._compile()

@@ -20,8 +20,9 @@ from classification.errors import RunError, Stopped, UserError
 from classification.interrupt import Interrupt
 from classification.memory import peak_bytes
 from classification.metrics import Journal, Means
+from classification.optimizer import load_optimizer
 from classification.random_state import random_state, set_random_state
-from classification.restore import load_optimizer, whole
+from classification.restore import whole
 from classification.step import Stepper
 from classification.transforms import train_transform
 from mgd import Mutual, matchings

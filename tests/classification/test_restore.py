@@ -4,47 +4,12 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 
 from classification.errors import UserError
 from classification.launch import World
 from classification.random_state import random_state, set_random_state
-from classification.restore import check_flows, load_optimizer, whole
+from classification.restore import check_flows, whole
 from mgd import ChannelMatching
-
-
-def stepped(momentum: float, decay: float) -> torch.optim.SGD:
-    model = nn.Linear(3, 2)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=momentum, weight_decay=decay)
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    return optimizer
-
-
-def test_momenta_are_taken_up_and_rates_are_not() -> None:
-    saved, optimizer = stepped(0.9, 1e-4).state_dict(), stepped(0.5, 1e-2)
-    saved["state"][0]["momentum_buffer"] += 1
-    load_optimizer(optimizer, saved)
-    assert optimizer.param_groups[0]["momentum"] == 0.5 and optimizer.param_groups[0]["weight_decay"] == 1e-2
-    weight = optimizer.param_groups[0]["params"][0]
-    assert torch.equal(optimizer.state[weight]["momentum_buffer"], saved["state"][0]["momentum_buffer"])
-
-
-@pytest.mark.parametrize(
-    ("number", "entry", "message"),
-    [
-        (0, {"momentum_buffer": torch.zeros(3)}, "weight 0 does not fit"),
-        (1, {"momentum_buffer": torch.full((2,), torch.inf)}, "not finite"),
-        (1, {"momentum_buffer": "none"}, "is 'none'"),
-        (7, {"momentum_buffer": None}, "a state 7"),
-        (0, {"exp_avg": torch.zeros(2, 3)}, "of .'exp_avg'."),
-    ],
-)
-def test_momenta_of_something_else_are_refused(number: int, entry: dict[str, object], message: str) -> None:
-    saved = stepped(0.9, 0.0).state_dict()
-    saved["state"][number] = entry
-    with pytest.raises(ValueError, match=message):
-        load_optimizer(stepped(0.9, 0.0), saved)
 
 
 @pytest.mark.parametrize("channel", [-2, 4])

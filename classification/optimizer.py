@@ -1,0 +1,63 @@
+"""What updates the weights: SGD with Nesterov momentum, or Muon; and how its state is taken up again."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.optim import Muon
+from torch import Tensor
+
+from classification.errors import shown
+from mgd import Distiller, Mutual
+
+# What each keeps of a weight.
+STATE = {
+    torch.optim.SGD: {"momentum_buffer"},
+    Muon: {"momentum_buffer", "use_muon", "step", "exp_avg", "exp_avg_sq"},
+}
+
+
+def build_optimizer(distiller: Distiller | Mutual, args: Namespace) -> torch.optim.Optimizer:
+    """Return the optimizer of all that a distiller trains.
+
+    Muon moves the convolutions of the networks by their momentum, seen as a matrix (out, in * height * width) and made
+    orthogonal; all else (depthwise convolutions, norms, heads, what the terms train) moves by Adam with Nesterov
+    momentum, at the same rate.
+
+    Reference: Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks".
+    """
+    weights = [p for p in distiller.parameters() if p.requires_grad]
+    if args.optimizer == "sgd":
+        nesterov = args.momentum > 0
+        return torch.optim.SGD(
+            weights, args.lr, momentum=args.momentum, weight_decay=args.weight_decay, nesterov=nesterov
+        )
+    hidden = {id(p) for network, _ in distiller.groups() for p in network.parameters() if p.ndim == 4}
+    groups = [
+        {"params": [p for p in weights if id(p) in hidden]},
+        {"params": [p for p in weights if id(p) not in hidden], "use_fallback": True},
+    ]
+    return Muon(groups, args.lr, weight_decay=args.weight_decay, momentum=args.momentum, nesterov=True)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Take up the momenta of a saved state; rate, momentum and decay stay those of this run.
+
+    Raises:
+        ValueError: momenta of other weights, or none that are finite.
+    """
+    own = optimizer.state_dict()
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, entry in saved["state"].items():
+        if not 0 <= number < len(weights) or set(entry) - STATE[type(optimizer)]:
+            raise ValueError(f"its optimizer has a state {shown(number)} of {shown(list(entry))}")
+        for name, value in entry.items():
+            if isinstance(value, Tensor):
+                if value.shape not in ((), weights[number].shape) or not value.isfinite().all():
+                    raise ValueError(f"the {name} of weight {number} does not fit, or is not finite")
+            elif value is not None and not isinstance(value, bool):
+                raise ValueError(f"the {name} of weight {number} is {shown(value)}")
+    optimizer.load_state_dict({**own, "state": saved["state"]})
