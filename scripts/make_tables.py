@@ -196,7 +196,7 @@ def fill(text: str) -> str:
             content = results_table(name) if group == name else quality_table(group)
         return f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
 
-    return re.sub(r"<!-- (?P<name>[a-z_-]+) -->\n.*?<!-- /(?P=name) -->", table, text, flags=re.DOTALL)
+    return re.sub(r"<!-- (?P<name>[a-z0-9_-]+) -->\n.*?<!-- /(?P=name) -->", table, text, flags=re.DOTALL)
 
 
 def main() -> None:
@@ -214,7 +214,7 @@ def main() -> None:
     if args.check and stale:
         sys.exit(f"{', '.join(stale)} not up to date: run python scripts/make_tables.py")
     if not args.check:
-        draw_quality(("main", "flow"), ROOT / "docs" / "quality.png")
+        draw_quality(("main", "flow", "trained", "little"), ROOT / "docs" / "quality.png")
         for kind in ("speed", "speed-float32"):
             draw_speed(kind, ROOT / "docs" / f"{kind}.png")
         draw_growth(ROOT / "docs" / "growth.png")
