@@ -56,8 +56,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
             raise ValueError(f"its optimizer has a state {shown(number)} of {shown(list(entry))}")
         for name, value in entry.items():
             if isinstance(value, Tensor):
-                if value.shape not in ((), weights[number].shape) or not value.isfinite().all():
+                shape = () if name == "step" else weights[number].shape
+                if value.shape != shape or not value.isfinite().all():
                     raise ValueError(f"the {name} of weight {number} does not fit, or is not finite")
-            elif value is not None and not isinstance(value, bool):
+            elif value is not None and not (name == "use_muon" and isinstance(value, bool)):
                 raise ValueError(f"the {name} of weight {number} is {shown(value)}")
     optimizer.load_state_dict({**own, "state": saved["state"]})

@@ -51,7 +51,7 @@ class WideLinear(nn.Linear):
 def widen(module: nn.Module, *, everything: bool) -> int:
     """Have the layers that a processor is slow at in bfloat16 compute in float32, in place; maps stay in bfloat16.
 
-    On processors without bfloat16 the library behind torch takes ten to twenty times as long for any convolution as in
+    On processors without bfloat16 the library behind torch takes about ten times as long for any convolution as in
     float32. With it, it still has no fast gradient for depthwise convolutions of a stride above 1, and takes ten to a
     hundred times as long: a third of a step of a MobileNet.
 

@@ -76,7 +76,9 @@ def test_momenta_are_taken_up_and_rates_are_not(kind: str) -> None:
     ("kind", "number", "entry", "message"),
     [
         ("sgd", 0, {"momentum_buffer": torch.zeros(77)}, "momentum_buffer of weight 0 does not fit"),
+        ("sgd", 0, {"momentum_buffer": torch.tensor(0.0)}, "momentum_buffer of weight 0 does not fit"),
         ("sgd", 1, {"momentum_buffer": torch.tensor(torch.inf)}, "not finite"),
+        ("sgd", 1, {"momentum_buffer": True}, "is True"),
         ("sgd", 1, {"momentum_buffer": "none"}, "is 'none'"),
         ("sgd", 77, {"momentum_buffer": None}, "a state 77"),
         ("sgd", 0, {"exp_avg": torch.tensor(0.0)}, "of .'exp_avg'."),
