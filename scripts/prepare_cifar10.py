@@ -7,33 +7,34 @@ each class of train/ the first `per-class` images in the fixed order of cifar10_
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 
 ORDER = Path(__file__).parent / "cifar10_order.txt"
 
 
 def prepare(archive: Path, folder: Path, per_class: int) -> None:
-    """Unpack the chosen images into `folder`, which must not exist; it appears when it is complete."""
+    """Unpack the chosen images into `folder`; it appears when it is complete, or stays where another made it first."""
     chosen: set[str] = set()
     for line in ORDER.read_text().splitlines():
         label, *numbers = line.split()
         chosen |= {f"cifar10/train/{label}/{number}.jpg" for number in numbers[:per_class]}
-    beside = folder.with_name(folder.name + ".new")
-    shutil.rmtree(beside, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     found = 0
-    with tarfile.open(archive) as tar:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as beside, tarfile.open(archive) as tar:
         for member in tar:
             if member.isfile() and (member.name in chosen or "/valid/" in member.name):
                 found += member.name in chosen
                 tar.extract(member, beside, filter="data")
-    if found < len(chosen):
-        sys.exit(f"{archive} lacks {len(chosen) - found} of the images that {ORDER.name} names")
-    (beside / "cifar10").rename(folder)
-    beside.rmdir()
+        if found < len(chosen):
+            sys.exit(f"{archive} lacks {len(chosen) - found} of the images that {ORDER.name} names")
+        try:
+            (Path(beside) / "cifar10").rename(folder)
+        except OSError:  # not empty: another process made it meanwhile
+            if not folder.exists():
+                raise
 
 
 def main() -> None:

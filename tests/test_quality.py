@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,32 @@ def test_a_teacher_is_trained_for_cells_that_name_it_alone(bench: list[str], tmp
 
     main([*bench, "--only", "alone"])
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["alone-0.json"]
+
+
+def test_the_chosen_images_are_unpacked_beside_a_folder_that_another_process_made_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from prepare_cifar10 import ORDER, prepare
+
+    labels = [line.split()[:3] for line in ORDER.read_text().splitlines()]
+    names = [f"train/{label}/{number}.jpg" for label, *numbers in labels for number in numbers] + ["valid/cat/0.jpg"]
+    archive = tmp_path / "archive.tar"
+    with tarfile.open(archive, "w") as tar:
+        for name in names:
+            tar.addfile(tarfile.TarInfo(f"cifar10/{name}"))
+    first = tmp_path / "first"
+    prepare(archive, first, per_class=1)
+    made = {str(path.relative_to(first)) for path in first.rglob("*.jpg")}
+    assert made == {f"train/{label}/{number}.jpg" for label, number, _ in labels} | {"valid/cat/0.jpg"}
+
+    prepare(archive, first, per_class=2)
+    assert made == {str(path.relative_to(first)) for path in first.rglob("*.jpg")}  # as the first left it
+    assert {path.name for path in tmp_path.iterdir()} == {"archive.tar", "first"}
+
+    with pytest.raises(SystemExit, match="lacks 10 of the images"):
+        prepare(archive, tmp_path / "second", per_class=3)
+    assert not (tmp_path / "second").exists()
 
 
 def test_unknown_cells_are_refused(bench: list[str]) -> None:
