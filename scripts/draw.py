@@ -34,13 +34,14 @@ def rows_of(group: str, cells: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def draw_quality(groups: tuple[str, ...], path: Path) -> None:
-    """Draw the groups' cells: one dot a seed, a bar of one standard deviation around the mean."""
+    """Draw the groups' cells, controls gray: one dot a seed, a bar of one standard deviation around the mean."""
     cells, results = read_quality()
     names = [n for n in dict.fromkeys(n for g in groups for n in rows_of(g, cells)) if results[n]]
     figure, axis = plt.subplots(figsize=(8, 0.32 * len(names) + 1), layout="constrained")
     for place, name in enumerate(names):
         values = [r["last_top1"] for r in results[name].values()]
-        color = "tab:gray" if "KD" not in cells[name]["row"] and "MGD" not in cells[name]["row"] else "tab:blue"
+        control = any(word in cells[name]["row"] for word in ("alone", "on labels", "flow"))
+        color = "tab:gray" if control else "tab:blue"
         axis.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
         axis.errorbar(mean(values), place, xerr=stdev(values) if len(values) > 1 else 0, fmt="|", color="k", capsize=3)
     axis.set_yticks(range(len(names)), [cells[name]["row"] for name in names])
