@@ -117,7 +117,9 @@ def quality_table(group: str) -> str:
         gain = differences([found[s]["last_top1"] - results[other][s]["last_top1"] for s in shared]) if shared else ""
         gain += f" against {cells[other]['row']}" if gain else ""
         top1, best = (spread([r[key] for r in found.values()]) for key in ("last_top1", "best_top1"))
-        lines.append(f"| {cell['row']} | {top1} | {best} | {len(found)} | {gain} | {cell.get('published-code', '')} |")
+        lines.append(
+            f"| {cell['row']} | {top1} | {best} | {count(found)} | {gain} | {cell.get('published-code', '')} |"
+        )
     return "\n".join([*lines, *measured_on([r for name in names for r in results[name].values()])])
 
 
@@ -135,16 +137,23 @@ def terms_table() -> str:
         step = f"{1e3 * steps[name]:.0f}" if name in steps else ""
         memory = [r["curve"][-1]["peak_memory_mib"] for r in found if "peak_memory_mib" in r["curve"][-1]]
         lines.append(
-            f"| {cells[name]['row']} | {top1} | {best} | {len(found)} | {step} | "
+            f"| {cells[name]['row']} | {top1} | {best} | {count(results[name])} | {step} | "
             f"{f'{max(memory):.0f}' if memory else ''} |"
         )
     return "\n".join([*lines, *measured_on([r for n in names for r in results[n].values()])])
 
 
+def count(found: dict[int, dict[str, Any]]) -> str:
+    """How many seeds, and in brackets how many of them on a processor without bfloat16."""
+    float32 = sum(not r["machine"].get("bfloat16", True) for r in found.values())
+    return f"{len(found)} ({float32}*)" if float32 else f"{len(found)}"
+
+
 def differences(values: list[float]) -> str:
-    """Mean of paired differences and its standard error."""
-    error = f" ± {stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
-    return f"{mean(values):+.2f}{error}"
+    """Mean of paired differences and its standard error; fewer than three, each."""
+    if len(values) < 3:
+        return ", ".join(f"{value:+.2f}" for value in values)
+    return f"{mean(values):+.2f} ± {stdev(values) / len(values) ** 0.5:.2f}"
 
 
 def speed_table(kind: str = "speed", only: tuple[str, ...] = ("",)) -> str:

@@ -109,4 +109,4 @@ def test_differences_are_paired(monkeypatch: pytest.MonkeyPatch) -> None:
     from make_tables import differences
 
     assert differences([1.0, 2.0, 3.0]) == "+2.00 ± 0.58"
-    assert differences([-0.5]) == "-0.50"
+    assert differences([-0.5, 2.0]) == "-0.50, +2.00"  # two make no deviation worth the name
