@@ -68,8 +68,10 @@ class Suite:
         cell = self.cells[name]
         if "start" in cell:
             self.run_cell(cell["start"], seed, threads)
-        data = self.data(cell.get("per-class", 1000))
-        return self.run(name, cell.get("script", "main_mgd"), data, self.words(name, seed), seed, threads)
+        data, words = self.data(cell.get("per-class", 1000)), self.words(name, seed)
+        if threads > 1 and self.has_teacher(name) and not torch.cuda.is_available():  # changes the time alone
+            words += ["--teacher-threads", str(threads // 2)]
+        return self.run(name, cell.get("script", "main_mgd"), data, words, seed, threads)
 
     def words(self, name: str, seed: int) -> list[str]:
         """Return the options of a cell, those of its seed and its place left out."""
