@@ -123,6 +123,20 @@ def quality_table(group: str) -> str:
     return "\n".join([*lines, *measured_on([r for name in names for r in results[name].values()])])
 
 
+def changes_table() -> str:
+    """One line a cell that matched more than once: how many of its pairs each later matching changed."""
+    cells, results = read_quality()
+    lines = ["| % of the pairs changed, mean over seeds | n | 2nd matching | 3rd | 4th | last |", "|---|---|---|---|---|---|"]
+    for name in dict.fromkeys(name for group in MATCHED for name in rows_of(group, cells)):
+        runs = [[r["flow_changed"] for r in found["curve"] if "flow_changed" in r] for found in results[name].values()]
+        if any(runs):
+            means = [100 * mean(column) for column in zip(*runs, strict=True)]
+            places = [means[place] if place < len(means) else None for place in (0, 1, 2)] + [means[-1]]
+            shown = " | ".join("" if place is None else f"{place:.1f}" for place in places)
+            lines.append(f"| {cells[name]['row']} | {len(runs)} | {shown} |")
+    return "\n".join(lines)
+
+
 def terms_table() -> str:
     """One line a term alone and a sum of terms, the best first: top-1, and what a step costs."""
     cells, results = read_quality()
@@ -173,6 +187,7 @@ def spread(values: list[float]) -> str:
     return f"{values[0]:.2f}" if len(values) == 1 else f"{mean(values):.2f} ± {stdev(values):.2f}"
 
 
+MATCHED = ("main", "trained", "little", "terms", "muon")  # groups whose cells match again
 HEADLINES = (
     "step of mobilenet_v1: plain / ours",
     "step of mobilenet_v1: ours",
@@ -188,6 +203,7 @@ MADE = {
     "losses": losses_table,
     "speed": speed_table,
     "terms": terms_table,
+    "flow-changes": changes_table,
     "speed-float32": partial(speed_table, "speed-float32"),
     "speed-short": partial(speed_table, only=HEADLINES),
 }
