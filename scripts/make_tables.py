@@ -137,6 +137,18 @@ def changes_table() -> str:
     return "\n".join(lines)
 
 
+def time_table() -> str:
+    """One line a cell of the base case that had both cores of a processor with bfloat16 to itself."""
+    cells, results = read_quality()
+    lines = ["| 2 threads | training and matching, min | whole command, min | top-1 % |", "|---|---|---|---|"]
+    found = [r for name in cells for r in results[name].values() if r["threads"] == 2 and r["wall_seconds"]]
+    found = [r for r in found if r["machine"].get("bfloat16") and cells[r["cell"]]["group"] != "photographs"]
+    for result in found:
+        minutes = " | ".join(f"{result[key] / 60:.1f}" for key in ("seconds", "wall_seconds"))
+        lines.append(f"| {cells[result['cell']]['row']} | {minutes} | {result['last_top1']:.2f} |")
+    return "\n".join([*lines, *measured_on(found)])
+
+
 def terms_table() -> str:
     """One line a term alone and a sum of terms, the best first: top-1, and what a step costs."""
     cells, results = read_quality()
@@ -203,6 +215,7 @@ MADE = {
     "losses": losses_table,
     "speed": speed_table,
     "terms": terms_table,
+    "cell-time": time_table,
     "flow-changes": changes_table,
     "speed-float32": partial(speed_table, "speed-float32"),
     "speed-short": partial(speed_table, only=HEADLINES),
