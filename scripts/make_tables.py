@@ -126,7 +126,10 @@ def quality_table(group: str) -> str:
 def changes_table() -> str:
     """One line a cell that matched more than once: how many of its pairs each later matching changed."""
     cells, results = read_quality()
-    lines = ["| % of the pairs changed, mean over seeds | n | 2nd matching | 3rd | 4th | last |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| % of the pairs changed, mean over seeds | n | 2nd matching | 3rd | 4th | last |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in dict.fromkeys(name for group in MATCHED for name in rows_of(group, cells)):
         runs = [[r["flow_changed"] for r in found["curve"] if "flow_changed" in r] for found in results[name].values()]
         if any(runs):

@@ -110,3 +110,23 @@ def test_differences_are_paired(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert differences([1.0, 2.0, 3.0]) == "+2.00 ± 0.58"
     assert differences([-0.5, 2.0]) == "-0.50, +2.00"  # two make no deviation worth the name
+
+
+def test_tables_of_changed_pairs_and_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import make_tables
+
+    machine = {"cores": 2, "bfloat16": True}
+    common = {"threads": 2, "machine": machine, "versions": {"torch": "2"}, "commit": "abc", "last_top1": 50.0}
+    results = {
+        "amp": {
+            0: {**common, "cell": "amp", "wall_seconds": 90, "seconds": 60, "curve": [{}, {"flow_changed": 0.1}]},
+            1: {**common, "cell": "amp", "wall_seconds": None, "seconds": 60, "curve": [{"flow_changed": 0.3}]},
+        },
+        "kept": {0: {**common, "cell": "kept", "threads": 1, "wall_seconds": 90, "seconds": 60, "curve": [{}]}},
+    }
+    cells = {name: {"row": name.upper(), "group": "main"} for name in results}
+    monkeypatch.setattr(make_tables, "read_quality", lambda: (cells, results))
+    assert make_tables.changes_table().splitlines()[2:] == ["| AMP | 2 | 20.0 |  |  | 20.0 |"]  # it alone matched again
+    assert make_tables.time_table().splitlines()[2:3] == ["| AMP | 1.0 | 1.5 | 50.00 |"]  # in one go, on two threads
+    assert "KEPT" not in make_tables.time_table()
