@@ -185,7 +185,7 @@ class ChannelMatching(nn.Module):
                 total.all_reduce()
         self.costs = [stage.cost.mean() for stage in self._stages()]
         number = int(self.num_updates)
-        present = self.flows if self._matched else [None] * len(self.costs)
+        present = self.flows if self.stay and self._matched else [None] * len(self.costs)
         options = {"capacity": self.capacity, "solver": self.solver}
         solved = [
             solve_control(cost, self.assignment, (self.seed, number, stage), held, stay=self.stay, **options)
