@@ -40,10 +40,11 @@ def draw_quality(groups: tuple[str, ...], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 0.32 * len(names) + 1), layout="constrained")
     for place, name in enumerate(names):
         values = [r["last_top1"] for r in results[name].values()]
-        control = any(word in cells[name]["row"] for word in ("alone", "on labels", "flow"))
-        color = "tab:gray" if control else "tab:blue"
+        color = "tab:gray" if any(word in cells[name]["row"] for word in CONTROLS) else "tab:blue"
         axis.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
         axis.errorbar(mean(values), place, xerr=stdev(values) if len(values) > 1 else 0, fmt="|", color="k", capsize=3)
+        if place and cells[name]["group"] != cells[names[place - 1]]["group"]:
+            axis.axhline(place - 0.5, color="k", linewidth=0.5, alpha=0.4)
     axis.set_yticks(range(len(names)), [cells[name]["row"] for name in names])
     axis.invert_yaxis()
     axis.grid(axis="x", alpha=0.3)
@@ -76,6 +77,7 @@ def draw_speed(kind: str, path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
+CONTROLS = ("alone", "on labels", "random flow", "by index", "costliest")
 SPEED = ("step", "memory", "flow", "reader")
 OURS = ("ours", "compiled", "ahead", "fast teacher", "compiled teacher", "pass", "with", "auto", "files", "memory")
 WAYS = {
