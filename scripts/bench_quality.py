@@ -87,9 +87,9 @@ class Suite:
         """Run, or go on with, one command, and return its folder."""
         folder = self.work / f"{name}-{seed}"
         last = folder / "last.pth"
-        cut = last.exists()
-        if cut and is_done(folder):
+        if is_done(folder):
             return folder
+        cut = last.exists()
         place = ["--resume", str(last)] if cut else ["--output", str(folder)]
         if not cut and folder.exists():
             folder.rename(folder.with_name(f"{folder.name}-cut-{time.time():.0f}"))
@@ -109,6 +109,8 @@ class Suite:
 
 def is_done(folder: Path) -> bool:
     """Whether the run in `folder` has finished its last epoch."""
+    if not (folder / "last.pth").exists():
+        return False
     options = json.loads((folder / "config.json").read_text())["options"]
     last = torch.load(folder / "last.pth", weights_only=True)
     return bool(last["resume"]["epoch"] >= total_epochs(argparse.Namespace(**options)))
@@ -178,9 +180,11 @@ def main(words: list[str] | None = None) -> None:
     suite.work.mkdir(parents=True, exist_ok=True)
     for name, _ in cells:  # before several want the same
         suite.data(suite.cells[name].get("per-class", 1000))
-    if suite.teacher_cell and any(name == suite.teacher_cell or suite.has_teacher(name) for name, _ in cells):
-        measure(suite, suite.teacher_cell, 0, args.results, args.threads or os.cpu_count() or 1)
-        cells = [cell for cell in cells if cell[0] != suite.teacher_cell]
+    if teacher := suite.teacher_cell:  # before its students, on all cores
+        needed = any(suite.has_teacher(name) for name, _ in cells) and not is_done(suite.weights().parent)
+        if needed or (teacher, 0) in cells:
+            measure(suite, teacher, 0, args.results, args.threads or os.cpu_count() or 1)
+        cells = [cell for cell in cells if cell[0] != teacher]
     threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = [pool.submit(measure, suite, *cell, args.results, threads) for cell in cells]
