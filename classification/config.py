@@ -174,8 +174,6 @@ def _check_distillation(args: Namespace) -> None:
     names = names_of(args.distiller)
     if args.mgd_observe == "online" and not args.mgd_update_freq:
         raise UserError("--mgd-observe online goes with a --mgd-update-freq of at least 1")
-    if args.mgd_stay and not (args.mgd_update_freq and args.mgd_assignment == "cheapest"):
-        raise UserError("--mgd-stay goes with --mgd-assignment cheapest and a --mgd-update-freq of at least 1")
     if args.mgd_with_kd and "mgd" not in names:
         raise UserError("--mgd-with-kd 1 goes with --distiller mgd")
     if args.mgd_reducer == "sm" and args.mgd_capacity not in (None, "single"):

@@ -187,7 +187,6 @@ def match(args: Namespace, student: Taps, teacher: Taps, shown: View | None, sha
         form=args.mgd_form,
         assignment=args.mgd_assignment,
         seed=args.seed,
-        stay=args.mgd_stay,
         observe_share=share,
     )
 

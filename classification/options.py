@@ -232,12 +232,6 @@ def _add_matching(parser: argparse.ArgumentParser) -> None:
         "--mgd-reducer", choices=("amp", "rd", "sp", "sm"), default="amp", help="how teacher channels become one target"
     )
     add("--mgd-update-freq", type=_whole, default=2, help="epochs between two matchings; 0: once, before training")
-    add(
-        "--mgd-stay",
-        type=_nonnegative,
-        default=0.0,
-        help="what a pair of the present flow costs less at the next matching, where costs lie in 0 to 4",
-    )
     add("--mgd-with-kd", type=int, choices=(0, 1), default=0, help="1: the same as --distiller mgd+kd")
     add(
         "--mgd-capacity",

@@ -162,27 +162,23 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
     return Flow(_index(student, teacher, num_student, depth), num_teacher, total, name, seconds)
 
 
-def solve_control(
-    cost: Any, assignment: str, seed: Sequence[int], held: Flow | None = None, *, stay: float = 0.0, **options: str
-) -> Flow:
-    """Solve a flow that holds on to the present one, or ignores or inverts the costs, as a control.
+def solve_control(cost: Any, assignment: str, seed: Sequence[int], **options: str) -> Flow:
+    """Solve a flow that may ignore or invert the costs: what the costs contribute is the difference to the cheapest.
 
     Args:
         cost: (S, T), as of `solve_flow`.
         assignment: "cheapest"; "costliest"; "identity", neighbouring teacher channels by index; "random".
         seed: of "random"; equal numbers give the same flow.
-        held: the present flow, if there is one.
-        stay: what its pairs cost less for "cheapest".
         options: of `solve_flow`.
 
     Returns:
         The flow; its total is that of `cost`, whatever was solved.
     """
+    if assignment == "cheapest":
+        return solve_flow(cost, **options)
     values = _check(cost)
     num_student, num_teacher = values.shape
-    if assignment == "cheapest":
-        posed = values if held is None else values - stay * held.matrix
-    elif assignment == "costliest":
+    if assignment == "costliest":
         posed = -values
     elif assignment == "identity":
         student, teacher = (np.arange(num_student) + 0.5) / num_student, (np.arange(num_teacher) + 0.5) / num_teacher

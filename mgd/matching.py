@@ -76,8 +76,6 @@ class ChannelMatching(nn.Module):
         assignment: "cheapest", or a control that ignores or inverts the costs: "costliest", "identity" (neighbouring
             teacher channels by index), "random" (another one at every `rematch`).
         seed: of "random".
-        stay: what a pair of the present flow costs less when it is solved again: a pair changes only where that saves
-            more. Costs lie in [0, 4].
         observe_share: share of each training batch whose costs `forward` adds to the sums, in [0, 1]; 0 for none.
 
     Raises:
@@ -101,7 +99,6 @@ class ChannelMatching(nn.Module):
         stage_weights: Sequence[float] | None = None,
         assignment: str = "cheapest",
         seed: int = 0,
-        stay: float = 0.0,
         observe_share: float = 0.0,
     ) -> None:
         super().__init__()
@@ -119,9 +116,7 @@ class ChannelMatching(nn.Module):
             raise ValueError(f"reducer 'sm' matches one to one: capacity must be 'single', not {capacity!r}")
         if not 0 <= observe_share <= 1:
             raise ValueError(f"observe_share must be in [0, 1]; got {observe_share}")
-        if not stay >= 0:
-            raise ValueError(f"stay must be at least 0; got {stay}")
-        self.stay, self.observe_share = stay, observe_share
+        self.observe_share = observe_share
         self.reducer = reducer
         self.capacity = "single" if reducer == "sm" else capacity
         self.solver = solver
@@ -185,11 +180,9 @@ class ChannelMatching(nn.Module):
                 total.all_reduce()
         self.costs = [stage.cost.mean() for stage in self._stages()]
         number = int(self.num_updates)
-        present = self.flows if self.stay and self._matched else [None] * len(self.costs)
-        options = {"capacity": self.capacity, "solver": self.solver}
         solved = [
-            solve_control(cost, self.assignment, (self.seed, number, stage), held, stay=self.stay, **options)
-            for stage, (cost, held) in enumerate(zip(self.costs, present, strict=True))
+            solve_control(cost, self.assignment, (self.seed, number, stage), capacity=self.capacity, solver=self.solver)
+            for stage, cost in enumerate(self.costs)
         ]
         self.num_updates += 1
         for stage, flow in zip(self._stages(), solved, strict=True):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from mgd import ChannelMatching, Flow, Outputs, channel_cost, partial_l2, reduce_channels, solve_flow
+from mgd import ChannelMatching, Outputs, channel_cost, partial_l2, reduce_channels, solve_flow
 
 STUDENT, TEACHER = (4, 6), (8, 15)
 
@@ -113,29 +113,6 @@ def test_random_flows_are_redrawn_and_repeat_with_their_seed() -> None:
     first, second = draws(0)
     assert (first != second).any() and (first != draws(1)[0]).any()
     assert (first == draws(0)[0]).all() and (second == draws(0)[1]).all()
-
-
-def test_a_pair_stays_where_another_saves_less_than_it_costs_to_change() -> None:
-    def again(stay: float) -> list[Flow]:
-        term = matching(stay=stay)
-        for seed in (0, 2):
-            term.observe(outputs(STUDENT, seed), outputs(TEACHER, seed + 1))
-            flows = term.rematch()
-        return flows
-
-    def first_and_second(number: int) -> list[np.ndarray]:
-        return [solve_flow(channel_cost(maps(STUDENT, s)[number], maps(TEACHER, s + 1)[number])).matrix for s in (0, 2)]
-
-    changed, stayed, half = again(0.0), again(4.0), again(0.1)
-    for number in range(len(STUDENT)):
-        first, second = first_and_second(number)
-        cost = channel_cost(maps(STUDENT, 2)[number], maps(TEACHER, 3)[number]).double().numpy()
-        assert (changed[number].matrix == second).all() and (stayed[number].matrix == first).all()
-        assert (half[number].matrix == solve_flow(cost - 0.1 * first).matrix).all()
-        for flow in (changed[number], stayed[number], half[number]):
-            assert flow.total_cost == pytest.approx((flow.matrix * cost).sum(), rel=1e-5)  # the discount is no saving
-    assert sum((h.matrix != c.matrix).sum() for h, c in zip(half, changed, strict=True)) > 0
-    assert sum((h.matrix != s.matrix).sum() for h, s in zip(half, stayed, strict=True)) > 0
 
 
 def test_observing_in_batches_equals_observing_at_once() -> None:
@@ -282,8 +259,6 @@ def test_wrong_use_is_refused() -> None:
         matching(form="max")
     with pytest.raises(ValueError, match="observe_share"):
         matching(observe_share=1.5)
-    with pytest.raises(ValueError, match="stay"):
-        matching(stay=-0.1)
     with pytest.raises(ValueError, match="costliest"):
         matching(assignment="best")
     with pytest.raises(ValueError, match="per stage"):

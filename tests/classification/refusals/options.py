@@ -30,11 +30,6 @@ CASES = [
     Case("a teacher for main_base.py", lambda p: p.base("--teacher-resume", str(p.teacher))),
     Case("the same term twice", lambda p: p.distil("--distiller", "kd+kd"), main_mgd),
     Case("an option that has no effect", lambda p: p.distil("--distiller", "kd", "--mgd-reducer", "sp"), main_mgd),
-    Case(
-        "a price on change where nothing is matched again",
-        lambda p: p.distil("--mgd-stay", "0.1", "--mgd-update-freq", "0"),
-        main_mgd,
-    ),
     Case("more parts than a batch has images", lambda p: p.base("-b", "4", "--accumulate", "5")),
     Case(
         "mixed images for a term of one class",
