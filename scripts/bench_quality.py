@@ -69,7 +69,7 @@ class Suite:
         if "start" in cell:
             self.run_cell(cell["start"], seed, threads)
         data, words = self.data(cell.get("per-class", 1000)), self.words(name, seed)
-        if threads > 1 and self.has_teacher(name) and not torch.cuda.is_available():  # as a user would
+        if threads > 1 and self.has_teacher(name) and not torch.cuda.is_available():  # pays on the base case
             words += ["--teacher-threads", str(threads // 2)]
         return self.run(name, cell.get("script", "main_mgd"), data, words, seed, threads)
 
