@@ -7,11 +7,17 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # a system without such locks
+    fcntl = None  # type: ignore[assignment]
 
 import numpy as np
 import torch
@@ -36,6 +42,7 @@ FREE = {
     "use_pretrained", "seeded", "train_list", "valid_list", "teacher_threads",
 }  # fmt: skip
 NESTED = ("terms", "teachers")  # which no single option says
+LOCK = ".lock"
 
 
 def write_atomic(path: Path, content: Any) -> None:
@@ -179,7 +186,7 @@ def run_folder(args: Namespace, name: str) -> Path:
     again = args.resume == "auto" and exists(folder / "config.json")
     if args.resume == "auto":
         args.resume = str(folder / "last.pth") if exists(folder / "last.pth") else ""
-    taken = exists(folder) and (not is_folder(folder) or any(folder.iterdir()))
+    taken = exists(folder) and (not is_folder(folder) or any(path.name != LOCK for path in folder.iterdir()))
     if taken and not again and not args.resume:
         raise UserError(
             f"--output {folder} exists already and is not overwritten: give another, or --resume its last.pth"
@@ -192,6 +199,40 @@ def run_folder(args: Namespace, name: str) -> Path:
         cause = error.strerror if isinstance(error, OSError) else "no file may have such a name"
         raise UserError(f"--output {folder} cannot be made: {cause}") from error
     return folder
+
+
+def hold(folder: Path) -> BinaryIO:
+    """Make a run folder, and keep other processes from writing to it until the returned file is closed.
+
+    The lock is the system's: it ends with this process, however that ends, and processes forked from this one do not
+    share it. Where the file system has no locks, nothing is kept from writing.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+b")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    if fcntl is None:
+        return file
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return file
+        with file:
+            file.seek(0)
+            holder = " ".join(file.read(200).decode(errors="replace").split())
+        raise UserError(
+            f"another process writes to {folder}{f' ({holder})' if holder else ''}: wait for its end, or stop it"
+        ) from error
+    with contextlib.suppress(OSError):  # a full disk
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+        file.flush()
+    return file
 
 
 def make_folder(folder: Path, config: dict[str, Any], *, resumed: bool, bad: dict[str, str]) -> None:

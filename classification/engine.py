@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from classification.cache import Cache
+from classification.checkpoint import hold
 from classification.data import FixedBatches, Photos, loader, subset
 from classification.errors import Stopped
 from classification.images import read_image
@@ -34,6 +35,8 @@ class Engine:
 
     def __init__(self, job: Job, world: World) -> None:
         self.job, self.world, self.args = job, world, job.args
+        trains = job.distiller is not None and not getattr(job.args, "calibrate", 0)
+        self.lock = hold(job.folder) if trains and world.first else None
         self.seed = world.share(job.args.seed)
         seed_everything(self.seed, world.rank, seeded=job.args.seeded, deterministic=bool(job.args.deterministic))
         self.workers = -(-job.args.workers // world.local_size)

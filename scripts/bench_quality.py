@@ -86,20 +86,15 @@ class Suite:
     def run(self, name: str, script: str, data: Path, words: list[str], seed: int, threads: int) -> Path:
         """Run, or go on with, one command, and return its folder."""
         folder = self.work / f"{name}-{seed}"
-        last = folder / "last.pth"
         if is_done(folder):
             return folder
-        cut = last.exists()
-        place = ["--resume", str(last)] if cut else ["--output", str(folder)]
-        if not cut and folder.exists():
-            folder.rename(folder.with_name(f"{folder.name}-cut-{time.time():.0f}"))
+        cut = folder.exists()
         command = [sys.executable, "-m", f"classification.{script}", str(data), *words, "-j", "0", "-p", "1000"]
+        command += ["--seed", str(seed), "--output", str(folder), "--resume", "auto"]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         start = time.perf_counter()
         with (self.work / f"{name}-{seed}.log").open("a") as log:
-            done = subprocess.run(
-                [*command, "--seed", str(seed), *place], cwd=ROOT, stdout=log, stderr=log, env=environment, check=False
-            )
+            done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=environment, check=False)
         if done.returncode:
             raise RuntimeError(f"{name}, seed {seed}: status {done.returncode}, see {log.name}")
         if not cut:

@@ -35,8 +35,12 @@ Made and checked by `tests/classification/test_refusals.py`; `WRITE_REFUSALS=1` 
 
 
 @pytest.fixture
-def place(photos: Path, teacher: Path, short_run: Path, tmp_path: Path) -> Place:
-    return Place(tmp_path, photos, teacher, short_run)
+def place(photos: Path, teacher: Path, short_run: Path, tmp_path: Path) -> Iterator[Place]:
+    place = Place(tmp_path, photos, teacher, short_run)
+    yield place
+    for other in place.others:
+        with other:
+            other.kill()
 
 
 @pytest.fixture(scope="session")

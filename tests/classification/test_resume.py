@@ -71,6 +71,24 @@ def test_a_signal_finishes_the_step_and_the_run_goes_on_as_if_uncut(
     assert differences(tmp_path / "cut", tmp_path / "whole") == []
 
 
+def test_a_folder_that_another_run_writes_to_is_left_alone_and_free_as_soon_as_that_is_killed(
+    distil: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = options(into(distil, tmp_path / "run"), epochs="40", resume="auto", j="1")
+    command = [sys.executable, "-m", "classification.main_mgd", *words]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as started:
+        try:
+            while not (tmp_path / "run" / "config.json").exists():
+                assert started.poll() is None
+                time.sleep(0.02)
+            assert main_mgd.main(words) == 2
+            refusal = capsys.readouterr().err
+            assert f"another process writes to {tmp_path / 'run'} (process {started.pid} on" in refusal
+        finally:
+            started.kill()  # its loading processes live a little longer
+    assert main_mgd.main(options(words, epochs="1", resume_override="1")) == 0
+
+
 def test_resume_auto_starts_goes_on_and_ends(
     distil: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +102,12 @@ def test_resume_auto_starts_goes_on_and_ends(
     (tmp_path / "run" / "last.pth").unlink()  # as if killed before the first checkpoint
     assert main_mgd.main(options(words, epochs="1")) == 0
     assert [line["epoch"] for line in records(tmp_path / "run")] == [0]
+    for path in (tmp_path / "run").iterdir():  # as if killed before the first file
+        if path.is_file() and path.name != ".lock":
+            path.unlink()
+    (tmp_path / "run" / "flow" / "0000.npz").unlink()
+    (tmp_path / "run" / "flow").rmdir()
+    assert main_mgd.main(options(words, epochs="1")) == 0
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     assert main_mgd.main(into(words, tmp_path / "other")) == 2

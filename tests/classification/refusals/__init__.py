@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,12 +25,14 @@ class Place:
         photos: photographs in class folders, and a teacher of them.
         teacher: its best.pth.
         run: folder of a distillation of one epoch.
+        others: processes that a case started.
     """
 
     root: Path
     photos: Path
     teacher: Path
     run: Path
+    others: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def copy(self) -> Path:
         """Copy the photographs."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from classification import main_mgd
@@ -46,6 +48,26 @@ def taken(place: Place) -> list[str]:
     return place.distil()
 
 
+HOLD = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.lockf(file, fcntl.LOCK_EX)
+file.write("process 7 on node 3")
+file.flush()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def held(place: Place) -> list[str]:
+    words = place.go_on()
+    command = [sys.executable, "-c", HOLD, str(place.root / "run" / ".lock")]
+    place.others.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
+    assert place.others[-1].stdout is not None
+    place.others[-1].stdout.readline()
+    return words
+
+
 def damaged(place: Place, name: str, content: str) -> list[str]:
     words = place.go_on()
     (place.root / "run" / name).write_text(content)
@@ -69,6 +91,7 @@ CASES = [
         main_mgd,
     ),
     Case("--output names the folder of another run", taken, main_mgd, process=True),
+    Case("--resume into a folder that another process writes to", held, main_mgd, process=True),
     Case("--output names a file", lambda p: p.base("--output", p.write("notes.txt", "mine"))),
     Case(
         "--output lies below a file",
