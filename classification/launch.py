@@ -279,6 +279,8 @@ def _attempt(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute,
         return 143
     except Exception as error:
         if _MATES and any(word in str(error) for word in ("gloo", "NCCL", "Connection", "Broken pipe")):
+            with contextlib.suppress(ValueError):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends us meanwhile, and we say why first
             rank = dist.get_rank() if dist.is_initialized() else -1
             print(f"{prog}: rank {rank} stops: {_lost()}; --resume goes on from last.pth", file=sys.stderr, flush=True)
             return 1

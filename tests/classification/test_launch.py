@@ -117,5 +117,5 @@ def test_a_killed_rank_is_named_and_the_restarted_run_ends_as_the_one_left_alone
         done = subprocess.run([*command, *words], env=ENV, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         errors.append(done.stderr)
-    assert "rank 0 stops: rank 1 died" in errors[0] and "died" not in errors[1]
+    assert "rank 0 stops: rank 1 died" in errors[0] and "died" not in errors[1], errors[0]
     assert differences(tmp_path / "kill", tmp_path / "alone") == []
