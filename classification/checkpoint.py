@@ -42,7 +42,7 @@ FREE = {
     "use_pretrained", "seeded", "train_list", "valid_list", "teacher_threads",
 }  # fmt: skip
 NESTED = ("terms", "teachers")  # which no single option says
-LOCK = ".lock"
+LOCK = ".lock"  # the first file of a run folder
 
 
 def write_atomic(path: Path, content: Any) -> None:
@@ -183,7 +183,7 @@ def run_folder(args: Namespace, name: str) -> Path:
     if not args.output:
         return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder = Path(args.output)
-    again = args.resume == "auto" and exists(folder / "config.json")
+    again = args.resume == "auto" and (exists(folder / LOCK) or exists(folder / "config.json"))
     if args.resume == "auto":
         args.resume = str(folder / "last.pth") if exists(folder / "last.pth") else ""
     taken = exists(folder) and (not is_folder(folder) or any(path.name != LOCK for path in folder.iterdir()))

@@ -36,7 +36,7 @@ class Engine:
     def __init__(self, job: Job, world: World) -> None:
         self.job, self.world, self.args = job, world, job.args
         trains = job.distiller is not None and not getattr(job.args, "calibrate", 0)
-        self.lock = hold(job.folder) if trains and world.first else None
+        self.lock = hold(job.folder) if trains and world.first else None  # held while this lives
         self.seed = world.share(job.args.seed)
         seed_everything(self.seed, world.rank, seeded=job.args.seeded, deterministic=bool(job.args.deterministic))
         self.workers = -(-job.args.workers // world.local_size)
