@@ -46,7 +46,7 @@ def draw_quality(groups: tuple[str, ...], path: Path) -> None:
         if place and cells[name]["group"] != cells[names[place - 1]]["group"]:
             axis.axhline(place - 0.5, color="k", linewidth=0.5, alpha=0.4)
     axis.set_yticks(range(len(names)), [cells[name]["row"] for name in names])
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="x", alpha=0.3)
     axis.set_xlabel("top-1 %, last epoch (one dot a seed, mean ± standard deviation)")
     figure.savefig(path, dpi=110, metadata={"Software": None})
