@@ -128,5 +128,8 @@ def test_tables_of_changed_pairs_and_of_time(monkeypatch: pytest.MonkeyPatch) ->
     cells = {name: {"row": name.upper(), "group": "main"} for name in results}
     monkeypatch.setattr(make_tables, "read_quality", lambda: (cells, results))
     assert make_tables.changes_table().splitlines()[2:] == ["| AMP | 2 | 20.0 |  |  | 20.0 |"]  # it alone matched again
+    assert "AMP" not in make_tables.time_table()  # cells of other groups had company
+    timed = {name: {**cell, "group": "time"} for name, cell in cells.items()}
+    monkeypatch.setattr(make_tables, "read_quality", lambda: (timed, results))
     assert make_tables.time_table().splitlines()[2:3] == ["| AMP | 1.0 | 1.5 | 50.00 |"]  # in one go, on two threads
     assert "KEPT" not in make_tables.time_table()
