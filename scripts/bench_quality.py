@@ -1,13 +1,14 @@
 """Run the cells of scripts/quality.yaml whose result is missing: python scripts/bench_quality.py [--only NAME --seed S]
 
 Each cell is a command of classification/, as a user would type it, and leaves scripts/results/quality/NAME-SEED.json:
-command, options, seed, versions, commit, machine, top-1 of the last and of the best epoch, seconds, curve. It can be
-killed and started again: complete cells are kept, a cut one goes on from its last epoch.
+command, options, seed, versions, commit, machine, digest of the teacher, top-1 of the last and of the best epoch,
+seconds, curve. It can be killed and started again: complete cells are kept, a cut one goes on from its last epoch.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
@@ -125,7 +126,8 @@ def keep(suite: Suite, name: str, folder: Path, results: Path, threads: int) -> 
     found = without_folders(collect(folder))
     wall = folder / "wall_seconds"
     seconds = float(wall.read_text()) if wall.exists() else None  # unknown where the run was cut and gone on with
-    result = {"cell": name, "threads": threads, "wall_seconds": seconds, **found}
+    teacher = hashlib.sha256(suite.weights().read_bytes()).hexdigest()[:16] if suite.has_teacher(name) else None
+    result = {"cell": name, "threads": threads, "wall_seconds": seconds, "teacher": teacher, **found}
     results.mkdir(parents=True, exist_ok=True)
     beside = results / f"{name}-{found['seed']}.json.new"
     beside.write_text(json.dumps(result, indent=1) + "\n")

@@ -113,6 +113,7 @@ def quality_table(group: str) -> str:
     for name in names:
         found, cell = results[name], cells[name]
         other = cell.get("against")
+        check_teacher(name, [*found.values(), *(results[other].values() if other else ())])
         shared = sorted(set(found) & set(results[other])) if other and group == cell["group"] else []
         gain = differences([found[s]["last_top1"] - results[other][s]["last_top1"] for s in shared]) if shared else ""
         gain += f" against {cells[other]['row']}" if gain else ""
@@ -121,6 +122,13 @@ def quality_table(group: str) -> str:
             f"| {cell['row']} | {top1} | {best} | {count(found)} | {gain} | {cell.get('published-code', '')} |"
         )
     return "\n".join([*lines, *measured_on([r for name in names for r in results[name].values()])])
+
+
+def check_teacher(name: str, results: list[dict[str, Any]]) -> None:
+    """Refuse to average or compare students of different teachers; older results do not say which they had."""
+    found = {r["teacher"]: f"{r['cell']}, seed {r['seed']}" for r in results if r.get("teacher")}
+    if len(found) > 1:
+        sys.exit(f"{name}: {' and '.join(found.values())} had different teachers: run them again by one")
 
 
 def changes_table() -> str:

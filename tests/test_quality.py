@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tarfile
 from pathlib import Path
@@ -44,6 +45,8 @@ def test_missing_cells_are_run_cut_ones_gone_on_with_and_complete_ones_kept(
     amp = found["amp-0"]
     assert amp["seed"] == 0 and amp["cell"] == "amp" and len(amp["curve"]) == 2
     assert amp["last_top1"] == amp["curve"][-1]["valid_top1"] > 10 and amp["wall_seconds"] > 0
+    weights = (tmp_path / "work" / "digits" / "teacher-0" / "last.pth").read_bytes()
+    assert amp["teacher"] == hashlib.sha256(weights).hexdigest()[:16] and found["alone-0"]["teacher"] is None
     assert "--student-resume" in amp["command"] and not any(str(tmp_path) in word for word in amp["command"])
     capsys.readouterr()
     main(bench)
@@ -110,6 +113,17 @@ def test_differences_are_paired(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert differences([1.0, 2.0, 3.0]) == "+2.00 ± 0.58"
     assert differences([-0.5, 2.0]) == "-0.50, +2.00"  # two make no deviation worth the name
+
+
+def test_students_of_different_teachers_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    from make_tables import check_teacher
+
+    old, alone = {"cell": "amp", "seed": 0}, {"cell": "alone", "seed": 0, "teacher": None}
+    first, second = ({"cell": "amp", "seed": seed, "teacher": f"digest {seed}"} for seed in (1, 2))
+    check_teacher("amp", [old, alone, first, first])
+    with pytest.raises(SystemExit, match="amp: amp, seed 1 and amp, seed 2 had different teachers"):
+        check_teacher("amp", [alone, first, second])
 
 
 def test_tables_of_changed_pairs_and_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
