@@ -30,6 +30,7 @@ from classification.config import total_epochs
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+TIMED_THREADS = 2  # of cells that measure time
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,13 @@ def main(words: list[str] | None = None) -> None:
             measure(suite, teacher, 0, args.results, args.threads or os.cpu_count() or 1)
         cells = [cell for cell in cells if cell[0] != teacher]
     threads = args.threads or max(1, (os.cpu_count() or 1) // args.jobs)
+    timed = [cell for cell in cells if suite.cells[cell[0]]["group"] == "time"]
     with ThreadPoolExecutor(args.jobs) as pool:
-        futures = [pool.submit(measure, suite, *cell, args.results, threads) for cell in cells]
+        futures = [pool.submit(measure, suite, *cell, args.results, threads) for cell in cells if cell not in timed]
         for future in futures:
             future.result()
+    for cell in timed:  # one at a time, nothing beside it
+        measure(suite, *cell, args.results, TIMED_THREADS)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,19 @@ def test_the_chosen_images_are_unpacked_beside_a_folder_that_another_process_mad
     assert not (tmp_path / "second").exists()
 
 
+def test_cells_that_measure_time_come_last_on_two_threads(
+    bench: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bench_quality
+
+    cells = tmp_path / "cells.yaml"
+    cells.write_text(CELLS.replace("group: digits, script: main_base}", "group: time, script: main_base}"))
+    done: list[tuple[str, int]] = []
+    monkeypatch.setattr(bench_quality, "measure", lambda suite, name, *rest: done.append((name, rest[-1])))
+    bench_quality.main([*bench, "--threads", "3"])
+    assert done == [("teacher", 3), ("amp", 3), ("alone", 2)]
+
+
 def test_unknown_cells_are_refused(bench: list[str]) -> None:
     from bench_quality import main
 
