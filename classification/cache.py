@@ -36,7 +36,8 @@ class Cache:
         if need > 0.8 * free:
             raise UserError(
                 f"--cache ram needs {need / 2**30:.1f} GiB for {len(samples)} decoded images, and "
-                f"{free / 2**30:.1f} GiB of memory are free: leave it out"
+                f"{free / 2**30:.1f} GiB of memory are free: shrink copies of the images first, by "
+                "scripts/prepare_photos.py, or give --cache off"
             )
         self.bytes = torch.empty(need, dtype=torch.uint8).share_memory_()
 

@@ -153,14 +153,17 @@ def _student(args: Namespace, data: Folder, notes: list[str]) -> nn.Module:
     goes_on = bool(args.resume) and args.resume != "auto"
     file = (args.resume if args.evaluate else "") or (args.student_resume if not goes_on else "")
     if file:
-        notes.append(_load(args, model, file, args.arch, data, args.img_size))
+        notes.append(_load(args, model, file, args.arch, data, args.img_size, new_head=not args.evaluate))
     elif (args.pretrained or args.use_pretrained) and not goes_on:
         notes.append(load_pretrained(model, args.arch, option="--student-resume"))
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
 
 
-def _load(args: Namespace, model: nn.Module, file: str, arch: str, data: Folder, img_size: int) -> str:
-    return load_file(model, file, arch=arch, num_classes=args.num_classes, classes=data.classes, img_size=img_size)
+def _load(
+    args: Namespace, model: nn.Module, file: str, arch: str, data: Folder, img_size: int, new_head: bool = False
+) -> str:
+    known = {"num_classes": args.num_classes, "classes": data.classes}
+    return load_file(model, file, arch=arch, img_size=img_size, new_head=new_head, **known)
 
 
 def _teacher(args: Namespace, spec: dict[str, Any], data: Folder, notes: list[str]) -> nn.Module:

@@ -155,14 +155,14 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         metavar="DECAY",
         help="evaluate and keep an average of the student over its steps; 0.999 to 0.9999 is usual, 0 is off",
     )
-    add("--compile", type=int, choices=(0, 1), default=0, help="1: torch.compile; slow to start, then faster")
+    add("--compile", type=int, choices=(0, 1), default=0, help="1: torch.compile; slow to start")
 
 
 def _add_networks(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("weights and teachers").add_argument
     add("--pretrained", action="store_true", help="start from the published ImageNet weights")
     add("--use-pretrained", type=int, choices=(0, 1), default=0, help="1: the same as --pretrained")
-    add("--student-resume", metavar="FILE", help="weights of the network to train or evaluate")
+    add("--student-resume", metavar="FILE", help="weights to start from, other classes get a new head, or to evaluate")
     add(
         "--teacher-arch",
         help="the teacher's network, or several, comma-separated; default: resnet50 (resnet152 for the student "

@@ -5,22 +5,54 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 
+from classification.checkpoint import describe_student
+from classification.images import read_image, to_bytes
+from classification.models import build
 from classification.options import build_parser
+from classification.transforms import eval_transform, normalise
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
+def python(line: str) -> str:
+    """Return the one Python block that has this line."""
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if line in c.splitlines())
+    return str(code)
+
+
+def test_a_students_file_is_used_as_it_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = build("mobilenet_v1", 4)
+    args = Namespace(arch="mobilenet_v1", num_classes=4, img_size=64, train_crop="resized")
+    (tmp_path / "runs" / "student").mkdir(parents=True)
+    torch.save(describe_student(student.state_dict(), args, list("abcd")), tmp_path / "runs" / "student" / "best.pth")
+    noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((160, 120)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {}
+    exec(python("from classification.models import build"), scope)
+    pixels = eval_transform(args)(to_bytes(read_image("photo.jpg")).permute(2, 0, 1))
+    with torch.no_grad():
+        expected = student.eval()(normalise(pixels.permute(1, 2, 0)[None]))
+    torch.testing.assert_close(scope["logits"], expected, rtol=1e-3, atol=1e-3)
+    assert capsys.readouterr().out.strip() == "abcd"[int(expected.argmax())]
+
+
 def test_the_quick_start_of_the_library_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    code = python("import mgd")
     lines = [line for line in code.splitlines() if line.strip() and not line.lstrip().startswith(("#", "import"))]
-    assert len(lines) <= 24
+    assert len(lines) <= 25
     fresh = torchvision.models.resnet50().state_dict()
     kind = type(torchvision.models.ResNet50_Weights.IMAGENET1K_V1)
     monkeypatch.setattr(kind, "get_state_dict", lambda *_, **__: fresh)
@@ -38,7 +70,8 @@ def test_options_in_commands_exist() -> None:
                  for o in action.option_strings}
         for script in ("main_base.py", "main_mgd.py")
     }  # fmt: skip
-    commands = re.findall(r"^(?:python|torchrun) .*(main_base|main_mgd)\.py((?:.|\\\n)*?)$", README, flags=re.MULTILINE)
+    typed = README.replace("\ndistil ", "\npython main_mgd.py ")
+    commands = re.findall(r"^(?:python|torchrun) .*(main_base|main_mgd)\.py((?:.|\\\n)*?)$", typed, flags=re.MULTILINE)
     assert len(commands) >= 10
     for script, words in commands:
         for option in re.findall(r"(?<!\S)--?[a-z][a-z-]*", words.split("#")[0]):

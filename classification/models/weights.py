@@ -103,6 +103,7 @@ def load_file(
     num_classes: int,
     classes: list[str] | None,
     img_size: int | None = None,
+    new_head: bool = False,
 ) -> str:
     """Load a file into a network, every tensor of it, or refuse.
 
@@ -113,6 +114,7 @@ def load_file(
         num_classes: its number of classes.
         classes: names in order of index, compared where the file has them too.
         img_size: side of the images that the network will see, in pixels.
+        new_head: take a file of another number of classes too, and leave the head fresh.
 
     Returns:
         One line that says what was loaded, and where the file was trained on images of another size.
@@ -123,6 +125,8 @@ def load_file(
     weights = read_weights(path)
     if weights.arch is not None and weights.arch != arch:
         raise UserError(f"checkpoint {path} holds a {weights.arch}, not a {arch}: change the architecture or the file")
+    if new_head and _head(model.state_dict(), weights.state_dict):
+        return load_with_new_head(model, weights.state_dict, arch, f"checkpoint {path}")
     if weights.num_classes is not None and weights.num_classes != num_classes:
         raise UserError(f"checkpoint {path} has {weights.num_classes} classes, this run {num_classes}")
     if classes is not None and weights.classes is not None:
@@ -164,12 +168,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, ar
     missing = sorted(set(own) - set(state))
     unexpected = sorted(set(state) - set(own))
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
-    of_head = len(shapes) in (1, 2) and all(
-        0 < own[n].ndim == state[n].ndim and own[n].shape[1:] == state[n].shape[1:] for n in shapes
-    )
-    if not missing and not unexpected and of_head:
-        theirs, ours = state[shapes[0]].shape[0], own[shapes[0]].shape[0]
-        raise UserError(f"{source} has {theirs} classes, this run {ours} (by the shape of {shapes[0]})")
+    if not missing and not unexpected and (head := _head(own, state)):
+        theirs, ours = state[head[0]].shape[0], own[head[0]].shape[0]
+        raise UserError(f"{source} has {theirs} classes, this run {ours} (by the shape of {head[0]})")
     if missing or unexpected or shapes:
         parts = [
             f"{len(names)} {what} (as {names[0]})"
@@ -179,6 +180,14 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, ar
         raise UserError(f"{source} does not fit {arch}: tensors {', '.join(parts)}")
     _check_values(model, state, source)
     model.load_state_dict(state)
+
+
+def _head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Name the tensors of which `state` has another number of rows, one for all of them; none if more differs."""
+    shapes = {n: (state[n].shape, own[n].shape) for n in own if n in state and own[n].shape != state[n].shape}
+    rows = {(theirs[:1], ours[:1]) for theirs, ours in shapes.values()}
+    alike = all(0 < len(theirs) == len(ours) and theirs[1:] == ours[1:] for theirs, ours in shapes.values())
+    return list(shapes) if alike and len(rows) == 1 else []
 
 
 def _check_values(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -232,14 +241,15 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | Non
     return load_with_new_head(model, state, arch)
 
 
-def load_with_new_head(model: nn.Module, state: Mapping[str, Tensor], arch: str) -> str:
+def load_with_new_head(
+    model: nn.Module, state: Mapping[str, Tensor], arch: str, source: str = "the pretrained file"
+) -> str:
     """Load `state` but for a head of another number of classes, and say so."""
     own = model.state_dict()
-    head = {name for name in own if name in state and own[name].shape != state[name].shape}
+    head = _head(own, state)
     kept = {name: own[name] if name in head else value for name, value in state.items()}
-    load_strictly(model, kept, "the pretrained file", arch)
+    load_strictly(model, kept, source, arch)
     if not head:
-        return f"{arch}: loaded {len(kept)} pretrained tensors"
-    classes = {(state[name].shape[0], own[name].shape[0]) for name in head}
-    theirs, ours = classes.pop()
-    return f"{arch}: loaded {len(kept) - len(head)} pretrained tensors; head swapped, {theirs} -> {ours} classes"
+        return f"{arch}: loaded {len(kept)} tensors from {source}"
+    theirs, ours = state[head[0]].shape[0], own[head[0]].shape[0]
+    return f"{arch}: loaded {len(kept) - len(head)} tensors from {source}; head swapped, {theirs} -> {ours} classes"

@@ -104,6 +104,28 @@ def test_a_head_of_other_classes_is_swapped_and_said_so() -> None:
     assert torch.equal(model.conv1.weight, state["conv1.weight"]) and torch.equal(model.linear.weight, fresh)
 
 
+@pytest.mark.parametrize("described_as", [{"num_classes": 7, "classes": list("abcdefg")}, None])
+def test_a_file_of_other_classes_gives_all_but_its_head(described_as: dict[str, object] | None, tmp_path: Path) -> None:
+    state = build(ARCH, 7).state_dict()
+    torch.save(described(state_dict=state, **described_as) if described_as else state, tmp_path / "w.pth")
+    model = build(ARCH, 3)
+    fresh = model.linear.weight.clone()
+    line = load_file(model, tmp_path / "w.pth", arch=ARCH, num_classes=3, classes=CLASSES, new_head=True)
+    assert "w.pth; head swapped, 7 -> 3 classes" in line
+    assert torch.equal(model.conv1.weight, state["conv1.weight"]) and torch.equal(model.linear.weight, fresh)
+
+
+def test_a_new_head_excuses_nothing_else(tmp_path: Path) -> None:
+    for content, message in (
+        (described(classes=["dog", "cat", "eel"]), "another order"),
+        (build("cifar_resnet8", 7).state_dict(), "does not fit"),
+        (described(arch="resnet18", num_classes=7), "holds a resnet18"),
+    ):
+        torch.save(content, tmp_path / "w.pth")
+        with pytest.raises(UserError, match=message):
+            load_file(build(ARCH, 3), tmp_path / "w.pth", arch=ARCH, num_classes=3, classes=CLASSES, new_head=True)
+
+
 def test_pretrained_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     small = torchvision.models.resnet18(num_classes=1000).state_dict()
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1

@@ -1,0 +1,127 @@
+"""Copy photographs, shrunk and split for training: python scripts/prepare_photos.py FROM TO [--side 256] [--valid 0.1]
+
+FROM holds CLASS folders, and a seeded tenth of each becomes TO/valid/CLASS, the others TO/train/CLASS; or it holds
+train/ and valid/ (or val/) with CLASS folders, and the split stays. Copies are upright JPEG files with a short side of
+`side` px at most: twice what the network sees is enough. Images that cannot be read are named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from classification.errors import UserError
+from classification.images import read_image
+
+
+def plan(source: Path, valid: float, seed: int = 0) -> dict[Path, str]:
+    """Return the split/CLASS of every image of `source`.
+
+    Raises:
+        UserError: there are no class folders with images, train/ is alone, or a class has one image to split.
+    """
+    folders = {path.name for path in source.iterdir() if path.is_dir()}
+    if folders == {"train"}:
+        raise UserError(f"{source} holds train/ alone: give {source / 'train'}, to have a part of it held back")
+    held = next((name for name in ("valid", "val") if name in folders), "")
+    if held and "train" in folders:
+        placed = {
+            path: f"{split}/{name}"
+            for split, folder in (("train", "train"), ("valid", held))
+            for name, paths in classes(source / folder).items()
+            for path in paths
+        }
+    else:
+        placed = dict(pair for name, paths in classes(source).items() for pair in split(name, paths, valid, seed))
+    if not placed:
+        raise UserError(f"{source} holds no CLASS folders with images ({', '.join(IMG_EXTENSIONS)})")
+    return placed
+
+
+def classes(top: Path) -> dict[str, list[Path]]:
+    """List the images in each folder of `top`, at any depth, sorted."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(top.glob("*/**/*")):
+        if path.suffix.lower() in IMG_EXTENSIONS and path.is_file():
+            found.setdefault(path.relative_to(top).parts[0], []).append(path)
+    return found
+
+
+def split(name: str, paths: list[Path], valid: float, seed: int) -> list[tuple[Path, str]]:
+    """Draw the part `valid` of a class, one image at least and never all of them."""
+    if len(paths) < 2:
+        raise UserError(f"class {name} has one image, and needs one to train and one to validate: {paths[0]}")
+    held = min(max(1, round(valid * len(paths))), len(paths) - 1)
+    drawn = random.Random(f"{seed} {name}").sample(paths, held)
+    return [(path, f"{'valid' if path in drawn else 'train'}/{name}") for path in paths]
+
+
+def shrink(path: Path, target: Path, side: int) -> None:
+    """Write an upright copy whose short side is at most `side` px."""
+    image = read_image(str(path))
+    scale = side / min(image.size)
+    if scale < 1:
+        width, height = (round(scale * length) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
+    image.save(target, quality=95)
+
+
+def prepare(source: Path, folder: Path, side: int, valid: float) -> list[str]:
+    """Copy all into `folder`, which appears when it is complete; return what is said of each that cannot be read."""
+    placed = plan(source, valid)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as beside:
+        top = Path(beside) / "photos"
+        for place in set(placed.values()):
+            (top / place).mkdir(parents=True)
+        # Two folders of a class, or two formats, may have a name in common: numbers tell them apart.
+        targets = [top / place / f"{path.stem}-{n}.jpg" for n, (path, place) in enumerate(placed.items())]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            said = list(pool.map(partial(attempt, side=side), placed, targets))
+        top.rename(folder)
+    return [why for why in said if why]
+
+
+def attempt(path: Path, target: Path, *, side: int) -> str:
+    """Copy one image; return why it cannot be read, or nothing."""
+    try:
+        shrink(path, target, side)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="FROM")
+    parser.add_argument("folder", type=Path, metavar="TO")
+    parser.add_argument("--side", type=int, default=256, help="longest short side of a copy, px")
+    parser.add_argument("--valid", type=float, default=0.1, help="part of each class that is held back to validate")
+    args = parser.parse_args(words)
+    if not args.source.is_dir():
+        sys.exit(f"{args.source} is no folder")
+    if args.folder.exists():
+        sys.exit(f"{args.folder} exists already")
+    if args.side < 1 or not 0 < args.valid < 1:
+        sys.exit("--side is a number of pixels, --valid a part between 0 and 1")
+    try:
+        said = prepare(args.source, args.folder, args.side, args.valid)
+    except UserError as error:
+        sys.exit(str(error))
+    for why in said:
+        print(f"left out: {why}")
+    for part in ("train", "valid"):
+        print(f"{part}: {sum(1 for _ in (args.folder / part).glob('*/*'))} images")
+
+
+if __name__ == "__main__":
+    main()
