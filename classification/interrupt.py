@@ -22,6 +22,7 @@ class Interrupt:
     def __init__(self, what: str) -> None:
         self.what = what
         self.signal = 0
+        self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -35,6 +36,8 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:  # Ctrl-C reaches the loading processes too, and they leave with this one
+            return
         if self.signal:
             os._exit(128 + number)
         self.signal = number

@@ -24,3 +24,15 @@ def test_the_first_signal_is_remembered_and_the_second_leaves(
         os.kill(os.getpid(), number)
         assert left == [128 + number]
     assert signal.getsignal(number) == before
+
+
+def test_a_loading_process_leaves_it_to_the_one_that_trains(capfd: pytest.CaptureFixture[str]) -> None:
+    with Interrupt("the step") as asked:
+        child = os.fork()
+        if not child:  # as Ctrl-C in a terminal, twice
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            os._exit(asked.signal)
+        _, status = os.waitpid(child, 0)
+    assert (os.waitstatus_to_exitcode(status), asked.signal) == (0, 0)
+    assert capfd.readouterr().err == ""
