@@ -27,7 +27,7 @@ def plan(source: Path, valid: float, seed: int = 0) -> dict[Path, str]:
     """Return the split/CLASS of every image of `source`.
 
     Raises:
-        UserError: there are no class folders with images, train/ is alone, or a class has one image to split.
+        UserError: there are no two class folders with images, train/ is alone, or a class has one image to split.
     """
     folders = {path.name for path in source.iterdir() if path.is_dir()}
     if folders == {"train"}:
@@ -42,8 +42,10 @@ def plan(source: Path, valid: float, seed: int = 0) -> dict[Path, str]:
         }
     else:
         placed = dict(pair for name, paths in classes(source).items() for pair in split(name, paths, valid, seed))
-    if not placed:
-        raise UserError(f"{source} holds no CLASS folders with images ({', '.join(IMG_EXTENSIONS)})")
+    found = sorted({Path(place).name for place in placed.values()})
+    if len(found) < 2:
+        what = f"images of {found[0]} alone" if found else f"no images ({', '.join(IMG_EXTENSIONS)})"
+        raise UserError(f"{source} holds {what}: give the folder that holds the CLASS folders, two or more")
     return placed
 
 
@@ -120,7 +122,8 @@ def main(words: list[str] | None = None) -> None:
     for why in said:
         print(f"left out: {why}")
     for part in ("train", "valid"):
-        print(f"{part}: {sum(1 for _ in (args.folder / part).glob('*/*'))} images")
+        count, kinds = (sum(1 for _ in (args.folder / part).glob(depth)) for depth in ("*/*", "*"))
+        print(f"{part}: {count} images of {kinds} classes")
 
 
 if __name__ == "__main__":

@@ -56,20 +56,24 @@ def test_a_split_that_is_there_stays(prepare: Callable[..., None], tmp_path: Pat
     for split, number in (("train", 3), ("val", 2)):
         for n in range(number):
             write(tmp_path / "from" / split / "cat" / f"{split}{n}.jpg")
+            write(tmp_path / "from" / split / "dog" / f"{split}{n}.jpg")
     prepare(tmp_path / "from", tmp_path / "to")
     found = read_folder(tmp_path / "to")
-    assert all("train" in Path(path).name for path, _ in found.train) and len(found.train) == 3
-    assert all("val" in Path(path).name for path, _ in found.valid) and len(found.valid) == 2
+    assert all("train" in Path(path).name for path, _ in found.train) and len(found.train) == 6
+    assert all("val" in Path(path).name for path, _ in found.valid) and len(found.valid) == 4
 
 
 def test_mistakes_are_said_before_anything_is_written(prepare: Callable[..., None], tmp_path: Path) -> None:
     write(tmp_path / "one" / "cat" / "a.jpg")
+    write(tmp_path / "above" / "one" / "cat" / "a.jpg")
+    write(tmp_path / "above" / "one" / "dog" / "a.jpg")
     write(tmp_path / "alone" / "train" / "cat" / "a.jpg")
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").mkdir()
     for words, message in [
         (("nowhere", "to"), "is no folder"),
-        (("empty", "to"), "holds no CLASS folders"),
+        (("empty", "to"), "holds no images"),
+        (("above", "to"), "holds images of one alone: give the folder that holds the CLASS folders"),
         (("one", "to"), "class cat has one image"),
         (("alone", "to"), "holds train/ alone"),
         (("one", "taken"), "exists already"),
