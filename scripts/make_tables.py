@@ -263,7 +263,7 @@ def main() -> None:
     if args.check and stale:
         sys.exit(f"{', '.join(stale)} not up to date: run python scripts/make_tables.py")
     if not args.check:
-        draw_quality(("main", "muon", "flow", "trained", "little"), ROOT / "docs" / "quality.png")
+        draw_quality(("main", "muon", "flow", "trained", "little", "photographs"), ROOT / "docs" / "quality.png")
         for kind in ("speed", "speed-float32"):
             draw_speed(kind, ROOT / "docs" / f"{kind}.png")
         draw_growth(ROOT / "docs" / "growth.png")
