@@ -134,13 +134,14 @@ def _class_images(split: Path, classes: list[str]) -> list[tuple[str, int]]:
     return [
         (str(Path(folder, name)), label)
         for label, class_name in enumerate(classes)
-        for folder, names in sorted(_walk(split / class_name))
+        for folder, names in sorted(walk(split / class_name))
         for name in sorted(names)
         if name.lower().endswith(IMG_EXTENSIONS)
     ]
 
 
-def _walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder below `top` and the names of its files; links are followed, a loop of them is refused."""
     for folder, _, names in os.walk(top, followlinks=True):
         if Path(folder).is_symlink() and Path(folder).parent.resolve().is_relative_to(Path(folder).resolve()):
             raise UserError(f"{folder} is a link to a folder that it lies in: its images would count many times")

@@ -162,7 +162,7 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("weights and teachers").add_argument
     add("--pretrained", action="store_true", help="start from the published ImageNet weights")
     add("--use-pretrained", type=int, choices=(0, 1), default=0, help="1: the same as --pretrained")
-    add("--student-resume", metavar="FILE", help="weights to start from, other classes get a new head, or to evaluate")
+    add("--student-resume", metavar="FILE", help="weights to evaluate, or to start from, with another head if need be")
     add(
         "--teacher-arch",
         help="the teacher's network, or several, comma-separated; default: resnet50 (resnet152 for the student "

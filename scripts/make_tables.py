@@ -210,7 +210,8 @@ def spread(values: list[float]) -> str:
     return f"{values[0]:.2f}" if len(values) == 1 else f"{mean(values):.2f} ± {stdev(values):.2f}"
 
 
-MATCHED = ("main", "flow", "trained", "little", "widths", "terms", "muon", "photographs")  # groups that match again
+# Groups that match again.
+MATCHED = ("main", "flow", "trained", "little", "longer", "widths", "terms", "muon", "photographs")
 HEADLINES = (
     "step of mobilenet_v1: plain / ours",
     "step of mobilenet_v1: ours",

@@ -19,19 +19,21 @@ from pathlib import Path
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from classification.data import walk
 from classification.errors import UserError
 from classification.images import read_image
+
+JPEG_SIDE = 65500  # px, of Pillow's encoder
+SPLITS = {"train", "training", "valid", "val", "validation", "test", "testing"}
 
 
 def plan(source: Path, valid: float, seed: int = 0) -> dict[Path, str]:
     """Return the split/CLASS of every image of `source`.
 
     Raises:
-        UserError: there are no two class folders with images, train/ is alone, or a class has one image to split.
+        UserError: there are no two class folders with images, half a split, or a class has one image to split.
     """
-    folders = {path.name for path in source.iterdir() if path.is_dir()}
-    if folders == {"train"}:
-        raise UserError(f"{source} holds train/ alone: give {source / 'train'}, to have a part of it held back")
+    folders = {path.name for path in source.iterdir() if path.is_dir() and path.name[0] != "."}
     held = next((name for name in ("valid", "val") if name in folders), "")
     if held and "train" in folders:
         placed = {
@@ -40,6 +42,12 @@ def plan(source: Path, valid: float, seed: int = 0) -> dict[Path, str]:
             for name, paths in classes(source / folder).items()
             for path in paths
         }
+    elif folders and {name.lower() for name in folders} <= SPLITS:
+        names = " and ".join(sorted(folders))
+        raise UserError(
+            f"{source} holds {names}, not train and valid (or val) of CLASS folders; "
+            "to have a part of one held back, give the folder that holds the CLASS folders"
+        )
     else:
         placed = dict(pair for name, paths in classes(source).items() for pair in split(name, paths, valid, seed))
     found = sorted({Path(place).name for place in placed.values()})
@@ -52,9 +60,13 @@ def plan(source: Path, valid: float, seed: int = 0) -> dict[Path, str]:
 def classes(top: Path) -> dict[str, list[Path]]:
     """List the images in each folder of `top`, at any depth, sorted."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(top.glob("*/**/*")):
-        if path.suffix.lower() in IMG_EXTENSIONS and path.is_file():
-            found.setdefault(path.relative_to(top).parts[0], []).append(path)
+    for folder in sorted(path for path in top.iterdir() if path.is_dir() and path.name[0] != "."):
+        files = sorted(Path(below, name) for below, names in walk(folder) for name in names if name[0] != ".")
+        images = [path for path in files if path.suffix.lower() in IMG_EXTENSIONS]
+        if left := len(files) - len(images):
+            print(f"left out: {left} files of {folder} that are no images ({', '.join(IMG_EXTENSIONS)})")
+        if images:
+            found[folder.name] = images
     return found
 
 
@@ -63,7 +75,7 @@ def split(name: str, paths: list[Path], valid: float, seed: int) -> list[tuple[P
     if len(paths) < 2:
         raise UserError(f"class {name} has one image, and needs one to train and one to validate: {paths[0]}")
     held = min(max(1, round(valid * len(paths))), len(paths) - 1)
-    drawn = random.Random(f"{seed} {name}").sample(paths, held)
+    drawn = set(random.Random(b"%d " % seed + os.fsencode(name)).sample(paths, held))
     return [(path, f"{'valid' if path in drawn else 'train'}/{name}") for path in paths]
 
 
@@ -74,6 +86,8 @@ def shrink(path: Path, target: Path, side: int) -> None:
     if scale < 1:
         width, height = (round(scale * length) for length in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
+    if max(image.size) > JPEG_SIDE:
+        raise UserError(f"image {path} cannot be written: a side of {max(image.size)} px is more than JPEG has")
     image.save(target, quality=95)
 
 
@@ -86,7 +100,7 @@ def prepare(source: Path, folder: Path, side: int, valid: float) -> list[str]:
         for place in set(placed.values()):
             (top / place).mkdir(parents=True)
         # Two folders of a class, or two formats, may have a name in common: numbers tell them apart.
-        targets = [top / place / f"{path.stem}-{n}.jpg" for n, (path, place) in enumerate(placed.items())]
+        targets = [top / place / f"{path.stem[:60]}-{n}.jpg" for n, (path, place) in enumerate(placed.items())]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             said = list(pool.map(partial(attempt, side=side), placed, targets))
         top.rename(folder)
@@ -119,6 +133,7 @@ def main(words: list[str] | None = None) -> None:
         said = prepare(args.source, args.folder, args.side, args.valid)
     except UserError as error:
         sys.exit(str(error))
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that are no text
     for why in said:
         print(f"left out: {why}")
     for part in ("train", "valid"):

@@ -37,8 +37,11 @@ def test_class_folders_are_split_and_shrunk_upright(
         write(tmp_path / "from" / "cat" / f"{number}.JPG", (90, 60), turned=True)
         write(tmp_path / "from" / "dog" / f"{number}.png", (24, 20))
     (tmp_path / "from" / "cat" / "broken.jpg").write_bytes(b"no image")
+    (tmp_path / "from" / "cat" / "phone.heic").write_bytes(b"")
+    write(tmp_path / "from" / ".thumbnails" / "a.jpg")
     prepare(tmp_path / "from", tmp_path / "to", "--side", "30", "--valid", "0.2")
-    assert "broken.jpg cannot be read" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "broken.jpg cannot be read" in said and "left out: 1 files of" in said
     found = read_folder(tmp_path / "to")
     assert found.classes == ["cat", "dog"]
     assert len(found.train) + len(found.valid) == 12 + 10
@@ -67,6 +70,9 @@ def test_mistakes_are_said_before_anything_is_written(prepare: Callable[..., Non
     write(tmp_path / "one" / "cat" / "a.jpg")
     write(tmp_path / "above" / "one" / "cat" / "a.jpg")
     write(tmp_path / "above" / "one" / "dog" / "a.jpg")
+    for split in ("train", "test"):
+        write(tmp_path / "tested" / split / "cat" / "a.jpg")
+        write(tmp_path / "tested" / split / "dog" / "a.jpg")
     write(tmp_path / "alone" / "train" / "cat" / "a.jpg")
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").mkdir()
@@ -75,7 +81,8 @@ def test_mistakes_are_said_before_anything_is_written(prepare: Callable[..., Non
         (("empty", "to"), "holds no images"),
         (("above", "to"), "holds images of one alone: give the folder that holds the CLASS folders"),
         (("one", "to"), "class cat has one image"),
-        (("alone", "to"), "holds train/ alone"),
+        (("alone", "to"), "holds train, not train and valid"),
+        (("tested", "to"), "holds test and train, not train and valid"),
         (("one", "taken"), "exists already"),
         (("one", "to", "--valid", "2"), "between 0 and 1"),
     ]:

@@ -43,9 +43,11 @@ def test_a_students_file_is_used_as_it_is_evaluated(
     scope: dict[str, object] = {}
     exec(python("from classification.models import build"), scope)
     pixels = eval_transform(args)(to_bytes(read_image("photo.jpg")).permute(2, 0, 1))
+    seen = normalise(pixels.permute(1, 2, 0)[None])
+    torch.testing.assert_close(scope["see"](read_image("photo.jpg")), seen[0], rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        expected = student.eval()(normalise(pixels.permute(1, 2, 0)[None]))
-    torch.testing.assert_close(scope["logits"], expected, rtol=1e-3, atol=1e-3)
+        expected = student.eval()(seen)
+    torch.testing.assert_close(scope["logits"], expected)
     assert capsys.readouterr().out.strip() == "abcd"[int(expected.argmax())]
 
 

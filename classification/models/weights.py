@@ -125,16 +125,16 @@ def load_file(
     weights = read_weights(path)
     if weights.arch is not None and weights.arch != arch:
         raise UserError(f"checkpoint {path} holds a {weights.arch}, not a {arch}: change the architecture or the file")
+    resized = img_size is not None and weights.img_size not in (None, img_size)
+    size = f"; trained at {weights.img_size} px, it will see {img_size} px (--img-size)" if resized else ""
     if new_head and _head(model.state_dict(), weights.state_dict):
-        return load_with_new_head(model, weights.state_dict, arch, f"checkpoint {path}")
+        return load_with_new_head(model, weights.state_dict, arch, f"checkpoint {path}") + size
     if weights.num_classes is not None and weights.num_classes != num_classes:
         raise UserError(f"checkpoint {path} has {weights.num_classes} classes, this run {num_classes}")
     if classes is not None and weights.classes is not None:
         _compare_classes(path, weights.classes, classes)
     load_strictly(model, weights.state_dict, f"checkpoint {path}", arch)
     order = "" if weights.classes is not None else "; it names no classes, so their order could not be checked"
-    resized = img_size is not None and weights.img_size not in (None, img_size)
-    size = f"; trained at {weights.img_size} px, it will see {img_size} px (--img-size)" if resized else ""
     return f"{arch}: loaded {len(weights.state_dict)} tensors from {path}{order}{size}"
 
 
