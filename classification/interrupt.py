@@ -36,9 +36,10 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        if os.getpid() != self._process and number == signal.SIGINT:
+        forked = os.getpid() != self._process
+        if forked and number == signal.SIGINT:
             return  # Ctrl-C reaches the loading processes too, and they leave with the one that trains
-        if self.signal or os.getpid() != self._process:
+        if self.signal or forked:
             os._exit(128 + number)
         self.signal = number
         name = signal.Signals(number).name

@@ -162,8 +162,15 @@ def _student(args: Namespace, data: Folder, notes: list[str]) -> nn.Module:
 def _load(
     args: Namespace, model: nn.Module, file: str, arch: str, data: Folder, img_size: int, new_head: bool = False
 ) -> str:
-    known = {"num_classes": args.num_classes, "classes": data.classes}
-    return load_file(model, file, arch=arch, img_size=img_size, new_head=new_head, **known)
+    return load_file(
+        model,
+        file,
+        arch=arch,
+        num_classes=args.num_classes,
+        classes=data.classes,
+        img_size=img_size,
+        new_head=new_head,
+    )
 
 
 def _teacher(args: Namespace, spec: dict[str, Any], data: Folder, notes: list[str]) -> nn.Module:

@@ -37,8 +37,8 @@ def plan(source: Path, valid: float, seed: int = 0) -> dict[Path, str]:
     held = next((name for name in ("valid", "val") if name in folders), "")
     if held and "train" in folders:
         placed = {
-            path: f"{split}/{name}"
-            for split, folder in (("train", "train"), ("valid", held))
+            path: f"{part}/{name}"
+            for part, folder in (("train", "train"), ("valid", held))
             for name, paths in classes(source / folder).items()
             for path in paths
         }

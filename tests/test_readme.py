@@ -38,13 +38,15 @@ def test_a_students_file_is_used_as_it_is_evaluated(
     (tmp_path / "runs" / "student").mkdir(parents=True)
     torch.save(describe_student(student.state_dict(), args, list("abcd")), tmp_path / "runs" / "student" / "best.pth")
     noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize((160, 120)).save(tmp_path / "photo.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # as cameras write it
+    Image.fromarray(noise).resize((160, 120)).save(tmp_path / "photo.jpg", exif=turned)
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
     exec(python("from classification.models import build"), scope)
     pixels = eval_transform(args)(to_bytes(read_image("photo.jpg")).permute(2, 0, 1))
     seen = normalise(pixels.permute(1, 2, 0)[None])
-    torch.testing.assert_close(scope["see"](read_image("photo.jpg")), seen[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scope["image"], seen[0], rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         expected = student.eval()(seen)
     torch.testing.assert_close(scope["logits"], expected)

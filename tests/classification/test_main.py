@@ -180,9 +180,8 @@ def test_a_pretrained_student_keeps_its_body(classes: int, photos: Path, tmp_pat
     before = build(TEACHER, classes).state_dict()
     torch.save(before, tmp_path / "start.pth")
     words = [str(photos), "-a", TEACHER, *SMALL, "--student-resume", str(tmp_path / "start.pth")]
-    assert (
-        main_base.main([*words, "--epochs", "1", "--lr", "1e-9", "--wd", "0", "--output", str(tmp_path / "run")]) == 0
-    )
+    run = ["--epochs", "1", "--lr", "1e-9", "--wd", "0", "--output", str(tmp_path / "run")]
+    assert main_base.main([*words, *run]) == 0
     assert ("head swapped, 7 -> 3 classes" in capsys.readouterr().out) == (classes == 7)
     after = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["state_dict"]
     torch.testing.assert_close(after["conv1.weight"], before["conv1.weight"])
