@@ -33,22 +33,28 @@ def rows_of(group: str, cells: dict[str, dict[str, Any]]) -> list[str]:
     return [*(name for name in others if name not in own), *own]
 
 
-def draw_quality(groups: tuple[str, ...], path: Path) -> None:
-    """Draw the groups' cells, controls gray: one dot a seed, a bar of one standard deviation around the mean."""
+def draw_quality(panels: dict[str, tuple[str, ...]], path: Path) -> None:
+    """Draw one panel a title with its groups' cells, controls gray: one dot a seed, mean and standard deviation."""
     cells, results = read_quality()
-    names = [n for n in dict.fromkeys(n for g in groups for n in rows_of(g, cells)) if results[n]]
-    figure, axis = plt.subplots(figsize=(8, 0.32 * len(names) + 1), layout="constrained")
-    for place, name in enumerate(names):
-        values = [r["last_top1"] for r in results[name].values()]
-        color = "tab:gray" if any(word in cells[name]["row"] for word in CONTROLS) else "tab:blue"
-        axis.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
-        axis.errorbar(mean(values), place, xerr=stdev(values) if len(values) > 1 else 0, fmt="|", color="k", capsize=3)
-        if place and cells[name]["group"] != cells[names[place - 1]]["group"]:
-            axis.axhline(place - 0.5, color="k", linewidth=0.5, alpha=0.4)
-    axis.set_yticks(range(len(names)), [cells[name]["row"] for name in names])
-    axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.grid(axis="x", alpha=0.3)
-    axis.set_xlabel("top-1 %, last epoch (one dot a seed, mean ± standard deviation)")
+    shown = []
+    for groups in panels.values():
+        own = dict.fromkeys(name for group in groups for name in rows_of(group, cells))
+        shown.append([name for name in own if results[name]])
+    heights = [len(names) + 1.5 for names in shown]
+    size = (8, 0.27 * sum(heights))
+    figure, axes = plt.subplots(len(shown), figsize=size, height_ratios=heights, layout="constrained")
+    for axis, title, names in zip(axes, panels, shown, strict=True):
+        for place, name in enumerate(names):
+            values = [r["last_top1"] for r in results[name].values()]
+            color = "tab:gray" if any(word in cells[name]["row"] for word in CONTROLS) else "tab:blue"
+            axis.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
+            deviation = stdev(values) if len(values) > 1 else 0
+            axis.errorbar(mean(values), place, xerr=deviation, fmt="|", color="k", capsize=3)
+        axis.set_yticks(range(len(names)), [cells[name]["row"] for name in names])
+        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_title(title, fontsize=10, loc="left")
+    axes[-1].set_xlabel("top-1 %, last epoch (one dot a seed, mean ± standard deviation)")
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
