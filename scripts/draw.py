@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import yaml
+from matplotlib.axes import Axes
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "scripts" / "results"
@@ -34,28 +35,43 @@ def rows_of(group: str, cells: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def draw_quality(panels: dict[str, tuple[str, ...]], path: Path) -> None:
-    """Draw one panel a title with its groups' cells, controls gray: one dot a seed, mean and standard deviation."""
+    """Draw one panel a title with these cells and groups: one dot a seed, and the spread of two or more."""
     cells, results = read_quality()
+    groups = {cell["group"] for cell in cells.values()}
     shown = []
-    for groups in panels.values():
-        own = dict.fromkeys(name for group in groups for name in rows_of(group, cells))
+    for names in panels.values():
+        own = dict.fromkeys(n for name in names for n in (rows_of(name, cells) if name in groups else [name]))
         shown.append([name for name in own if results[name]])
     heights = [len(names) + 1.5 for names in shown]
-    size = (8, 0.27 * sum(heights))
+    size = (8, 0.27 * sum(heights) + 0.5)
     figure, axes = plt.subplots(len(shown), figsize=size, height_ratios=heights, layout="constrained")
     for axis, title, names in zip(axes, panels, shown, strict=True):
         for place, name in enumerate(names):
-            values = [r["last_top1"] for r in results[name].values()]
-            color = "tab:gray" if any(word in cells[name]["row"] for word in CONTROLS) else "tab:blue"
-            axis.plot(values, [place] * len(values), "o", color=color, alpha=0.6, markersize=5)
-            deviation = stdev(values) if len(values) > 1 else 0
-            axis.errorbar(mean(values), place, xerr=deviation, fmt="|", color="k", capsize=3)
+            _draw_cell(axis, place, _kind(cells[name]["row"]), list(results[name].values()))
         axis.set_yticks(range(len(names)), [cells[name]["row"] for name in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
         axis.grid(axis="x", alpha=0.3)
         axis.set_title(title, fontsize=10, loc="left")
-    axes[-1].set_xlabel("top-1 %, last epoch (one dot a seed, mean ± standard deviation)")
+    axes[-1].set_xlabel("top-1 %, last epoch, one dot a seed")
+    kinds = {_kind(cells[name]["row"]) for names in shown for name in names}
+    marks = [plt.Line2D([], [], linestyle="", marker="o", color=COLORS[k], label=k) for k in COLORS if k in kinds]
+    marks.append(plt.Line2D([], [], linestyle="", marker="v", color="tab:blue", label="processor without bfloat16"))
+    marks.append(plt.Line2D([], [], color="k", marker="|", label="mean ± standard deviation"))
+    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), fontsize=8, handletextpad=0.3)
     figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def _kind(row: str) -> str:
+    return next((kind for kind, words in KINDS.items() if any(word in row for word in words)), "distilled")
+
+
+def _draw_cell(axis: Axes, place: int, kind: str, results: list[dict[str, Any]]) -> None:
+    for result in results:
+        marker = "o" if result["machine"].get("bfloat16", True) else "v"
+        axis.plot(result["last_top1"], place, marker, color=COLORS[kind], alpha=0.6, markersize=5)
+    values = [result["last_top1"] for result in results]
+    if len(values) > 1:
+        axis.errorbar(mean(values), place, xerr=stdev(values), fmt="|", color="k", capsize=3)
 
 
 def draw_speed(kind: str, path: Path) -> None:
@@ -83,7 +99,11 @@ def draw_speed(kind: str, path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
 
 
-CONTROLS = ("alone", "on labels", "random flow", "by index", "costliest")
+KINDS = {
+    "control": ("alone", "on labels", "random flow", "by index", "costliest"),
+    "teacher": ("the teacher", "ResNet-50"),
+}
+COLORS = {"distilled": "tab:blue", "control": "tab:gray", "teacher": "tab:orange"}
 SPEED = ("step", "memory", "flow", "reader")
 OURS = ("ours", "compiled", "ahead", "fast teacher", "compiled teacher", "pass", "with", "auto", "files", "memory")
 WAYS = {

@@ -214,7 +214,7 @@ def spread(values: list[float]) -> str:
 
 
 # Groups that match again.
-MATCHED = ("main", "flow", "trained", "little", "longer", "widths", "terms", "muon", "photographs")
+MATCHED = ("main", "flow", "trained", "short", "few", "longer", "widths", "terms", "muon", "photographs")
 HEADLINES = (
     "step of mobilenet_v1: plain / ours",
     "step of mobilenet_v1: ours / floor",
@@ -238,17 +238,19 @@ MADE = {
     "speed-float32": partial(speed_table, "speed-float32"),
     "speed-short": partial(speed_table, only=HEADLINES),
 }
-# By figure and panel, the groups.
+# By figure and panel, groups and cells.
 FIGURES: dict[str, dict[str, tuple[str, ...]]] = {
     "quality": {
-        "20 epochs": ("main",),
-        "Another optimizer; three times as long": ("muon", "longer"),
+        "SGD, 20 epochs": ("main", "ofd", "mgd-ofd", "ofd-reviewkd"),
+        "Muon, 20 epochs": ("muon-alone", "muon-amp", "muon-ofd", "muon-mgd-ofd"),
+        "60 epochs": ("long-alone", "long-amp", "long-muon-alone", "long-ofd"),
         "Photographs": ("photographs",),
     },
     "quality-flow": {
-        "Which flow: from scratch, 20 epochs": ("flow",),
+        "Which flow: from scratch, 20 epochs": ("alone", "flow"),
+        "5 epochs": ("short",),
+        "1,000 images": ("few",),
         "A student that was trained on the labels before": ("trained",),
-        "Few epochs, few images": ("little",),
     },
 }
 
