@@ -174,16 +174,21 @@ class ChannelMatching(nn.Module):
 
         Raises:
             RuntimeError: nothing was observed, or the solver found no optimum.
+            ValueError: a map that was observed is not finite; what was observed is forgotten.
         """
         for stage in self._stages():
             for total in stage.sums():
                 total.all_reduce()
         self.costs = [stage.cost.mean() for stage in self._stages()]
         number = int(self.num_updates)
-        solved = [
-            solve_control(cost, self.assignment, (self.seed, number, stage), capacity=self.capacity, solver=self.solver)
-            for stage, cost in enumerate(self.costs)
-        ]
+        try:
+            solved = [
+                solve_control(cost, self.assignment, (self.seed, number, i), capacity=self.capacity, solver=self.solver)
+                for i, cost in enumerate(self.costs)
+            ]
+        except ValueError:
+            self.forget()
+            raise
         self.num_updates += 1
         for stage, flow in zip(self._stages(), solved, strict=True):
             stage.index.copy_(torch.as_tensor(flow.index))
@@ -247,7 +252,7 @@ class ChannelMatching(nn.Module):
         for part in torch.split(teacher_map, images):
             target, margin = reduce_channels(part, stage.margin, stage.index, self.reducer, self.generator)
             if self.form == "relative":
-                size += target.clamp_min(0).float().square().sum()
+                size += target.detach().clamp_min(0).float().square().sum()
             yield target, margin
 
     def _stages(self) -> list[_Stage]:

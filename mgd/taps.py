@@ -132,7 +132,9 @@ class Taps(nn.Module):
         slot = slots[number]
         copies = self._copy[self.model.training][number]
         if not torch.compiler.is_compiling():  # a compiled forward keeps to what eager ones learned
-            slot.originals.append(None if tensor.is_inference() else (tensor, tensor._version))
+            unversioned = tensor.is_inference()
+            slot.originals.append(None if unversioned else (tensor, tensor._version))
+            copies = copies or unversioned
         slot.calls.append(tensor.clone() if copies else tensor)
 
     def forward(self, images: Tensor) -> Outputs:
@@ -162,8 +164,10 @@ class Taps(nn.Module):
         if torch.compiler.is_compiling():
             return slot.calls[call]
         original = slot.originals[call]
+        if original is None:  # nothing tells whether it was overwritten: always a copy
+            return slot.calls[call]
         copies = self._copy[self.model.training]
-        if original is None or original[0]._version != original[1]:
+        if original[0]._version != original[1]:
             if not copies[number]:
                 raise RuntimeError(f"tap {point.path!r} was overwritten in place; it was not in the first forward")
             return slot.calls[call]
@@ -203,7 +207,8 @@ def norms_before(taps: Taps, images: Tensor) -> list[nn.BatchNorm2d | None]:
 
     It is the last layer with weights (convolution, linear or normalisation) that ran before the tap was read, if that
     is a `BatchNorm2d` of as many channels as the tapped map; None otherwise. Behind a residual sum this is the norm of
-    the branch alone, as in the published code.
+    the branch alone, as in the published code; where the shortcut has a norm too (a stage of one block), the one of the
+    two that ran last.
 
     Args:
         taps: the tapped network.

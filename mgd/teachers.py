@@ -78,9 +78,8 @@ class Frozen(nn.Module):
         """Return the `Outputs` for `images` (B, 3, H, W), cast to the weights' type; none requires a gradient."""
         network = self._on(images.device)
         images = images if self.view is None else self.view(images)
-        weight = next(network.parameters(), images)
         with torch.autocast(images.device.type, enabled=False):
-            outputs: Outputs = network(images.to(weight.dtype) if isinstance(network, Taps) else images)
+            outputs: Outputs = network(_cast(images, network))
         return outputs
 
     def _on(self, device: torch.device) -> nn.Module:
@@ -94,6 +93,11 @@ class Frozen(nn.Module):
             model = copy.deepcopy(self.taps.model).to(device)
             self._copies[device] = Taps(model, self.taps.paths).eval()
         return self._copies[device]
+
+
+def _cast(images: Tensor, network: nn.Module) -> Tensor:
+    """Give `images` the type of the weights; what holds networks of its own casts for each."""
+    return images.to(next(network.parameters(), images).dtype) if isinstance(network, Taps) else images
 
 
 def freeze(model: nn.Module, view: View | None = None) -> Frozen:
@@ -196,7 +200,7 @@ class Ensemble(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Return the joint `Outputs` for `images` (B, 3, H, W)."""
-        outputs: list[Outputs] = [model(images) for model in self.models]
+        outputs: list[Outputs] = [model(_cast(images, model)) for model in self.models]
         log_p = torch.stack([o.logits.float().log_softmax(1) for o in outputs])  # (N, B, K)
         logits = torch.logsumexp(log_p + self.weights.log()[:, None, None], dim=0)
         return Outputs(logits, [feature for o in outputs for feature in o.features])

@@ -48,6 +48,8 @@ def dist(
 
 def _unit(values: Tensor, dim: int) -> Tensor:
     """Centre along `dim` and divide by the length; 0 where the values differ by rounding only."""
+    # The squares of the smallest probabilities would be 0.
+    values = values / values.detach().amax(dim=dim, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
     centred = values - values.mean(dim=dim, keepdim=True)
     length = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
     varies = length > 1e-6 * torch.linalg.vector_norm(values, dim=dim, keepdim=True)

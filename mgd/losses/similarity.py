@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,9 +26,10 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
 
     Reference: Tung, Mori, 2019, arXiv:1907.09682, equations 1 to 4.
     """
-    rows = [x.float().flatten(1) for x in (student, teacher.detach())]
-    student_rows, teacher_rows = (F.normalize(x @ x.T, dim=1) for x in rows)
-    return F.mse_loss(student_rows, teacher_rows)
+    with torch.autocast(student.device.type, enabled=False):  # |Q|^2 passes the largest float16
+        rows = [x.float().flatten(1) for x in (student, teacher.detach())]
+        student_rows, teacher_rows = (F.normalize(x @ x.T, dim=1) for x in rows)
+        return F.mse_loss(student_rows, teacher_rows)
 
 
 class Similarity(Term):

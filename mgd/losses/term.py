@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from math import inf
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -108,7 +109,9 @@ def standardise(logits: Tensor) -> Tensor:
     """
     logits = logits.float()
     deviation = logits.std(dim=1, keepdim=True, unbiased=False)
-    return (logits - logits.mean(dim=1, keepdim=True)) / deviation.clamp_min(1e-7)
+    varies = deviation > 1e-6 * logits.detach().abs().amax(dim=1, keepdim=True)  # by more than rounding
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    return torch.where(varies, centred, 0) / torch.where(varies, deviation, 1)
 
 
 class LogitTerm(Term):

@@ -54,7 +54,7 @@ def test_solvers_agree(shape: tuple[int, int], capacity: str) -> None:
     totals = [
         solve_flow(cost, capacity=capacity, solver=solver).total_cost for solver in ("ortools", "sparse", "scipy")
     ]
-    assert totals[0] == pytest.approx(totals[1], rel=1e-6)
+    assert totals[1:] == pytest.approx([totals[0]] * 2, rel=1e-6)
 
 
 def test_ties_still_give_a_full_assignment() -> None:
@@ -93,7 +93,7 @@ def test_a_half_precision_tensor_that_needs_gradient_is_taken() -> None:
 def test_costs_of_any_size_are_resolved(scale: float) -> None:
     cost = np.random.default_rng(3).random((4, 9)) * scale
     totals = [solve_flow(cost, solver=solver).total_cost for solver in ("ortools", "sparse", "scipy")]
-    assert totals[0] == pytest.approx(totals[1], rel=1e-6)
+    assert totals[1:] == pytest.approx([totals[0]] * 2, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,17 @@ def test_rematch_forgets_what_was_observed() -> None:
     assert all((a.index == b.index).all() for a, b in zip(term.rematch(), fresh.rematch(), strict=True))
 
 
+def test_rematch_forgets_maps_that_are_not_finite() -> None:
+    term = matched()
+    before = [flow.index for flow in term.flows]
+    term.observe([m * torch.nan for m in maps(STUDENT, 2)], maps(TEACHER, 3))
+    with pytest.raises(ValueError, match="finite"):
+        term.rematch()
+    assert all((a.index == b).all() for a, b in zip(term.flows, before, strict=True))
+    term.observe(maps(STUDENT, 2), maps(TEACHER, 3))
+    assert all(np.isfinite(flow.total_cost) for flow in term.rematch())
+
+
 def test_state_dict_restores_flows_margins_and_sums() -> None:
     term = matching()
     term.observe(maps(STUDENT, 0), maps(TEACHER, 1))
@@ -272,6 +283,8 @@ def test_wrong_use_is_refused() -> None:
 def test_a_compiled_term_has_the_loss_and_the_gradient_of_a_plain_one(reducer: str, form: str) -> None:
     """Traced as for a compiler, as one graph; flows may change without another trace."""
     term, teacher = matched(reducer=reducer, form=form, observe_share=0.5), outputs(TEACHER, 1)
+    for tapped in teacher.features:
+        tapped.requires_grad_()
     torch._dynamo.reset()
     compiled = torch.compile(term, backend="aot_eager", fullgraph=True)
     for again in (False, True):
@@ -280,7 +293,9 @@ def test_a_compiled_term_has_the_loss_and_the_gradient_of_a_plain_one(reducer: s
             student = Outputs(torch.zeros(5, 3), [m.requires_grad_() for m in maps(STUDENT, 2)])
             with torch._dynamo.config.patch(error_on_recompile=again):
                 loss = call(student, [teacher])
-            found.append((loss.detach(), torch.autograd.grad(loss, student.features)))
+            loss.backward()
+            found.append((loss.detach(), [m.grad for m in student.features]))
+            assert all(m.grad is None for m in teacher.features)
         (plain, plain_gradient), (traced, traced_gradient) = found
         torch.testing.assert_close(traced, plain)
         torch.testing.assert_close(traced_gradient, plain_gradient)

@@ -48,6 +48,9 @@ def test_ensemble_is_the_weighted_mean_of_probabilities() -> None:
     torch.testing.assert_close(outputs.logits.exp(), expected)
     torch.testing.assert_close(outputs.logits.softmax(1), expected)
     assert len(outputs.features) == 2
+    joint = mgd.freeze(ensemble).bfloat16()(images)  # the images stay float32
+    assert joint.features[0].dtype == torch.bfloat16
+    torch.testing.assert_close(joint.logits.exp(), expected, atol=0.02, rtol=0)
 
 
 def test_ensemble_weights_are_checked() -> None:

@@ -69,11 +69,21 @@ def test_what_does_not_vary_has_correlation_zero_and_no_gradient() -> None:
     assert loss.item() == pytest.approx(1) and single.grad is not None and not single.grad.any()
 
 
-def test_classes_of_tiny_probability_count_as_any_other() -> None:
+@pytest.mark.parametrize("shift", [25, 60, 80])
+def test_classes_of_tiny_probability_count_as_any_other(shift: int) -> None:
     student, teacher = draw()
-    student[:, 0], teacher[:, 0] = student[:, 0] - 25, teacher[:, 0] - 25
+    student[:, 0], teacher[:, 0] = student[:, 0] - shift, teacher[:, 0] - shift
     expected = literal.dist(student.numpy(), teacher.numpy(), 1.0, 0.0, 1.0)
     assert dist(student, teacher, beta=0.0).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_class_that_is_never_likely_counts_nothing() -> None:
+    student, teacher = draw()
+    student[:, 0] = -1000
+    student.requires_grad_()
+    loss = dist(student, teacher)
+    loss.backward()
+    assert torch.isfinite(loss) and student.grad is not None and torch.isfinite(student.grad).all()
 
 
 def test_gradient_reaches_the_student_only_also_from_bf16() -> None:

@@ -58,6 +58,15 @@ def test_gradient_reaches_the_student_only_also_from_bf16() -> None:
     assert loss.dtype == torch.float32 and student.features[0].grad.any() and teacher.features[0].grad is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
+    student, teacher = 30 * randn(4, 64, 4, 4), 30 * randn(4, 128, 4, 4, seed=1)  # |Q|^2 of a million
+    assert (student[0] ** 2).sum() > torch.finfo(torch.float16).max
+    with torch.autocast("cpu", dtype):
+        value = similarity(student, teacher)
+    assert value.item() == similarity(student, teacher).item() > 0
+
+
 def test_the_term_takes_the_last_map_and_averages_over_teachers() -> None:
     maps = [randn(4, 3, 2, 2, seed=s) for s in range(4)]
     student, teachers = Outputs(torch.zeros(4, 2), maps[:2]), [Outputs(torch.zeros(4, 2), [m]) for m in maps[2:]]
