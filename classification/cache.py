@@ -39,7 +39,13 @@ class Cache:
                 f"{free / 2**30:.1f} GiB of memory are free: shrink copies of the images first, by "
                 "scripts/prepare_photos.py, or give --cache off"
             )
-        self.bytes = torch.empty(need, dtype=torch.uint8).share_memory_()
+        try:
+            self.bytes = torch.empty(need, dtype=torch.uint8).share_memory_()
+        except RuntimeError as error:
+            raise UserError(
+                f"--cache ram needs {need / 2**30:.1f} GiB of shared memory, and /dev/shm has less: give the container "
+                "more of it (--shm-size), or give --cache off"
+            ) from error
 
         def decode(index: int) -> None:
             self[index].copy_(to_bytes(read(samples[index][0])))

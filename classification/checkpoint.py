@@ -141,19 +141,20 @@ def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     decays = [entry.get("decay", "constant") for entry in now.get("terms", {}).values()]
     if now.get("lr_schedule") == "step" and set(decays) <= {"constant"}:
         free.add("epochs")  # more of them change nothing that was computed
-
-    def known(options: dict[str, Any], name: str) -> Any:
-        value = options.get(name)
-        if name == "teachers":
-            return [{key: v for key, v in teacher.items() if key != "resume"} for teacher in value or []]
-        return value
-
     names = sorted((set(before) | set(now)) - free - {"command"})
     return [
-        f"{'the ' if name in NESTED else '--'}{name.replace('_', '-')} {known(now, name)}, was {known(before, name)}"
+        f"{'the ' if name in NESTED else '--'}{name.replace('_', '-')} {_known(now, name)}, was {_known(before, name)}"
         for name in names
-        if known(before, name) != known(now, name)
+        if _known(before, name) != _known(now, name)
     ]
+
+
+def _known(options: dict[str, Any], name: str) -> Any:
+    """Return an option's value, without the places of the teachers' files."""
+    value = options.get(name)
+    if name == "teachers":
+        return [{key: v for key, v in teacher.items() if key != "resume"} for teacher in value or []]
+    return value
 
 
 def fingerprints(
@@ -168,6 +169,13 @@ def fingerprints(
     for path, target in samples:
         images.update(os.fsencode(f"{os.path.relpath(path, root)} {target}\n"))
     return {"teachers": weights.hexdigest(), "training images": images.hexdigest(), "terms": list(terms)}
+
+
+def job_hash(args: Namespace, inputs: dict[str, Any]) -> int:
+    """Return a 63-bit number that is the same where the same is computed but for the seed, which ranks share."""
+    options = {name: _known(vars(args), name) for name in set(vars(args)) - FREE - {"command", "seed"}}
+    text = json.dumps([options, inputs], sort_keys=True, default=str)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def run_folder(args: Namespace, name: str) -> Path:

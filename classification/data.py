@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from classification.cache import Cache
-from classification.errors import UserError
+from classification.errors import RunError, UserError
 from classification.images import read_image, to_bytes, unreadable
+from classification.interrupt import outlast
 from classification.lists import numbered_classes, read_list
 from classification.paths import exists, is_folder
 from classification.transforms import Transform
@@ -165,7 +167,9 @@ def _valid_images(valid: Path, classes: list[str], train: Path | None) -> list[t
 
 
 def _unlabelled(folder: Path) -> list[tuple[str, int]]:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    paths = sorted(
+        Path(below, name) for below, names in walk(folder) for name in names if name.lower().endswith(IMG_EXTENSIONS)
+    )
     if not paths:
         raise UserError(f"{folder} holds no images")
     return [(str(path), -1) for path in paths]
@@ -271,5 +275,28 @@ def loader(
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
         pin_memory=device.type == "cuda",
+        worker_init_fn=outlast,
         generator=torch.Generator(),  # of the processes' seeds: the default one would be drawn from at every start
     )
+
+
+def told(loading: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Iterate a loader; say what to do where one of its processes dies.
+
+    Raises:
+        RunError: one did.
+    """
+    try:
+        yield from loading
+    except RuntimeError as error:
+        text = str(error)
+        if "shared memory" in text:
+            raise RunError(
+                "the loading processes ran out of shared memory (/dev/shm): give the container more of it "
+                f"(--shm-size), lower --workers (now {workers}), or read without them, by --workers 0"
+            ) from error
+        if "DataLoader worker" not in text:
+            raise
+        raise RunError(
+            f"a loading process died ({text.splitlines()[0]}): where memory is short, lower --workers (now {workers})"
+        ) from error

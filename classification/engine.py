@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from classification.cache import Cache
-from classification.checkpoint import hold
-from classification.data import FixedBatches, Photos, loader, subset
+from classification.checkpoint import hold, job_hash
+from classification.data import FixedBatches, Photos, loader, subset, told
 from classification.errors import Stopped
 from classification.images import read_image
 from classification.interrupt import Interrupt
@@ -37,6 +37,8 @@ class Engine:
         self.job, self.world, self.args = job, world, job.args
         trains = job.distiller is not None and not getattr(job.args, "calibrate", 0)
         self.lock = hold(job.folder) if trains and world.first else None  # held while this lives
+        if job.distiller is not None:
+            world.check_same(job_hash(job.args, job.inputs), "options, teachers or training images")
         self.seed = world.share(job.args.seed)
         seed_everything(self.seed, world.rank, seeded=job.args.seeded, deterministic=bool(job.args.deterministic))
         self.workers = -(-job.args.workers // world.local_size)
@@ -104,7 +106,7 @@ class Engine:
         if self._valid_loader is None:
             batches = FixedBatches(list(range(len(self.valid))), self._share, self.world.rank, self.world.size)
             self._valid_loader = loader(self.valid, batches, self.workers, self.world.device)
-        for images, target, _ in self.progress(self._valid_loader, "evaluate"):
+        for images, target, _ in told(self.progress(self._valid_loader, "evaluate"), self.workers):
             yield self.images(images), self.move(target)
 
     def matching_images(self, epoch: int) -> Iterable[Tensor]:
@@ -113,7 +115,7 @@ class Engine:
         batches = FixedBatches(chosen, self._share, self.world.rank, self.world.size)
         photos = Photos(self.job.data.train, eval_transform(self.args), cache=self.train_cache())
         loading = loader(photos, batches, self.workers, self.world.device, persistent=False)
-        for images, _, _ in self.progress(loading, "match"):
+        for images, _, _ in told(self.progress(loading, "match"), self.workers):
             self._leave_if_asked()
             yield self.images(images)
 

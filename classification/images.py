@@ -73,6 +73,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         if not np.isfinite(values).all():
             raise ValueError("it holds values that are not finite")
         scale = 257 if image.mode.startswith("I;16") or values.max() > 255 else 1
+        if image.mode == "F" and values.max() <= 1:  # parts of one, not of 255
+            scale = 1 / 255
         return Image.fromarray((values / scale).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")

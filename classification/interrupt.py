@@ -36,11 +36,26 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
-        forked = os.getpid() != self._process
-        if forked and number == signal.SIGINT:
-            return  # Ctrl-C reaches the loading processes too, and they leave with the one that trains
-        if self.signal or forked:
+        if os.getpid() != self._process:
+            return  # forked, and about to call `outlast`
+        if self.signal:
             os._exit(128 + number)
         self.signal = number
         name = signal.Signals(number).name
         print(f"{name}: finishing {self.what}, then leaving; once more leaves at once", file=sys.stderr, flush=True)
+
+
+def outlast(_: int = 0) -> None:
+    """Have a loading process outlast the first signal, which Ctrl-C and launchers send to the whole group.
+
+    The process that trains needs its images to finish the step, and ends it afterwards.
+    """
+    came: list[int] = []
+
+    def remember(number: int, _: FrameType | None) -> None:
+        if came:
+            os._exit(128 + number)
+        came.append(number)
+
+    for number in SIGNALS:
+        signal.signal(number, remember)

@@ -17,6 +17,7 @@ from classification.data import Folder, read_folder, without_unreadable
 from classification.errors import UserError
 from classification.models import build
 from classification.models.weights import load_file, load_pretrained, load_strictly
+from classification.paths import exists
 from classification.restore import check_flows
 from mgd import Distiller, Mutual, matchings
 
@@ -150,12 +151,14 @@ def _try(args: Namespace, arch: str, model: nn.Module, size: int | None = None) 
 
 def _student(args: Namespace, data: Folder, notes: list[str]) -> nn.Module:
     model = build(args.arch, args.num_classes)
-    goes_on = bool(args.resume) and args.resume != "auto"
+    goes_on = bool(args.resume) and (args.resume != "auto" or exists(Path(args.output, "last.pth")))
     file = (args.resume if args.evaluate else "") or (args.student_resume if not goes_on else "")
     if file:
         notes.append(_load(args, model, file, args.arch, data, args.img_size, new_head=not args.evaluate))
     elif (args.pretrained or args.use_pretrained) and not goes_on:
         notes.append(load_pretrained(model, args.arch, option="--student-resume"))
+    elif args.evaluate:
+        raise UserError("--evaluate has no weights to evaluate: give a file by --student-resume, or --pretrained")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
 
 

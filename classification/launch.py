@@ -198,6 +198,11 @@ def _meet(size: int) -> list[tuple[str, int]]:
     return mates
 
 
+def lost_a_rank(error: Exception) -> bool:
+    """Whether an error says that the ranks can no longer talk to each other."""
+    return any(word in str(error) for word in ("gloo", "NCCL", "Connection", "Broken pipe"))
+
+
 def _lost() -> str:
     """Name the ranks of this machine that are gone; wait a little, their end may not have been noticed yet."""
     for _ in range(50):
@@ -261,7 +266,7 @@ def _attempt(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute,
         joined = True
         _start(0, args, place, job, execute)
     except UserError as error:
-        if joined or int(os.environ.get("RANK", 0)) == 0:  # what is wrong before that is wrong on every rank
+        if joined or os.environ.get("LOCAL_RANK", "0") == "0":  # what is wrong before that is wrong on every rank here
             print(f"{prog}: {error}", file=sys.stderr, flush=True)
         return 2
     except RunError as error:
@@ -278,7 +283,7 @@ def _attempt(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute,
         print(f"{prog}: terminated", file=sys.stderr)
         return 143
     except Exception as error:
-        if _MATES and any(word in str(error) for word in ("gloo", "NCCL", "Connection", "Broken pipe")):
+        if _MATES and lost_a_rank(error):
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends us meanwhile, and we say why first
             rank = dist.get_rank() if dist.is_initialized() else -1

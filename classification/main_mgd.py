@@ -62,6 +62,8 @@ def rematch(trainer: Trainer, found: list[ChannelMatching], epoch: int) -> dict[
     try:
         flows = [flow for matching in found for flow in matching.rematch()]
     except (ValueError, RuntimeError) as error:
+        if launch.lost_a_rank(error):
+            raise
         raise RunError(f"the matching before epoch {epoch} failed: {error}") from error
     engine.world.check_same(flows_hash(flows), f"the flows before epoch {epoch}")
     seconds = time.perf_counter() - start
@@ -74,7 +76,7 @@ def rematch(trainer: Trainer, found: list[ChannelMatching], epoch: int) -> dict[
         changed = f", {100 * record['flow_changed']:.1f} % of the pairs changed"
     means = "  ".join(f"{flow.total_cost / (flow.index >= 0).sum():.3f}" for flow in flows)
     engine.world.say(f"=> matched in {seconds:.1f} s: mean cost of a pair, stage by stage  {means}{changed}")
-    if engine.world.first and (engine.job.folder / "flow").is_dir():  # --calibrate keeps nothing
+    if engine.world.first and not engine.args.calibrate:
         number = epoch // engine.args.mgd_update_freq if engine.args.mgd_update_freq else 0
         costs = [cost for matching in found for cost in matching.costs]
         save_flows(engine.job.folder / "flow", number, flows, costs, epoch)

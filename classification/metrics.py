@@ -87,12 +87,17 @@ class Journal:
 
     def write(self, record: dict[str, Any]) -> None:
         """Add one epoch."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            if name != "epoch" and isinstance(value, (int, float)):
-                self.events.add_scalar(name, value, record["epoch"])
-        self.events.flush()
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            for name, value in record.items():
+                if name != "epoch" and isinstance(value, (int, float)):
+                    self.events.add_scalar(name, value, record["epoch"])
+            self.events.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}): make room; --resume goes on from last.pth"
+            ) from error
 
     def close(self) -> None:
         """Close the event file."""

@@ -184,6 +184,7 @@ class Stepper:
         """
         self.skipped += 1
         self.optimizer.zero_grad(set_to_none=True)
+        last, best = (self.job.folder / f"{name}.pth" for name in ("last", "best"))
         files = [self.job.data.train[int(i)][0] for i in index]
         bad = [name for name in self.distiller.terms if not values[name].detach().isfinite().all()]
         what = f"the loss is not finite in {where} (term {', '.join(bad) or 'sum'}; images {', '.join(files[:4])}"
@@ -191,8 +192,10 @@ class Stepper:
         if self.skipped > self.args.skip_nonfinite:
             raise RunError(
                 f"{what}: lower --lr or the term's weight, look at the images, or allow some by --skip-nonfinite N; "
-                f"{self.job.folder / 'last.pth'} is from before"
+                f"{last} is from before, and {best} from the best epoch"
             )
+        if not finite(self.distiller):
+            raise RunError(f"{what}, because weights are not: lower --lr; {last} is from before")
         for name, value in self.distiller.named_buffers():
             if name in before:
                 value.copy_(before[name])
@@ -202,3 +205,9 @@ class Stepper:
         """Set the learning rate."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
+
+def finite(module: nn.Module) -> bool:
+    """Whether all weights that train are finite."""
+    weights = [weight.detach() for weight in module.parameters() if weight.requires_grad]
+    return not weights or bool(torch.stack([weight.isfinite().all() for weight in weights]).all())

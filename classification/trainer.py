@@ -14,7 +14,7 @@ from classification import averaging
 from classification.balance import balanced, dominant, gradient_shares
 from classification.checkpoint import VERSION, describe_student, make_folder, write_atomic
 from classification.config import describe, learning_rate, total_epochs
-from classification.data import Photos, TrainBatches, loader
+from classification.data import Photos, TrainBatches, loader, told
 from classification.engine import Engine, accuracy
 from classification.errors import RunError, Stopped, UserError
 from classification.interrupt import Interrupt
@@ -23,7 +23,7 @@ from classification.metrics import Journal, Means
 from classification.optimizer import load_optimizer
 from classification.random_state import random_state, set_random_state
 from classification.restore import whole
-from classification.step import Stepper
+from classification.step import Stepper, finite
 from classification.transforms import train_transform
 from mgd import Mutual, matchings
 
@@ -56,6 +56,7 @@ class Trainer:
             len(self.photos), args.batch_size, engine.seed, world.rank, world.size, args.accumulate
         )
         self.loader = loader(self.photos, self.batches, engine.workers, world.device)
+        self._seed(engine.seed)
         # The state between two steps, beside that of the modules above.
         self.epoch = args.start_epoch
         self.step = 0  # steps of this epoch that are done
@@ -127,7 +128,7 @@ class Trainer:
         self.stepper.wrapped.train()
         bar = self.engine.progress(self.loader, f"epoch {epoch}")
         before, earlier = time.perf_counter(), self.seconds
-        for batch, known in self.stepper.ahead(_told(bar, self.args)):
+        for batch, known in self.stepper.ahead(told(bar, self.engine.workers)):
             self.stepper.set_rate(learning_rate(self.args, epoch, self.step / steps))
             values = self.stepper(batch, epoch, self.step, self.batches.batch_size(self.step), known)
             if values is not None:
@@ -225,10 +226,19 @@ class Trainer:
         return {f"peer{n}": network.model for n, network in enumerate(self.distiller.networks) if n > 0}
 
     def save(self, *, better: Collection[str] = ()) -> None:
-        """Write last.pth, and before it the best.pth of those named: rank 0's weights and statistics, all draws."""
+        """Write last.pth, and before it the best.pth of those named: rank 0's weights and statistics, all draws.
+
+        Raises:
+            RunError: weights that are not finite; the files stay what they were.
+        """
         self.world.share_state(self.student)
         if self.result is not self.student:
             self.world.share_state(self.result)
+        if not finite(self.distiller):
+            raise RunError(
+                f"weights are not finite before epoch {self.epoch}, step {self.step}: lower --lr; "
+                f"{self.job.folder / 'last.pth'} is from before"
+            )
         self.means.collect(self.world)
         for matching in matchings(self.distiller.terms):
             matching.collect(first=self.world.first)
@@ -263,6 +273,12 @@ class Trainer:
         }
         write_atomic(self.job.folder / "last.pth", {**plain, "resume": resume})
 
+    def _seed(self, seed: int) -> None:
+        """Take the run's seed, which is rank 0's, or that of the checkpoint."""
+        self.args.seed = self.engine.seed = self.photos.seed = self.batches.seed = seed
+        for matching in matchings(self.distiller.terms):
+            matching.seed = seed
+
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Take up the state of a checkpoint; student and terms have theirs since the job was built."""
         load_optimizer(self.stepper.optimizer, state["optimizer"])
@@ -276,7 +292,7 @@ class Trainer:
         for matching in matchings(self.distiller.terms):
             if not self.world.first:
                 matching.forget()
-        self.engine.seed = self.photos.seed = self.batches.seed = state["seed"]
+        self._seed(state["seed"])
         exact = set_random_state(state["random"], self.world)
         where = f"epoch {self.epoch + 1}/{total_epochs(self.args)}" + (f", step {self.step}" if self.step else "")
         self.world.say(f"=> going on with {where}")
@@ -285,16 +301,3 @@ class Trainer:
                 f"=> the run had {len(state['random'])} ranks and has {self.world.size} now: it goes on, and is no "
                 "longer the same bit for bit"
             )
-
-
-def _told(loading: Any, args: Any) -> Any:
-    """Iterate a loader; say what to do where one of its processes dies."""
-    try:
-        yield from loading
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RunError(
-            f"a loading process died ({str(error).splitlines()[0]}): where memory is short, lower --workers "
-            f"(now {args.workers})"
-        ) from error

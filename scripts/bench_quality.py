@@ -173,6 +173,10 @@ def main(words: list[str] | None = None) -> None:
     if not cells:
         print("nothing is missing: name what to run again by --only NAME --seed S")
         return
+    for name, number in cells if args.only else []:
+        folder = suite.work / f"{name}-{number}"
+        if (args.results / f"{name}-{number}.json").exists() and is_done(folder):
+            sys.exit(f"{folder} is the finished run whose result is there: remove it, and the cell is run again")
     if suite.name != "digits" and not SHARED.exists():
         sys.exit(f"the data of {suite.name} is not here; --suite digits runs on data inside scikit-learn")
     suite.work.mkdir(parents=True, exist_ok=True)

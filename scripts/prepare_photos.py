@@ -133,6 +133,8 @@ def main(words: list[str] | None = None) -> None:
         said = prepare(args.source, args.folder, args.side, args.valid)
     except UserError as error:
         sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"{args.folder} cannot be written ({error.strerror})")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that are no text
     for why in said:
         print(f"left out: {why}")

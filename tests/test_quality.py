@@ -51,6 +51,8 @@ def test_missing_cells_are_run_cut_ones_gone_on_with_and_complete_ones_kept(
     capsys.readouterr()
     main(bench)
     assert "nothing is missing" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"amp-0 is the finished run whose result is there: remove it"):
+        main([*bench, "--only", "amp"])
 
     (results / "amp-0.json").unlink()
     main(bench)  # the run itself is complete

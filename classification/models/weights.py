@@ -114,7 +114,7 @@ def load_file(
         num_classes: its number of classes.
         classes: names in order of index, compared where the file has them too.
         img_size: side of the images that the network will see, in pixels.
-        new_head: take a file of another number of classes too, and leave the head fresh.
+        new_head: take a file of other classes too, and leave the head fresh.
 
     Returns:
         One line that says what was loaded, and where the file was trained on images of another size.
@@ -127,8 +127,8 @@ def load_file(
         raise UserError(f"checkpoint {path} holds a {weights.arch}, not a {arch}: change the architecture or the file")
     resized = img_size is not None and weights.img_size not in (None, img_size)
     size = f"; trained at {weights.img_size} px, it will see {img_size} px (--img-size)" if resized else ""
-    if new_head and _head(model.state_dict(), weights.state_dict):
-        return load_with_new_head(model, weights.state_dict, arch, f"checkpoint {path}") + size
+    if new_head and (head := _foreign_head(model.state_dict(), weights, num_classes, classes)):
+        return load_with_new_head(model, weights.state_dict, arch, f"checkpoint {path}", head) + size
     if weights.num_classes is not None and weights.num_classes != num_classes:
         raise UserError(f"checkpoint {path} has {weights.num_classes} classes, this run {num_classes}")
     if classes is not None and weights.classes is not None:
@@ -190,6 +190,18 @@ def _head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     return list(shapes) if alike and len(rows) == 1 else []
 
 
+def _foreign_head(
+    own: Mapping[str, Tensor], weights: WeightFile, num_classes: int, classes: list[str] | None
+) -> list[str]:
+    """Name the tensors of a head that tells other classes; none if it tells these, in any order."""
+    if head := _head(own, weights.state_dict):
+        return head
+    if classes is None or weights.classes is None or sorted(weights.classes) == sorted(classes):
+        return []
+    rows = [name for name, value in own.items() if value.shape[:1] == (num_classes,)]
+    return [name for name in rows if name.rpartition(".")[0] == rows[-1].rpartition(".")[0]]  # the last such module
+
+
 def _check_values(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Refuse weights that are not finite, and what cannot be copied into a network."""
     weights = dict(model.named_parameters())
@@ -238,18 +250,16 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | Non
         raise UserError(
             f"there are no pretrained weights {name or ''} of {arch} ({error}): give a file by {option}"
         ) from error
-    return load_with_new_head(model, state, arch)
+    return load_with_new_head(model, state, arch, "the pretrained file", _head(model.state_dict(), state))
 
 
-def load_with_new_head(
-    model: nn.Module, state: Mapping[str, Tensor], arch: str, source: str = "the pretrained file"
-) -> str:
-    """Load `state` but for a head of another number of classes, and say so."""
+def load_with_new_head(model: nn.Module, state: Mapping[str, Tensor], arch: str, source: str, head: list[str]) -> str:
+    """Load `state` but for the tensors of a head of other classes, and say so."""
     own = model.state_dict()
-    head = _head(own, state)
     kept = {name: own[name] if name in head else value for name, value in state.items()}
     load_strictly(model, kept, source, arch)
     if not head:
         return f"{arch}: loaded {len(kept)} tensors from {source}"
     theirs, ours = state[head[0]].shape[0], own[head[0]].shape[0]
-    return f"{arch}: loaded {len(kept) - len(head)} tensors from {source}; head swapped, {theirs} -> {ours} classes"
+    swapped = f"{theirs} -> {ours} classes" if theirs != ours else "for other classes"
+    return f"{arch}: loaded {len(kept) - len(head)} tensors from {source}; head swapped, {swapped}"

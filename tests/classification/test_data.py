@@ -31,6 +31,14 @@ def test_folder_is_read_with_the_classes_of_train(photos: Path, tmp_path: Path) 
     assert {Path(path).parent.name: target for path, target in folder.valid} == {"dot": 1, "sky": 2}
 
 
+def test_images_without_labels_are_found_behind_links_too(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    for name in CLASSES:
+        (tmp_path / "train" / name).symlink_to(photos / "train" / name)
+    shutil.copytree(photos / "valid", tmp_path / "valid")
+    assert len(read_folder(tmp_path, labels=False).train) == 27
+
+
 def broken(root: Path, what: str) -> None:
     if what == "no root":
         shutil.rmtree(root)

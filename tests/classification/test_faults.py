@@ -12,6 +12,11 @@ import pytest
 import torch
 
 from classification import checkpoint, main_base, main_mgd
+from classification.cache import Cache
+from classification.data import read_folder, told
+from classification.errors import RunError, UserError
+from classification.images import read_image
+from classification.metrics import Journal
 from classification.step import Stepper
 from tests.classification.conftest import SMALL, TEACHER
 from tests.classification.test_main import options, records
@@ -159,3 +164,51 @@ def test_a_student_without_batch_statistics_learns_the_same_from_two_ranks(disti
     alone, both = records(tmp_path / "one"), records(tmp_path / "two")
     assert both[0]["train_loss"] == pytest.approx(alone[0]["train_loss"], rel=1e-5)
     assert both[0]["valid_top1"] == alone[0]["valid_top1"]
+
+
+def blown_up(at: int) -> Any:
+    """A step after which, from that number on, a weight is infinite."""
+    step, calls = Stepper._step, []
+
+    def blow(self: Stepper, *inputs: Any) -> Any:
+        values = step(self, *inputs)
+        calls.append(1)
+        if len(calls) == at:
+            next(self.student.parameters()).data[0] = float("inf")
+        return values
+
+    return blow
+
+
+@pytest.mark.parametrize(("at", "said"), [(8, "weights are not finite before epoch 2"), (6, "because weights are not")])
+def test_weights_that_are_not_finite_are_not_saved_and_no_step_is_left_out_for_them(
+    at: int, said: str, distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "_step", blown_up(at))
+        assert main_mgd.main([*distil, "--skip-nonfinite", "100"]) == 1
+    assert said in capsys.readouterr().err
+    last = torch.load(Path(distil[-1]) / "last.pth", weights_only=True)
+    assert last["resume"]["epoch"] == 1 and all(value.isfinite().all() for value in last["state_dict"].values())
+    assert main_mgd.main([*distil, "--resume", "auto"]) == 0 and len(records(Path(distil[-1]))) == 2
+
+
+def test_shared_memory_that_is_short_is_told(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)")
+
+    class Loading:
+        __iter__ = fail
+
+    with pytest.raises(RunError, match=r"--shm-size.*--workers \(now 3\).*--workers 0"):
+        list(told(Loading(), 3))
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    with pytest.raises(UserError, match=r"shared memory.*--shm-size.*--cache off"):
+        Cache(read_folder(photos).train, read_image)
+
+
+def test_a_journal_on_a_full_disk_is_told(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.path = Path("/dev/full")
+    with pytest.raises(UserError, match=r"/dev/full cannot be written \(No space left on device\)"):
+        journal.write({"epoch": 0, "valid_top1": 1.0})

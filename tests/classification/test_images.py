@@ -37,6 +37,9 @@ def test_every_kind_of_photograph_is_converted(tmp_path: Path) -> None:
     deep = Image.fromarray(np.full((4, 6), 25_700, dtype=np.uint16))
     assert colour(saved(deep, tmp_path / "deep.png")) == [100, 100, 100]
     assert colour(saved(deep, tmp_path / "deep.tif")) == [100, 100, 100]
+    for most in (1, 255):  # whole numbers or parts of one
+        measured = Image.fromarray(np.linspace(0, most, 24, dtype=np.float32).reshape(4, 6))
+        assert np.allclose(colour(saved(measured, tmp_path / "measured.tif")), 127, atol=1)
     clear = Image.new("RGBA", (6, 4), (200, 0, 0, 0))
     assert colour(saved(clear, tmp_path / "clear.png")) == [255, 255, 255]
     half = Image.new("LA", (6, 4), (0, 128))

@@ -36,3 +36,15 @@ def test_a_loading_process_leaves_it_to_the_one_that_trains(capfd: pytest.Captur
         _, status = os.waitpid(child, 0)
     assert (os.waitstatus_to_exitcode(status), asked.signal) == (0, 0)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", interrupt.SIGNALS)
+def test_a_loading_process_outlasts_one_signal_and_no_second(number: int) -> None:
+    for signals, status in ((1, 7), (2, 128 + number)):
+        child = os.fork()
+        if not child:
+            interrupt.outlast()
+            for _ in range(signals):
+                os.kill(os.getpid(), number)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status

@@ -72,12 +72,23 @@ def test_a_rank_that_fails_takes_the_others_down_and_names_the_image(distil: lis
     assert done.returncode == 1 and done.stderr.count("cannot be read") == 1, done.stderr
 
 
-def test_a_mistake_is_told_once_by_rank_0(distil: list[str]) -> None:
+def test_a_mistake_is_told_once_a_node(distil: list[str]) -> None:
     words = options(distil, teacher_taps="nowhere")
-    for rank, lines in (("0", 1), ("1", 0)):
-        env = {**ENV, "RANK": rank, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+    for rank, local, lines in (("0", "0", 1), ("1", "1", 0), ("1", "0", 1)):
+        env = {**ENV, "RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
         done = subprocess.run([sys.executable, SCRIPT, *words], env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == lines, done.stderr
+
+
+def test_ranks_that_were_told_other_things_do_not_start(distil: list[str], tmp_path: Path) -> None:
+    url = f"tcp://127.0.0.1:{free_port()}"
+    started = []
+    for rank, lr in (("0", "0.05"), ("1", "0.5")):
+        words = options(distil, rank=rank, world_size="2", dist_url=url, lr=lr, output=str(tmp_path / rank))
+        started.append(subprocess.Popen([sys.executable, SCRIPT, *words], env=ENV, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [1, 1], errors
+    assert any("options, teachers or training images differ between the ranks: [1] from 0" in e for e in errors)
 
 
 def test_the_script_runs_from_inside_its_folder(distil: list[str]) -> None:

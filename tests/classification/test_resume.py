@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import torch
 
 from classification import main_mgd
 from classification.launch import World
+from classification.models import build
 from classification.random_state import random_state, set_random_state
+from tests.classification.conftest import STUDENT
 from tests.classification.test_main import options, records
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -51,17 +54,18 @@ def test_states_of_all_generators_are_taken_up() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_step_and_the_run_goes_on_as_if_uncut(
+def test_a_signal_to_all_processes_finishes_the_step_and_the_run_goes_on_as_if_uncut(
     number: int, distil: list[str], tmp_path: Path, differences: Any
 ) -> None:
     words = options(distil, epochs="40", mgd_reducer="rd", distiller="mgd+kd", mgd_update_freq="7", resume="auto")
-    command = [sys.executable, "-m", "classification.main_mgd", *into(words, tmp_path / "cut")]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "classification.main_mgd", *options(into(words, tmp_path / "cut"), j="2")]
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
+    started = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
     journal = tmp_path / "cut" / "metrics.jsonl"
     while not journal.exists() or not journal.read_text():
         assert started.poll() is None, started.communicate()
         time.sleep(0.02)
-    started.send_signal(number)
+    os.killpg(started.pid, number)  # as torchrun, systemd and a terminal do: the loading processes get it too
     _, error = started.communicate(timeout=60)
     assert started.returncode == 128 + number, error
     assert "finishing the step" in error and "the state is saved" in error and "Traceback" not in error
@@ -162,3 +166,31 @@ def test_more_ranks_than_before_go_on_and_say_so(distil: list[str], tmp_path: Pa
     )
     assert done.returncode == 0, done.stderr
     assert "had 1 ranks and has 2 now" in done.stdout and len(records(tmp_path / "run")) == 2
+
+
+def test_without_a_seed_a_run_goes_on_with_its_own(distil: list[str], tmp_path: Path, differences: Any) -> None:
+    words = options(distil, epochs="3", mgd_assignment="random", mgd_update_freq="1", seed="7", resume="auto")
+    assert main_mgd.main(into(words, tmp_path / "whole")) == 0
+    cut = into(words, tmp_path / "cut")
+    at = cut.index("--seed")
+    assert main_mgd.main(options(cut, epochs="1")) == 0
+    assert main_mgd.main(options([*cut[:at], *cut[at + 2 :]], epochs="2")) == 0
+    assert main_mgd.main(cut) == 0
+    assert differences(tmp_path / "cut", tmp_path / "whole") == []
+
+
+def test_a_run_that_goes_on_needs_the_file_it_started_from_no_more(distil: list[str], tmp_path: Path) -> None:
+    start = tmp_path / "start.pth"
+    torch.save(build(STUDENT, 3).state_dict(), start)
+    words = options(into(distil, tmp_path / "run"), student_resume=str(start), resume="auto")
+    assert main_mgd.main(options(words, epochs="1")) == 0
+    start.unlink()
+    assert main_mgd.main(words) == 0
+
+
+def test_calibrating_leaves_a_run_as_it_is(short_run: Path, distil: list[str], tmp_path: Path) -> None:
+    shutil.copytree(short_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    words = options(distil[:-2], epochs="3", loss_factor="1e4", resume=str(tmp_path / "run" / "last.pth"))
+    assert main_mgd.main([*words, "--calibrate", "1"]) == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before

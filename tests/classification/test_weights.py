@@ -10,7 +10,7 @@ import torchvision
 
 from classification.errors import UserError
 from classification.models import build
-from classification.models.weights import load_file, load_pretrained, load_with_new_head, read_weights
+from classification.models.weights import load_file, load_pretrained, read_weights
 
 ARCH, CLASSES = "cifar_resnet8_w0.5", ["cat", "dog", "eel"]
 
@@ -95,23 +95,23 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
         read_weights(tmp_path)
 
 
-def test_a_head_of_other_classes_is_swapped_and_said_so() -> None:
-    state = build(ARCH, 7).state_dict()
-    model = build(ARCH, 3)
-    fresh = model.linear.weight.clone()
-    line = load_with_new_head(model, state, ARCH)
-    assert "head swapped, 7 -> 3 classes" in line
-    assert torch.equal(model.conv1.weight, state["conv1.weight"]) and torch.equal(model.linear.weight, fresh)
-
-
-@pytest.mark.parametrize("described_as", [{"num_classes": 7, "classes": list("abcdefg")}, None])
-def test_a_file_of_other_classes_gives_all_but_its_head(described_as: dict[str, object] | None, tmp_path: Path) -> None:
-    state = build(ARCH, 7).state_dict()
+@pytest.mark.parametrize(
+    ("described_as", "number", "said"),
+    [
+        ({"num_classes": 7, "classes": list("abcdefg")}, 7, "7 -> 3 classes"),
+        ({"classes": list("abc")}, 3, "for other classes"),
+        (None, 7, "7 -> 3 classes"),
+    ],
+)
+def test_a_file_of_other_classes_gives_all_but_its_head(
+    described_as: dict[str, object] | None, number: int, said: str, tmp_path: Path
+) -> None:
+    state = build(ARCH, number).state_dict()
     torch.save(described(state_dict=state, **described_as) if described_as else state, tmp_path / "w.pth")
     model = build(ARCH, 3)
     fresh = model.linear.weight.clone()
     line = load_file(model, tmp_path / "w.pth", arch=ARCH, num_classes=3, classes=CLASSES, new_head=True)
-    assert "w.pth; head swapped, 7 -> 3 classes" in line
+    assert f"w.pth; head swapped, {said}" in line
     assert torch.equal(model.conv1.weight, state["conv1.weight"]) and torch.equal(model.linear.weight, fresh)
 
 
