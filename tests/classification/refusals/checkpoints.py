@@ -106,6 +106,7 @@ OTHERS = [
     Case("weights of another width", lambda p: teacher(p, build(STUDENT, 3).state_dict()), main_mgd),
     Case("a head of other classes", lambda p: teacher(p, build(TEACHER, 7).state_dict()), main_mgd),
     Case("the classes in another order", lambda p: described(p, classes=["sky", "dot", "bar"]), main_mgd),
+    Case("--evaluate without any weights", lambda p: p.base("-a", TEACHER, "--evaluate")),
 ]
 
 RESUMED = [
