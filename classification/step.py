@@ -192,7 +192,7 @@ class Stepper:
         if self.skipped > self.args.skip_nonfinite:
             raise RunError(
                 f"{what}: lower --lr or the term's weight, look at the images, or allow some by --skip-nonfinite N; "
-                f"{last} is from before, and {best} from the best epoch"
+                f"{last} is from before{f', and {best} from the best epoch' if best.exists() else ''}"
             )
         if not finite(self.distiller):
             raise RunError(f"{what}, because weights are not: lower --lr; {last} is from before")
