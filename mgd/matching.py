@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mgd.cost import ChannelCost
-from mgd.flow import ASSIGNMENTS, Flow, slots, solve_control
+from mgd.flow import ASSIGNMENTS, SOLVERS, Flow, slots, solve_control
 from mgd.margin import MeasuredMargin, sum_partial_l2
 from mgd.reduce import REDUCERS, reduce_channels
 from mgd.taps import Batch, Outputs
@@ -108,7 +108,12 @@ class ChannelMatching(nn.Module):
         lengths = {num, len(teacher_channels), len(margins), len(stage_weights)}
         if num == 0 or len(lengths) > 1:
             raise ValueError("student_channels, teacher_channels, margins and stage_weights need one entry per stage")
-        words = {"reducer": (reducer, REDUCERS), "form": (form, FORMS), "assignment": (assignment, ASSIGNMENTS)}
+        words: dict[str, tuple[str, Iterable[str]]] = {
+            "reducer": (reducer, REDUCERS),
+            "solver": (solver, (*SOLVERS, "auto")),
+            "form": (form, FORMS),
+            "assignment": (assignment, ASSIGNMENTS),
+        }
         for what, (word, known) in words.items():
             if word not in known:
                 raise ValueError(f"unknown {what} {word!r}; choose from {', '.join(known)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class View(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, 3, H, W) as (B, 3, size, size)."""
         images = images * self.scale + self.shift
-        if self.size in (None, images.shape[-1]):
+        if self.size is None or images.shape[2:] == (self.size, self.size):
             return images
         return F.interpolate(images, size=(self.size, self.size), mode="bilinear", antialias=True)
 
@@ -193,7 +194,7 @@ class Ensemble(nn.Module):
     def __init__(self, models: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
         super().__init__()
         weights = [1.0] * len(models) if weights is None else list(weights)
-        if not models or len(weights) != len(models) or min(weights) <= 0:
+        if not models or len(weights) != len(models) or not all(0 < weight < inf for weight in weights):
             raise ValueError(f"expected one positive weight per network; got {weights} for {len(models)} networks")
         self.models = nn.ModuleList(m if isinstance(m, (Taps, Frozen)) else Taps(m) for m in models)
         self.register_buffer("weights", torch.tensor(weights) / sum(weights))

@@ -198,7 +198,7 @@ class CRD(Term):
             raise ValueError(f"contrast needs at least two training images; got {num_images}")
         if num_negatives < 1 or dimension < 1:
             raise ValueError(f"num_negatives and dimension must be at least 1; got {num_negatives} and {dimension}")
-        if not temperature > 0:
+        if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be positive; got {temperature}")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is the share of the old entry, in [0, 1); got {momentum}")

@@ -36,12 +36,14 @@ def dkd(
         Scalar, float32.
 
     Raises:
-        ValueError: fewer than two classes, which leave nothing beside the target.
+        ValueError: fewer than two classes, which leave nothing beside the target; a target that is no class index.
 
     Reference: Zhao et al., 2022, arXiv:2203.08679, equation 7.
     """
     if student_logits.shape[1] < 2:
         raise ValueError(f"dkd compares the other classes too, and needs two or more; got {student_logits.shape[1]}")
+    if target is not None and target.ndim != 1:
+        raise ValueError(f"dkd needs one class index an image, not mixed labels; got a target {tuple(target.shape)}")
     teacher_logits = teacher_logits.detach()
     if target is None:
         target = teacher_logits.argmax(dim=1)

@@ -81,7 +81,7 @@ class RKD(Term):
         self, distance: float = 25.0, angle: float = 50.0, teacher_weights: Sequence[float] | None = None
     ) -> None:
         super().__init__(teacher_weights)
-        if not min(distance, angle) >= 0 or distance == angle == 0:
+        if not (0 <= distance < math.inf and 0 <= angle < math.inf) or distance == angle == 0:
             raise ValueError(
                 f"distance and angle must be at least 0, and one of them positive; got {distance} and {angle}"
             )

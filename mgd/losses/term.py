@@ -136,7 +136,7 @@ class LogitTerm(Term):
         **hyper: float,
     ) -> None:
         super().__init__(teacher_weights)
-        if not hyper.get("temperature", 1.0) > 0:
+        if not 0 < hyper.get("temperature", 1.0) < inf:
             raise ValueError(f"temperature must be positive; got {hyper['temperature']}")
         self.function, self.standardised, self.hyper = function, standardised, hyper
 

@@ -79,3 +79,20 @@ def test_a_distiller_takes_what_is_known() -> None:
     expected = distiller(images)["kd"]
     assert torch.equal(distiller(images, taught=[teacher(images)])["kd"], expected)
     assert not torch.equal(distiller(images, taught=[teacher(-images)])["kd"], expected)
+
+
+def test_no_more_than_one_batch_is_taken_ahead() -> None:
+    taken: list[int] = []
+
+    def batches() -> Iterator[Tensor]:
+        for number in range(4):
+            taken.append(number)
+            yield torch.zeros(1, 3, 6, 6)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for number, _ in enumerate(mgd.Ahead([mgd.freeze(toy())], 1)(batches(), lambda batch: batch)):
+            assert len(taken) == min(number + 2, 4)
+    finally:
+        torch.set_num_threads(before)

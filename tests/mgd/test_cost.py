@@ -72,3 +72,17 @@ def test_mismatched_maps_are_refused() -> None:
         channel_cost(torch.randn(2, 3), torch.randn(2, 3))
     with pytest.raises(ValueError, match="channels"):
         ChannelCost(3, 5).update(torch.randn(2, 3, 4, 4), torch.randn(2, 6, 4, 4))
+
+
+def test_autocast_changes_no_cost_of_float32_maps() -> None:
+    student, teacher = torch.randn(4, 3, 8, 8), torch.randn(4, 5, 8, 8)
+    expected = channel_cost(student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(channel_cost(student, teacher), expected)
+    mixed = channel_cost(student.bfloat16(), teacher)  # of two types: multiplied in float32
+    torch.testing.assert_close(mixed, channel_cost(student.bfloat16().float(), teacher), rtol=0, atol=1e-6)
+
+
+def test_another_number_of_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="share batch"):
+        channel_cost(torch.randn(2, 3, 4, 4), torch.randn(3, 3, 4, 4))

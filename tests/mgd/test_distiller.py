@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mgd
@@ -156,3 +156,73 @@ def test_names_that_would_collide_with_those_of_peers_are_refused() -> None:
     mutual = mgd.Mutual([toy(), toy()], [{"kd": (KD(), 1.0), "dml": (KD(), 2.0)}, swapped])  # in any order
     assert mutual.weights(0) == {"kd": 1.0, "dml": 2.0, "dml_peer1": 2.0, "kd_peer1": 1.0}
     assert mutual.groups()[1][1] == ["kd_peer1", "dml_peer1"]
+
+
+class Told(nn.Module):
+    """A term that keeps what it was told."""
+
+    def forward(self, student: mgd.Outputs, teachers: list[mgd.Outputs], batch: mgd.Batch) -> Tensor:
+        self.batch = batch
+        return student.logits.mean()
+
+
+def test_terms_are_told_labels_index_and_epoch() -> None:
+    index = torch.arange(4)
+    for make in (
+        lambda term: mgd.Distiller(toy(), [], {"told": (term, float)}),
+        lambda term: mgd.Mutual([toy(), toy()], [{"told": (term, float)}, {"told": (Told(), float)}]),
+    ):
+        term = Told()
+        out = make(term)(IMAGES, TARGET, index, epoch=7)
+        assert term.batch.target is TARGET and term.batch.index is index and term.batch.epoch == 7
+        total = sum(value for name, value in out.items() if name.startswith("told"))
+        torch.testing.assert_close(out["loss"], 7 * total)
+
+
+def test_the_first_network_is_the_student() -> None:
+    networks = [toy(seed=seed).eval() for seed in (0, 1)]
+    mutual = mgd.Mutual(networks, [{"ce": (CE(), 1.0)}] * 2)
+    assert mutual.student.model is networks[0]
+    torch.testing.assert_close(mutual(IMAGES, TARGET)["logits"], networks[0](IMAGES))
+    assert [net.model for net, _ in mutual.groups()] == networks
+
+
+def test_the_group_of_a_distiller_names_its_terms() -> None:
+    whole = mgd.Distiller(toy(), mgd.freeze(toy()), {"ce": (CE(), 1.0), "kd": (KD(), 1.0)})
+    ((network, names),) = whole.groups()
+    assert network is whole.student and names == ["ce", "kd"]
+
+
+def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    teacher = mgd.freeze(mgd.Taps(toy(8), TOY_TAPS))
+    matching = mgd.ChannelMatching((4, 4), (8, 8), [None, None])
+    whole = mgd.Distiller(mgd.Taps(toy(), TOY_TAPS), teacher, {"ce": (CE(), 1.0), "mgd": (matching, 1.0)})
+    whole.compile(mode="x")
+    assert compiled == [(m, {"mode": "x"}) for m in (whole.student, teacher, matching)]
+    compiled.clear()
+    whole.compile(student=False)
+    assert [m for m, _ in compiled] == [teacher, matching]
+    compiled.clear()
+    mutual = mgd.Mutual([toy(), toy()], [{"ce": (CE(), 1.0)}] * 2)
+    mutual.compile()
+    assert [m for m, _ in compiled] == list(mutual.networks)
+
+
+def test_moving_the_distiller_moves_all_of_it() -> None:
+    whole = mgd.Distiller(toy(), mgd.freeze(toy()), {"fit": (mgd.losses.FitNet([4], [[4]]), 1.0)}).double()
+    for module in (whole, whole.teachers[0]):
+        assert {p.dtype for p in module.parameters()} == {torch.float64}
+
+
+def test_terms_for_each_network_and_none_named_as_the_results() -> None:
+    terms = {"ce": (CE(), 1.0)}
+    for count in (1, 3):
+        with pytest.raises(ValueError, match="for each"):
+            mgd.Mutual([toy(), toy()], [terms] * count)
+    for name in ("loss", "logits"):
+        with pytest.raises(ValueError, match="none named"):
+            mgd.Distiller(toy(), [], {name: (CE(), 1.0)})
+        with pytest.raises(ValueError, match="none named"):
+            mgd.Mutual([toy(), toy()], [{name: (CE(), 1.0)}] * 2)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mgd import solve_flow
-from mgd.flow import CAPACITIES
+from mgd.flow import CAPACITIES, solve_control
 from tests.reference import literal
 
 SOLVERS = ("ortools", "sparse", "scipy", "auto")
@@ -110,3 +110,20 @@ def test_costs_of_any_size_are_resolved(scale: float) -> None:
 def test_bad_input_is_refused(cost: np.ndarray, options: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         solve_flow(cost, **options)
+
+
+def test_controls_keep_the_capacity_and_refuse_what_is_not_finite() -> None:
+    cost = np.random.default_rng(0).random((3, 8))
+    for assignment in ("cheapest", "costliest", "identity", "random"):
+        flow = solve_control(cost, assignment, (0,), capacity="single", solver="scipy")
+        assert flow.index.shape == (1, 3) and flow.solver == "scipy"
+        with pytest.raises(ValueError, match="finite"):
+            solve_control(cost * np.nan, assignment, (0,))
+
+
+def test_identity_takes_neighbours_in_the_middle_of_their_share() -> None:
+    assert solve_control(np.zeros((3, 9)), "identity", (), capacity="single").index.tolist() == [[1, 4, 7]]
+
+
+def test_the_solver_that_was_chosen_is_named() -> None:
+    assert solve_flow(np.random.rand(3, 7), solver="auto").solver == "scipy"

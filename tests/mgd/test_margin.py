@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mgd import bn_margin, partial_l2
-from mgd.margin import MeasuredMargin
+from mgd.margin import MeasuredMargin, sum_partial_l2
 from tests.reference import literal
 
 
@@ -102,3 +102,37 @@ def test_partial_l2_in_bf16_is_summed_in_float32() -> None:
 def test_partial_l2_refuses_other_shapes() -> None:
     with pytest.raises(ValueError, match="one shape"):
         partial_l2(torch.randn(1, 2, 3, 3), torch.randn(1, 3, 3, 3), torch.zeros(2))
+
+
+def test_slices_of_a_batch_sum_to_the_whole() -> None:
+    student, target, margin = torch.randn(5, 3, 4, 4, requires_grad=True), torch.randn(5, 3, 4, 4), -torch.rand(3)
+    whole = partial_l2(student, target, margin)
+    parts = sum_partial_l2(student, [(part, margin) for part in target.split(2)])
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, student) for loss in (parts, whole)))
+
+
+def test_compiled_slices_sum_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, target, margin = torch.randn(5, 3, 4, 4), torch.randn(5, 3, 4, 4), -torch.rand(3)
+    whole = partial_l2(student, target, margin)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(sum_partial_l2(student, [(part, margin) for part in target.split(2)]), whole)
+
+
+def test_a_margin_may_differ_by_pixel() -> None:
+    student, target = torch.full((1, 1, 1, 2), 1.0), torch.full((1, 1, 1, 2), -9.0)
+    margin = torch.tensor([-1.0, -3.0]).view(1, 1, 1, 2)
+    assert partial_l2(student, target, margin).item() == 2.0**2 + 4.0**2
+
+
+def test_the_gradient_scales_with_the_loss() -> None:
+    student = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = partial_l2(student, torch.randn(2, 3, 4, 4), -torch.rand(3))
+    once, thrice = (torch.autograd.grad(factor * loss, student, retain_graph=True)[0] for factor in (1, 3))
+    torch.testing.assert_close(thrice, 3 * once)
+
+
+def test_zeros_are_no_negative_values() -> None:
+    measured = MeasuredMargin(1)
+    measured.update(torch.tensor([-2.0, 0.0, 0.0, 3.0]).view(1, 1, 1, 4))
+    assert measured.mean().tolist() == [-2.0]

@@ -3,9 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mgd import ChannelMatching, Outputs, channel_cost, partial_l2, reduce_channels, solve_flow
+from tests.mgd.losses.ranks import Loss, check_two_ranks
 
 STUDENT, TEACHER = (4, 6), (8, 15)
 
@@ -262,14 +263,18 @@ def test_wrong_use_is_refused() -> None:
         _ = matching().flows
     with pytest.raises(ValueError, match="2 maps"):
         matching().observe(maps(STUDENT, 0)[:1], maps(TEACHER, 1)[:1])
-    with pytest.raises(ValueError, match="single"):
-        matching("sm", capacity="truncate")
+    for capacity in ("truncate", "reference"):
+        with pytest.raises(ValueError, match="single"):
+            matching("sm", capacity=capacity)
     with pytest.raises(ValueError, match="amp"):
         matching("mean")
     with pytest.raises(ValueError, match="relative"):
         matching(form="max")
-    with pytest.raises(ValueError, match="observe_share"):
-        matching(observe_share=1.5)
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="observe_share"):
+            matching(observe_share=share)
+    with pytest.raises(ValueError, match="unknown solver 'fast'"):
+        matching(solver="fast")
     with pytest.raises(ValueError, match="costliest"):
         matching(assignment="best")
     with pytest.raises(ValueError, match="per stage"):
@@ -301,3 +306,103 @@ def test_a_compiled_term_has_the_loss_and_the_gradient_of_a_plain_one(reducer: s
         torch.testing.assert_close(traced_gradient, plain_gradient)
         assert [int(stage.cost.count) for stage in term.stages] == [6, 6]  # 3 of 5 images, in both calls
         term.rematch()
+
+
+def make() -> tuple[nn.Module, Loss]:
+    student, teacher = maps(STUDENT, 0, batch=8), maps(TEACHER, 1, batch=8)
+    scale = nn.Linear(1, 1)
+    nn.init.ones_(scale.weight)
+
+    def loss(module: nn.Module, part: slice) -> Tensor:
+        term = ChannelMatching(STUDENT, TEACHER, [None, None])
+        term.observe([m[part] for m in student], [m[part] for m in teacher])
+        cost = sum(flow.total_cost for flow in term.rematch())
+        return module.weight.sum() * (cost + sum(float(stage.margin.sum()) for stage in term.stages))
+
+    return scale, loss
+
+
+def test_flows_and_margins_are_those_of_all_ranks() -> None:
+    check_two_ranks(make)
+
+
+def make_collected() -> tuple[nn.Module, Loss]:
+    scale, _ = make()
+
+    def loss(module: nn.Module, part: slice) -> Tensor:
+        term, first = ChannelMatching(STUDENT, TEACHER, [None, None]), part.start == 0
+        term.observe(*([m[part] for m in maps(c, seed, batch=8)] for seed, c in enumerate((STUDENT, TEACHER))))
+        term.collect(first=first)
+        assert [int(stage.cost.count) for stage in term.stages] == [8 * first] * 2
+        cost = sum(flow.total_cost for flow in term.rematch())
+        return module.weight.sum() * (cost + sum(float(stage.margin.sum()) for stage in term.stages))
+
+    return scale, loss
+
+
+def test_what_all_ranks_observed_is_collected_on_the_first() -> None:
+    check_two_ranks(make_collected)
+
+
+@pytest.mark.parametrize("form", ["sum", "relative"])
+@pytest.mark.parametrize("reducer", ["amp", "rd"])
+def test_a_batch_in_slices_has_the_loss_and_gradient_of_the_whole(
+    form: str, reducer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    term, teacher = matched(form=form), outputs(TEACHER, 3)
+    found = []
+    for size in (2**18, 2 * 4 * 36):  # all 5 images; 2 at a time of the first stage
+        monkeypatch.setattr("mgd.matching.SLICE", size)
+        student = Outputs(torch.zeros(5, 3), [m.requires_grad_() for m in maps(STUDENT, 2)])
+        loss = term(student, [teacher])
+        found.append((loss.detach(), torch.autograd.grad(loss, student.features)))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_stage_weights_replace_those_of_the_form() -> None:
+    student, teacher = outputs(STUDENT, 0), outputs(TEACHER, 1)
+
+    def loss(*weights: float) -> Tensor:
+        term = ChannelMatching(STUDENT, TEACHER, [None, None], stage_weights=weights)
+        term.observe(student, teacher)
+        term.rematch()
+        return term(student, [teacher])
+
+    torch.testing.assert_close(loss(2.0, 3.0), 2 * loss(1.0, 0.0) + 3 * loss(0.0, 1.0))
+
+
+def test_random_flows_differ_between_stages_and_go_on_from_a_saved_state() -> None:
+    term = ChannelMatching((4, 4), (8, 8), [None, None], assignment="random")
+    student, teacher = maps((4, 4), 0), maps((8, 8), 1)
+    term.observe(student, teacher)
+    first, second = term.rematch()
+    assert (first.matrix != second.matrix).any()
+    restored = ChannelMatching((4, 4), (8, 8), [None, None], assignment="random")
+    restored.load_state_dict(term.state_dict())
+    for t in (term, restored):
+        t.observe(student, teacher)
+    for a, b in zip(term.rematch(), restored.rematch(), strict=True):
+        assert (a.matrix == b.matrix).all()
+
+
+def test_a_state_saved_before_the_first_rematch_has_no_flows() -> None:
+    term = matching()
+    term.load_state_dict(matching().state_dict())
+    assert not term.matched
+    with pytest.raises(RuntimeError, match="rematch"):
+        term(outputs(STUDENT, 0), [outputs(TEACHER, 1)])
+
+
+def test_flows_are_solved_by_the_solver_asked_for_and_loaded_ones_say_so() -> None:
+    assert {flow.solver for flow in matched(solver="ortools").flows} == {"ortools"}
+    assert {flow.solver for flow in matched(solver="auto").flows} == {"scipy"}
+    term = matched()
+    term.load_state_dict(term.state_dict())
+    assert {flow.solver for flow in term.flows} == {"loaded"}
+
+
+def test_margins_given_are_copied() -> None:
+    given = [torch.zeros(t) for t in TEACHER]
+    term = ChannelMatching(STUDENT, TEACHER, given)
+    term.load_state_dict(matching().state_dict())
+    assert not any(m.any() for m in given)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mgd.network import dense_flow, likely_arcs, prices, scale_of, sparse_flow
+from mgd import solve_flow
+from mgd.network import dense_flow, likely_arcs, prices, scale_of, solve_arcs, sparse_flow
 
 
 def correlated(suppliers: int, receivers: int, seed: int) -> np.ndarray:
@@ -87,3 +88,40 @@ def test_a_receiver_dear_to_all_keeps_its_likely_arcs() -> None:
     dear = cost + 5 * np.random.default_rng(0).random(200)
     plain, shifted = ({tuple(arc) for arc in likely_arcs(c, 10).T} for c in (cost, dear))
     assert len(plain & shifted) > 0.99 * len(plain | shifted)
+
+
+def test_costs_that_are_zero_or_large_and_negative_are_solved() -> None:
+    assert solve_flow(np.zeros((3, 7))).total_cost == 0
+    cost = -1e12 * np.random.default_rng(3).random((4, 9))
+    totals = [solve_flow(cost, solver=solver).total_cost for solver in ("ortools", "sparse", "scipy")]
+    assert totals[1:] == pytest.approx([totals[0]] * 2, rel=1e-6)
+
+
+def test_arcs_that_hold_no_flow_are_refused() -> None:
+    arcs = np.array([[0, 1], [0, 0]])  # nobody supplies receiver 1
+    with pytest.raises(RuntimeError, match="stopped with INFEASIBLE"):
+        solve_arcs(np.zeros(2, np.int64), (2, 2), arcs, 1, False)
+
+
+@pytest.mark.parametrize(("suppliers", "receivers", "demand", "leave_out"), CASES)
+@pytest.mark.parametrize("degree", [1, 4])
+def test_negative_costs(suppliers: int, receivers: int, demand: int, leave_out: bool, degree: int) -> None:
+    for seed in range(3):
+        cost = correlated(suppliers, receivers, seed) - 3
+        dense, sparse = dense_flow(cost, demand, leave_out), sparse_flow(cost, demand, leave_out, degree)
+        assert total(cost, sparse) == pytest.approx(total(cost, dense), abs=1e-7)
+
+
+def test_a_surplus_in_the_wrong_place_has_no_prices() -> None:
+    cost = correlated(70, 30, 0)
+    whole = np.rint(cost * scale_of(cost)).astype(np.int64)
+    receiver = dense_flow(cost, 2, False)
+    counts, own = np.bincount(receiver, minlength=30), cost[np.arange(70), receiver]
+    more = cost - own[:, None]  # what a move would cost, where it is one of a surplus to a receiver without
+    more[(counts[receiver] == 2)[:, None] | (counts > 2)] = np.inf
+    supplier, other = np.unravel_index(more.argmin(), more.shape)
+    assert 1e-6 < more[supplier, other] < np.inf
+    receiver[supplier] = other
+    arcs = np.stack([a.ravel() for a in np.indices(cost.shape)])
+    with pytest.raises(RuntimeError, match="not optimal"):
+        prices(whole.ravel(), whole[np.arange(70), receiver], receiver, arcs, 30, 2, False)

@@ -120,3 +120,9 @@ def test_bad_input_is_refused() -> None:
         reduce_channels(teacher, margin, INDEX, "sm")
     with pytest.raises(ValueError, match="empty column"):
         reduce_channels(teacher, margin, torch.tensor([[0, -1]]), "amp")
+
+
+def test_of_two_opposite_values_amp_takes_the_positive() -> None:
+    teacher = torch.tensor([-2.0, 2.0]).view(1, 2, 1, 1)
+    for index in (torch.tensor([[0], [1]]), torch.tensor([[1], [0]])):
+        assert reduce_channels(teacher, torch.zeros(2), index, "amp")[0].item() == 2

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mgd import Taps, dry_forward, norms_before
 from tests.mgd.nets import TOY_TAPS, toy, toy_maps
@@ -197,3 +197,71 @@ def test_maps_with_their_channels_last_are_turned() -> None:
     images = torch.randn(2, 3, 5, 5)
     turned, plain = Taps(net, ["0@last", "0"])(images).features
     assert plain.shape == (2, 5, 5, 4) and torch.equal(turned, plain.permute(0, 3, 1, 2))
+
+
+def test_a_map_that_is_overwritten_later_than_at_first_is_refused() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.in_place = nn.Conv2d(3, 4, 1), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return (y.mul_(2) if self.in_place else y * 2).mean((2, 3))
+
+    taps, images = Taps(Sometimes(), ["conv"]), torch.randn(2, 3, 4, 4)
+    taps(images)
+    taps.model.in_place = True
+    with pytest.raises(RuntimeError, match="'conv' was overwritten in place; it was not in the first forward"):
+        taps(images)
+
+
+def test_a_tap_that_is_no_tensor_is_refused() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    net = nn.Sequential(Pair(), nn.Flatten())
+    with pytest.raises(TypeError, match="tap '0' reads a tuple, not a tensor"):
+        Taps(net, ["0"])(torch.randn(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize("call", [2, -3])
+def test_a_missing_call_is_refused(call: int) -> None:
+    with pytest.raises(ValueError, match="only 2 times"):
+        Taps(toy(), [f"relu@in#{call}"])(torch.randn(1, 3, 4, 4))
+
+
+def test_norms_before_takes_plain_norms_only_also_without_weights() -> None:
+    class Activates(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).relu()
+
+    for norm, taken in ((nn.BatchNorm2d(4), True), (nn.BatchNorm2d(4, affine=False), True), (Activates(4), False)):
+        net = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.Sigmoid(), nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3), nn.Flatten())
+        assert norms_before(Taps(net, ["2@in", "0@in"]), torch.zeros(1, 3, 4, 4)) == [norm if taken else None, None]
+
+
+def test_norms_before_leaves_modes_and_statistics_alone() -> None:
+    net = toy().train()
+    mean = net.bn1.running_mean.clone()
+    norms_before(Taps(net, TOY_TAPS), torch.ones(2, 3, 4, 4))
+    assert net.training and torch.equal(net.bn1.running_mean, mean)
+
+
+def test_a_forward_that_fails_leaves_nothing_behind() -> None:
+    net, wrong = toy().train(), torch.zeros(1, 5, 4, 4)
+    taps = Taps(net, TOY_TAPS)
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules())
+    for call in (taps, lambda x: dry_forward(taps, x), lambda x: norms_before(taps, x)):
+        with pytest.raises(RuntimeError, match="channels"):
+            call(wrong)
+        assert net.training and not taps._open
+        assert sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()) == hooks
+
+
+def test_a_copy_hooks_nothing_twice() -> None:
+    taps, images = Taps(toy(), ["bn2"]), torch.randn(2, 3, 6, 6)
+    other = copy.deepcopy(taps)
+    for each in (taps, other):
+        assert len(each(images).features) == 1  # a module called once is read once

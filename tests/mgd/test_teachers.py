@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import mgd
-from tests.mgd.nets import TOY_TAPS, toy
+from tests.mgd.nets import TOY_TAPS, toy, toy_maps
 
 
 def test_a_frozen_teacher_stays_in_eval_mode_and_builds_no_graph() -> None:
@@ -54,7 +57,12 @@ def test_ensemble_is_the_weighted_mean_of_probabilities() -> None:
 
 
 def test_ensemble_weights_are_checked() -> None:
-    for models, weights in (([], None), ([toy()], [1.0, 2.0]), ([toy(), toy()], [1.0, 0.0])):
+    for models, weights in (
+        ([], None),
+        ([toy()], [1.0, 2.0]),
+        ([toy(), toy()], [1.0, 0.0]),
+        ([toy(), toy()], [1.0, float("nan")]),
+    ):
         with pytest.raises(ValueError, match="positive weight"):
             mgd.Ensemble(models, weights)
 
@@ -124,3 +132,91 @@ def test_a_view_shows_the_student_s_images_as_the_teacher_was_trained() -> None:
     net = toy().eval()
     teacher = mgd.freeze(net, mgd.View(mean, std, own_mean, own_std))
     torch.testing.assert_close(teacher(given).logits, net((pictures - 0.5) / 0.5))
+
+
+def test_a_view_resizes_as_photos_are() -> None:
+    view, images = mgd.View((0.5,) * 3, (0.5,) * 3, (0.5,) * 3, (0.5,) * 3, 3), torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(view(images), F.interpolate(images, size=(3, 3), mode="bilinear", antialias=True))
+    assert view(torch.rand(2, 3, 5, 3)).shape == (2, 3, 3, 3)
+
+
+class Twice(nn.Module):
+    """A convolution and its norm called once, and others that are shared."""
+
+    def __init__(self, shared_conv: bool) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(1 if shared_conv else 2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2 if shared_conv else 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x))
+        for conv, norm in ((self.convs[0], self.norms[0]), (self.convs[-1], self.norms[-1])):
+            x = norm(conv(x)).relu()
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("shared_conv", [True, False])
+def test_what_is_called_twice_is_not_folded_and_the_rest_is(shared_conv: bool) -> None:
+    torch.manual_seed(0)
+    net = Twice(shared_conv).train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 3)
+            nn.init.normal_(module.running_mean)
+    images = torch.randn(2, 3, 4, 4)
+    before = copy.deepcopy(net).eval()(images)
+    assert mgd.fold_norms(mgd.Taps(net), images) == 1  # from training mode too
+    assert isinstance(net.norm, nn.Identity)
+    torch.testing.assert_close(net(images), before)
+
+
+def test_other_norms_and_convolutions_are_not_folded() -> None:
+    class Activates(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).relu()
+
+    class Standardised(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, F.normalize(self.weight.flatten(1), dim=1).view_as(self.weight), self.bias)
+
+    pairs = [
+        (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
+        (nn.Conv2d(3, 3, 1), Activates(3)),
+        (Standardised(3, 3, 2), nn.BatchNorm2d(3)),
+        (nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)),
+    ]
+    net = nn.Sequential(*(module for pair in pairs for module in pair), nn.Flatten())
+    assert mgd.fold_norms(mgd.Taps(net.eval()), torch.randn(2, 3, 4, 4)) == 1
+
+
+def test_folding_is_undone_where_a_map_alone_would_change() -> None:
+    class Hidden(nn.Module):
+        """A map that is read where no module sees it, and that the logits do not hold."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.seen, self.fc = (
+                nn.Conv2d(3, 3, 1),
+                nn.BatchNorm2d(3),
+                nn.Identity(),
+                nn.Linear(3, 2),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            self.seen(y * 2)
+            return self.fc(self.bn(y).mean((2, 3)))
+
+    net = Hidden().eval()
+    nn.init.constant_(net.bn.weight, 3.0)
+    assert mgd.fold_norms(mgd.Taps(net, ["seen"]), torch.randn(2, 3, 4, 4)) == 0
+
+
+def test_an_ensemble_has_the_maps_of_its_networks_in_order_also_of_frozen_ones() -> None:
+    images, nets = torch.randn(2, 3, 6, 6), [toy(seed=s).eval() for s in (0, 1)]
+    view = mgd.View((0.5,) * 3, (0.5,) * 3, (0.4,) * 3, (0.2,) * 3)
+    ensemble = mgd.Ensemble([mgd.Taps(nets[0], TOY_TAPS), mgd.freeze(mgd.Taps(nets[1], TOY_TAPS), view)])
+    expected = [*toy_maps(nets[0], images), *toy_maps(nets[1], view(images))]
+    for got, wanted in zip(mgd.freeze(ensemble)(images).features, expected, strict=True):
+        torch.testing.assert_close(got, wanted)

@@ -207,3 +207,36 @@ def make() -> tuple[nn.Module, Loss]:
 
 def test_two_ranks_compute_the_loss_gradients_and_memory_of_one() -> None:
     check_two_ranks(make)
+
+
+def test_the_seed_of_crd_is_that_of_its_banks_and_draws() -> None:
+    student, teacher, index = torch.randn(4, 3), torch.randn(4, 3), INDEX
+    terms = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(0)
+        terms.append(CRD(3, [3], 12, num_negatives=4, dimension=8, seed=seed))
+    values = [term(Outputs(student), [Outputs(teacher)], Batch(index=index)).item() for term in terms]
+    assert values[0] == values[1] != values[2]
+    assert not torch.equal(terms[0].contrasts[0].student_bank, terms[2].contrasts[0].student_bank)
+    terms[2].contrasts[0].load_state_dict(terms[0].contrasts[0].state_dict())  # the same banks: other draws
+    values = [term(Outputs(student), [Outputs(teacher)], Batch(index=index)).item() for term in (terms[0], terms[2])]
+    assert values[0] != values[1]
+
+
+def test_an_embedding_that_is_not_finite_leaves_the_memory_alone() -> None:
+    torch.manual_seed(0)
+    term, index = CRD(3, [3], 12, num_negatives=4, dimension=8), torch.tensor([3, 0])
+    before = term.contrasts[0].student_bank.clone()
+    bad = torch.randn(2, 3)
+    bad[0] = torch.nan
+    term(Outputs(bad), [Outputs(torch.randn(2, 3))], Batch(index=index))
+    after = term.contrasts[0].student_bank
+    assert torch.equal(after[3], before[3]) and not torch.equal(after[0], before[0])
+
+
+def test_defaults_and_momentum_of_crd() -> None:
+    (memory,) = CRD(3, [3], 20000).contrasts
+    assert (memory.num_negatives, memory.temperature, memory.momentum) == (16384, 0.07, 0.5)
+    for momentum in (-0.1, 1.0):
+        with pytest.raises(ValueError, match="momentum"):
+            CRD(3, [3], 12, momentum=momentum)

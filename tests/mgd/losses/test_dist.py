@@ -118,3 +118,10 @@ def test_wrong_hyper_parameters_are_refused() -> None:
 
 def test_two_ranks_compute_the_loss_and_gradients_of_one() -> None:
     check_two_ranks(make)
+
+
+def test_what_varies_little_counts_as_anything_else() -> None:
+    student = torch.randn(6, 5)
+    teacher = student + 0.5 * torch.randn(6, 5)
+    expected = literal.dist(student.numpy(), teacher.numpy(), 1e4, 1.0, 1.0)
+    assert dist(student, teacher, temperature=1e4).item() == pytest.approx(expected, rel=1e-2)

@@ -95,3 +95,10 @@ def test_wrong_hyper_parameters_are_refused() -> None:
     student, teacher, _ = draw()
     with pytest.raises(TypeError, match="tau"):
         DKD.from_outputs(Outputs(student), [Outputs(teacher)], 6, tau=2.0)
+
+
+def test_one_class_or_mixed_labels_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs two or more; got 1"):
+        dkd(torch.zeros(2, 1), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match=r"not mixed labels; got a target \(2, 3\)"):
+        dkd(torch.zeros(2, 3), torch.zeros(2, 3), torch.full((2, 3), 1 / 3))

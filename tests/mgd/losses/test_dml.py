@@ -96,3 +96,9 @@ def test_two_peers_together_learn_as_from_one_symmetric_term() -> None:
     both = both + term(Outputs(second), [Outputs(first.detach())], Batch())
     for a, b in zip(torch.autograd.grad(both, (first, second)), expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_the_form_of_dml_may_be_chosen() -> None:
+    student, peer = (Outputs(torch.randn(3, 4)) for _ in range(2))
+    term = DML.from_outputs(student, [peer], 6, symmetric=False)
+    torch.testing.assert_close(term(student, [peer], Batch()), kd(student.logits, peer.logits, temperature=1.0))

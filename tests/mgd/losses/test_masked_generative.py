@@ -121,3 +121,7 @@ def test_wrong_use_is_refused() -> None:
             term(student, student, **options)
     with pytest.raises(TypeError):
         term(student, student, alpha=1.0)
+
+
+def test_the_share_that_is_masked_by_default() -> None:
+    assert MaskedGenerative(3, [3]).ratio == 0.15

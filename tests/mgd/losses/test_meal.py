@@ -118,3 +118,12 @@ def test_wrong_use_is_refused() -> None:
         MEAL(5)(Outputs(student), [], Batch())
     with pytest.raises(TypeError, match="temperature"):
         MEAL.from_outputs(Outputs(student), [Outputs(first), Outputs(second)], 6, temperature=2.0)
+
+
+def test_meal_weighs_its_teachers_in_both_parts() -> None:
+    torch.manual_seed(0)
+    student, teachers = Outputs(torch.randn(6, 5)), [Outputs(torch.randn(6, 5)) for _ in range(2)]
+    term = MEAL(5, teacher_weights=[3, 1])
+    similarity = meal(student.logits, [t.logits for t in teachers], teacher_weights=[3, 1])
+    answers = term._discriminate(student.logits, (3 * teachers[0].logits + teachers[1].logits) / 4)
+    torch.testing.assert_close(term(student, teachers, Batch()), similarity + answers)

@@ -134,3 +134,8 @@ def test_wrong_use_is_refused() -> None:
         term(width=0)
     with pytest.raises(TypeError):
         ReviewKD.from_outputs(outputs(STUDENT, 1), [outputs(TEACHER, 2)], 10, middle=3)
+
+
+def test_context_sizes_are_those_below_the_smaller_side() -> None:
+    board = torch.arange(16).reshape(1, 1, 2, 8) % 2 * 2.0 - 1  # columns of 1 and -1, which vanish in any pooled map
+    assert context_loss(board, torch.zeros(1, 1, 2, 8)).item() == pytest.approx(1 / 1.5)

@@ -88,7 +88,7 @@ def test_the_term_averages_over_teachers() -> None:
 
 
 def test_wrong_use_is_refused() -> None:
-    for weights in ((-1.0, 1.0), (1.0, -1.0), (0.0, 0.0)):
+    for weights in ((-1.0, 1.0), (1.0, -1.0), (0.0, 0.0), (1.0, math.nan), (math.inf, 1.0)):
         with pytest.raises(ValueError, match="one of them positive"):
             RKD(*weights)
     with pytest.raises(TypeError):
@@ -112,3 +112,9 @@ def make() -> tuple[nn.Module, Loss]:
 
 def test_two_ranks_compute_the_loss_and_gradients_of_one() -> None:
     check_two_ranks(make)
+
+
+def test_without_taps_of_the_teacher_rkd_compares_logits() -> None:
+    logits = randn(4, 3), randn(4, 3, seed=1)
+    student = Outputs(logits[0], [randn(4, 2, 3, 3)])
+    torch.testing.assert_close(RKD()(student, [Outputs(logits[1])], Batch()), rkd(*logits))

@@ -22,6 +22,10 @@ class Gap(Term):
         return (a - b).abs().mean()
 
 
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 def outputs(value: float) -> Outputs:
     return Outputs(torch.full((3, 4), value), [torch.full((3, 2, 2, 2), value)])
 
@@ -68,7 +72,7 @@ def test_standardised_logits_have_mean_0_and_deviation_1() -> None:
 
 
 def test_a_temperature_that_is_none_is_refused() -> None:
-    for temperature in (0.0, -1.0, math.nan):
+    for temperature in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="temperature must be positive"):
             LogitTerm(losses.kd, temperature=temperature)
 
@@ -116,3 +120,98 @@ def test_terms_with_layers_know_how_many_teachers_they_were_built_for(name: str)
             LAYERED[name](built)(outputs(0.5), [outputs(1.0)] * called, batch)
     with pytest.raises(ValueError, match="teacher"):
         LAYERED[name](0)
+
+
+def test_the_relu_is_for_both_networks() -> None:
+    term = Gap()
+    term.rectify = True
+    for student, teacher, gap in ((-1.0, 2.0, 2.0), (2.0, -1.0, 2.0), (-1.0, -5.0, 0.0)):
+        assert term(outputs(student), [outputs(teacher)], Batch()).item() == gap
+
+
+LOGIT_TERMS = {name: t for name, t in losses.LOSSES.items() if issubclass(t, LogitTerm) and name != "meal"}
+
+
+@pytest.mark.parametrize("name", LOGIT_TERMS)
+def test_standardised_terms_see_both_networks_standardised(name: str) -> None:
+    student, teacher = 3 * randn(3, 4) + 1, 5 * randn(3, 4, seed=1)
+    plain, standard = LOGIT_TERMS[name](), LOGIT_TERMS[name](standardised=True)
+    expected = plain(Outputs(standardise(student)), [Outputs(standardise(teacher))], Batch(TARGET))
+    torch.testing.assert_close(standard(Outputs(student), [Outputs(teacher)], Batch(TARGET)), expected)
+    assert not torch.isclose(plain(Outputs(student), [Outputs(teacher)], Batch(TARGET)), expected)
+
+
+@pytest.mark.parametrize("name", LOGIT_TERMS)
+def test_logit_terms_weigh_their_teachers(name: str) -> None:
+    student, teachers, batch = Outputs(randn(3, 4)), [Outputs(randn(3, 4, seed=s)) for s in (1, 2)], Batch(TARGET)
+    term = LOGIT_TERMS[name](teacher_weights=[3, 1])
+    each = [term.compare(n, student, teacher, batch) for n, teacher in enumerate(teachers)]
+    torch.testing.assert_close(term(student, teachers, batch), (3 * each[0] + each[1]) / 4)
+
+
+def test_terms_default_to_what_their_functions_do() -> None:
+    student, teacher = randn(3, 4), randn(3, 4, seed=1)
+    for name in ("kd", "dist", "dkd", "wsl", "dml", "ssld"):
+        function = losses.ssld if name == "ssld" else getattr(losses, name)
+        value = LOGIT_TERMS[name]()(Outputs(student), [Outputs(teacher)], Batch(TARGET))
+        torch.testing.assert_close(value, function(student, teacher, TARGET))
+    torch.testing.assert_close(losses.kd(student, teacher), losses.kd(student, teacher, temperature=4.0))
+
+
+WEIGHTS = {
+    "afd": 50.0,
+    "at": 1000.0,
+    "crd": 0.8,
+    "dist": 2.0,
+    "fitnet": 100.0,
+    "ofd": 1e-3,
+    "similarity": 3000.0,
+    "wsl": 2.5,
+}
+
+
+def test_weights_are_those_of_the_sources() -> None:
+    assert {name: term.weight for name, term in losses.LOSSES.items() if term.weight != 1} == WEIGHTS
+
+
+def test_what_terms_read() -> None:
+    assert {n for n, t in losses.LOSSES.items() if t.rectified} == {
+        "afd",
+        "at",
+        "crd",
+        "fitnet",
+        "masked_generative",
+        "rkd",
+        "similarity",
+    }
+    assert {n for n, t in losses.LOSSES.items() if not t.paired} == {"afd", "crd", "rkd", "similarity"}
+
+
+def test_the_value_is_float32_whatever_the_logits_are() -> None:
+    half = outputs(0.5)
+    half = Outputs(half.logits.bfloat16(), [f.bfloat16() for f in half.features])
+    assert Gap()(half, [outputs(1.0)], Batch()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["map_l2", "masked_generative", "fitnet", "ofd", "reviewkd", "afd", "crd"])
+def test_terms_with_layers_weigh_their_teachers(name: str) -> None:
+    student, teachers = outputs(0.5), [outputs(1.0), outputs(2.0)]
+    torch.manual_seed(0)
+    term = losses.LOSSES[name].from_outputs(student, teachers, 10, teacher_weights=[3.0, 1.0]).eval()
+    batch = Batch(TARGET, torch.arange(3))
+    each = [term.compare(n, student, teacher, batch) for n, teacher in enumerate(teachers)]
+    torch.testing.assert_close(term(student, teachers, batch), 0.75 * each[0] + 0.25 * each[1])
+
+
+@pytest.mark.parametrize("name", ["map_l2", "masked_generative"])
+def test_another_tap_than_the_last_is_compared(name: str) -> None:
+    student, teacher = (
+        Outputs(torch.zeros(2, 5), [randn(2, c, 4, 4, seed=s + c) for c in widths])
+        for s, widths in ((0, (3, 4)), (10, (5, 6)))
+    )
+    torch.manual_seed(0)
+    term = losses.LOSSES[name].from_outputs(student, [teacher], 10, tap=0).eval()
+    alone = [Outputs(o.logits, o.features[:1]) for o in (student, teacher)]
+    torch.manual_seed(0)
+    other = losses.LOSSES[name].from_outputs(alone[0], alone[1:], 10).eval()
+    torch.testing.assert_close(term(student, [teacher], Batch()), other(alone[0], alone[1:], Batch()))
