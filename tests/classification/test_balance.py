@@ -14,6 +14,8 @@ def test_shares_are_those_of_the_gradients_norms() -> None:
     shares = gradient_shares([(student, ["a", "b", "c"])], values, {"a": 1.0, "b": 0.5, "c": 1.0})
     assert {name: round(float(share.detach()), 6) for name, share in shares.items()} == {"a": 0.6, "b": 0.4, "c": 0.0}
     assert weight.grad is None
+    nothing = gradient_shares([(student, ["a", "b"])], {name: 0 * values[name] for name in "ab"}, {"a": 1.0, "b": 1.0})
+    assert {name: float(share) for name, share in nothing.items()} == {"a": 0.0, "b": 0.0}
     assert gradient_shares([(student, ["a"])], {"a": values["a"]}, {"a": 1.0}) == {}
 
 
@@ -33,6 +35,14 @@ def test_every_network_shares_its_own_gradient() -> None:
         "a1": 0.25,
         "b1": 0.75,
     }
+
+
+def test_weights_that_do_not_train_and_narrow_types_do_not_count() -> None:
+    student = nn.Linear(300, 1).bfloat16()
+    student.bias.requires_grad_(False)
+    values = {name: factor * student.weight.sum() + student.bias.sum() for name, factor in TWO.items()}
+    shares = gradient_shares([(student, list(TWO))], values, dict.fromkeys(TWO, 1.0))
+    assert float(shares["a"]) == pytest.approx(0.25, abs=1e-5) and shares["a"].dtype == torch.float32
 
 
 TWO = {"a": 1.0, "b": 3.0}

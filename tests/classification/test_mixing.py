@@ -43,6 +43,16 @@ def test_without_labels_images_are_mixed_alone() -> None:
     assert target is None and not torch.equal(images, IMAGES)
 
 
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+def test_a_small_alpha_mixes_little(kind: str) -> None:
+    torch.manual_seed(0)
+    least = {
+        alpha: sum(float(mix(**{kind: alpha})(IMAGES, TARGET)[1][0].max() < 0.9) for _ in range(60))
+        for alpha in (0.1, 4.0)
+    }
+    assert least[0.1] < 30 < 50 < least[4.0]
+
+
 def test_nothing_is_mixed_by_default() -> None:
     assert mix() is None
 

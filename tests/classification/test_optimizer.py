@@ -11,7 +11,7 @@ from torch import nn
 
 from classification import main_mgd
 from classification.optimizer import build_optimizer, load_optimizer
-from mgd import Distiller, Taps, freeze
+from mgd import Distiller, Mutual, Taps, freeze
 from mgd.losses import CE, OFD
 from tests.classification.test_main import options, records
 from tests.mgd.nets import TOY_TAPS, toy
@@ -63,6 +63,20 @@ def test_muon_makes_the_steps_of_the_students_convolutions_orthogonal_and_of_not
 
 
 @pytest.mark.parametrize("kind", ["sgd", "muon"])
+def test_every_group_has_the_options(kind: str) -> None:
+    for group in stepped(kind, decay=1e-2).param_groups:
+        asked = (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"])
+        assert asked == (0.1, 0.9, 1e-2, True)
+
+
+def test_muon_moves_the_convolutions_of_every_peer() -> None:
+    peers = Mutual([toy(seed=n) for n in range(2)], [{"ce": (CE(), 1.0)}] * 2)
+    optimizer = build_optimizer(peers, Namespace(optimizer="muon", lr=0.1, momentum=0.9, weight_decay=0.0))
+    hidden = {id(p) for p in optimizer.param_groups[0]["params"]}
+    assert hidden == {id(p) for p in peers.parameters() if p.ndim == 4}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "muon"])
 def test_momenta_are_taken_up_and_rates_are_not(kind: str) -> None:
     saved, optimizer = stepped(kind).state_dict(), stepped(kind, 0.5, 1e-2)
     saved["state"][0]["momentum_buffer"] += 1
@@ -81,8 +95,10 @@ def test_momenta_are_taken_up_and_rates_are_not(kind: str) -> None:
         ("sgd", 1, {"momentum_buffer": True}, "is True"),
         ("sgd", 1, {"momentum_buffer": "none"}, "is 'none'"),
         ("sgd", 77, {"momentum_buffer": None}, "a state 77"),
+        ("sgd", -1, {"momentum_buffer": None}, "a state -1"),
         ("sgd", 0, {"exp_avg": torch.tensor(0.0)}, "of .'exp_avg'."),
         ("muon", 0, {"exp_avg": torch.zeros(77)}, "exp_avg of weight 0 does not fit"),
+        ("muon", 0, {"step": torch.zeros(2)}, "step of weight 0 does not fit"),
         ("muon", 0, {"velocity": torch.tensor(0.0)}, "of .'velocity'."),
     ],
 )
