@@ -17,7 +17,16 @@ from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER
 from classification.options import Parser, build_parser
 from classification.recipe import read_recipe
-from classification.terms import LABEL_FREE, check_schedules, names_of, needing, single_class, term_table, using
+from classification.terms import (
+    LABEL_FREE,
+    check_schedules,
+    names_of,
+    needing,
+    needing_flows,
+    single_class,
+    term_table,
+    using,
+)
 from mgd import has_bfloat16
 
 # Options that an empty text, as an unset variable leaves it in a script, would switch off unseen.
@@ -69,9 +78,11 @@ def _typed(parser: Parser, argv: list[str]) -> dict[str, str]:
 def _check_effects(args: Namespace, typed: dict[str, str]) -> None:
     """Refuse options that were typed and would change nothing."""
     terms = getattr(args, "terms", {"ce": {}})
-    of_mgd = {name for name in vars(args) if name.startswith("mgd_")} | {"loss_factor"}
+    of_flows = {"mgd_assignment", "mgd_capacity", "mgd_max_images", "mgd_solver"}
+    of_mgd = {name for name in vars(args) if name.startswith("mgd_")} - of_flows | {"loss_factor"}
     rules = [
         ("--distiller mgd", "mgd" in terms, of_mgd),
+        ("--distiller mgd or --term ofd.init=flow", bool(needing_flows(terms)), of_flows),
         ("a term that reads maps", bool(using(terms, "maps")), {"taps", "student_taps", "teacher_taps"}),
         ("the term ce", "ce" in terms, {"label_smoothing"}),
         ("a frozen teacher", "dml" not in terms, {"teacher_dtype", "teacher_threads", "compile_student"}),
@@ -261,6 +272,8 @@ def _check_teachers(args: Namespace) -> None:
             raise UserError(f"--teacher-mean probabilities gives no maps, which {', '.join(maps)} needs: leave it out")
     if mutual and "mgd" in args.terms:
         raise UserError("mgd matches a student to a frozen teacher: it does not go with dml")
+    if mutual and (names := needing_flows(args.terms)):
+        raise UserError(f"{names[0]}.init=flow matches a student to a frozen teacher: it does not go with dml")
     args.teacher_arch = ",".join(teacher["arch"] for teacher in args.teachers)
 
 

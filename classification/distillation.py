@@ -13,7 +13,7 @@ from classification import config, launch
 from classification.errors import UserError
 from classification.job import Job
 from classification.models import default_taps
-from classification.terms import build_term, given, needing, pairing, schedule, using
+from classification.terms import build_term, given, needing, needing_flows, pairing, schedule, using
 from classification.transforms import MEAN, STD
 from mgd import (
     ChannelMatching,
@@ -59,6 +59,8 @@ def distil(job: Job, student: Taps, *teachers: Taps) -> Distiller:
             term = build_term(args, name, outputs[0], outputs[1:], len(job.data.train), **more)
         default = defaults[name] if name in defaults else LOSSES[name].weight
         terms[name] = (term, schedule(args, name, default, config.total_epochs(args)))
+    if needing_flows(args.terms) and "mgd" not in terms:
+        job.starts = [match(args, student, *pair) for pair in zip(teachers, views, strict=True)]
     job.teachers = [speed_up(job, *pair) for pair in zip(teachers, views, strict=True)]
     weights = [float(teacher.get("weight", 1.0)) for teacher in args.teachers]
     return Distiller(student, freeze(Ensemble(job.teachers, weights)) if joint else job.teachers, terms)

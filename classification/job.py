@@ -19,7 +19,7 @@ from classification.models import build
 from classification.models.weights import load_file, load_pretrained, load_strictly
 from classification.paths import exists
 from classification.restore import check_flows
-from mgd import Distiller, Mutual, matchings
+from mgd import ChannelMatching, Distiller, Mutual, matchings
 
 
 @dataclass
@@ -38,6 +38,7 @@ class Job:
         bad: images that were left out, and why.
         auto: whether --resume auto was given, with which a run that is done is no mistake.
         done: whether the checkpoint is of a run that is done.
+        starts: matchings, one a teacher, that are solved once, for the terms that begin with a flow.
         sizes: parameters of each network, by role: "student", "teacher", or "teacher 1" and so on.
     """
 
@@ -47,6 +48,7 @@ class Job:
     teachers: list[nn.Module]
     distiller: Distiller | Mutual | None = None
     notes: list[str] = field(default_factory=list)
+    starts: list[ChannelMatching] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     resume: dict[str, Any] | None = None
     inputs: dict[str, Any] = field(default_factory=dict)

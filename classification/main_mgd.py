@@ -21,6 +21,7 @@ from classification.launch import World
 from classification.terms import using
 from classification.trainer import Trainer
 from mgd import ChannelMatching, Distiller, Flow, matchings
+from mgd.losses import OFD
 
 PROG = "main_mgd.py"
 
@@ -90,11 +91,18 @@ def flows_hash(flows: list[Flow]) -> int:
 
 
 def before_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
-    """Match again where an epoch is due, or nothing was matched yet."""
+    """Match again where an epoch is due, or nothing was matched yet; let begin what begins with a flow."""
     found = matchings(trainer.distiller.terms)
     every = trainer.args.mgd_update_freq
     due = epoch % every == 0 if every else epoch == 0
-    return rematch(trainer, found, epoch) if found and (due or not all(m.matched for m in found)) else {}
+    record = rematch(trainer, found, epoch) if found and (due or not all(m.matched for m in found)) else {}
+    if starting := [term for term in trainer.distiller.terms.values() if isinstance(term, OFD) and not term.ready]:
+        if not found:
+            found = [matching.to(trainer.world.device) for matching in trainer.job.starts]
+            record = rematch(trainer, found, epoch)
+        for term in starting:
+            term.start([flow for matching in found for flow in matching.flows])
+    return record
 
 
 def execute(job: Job, world: World) -> None:

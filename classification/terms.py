@@ -234,6 +234,11 @@ def using(names: Iterable[str], what: str) -> list[str]:
     return [name for name in names if name == "mgd" or what in LOSSES[name].needs | LOSSES[name].uses]
 
 
+def needing_flows(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return those of the terms that want student and teacher matched: mgd, and what begins with a flow."""
+    return [name for name, entry in table.items() if name == "mgd" or entry.get("init") == "flow"]
+
+
 def pairing(names: Iterable[str]) -> list[str]:
     """Return those of the terms that compare maps tap by tap, and need as many of each network."""
     kinds = {name: LOSSES[name] for name in names if name != "mgd"}

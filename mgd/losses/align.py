@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgd.flow import Flow
 from mgd.taps import Outputs
 
 
@@ -100,3 +102,27 @@ def check_channels(student_channels: Sequence[int], teacher_channels: Sequence[S
 def regressor(num_student: int, num_teacher: int) -> nn.Sequential:
     """Make the layer that brings the student's map to the teacher's width: a 1x1 convolution and its normalisation."""
     return nn.Sequential(nn.Conv2d(num_student, num_teacher, 1, bias=False), nn.BatchNorm2d(num_teacher))
+
+
+@torch.no_grad()
+def start_from(layer: nn.Sequential, flow: Flow) -> None:
+    """Let a `regressor` begin with what a flow has found: W[t, s] = 1 where it pairs them, else 0.
+
+    A teacher channel that guides none keeps its weights.
+
+    Args:
+        layer: of S and T channels.
+        flow: of as many.
+
+    Raises:
+        ValueError: a flow between other numbers of channels.
+    """
+    (weight,) = (module.weight for module in layer if isinstance(module, nn.Conv2d))
+    pairs = torch.as_tensor(flow.matrix).T
+    if pairs.shape != weight.shape[:2]:
+        raise ValueError(
+            f"expected a flow between {weight.shape[1]} and {weight.shape[0]} channels; "
+            f"got one between {pairs.shape[1]} and {pairs.shape[0]}"
+        )
+    guiding = pairs.any(dim=1).to(weight.device)
+    weight[guiding] = pairs[:, :, None, None].to(weight)[guiding]

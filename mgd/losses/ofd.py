@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from mgd.losses.align import channels, check_channels, pairs, regressor
+from mgd.flow import Flow
+from mgd.losses.align import channels, check_channels, pairs, regressor, start_from
 from mgd.losses.term import Term
 from mgd.margin import MeasuredMargin, partial_l2
 from mgd.taps import Batch, Outputs
+
+INITS = ("random", "flow")
 
 
 class _Stage(nn.Module):
@@ -55,16 +59,20 @@ class OFD(Term):
         teacher_channels: T of every tap, one list a teacher.
         margins: one list a teacher of (T,) per tap, as `bn_margin` gives it, or None for a tap (or all) whose margin is
             measured: the mean of the negative values of all the maps seen in training, on all ranks, kept in buffers.
+        init: how W_i begins: "random", as published, or "flow", by `start`, with one student channel for each teacher
+            channel: that which a matching pairs with it.
         teacher_weights: see `Term`.
 
     Raises:
-        ValueError: lists of different length, or margins of the wrong shape.
+        ValueError: lists of different length, margins of the wrong shape, another `init`.
+        RuntimeError: in the first forward, `init` "flow" without a `start`.
 
     Reference: Heo et al., 2019, arXiv:1904.01866, section 3.
     """
 
     needs = frozenset({"maps"})
     weight: ClassVar[float] = 1e-3
+    started: Tensor | None
 
     def __init__(
         self,
@@ -72,6 +80,7 @@ class OFD(Term):
         teacher_channels: Sequence[Sequence[int]],
         *,
         margins: Sequence[Sequence[Tensor | None]] | None = None,
+        init: str = "random",
         teacher_weights: Sequence[float] | None = None,
     ) -> None:
         check_channels(student_channels, teacher_channels)
@@ -83,6 +92,11 @@ class OFD(Term):
                 f"expected margins of {len(teacher_channels)} teachers, each a list of {len(student_channels)} taps; "
                 f"got lists of {[len(stages) for stages in margins]}"
             )
+        if init not in INITS:
+            raise ValueError(f"unknown init {init!r}; choose from {', '.join(INITS)}")
+        self.ready = init == "random"  # to be trained with
+        self.register_buffer("started", None if self.ready else torch.tensor(False))
+        self.register_load_state_dict_post_hook(_mark_loaded)  # type: ignore[no-untyped-call]
         self.stages = nn.ModuleList(
             nn.ModuleList(_Stage(s, t, m) for s, t, m in zip(student_channels, widths, stages, strict=True))
             for widths, stages in zip(teacher_channels, margins, strict=True)
@@ -92,10 +106,35 @@ class OFD(Term):
     def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> OFD:
         return cls(channels(student), [channels(teacher) for teacher in teachers], **options)
 
+    def start(self, flows: Sequence[Flow]) -> None:
+        """Let the regressors begin with flows between the channels of the student and of its teachers.
+
+        Args:
+            flows: one a tap, teacher by teacher, as `ChannelMatching.rematch` returns them.
+
+        Raises:
+            ValueError: another number of flows, or of channels.
+        """
+        stages = [stage for stage in self.modules() if isinstance(stage, _Stage)]
+        if len(flows) != len(stages):
+            raise ValueError(f"expected {len(stages)} flows, one a tap and teacher; got {len(flows)}")
+        for stage, flow in zip(stages, flows, strict=True):
+            start_from(stage.regressor, flow)
+        self.ready = True
+        if self.started is not None:
+            self.started.fill_(True)
+
     def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        if not self.ready:
+            raise RuntimeError("OFD with init 'flow' begins with flows: call start(flows) before training")
         stages = self.stages[number]
         assert isinstance(stages, nn.ModuleList)
         total = student.logits.new_zeros((), dtype=student.logits.float().dtype)
         for tap, (stage, maps) in enumerate(zip(stages, pairs(student, teacher), strict=True)):
             total = total + stage(*maps) / 2 ** (len(stages) - 1 - tap)
         return total / len(student.logits)
+
+
+def _mark_loaded(module: nn.Module, _: Any) -> None:
+    assert isinstance(module, OFD)
+    module.ready = module.started is None or bool(module.started)

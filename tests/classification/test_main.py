@@ -62,6 +62,27 @@ def test_distillation_writes_its_run_folder(reducer: str, with_kd: str, distil: 
     assert any(path.name.startswith("events") for path in folder.iterdir())
 
 
+@pytest.mark.parametrize("distiller", ["ofd", "mgd+ofd"])
+def test_ofd_begins_with_the_flow_that_is_asked_for(distiller: str, distil: list[str], tmp_path: Path) -> None:
+    words = distil[: distil.index("--loss-factor")] + distil[distil.index("--loss-factor") + 2 :]
+    words = options(words, distiller=distiller, term="ofd.init=flow", epochs="1", lr="1e-12")
+    found = []
+    for assignment in ("cheapest", "random"):
+        words = options(words, mgd_assignment=assignment, output=str(tmp_path / assignment))
+        assert main_mgd.main(words) == 0
+        state = torch.load(tmp_path / assignment / "last.pth", weights_only=True)["resume"]["terms"]["ofd"]
+        flow = np.load(tmp_path / assignment / "flow" / "0000.npz")
+        for stage in range(3):
+            weight = state[f"stages.0.{stage}.regressor.0.weight"][:, :, 0, 0]
+            index = torch.from_numpy(flow[f"index{stage}"])
+            assert weight.round().sum() == weight.shape[0] == index.numel()  # each teacher channel from one
+            rows = torch.arange(index.shape[1]).expand_as(index)
+            torch.testing.assert_close(weight[index.flatten(), rows.flatten()], torch.ones(index.numel()))
+        found.append(flow["index2"])
+        assert records(tmp_path / assignment)[0]["flow_cost"] > 0
+    assert (found[0] != found[1]).any()
+
+
 def test_best_pth_loads_in_plain_pytorch(distil: list[str]) -> None:
     assert main_mgd.main(distil) == 0
     best = torch.load(Path(distil[-1]) / "best.pth", weights_only=True)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from mgd import Outputs
-from mgd.losses.align import as_map, channels, check_channels, pair, pairs, same_size
+from mgd import Outputs, solve_flow
+from mgd.losses.align import as_map, channels, check_channels, pair, pairs, regressor, same_size, start_from
 
 
 def test_a_map_is_returned_unchanged() -> None:
@@ -72,3 +73,19 @@ def test_channel_numbers_that_do_not_pair_up_are_refused(student: list[int], tea
     check_channels([3, 4], [[5, 6], [7, 8]])
     with pytest.raises(ValueError, match="as many taps of every network"):
         check_channels(student, teachers)
+
+
+def test_a_regressor_starts_from_a_flow_where_it_pairs_channels() -> None:
+    cost = np.ones((2, 5))
+    cost[0, [1, 4]] = cost[1, [0, 2]] = 0
+    layer = regressor(2, 5)
+    before = layer[0].weight.detach().clone()
+    start_from(layer, solve_flow(cost, capacity="truncate"))  # two for each, and channel 3 for none
+    rows = layer[0].weight.detach()[:, :, 0, 0]
+    assert rows[[0, 1, 2, 4]].tolist() == [[0, 1], [1, 0], [0, 1], [1, 0]]
+    assert torch.equal(rows[3], before[3, :, 0, 0]) and layer[0].weight.requires_grad
+    wide = regressor(4, 2)
+    start_from(wide, solve_flow(np.array([[0.0, 1], [1, 0], [1, 0], [0, 1]])))
+    assert wide[0].weight.detach()[:, :, 0, 0].tolist() == [[1, 0, 0, 1], [0, 1, 1, 0]]
+    with pytest.raises(ValueError, match="between 2 and 5 channels; got one between 2 and 4"):
+        start_from(layer, solve_flow(np.zeros((2, 4))))

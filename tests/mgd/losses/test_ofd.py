@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from mgd import Batch, Outputs
+from mgd import Batch, ChannelMatching, Outputs, solve_flow
 from mgd.losses.ofd import OFD
 from tests.mgd.losses.ranks import Loss, check_two_ranks
 from tests.reference import map_losses
@@ -146,3 +148,40 @@ def scale_of(module: nn.Module) -> Tensor:
 def test_the_measured_margin_is_that_of_all_ranks() -> None:
     assert not dist.is_initialized()
     check_two_ranks(make)
+
+
+def test_from_the_cheapest_flow_it_starts_where_the_teacher_copies_the_student() -> None:
+    """Teacher channels that are those of the student, normalised and shuffled: nothing is left to regress."""
+    student = outputs((8, 4, 4, 4), (8, 3, 2, 2))
+    order = [torch.randperm(2 * m.shape[1]) for m in student.features]
+    maps = [F.batch_norm(m, None, None, training=True).repeat(1, 2, 1, 1) for m in student.features]
+    teacher = Outputs(student.logits, [m[:, o].detach() for m, o in zip(maps, order, strict=True)])
+    matching = ChannelMatching((4, 3), (8, 6), [None, None])
+    matching.observe([m.detach().relu() for m in student.features], [m.relu() for m in teacher.features])
+    margins = [torch.full((8,), -9.0), torch.full((6,), -9.0)]
+    term = OFD.from_outputs(student, [teacher], 10, margins=[margins], init="flow")
+    with pytest.raises(RuntimeError, match="call start"):
+        term(student, [teacher], Batch())
+    term.start(matching.rematch())
+    assert term(student, [teacher], Batch()).item() < 1e-3
+    assert OFD.from_outputs(student, [teacher], 10, margins=[margins])(student, [teacher], Batch()).item() > 10
+
+
+def test_a_start_is_saved_and_none_is_no_start() -> None:
+    def build(init: str) -> OFD:
+        return OFD([2, 3], [[4, 4], [2, 6]], init=init)
+
+    term, flows = build("flow"), [solve_flow(np.random.rand(s, t)) for s, t in ((2, 4), (3, 4), (2, 2), (3, 6))]
+    again = build("flow")
+    again.load_state_dict(term.state_dict())
+    assert not term.ready and not again.ready
+    term.start(flows)
+    again.load_state_dict(term.state_dict())
+    assert term.ready and again.ready
+    for stage, flow in zip([*again.stages[0], *again.stages[1]], flows, strict=True):
+        assert (stage.regressor[0].weight.detach()[:, :, 0, 0].T.numpy() == flow.matrix).all()
+    assert build("random").ready and set(build("random").state_dict()) == set(term.state_dict()) - {"started"}
+    with pytest.raises(ValueError, match="expected 4 flows"):
+        term.start(flows[:2])
+    with pytest.raises(ValueError, match="unknown init 'best'; choose from random, flow"):
+        build("best")
