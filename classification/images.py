@@ -87,6 +87,8 @@ def image_size(path: str) -> tuple[int, int]:
     try:
         with _file(path) as file, Image.open(file) as image:
             turned = image.getexif().get(ORIENTATION) in TURNED
+            if turned and image.format == "TIFF":  # some versions of Pillow turn the size that they tell, others do not
+                return ImageOps.exif_transpose(image).size[::-1]
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception:
         return 1, 1  # reading it will say what is wrong

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -9,12 +10,12 @@ import pytest
 import torch
 from torchvision.datasets.folder import pil_loader
 
-from classification.cache import Cache
+from classification.cache import Cache, _free_bytes
 from classification.data import FixedBatches, Photos, TrainBatches, loader, read_folder, subset
 from classification.errors import UserError
 from classification.images import read_image
 from classification.transforms import eval_transform, train_transform
-from tests.classification.conftest import CLASSES
+from tests.classification.conftest import CLASSES, write_photos
 
 ARGS = Namespace(img_size=16, train_crop="resized", hflip=1)
 CPU = torch.device("cpu")
@@ -180,3 +181,31 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"x\.png cannot be read"):
         Photos([(str(path), 0)], eval_transform(ARGS))[0, 0]
+
+
+def test_names_in_capitals_and_folders_in_class_folders_count(tmp_path: Path) -> None:
+    root = write_photos(tmp_path / "photos", train=2, valid=1)
+    dot = root / "train" / "dot"
+    (dot / "0.png").rename(dot / "IMG_0.PNG")
+    (dot / "2020" / "may").mkdir(parents=True)
+    (dot / "1.png").rename(dot / "2020" / "may" / "1.Png")
+    (dot / "Thumbs.db").write_bytes(b"")
+    names = [Path(path).name for path, label in read_folder(root).train if label == 1]
+    assert names == ["IMG_0.PNG", "1.Png"]
+
+
+def test_free_memory_is_told_in_bytes() -> None:
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert whole / 500 < _free_bytes() <= whole
+
+
+def test_a_cache_leaves_some_memory_free(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from classification.errors import UserError
+
+    samples = read_folder(photos).train
+    need = 3 * 16 * 16 * len(samples)
+    monkeypatch.setattr("classification.cache._free_bytes", lambda: need)
+    with pytest.raises(UserError, match="--cache ram needs"):
+        Cache(samples, read_image)
+    monkeypatch.setattr("classification.cache._free_bytes", lambda: 2 * need)
+    Cache(samples, read_image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from argparse import Namespace
 from pathlib import Path
@@ -10,25 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from torchvision import transforms as T
 
 from classification import main_base, main_mgd
 from classification.data import Folder
+from classification.distillation import margin, observe_share, view
 from classification.job import _teacher
 from classification.models import build
 from classification.terms import LABEL_FREE, names_of
+from classification.transforms import normalise
 from mgd.losses import LOSSES
 from tests.classification.conftest import SMALL
-from tests.classification.test_main import options, records
+from tests.classification.test_main import options, records, without
 from tests.classification.test_resume import differences  # noqa: F401
-
-
-def without(words: list[str], *names: str) -> list[str]:
-    """Take options and their values away."""
-    words = list(words)
-    for name in names:
-        if name in words:
-            del words[words.index(name) : words.index(name) + 2]
-    return words
 
 
 def run(words: list[str]) -> list[dict[str, Any]]:
@@ -240,3 +235,34 @@ def test_mutual_learning_with_a_frozen_network_is_refused(
     (tmp_path / "r.yaml").write_text("teachers: [{arch: resnet18}]\nterms: {ce: {}, dml: {}}\n")
     assert main_mgd.main([distil[0], "--config", str(tmp_path / "r.yaml")]) == 2
     assert "dml trains every network, and resnet18 is frozen" in capsys.readouterr().err
+
+
+def test_a_view_shows_a_teacher_the_images_that_it_knows() -> None:
+    pixels = torch.randint(256, (2, 16, 16, 3), dtype=torch.uint8)
+    options_ = Namespace(img_size=16)
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+    shown = view(options_, {"arch": "x", "mean": mean, "std": std})
+    assert shown is not None and view(options_, {"arch": "x"}) is None
+    expected = T.Normalize(mean, std)(pixels.permute(0, 3, 1, 2) / 255)
+    torch.testing.assert_close(shown(normalise(pixels)), expected, rtol=1e-4, atol=1e-4)
+    larger = view(options_, {"arch": "x", "img_size": 24})
+    assert larger is not None and larger(normalise(pixels)).shape == (2, 3, 24, 24)
+
+
+def test_margins_are_those_that_are_asked_for() -> None:
+    norm, maps = torch.nn.BatchNorm2d(4), torch.zeros(1, 4, 2, 2)
+    none, of_norm = margin("none", norm, maps), margin("bn", norm, maps)
+    assert none is not None and none.tolist() == [-math.inf] * 4
+    assert of_norm is not None and of_norm.shape == (4,) and of_norm.isfinite().all() and (of_norm < 0).all()
+    assert margin("map", norm, maps) is None and margin("bn", None, maps) is None
+
+
+def test_a_period_sees_as_many_images_online_as_a_pass_would() -> None:
+    for observe, freq, most, expected in (
+        ("pass", 2, 50, 0.0),
+        ("online", 2, 50, 0.25),
+        ("online", 1, 50, 0.5),
+        ("online", 2, 10_000, 1.0),
+    ):
+        asked = Namespace(mgd_observe=observe, mgd_update_freq=freq, mgd_max_images=most)
+        assert observe_share(asked, 100) == expected

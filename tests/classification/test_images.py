@@ -115,3 +115,25 @@ def test_names_that_are_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (folder / "bad\udcff.png").write_bytes(b"")
     assert main_base.main([*words[:-1], str(tmp_path / "other"), "--bad-images", "skip"]) == 0
     assert b"bad\xff.png" in (tmp_path / "other" / "bad_images.txt").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_cache_takes_photographs_turned_in_every_way(orientation: int, kind: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 6, 3), dtype=np.uint8)
+    path = saved(Image.fromarray(pixels), tmp_path / f"turned.{kind}", exif=exif)
+    image = np.asarray(read_image(path))
+    assert image.shape == ((6, 4, 3) if orientation > 4 else (4, 6, 3)) and image_size(path) == image.shape[:2]
+    assert np.array_equal(np.asarray(Cache([(path, 0)], read_image)[0]), image)
+
+
+def test_a_colour_that_stands_for_transparency_is_white(tmp_path: Path) -> None:
+    image = Image.new("RGB", (6, 4), (200, 0, 0))
+    assert colour(saved(image, tmp_path / "rgb.png", transparency=(200, 0, 0))) == [255, 255, 255]
+    assert colour(saved(image.convert("P"), tmp_path / "p.png", transparency=image.convert("P").getpixel((0, 0)))) == [
+        255,
+        255,
+        255,
+    ]

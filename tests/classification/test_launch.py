@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from classification import main_mgd
-from tests.classification.test_main import options, records
+from classification.config import parse
+from classification.launch import _place, seed_everything
+from tests.classification.test_main import options, records, without
+from tests.classification.test_step import without_norms
 
 SCRIPT = str(Path(main_mgd.__file__))
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -130,3 +136,119 @@ def test_a_killed_rank_is_named_and_the_restarted_run_ends_as_the_one_left_alone
         errors.append(done.stderr)
     assert "rank 0 stops: rank 1 died" in errors[0] and "died" not in errors[1], errors[0]
     assert differences(tmp_path / "kill", tmp_path / "alone") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "gpus", "expected"),
+    [
+        ("", {}, 4, (0, 1, 1, False)),
+        ("--world-size 3 --rank 2", {}, 0, (2, 3, 1, False)),
+        ("--multiprocessing-distributed", {}, 0, (0, 1, 1, False)),
+        ("--multiprocessing-distributed", {}, 4, (0, 4, 4, True)),
+        ("--multiprocessing-distributed --world-size 3 --rank 2", {}, 4, (8, 12, 4, True)),
+        ("--dist-url env://", {"WORLD_SIZE": "3", "RANK": "2"}, 0, (2, 3, 1, False)),
+        ("--dist-url env:// --world-size 3 --rank 1", {"WORLD_SIZE": "9", "RANK": "2"}, 0, (1, 3, 1, False)),
+        ("--multiprocessing-distributed --dist-url env://", {"WORLD_SIZE": "2", "RANK": "1"}, 2, (2, 4, 2, True)),
+    ],
+)
+def test_ranks_are_numbered_node_by_node(
+    words: str, env: dict[str, str], gpus: int, expected: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    place = _place(parse(["DIR", *words.split()], "main_base.py", distillation=False))
+    assert (place.first, place.size, place.local_size, place.spawn) == expected
+
+
+def test_every_rank_draws_its_own_numbers_and_choices_of_convolutions_are_as_asked() -> None:
+
+    cudnn, before = torch.backends.cudnn, torch.get_rng_state()
+    try:
+        drawn = []
+        for rank in (0, 1, 0):
+            seed_everything(3, rank, seeded=True, deterministic=False)
+            drawn.append((random.random(), np.random.rand(), float(torch.rand(1))))
+        assert drawn[0] == drawn[2] and not set(drawn[0]) & set(drawn[1])
+        for seeded, deterministic in ((False, False), (True, False), (False, True)):
+            seed_everything(3, 0, seeded=seeded, deterministic=deterministic)
+            assert torch.are_deterministic_algorithms_enabled() == deterministic
+            assert (cudnn.deterministic, cudnn.benchmark) == (seeded or deterministic, not (seeded or deterministic))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        cudnn.deterministic, cudnn.benchmark = False, False
+        torch.set_rng_state(before)
+
+
+CHILD = """
+import os, signal, sys
+from classification import main_mgd
+from classification.step import Stepper
+from torch import nn
+how, step, done = sys.argv.pop(1), Stepper._step, []
+if how == 'fixed':  # norms use fixed statistics: what ranks and parts compute is then the same function
+    forward = nn.BatchNorm2d.forward
+    def fixed(self, x):
+        self.training = False
+        return forward(self, x)
+    nn.BatchNorm2d.forward = fixed
+def changed(self, batch, *inputs):
+    done.append(1)
+    if how == 'signal' and self.world.rank == 1 and len(done) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    if how == 'poison' and self.world.rank == 1 and len(done) == 2:
+        batch = [batch[0] * float('nan'), *batch[1:]]
+    return step(self, batch, *inputs)
+Stepper._step = changed
+sys.exit(main_mgd.main())
+"""
+
+
+def two_ranks(how: str, words: list[str], folder: Path) -> list[tuple[int, str, str]]:
+    """Run two ranks of which the second meets something; return status, output and errors of each."""
+    child = folder / "child.py"
+    child.write_text(CHILD)
+    flags = ["--world-size", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}", "--rank"]
+    commands = [[sys.executable, str(child), how, *words, *flags, rank] for rank in ("0", "1")]
+    started = [
+        subprocess.Popen(c, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands
+    ]
+    try:
+        said = [process.communicate(timeout=300) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [(process.returncode, *text) for process, text in zip(started, said, strict=True)]
+
+
+def test_a_signal_to_one_rank_stops_all_behind_the_same_step(distil: list[str], tmp_path: Path) -> None:
+    words = options(without(distil, "--loss-factor"), distiller="kd", epochs="2")
+    found = two_ranks("signal", words, tmp_path)
+    assert [status for status, *_ in found] == [128 + signal.SIGTERM] * 2, found
+    assert torch.load(Path(distil[-1]) / "last.pth", weights_only=True)["resume"]["step"] in (3, 4)
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_left_out_on_all(distil: list[str], tmp_path: Path) -> None:
+    words = options(without(distil, "--loss-factor"), distiller="kd", epochs="1", skip_nonfinite="1", accumulate="2")
+    found = two_ranks("poison", words, tmp_path)
+    assert [status for status, *_ in found] == [0, 0], found
+    assert records(Path(distil[-1]))[0]["skipped_steps"] == 1
+
+
+def test_parts_of_a_batch_on_two_ranks_give_the_update_of_the_whole(
+    distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_norms(monkeypatch)
+    words = options(without(distil, "--loss-factor"), distiller="kd", epochs="1", b="9", momentum="0")
+    found = two_ranks("fixed", options(words, output=str(tmp_path / "two"), accumulate="2"), tmp_path)
+    assert [status for status, *_ in found] == [0, 0], found
+    assert main_mgd.main(options(words, output=str(tmp_path / "one"))) == 0
+    one, two = (torch.load(tmp_path / name / "last.pth", weights_only=True)["state_dict"] for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    alone, both = records(tmp_path / "one")[0], records(tmp_path / "two")[0]
+    for key in ("train_loss", "train_ce", "train_kd", "train_top1", "valid_top1"):
+        assert both[key] == pytest.approx(alone[key], rel=1e-3)

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from classification import main_base, main_mgd
+from classification.engine import Engine
 from classification.job import Job
 from classification.models import build
+from classification.step import Stepper
 from tests.classification.conftest import CLASSES, SMALL, STUDENT, TEACHER
 
 
@@ -32,6 +34,15 @@ def options(words: list[str], **changes: str) -> list[str]:
             words[words.index(option) + 1] = value
         else:
             words += [option, value]
+    return words
+
+
+def without(words: list[str], *names: str) -> list[str]:
+    """Take options and their values away."""
+    words = list(words)
+    for name in names:
+        if name in words:
+            del words[words.index(name) : words.index(name) + 2]
     return words
 
 
@@ -308,3 +319,79 @@ def test_a_broken_image_is_named(workers: str, distil: list[str], photos: Path, 
 def test_a_loss_that_is_not_finite_stops_the_run(distil: list[str], capfd: Any) -> None:
     assert main_mgd.main(options(distil, lr="1e30", epochs="3")) == 1
     assert "lower --lr" in capfd.readouterr().err
+
+
+def test_best_pth_is_of_the_best_epoch_also_when_a_run_goes_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from classification.engine import Engine
+
+    evaluate, results = Engine.evaluate, [40.0, 70.0, 70.0, 60.0, 80.0]
+
+    def told(self: Engine, network: torch.nn.Module) -> dict[str, float]:
+        return {**evaluate(self, network), "valid_top1": results.pop(0)}
+
+    monkeypatch.setattr(Engine, "evaluate", told)
+    words = [str(photos), "-a", STUDENT, *SMALL, "--output", str(tmp_path / "run"), "--resume", "auto", "--epochs"]
+    kept = []
+    for epochs in ("2", "4", "5"):
+        assert main_base.main([*words, epochs]) == 0
+        best, last = (torch.load(tmp_path / "run" / f"{n}.pth", weights_only=True) for n in ("best", "last"))
+        kept.append((best["state_dict"]["conv1.weight"], last["state_dict"]["conv1.weight"]))
+    assert torch.equal(*kept[0]) and torch.equal(kept[1][0], kept[0][0])  # the first of equals
+    assert not torch.equal(*kept[1]) and torch.equal(*kept[2])
+
+
+def test_a_run_may_begin_at_a_later_epoch(photos: Path, tmp_path: Path) -> None:
+    words = [str(photos), "-a", STUDENT, *SMALL, "--epochs", "3", "--start-epoch", "2", "--lr-drop-epochs", "1"]
+    assert main_base.main([*words, "--output", str(tmp_path / "run")]) == 0
+    assert [(line["epoch"], line["learning_rate"]) for line in records(tmp_path / "run")] == [(2, pytest.approx(0.005))]
+
+
+@pytest.mark.parametrize("script", [main_base, main_mgd])
+def test_labels_are_smoothed_by_the_option(script: Any, distil: list[str], tmp_path: Path) -> None:
+    words = options(without(distil, "--loss-factor"), epochs="1", lr="1e-12", distiller="kd")
+    if script is main_base:
+        words = without(words, "--teacher-arch", "--teacher-resume", "--distiller")
+    found = []
+    for smoothing in ("0", "0.5"):
+        words = options(words, label_smoothing=smoothing, output=str(tmp_path / smoothing))
+        assert script.main(words) == 0
+        found.append(records(tmp_path / smoothing)[0]["train_ce"])
+    assert found[1] != pytest.approx(found[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "weight"),
+    [
+        ("kd", {"distiller": "kd", "kd_weight": "3"}, 3.0),
+        ("mgd", {"mgd_form": "mean", "mgd_weight": "7"}, 7.0),
+        ("mgd", {"mgd_form": "relative"}, 5.0),
+        ("kd", {"distiller": "dml+kd", "kd_weight": "3"}, 3.0),
+    ],
+)
+def test_options_weigh_their_terms(name: str, changes: dict[str, str], weight: float, distil: list[str]) -> None:
+    words = options(without(distil, "--loss-factor"), epochs="1", **changes)
+    if "dml" in changes.get("distiller", ""):
+        words = without(words, "--teacher-arch", "--teacher-resume")
+    assert main_mgd.main(words) == 0
+    (record,) = records(Path(distil[-1]))
+    assert record[f"train_{name}_weighted"] == pytest.approx(weight * record[f"train_{name}"])
+
+
+def test_calibration_takes_the_largest_weight_of_a_schedule_and_so_many_steps(
+    distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from classification.step import Stepper
+
+    forward, passed = Stepper.forward, []
+
+    def counted(self: Stepper, *inputs: Any, **named: Any) -> Any:
+        passed.append(1)
+        return forward(self, *inputs, **named)
+
+    monkeypatch.setattr(Stepper, "forward", counted)
+    words = [*options(distil, distiller="mgd+kd", epochs="4"), "--term", "kd.weight=3", "--term", "kd.warmup=2"]
+    assert main_mgd.main([*words, "--calibrate", "2"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("kd ") and "share" in line]
+    assert "weight 3 " in line and len(passed) == 2

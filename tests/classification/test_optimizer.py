@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import torch
 from timm.optim import Muon
 from torch import nn
 
-from classification import main_mgd
+from classification import main_base, main_mgd
 from classification.optimizer import build_optimizer, load_optimizer
 from mgd import Distiller, Mutual, Taps, freeze
 from mgd.losses import CE, OFD
+from tests.classification.conftest import SMALL, STUDENT
 from tests.classification.test_main import options, records
 from tests.mgd.nets import TOY_TAPS, toy
 
@@ -121,3 +123,27 @@ def test_a_run_with_muon_learns_and_goes_on_with_the_same_bits(
     assert main_mgd.main(options(words, output=str(cut), resume="auto", lr_schedule="step")) == 0
     states: list[dict[str, Any]] = [torch.load(f / "last.pth", weights_only=True)["state_dict"] for f in (whole, cut)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("more", ["--lr-drop-epochs 1 2", "--lr-schedule cosine", "--warmup 1 --warmup-epochs 2"])
+def test_steps_are_made_at_the_rate_of_the_schedule(
+    more: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    step = torch.optim.SGD.step
+
+    def noted(self: torch.optim.SGD, *inputs: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *inputs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", noted)
+    epochs = "1" if "warmup" in more else "3"
+    words = [str(photos), "-a", STUDENT, *SMALL, "--epochs", epochs, "--output", str(tmp_path / "run"), *more.split()]
+    assert main_base.main(words) == 0
+    expected = {
+        "--lr-drop-epochs 1 2": [0.05] * 4 + [0.005] * 4 + [0.0005] * 4,
+        "--lr-schedule cosine": [0.025 * (1 + math.cos(math.pi * n / 12)) for n in range(12)],
+        "--warmup 1 --warmup-epochs 2": [0.005] * 4 + [0.0275] * 4 + [0.05] * 4,
+    }[more]
+    assert rates == pytest.approx(expected)
+    assert [line["learning_rate"] for line in records(tmp_path / "run")] == pytest.approx(expected[::4])

@@ -15,12 +15,18 @@ from typing import Any
 import pytest
 import torch
 
-from classification import main_mgd
+from classification import main_base, main_mgd
+from classification.checkpoint import changed_options, fingerprints
+from classification.config import parse
+from classification.data import read_folder
 from classification.launch import World
+from classification.metrics import Journal
 from classification.models import build
 from classification.random_state import random_state, set_random_state
-from tests.classification.conftest import STUDENT
-from tests.classification.test_main import options, records
+from classification.step import Stepper
+from tests.classification.conftest import SMALL, STUDENT, TEACHER
+from tests.classification.test_faults import poisoned
+from tests.classification.test_main import options, records, without
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -194,3 +200,100 @@ def test_calibrating_leaves_a_run_as_it_is(short_run: Path, distil: list[str], t
     words = options(distil[:-2], epochs="3", loss_factor="1e4", resume=str(tmp_path / "run" / "last.pth"))
     assert main_mgd.main([*words, "--calibrate", "1"]) == 0
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_moved_folder_holds_the_same_images_and_other_labels_make_others(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "moved")
+    here, there = read_folder(photos).train, read_folder(tmp_path / "moved").train
+    images = fingerprints([], here, photos, [])["training images"]
+    assert fingerprints([], there, tmp_path / "moved", [])["training images"] == images
+    wrong = [(path, 2 - label) for path, label in here]
+    assert fingerprints([], wrong, photos, [])["training images"] != images
+
+
+@pytest.mark.parametrize(
+    ("words", "free"),
+    [
+        ("", True),
+        ("--warmup 1", True),
+        ("--lr-schedule cosine", False),
+        ("--term mgd.decay=linear", False),
+        ("--term ce.decay=cosine", False),
+        ("--term mgd.warmup=3", True),
+    ],
+)
+def test_more_epochs_are_another_run_where_rates_or_weights_fall_over_all_of_them(words: str, free: bool) -> None:
+    before, now = (
+        vars(parse(["DIR", *words.split(), "--epochs", epochs], "main_mgd.py", distillation=True))
+        for epochs in ("90", "95")
+    )
+    changed = changed_options(before, now)
+    assert changed == ([] if free else ["--epochs 95, was 90"])
+
+
+def test_a_teacher_may_lie_elsewhere_when_a_run_goes_on() -> None:
+    before, now = (
+        vars(parse(["DIR", "--teacher-resume", file], "main_mgd.py", distillation=True)) for file in ("a.pth", "b.pth")
+    )
+    assert changed_options(before, now) == []
+    other = vars(parse(["DIR", "--teacher-arch", "resnet34"], "main_mgd.py", distillation=True))
+    assert any(change.startswith("the teachers") for change in changed_options(before, other))
+
+
+def test_peers_go_on_as_if_uncut(
+    distil: list[str],
+    tmp_path: Path,
+    differences: Any,
+) -> None:
+    words = without(distil, "--teacher-arch", "--teacher-resume", "--loss-factor")
+    words = options(words, distiller="dml", resume="auto")
+    assert main_mgd.main(into(words, tmp_path / "whole")) == 0
+    assert main_mgd.main(options(into(words, tmp_path / "cut"), epochs="1")) == 0
+    assert main_mgd.main(into(words, tmp_path / "cut")) == 0
+    assert differences(tmp_path / "cut", tmp_path / "whole") == []
+    peers = [torch.load(tmp_path / n / "peer1.pth", weights_only=True)["state_dict"] for n in ("whole", "cut")]
+    assert all(torch.equal(value, peers[1][name]) for name, value in peers[0].items())
+
+
+def test_steps_left_out_before_a_cut_count_after_it(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(photos), "-a", STUDENT, *SMALL, "--output", str(tmp_path / "run"), "--resume", "auto"]
+    for epochs, status in (("1", 0), ("2", 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(Stepper, "_step", poisoned({2}))
+            assert main_base.main([*words, "--epochs", epochs, "--skip-nonfinite", "1"]) == status
+    assert "epoch 1, step 1" in capsys.readouterr().err
+
+
+def test_a_run_killed_between_its_record_and_its_checkpoint_has_each_epoch_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Journal.write
+
+    def killed(self: Journal, record: dict[str, Any]) -> None:
+        write(self, record)
+        if record["epoch"] == 1:
+            raise KeyboardInterrupt
+
+    words = [str(photos), "-a", STUDENT, *SMALL, "--output", str(tmp_path / "run"), "--resume", "auto", "--epochs", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", killed)
+        assert main_base.main(words) == 130
+    # Were the checkpoint written first, a kill before the record would lose it.
+    assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["resume"]["epoch"] == 1
+    assert main_base.main(words) == 0
+    assert [line["epoch"] for line in records(tmp_path / "run")] == [0, 1, 2]
+
+
+def test_labels_that_the_first_epochs_of_a_run_had_are_those_it_goes_on_with(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(photos, root)
+    words = [str(root), "-a", TEACHER, *SMALL, "--output", str(tmp_path / "run"), "--resume", "auto", "--epochs"]
+    assert main_base.main([*words, "1"]) == 0
+    for split in ("train", "valid"):
+        (root / split / "bar").rename(root / split / "zebra")
+    assert main_base.main([*words, "2", "--resume-override", "1"]) == 2
+    assert "is of a run with classes ['bar', 'dot', 'sky']; this run has ['dot'" in capsys.readouterr().err

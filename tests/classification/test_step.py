@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import mgd
-from classification import main_mgd
-from tests.classification.conftest import STUDENT
+from classification import main_base, main_mgd
+from classification.transforms import eval_transform
+from tests.classification.conftest import SMALL, STUDENT, TEACHER
 from tests.classification.test_main import options, records
 from tests.classification.test_resume import differences, into  # noqa: F401
 
@@ -94,8 +95,6 @@ def test_the_average_is_what_is_evaluated_and_kept(distil: list[str], capsys: py
     folder = Path(distil[-1])
     evaluate = [distil[0], "-a", STUDENT, "--img-size", "16", "--train-crop", "pad", "-j", "0", "-e"]
     capsys.readouterr()
-    from classification import main_base
-
     assert main_base.main([*evaluate, "--student-resume", str(folder / "last.pth")]) == 0
     assert f"top-1 {records(folder)[-1]['valid_top1']:.2f}" in capsys.readouterr().out
 
@@ -195,3 +194,24 @@ def test_a_missing_compiler_is_said(distil: list[str], monkeypatch: pytest.Monke
     assert main_mgd.main(options(distil, compile="1")) == 2
     assert "--compile 1 needs a C++ compiler" in capsys.readouterr().err
     cpp_compiler_search.cache_clear()
+
+
+def test_the_training_accuracy_is_that_of_the_images_seen(
+    distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trained network that learns nothing more, on images without augmentation: it scores as when evaluated."""
+    monkeypatch.setattr("classification.trainer.train_transform", eval_transform)
+    without_norms(monkeypatch)
+    teacher = distil[distil.index("--teacher-resume") + 1]
+    lines = [f"{p.relative_to(distil[0])} {n}\n" for n, c in enumerate(("bar", "dot", "sky"))
+             for p in sorted(Path(distil[0], "train", c).iterdir())]  # fmt: skip
+    wrong = [line.replace(" 0", " 1") if n < 4 else line for n, line in enumerate(lines)]
+    (tmp_path / "list").write_text("".join(wrong))
+    more = ["--valid-list", str(tmp_path / "list"), "--train-list", str(tmp_path / "list"), "--epochs", "1"]
+    words = [distil[0], "-a", TEACHER, *options(SMALL, lr="1e-12"), *more, "--num-classes", "3"]
+    state = torch.load(teacher, weights_only=True)["state_dict"]
+    torch.save(state, tmp_path / "w.pth")
+    run = ["--student-resume", str(tmp_path / "w.pth"), "--output", str(tmp_path / "run")]
+    assert main_base.main([*words, *run]) == 0
+    (record,) = records(tmp_path / "run")
+    assert record["train_top1"] == pytest.approx(record["valid_top1"]) and 0 < record["train_top1"] < 100

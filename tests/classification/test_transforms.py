@@ -76,3 +76,27 @@ def test_normalise_is_that_of_torchvision() -> None:
     got = normalise(torch.from_numpy(np.array(image))[None])
     torch.testing.assert_close(got[0], expected, atol=1e-5, rtol=1e-5)
     assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_nothing_is_mirrored_where_that_is_switched_off() -> None:
+    image = torch.arange(8, dtype=torch.uint8).expand(3, 8, 8).clone()  # rises from left to right
+    for crop in ("resized", "pad"):
+        for seed in range(20):
+            torch.manual_seed(seed)
+            row = train_transform(args(8, crop))(image)[0, 3].int()
+            row = row[row > 0]  # black at the sides
+            assert (row.diff() >= 0).all(), (crop, seed)
+
+
+@pytest.mark.parametrize("size", [(300, 400), (20, 90), (64, 64)])
+def test_images_of_another_size_are_made_to_fit_before_a_padded_crop(size: tuple[int, int]) -> None:
+    image = photo(*size)
+    expected = bytes_of(T.Compose([T.Resize(32), T.CenterCrop(32)])(image)).int()
+    difference = (eval_transform(args(32, "pad"))(bytes_of(image)).int() - expected).abs()
+    assert difference.max() <= 1 and difference.float().mean() < 0.05
+    torch.manual_seed(0)
+    top, left = torch.randint(9, (2,)).tolist()
+    torch.manual_seed(0)
+    shifted = train_transform(args(32, "pad"))(bytes_of(image)).int()
+    padded = torch.nn.functional.pad(expected, [4] * 4)[:, top : top + 32, left : left + 32]
+    assert (shifted - padded).abs().max() <= 1
