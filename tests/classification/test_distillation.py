@@ -148,6 +148,29 @@ def test_teachers_may_teach_as_one(distil: list[str], photos: Path, tmp_path: Pa
     assert found["both", "probabilities"] < found["both", "terms"] - 1e-3
 
 
+def test_teachers_count_by_the_weights_of_a_recipe(distil: list[str], tmp_path: Path) -> None:
+    one, other = distil[distil.index("--teacher-resume") + 1], tmp_path / "other.pth"
+    torch.manual_seed(5)
+    torch.save(build("cifar_resnet8", 3).state_dict(), other)
+    words = options(without(distil, "--teacher-arch", "--teacher-resume"), epochs="1", lr="1e-9", distiller="mgd+kd")
+    files, found = {"one": one, "other": other}, {}
+    for name, weights in {"first": {"one": 1}, "second": {"other": 1}, "both": {"one": 3, "other": 1}}.items():
+        teachers = [{"arch": "cifar_resnet8", "resume": str(files[n]), "weight": w} for n, w in weights.items()]
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({"teachers": teachers}))
+        for mean in ("terms", "probabilities")[: len(weights)]:
+            more = {"distiller": "kd"} if mean == "probabilities" else {}
+            run_words = options(words, config=str(tmp_path / f"{name}.yaml"), teacher_mean=mean, **more)
+            if more:
+                run_words = without(run_words, "--loss-factor")
+            (found[name, mean],) = run(options(run_words, output=str(tmp_path / f"{name}-{mean}")))
+    first, second, both = (found[name, "terms"] for name in ("first", "second", "both"))
+    for term in ("train_kd", "train_mgd"):
+        assert both[term] == pytest.approx((3 * first[term] + second[term]) / 4, rel=1e-4)
+        assert first[term] != pytest.approx(second[term], rel=2e-3)
+    joint = found["both", "probabilities"]["train_kd"]  # nearer to the heavier teacher than to the other
+    assert joint < both["train_kd"] and joint != pytest.approx((first["train_kd"] + second["train_kd"]) / 2, rel=1e-3)
+
+
 def test_terms_that_pair_no_taps_take_other_numbers_of_them(distil: list[str], tmp_path: Path) -> None:
     words = without(distil, "--loss-factor", "--mgd-update-freq", "--mgd-max-images")
     words = options(words, distiller="afd+crd", student_taps="layer2,layer3", teacher_taps="layer3", epochs="1")

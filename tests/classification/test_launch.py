@@ -111,6 +111,7 @@ def test_a_killed_rank_is_named_and_the_restarted_run_ends_as_the_one_left_alone
     from torture import differences
 
     words = options(distil, epochs="3", distiller="mgd+kd", mgd_reducer="rd", checkpoint_every_steps="2", resume="auto")
+    words = options(words, mgd_observe="online")  # sums of both ranks, of which the first keeps the checkpoint
     child = tmp_path / "child.py"
     child.write_text(
         "import os, signal, sys\n"

@@ -94,6 +94,14 @@ def test_ofd_begins_with_the_flow_that_is_asked_for(distiller: str, distil: list
     assert (found[0] != found[1]).any()
 
 
+@pytest.mark.parametrize(("assignment", "least", "most"), [("identity", 0.0, 0.0), ("random", 0.3, 1.0)])
+def test_the_share_of_pairs_that_changed_is_told(assignment: str, least: float, most: float, distil: list[str]) -> None:
+    words = options(distil, mgd_update_freq="1", lr="1e-12", mgd_assignment=assignment, mgd_max_images="100")
+    assert main_mgd.main(words) == 0
+    first, second = records(Path(distil[-1]))
+    assert "flow_changed" not in first and least <= second["flow_changed"] <= most
+
+
 def test_best_pth_loads_in_plain_pytorch(distil: list[str]) -> None:
     assert main_mgd.main(distil) == 0
     best = torch.load(Path(distil[-1]) / "best.pth", weights_only=True)
