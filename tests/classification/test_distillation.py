@@ -289,3 +289,21 @@ def test_a_period_sees_as_many_images_online_as_a_pass_would() -> None:
     ):
         asked = Namespace(mgd_observe=observe, mgd_update_freq=freq, mgd_max_images=most)
         assert observe_share(asked, 100) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "weight"),
+    [
+        ("kd", {"distiller": "kd", "kd_weight": "3"}, 3.0),
+        ("mgd", {"mgd_form": "mean", "mgd_weight": "7"}, 7.0),
+        ("mgd", {"mgd_form": "relative"}, 5.0),
+        ("kd", {"distiller": "dml+kd", "kd_weight": "3"}, 3.0),
+    ],
+)
+def test_options_weigh_their_terms(name: str, changes: dict[str, str], weight: float, distil: list[str]) -> None:
+    words = options(without(distil, "--loss-factor"), epochs="1", **changes)
+    if "dml" in changes.get("distiller", ""):
+        words = without(words, "--teacher-arch", "--teacher-resume")
+    assert main_mgd.main(words) == 0
+    (record,) = records(Path(distil[-1]))
+    assert record[f"train_{name}_weighted"] == pytest.approx(weight * record[f"train_{name}"])

@@ -369,24 +369,6 @@ def test_labels_are_smoothed_by_the_option(script: Any, distil: list[str], tmp_p
     assert found[1] != pytest.approx(found[0], rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("name", "changes", "weight"),
-    [
-        ("kd", {"distiller": "kd", "kd_weight": "3"}, 3.0),
-        ("mgd", {"mgd_form": "mean", "mgd_weight": "7"}, 7.0),
-        ("mgd", {"mgd_form": "relative"}, 5.0),
-        ("kd", {"distiller": "dml+kd", "kd_weight": "3"}, 3.0),
-    ],
-)
-def test_options_weigh_their_terms(name: str, changes: dict[str, str], weight: float, distil: list[str]) -> None:
-    words = options(without(distil, "--loss-factor"), epochs="1", **changes)
-    if "dml" in changes.get("distiller", ""):
-        words = without(words, "--teacher-arch", "--teacher-resume")
-    assert main_mgd.main(words) == 0
-    (record,) = records(Path(distil[-1]))
-    assert record[f"train_{name}_weighted"] == pytest.approx(weight * record[f"train_{name}"])
-
-
 def test_calibration_takes_the_largest_weight_of_a_schedule_and_so_many_steps(
     distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

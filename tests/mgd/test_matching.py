@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -308,40 +310,26 @@ def test_a_compiled_term_has_the_loss_and_the_gradient_of_a_plain_one(reducer: s
         term.rematch()
 
 
-def make() -> tuple[nn.Module, Loss]:
+def make(collected: bool) -> tuple[nn.Module, Loss]:
     student, teacher = maps(STUDENT, 0, batch=8), maps(TEACHER, 1, batch=8)
     scale = nn.Linear(1, 1)
     nn.init.ones_(scale.weight)
 
     def loss(module: nn.Module, part: slice) -> Tensor:
-        term = ChannelMatching(STUDENT, TEACHER, [None, None])
-        term.observe([m[part] for m in student], [m[part] for m in teacher])
-        cost = sum(flow.total_cost for flow in term.rematch())
-        return module.weight.sum() * (cost + sum(float(stage.margin.sum()) for stage in term.stages))
-
-    return scale, loss
-
-
-def test_flows_and_margins_are_those_of_all_ranks() -> None:
-    check_two_ranks(make)
-
-
-def make_collected() -> tuple[nn.Module, Loss]:
-    scale, _ = make()
-
-    def loss(module: nn.Module, part: slice) -> Tensor:
         term, first = ChannelMatching(STUDENT, TEACHER, [None, None]), part.start == 0
-        term.observe(*([m[part] for m in maps(c, seed, batch=8)] for seed, c in enumerate((STUDENT, TEACHER))))
-        term.collect(first=first)
-        assert [int(stage.cost.count) for stage in term.stages] == [8 * first] * 2
+        term.observe([m[part] for m in student], [m[part] for m in teacher])
+        if collected:
+            term.collect(first=first)
+            assert [int(stage.cost.count) for stage in term.stages] == [8 * first] * 2
         cost = sum(flow.total_cost for flow in term.rematch())
         return module.weight.sum() * (cost + sum(float(stage.margin.sum()) for stage in term.stages))
 
     return scale, loss
 
 
-def test_what_all_ranks_observed_is_collected_on_the_first() -> None:
-    check_two_ranks(make_collected)
+@pytest.mark.parametrize("collected", [False, True])
+def test_flows_and_margins_are_those_of_all_ranks(collected: bool) -> None:
+    check_two_ranks(partial(make, collected))
 
 
 @pytest.mark.parametrize("form", ["sum", "relative"])
