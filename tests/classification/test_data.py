@@ -200,8 +200,6 @@ def test_free_memory_is_told_in_bytes() -> None:
 
 
 def test_a_cache_leaves_some_memory_free(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from classification.errors import UserError
-
     samples = read_folder(photos).train
     need = 3 * 16 * 16 * len(samples)
     monkeypatch.setattr("classification.cache._free_bytes", lambda: need)

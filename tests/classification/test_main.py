@@ -332,8 +332,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(distil: list[str], capfd: Any) 
 def test_best_pth_is_of_the_best_epoch_also_when_a_run_goes_on(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from classification.engine import Engine
-
     evaluate, results = Engine.evaluate, [40.0, 70.0, 70.0, 60.0, 80.0]
 
     def told(self: Engine, network: torch.nn.Module) -> dict[str, float]:
@@ -372,8 +370,6 @@ def test_labels_are_smoothed_by_the_option(script: Any, distil: list[str], tmp_p
 def test_calibration_takes_the_largest_weight_of_a_schedule_and_so_many_steps(
     distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from classification.step import Stepper
-
     forward, passed = Stepper.forward, []
 
     def counted(self: Stepper, *inputs: Any, **named: Any) -> Any:
