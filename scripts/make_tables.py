@@ -251,6 +251,12 @@ FIGURES: dict[str, dict[str, tuple[str, ...]]] = {
         "5 epochs": ("short",),
         "1,000 images": ("few",),
         "A student that was trained on the labels before": ("trained",),
+        "OFD whose regressors begin with a flow": (
+            *("few-ofd", "init-few", "init-few-random", "few-ofd-float32", "init-few-float32"),
+            *("few-muon-ofd", "init-few-muon", "few-muon-mgd-ofd", "init-few-muon-mgd-ofd"),
+            *("short-ofd", "init-short", "again-ofd", "init-again", "init-again-random"),
+            *("ofd", "init-ofd", "muon-ofd", "init-muon"),
+        ),
     },
 }
 
