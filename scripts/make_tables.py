@@ -249,14 +249,19 @@ FIGURES: dict[str, dict[str, tuple[str, ...]]] = {
     "quality-flow": {
         "Which flow: from scratch, 20 epochs": ("alone", "flow"),
         "5 epochs": ("short",),
-        "1,000 images": ("few",),
-        "A student that was trained on the labels before": ("trained",),
-        "OFD whose regressors begin with a flow": (
-            *("few-ofd", "init-few", "init-few-random", "few-ofd-float32", "init-few-float32"),
-            *("few-muon-ofd", "init-few-muon", "few-muon-mgd-ofd", "init-few-muon-mgd-ofd"),
-            *("short-ofd", "init-short", "again-ofd", "init-again", "init-again-random"),
-            *("ofd", "init-ofd", "muon-ofd", "init-muon"),
+        "1,000 images, SGD": ("few-alone", "few-amp", "few-kept", "few-random", "few-ofd"),
+        "1,000 images, Muon": (
+            *("few-muon-alone", "few-muon-kept", "few-muon-random", "few-muon-ofd"),
+            *("few-muon-mgd-ofd", "few-muon-mgd-ofd-random"),
         ),
+        "Trained on the labels before": ("trained",),
+    },
+    "quality-init": {
+        "1,000 images, SGD": ("few-ofd", "init-few", "init-few-random", "few-ofd-float32", "init-few-float32"),
+        "1,000 images, Muon": ("few-muon-ofd", "init-few-muon", "few-muon-mgd-ofd", "init-few-muon-mgd-ofd"),
+        "Trained on the labels before, 5 epochs": ("again-ofd", "init-again", "init-again-random"),
+        "5 epochs": ("short-ofd", "init-short"),
+        "20 epochs": ("ofd", "init-ofd", "muon-ofd", "init-muon"),
     },
 }
 
