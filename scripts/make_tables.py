@@ -258,7 +258,10 @@ FIGURES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "quality-init": {
         "1,000 images, SGD": ("few-ofd", "init-few", "init-few-random", "few-ofd-float32", "init-few-float32"),
-        "1,000 images, Muon": ("few-muon-ofd", "init-few-muon", "few-muon-mgd-ofd", "init-few-muon-mgd-ofd"),
+        "1,000 images, Muon": (
+            *("few-muon-ofd", "init-few-muon", "init-few-muon-random"),
+            *("few-muon-mgd-ofd", "init-few-muon-mgd-ofd"),
+        ),
         "Trained on the labels before, 5 epochs": ("again-ofd", "init-again", "init-again-random"),
         "5 epochs": ("short-ofd", "init-short"),
         "20 epochs": ("ofd", "init-ofd", "muon-ofd", "init-muon"),
