@@ -50,7 +50,7 @@ def draw_quality(panels: dict[str, tuple[str, ...]], path: Path) -> None:
             _draw_cell(axis, place, _kind(cells[name]["row"]), list(results[name].values()))
         axis.set_yticks(range(len(names)), [cells[name]["row"] for name in names])
         axis.set_ylim(len(names) - 0.5, -0.5)
-        axis.locator_params(axis="x", nbins=8)
+        axis.locator_params(axis="x", nbins=6)
         axis.grid(axis="x", alpha=0.3)
         axis.set_title(title, fontsize=10, loc="left")
     axes[-1].set_xlabel("top-1 %, last epoch, one dot a seed")
