@@ -1,48 +1,122 @@
-"""The main job on scikit-learn's digits: a teacher, its student alone and distilled on three seeds; one table."""
+"""Distil a student on handwritten digits: a teacher, then on three seeds a student alone and a distilled one.
+
+Every run writes what it says to a log file in the output folder. The screen shows one line per run and a table.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
+import os
 import shlex
 import statistics
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from collect_run import collect
 from prepare_digits import write_digits
 
-from classification import main_base, main_mgd
-
-COMMON = "--img-size 16 --train-crop pad --hflip 0 -b 25 --lr-schedule cosine --wd 5e-4 --lr 0.05 -p 1000 -j 0"
-TEACHER = "-a cifar_resnet20 --epochs 30"
-STUDENT = "-a cifar_resnet20_w0.5 --epochs 10"
-DISTILL = "--teacher-arch cifar_resnet20 --distiller mgd --mgd-reducer amp --mgd-update-freq 2 --loss-factor 1e3"
+COMMON = (
+    "--img-size 16 --train-crop pad --hflip 0 -b 25 --lr-schedule cosine --wd 5e-4 --lr 0.05 -p 1000 -j 0 --cache ram"
+)
 
 
-def run(main: object, output: Path, options: str, seed: int) -> dict[str, Any]:
-    """Run one of the main scripts, as one would type it, and return what it measured."""
-    script = "main_base.py" if main is main_base else "main_mgd.py"
+@dataclass(frozen=True)
+class Plan:
+    """The options of the three kinds of run, beside `COMMON`."""
+
+    teacher: str = "-a cifar_resnet20 --epochs 30"
+    student: str = "-a cifar_resnet20_w0.5 --epochs 10"
+    distil: str = (
+        "--teacher-arch cifar_resnet20 --distiller mgd --mgd-reducer amp --mgd-update-freq 2 --loss-factor 1e3"
+    )
+
+
+class RunError(Exception):
+    """A run ended with another status than 0."""
+
+
+def run(script: str, output: Path, options: str, seed: int) -> dict[str, Any]:
+    """Run one of the main scripts as one would type it, its output in a log file; return what it measured.
+
+    Raises:
+        RunError: it ended with another status than 0.
+    """
+    from classification import main_base, main_mgd
+
     words = [str(output.parent / "data"), *shlex.split(options), "--seed", str(seed), "--output", str(output)]
-    print(f"\n$ python classification/{script} {shlex.join(words)}", flush=True)
+    log = output.parent / "logs" / f"{output.name}.log"
     start = time.perf_counter()
-    status = main.main(words)  # type: ignore[attr-defined]
+    with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        print(f"$ python classification/{script} {shlex.join(words)}", flush=True)
+        status = {"main_base.py": main_base, "main_mgd.py": main_mgd}[script].main(words)
     if status:
-        sys.exit(status)
+        raise RunError(f"{output.name} ended with status {status}; the last lines of {log}:\n{_tail(log)}")
     return {**collect(output), "wall_seconds": time.perf_counter() - start}
 
 
-def demo(folder: Path, per_class: int, seeds: list[int]) -> dict[str, list[dict[str, Any]]]:
-    """Train a teacher in `folder`, then for each seed a student alone and a distilled one; return the measurements."""
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text().splitlines()[-5:])
+
+
+def _use_one_thread() -> None:
+    # The networks are so small that threads mostly wait for each other: two runs at once use two cores better.
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def demo(
+    folder: Path, per_class: int, seeds: Sequence[int], plan: Plan = Plan(), workers: int | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Train a teacher in `folder`, then for each seed a student alone and a distilled one.
+
+    Args:
+        folder: where data, run folders and logs go.
+        per_class: labelled digits per class.
+        seeds: of the students; the first is the teacher's too.
+        plan: options of the runs.
+        workers: processes that train at the same time; None for one per core.
+
+    Returns:
+        The measurements of every run, by role.
+
+    Raises:
+        RunError: a run ended with another status than 0.
+    """
     write_digits(folder / "data", per_class)
-    distill = f"{STUDENT} {COMMON} {DISTILL} --teacher-resume {shlex.quote(str(folder / 'teacher' / 'best.pth'))}"
-    runs: dict[str, list[dict[str, Any]]] = {"alone": [], "distilled": []}
-    teacher = run(main_base, folder / "teacher", f"{TEACHER} {COMMON}", seeds[0])
-    for seed in seeds:
-        runs["alone"].append(run(main_base, folder / f"alone-{seed}", f"{STUDENT} {COMMON}", seed))
-        runs["distilled"].append(run(main_mgd, folder / f"distilled-{seed}", distill, seed))
-    return {"teacher": [teacher], **runs}
+    (folder / "logs").mkdir()
+    student = f"{plan.student} {COMMON}"
+    distil = f"{student} {plan.distil} --teacher-resume {shlex.quote(str(folder / 'teacher' / 'best.pth'))}"
+    students = [
+        job
+        for seed in seeds
+        for job in (("alone", "main_base.py", student, seed), ("distilled", "main_mgd.py", distil, seed))
+    ]
+    workers = min(workers or os.cpu_count() or 1, len(students))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _use_one_thread) as pool:
+        teacher = pool.submit(run, "main_base.py", folder / "teacher", f"{plan.teacher} {COMMON}", seeds[0]).result()
+        _say("teacher", seeds[0], teacher)
+        waiting = {
+            pool.submit(run, script, folder / f"{role}-{seed}", options, seed): (role, seed)
+            for role, script, options, seed in students
+        }
+        found = {}
+        for done in as_completed(waiting):
+            found[waiting[done]] = done.result()
+            _say(*waiting[done], done.result())
+    return {"teacher": [teacher], **{role: [found[role, seed] for seed in seeds] for role in ("alone", "distilled")}}
+
+
+def _say(role: str, seed: int, result: dict[str, Any]) -> None:
+    name = f"{role}, seed {seed}"
+    print(f"{name:20} top-1 {result['last_top1']:6.2f} %   {result['wall_seconds']:5.1f} s", flush=True)
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
@@ -59,17 +133,25 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"))
-    parser.add_argument("--per-class", type=int, default=20, help="labelled digits of each class")
+    parser.add_argument("--per-class", type=int, default=20, help="labelled digits per class")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the students; the first, the teacher's"
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the students; the first is the teacher's too"
     )
     args = parser.parse_args()
-    runs = demo(args.output, args.per_class, args.seeds)
     labelled = 10 * args.per_class
-    print(f"\n{labelled} labelled digits; top-1 after the last epoch on the {1797 - labelled} others:\n\n{table(runs)}")
-    print(f"\nruns are in {args.output}/ (metrics.jsonl, best.pth, flow/, TensorBoard events)")
+    print(
+        f"Distilling on {labelled} labelled handwritten digits: one teacher, then per seed one student alone and one\n"
+        f"distilled student. This takes one to three minutes on two cores. Runs and logs: {args.output}/\n",
+        flush=True,
+    )
+    try:
+        runs = demo(args.output, args.per_class, args.seeds)
+    except RunError as error:
+        sys.exit(str(error))
+    print(f"\nTop-1 after the last epoch on the {1797 - labelled} digits not trained on:\n\n{table(runs)}")
+    print(f"\nEach run folder in {args.output}/ holds metrics.jsonl, best.pth, flow/ and TensorBoard events.")
 
 
 if __name__ == "__main__":
