@@ -18,7 +18,7 @@ Array = NDArray[Any]
 CAPACITIES = ("spread", "truncate", "reference", "single")
 ASSIGNMENTS = ("cheapest", "costliest", "identity", "random")
 OFFSET = 64  # times the differences beside them: where offsets are larger, they are subtracted first
-COARSE = 2**13  # times the usual pair of a flow: where the dearest is more, integers resolve less than 1e-6 of that pair
+COARSE = 2**13  # times a usual difference: where the dearest pair is more, integers resolve less than 1e-6 of that
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,8 @@ def _check(cost: Any) -> Array:
         raise ValueError(f"cost must be a matrix (S, T) with channels on both sides; got shape {array.shape}")
     if not array.min() > -np.inf:  # NaN is passed on by the minimum
         raise ValueError(
-            "cost must be finite, or inf where a pair is forbidden; it holds NaN or -inf: look for NaN in the feature maps"
+            "cost must be finite, or inf where a pair is forbidden; "
+            "it holds NaN or -inf: look for NaN in the feature maps"
         )
     return array
 
@@ -128,10 +129,22 @@ def _least(cost: Array, axis: int) -> Array:
     return least
 
 
+def _sample(cost: Array) -> Array:
+    sample: Array = cost[:: len(cost) // 64 + 1, :: cost.shape[1] // 64 + 1]
+    return sample
+
+
+def _usual(cost: Array) -> float:
+    """Return the lower quartile of a sample of the costs above 0 and below inf; inf where there are none."""
+    sample = _sample(cost)
+    sample = sample[(sample > 0) & (sample < np.inf)]
+    return float(np.quantile(sample, 0.25, method="lower")) if sample.size else np.inf
+
+
 def _is_even(cost: Array) -> bool:
-    """Return whether `_reduced` would gain few digits, judged by a sample of both sides: it takes as long as a solver."""
+    """Return whether `_reduced`, which takes long, would gain few digits, judged by a sample."""
     largest = max(float(cost.max()), -float(cost.min()))
-    sample = cost[:: len(cost) // 64 + 1, :: cost.shape[1] // 64 + 1]
+    sample = _sample(cost)
     sample = sample - _least(sample, 1)
     return 1e-200 < largest < 1e200 and OFFSET * float(np.median(sample - _least(sample, 0))) >= largest
 
@@ -184,7 +197,7 @@ def _optimum(cost: Array, demand: int, leave_out: bool, solver: str) -> tuple[Ar
         most = float(prices.sum()) * (1 + 1e-9)
         if most > 0 and largest > most:
             cost = np.where(cost > most, np.inf, cost)
-        elif solver != "scipy" and most > 0 and largest > COARSE * np.quantile(prices[prices > 0], 0.25, method="lower"):
+        elif solver != "scipy" and most > 0 and largest > COARSE * _usual(cost):
             solver = "scipy"
         else:
             return receiver, solver

@@ -16,7 +16,7 @@ class InfeasibleError(Exception):
 
 
 def scale_of(cost: Array) -> float:
-    """Return what turns finite costs into integers: as fine as leaves the solver's own scaling by nodes far from 2^63."""
+    """Return what turns costs into integers: as fine as leaves the solver's own scaling by nodes far from 2^63."""
     largest = float(max(cost.max(), -cost.min()))
     if largest == np.inf:
         largest = float(np.abs(cost).max(where=np.isfinite(cost), initial=0.0))
