@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mgd.checks import check_at_least_0, check_logits, check_positive
 from mgd.losses.gather import gather
 from mgd.losses.term import LogitTerm
 from mgd.taps import Batch, Outputs
@@ -38,8 +39,14 @@ def dist(
     Returns:
         Scalar, float32.
 
+    Raises:
+        ValueError: logits of other shapes, a hyper-parameter outside its range.
+
     Reference: Huang et al., 2022, arXiv:2205.10536, section 4.
     """
+    check_logits("dist", student_logits, teacher_logits)
+    check_positive("dist", temperature=temperature)
+    check_at_least_0("dist", beta=beta, gamma=gamma)
     student, teacher = student_logits.float() / temperature, teacher_logits.detach().float() / temperature
     images = (_unit(student, 1) * _unit(teacher, 1)).sum(dim=1).mean()
     # A class keeps its relation however improbable it is: probabilities are taken over its own largest in the batch.
@@ -85,10 +92,7 @@ class DIST(LogitTerm):
         standardised: bool = False,
         teacher_weights: Sequence[float] | None = None,
     ) -> None:
-        if not (temperature > 0 and beta >= 0 and gamma >= 0):
-            raise ValueError(
-                f"temperature must be positive, beta and gamma at least 0; got {temperature}, {beta} and {gamma}"
-            )
+        check_at_least_0("dist", beta=beta, gamma=gamma)
         super().__init__(
             dist,
             standardised=standardised,
