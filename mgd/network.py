@@ -11,9 +11,16 @@ from ortools.graph.python import min_cost_flow
 Array = NDArray[Any]
 
 
+class InfeasibleError(Exception):
+    """No flow keeps to the arcs."""
+
+
 def scale_of(cost: Array) -> float:
     """Return what turns costs into integers: as fine as leaves the solver's own scaling by nodes far from 2^63."""
-    return 2.0**33 / (float(max(cost.max(), -cost.min())) or 1.0)
+    largest = float(max(cost.max(), -cost.min()))
+    if largest == np.inf:
+        largest = float(np.abs(cost).max(where=np.isfinite(cost), initial=0.0))
+    return 2.0**33 / (largest or 1.0)
 
 
 def solve_arcs(cost: Array, shape: tuple[int, int], arcs: Array, demand: int, leave_out: bool) -> Array:
@@ -33,6 +40,7 @@ def solve_arcs(cost: Array, shape: tuple[int, int], arcs: Array, demand: int, le
         (n,) receiver of each supplier, or -1.
 
     Raises:
+        InfeasibleError: there is no flow on these arcs.
         RuntimeError: the solver found no optimum.
     """
     suppliers, receivers = shape
@@ -48,6 +56,8 @@ def solve_arcs(cost: Array, shape: tuple[int, int], arcs: Array, demand: int, le
     graph.set_nodes_supplies(np.arange(suppliers), np.ones(suppliers, np.int64))
     graph.set_nodes_supplies(suppliers + np.arange(receivers), np.full(receivers, -demand))
     status = graph.solve()
+    if status == graph.INFEASIBLE:
+        raise InfeasibleError(f"the arcs of a {shape} cost hold no flow")
     if status != graph.OPTIMAL:
         raise RuntimeError(f"the min-cost flow solver stopped with {status.name} on a {shape} cost")
     used = graph.flows(found) > 0
@@ -117,14 +127,19 @@ def likely_arcs(cost: Array, degree: int) -> Array:
     """Choose arcs that an optimum will mostly use: about `degree` a supplier, and a way out.
 
     They are those of the least reduced cost under rough prices, which make zero, twice in turn, what a receiver's best
-    suppliers pay (the mean over blocks of suppliers) and each supplier's cheapest arc. A feasible flow is among them.
+    suppliers pay (the mean over blocks of suppliers) and each supplier's cheapest arc. A feasible flow is among them
+    where no arc is forbidden (cost inf).
 
     Returns:
         (2, A) supplier and receiver, in the order of the receivers.
     """
     suppliers, receivers = cost.shape
+    scale = scale_of(cost)
     reduced = np.empty((receivers, suppliers), np.float32)
-    np.multiply(cost.T, scale_of(cost), out=reduced, casting="same_kind")
+    np.multiply(cost.T, scale, out=reduced, casting="same_kind")
+    forbidden = reduced == np.inf if reduced.max() == np.inf else None
+    if forbidden is not None:
+        reduced[forbidden] = 2.0**34  # twice the dearest
     blocks = min(suppliers, 4 * max(1, suppliers // receivers))
     first = np.arange(blocks) * suppliers // blocks
     for _ in range(2):
@@ -134,29 +149,33 @@ def likely_arcs(cost: Array, degree: int) -> Array:
     rank = min(sample.size - 1, degree * sample.size // receivers)
     chosen = reduced <= np.partition(sample, rank)[rank]
     chosen[np.arange(suppliers) % receivers, np.arange(suppliers)] = True
+    if forbidden is not None:
+        chosen[forbidden] = False
     receiver, supplier = np.divmod(np.flatnonzero(chosen), suppliers)
     return np.stack([supplier, receiver])
 
 
 def dense_flow(cost: Array, demand: int, leave_out: bool) -> Array:
-    """Solve on all arcs; see `solve_arcs`."""
-    suppliers, receivers = cost.shape
-    arcs = np.stack([np.repeat(np.arange(suppliers), receivers), np.tile(np.arange(receivers), suppliers)])
-    whole = np.rint(cost * scale_of(cost)).astype(np.int64).ravel()
+    """Solve on all arcs but those of cost inf; see `solve_arcs`."""
+    arcs = np.stack(np.nonzero(cost < np.inf))
+    whole = np.rint(cost[arcs[0], arcs[1]] * scale_of(cost)).astype(np.int64)
     return solve_arcs(whole, cost.shape, arcs, demand, leave_out)
 
 
 def sparse_flow(cost: Array, demand: int, leave_out: bool, degree: int = 24) -> Array:
     """Solve on few arcs, certify by the prices that no other arc would help, and add those that would until none does.
 
-    The result is optimal on all arcs, up to the rounding of costs.
+    The result is optimal on all arcs but those of cost inf, up to the rounding of costs.
     """
     suppliers, receivers = cost.shape
     scale = scale_of(cost)
     arcs = likely_arcs(cost, degree)
     while True:
         whole = np.rint(cost[arcs[0], arcs[1]] * scale).astype(np.int64)
-        receiver = solve_arcs(whole, cost.shape, arcs, demand, leave_out)
+        try:
+            receiver = solve_arcs(whole, cost.shape, arcs, demand, leave_out)
+        except InfeasibleError:  # as may be where arcs are forbidden
+            return dense_flow(cost, demand, leave_out)
         matched = receiver >= 0
         own = np.zeros(suppliers, np.int64)
         own[matched] = np.rint(cost[matched, receiver[matched]] * scale).astype(np.int64)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgd.checks import check_maps, check_tensors
 from mgd.losses.align import as_map, channels
 from mgd.losses.at import energy
 from mgd.losses.term import Term
@@ -30,8 +31,21 @@ def afd(student: Sequence[Tensor], teacher: Sequence[Tensor], attention: Tensor)
     Returns:
         Scalar, float32.
 
+    Raises:
+        ValueError: no maps of the same images, attention of another shape.
+
     Reference: Ji, Heo, Park, 2021, arXiv:2102.02973, section 3.
     """
+    for teacher_map in teacher:
+        for student_map in student:
+            check_maps("afd", student_map, teacher_map)
+    check_tensors("afd", attention=attention)
+    shape = (len(student[0]) if student else 0, len(teacher), len(student))
+    if 0 in shape or attention.shape != shape:
+        raise ValueError(
+            f"afd needs attention (B, teacher taps, student taps) = {shape}, at least one each; "
+            f"got {tuple(attention.shape)}"
+        )
     energies = [energy(x) for x in student]
     gaps = []
     for teacher_map in teacher:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgd.checks import check_maps
 from mgd.flow import Flow
 from mgd.taps import Outputs
 
@@ -48,7 +49,11 @@ def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Both maps, of height min(H, H') and width min(W, W').
+
+    Raises:
+        ValueError: no maps, or maps of another number of images.
     """
+    check_maps("the loss", a, b)
     size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
     pooled = (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (a, b))
     first, second = pooled

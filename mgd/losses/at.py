@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
+from mgd.checks import check_maps
 from mgd.losses.align import pairs, same_size
 from mgd.losses.term import Term
 from mgd.taps import Batch, Outputs
@@ -29,8 +30,12 @@ def at(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Scalar, float32.
 
+    Raises:
+        ValueError: no maps, or maps of another number of images.
+
     Reference: Zagoruyko, Komodakis, 2017, arXiv:1612.03928, section 3.1, equation 2.
     """
+    check_maps("at", student, teacher)
     student, teacher = same_size(student.float(), teacher.detach().float())
     student_unit = F.normalize(energy(student).flatten(1), dim=1)
     teacher_unit = F.normalize(energy(teacher).flatten(1), dim=1)

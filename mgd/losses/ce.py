@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from mgd.checks import check_logits, check_target
 from mgd.losses.term import Term
 from mgd.taps import Batch, Outputs
 
@@ -30,4 +31,6 @@ class CE(Term):
     def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Tensor:
         if batch.target is None:
             raise ValueError("the term 'ce' needs labels, and this batch has none: leave it out of the terms")
+        check_logits("ce", student.logits, student.logits)
+        check_target("ce", batch.target, student.logits, mixed=True)
         return F.cross_entropy(student.logits.float(), batch.target, label_smoothing=self.label_smoothing)

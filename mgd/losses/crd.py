@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgd.checks import check_positive, check_tensors
 from mgd.losses.align import as_map
 from mgd.losses.gather import gather
 from mgd.losses.term import Term
@@ -28,8 +29,18 @@ def crd(scores: Tensor, log_normaliser: Tensor, *, num_images: int) -> Tensor:
     Returns:
         (B,) float32.
 
+    Raises:
+        ValueError: scores without a negative, a log_normaliser of another shape, no images.
+
     Reference: Tian, Krishnan, Isola, 2019, arXiv:1910.10699, section 3.1.
     """
+    check_tensors("crd", scores=scores, log_normaliser=log_normaliser)
+    check_positive("crd", num_images=num_images)
+    if scores.ndim != 2 or scores.shape[1] < 2 or log_normaliser.ndim != 0:
+        raise ValueError(
+            f"crd needs scores (B, 1 + K) with K >= 1 and a scalar log_normaliser; "
+            f"got {tuple(scores.shape)} and {tuple(log_normaliser.shape)}"
+        )
     num_negatives = scores.shape[1] - 1
     odds = scores.float() - log_normaliser - math.log(num_negatives / num_images)  # log of e_k / (K / N)
     return F.softplus(-odds[:, 0]) + F.softplus(odds[:, 1:]).sum(dim=1)
@@ -54,7 +65,14 @@ def candidates(step: int, count: int, num_images: int, seed: int = 0) -> Tensor:
 
     Returns:
         (count,) int64, on the CPU.
+
+    Raises:
+        ValueError: a negative step, or `count` outside [1, num_images].
     """
+    if step < 0 or not 1 <= count <= num_images:
+        raise ValueError(
+            f"candidates: step must be at least 0, count in [1, num_images]; got {step=}, {count=}, {num_images=}"
+        )
     cycle, window = divmod(step, num_images // count)
     return _order(num_images, seed + cycle)[window * count : (window + 1) * count]
 
@@ -198,8 +216,7 @@ class CRD(Term):
             raise ValueError(f"contrast needs at least two training images; got {num_images}")
         if num_negatives < 1 or dimension < 1:
             raise ValueError(f"num_negatives and dimension must be at least 1; got {num_negatives} and {dimension}")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive; got {temperature}")
+        check_positive("crd", temperature=temperature)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is the share of the old entry, in [0, 1); got {momentum}")
         self.contrasts = nn.ModuleList(

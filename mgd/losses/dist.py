@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from mgd.checks import check_at_least_0, check_logits, check_positive
 from mgd.losses.gather import gather
 from mgd.losses.term import LogitTerm
 from mgd.taps import Batch, Outputs
@@ -37,19 +39,30 @@ def dist(
     Returns:
         Scalar, float32.
 
+    Raises:
+        ValueError: logits of other shapes, a hyper-parameter outside its range.
+
     Reference: Huang et al., 2022, arXiv:2205.10536, section 4.
     """
-    student = torch.softmax(student_logits.float() / temperature, dim=1)
-    teacher = torch.softmax(teacher_logits.detach().float() / temperature, dim=1)
+    check_logits("dist", student_logits, teacher_logits)
+    check_positive("dist", temperature=temperature)
+    check_at_least_0("dist", beta=beta, gamma=gamma)
+    student, teacher = student_logits.float() / temperature, teacher_logits.detach().float() / temperature
     images = (_unit(student, 1) * _unit(teacher, 1)).sum(dim=1).mean()
+    # A class keeps its relation however improbable it is: probabilities are taken over its own largest in the batch.
+    student, teacher = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
     classes = (_unit(student, 0) * _unit(teacher, 0)).sum(dim=0).mean()
     return beta * (1 - images) + gamma * (1 - classes)
 
 
-def _unit(values: Tensor, dim: int) -> Tensor:
-    """Centre along `dim` and divide by the length; 0 where the values differ by rounding only."""
-    # The squares of the smallest probabilities would be 0.
-    values = values / values.detach().amax(dim=dim, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+def _unit(logs: Tensor, dim: int) -> Tensor:
+    """Centre exp(logs) along `dim` and divide by the length; 0 where the values differ by rounding only.
+
+    A factor common to all values along `dim` drops out, so that the largest is made 1: none overflows, in the backward
+    pass neither.
+    """
+    largest = logs.detach().amax(dim=dim, keepdim=True).clamp_min(torch.finfo(logs.dtype).min)  # it may be -inf
+    values = torch.exp(logs - largest)
     centred = values - values.mean(dim=dim, keepdim=True)
     length = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
     varies = length > 1e-6 * torch.linalg.vector_norm(values, dim=dim, keepdim=True)
@@ -79,10 +92,7 @@ class DIST(LogitTerm):
         standardised: bool = False,
         teacher_weights: Sequence[float] | None = None,
     ) -> None:
-        if not (temperature > 0 and beta >= 0 and gamma >= 0):
-            raise ValueError(
-                f"temperature must be positive, beta and gamma at least 0; got {temperature}, {beta} and {gamma}"
-            )
+        check_at_least_0("dist", beta=beta, gamma=gamma)
         super().__init__(
             dist,
             standardised=standardised,

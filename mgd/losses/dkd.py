@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mgd.checks import check_at_least_0, check_logits, check_positive, check_target
 from mgd.losses.term import LogitTerm
 
 
@@ -36,17 +37,19 @@ def dkd(
         Scalar, float32.
 
     Raises:
-        ValueError: fewer than two classes, which leave nothing beside the target; a target that is no class index.
+        ValueError: logits of other shapes, or of fewer than two classes, which leave nothing beside the target; a
+            target that is no class index; a hyper-parameter outside its range.
 
     Reference: Zhao et al., 2022, arXiv:2203.08679, equation 7.
     """
-    if student_logits.shape[1] < 2:
-        raise ValueError(f"dkd compares the other classes too, and needs two or more; got {student_logits.shape[1]}")
-    if target is not None and target.ndim != 1:
-        raise ValueError(f"dkd needs one class index an image, not mixed labels; got a target {tuple(target.shape)}")
+    check_logits("dkd", student_logits, teacher_logits, min_classes=2)
+    check_positive("dkd", temperature=temperature)
+    check_at_least_0("dkd", alpha=alpha, beta=beta)
     teacher_logits = teacher_logits.detach()
     if target is None:
         target = teacher_logits.argmax(dim=1)
+    else:
+        check_target("dkd", target, student_logits, mixed=False)
     student_masses, student_others = _split(student_logits.float() / temperature, target)
     teacher_masses, teacher_others = _split(teacher_logits.float() / temperature, target)
     masses = F.kl_div(student_masses, teacher_masses, reduction="batchmean", log_target=True)
@@ -77,6 +80,7 @@ class DKD(LogitTerm):
     """
 
     uses = frozenset({"labels"})
+    min_classes = 2
 
     def __init__(
         self,
@@ -87,10 +91,7 @@ class DKD(LogitTerm):
         standardised: bool = False,
         teacher_weights: Sequence[float] | None = None,
     ) -> None:
-        if not (temperature > 0 and alpha >= 0 and beta >= 0):
-            raise ValueError(
-                f"temperature must be positive, alpha and beta at least 0; got {temperature}, {alpha} and {beta}"
-            )
+        check_at_least_0("dkd", alpha=alpha, beta=beta)
         super().__init__(
             dkd,
             standardised=standardised,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
+from mgd.checks import check_logits, check_positive
 from mgd.losses.term import LogitTerm
 
 
@@ -24,8 +25,13 @@ def kd(
     Returns:
         Scalar, float32.
 
+    Raises:
+        ValueError: logits of other shapes, a temperature that is not positive.
+
     Reference: Hinton, Vinyals, Dean, 2015, arXiv:1503.02531, section 2.
     """
+    check_logits("kd", student_logits, teacher_logits)
+    check_positive("kd", temperature=temperature)
     student = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgd.checks import check_maps
 from mgd.losses.align import as_map, same_size
 from mgd.losses.term import Term
 from mgd.taps import Batch, Outputs
@@ -44,8 +45,12 @@ def map_l2(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Scalar, float32.
 
+    Raises:
+        ValueError: no maps, or maps of another number of images or channels.
+
     Reference: Du et al., 2021, arXiv:2109.03144, section 2.2: the loss on maps of U-DML.
     """
+    check_maps("map_l2", student, teacher, same="channels")
     student, teacher = same_size(student.float(), teacher.detach().float())
     return F.mse_loss(student, teacher)
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mgd.checks import check_maps
 from mgd.losses.align import same_size
 from mgd.losses.map_l2 import map_l2, tapped, width_adapter
 from mgd.losses.term import Term
@@ -29,6 +30,13 @@ class _Restorer(nn.Module):
         )
 
 
+def _check_mask(ratio: float, mask: str) -> None:
+    if not 0 <= ratio < 1:
+        raise ValueError(f"ratio is the share of entries that are masked, in [0, 1); got {ratio}")
+    if mask not in MASKS:
+        raise ValueError(f"unknown mask {mask!r}; choose from {', '.join(MASKS)}")
+
+
 def draw_mask(maps: Tensor, ratio: float, what: str = "channels", generator: torch.Generator | None = None) -> Tensor:
     """Draw a mask of ones, each entry being 0 with probability `ratio`.
 
@@ -40,7 +48,12 @@ def draw_mask(maps: Tensor, ratio: float, what: str = "channels", generator: tor
 
     Returns:
         (B, C, 1, 1) or (B, 1, H, W), in the type of `maps`.
+
+    Raises:
+        ValueError: no maps, a ratio outside [0, 1), an unknown word.
     """
+    check_maps("draw_mask", maps, maps)
+    _check_mask(ratio, what)
     batch, channels, height, width = maps.shape
     shape = (batch, channels, 1, 1) if what == "channels" else (batch, 1, height, width)
     return (torch.rand(shape, device=maps.device, generator=generator) >= ratio).to(maps.dtype)
@@ -85,10 +98,7 @@ class MaskedGenerative(Term):
         teacher_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__([1.0] * len(teacher_channels) if teacher_weights is None else teacher_weights)
-        if not 0 <= ratio < 1:
-            raise ValueError(f"ratio is the share of entries that are masked, in [0, 1); got {ratio}")
-        if mask not in MASKS:
-            raise ValueError(f"unknown mask {mask!r}; choose from {', '.join(MASKS)}")
+        _check_mask(ratio, mask)
         self.ratio, self.mask, self.tap = ratio, mask, tap
         self.generator: torch.Generator | None = None
         self.restorers = nn.ModuleList(_Restorer(student_channels, channels) for channels in teacher_channels)

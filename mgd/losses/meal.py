@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgd.checks import check_at_least_0, check_logits, check_positive
 from mgd.losses.term import LogitTerm, standardise
 from mgd.taps import Batch, Outputs
 
@@ -32,11 +33,14 @@ def meal(
         Scalar, float32.
 
     Raises:
-        ValueError: no teachers, or another number of them than weights.
+        ValueError: no teachers, another number of them than weights, a weight that is not positive, logits of other
+            shapes.
 
     Reference: Shen, Savvides, 2020, arXiv:2009.08453, section 3.
     """
-    teachers = [teacher_logits] if isinstance(teacher_logits, Tensor) else teacher_logits
+    teachers: Sequence[Tensor] = [teacher_logits] if isinstance(teacher_logits, Tensor) else teacher_logits
+    for teacher in teachers:
+        check_logits("meal", student_logits, teacher)
     ensemble = _mean([torch.softmax(z.detach().float(), dim=1) for z in teachers], teacher_weights)
     return -(ensemble * F.log_softmax(student_logits.float(), dim=1)).sum(dim=1).mean()
 
@@ -45,6 +49,8 @@ def _mean(tensors: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
     weights = [1.0] * len(tensors) if weights is None else weights
     if not tensors or len(tensors) != len(weights):
         raise ValueError(f"meal needs one weight a teacher; got {len(weights)} weights and {len(tensors)} teachers")
+    for weight in weights:
+        check_positive("meal", teacher_weights=weight)
     scaled = [weight / sum(weights) * tensor for weight, tensor in zip(weights, tensors, strict=True)]
     return torch.stack(scaled).sum(dim=0)
 
@@ -69,6 +75,8 @@ class MEAL(LogitTerm):
     Reference: Shen, Savvides, 2020, arXiv:2009.08453, section 3.
     """
 
+    min_classes = 2
+
     def __init__(
         self,
         num_classes: int,
@@ -80,10 +88,7 @@ class MEAL(LogitTerm):
     ) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2; got {num_classes}")
-        if not (similarity >= 0 and discriminator >= 0):
-            raise ValueError(
-                f"similarity and discriminator are weights of at least 0; got {similarity} and {discriminator}"
-            )
+        check_at_least_0("meal", similarity=similarity, discriminator=discriminator)
         super().__init__(meal, standardised=standardised, teacher_weights=teacher_weights)
         self.factors = (similarity, discriminator)
         first, second = max(num_classes // 8, 2), max(num_classes // 64, 2)
@@ -93,6 +98,7 @@ class MEAL(LogitTerm):
 
     @classmethod
     def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> MEAL:
+        cls.check_outputs(student, teachers)
         return cls(student.logits.shape[1], **options)
 
     def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Tensor:

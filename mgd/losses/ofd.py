@@ -131,8 +131,8 @@ class OFD(Term):
         assert isinstance(stages, nn.ModuleList)
         total = student.logits.new_zeros((), dtype=student.logits.float().dtype)
         for tap, (stage, maps) in enumerate(zip(stages, pairs(student, teacher), strict=True)):
-            total = total + stage(*maps) / 2 ** (len(stages) - 1 - tap)
-        return total / len(student.logits)
+            total = total + stage(*maps) / len(maps[0]) / 2 ** (len(stages) - 1 - tap)
+        return total
 
 
 def _mark_loaded(module: nn.Module, _: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgd.checks import check_maps
 from mgd.losses.align import as_map, same_size
 from mgd.losses.term import Term
 from mgd.taps import Batch, Outputs
@@ -28,8 +29,14 @@ def context_loss(student: Tensor, teacher: Tensor, *, sizes: Sequence[int] = (4,
     Returns:
         Scalar, float32.
 
+    Raises:
+        ValueError: no maps, or maps of another number of images or channels; a size below 1.
+
     Reference: Chen et al., 2021, arXiv:2104.09044, section 3.3.
     """
+    check_maps("context_loss", student, teacher, same="channels")
+    if not all(size >= 1 for size in sizes):
+        raise ValueError(f"context_loss: sizes must be at least 1; got {tuple(sizes)}")
     student, teacher = same_size(student.float(), teacher.detach().float())
     loss, factor, total = F.mse_loss(student, teacher), 1.0, 1.0
     for size in sizes:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mgd.checks import check_at_least_0, check_tensors
 from mgd.losses.align import as_map
 from mgd.losses.gather import gather
 from mgd.losses.term import Term
@@ -48,8 +49,18 @@ def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: floa
     Returns:
         Scalar, float32; 0 for a single image.
 
+    Raises:
+        ValueError: no embeddings of the same images, a negative weight.
+
     Reference: Park et al., 2019, arXiv:1904.05068, sections 3.2.1 and 3.2.2.
     """
+    check_tensors("rkd", student=student, teacher=teacher)
+    check_at_least_0("rkd", distance=distance, angle=angle)
+    if not student.ndim == teacher.ndim == 2 or len(student) != len(teacher) or 0 in (*student.shape, *teacher.shape):
+        raise ValueError(
+            "rkd compares embeddings (B, D) and (B, D') of the same images; "
+            f"got {tuple(student.shape)} of the student, {tuple(teacher.shape)} of the teacher"
+        )
     student, teacher = student.float(), teacher.detach().float()
     total = student.new_zeros(())
     with torch.autocast(student.device.type, enabled=False):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mgd.checks import check_maps
 from mgd.losses.gather import gather
 from mgd.losses.map_l2 import tapped
 from mgd.losses.term import Term
@@ -24,8 +25,12 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Scalar, float32.
 
+    Raises:
+        ValueError: no maps, or maps of another number of images.
+
     Reference: Tung, Mori, 2019, arXiv:1907.09682, equations 1 to 4.
     """
+    check_maps("similarity", student, teacher)
     with torch.autocast(student.device.type, enabled=False):  # |Q|^2 passes the largest float16
         rows = [x.float().flatten(1) for x in (student, teacher.detach())]
         student_rows, teacher_rows = (F.normalize(x @ x.T, dim=1) for x in rows)

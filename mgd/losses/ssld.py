@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mgd.checks import check_logits
 from mgd.losses.dml import dml
 from mgd.losses.term import LogitTerm
 
@@ -21,9 +22,13 @@ def ssld(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None =
     Returns:
         Scalar, float32.
 
+    Raises:
+        ValueError: logits of other shapes.
+
     Reference: Cui et al., 2021, arXiv:2103.05959, section 3.
     """
-    return dml(student_logits, teacher_logits)
+    check_logits("ssld", student_logits, teacher_logits)
+    return dml(student_logits, teacher_logits, symmetric=True)
 
 
 class SSLD(LogitTerm):

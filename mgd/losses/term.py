@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mgd.checks import check_logits, check_positive
 from mgd.taps import Batch, Outputs
 
 
@@ -105,11 +106,17 @@ def standardise(logits: Tensor) -> Tensor:
     Returns:
         (B, K) float32; a constant row becomes 0.
 
+    Raises:
+        ValueError: logits of another shape.
+
     Reference: Sun et al., 2024, arXiv:2403.01427, algorithm 1.
     """
+    check_logits("standardise", logits, logits)
     logits = logits.float()
+    # The squares of logits as they are would overflow, or be 0, before the logits do.
+    logits = logits / logits.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
     deviation = logits.std(dim=1, keepdim=True, unbiased=False)
-    varies = deviation > 1e-6 * logits.detach().abs().amax(dim=1, keepdim=True)  # by more than rounding
+    varies = deviation > 1e-6  # by more than rounding
     centred = logits - logits.mean(dim=1, keepdim=True)
     return torch.where(varies, centred, 0) / torch.where(varies, deviation, 1)
 
@@ -127,6 +134,8 @@ class LogitTerm(Term):
         ValueError: a temperature that is not positive.
     """
 
+    min_classes: ClassVar[int] = 1  # fewer are refused when the term is built
+
     def __init__(
         self,
         function: Callable[..., Tensor],
@@ -136,9 +145,23 @@ class LogitTerm(Term):
         **hyper: float,
     ) -> None:
         super().__init__(teacher_weights)
-        if not 0 < hyper.get("temperature", 1.0) < inf:
-            raise ValueError(f"temperature must be positive; got {hyper['temperature']}")
+        check_positive(type(self).__name__.lower(), temperature=hyper.get("temperature", 1.0))
         self.function, self.standardised, self.hyper = function, standardised, hyper
+
+    @classmethod
+    def check_outputs(cls, student: Outputs, teachers: Sequence[Outputs]) -> None:
+        """Refuse networks whose logits cannot be compared.
+
+        Raises:
+            ValueError: other classes of a teacher than of the student, too few, or logits that are not (B, K).
+        """
+        for teacher in teachers:
+            check_logits(cls.__name__.lower(), student.logits[:1], teacher.logits[:1], min_classes=cls.min_classes)
+
+    @classmethod
+    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> Term:
+        cls.check_outputs(student, teachers)
+        return cls(**options)
 
     def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         logits = (student.logits, teacher.logits)

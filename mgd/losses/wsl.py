@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mgd.checks import check_logits, check_positive, check_target
 from mgd.losses.term import LogitTerm
 
 
@@ -22,19 +23,23 @@ def wsl(
     Args:
         student_logits: (B, K); the gradient flows here only.
         teacher_logits: (B, K).
-        target: (B,) class indices.
+        target: (B,) class indices, or (B, K) probabilities of mixed images.
         temperature: tau > 0.
 
     Returns:
         Scalar, float32.
 
     Raises:
-        ValueError: no target.
+        ValueError: no target, or one that does not belong to the logits; logits of other shapes; a temperature that is
+            not positive.
 
     Reference: Zhou et al., 2021, arXiv:2102.00650, section 4.
     """
     if target is None:
         raise ValueError("wsl weighs images by their labels, and got no target: pass the class indices")
+    check_logits("wsl", student_logits, teacher_logits)
+    check_positive("wsl", temperature=temperature)
+    check_target("wsl", target, student_logits, mixed=True)
     student, teacher = student_logits.float(), teacher_logits.detach().float()
     student_error = F.cross_entropy(student.detach(), target, reduction="none")
     teacher_error = F.cross_entropy(teacher, target, reduction="none")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 
 from mgd import solve_flow
-from mgd.flow import CAPACITIES, solve_control
+from mgd.flow import ASSIGNMENTS, CAPACITIES, solve_control
 from tests.reference import literal
 
 SOLVERS = ("ortools", "sparse", "scipy", "auto")
@@ -99,8 +102,9 @@ def test_costs_of_any_size_are_resolved(scale: float) -> None:
 @pytest.mark.parametrize(
     ("cost", "options", "message"),
     [
-        (np.array([[1.0, np.nan]]), {}, "finite"),
-        (np.array([[1.0, np.inf]]), {}, "finite"),
+        (np.array([[1.0, np.nan]]), {}, "holds NaN or -inf: look for NaN in the feature maps"),
+        (np.array([[1.0, -np.inf]]), {}, "finite, or inf where a pair is forbidden"),
+        (np.array([[np.inf, np.nan]]), {}, "holds NaN or -inf"),
         (np.zeros(4), {}, "matrix"),
         (np.zeros((0, 4)), {}, "matrix"),
         (np.zeros((2, 4)), {"capacity": "sprad"}, "spread, truncate, reference, single"),
@@ -127,3 +131,93 @@ def test_identity_takes_neighbours_in_the_middle_of_their_share() -> None:
 
 def test_the_solver_that_was_chosen_is_named() -> None:
     assert solve_flow(np.random.rand(3, 7), solver="auto").solver == "scipy"
+
+
+def exact(cost: np.ndarray) -> np.ndarray:
+    """The same costs as numbers without rounding."""
+    return np.array([[Fraction(c) if np.isfinite(c) else c for c in row] for row in cost.tolist()], dtype=object)
+
+
+def with_offsets(shape: tuple[int, int], rng: np.random.Generator, *sides: tuple[int, int]) -> np.ndarray:
+    cost = rng.integers(0, 1000, shape) * 2.0**-20  # beside 1e9 all of them keep their digits
+    return cost + sum(1e9 * rng.integers(0, 5, side) for side in sides)
+
+
+HARD: dict[str, Callable[[tuple[int, int], np.random.Generator], np.ndarray]] = {
+    "forbidden": lambda shape, rng: np.where(rng.random(shape) < 0.35, np.inf, rng.random(shape)),
+    "dear": lambda shape, rng: np.where(rng.random(shape) < 0.3, 10.0 ** rng.integers(3, 13), rng.random(shape)),
+    "of every size": lambda shape, rng: 10.0 ** rng.uniform(-12, 12, shape) * rng.choice([-1, 1, 1], shape),
+    "equal": lambda shape, rng: np.full(shape, rng.choice([0, 1, -3, 1e9, 1e-300, 1e300, -1e12])),
+    "zeros and ones": lambda shape, rng: rng.integers(0, 2, shape).astype(float),
+    "nearly equal": lambda shape, rng: with_offsets(shape, rng, (1, 1)),
+    "offset by rows": lambda shape, rng: with_offsets(shape, rng, (shape[0], 1)),
+    "offset by columns": lambda shape, rng: with_offsets(shape, rng, (1, shape[1])),
+    "offset by both": lambda shape, rng: with_offsets(shape, rng, (shape[0], 1), (1, shape[1])),
+    "close to 0": lambda shape, rng: rng.random(shape) * 1e-310,
+    "close to the largest number": lambda shape, rng: (rng.random(shape) - 0.5) * 3e307,
+}
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_costs_have_the_optimum_of_exact_arithmetic(kind: str) -> None:
+    rng, infeasible = np.random.default_rng(2), 0
+    for shape in ((1, 3), (2, 3), (3, 3), (2, 5), (3, 6), (5, 2), (4, 1)):
+        for capacity in CAPACITIES:
+            cost = HARD[kind](shape, rng)
+            best = literal.best_total(exact(cost), capacity)
+            for solver in SOLVERS:
+                if best == np.inf:
+                    infeasible += 1
+                    with pytest.raises(ValueError, match=f"no flow of capacity '{capacity}' avoids the .* forbidden"):
+                        solve_flow(cost, capacity=capacity, solver=solver)
+                    continue
+                flow = solve_flow(cost, capacity=capacity, solver=solver)
+                chosen = cost[flow.matrix > 0]
+                assert flow.total_cost == pytest.approx(float(chosen.sum()), rel=1e-12)
+                assert abs(sum(exact(chosen[None])[0]) - best) <= abs(best) * Fraction(1, 10**12), (
+                    shape,
+                    capacity,
+                    solver,
+                )
+    assert (infeasible > 0) == (kind == "forbidden")
+
+
+@pytest.mark.parametrize("capacity", CAPACITIES)
+@pytest.mark.parametrize("forbidden", [np.inf, 1e8, 1e12])
+def test_solvers_agree_on_forbidden_pairs(forbidden: float, capacity: str) -> None:
+    rng = np.random.default_rng(4)
+    for shape in ((40, 110), (60, 120), (90, 40)):
+        cost = np.where(rng.random(shape) < 0.3, forbidden, rng.random(shape))
+        flows = [solve_flow(cost, capacity=capacity, solver=solver) for solver in ("ortools", "sparse", "scipy")]
+        assert [flow.solver for flow in flows] == ["ortools", "sparse", "scipy"]
+        assert (cost[flows[0].matrix > 0] < 1).all()
+        assert [flow.total_cost for flow in flows[1:]] == pytest.approx([flows[0].total_cost] * 2, rel=1e-8)
+
+
+def test_a_pair_that_is_dear_and_cannot_be_avoided_does_not_coarsen_the_others() -> None:
+    cost = np.random.default_rng(5).random((3, 7))
+    dear = np.full((4, 7), 1e10)
+    dear[:3] = cost  # the last student channel takes whatever is left, at one price but for the first
+    dear[3, 0] = 2e10
+    for solver in SOLVERS:
+        flow = solve_flow(dear, capacity="single", solver=solver)
+        assert cost[flow.matrix[:3] > 0].sum() == pytest.approx(literal.best_total(cost, "single"), rel=1e-9)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_controls_avoid_forbidden_pairs(assignment: str) -> None:
+    rng = np.random.default_rng(6)
+    for shape in ((3, 9), (3, 8), (8, 3)):
+        cost = rng.random(shape)
+        cost[rng.random(shape) < 0.2] = np.inf
+        for solver in SOLVERS:
+            flow = solve_control(cost, assignment, (0,), solver=solver)
+            assert flow.total_cost == pytest.approx(cost[flow.matrix > 0].sum()) and np.isfinite(flow.total_cost)
+        if assignment == "costliest":
+            worst = -literal.best_total(np.where(np.isinf(cost), np.inf, -cost), "spread")
+            assert flow.total_cost == pytest.approx(worst)
+
+
+def test_a_tensor_may_forbid_pairs() -> None:
+    cost = torch.tensor([[torch.inf, 1.0], [0.0, 0.0]])
+    assert solve_flow(cost).assignment.tolist() == [1, 0]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mgd import solve_flow
-from mgd.network import dense_flow, likely_arcs, prices, scale_of, solve_arcs, sparse_flow
+from mgd.network import InfeasibleError, dense_flow, likely_arcs, prices, scale_of, solve_arcs, sparse_flow
 
 
 def correlated(suppliers: int, receivers: int, seed: int) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_costs_that_are_zero_or_large_and_negative_are_solved() -> None:
 
 def test_arcs_that_hold_no_flow_are_refused() -> None:
     arcs = np.array([[0, 1], [0, 0]])  # nobody supplies receiver 1
-    with pytest.raises(RuntimeError, match="stopped with INFEASIBLE"):
+    with pytest.raises(InfeasibleError, match="hold no flow"):
         solve_arcs(np.zeros(2, np.int64), (2, 2), arcs, 1, False)
 
 
@@ -125,3 +125,16 @@ def test_a_surplus_in_the_wrong_place_has_no_prices() -> None:
     arcs = np.stack([a.ravel() for a in np.indices(cost.shape)])
     with pytest.raises(RuntimeError, match="not optimal"):
         prices(whole.ravel(), whole[np.arange(70), receiver], receiver, arcs, 30, 2, False)
+
+
+@pytest.mark.parametrize(("suppliers", "receivers", "demand", "leave_out"), CASES)
+@pytest.mark.parametrize("degree", [1, 4])
+def test_forbidden_arcs_are_not_used(suppliers: int, receivers: int, demand: int, leave_out: bool, degree: int) -> None:
+    for seed in range(3):
+        cost = correlated(suppliers, receivers, seed)
+        cost[np.random.default_rng(seed).random(cost.shape) < 0.3] = np.inf
+        arcs = likely_arcs(cost, degree)
+        assert np.isfinite(cost[arcs[0], arcs[1]]).all()
+        dense, sparse = dense_flow(cost, demand, leave_out), sparse_flow(cost, demand, leave_out, degree)
+        assert np.isfinite(total(cost, dense))
+        assert total(cost, sparse) == pytest.approx(total(cost, dense), abs=1e-7)

@@ -1,0 +1,134 @@
+"""Check what public functions are given, once and by shape alone: nothing on the device is waited for."""
+
+from __future__ import annotations
+
+from math import inf
+
+import torch
+from torch import Tensor
+
+
+def check_positive(what: str, **values: float) -> None:
+    """Refuse numbers that are not positive and finite.
+
+    Raises:
+        ValueError: it names the function and the number.
+    """
+    for name, value in values.items():
+        if not 0 < value < inf:
+            raise ValueError(f"{what}: {name} must be positive; got {value}")
+
+
+def check_at_least_0(what: str, **values: float) -> None:
+    """Refuse numbers that are negative or not finite.
+
+    Raises:
+        ValueError: it names the function and the number.
+    """
+    for name, value in values.items():
+        if not 0 <= value < inf:
+            raise ValueError(f"{what}: {name} must be at least 0; got {value}")
+
+
+def check_tensors(what: str, **tensors: object) -> None:
+    """Refuse what is no tensor.
+
+    Raises:
+        TypeError: it names the function and the argument.
+    """
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{what}: {name} must be a tensor; got a {type(value).__name__}")
+
+
+def check_logits(what: str, student: Tensor, teacher: Tensor, *, min_classes: int = 1) -> None:
+    """Refuse logits that are not (B, K) for as many images and classes of both networks.
+
+    Args:
+        what: name of the function that compares them.
+        student: to be (B, K).
+        teacher: to be (B, K).
+        min_classes: least K.
+
+    Raises:
+        TypeError: no tensors.
+        ValueError: other shapes, no image, fewer classes.
+    """
+    check_tensors(what, student=student, teacher=teacher)
+    shapes = f"got {tuple(student.shape)} of the student, {tuple(teacher.shape)} of the teacher"
+    if student.ndim > 2 and student.ndim == teacher.ndim:
+        raise ValueError(
+            f"{what} compares logits (B, K), one row per image; {shapes}: make one row per pixel or token first, "
+            "by logits.movedim(1, -1).flatten(0, -2) where the classes are dimension 1"
+        )
+    if student.ndim != 2 or student.shape != teacher.shape or student.numel() == 0:
+        raise ValueError(f"{what} compares logits (B, K) of the same images and classes, at least one each; {shapes}")
+    if student.shape[1] < min_classes:
+        raise ValueError(f"{what} needs {min_classes} classes or more; {shapes}")
+
+
+def check_target(what: str, target: Tensor, logits: Tensor, *, mixed: bool) -> None:
+    """Refuse a target that does not belong to logits (B, K).
+
+    Args:
+        what: name of the function that uses it.
+        target: to be (B,) int64 class indices; their values are checked on the CPU only, where that waits for nothing.
+        logits: (B, K).
+        mixed: whether (B, K) probabilities are taken too.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: another shape or type, an index outside [0, K).
+    """
+    check_tensors(what, target=target)
+    num_images, num_classes = logits.shape
+    if mixed and target.shape == logits.shape and target.is_floating_point():
+        return
+    if target.shape != (num_images,) or target.dtype != torch.int64:
+        more = f", or probabilities ({num_images}, {num_classes}) of mixed images" if mixed else ""
+        raise ValueError(
+            f"{what} needs a class index per image, ({num_images},) int64{more}; "
+            f"got a target {tuple(target.shape)} of {target.dtype}"
+        )
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(value) for value in target.aminmax())
+        if not 0 <= low <= high < num_classes:
+            raise ValueError(f"{what} needs class indices in [0, {num_classes}); got {low} to {high}")
+
+
+def check_maps(what: str, student: Tensor, teacher: Tensor, *, same: str = "images") -> None:
+    """Refuse maps that are not (B, C, H, W) of the same images.
+
+    Args:
+        what: name of the function that compares them.
+        student: to be (B, S, H, W).
+        teacher: to be (B, T, H', W').
+        same: what they share: "images"; "channels" too; "resolution", and not channels; "shape", all.
+
+    Raises:
+        TypeError: no tensors.
+        ValueError: other shapes, or no image, channel or pixel.
+    """
+    check_tensors(what, student=student, teacher=teacher)
+    a, b = tuple(student.shape), tuple(teacher.shape)
+    shared = {"images": slice(0, 1), "channels": slice(0, 2), "resolution": slice(2, 4), "shape": slice(0, 4)}[same]
+    whole = len(a) == len(b) == 4 and 0 not in a + b
+    if not whole or a[:1] != b[:1] or a[shared] != b[shared]:
+        wanted = {"images": "", "channels": " and channels", "resolution": " and resolution", "shape": " and one shape"}
+        raise ValueError(
+            f"{what} compares maps (B, C, H, W) of the same images{wanted[same]}; got {a} of the student, "
+            f"{b} of the teacher"
+        )
+
+
+def check_margin(what: str, margin: Tensor, maps: Tensor, *, per_pixel: bool) -> None:
+    """Refuse a margin that is not one number per channel of (B, C, H, W), or, where allowed, per pixel.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: another shape.
+    """
+    check_tensors(what, margin=margin)
+    if margin.shape != maps.shape[1:2] and not (per_pixel and margin.shape == maps.shape):
+        more = f" or {tuple(maps.shape)}" if per_pixel else ""
+        raise ValueError(f"{what} needs a margin ({maps.shape[1]},){more}; got {tuple(margin.shape)}")
