@@ -195,8 +195,8 @@ def test_maps_with_their_channels_last_are_turned() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2), nn.Flatten())
     net[0].register_forward_hook(lambda m, a, out: out.permute(0, 2, 3, 1))  # as a Swin transformer's blocks give it
     images = torch.randn(2, 3, 5, 5)
-    turned, plain = Taps(net, ["0@last", "0"])(images).features
-    assert plain.shape == (2, 5, 5, 4) and torch.equal(turned, plain.permute(0, 3, 1, 2))
+    (turned,) = Taps(net, ["0@last"])(images).features
+    assert turned.shape == (2, 4, 5, 5) and torch.equal(turned, net[0](images).permute(0, 3, 1, 2))
 
 
 def test_a_map_that_is_overwritten_later_than_at_first_is_refused() -> None:
