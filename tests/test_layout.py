@@ -31,6 +31,7 @@ STANDARD = {
     "copy",
     "dataclasses",
     "difflib",
+    "itertools",
     "math",
     "re",
     "time",
