@@ -145,6 +145,6 @@ def check_found(path: str, layout: Layout, shape: Sequence[int], found: str | No
             "tap a module that gives tokens (B, N, C)"
         )
     raise ValueError(
-        f"tap {path!r} reads {given} with its channels {found}, as the other dimensions grow with the image: "
+        f"tap {path!r} reads {given} with its channels {found}, as the other dimensions are those of the image: "
         f"leave out @{said}{' and write @last' if found == 'last' else ''}"
     )

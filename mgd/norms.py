@@ -107,10 +107,10 @@ class _Trace:
 def _carries(taps: Taps, images: Tensor, last: _Call, number: int, before: Tensor) -> bool:
     """Whether a change of a norm's values, of random size and sign at each pixel, is found in the tapped map as it is.
 
-    Changes ten times the map's values make an activation show.
+    Changes of a hundred times the map's values make an activation show, also one that limits large values alone.
     """
     generator = torch.Generator().manual_seed(0)
-    size = 10 * float(before.abs().max()) + 1
+    size = 100 * float(before.abs().max()) + 100
     change = (size * torch.randn(before.shape, generator=generator)).to(before)
     calls = 0
 

@@ -147,14 +147,14 @@ class Taps(nn.Module):
     its input, "layer4.2.relu@in#-1" the input of its last call in a forward (a ReLU that a block shares is called
     several times; the first is #0). A module's input is the first tensor among its arguments.
 
-    Every map is returned as (B, C, H, W). The end of a path says where a tensor is laid out otherwise: "@last" is
-    (B, H, W, C), as in a Swin transformer; "@tokens" is (B, N, C), row by row, "@tokens:prefix=5:grid=14x28" such with
-    5 tokens in front and 14 rows of 28; see `tokens_to_map`. No layout is guessed. Three dimensions without "@tokens"
-    are refused, as is a first dimension that is not the batch. Four without a word are (B, C, H, W) where only so H
-    and W are in the images' proportion. Where that does not tell, the first forward also runs the network on one image
-    of another size, in eval mode: channels are what does not grow. Then "@last" is asked for, or, where that tells
-    nothing either, one of "@first" and "@last". Tokens of a network that keeps them in another order (it has `unroll`,
-    `reroll` or `mask_unit_size`, as Hiera) are refused.
+    Every map is returned as (B, C, H, W). The end of a path says where a tensor is laid out otherwise: "@last" is (B,
+    H, W, C), as in a Swin transformer; "@tokens" is (B, N, C), row by row, "@tokens:prefix=5:grid=14x28" such with 5
+    tokens in front and 14 rows of 28; see `tokens_to_map`. No layout is guessed. Three dimensions without "@tokens" are
+    refused, as is a first dimension that is not the batch. Four without a word are (B, C, H, W) where only so H and W
+    are in the images' proportion. Where that does not tell, the first forward also runs the network on one image of
+    another size, in eval mode: channels are what does not grow. Then "@last" is asked for, or, where that tells nothing
+    either, one of "@first" and "@last"; a path that says otherwise than what was found is refused. Tokens of a network
+    that keeps them in another order (it has `unroll`, `reroll` or `mask_unit_size`, as Hiera) are refused.
 
     The network computes what it did: hooks read it, and `close` takes them away. It can be pickled and copied, alone
     or in here; alone, the copy's hooks do nothing.
@@ -285,7 +285,7 @@ class Taps(nn.Module):
             if not maps or readings(shape, images.shape) != [layout.kind or "first"]:
                 grown = self._grown_shapes(number, images, calls)
                 found = next((kind for after in grown if (kind := moved(shape, after))), None)
-                exact = readings(shape, images.shape, slack=False) if maps and layout.kind is None else []
+                exact = readings(shape, images.shape, slack=False) if maps else []
                 check_found(path, layout, shape, found or (exact[0] if len(exact) == 1 else None))
         self._settled.add(number)
 
