@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import platform
 import time
 from argparse import Namespace
@@ -164,11 +165,19 @@ def fingerprints(
     weights = hashlib.sha256()
     for teacher in teachers:
         for value in teacher.state_dict().values():
-            weights.update(value.detach().contiguous().cpu().view(torch.uint8).numpy() if value.numel() else b"")
+            weights.update(_bytes(value))
     images = hashlib.sha256()
     for path, target in samples:
         images.update(os.fsencode(f"{os.path.relpath(path, root)} {target}\n"))
     return {"teachers": weights.hexdigest(), "training images": images.hexdigest(), "terms": list(terms)}
+
+
+def _bytes(value: Any) -> bytes:
+    """Return the content of an entry of a state dict: of a tensor of any shape and type, or of what a module adds."""
+    if not isinstance(value, Tensor):
+        return pickle.dumps(value)
+    plain = value.detach().cpu().resolve_conj().resolve_neg().reshape(-1)  # one axis: a scalar has none to view
+    return plain.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def job_hash(args: Namespace, inputs: dict[str, Any]) -> int:

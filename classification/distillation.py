@@ -49,13 +49,13 @@ def distil(job: Job, student: Taps, *teachers: Taps) -> Distiller:
     for name in args.terms:
         if name == "mgd":
             share = observe_share(args, len(job.data.train))
-            matched = [match(args, student, *pair, share) for pair in zip(teachers, views, strict=True)]
+            matched = [match(args, student, *pair, share, job.notes) for pair in zip(teachers, views, strict=True)]
             weights = given(args, name).get("teacher_weights")
             term: nn.Module = matched[0] if len(matched) == 1 else EachTeacher(matched, weights)
         else:
             more: dict[str, Any] = {}
             if name == "ofd":
-                more["margins"] = [bn_margins(args, *pair) for pair in zip(teachers, views, strict=True)]
+                more["margins"] = [bn_margins(args, *pair, job.notes) for pair in zip(teachers, views, strict=True)]
             term = build_term(args, name, outputs[0], outputs[1:], len(job.data.train), **more)
         default = defaults[name] if name in defaults else LOSSES[name].weight
         terms[name] = (term, schedule(args, name, default, config.total_epochs(args)))
@@ -93,28 +93,27 @@ def dry(args: Namespace, network: Taps, shown: View | None) -> Outputs:
     """Return the outputs of one dry forward.
 
     Raises:
-        UserError: taps that are not reached, or read what is no tensor.
+        UserError: taps that are not reached, read what is no tensor, or do not say how it is laid out; no logits.
     """
     images = torch.zeros(1, 3, args.img_size, args.img_size)
     try:
-        outputs = dry_forward(network, images if shown is None else shown(images))
-    except (ValueError, TypeError, RuntimeError) as error:
+        return dry_forward(network, images if shown is None else shown(images))
+    except (ValueError, TypeError) as error:  # of the taps: what they read says that the network runs
+        raise UserError(str(error)) from error
+    except RuntimeError as error:
         raise UserError(f"the networks do not run at --img-size {args.img_size} with these taps: {error}") from error
-    for path, found in zip(network.paths, outputs.features, strict=True):
-        if found.ndim == 4 and found.shape[1] == found.shape[2] != found.shape[3]:  # images are square, and so are maps
-            raise UserError(f"tap {path} gives a map {tuple(found.shape)} with its channels last: write {path}@last")
-    return outputs
 
 
 def speed_up(job: Job, teacher: Taps, shown: View | None) -> Frozen:
     """Freeze a teacher in its fastest form: norms folded, in bfloat16 where the device has it."""
     args, size = job.args, job.args.img_size
     images = torch.randn(1, 3, size, size)
+    norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in teacher.modules())
     folded = fold_norms(teacher, images if shown is None else shown(images))
     if args.teacher_dtype == "auto":
         narrow = "float16" if args.amp == "fp16" else "float32"
         args.teacher_dtype = "bfloat16" if has_bfloat16(launch.device_of(args)) else narrow
-    job.notes.append(f"teacher: frozen, {folded} batch norms folded into convolutions, {args.teacher_dtype}")
+    job.notes.append(f"teacher: frozen, {folded} of {norms} batch norms folded into convolutions, {args.teacher_dtype}")
     return freeze(teacher.to(getattr(torch, args.teacher_dtype)), shown)
 
 
@@ -164,14 +163,31 @@ def observe_share(args: Namespace, num_images: int) -> float:
     return min(1.0, args.mgd_max_images / period) if args.mgd_observe == "online" else 0.0
 
 
-def match(args: Namespace, student: Taps, teacher: Taps, shown: View | None, share: float = 0.0) -> ChannelMatching:
+def match(
+    args: Namespace,
+    student: Taps,
+    teacher: Taps,
+    shown: View | None,
+    share: float = 0.0,
+    notes: list[str] | None = None,
+) -> ChannelMatching:
     """Build the matching term for tapped networks: channels from a dry forward, margins from the teacher's norms.
+
+    Args:
+        args: the checked options.
+        student: tapped.
+        teacher: tapped, not folded.
+        shown: what its images pass first.
+        share: see `observe_share`.
+        notes: takes a line that says where each tap's margins come from.
 
     Raises:
         UserError: taps that are no maps, or differ in resolution.
     """
     maps = [dry(args, student, None).features, dry(args, teacher, shown).features]
     norms = tapped_norms(args, teacher, shown)
+    if notes is not None:
+        notes.append(origins("mgd", args.mgd_margin, teacher, norms))
     for paths, pair in zip(zip(student.paths, teacher.paths, strict=True), zip(*maps, strict=True), strict=True):
         if any(m.ndim != 4 for m in pair) or pair[0].shape[2:] != pair[1].shape[2:]:
             shapes = [tuple(m.shape[1:]) for m in pair]
@@ -199,9 +215,21 @@ def tapped_norms(args: Namespace, teacher: Taps, shown: View | None) -> list[nn.
     return norms_before(teacher, images if shown is None else shown(images))
 
 
-def bn_margins(args: Namespace, teacher: Taps, shown: View | None) -> list[Tensor | None]:
+def origins(term: str, kind: str, teacher: Taps, norms: Sequence[nn.BatchNorm2d | None]) -> str:
+    """Say of every tap of a teacher where its margins come from: a norm, the map itself, or nowhere."""
+    names = {module: name for name, module in teacher.model.named_modules()}
+    found = []
+    for path, norm in zip(teacher.paths, norms, strict=True):
+        measured = f"norm {names[norm]}" if kind == "bn" and norm is not None else "measured"
+        found.append(f"{path} {'none' if kind == 'none' else measured}")
+    return f"margins of {term}: {', '.join(found)}"
+
+
+def bn_margins(args: Namespace, teacher: Taps, shown: View | None, notes: list[str]) -> list[Tensor | None]:
     """Return the margins of a teacher's taps as its norms give them, None where a margin has to be measured."""
-    return [None if norm is None else bn_margin(norm) for norm in tapped_norms(args, teacher, shown)]
+    norms = tapped_norms(args, teacher, shown)
+    notes.append(origins("ofd", "bn", teacher, norms))
+    return [None if norm is None else bn_margin(norm) for norm in norms]
 
 
 def margin(kind: str, norm: nn.BatchNorm2d | None, teacher_map: Tensor) -> Tensor | None:

@@ -22,7 +22,7 @@ from classification.launch import World, parallel_devices, seed_everything
 from classification.metrics import hits
 from classification.precision import autocast, widen
 from classification.transforms import eval_transform, normalise
-from mgd import Frozen, Outputs, has_bfloat16
+from mgd import Frozen, has_bfloat16, logits_of
 
 
 class Engine:
@@ -93,8 +93,7 @@ class Engine:
             self._leave_if_asked()
             with self.autocast():
                 outputs = network(images)
-            logits = outputs.logits if isinstance(outputs, Outputs) else outputs
-            total[:2] += hits(logits.float(), target)
+            total[:2] += hits(logits_of(outputs).float(), target)
             total[2] += len(target)
         top1, top5, count = self.world.sum(total).tolist()
         return {"valid_top1": 100 * top1 / count, "valid_top5": 100 * top5 / count}

@@ -19,7 +19,7 @@ from classification.models import build
 from classification.models.weights import load_file, load_pretrained, load_strictly
 from classification.paths import exists
 from classification.restore import check_flows
-from mgd import ChannelMatching, Distiller, Mutual, matchings
+from mgd import ChannelMatching, Distiller, Mutual, logits_of, matchings
 
 
 @dataclass
@@ -144,10 +144,14 @@ def _try(args: Namespace, arch: str, model: nn.Module, size: int | None = None) 
     model.eval()
     size = size or args.img_size
     try:
-        logits = model(torch.zeros(1, 3, size, size))
+        output = model(torch.zeros(1, 3, size, size))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
         raise UserError(f"{arch} does not run at --img-size {size}: {' '.join(str(error).split())}") from error
-    if not isinstance(logits, torch.Tensor) or logits.shape != (1, args.num_classes):
+    try:
+        logits = logits_of(output)
+    except TypeError as error:
+        raise UserError(f"{arch}: {error}") from error
+    if logits.shape != (1, args.num_classes):
         raise UserError(f"{arch} does not return {args.num_classes} logits an image: choose another network")
 
 

@@ -5,10 +5,12 @@ from mgd.ahead import Ahead
 from mgd.cost import ChannelCost, channel_cost
 from mgd.distiller import Distiller, Mutual
 from mgd.flow import Flow, solve_flow
+from mgd.layout import tokens_to_map
 from mgd.margin import bn_margin, partial_l2
 from mgd.matching import ChannelMatching, matchings
+from mgd.norms import norms_before
 from mgd.reduce import reduce_channels
-from mgd.taps import Batch, Outputs, Taps, dry_forward, norms_before
+from mgd.taps import Batch, Outputs, Taps, dry_forward, logits_of
 from mgd.teachers import Ensemble, Frozen, View, fold_norms, freeze, has_bfloat16
 
 __all__ = [
@@ -30,10 +32,12 @@ __all__ = [
     "fold_norms",
     "freeze",
     "has_bfloat16",
+    "logits_of",
     "losses",
     "matchings",
     "norms_before",
     "partial_l2",
     "reduce_channels",
     "solve_flow",
+    "tokens_to_map",
 ]

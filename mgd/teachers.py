@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
+import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +17,12 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mgd.taps import Outputs, Taps, dry_forward
+
+# Values of ONEDNN_MAX_CPU_ISA that leave out the instructions that multiply bfloat16.
+_WITHOUT_BFLOAT16 = {
+    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_MIC", "AVX512_MIC_4OPS", "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+}  # fmt: skip
 
 
 class View(nn.Module):
@@ -70,6 +81,9 @@ class Frozen(nn.Module):
         self.requires_grad_(False)
         self.taps.eval()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_copies": {}}  # type: ignore[no-untyped-call]
+
     def train(self, mode: bool = True) -> Frozen:
         """Stay in eval mode."""
         return self
@@ -107,10 +121,17 @@ def freeze(model: nn.Module, view: View | None = None) -> Frozen:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether `device` says that it multiplies bfloat16 in hardware: a GPU, or an x86 processor; else False."""
+    """Whether `device` multiplies bfloat16 in hardware: a GPU, or an x86 processor; else False.
+
+    oneDNN, the library behind torch on a processor, can be kept to older instructions by an environment variable:
+    ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI makes any processor one without bfloat16.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""  # the latter is older
+    if device.type != "cpu" or allowed.upper() in _WITHOUT_BFLOAT16:
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 @torch.no_grad()
@@ -118,7 +139,8 @@ def fold_norms(taps: Taps, images: Tensor) -> int:
     """Fold every batch normalisation that directly follows a convolution into its weights, in place.
 
     w' = w g / sqrt(v + eps), b' = (b - mean) g / sqrt(v + eps) + bias: the same function in eval mode, with one pass
-    over each map less. Take margins before. Left alone are modules that are tapped, shared or called twice, and a
+    over each map less. Of a norm that activates what it normalised, as timm's, the activation stays. Take margins
+    before. Left alone are modules that are tapped, shared or called twice, layers that compute something else, and a
     network whose outputs on `images` would change.
 
     Args:
@@ -129,53 +151,110 @@ def fold_norms(taps: Taps, images: Tensor) -> int:
         How many were folded.
     """
     before = dry_forward(taps, images)
-    pairs = _conv_norms(taps, images)
-    owners = [(owner, name) for owner in taps.modules() for name in owner._modules]
-    undo: list[tuple[nn.Module, str, nn.Module | None]] = []
     taps.eval()
-    for conv, norm in pairs:
-        fused = fuse_conv_bn_eval(conv, norm)
-        for owner, name in owners:
-            child = owner._modules[name]
-            if child is conv or child is norm:
-                undo.append((owner, name, child))
-                owner._modules[name] = fused if child is conv else nn.Identity()
-    after = dry_forward(taps, images)
-    maps = zip([before.logits, *before.features], [after.logits, *after.features], strict=True)
-    if all(float((a - b).abs().max()) <= 1e-3 * float(a.abs().max()) for a, b in maps):
-        return len(pairs)
+    instead: dict[nn.Module, nn.Module] = {}
+    for conv, norm, shape in _conv_norms(taps, images):
+        rest = _behind(norm, conv.out_channels)
+        if rest is not None and _scales(conv, shape):
+            instead |= {conv: fuse_conv_bn_eval(conv, norm), norm: rest}
+    places = [(owner, name, child) for owner in taps.modules() for name, child in owner._modules.items()]
+    undo = [(owner, name, child) for owner, name, child in places if child in instead]
+    for owner, name, child in undo:
+        owner._modules[name] = instead[child]
+    if _same(before, taps, images):
+        return len(instead) // 2
     for owner, name, child in undo:
         owner._modules[name] = child
     return 0
 
 
-def _conv_norms(taps: Taps, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Find convolutions whose output goes to a batch normalisation and, as far as modules show, nowhere else."""
+def _same(before: Outputs, taps: Taps, images: Tensor) -> bool:
+    """Whether a network still gives these outputs."""
+    try:
+        after = dry_forward(taps, images)
+    except AttributeError:  # a network that reads its norms' own weights
+        return False
+    maps = zip([before.logits, *before.features], [after.logits, *after.features], strict=True)
+    return all(_close(b, a) for a, b in maps)
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).abs().max() <= 1e-3 * expected.abs().max())
+
+
+def _conv_norms(taps: Taps, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, torch.Size]]:
+    """Find convolutions whose output goes to a batch normalisation and, as far as modules show, nowhere else.
+
+    Returns:
+        Convolution, norm, and the shape of the convolution's input.
+    """
     tapped = {point.module for point in taps.points}
-    outputs: list[tuple[nn.Module, Tensor]] = []
+    outputs: list[tuple[nn.Module, Tensor, torch.Size]] = []
     readers: list[tuple[nn.Module, Tensor]] = []
     handles = []
+
+    def write(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+        outputs.append((module, out, next(iter([*args, *kwargs.values()])).shape))
+
+    def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        readers.extend((module, value) for value in [*args, *kwargs.values()] if isinstance(value, Tensor))
+
     for module in taps.model.modules():
-        if type(module) is nn.Conv2d:
-            handles.append(module.register_forward_hook(lambda m, _, out: outputs.append((m, out))))
-        if next(module.children(), None) is None:
-            read = lambda m, args: readers.extend((m, a) for a in args if isinstance(a, Tensor))  # noqa: E731
-            handles.append(module.register_forward_pre_hook(read))
+        if isinstance(module, nn.Conv2d):
+            handles.append(module.register_forward_hook(write, with_kwargs=True))
+        if next(module.children(), None) is None or isinstance(module, nn.BatchNorm2d):
+            handles.append(module.register_forward_pre_hook(read, with_kwargs=True))
     try:
         dry_forward(taps, images)
     finally:
         for handle in handles:
             handle.remove()
-    calls = [module for module, _ in outputs] + [m for m, _ in readers if isinstance(m, nn.BatchNorm2d)]
+    calls = [module for module, _, _ in outputs] + [m for m, _ in readers if isinstance(m, nn.BatchNorm2d)]
     pairs = []
-    for conv, out in outputs:
+    for conv, out, shape in outputs:
         behind = [module for module, tensor in readers if tensor is out]
-        if len(behind) != 1 or type(behind[0]) is not nn.BatchNorm2d or behind[0].running_mean is None:
+        if len(behind) != 1 or not isinstance(behind[0], nn.BatchNorm2d) or behind[0].running_mean is None:
             continue
         once = calls.count(conv) == 1 and calls.count(behind[0]) == 1
         if once and not tapped & {conv, behind[0]}:
-            pairs.append((conv, behind[0]))
+            pairs.append((conv, behind[0], shape))
     return pairs  # type: ignore[return-value]
+
+
+def _behind(norm: nn.BatchNorm2d, channels: int) -> nn.Module | None:
+    """Return what a norm does behind normalising, None where that is not to pass it through its modules in turn."""
+    if type(norm) is nn.BatchNorm2d:
+        return nn.Identity()
+    rest = nn.Sequential(OrderedDict(norm.named_children()))
+    values = _waves((2, channels, 3, 3), norm)
+    try:
+        same = _close(norm(values), rest(nn.BatchNorm2d.forward(norm, values)))
+    except (TypeError, RuntimeError, NotImplementedError):  # modules that are not called in turn, or not at all
+        return None
+    return rest if same else None
+
+
+def _scales(conv: nn.Conv2d, shape: torch.Size) -> bool:
+    """Whether a convolution's output scales with its weights, channel by channel, as not those that standardise them.
+
+    Args:
+        conv: the convolution.
+        shape: of its input.
+    """
+    if type(conv) is nn.Conv2d:
+        return True
+    norm = nn.BatchNorm2d(conv.out_channels).to(conv.weight).eval()
+    for values, low, high in ((norm.weight, 0.5, 2.0), (norm.bias, -1.0, 1.0), (norm.running_mean, 0.3, -0.3)):
+        assert values is not None
+        values.copy_(torch.linspace(low, high, len(values)))
+    values = _waves(shape, conv)
+    return _close(fuse_conv_bn_eval(conv, norm)(values), norm(conv(values)))
+
+
+def _waves(shape: Sequence[int], like: nn.Module) -> Tensor:
+    """Return values of both signs up to 10, in the type of a module's weights: the same ones every time."""
+    tensor = next(itertools.chain(like.parameters(), like.buffers()))
+    return 10 * torch.arange(math.prod(shape)).sin().reshape(tuple(shape)).to(tensor)
 
 
 class Ensemble(nn.Module):

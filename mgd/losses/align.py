@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -15,28 +14,19 @@ from mgd.taps import Outputs
 
 
 def as_map(x: Tensor) -> Tensor:
-    """Turn a tapped tensor into a map: tokens (B, N, C), row by row, become (B, C, sqrt(N), sqrt(N)).
+    """Return a tapped map unchanged, and refuse what is none: no layout is guessed from a shape.
 
     Args:
-        x: (B, C, H, W), returned unchanged, or (B, N, C) with N a square, or one more than a square: then the first
-            token is a class token and is dropped.
-
-    Returns:
-        (B, C, H, W), in the type of `x`.
+        x: (B, C, H, W).
 
     Raises:
-        ValueError: another number of dimensions or of tokens.
+        ValueError: another number of dimensions.
     """
     if x.ndim == 4:
         return x
-    if x.ndim == 3:
-        batch, num_tokens, channels = x.shape
-        for skipped in (0, 1):
-            side = math.isqrt(max(num_tokens - skipped, 0))
-            if side > 0 and side**2 == num_tokens - skipped:
-                return x[:, skipped:].transpose(1, 2).reshape(batch, channels, side, side)
     raise ValueError(
-        f"expected a map (B, C, H, W) or tokens (B, N, C) with N or N - 1 a square; got the shape {tuple(x.shape)}"
+        f"expected a map (B, C, H, W); got the shape {tuple(x.shape)}: tokens (B, N, C) become one where the tap's "
+        "path ends in @tokens, or by mgd.tokens_to_map; tap another module where it is neither"
     )
 
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mgd import Taps, dry_forward, norms_before
+from mgd import Outputs, Taps, dry_forward, freeze, logits_of, norms_before
 from tests.mgd.nets import TOY_TAPS, toy, toy_maps
 
 
@@ -195,8 +199,8 @@ def test_maps_with_their_channels_last_are_turned() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2), nn.Flatten())
     net[0].register_forward_hook(lambda m, a, out: out.permute(0, 2, 3, 1))  # as a Swin transformer's blocks give it
     images = torch.randn(2, 3, 5, 5)
-    turned, plain = Taps(net, ["0@last", "0"])(images).features
-    assert plain.shape == (2, 5, 5, 4) and torch.equal(turned, plain.permute(0, 3, 1, 2))
+    (turned,) = Taps(net, ["0@last"])(images).features
+    assert turned.shape == (2, 4, 5, 5) and torch.equal(turned, net[0](images).permute(0, 3, 1, 2))
 
 
 def test_a_map_that_is_overwritten_later_than_at_first_is_refused() -> None:
@@ -265,3 +269,100 @@ def test_a_copy_hooks_nothing_twice() -> None:
     other = copy.deepcopy(taps)
     for each in (taps, other):
         assert len(each(images).features) == 1  # a module called once is read once
+
+
+class Wrapped(nn.Module):
+    """A toy network that returns its logits as `wrap` makes them."""
+
+    def __init__(self, wrap: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.wrap = toy(), wrap
+
+    def forward(self, x: Tensor) -> Any:
+        return self.wrap(self.net(x))
+
+
+class Named(NamedTuple):
+    logits: Tensor
+    aux_logits: Tensor | None
+
+
+WRAPS: list[Callable[[Tensor], Any]] = [
+    lambda y: y,
+    lambda y: SimpleNamespace(logits=y, hidden_states=None),
+    lambda y: Named(y, y * 2),
+    lambda y: Named(y, None),
+    lambda y: {"loss": y.sum(), "logits": y},
+    lambda y: OrderedDict(out=y, aux=y * 2),
+    lambda y: (y, y * 2),
+    lambda y: [y],
+    lambda y: Outputs(y),
+]
+
+
+@pytest.mark.parametrize("number", range(len(WRAPS)))
+def test_logits_are_found_in_what_a_network_returns(number: int) -> None:
+    net, images = Wrapped(WRAPS[number]).eval(), torch.randn(2, 3, 6, 6)
+    expected = net.net(images)
+    for found in (logits_of(net(images)), Taps(net)(images).logits, freeze(net)(images).logits):
+        torch.testing.assert_close(found, expected)
+    dry = dry_forward(Taps(net, [f"net.{path}" for path in TOY_TAPS]), images)
+    torch.testing.assert_close(dry.features[0], toy_maps(net.net, images)[0])
+
+
+@pytest.mark.parametrize(
+    ("wrap", "kind"),
+    [
+        (lambda y: None, "NoneType"),
+        (lambda y: {"prediction": y}, "dict"),
+        (lambda y: {"logits": None}, "dict"),
+        (lambda y: (), "tuple"),
+        (lambda y: (y.sum(), y), "tuple"),  # a loss first
+        (lambda y: [y[:, :, None]], "list"),
+        (lambda y: SimpleNamespace(logits=[y]), "SimpleNamespace"),
+        (lambda y: y.detach().numpy(), "ndarray"),
+    ],
+)
+def test_a_network_without_logits_is_refused_at_its_first_forward(wrap: Callable[[Tensor], Any], kind: str) -> None:
+    for run in (dry_forward, lambda taps, images: taps(images)):
+        with pytest.raises(TypeError, match=f"returns a {kind} in which no logits are found: .*\\.logits"):
+            run(Taps(Wrapped(wrap)), torch.randn(2, 3, 6, 6))
+
+
+def test_a_module_that_is_called_by_keyword_is_read_at_its_input() -> None:
+    class Attends(nn.Module):
+        def forward(self, mask: Tensor | None = None, *, x: Tensor, scale: float = 1.0) -> Tensor:
+            return x * scale
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu, self.attends = nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), Attends()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attends(None, scale=2.0, x=self.relu(input=self.conv(input=x))).mean((2, 3))
+
+    net, images = Net(), torch.randn(2, 3, 6, 6)
+    taps = Taps(net, ["relu@in", "attends@in", "conv@in"])
+    for _ in range(2):
+        first, second, given = taps(images).features
+        torch.testing.assert_close(first, net.conv(images))
+        torch.testing.assert_close(second, net.conv(images).relu())
+        assert torch.equal(given, images)
+
+
+def test_an_input_without_tensors_is_refused() -> None:
+    class Sized(nn.Module):
+        def forward(self, sizes: list[int], scale: float = 1.0) -> Tensor:
+            return torch.zeros(sizes)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sized = Sized()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.sized([len(x), 3], scale=2.0)
+
+    with pytest.raises(TypeError, match="tap 'sized@in' reads a list, not a tensor"):
+        Taps(Net(), ["sized@in"])(torch.randn(2, 3, 6, 6))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -220,3 +221,103 @@ def test_an_ensemble_has_the_maps_of_its_networks_in_order_also_of_frozen_ones()
     expected = [*toy_maps(nets[0], images), *toy_maps(nets[1], view(images))]
     for got, wanted in zip(mgd.freeze(ensemble)(images).features, expected, strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"),
+    [
+        *((isa, False) for isa in ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "avx512_core_vnni")),
+        *((isa, True) for isa in ("", "ALL", "DEFAULT", "AVX512_CORE_BF16", "AVX512_CORE_AMX", "AVX10_1_512_AMX")),
+    ],
+)
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_bfloat16_is_only_where_processor_and_environment_have_it(
+    variable: str, allowed: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, allowed)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert mgd.has_bfloat16(torch.device("cpu")) is expected
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert not mgd.has_bfloat16(torch.device("cpu"))
+    assert not mgd.has_bfloat16(torch.device("meta"))
+
+
+@pytest.mark.parametrize("path", ["1.act@in", "1.act"])
+def test_a_norm_that_activates_itself_is_folded_and_its_activation_stays(path: str) -> None:
+    torch.manual_seed(0)
+    norm = timm.layers.BatchNormAct2d(4, act_layer=nn.Hardswish)
+    for values in (norm.weight, norm.bias, norm.running_mean):
+        nn.init.normal_(values)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    images, activation = torch.randn(2, 3, 6, 6), norm.act
+    plain = F.batch_norm(net[0](images), norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    taps = mgd.Taps(net, [path])
+    assert mgd.fold_norms(taps, images) == 1
+    assert net[1].act is activation and not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    for each in (taps, copy.deepcopy(taps)):
+        outputs = mgd.freeze(each)(images)
+        torch.testing.assert_close(outputs.logits, F.hardswish(plain).mean((2, 3)))
+        torch.testing.assert_close(outputs.features[0], plain if path == "1.act@in" else F.hardswish(plain))
+
+
+def test_a_convolution_that_pads_by_itself_is_folded() -> None:
+    class PadsFirst(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(F.pad(x, (0, 1, 0, 1)))
+
+    net = nn.Sequential(PadsFirst(3, 4, 3, 2), nn.BatchNorm2d(4), nn.Flatten()).eval()
+    nn.init.normal_(net[1].weight)
+    images = torch.randn(2, 3, 6, 6)
+    expected = net(images)
+    assert mgd.fold_norms(mgd.Taps(net), images) == 1
+    torch.testing.assert_close(net(images), expected)
+
+
+def test_norms_of_other_kinds_stay() -> None:
+    class Reads(nn.Module):
+        """A network that looks at its norm's weights."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.bn(self.conv(x)) + self.bn.weight.sum()).mean((2, 3))
+
+    class Scales(nn.BatchNorm2d):
+        """A norm whose module is not all that lies behind it."""
+
+        def __init__(self) -> None:
+            super().__init__(3)
+            self.act = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.act(super().forward(x))
+
+    images = torch.randn(2, 3, 4, 4)
+    split = timm.layers.SplitBatchNorm2d(3)
+    for net in (Reads(), *(nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Flatten()) for norm in (Scales(), split))):
+        expected = net.eval()(images)
+        assert mgd.fold_norms(mgd.Taps(net), images) == 0
+        torch.testing.assert_close(net(images), expected)
+
+
+def test_layers_that_are_called_by_keyword_are_folded() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.bn(input=self.conv(input=x)).mean((2, 3))
+
+    assert mgd.fold_norms(mgd.Taps(Net()), torch.randn(2, 3, 4, 4)) == 1
+
+
+@pytest.mark.parametrize(("name", "kept"), [("efficientnet_lite0", 0), ("test_byobnet", 0), ("test_resnet", 0)])
+def test_families_of_timm_fold_whole(name: str, kept: int) -> None:
+    net = timm.create_model(name, num_classes=3)
+    mgd.fold_norms(mgd.Taps(net), torch.randn(1, 3, 64, 64))
+    assert sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules()) == kept

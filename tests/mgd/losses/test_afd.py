@@ -91,11 +91,11 @@ def test_bf16_is_near_float32() -> None:
     torch.testing.assert_close(loss, term(wide[0], wide[1:], Batch()))
 
 
-def test_tokens_are_maps() -> None:
+def test_tokens_are_no_maps() -> None:
     student, teacher = outputs(*STUDENT), outputs(*TEACHER, seed=1)
-    term = AFD.from_outputs(student, [teacher], 10, width=8)
     tokens = Outputs(student.logits, [x.flatten(2).transpose(1, 2) for x in student.features])
-    torch.testing.assert_close(term(tokens, [teacher], Batch()), term(student, [teacher], Batch()))
+    with pytest.raises(ValueError, match=r"expected a map .*@tokens"):
+        AFD.from_outputs(tokens, [teacher], 10, width=8)
 
 
 def test_wrong_use_is_refused() -> None:

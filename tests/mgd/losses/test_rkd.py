@@ -73,9 +73,9 @@ def test_coinciding_images_give_a_finite_gradient() -> None:
 
 
 def test_the_embedding_is_the_last_map_averaged_over_pixels_or_the_logits() -> None:
-    logits, maps = [randn(4, 3), randn(4, 3, seed=1)], [randn(4, 5, 2, 2, seed=2), randn(4, 9, 6, seed=3)]
+    logits, maps = [randn(4, 3), randn(4, 3, seed=1)], [randn(4, 5, 2, 2, seed=2), randn(4, 6, 3, 3, seed=3)]
     student, teacher = (Outputs(z, [randn(4, 2, 3, 3), x]) for z, x in zip(logits, maps, strict=True))
-    expected = rkd(maps[0].mean((2, 3)), maps[1].mean(1))
+    expected = rkd(maps[0].mean((2, 3)), maps[1].mean((2, 3)))
     torch.testing.assert_close(RKD()(student, [teacher], Batch()), expected)
     torch.testing.assert_close(RKD()(Outputs(logits[0]), [teacher], Batch()), rkd(*logits))
 
