@@ -186,15 +186,16 @@ def _class_images(split: Path, classes: list[str], left: LeftOut) -> tuple[list[
     return samples, beside
 
 
-def _without_images(classes: list[str], samples: list[tuple[str, int]], beside: list[LeftOut]) -> dict[str, str]:
-    """Return the classes without images, and the kinds of files that each has instead."""
+def _without_images(classes: list[str], samples: list[tuple[str, int]], beside: list[LeftOut]) -> dict[str, LeftOut]:
+    """Return the classes without images, and what each has instead."""
     filled = {target for _, target in samples}
-    return {name: beside[label].kinds() for label, name in enumerate(classes) if label not in filled}
+    return {name: beside[label] for label, name in enumerate(classes) if label not in filled}
 
 
-def _told(empty: dict[str, str]) -> str:
-    told = ", ".join(f"{name} ({kinds})" if kinds else name for name, kinds in list(empty.items())[:5])
-    return f"{told}; images end in {' '.join(SUFFIXES)}" if any(empty.values()) else told
+def _told(empty: dict[str, LeftOut]) -> str:
+    contents = {name: left.contents() for name, left in list(empty.items())[:5]}
+    told = ", ".join(f"{name} ({text})" if text else name for name, text in contents.items())
+    return f"{told}; images end in {' '.join(SUFFIXES)}" if any(left.others for left in empty.values()) else told
 
 
 def _train_images(train: Path, classes: list[str], left: LeftOut) -> list[tuple[str, int]]:
@@ -209,11 +210,11 @@ def _valid_images(valid: Path, classes: list[str], train: Path | None, left: Lef
     if unknown := sorted(set(_class_names(valid, left)) - set(classes)):
         raise UserError(f"{valid} has classes that {train} lacks: {', '.join(unknown[:5])}")
     samples, beside = _class_images(valid, classes, left)
-    # A class that valid lacks, or whose folder is empty, may be meant; one of films alone is not.
-    if empty := {name: kinds for name, kinds in _without_images(classes, samples, beside).items() if kinds}:
-        raise UserError(f"{valid} has class folders without images: {_told(empty)}")
     if not samples:
-        raise UserError(f"{valid} holds no images")
+        raise UserError(f"{valid} holds no images{f' ({left.kinds()})' if left.others else ''}")
+    # A class that valid lacks, or whose folder is empty, may be meant; one of films alone is not.
+    if empty := {name: has for name, has in _without_images(classes, samples, beside).items() if has.others}:
+        raise UserError(f"{valid} has class folders without images: {_told(empty)}")
     return samples
 
 
@@ -222,7 +223,7 @@ def _unlabelled(folder: Path, left: LeftOut) -> list[tuple[str, int]]:
     paths = sorted(Path(below, name) for below, names in find_images(folder, beside) for name in names)
     left.add(beside)
     if not paths:
-        raise UserError(f"{folder} holds no images{f' ({beside.kinds()})' if beside.others else ''}")
+        raise UserError(f"{folder} holds no images{f' ({found})' if (found := beside.contents()) else ''}")
     return [(str(path), -1) for path in paths]
 
 

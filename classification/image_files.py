@@ -63,6 +63,10 @@ class LeftOut:
         rest = self.others.total() - sum(count for _, count in self.others.most_common(most))
         return ", ".join([*common, *([f"{rest} others"] if rest else [])])
 
+    def contents(self) -> str:
+        """Return `kinds`, and how much is hidden."""
+        return ", ".join(filter(None, [self.kinds(), f"{len(self.hidden)} hidden" if self.hidden else ""]))
+
     def notes(self) -> list[str]:
         """Return one line per kind of what was left out."""
         found = []

@@ -77,8 +77,8 @@ def classes(top: Path, left: LeftOut) -> Images:
         beside = LeftOut()
         found[name] = sorted(Path(folder, file) for folder, files in find_images(top / name, beside) for file in files)
         if not found[name]:
-            kinds = f" but {beside.kinds()}" if beside.others else ""
-            raise UserError(f"{top / name} holds no images{kinds}: remove it, or add images ({', '.join(SUFFIXES)})")
+            but = f" but {contents}" if (contents := beside.contents()) else ""
+            raise UserError(f"{top / name} holds no images{but}: remove it, or add images ({', '.join(SUFFIXES)})")
         left.add(beside)
     return found
 

@@ -273,6 +273,18 @@ def test_a_class_that_would_vanish_is_refused_with_its_suffixes(split: str, tmp_
         read_folder(root)
 
 
+def test_a_class_may_be_missing_in_valid_but_not_in_train(tmp_path: Path) -> None:
+    root = write_photos(tmp_path / "photos", train=2, valid=2)
+    for split in ("valid", "train"):
+        (root / split / "dot" / ".thumbs").mkdir()
+        for name in ("0.png", "1.png"):
+            (root / split / "dot" / name).rename(root / split / "dot" / ".thumbs" / name)
+        if split == "valid":
+            assert len(read_folder(root).valid) == 4
+    with pytest.raises(UserError, match=r"train has class folders without images: dot \(1 hidden\)$"):
+        read_folder(root)
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone cannot be read: No such file or directory"):
         list(find_images(tmp_path / "gone", LeftOut()))
