@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from classification.cache import Cache
 from classification.errors import RunError, UserError
-from classification.images import read_image, to_bytes, unreadable
+from classification.image_files import SUFFIXES, LeftOut, across, class_names, count_of, find_images
+from classification.images import has_heif, is_heif, read_image, to_bytes, unreadable
 from classification.interrupt import outlast
 from classification.lists import numbered_classes, read_list
 from classification.paths import exists, is_folder
 from classification.transforms import Transform
+
+MOST_COMPARED = 100_000  # images whose contents are compared at the start of a run
 
 
 class Photos(Dataset[tuple[Tensor, int, int]]):
@@ -66,11 +67,19 @@ def _mix(*numbers: int) -> int:
 
 @dataclass(frozen=True)
 class Folder:
-    """The two splits of a folder, and the class names in order of index."""
+    """The two splits of a folder, and the class names in order of index.
+
+    Args:
+        classes: their names.
+        train: (path, class index) of every image to train on.
+        valid: the same of every image to evaluate on.
+        notes: what was left out, or looks wrong, one line each.
+    """
 
     classes: list[str]
     train: list[tuple[str, int]]
     valid: list[tuple[str, int]]
+    notes: list[str] = field(default_factory=list, compare=False)
 
 
 def read_folder(
@@ -99,6 +108,7 @@ def read_folder(
     root = Path(root)
     if not is_folder(root):
         raise UserError(f"data folder {root} {'is not a folder' if exists(root) else 'does not exist'}")
+    left = LeftOut()
     train = _split(root, "train") if train_list is None else None
     valid = _split(root, "valid", "val") if valid_list is None else None
     naming = train if labels and train is not None else valid
@@ -109,10 +119,10 @@ def read_folder(
     if classes is None:
         classes = numbered_classes([*(listed if labels else []), *valid_samples], num_classes)
     if valid is not None:
-        valid_samples = _valid_images(valid, classes, train)
+        valid_samples = _valid_images(valid, classes, train, left)
     if train is not None:
-        return Folder(classes, _train_images(train, classes) if labels else _unlabelled(train), valid_samples)
-    return Folder(classes, listed, valid_samples)
+        listed = _train_images(train, classes, left) if labels else _unlabelled(train, left)
+    return Folder(classes, listed, valid_samples, left.notes())
 
 
 def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, str]]:
@@ -128,50 +138,92 @@ def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, st
         names = [data.classes[target] if target >= 0 else "train/" for target in sorted(lost)] or ["valid/"]
         first = next((path for path, target in data.train if target in lost), data.valid[0][0])
         raise UserError(f"no image of {', '.join(names[:5])} can be read; the first is {first} ({bad[first]})")
-    return Folder(data.classes, train, valid), bad
+    first = ", ".join(list(bad)[:3]) + (" ..." if len(bad) > 3 else "")
+    notes = [f"left out {len(bad)} images that cannot be read: {first}"] if bad else []
+    return Folder(data.classes, train, valid, [*data.notes, *notes]), bad
 
 
-def _class_images(split: Path, classes: list[str]) -> list[tuple[str, int]]:
-    """List the images of every class, at any depth, in the order of torchvision's ImageFolder."""
-    return [
-        (str(Path(folder, name)), label)
-        for label, class_name in enumerate(classes)
-        for folder, names in sorted(walk(split / class_name))
-        for name in sorted(names)
-        if name.lower().endswith(IMG_EXTENSIONS)
-    ]
+def check_heif(data: Folder) -> None:
+    """Refuse HEIC images where the library that reads them is missing.
+
+    Raises:
+        UserError: naming the first, and what to install.
+    """
+    if not has_heif() and (found := [path for path, _ in (*data.train, *data.valid) if is_heif(path)]):
+        raise UserError(
+            f"{count_of(len(found), 'image')} in HEIC, as {found[0]}: `pip install pillow-heif` to read them, or leave "
+            "them out by --bad-images skip"
+        )
 
 
-def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder below `top` and the names of its files; links are followed, a loop of them is refused."""
-    for folder, _, names in os.walk(top, followlinks=True):
-        if Path(folder).is_symlink() and Path(folder).parent.resolve().is_relative_to(Path(folder).resolve()):
-            raise UserError(f"{folder} is a link to a folder that it lies in: its images would count many times")
-        yield folder, names
+def shared_images(data: Folder) -> list[str]:
+    """Return a warning if an image of valid is in train too, byte for byte.
+
+    More than `MOST_COMPARED` images are compared by path alone: asking for the size of each would take too long.
+    """
+    train, valid = ([path for path, _ in part] for part in (data.train, data.valid))
+    if len(train) + len(valid) > MOST_COMPARED:
+        listed = set(valid).intersection(train)
+        pairs = [(path, path) for path in sorted(listed)]
+    else:
+        pairs = across(train, valid)
+    if not pairs:
+        return []
+    first = "" if pairs[0][0] == pairs[0][1] else f" = {pairs[0][0]}"
+    shared = f"{count_of(len(pairs), 'image')} both in train and in valid, byte for byte"
+    return [f"warning: {shared} ({pairs[0][1]}{first}): the accuracy on valid will be too high"]
 
 
-def _train_images(train: Path, classes: list[str]) -> list[tuple[str, int]]:
-    samples = _class_images(train, classes)
+def _class_images(split: Path, classes: list[str], left: LeftOut) -> tuple[list[tuple[str, int]], list[LeftOut]]:
+    """List the images of every class, at any depth, in the order of torchvision's ImageFolder, and what else it has."""
+    samples, beside = [], []
+    for label, class_name in enumerate(classes):
+        beside.append(LeftOut())
+        if is_folder(split / class_name):
+            for folder, names in find_images(split / class_name, beside[-1]):
+                samples += [(str(Path(folder, name)), label) for name in names]
+        left.add(beside[-1])
+    return samples, beside
+
+
+def _without_images(classes: list[str], samples: list[tuple[str, int]], beside: list[LeftOut]) -> dict[str, LeftOut]:
+    """Return the classes without images, and what each has instead."""
     filled = {target for _, target in samples}
-    if empty := [name for number, name in enumerate(classes) if number not in filled]:
-        raise UserError(f"{train} has class folders without images: {', '.join(empty[:5])}")
+    return {name: beside[label] for label, name in enumerate(classes) if label not in filled}
+
+
+def _told(empty: dict[str, LeftOut]) -> str:
+    contents = {name: left.contents() for name, left in list(empty.items())[:5]}
+    told = ", ".join(f"{name} ({text})" if text else name for name, text in contents.items())
+    return f"{told}; images end in {' '.join(SUFFIXES)}" if any(left.others for left in empty.values()) else told
+
+
+def _train_images(train: Path, classes: list[str], left: LeftOut) -> list[tuple[str, int]]:
+    _class_names(train, left)
+    samples, beside = _class_images(train, classes, left)
+    if empty := _without_images(classes, samples, beside):
+        raise UserError(f"{train} has class folders without images: {_told(empty)}")
     return samples
 
 
-def _valid_images(valid: Path, classes: list[str], train: Path | None) -> list[tuple[str, int]]:
-    if unknown := sorted(set(_class_names(valid)) - set(classes)):
+def _valid_images(valid: Path, classes: list[str], train: Path | None, left: LeftOut) -> list[tuple[str, int]]:
+    if unknown := sorted(set(_class_names(valid, left)) - set(classes)):
         raise UserError(f"{valid} has classes that {train} lacks: {', '.join(unknown[:5])}")
-    if not (samples := _class_images(valid, classes)):
-        raise UserError(f"{valid} holds no images")
+    samples, beside = _class_images(valid, classes, left)
+    if not samples:
+        raise UserError(f"{valid} holds no images{f' ({left.kinds()})' if left.others else ''}")
+    # A class that valid lacks, or whose folder is empty, may be meant; one of films alone is not.
+    if empty := {name: has for name, has in _without_images(classes, samples, beside).items() if has.others}:
+        raise UserError(f"{valid} has class folders without images: {_told(empty)}")
     return samples
 
 
-def _unlabelled(folder: Path) -> list[tuple[str, int]]:
-    paths = sorted(
-        Path(below, name) for below, names in walk(folder) for name in names if name.lower().endswith(IMG_EXTENSIONS)
-    )
+def _unlabelled(folder: Path, left: LeftOut) -> list[tuple[str, int]]:
+    beside = LeftOut()
+    paths = sorted(Path(below, name) for below, names in find_images(folder, beside) for name in names)
+    left.add(beside)
     if not paths:
-        raise UserError(f"{folder} holds no images")
+        raise UserError(f"{folder} holds no images{f' ({found})' if (found := beside.contents()) else ''}")
     return [(str(path), -1) for path in paths]
 
 
@@ -182,12 +234,8 @@ def _split(root: Path, *names: str) -> Path:
     raise UserError(f"{root} has no folder {' or '.join(n + '/' for n in names)}; expected one folder a class in it")
 
 
-def _class_names(split: Path) -> list[str]:
-    try:
-        names = sorted(entry.name for entry in split.iterdir() if entry.is_dir())
-    except OSError as error:
-        raise UserError(f"{split} cannot be read: {error.strerror}") from error
-    if not names:
+def _class_names(split: Path, left: LeftOut | None = None) -> list[str]:
+    if not (names := class_names(split, LeftOut() if left is None else left)):
         raise UserError(f"{split} has no class folders: expected {split}/CLASS/*.jpg, or terms that need no labels")
     return names
 

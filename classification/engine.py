@@ -42,7 +42,7 @@ class Engine:
         self.seed = world.share(job.args.seed)
         seed_everything(self.seed, world.rank, seeded=job.args.seeded, deterministic=bool(job.args.deterministic))
         self.workers = -(-job.args.workers // world.local_size)
-        for note in job.notes:
+        for note in (*job.data.notes, *job.notes):
             world.say(f"=> {note}")
         for _, network in job.networks().values():
             memory = torch.channels_last if job.args.channels_last else torch.preserve_format

@@ -13,7 +13,7 @@ from torch import nn
 
 from classification.checkpoint import fingerprints, read_resume, run_folder
 from classification.config import total_epochs
-from classification.data import Folder, read_folder, without_unreadable
+from classification.data import Folder, check_heif, read_folder, shared_images, without_unreadable
 from classification.errors import UserError
 from classification.models import build
 from classification.models.weights import load_file, load_pretrained, load_strictly
@@ -112,14 +112,16 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
     bad: dict[str, str] = {}
     if args.bad_images == "skip":
         data, bad = without_unreadable(data, args.workers)
+    else:
+        check_heif(data)
+    if not args.evaluate:
+        data.notes.extend(shared_images(data))
     if args.num_classes is None:
         args.num_classes = len(data.classes)
     if args.num_classes < len(data.classes):
         raise UserError(f"--num-classes {args.num_classes} is less than the {len(data.classes)} class folders")
     torch.manual_seed(args.seed)
     job = Job(args, data, None, [], auto=args.resume == "auto", bad=bad)
-    if bad:
-        job.notes.append(f"left out {len(bad)} images that cannot be read: {', '.join(list(bad)[:3])} ...")
     only_teacher = (
         args.evaluate
         and with_teacher

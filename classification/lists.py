@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from classification.errors import UserError, shown
+from classification.image_files import hidden
 from classification.paths import is_file
 
 LABEL = re.compile(rb"[0-9]+")
@@ -20,7 +21,7 @@ def read_list(
 
     A line is the image's path from `root` on, whitespace, and its class index; the path may hold spaces. Blank lines
     are skipped, so lists can be joined. Bytes that are no text are kept, as in names of files. Without labels a class
-    index may be missing, and counts for nothing.
+    index may be missing, and counts for nothing. Any suffix is allowed; hidden files are refused.
 
     Args:
         path: the list.
@@ -70,6 +71,10 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
     path = Path(os.fsdecode(name))
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{shown(name)} may lead out of the data folder: give a path from there on, without ..")
+    if found := [part for part in path.parts if hidden(part)]:
+        raise UserError(
+            f"{shown(name)} is hidden, or a system's own ({shown(found[0])}), as thumbnails are: leave such lines out"
+        )
     if not is_file(root / path):
         raise UserError(f"{shown(name)} is no file in {root}")
     return str(root / path), int(label)

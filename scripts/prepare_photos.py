@@ -2,7 +2,8 @@
 
 FROM holds CLASS folders, and a seeded tenth of each becomes TO/valid/CLASS, the others TO/train/CLASS; or it holds
 train/ and valid/ (or val/) with CLASS folders, and the split stays. Copies are upright JPEG files with a short side of
-`side` px at most: twice what the network sees is enough. Images that cannot be read are named and left out.
+`side` px at most: twice what the network sees is enough. Images that cannot be read are named and left out, and so are
+hidden files and folders. Files whose bytes are the same are one image: they come to the same side of the split.
 """
 
 from __future__ import annotations
@@ -17,31 +18,31 @@ from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from classification.data import walk
-from classification.errors import UserError
-from classification.images import read_image
+from classification.errors import UserError, one_line
+from classification.image_files import SUFFIXES, LeftOut, class_names, count_of, find_images, identical
+from classification.images import has_heif, is_heif, read_image
 
 JPEG_SIDE = 65500  # px, of Pillow's encoder
 SPLITS = {"train", "training", "valid", "val", "validation", "test", "testing"}
+Images = dict[str, list[Path]]  # of each class
 
 
-def plan(source: Path, valid: float, seed: int = 0) -> dict[Path, str]:
-    """Return the split/CLASS of every image of `source`.
+def plan(source: Path, valid: float, seed: int = 0) -> tuple[dict[Path, str], list[str]]:
+    """Return the split/CLASS of every image of `source`, and what is to be said of it.
 
     Raises:
-        UserError: there are no two class folders with images, half a split, or a class has one image to split.
+        UserError: there are no two class folders with images, half a split, a class without images, or a class has one
+            image to split.
     """
-    folders = {path.name for path in source.iterdir() if path.is_dir() and path.name[0] != "."}
+    left = LeftOut()
+    folders = set(class_names(source, LeftOut()))
     held = next((name for name in ("valid", "val") if name in folders), "")
     if held and "train" in folders:
-        placed = {
-            path: f"{part}/{name}"
-            for part, folder in (("train", "train"), ("valid", held))
-            for name, paths in classes(source / folder).items()
-            for path in paths
-        }
+        parts = {"train": classes(source / "train", left), "valid": classes(source / held, left)}
+        found, notes = sorted(set().union(*parts.values())), shared(parts)
+        notes += [f"left out {source / name}: of folders beside train nothing is copied but {held}"
+                  for name in sorted(folders - {"train", held})]  # fmt: skip
     elif folders and {name.lower() for name in folders} <= SPLITS:
         names = " and ".join(sorted(folders))
         raise UserError(
@@ -49,34 +50,96 @@ def plan(source: Path, valid: float, seed: int = 0) -> dict[Path, str]:
             "to have a part of one held back, give the folder that holds the CLASS folders"
         )
     else:
-        placed = dict(pair for name, paths in classes(source).items() for pair in split(name, paths, valid, seed))
-    found = sorted({Path(place).name for place in placed.values()})
+        images, parts = classes(source, left), {}
+        found = sorted(images)
+        for name, paths in images.items():
+            if len(paths) < 2:
+                raise UserError(f"class {name} has one image, and needs one to train and one to validate: {paths[0]}")
     if len(found) < 2:
-        what = f"images of {found[0]} alone" if found else f"no images ({', '.join(IMG_EXTENSIONS)})"
+        what = f"images of {found[0]} alone" if found else f"no images ({', '.join(SUFFIXES)})"
         raise UserError(f"{source} holds {what}: give the folder that holds the CLASS folders, two or more")
-    return placed
+    if not parts:
+        parts, notes = split(images, valid, seed)
+    placed = {path: f"{part}/{name}" for part in parts for name, paths in parts[part].items() for path in paths}
+    if not has_heif() and (heif := [path for path in placed if is_heif(path.name)]):
+        raise UserError(f"{count_of(len(heif), 'image')} in HEIC, as {heif[0]}: `pip install pillow-heif` to read them")
+    return placed, [*left.notes(), *notes]
 
 
-def classes(top: Path) -> dict[str, list[Path]]:
-    """List the images in each folder of `top`, at any depth, sorted."""
-    found: dict[str, list[Path]] = {}
-    for folder in sorted(path for path in top.iterdir() if path.is_dir() and path.name[0] != "."):
-        files = sorted(Path(below, name) for below, names in walk(folder) for name in names if name[0] != ".")
-        images = [path for path in files if path.suffix.lower() in IMG_EXTENSIONS]
-        if left := len(files) - len(images):
-            print(f"left out: {left} files of {folder} that are no images ({', '.join(IMG_EXTENSIONS)})")
-        if images:
-            found[folder.name] = images
+def classes(top: Path, left: LeftOut) -> Images:
+    """List the images in each folder of `top`, at any depth, sorted; add what is left out to `left`.
+
+    Raises:
+        UserError: a class folder has no images.
+    """
+    found: Images = {}
+    for name in class_names(top, left):
+        beside = LeftOut()
+        found[name] = sorted(Path(folder, file) for folder, files in find_images(top / name, beside) for file in files)
+        if not found[name]:
+            but = f" but {contents}" if (contents := beside.contents()) else ""
+            raise UserError(f"{top / name} holds no images{but}: remove it, or add images ({', '.join(SUFFIXES)})")
+        left.add(beside)
     return found
 
 
-def split(name: str, paths: list[Path], valid: float, seed: int) -> list[tuple[Path, str]]:
-    """Draw the part `valid` of a class, one image at least and never all of them."""
-    if len(paths) < 2:
-        raise UserError(f"class {name} has one image, and needs one to train and one to validate: {paths[0]}")
-    held = min(max(1, round(valid * len(paths))), len(paths) - 1)
-    drawn = set(random.Random(b"%d " % seed + os.fsencode(name)).sample(paths, held))
-    return [(path, f"{'valid' if path in drawn else 'train'}/{name}") for path in paths]
+def shared(parts: dict[str, Images]) -> list[str]:
+    """Return what is to be said where both sides of a split that is there hold an image."""
+    side = {str(path): part for part in parts for paths in parts[part].values() for path in paths}
+    groups = identical(side, lambda group: len({side[path] for path in group}) > 1)
+    if not groups:
+        return []
+    count, first = count_of(len(groups), "image"), groups[0][0]
+    other = next(path for path in groups[0] if side[path] != side[first])
+    return [f"warning: {count} both in train and in valid, as {first} = {other}: the split stays"]
+
+
+def split(images: Images, valid: float, seed: int) -> tuple[dict[str, Images], list[str]]:
+    """Draw the part `valid` of each class, one image at least and never all; files of the same bytes are one image."""
+    owners = {str(path): name for name, paths in images.items() for path in paths}
+    groups = identical(owners)
+    original = {Path(path): Path(group[0]) for group in groups for path in group}
+    side: dict[Path, str] = {}  # of each image that is drawn
+    for name, paths in images.items():
+        ones = list(dict.fromkeys(original.get(path, path) for path in paths))
+        if len(ones) < 2:
+            raise UserError(
+                f"class {name} has copies of one image, and needs one to train and one to validate: {ones[0]}"
+            )
+        draw(name, ones, valid, seed, side)
+    parts = {
+        part: {
+            name: [path for path in paths if side[original.get(path, path)] == part] for name, paths in images.items()
+        }
+        for part in ("train", "valid")
+    }
+    return parts, copied(groups, owners)
+
+
+def draw(name: str, ones: list[Path], valid: float, seed: int, side: dict[Path, str]) -> None:
+    """Set the side of the images of a class that other classes have not set."""
+    free = [path for path in ones if path not in side]
+    held = min(max(1, round(valid * len(ones))), len(ones) - 1) - sum(side.get(path) == "valid" for path in ones)
+    drawn = set(random.Random(b"%d " % seed + os.fsencode(name)).sample(free, min(max(held, 0), len(free))))
+    side |= {path: "valid" if path in drawn else "train" for path in free}
+    for part in ("train", "valid"):
+        if all(side[path] != part for path in ones):
+            raise UserError(
+                f"class {name} has too few images that no other class has: none is left for {part}; remove the copies "
+                f"from one of the classes, as {ones[0]}"
+            )
+
+
+def copied(groups: list[list[str]], owners: dict[str, str]) -> list[str]:
+    """Return what is to be said of files that hold the same image."""
+    said = []
+    if groups:
+        count, pair = f"{sum(map(len, groups))} files hold {count_of(len(groups), 'image')}", " = ".join(groups[0][:2])
+        said.append(f"{count}, byte for byte, as {pair}: all files of an image are on one side of the split")
+    if two := [group for group in groups if len({owners[path] for path in group}) > 1]:
+        other = next(path for path in two[0] if owners[path] != owners[two[0][0]])
+        said.append(f"warning: {count_of(len(two), 'image')} in more than one class, as {two[0][0]} = {other}")
+    return said
 
 
 def shrink(path: Path, target: Path, side: int) -> None:
@@ -92,8 +155,8 @@ def shrink(path: Path, target: Path, side: int) -> None:
 
 
 def prepare(source: Path, folder: Path, side: int, valid: float) -> list[str]:
-    """Copy all into `folder`, which appears when it is complete; return what is said of each that cannot be read."""
-    placed = plan(source, valid)
+    """Copy all into `folder`, which appears when it is complete; return what is to be said."""
+    placed, notes = plan(source, valid)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as beside:
         top = Path(beside) / "photos"
@@ -104,7 +167,7 @@ def prepare(source: Path, folder: Path, side: int, valid: float) -> list[str]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             said = list(pool.map(partial(attempt, side=side), placed, targets))
         top.rename(folder)
-    return [why for why in said if why]
+    return [*notes, *(f"left out: {why}" for why in said if why)]
 
 
 def attempt(path: Path, target: Path, *, side: int) -> str:
@@ -136,8 +199,8 @@ def main(words: list[str] | None = None) -> None:
     except OSError as error:
         sys.exit(f"{args.folder} cannot be written ({error.strerror})")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names that are no text
-    for why in said:
-        print(f"left out: {why}")
+    for line in said:
+        print(one_line(line))
     for part in ("train", "valid"):
         count, kinds = (sum(1 for _ in (args.folder / part).glob(depth)) for depth in ("*/*", "*"))
         print(f"{part}: {count} images of {kinds} classes")

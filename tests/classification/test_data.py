@@ -2,20 +2,35 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
+from classification import data as data_module
+from classification import main_base
 from classification.cache import Cache, _free_bytes
-from classification.data import FixedBatches, Photos, TrainBatches, loader, read_folder, subset
+from classification.data import (
+    FixedBatches,
+    Folder,
+    Photos,
+    TrainBatches,
+    check_heif,
+    loader,
+    read_folder,
+    shared_images,
+    subset,
+)
 from classification.errors import UserError
+from classification.image_files import LeftOut, find_images, identical
 from classification.images import read_image
 from classification.transforms import eval_transform, train_transform
-from tests.classification.conftest import CLASSES, write_photos
+from tests.classification.conftest import CLASSES, SMALL, STUDENT, write_photos
 
 ARGS = Namespace(img_size=16, train_crop="resized", hflip=1)
 CPU = torch.device("cpu")
@@ -192,6 +207,133 @@ def test_names_in_capitals_and_folders_in_class_folders_count(tmp_path: Path) ->
     (dot / "Thumbs.db").write_bytes(b"")
     names = [Path(path).name for path, label in read_folder(root).train if label == 1]
     assert names == ["IMG_0.PNG", "1.Png"]
+
+
+JUNK_FOLDERS = (".ipynb_checkpoints", "@eaDir", "__MACOSX", ".thumbs", "$RECYCLE.BIN", "lost+found", ".Trash-1000")
+JUNK_FILES = ("._0.png", ".hidden.jpg", "Thumbs.db", "desktop.ini", ".DS_Store", "Icon\r")
+
+
+def add_junk(folder: Path) -> None:
+    """Put an image into every kind of hidden folder, and hidden files beside."""
+    for name in (*JUNK_FOLDERS, ".AppleDouble", "@EADIR"):
+        (folder / name / "deep").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16)).save(folder / name / "a.png")
+        Image.new("RGB", (16, 16)).save(folder / name / "deep" / "a.png")
+    for name in JUNK_FILES:
+        (folder / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X" + bytes(40))
+
+
+@pytest.mark.parametrize("depth", ["", "dot", "dot/2020/may"])
+def test_hidden_files_and_folders_are_no_data_at_any_depth(depth: str, tmp_path: Path) -> None:
+    root = write_photos(tmp_path / "photos", train=2, valid=1)
+    before = read_folder(root), read_folder(root, labels=False)
+    for split in ("train", "valid"):
+        add_junk(root / split / depth)
+    for found, expected in zip((read_folder(root), read_folder(root, labels=False)), before, strict=True):
+        assert found == expected and len(found.notes) == 1
+    # 9 folders a split, and 2 files that are called images; without a class folder those of train count by depth alone
+    assert read_folder(root).notes[0].startswith(f"left out {22 if depth else 18} hidden files and folders, as {root}/")
+
+
+def test_the_data_folder_itself_may_be_hidden(tmp_path: Path) -> None:
+    root = write_photos(tmp_path / ".cache" / "@eaDir", train=2, valid=1)
+    assert len(read_folder(root).train) == 6 and read_folder(root).notes == []
+
+
+def test_images_of_every_suffix_count_and_others_are_told(tmp_path: Path) -> None:
+    root = write_photos(tmp_path / "photos", train=1, valid=1)
+    dot = root / "train" / "dot"
+    suffixes = ["jpg", "jpeg", "jpe", "jfif", "png", "gif", "webp", "avif", "bmp", "tif", "tiff", "ppm", "heic", "heif"]
+    for suffix in suffixes:
+        (dot / f"a.{suffix}").write_bytes(b"")
+        (dot / f"B.{suffix.upper()}").write_bytes(b"")
+    others = ("a.mov", "B.MOV", "c.mov", "a.txt", "b.json", "a.xml", "a.csv", "a.png.part", "a.jpg~", "README", ".jpg")
+    for name in others:
+        (dot / name).write_bytes(b"")
+    (root / "valid" / "sky" / "more.txt").write_bytes(b"")
+    Image.new("RGB", (16, 16)).save(root / "train" / "stray.png")
+    found = read_folder(root)
+    assert sum(label == 1 for _, label in found.train) == 2 * len(suffixes) + 1
+    files, hidden, loose = found.notes
+    assert files.startswith("left out 11 files not called images: 3 .mov, 2 .txt, 1 ") and "2 others" in files
+    assert hidden == f"left out 1 hidden file or folder, as {dot}/.jpg"
+    assert loose == f"left out 1 image outside the class folders, as {root}/train/stray.png"
+    found = read_folder(root, labels=False)
+    assert len(found.train) == 2 * len(suffixes) + 4
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_a_class_that_would_vanish_is_refused_with_its_suffixes(split: str, tmp_path: Path) -> None:
+    root = write_photos(tmp_path / "photos", train=2, valid=2)
+    (root / split / "dot" / "0.png").rename(root / split / "dot" / "0.MOV")
+    assert "left out 1 file not called images: 1 .mov" in read_folder(root).notes
+    (root / split / "dot" / "1.png").rename(root / split / "dot" / "1")
+    message = rf"{split} has class folders without images: dot \(1 \.mov, 1 without a suffix\); images end in \.jpg "
+    with pytest.raises(UserError, match=message):
+        read_folder(root)
+
+
+def test_a_class_may_be_missing_in_valid_but_not_in_train(tmp_path: Path) -> None:
+    root = write_photos(tmp_path / "photos", train=2, valid=2)
+    for split in ("valid", "train"):
+        (root / split / "dot" / ".thumbs").mkdir()
+        for name in ("0.png", "1.png"):
+            (root / split / "dot" / name).rename(root / split / "dot" / ".thumbs" / name)
+        if split == "valid":
+            assert len(read_folder(root).valid) == 4
+    with pytest.raises(UserError, match=r"train has class folders without images: dot \(1 hidden\)$"):
+        read_folder(root)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone cannot be read: No such file or directory"):
+        list(find_images(tmp_path / "gone", LeftOut()))
+
+
+def test_heic_needs_its_library_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
+    check_heif(Folder([], [("a.jpg", 0)], [("heic.png", 0)]))
+    with pytest.raises(UserError, match=r"2 images in HEIC, as b\.HEIC: `pip install pillow-heif` to read them"):
+        check_heif(Folder([], [("a.jpg", 0), ("b.HEIC", 0)], [("c.heif", 0)]))
+
+
+def test_an_image_in_train_and_in_valid_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def file(name: str, content: bytes) -> tuple[str, int]:
+        (tmp_path / name).write_bytes(content)
+        return str(tmp_path / name), 0
+
+    long = bytes(20_000)
+    train = [file("a", b"one"), file("b", b"two"), file("c", long + b"x"), file("a2", b"one"), file("empty", b"")]
+    apart = [file("d", b"six"), file("e", b"x" + long), file("empty2", b""), (str(tmp_path / "gone"), 0)]
+    assert shared_images(Folder([], train, apart)) == []
+    valid = [*apart, file("f", long + b"x"), file("g", b"one")]
+    (note,) = shared_images(Folder([], train, valid))
+    assert note.startswith("warning: 2 images both in train and in valid, byte for byte (")
+    assert f"{tmp_path}/g = {tmp_path}/a" in note or f"{tmp_path}/f = {tmp_path}/c" in note
+    monkeypatch.setattr(data_module, "MOST_COMPARED", 3)  # from there on by path alone
+    assert shared_images(Folder([], train, valid)) == []
+    (note,) = shared_images(Folder([], train, [*valid, train[1]]))
+    assert note.startswith(f"warning: 1 image both in train and in valid, byte for byte ({tmp_path}/b)")
+
+
+def test_files_of_equal_size_and_equal_middle_are_read_whole(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d"]
+    for name, first in zip(names, (1, 2, 1, 3), strict=True):
+        (tmp_path / name).write_bytes(bytes([first]) + bytes(100_000))
+    assert identical([str(tmp_path / name) for name in names]) == [[str(tmp_path / "a"), str(tmp_path / "c")]]
+
+
+def test_a_run_says_what_is_left_out_and_what_is_shared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_photos(tmp_path / "photos", train=6, valid=2)
+    (root / "train" / "dot" / "a.mov").write_bytes(b"")
+    shutil.copy(root / "train" / "sky" / "3.png", root / "valid" / "sky" / "7.png")
+    words = [str(root), "-a", STUDENT, *SMALL, "--epochs", "1"]
+    assert main_base.main([*words, "--output", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "=> left out 1 file not called images: 1 .mov" in said
+    shared = f"{root}/valid/sky/7.png = {root}/train/sky/3.png"
+    assert f"=> warning: 1 image both in train and in valid, byte for byte ({shared})" in said
+    assert said.count("Err@1") == 1  # notes of the data do not have a fresh network evaluated
 
 
 def test_free_memory_is_told_in_bytes() -> None:

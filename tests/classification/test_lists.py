@@ -181,3 +181,15 @@ def test_a_run_on_two_lists(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
     last = torch.load(tmp_path / "student" / "last.pth", weights_only=True)["resume"]
     samples = [(path, -1) for path, _ in read_list(train, data)]
     assert last["inputs"]["training images"] == fingerprints([], samples, data, [])["training images"]
+
+
+@pytest.mark.parametrize(
+    "name", ["._0.png", ".thumbs/a.png", "train/@eaDir/a.png", "a/__MACOSX/b/c.png", "a/Thumbs.db"]
+)
+def test_hidden_files_in_a_list_are_refused(name: str, data: Path, tmp_path: Path) -> None:
+    (data / name).parent.mkdir(parents=True, exist_ok=True)
+    (data / name).write_bytes(b"x")
+    path = listed(tmp_path / "l.txt", f"train/bar/0.png 0\n./{name} 0\n")
+    for labels in (True, False):
+        with pytest.raises(UserError, match=rf"line 2: './{name}' is hidden, or a system's own"):
+            read_list(path, data, labels=labels)

@@ -37,6 +37,19 @@ def no_images(place: Place, split: str) -> Path:
     return data
 
 
+def films(place: Place, *parts: str) -> Path:
+    data = place.copy()
+    for path in data.joinpath(*parts).iterdir():
+        path.rename(path.with_suffix(".MOV"))
+    return data
+
+
+def only_hidden(place: Place) -> Path:
+    data = with_folder(place, "train", "fog", "@eaDir")
+    shutil.copy(data / "train" / "dot" / "0.png", data / "train" / "fog" / "@eaDir")
+    return data
+
+
 def ring(place: Place) -> Path:
     data = place.copy()
     (data / "train" / "dot" / "again").symlink_to("..")
@@ -82,6 +95,9 @@ CASES = [
     Case("a data folder without valid/ or val/", lambda p: p.base(data=without(p, "valid"))),
     Case("images in train/ itself, not in class folders", lambda p: p.base(data=no_classes(p))),
     Case("a class folder without images", lambda p: p.base(data=with_folder(p, "train", "fog", "deep"))),
+    Case("a class folder of films alone", lambda p: p.base(data=films(p, "train", "dot"))),
+    Case("a class folder of films alone in valid/", lambda p: p.base(data=films(p, "valid", "sky"))),
+    Case("a class folder whose images are in a hidden folder", lambda p: p.base(data=only_hidden(p))),
     Case("a class of valid/ that train/ lacks", lambda p: p.base(data=with_folder(p, "valid", "fog"))),
     Case("a valid/ whose files are no images by their names", lambda p: p.base(data=no_images(p, "valid"))),
     Case("a class folder that holds a link to the folder above it", lambda p: p.base(data=ring(p))),

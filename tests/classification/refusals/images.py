@@ -41,6 +41,11 @@ def not_a_number(place: Place) -> list[str]:
     return place.base(data=with_image(place, "nan.tif", encoded("TIFF", image)))
 
 
+def deep(place: Place) -> list[str]:
+    image = Image.fromarray(np.full((16, 16), 70_000, dtype=np.int32))
+    return place.base(data=with_image(place, "deep.tif", encoded("TIFF", image)))
+
+
 def link(place: Place) -> list[str]:
     data = place.copy()
     (data / "train" / "dot" / "link.png").symlink_to("nowhere.png")
@@ -82,6 +87,7 @@ CASES = [
     ),
     Case("a strip of 1 x 60,000 px, which resized would fill the memory", strip),
     Case("an image of numbers that are not finite", not_a_number),
+    Case("an image of numbers beyond 16 bits", deep),
     Case("a link to an image that is gone", link),
     Case("a pipe in the place of an image", pipe),
     Case(

@@ -26,6 +26,12 @@ def outside(place: Place) -> list[str]:
     return place.base("--train-list", path, data=data)
 
 
+def thumbnail(place: Place) -> list[str]:
+    data = place.copy()
+    (data / "train" / "bar" / "0.png").rename(data / "train" / "bar" / "._0.png")
+    return place.base("--train-list", place.write("train.txt", GOOD.replace("bar/0", "bar/._0")), data=data)
+
+
 def absolute(place: Place) -> list[str]:
     data = place.copy()
     path = Path("/") / "etc" / "hostname.png"
@@ -40,6 +46,7 @@ CASES = [
     Case("a path that leaves the data folder by ..", outside, process=True),
     Case("an image that is not there", lambda p: train(p, GOOD + "\n\ntrain/sky/99.png 2\n")),
     Case("a class folder in the place of an image", lambda p: train(p, "train/sky 2\n")),
+    Case("a hidden file", thumbnail),
     Case("a path without a label", lambda p: train(p, GOOD + "train/sky/1.png\n")),
     Case("a class name in the place of a label", lambda p: train(p, "train/sky/0.png sky\n")),
     Case("a label below 0", lambda p: train(p, "train/sky/0.png -1\n")),
