@@ -71,7 +71,8 @@ def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         with contextlib.suppress(OSError):
             beside.unlink()
-        cause = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+        known = error if isinstance(error, OSError) else error.__context__  # what the file raised inside torch
+        cause = known.strerror if isinstance(known, OSError) else str(error).splitlines()[0]
         kept = "; the one before is whole" if path.exists() else ""
         raise UserError(f"{path} cannot be written ({cause}): make room, or give another --output{kept}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import platform
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from classification.effects import KEYS, check_recipe, check_typed
 from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER
 from classification.options import Parser, build_parser
@@ -25,7 +27,6 @@ from classification.terms import (
     needing_flows,
     single_class,
     term_table,
-    using,
 )
 from mgd import has_bfloat16
 
@@ -44,13 +45,16 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     recipe.add_argument("--config")
     chosen, _ = recipe.parse_known_args(argv)
     nested: dict[str, Any] = {}
+    keys: dict[str, str] = {}
+    alone = None
     if chosen.config:
-        words, nested = read_recipe(parser, Path(chosen.config), distillation)
+        words, nested, keys = read_recipe(parser, Path(chosen.config), distillation)
         try:
-            values = vars(parser.parse_args(["DIR", *words]))
+            values = parser.parse_args(["DIR", *words])
         except UserError as error:
             raise UserError(f"recipe {chosen.config}: {error}") from error
-        parser.set_defaults(**{key: value for key, value in values.items() if key not in ("data", "config")})
+        alone = _alone(values, nested, distillation)
+        parser.set_defaults(**{key: value for key, value in vars(values).items() if key not in ("data", "config")})
     args = parser.parse_args(argv)
     args.command = [prog, *argv]
     typed = _typed(parser, argv)
@@ -61,11 +65,12 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
     _check(args, distillation)
     if distillation:
-        _set_terms(args, nested.get("terms", {}), typed)
+        _set_terms(args, copy.deepcopy(nested.get("terms", {})), typed)
         args.teachers = _teachers(args, [] if "teacher_arch" in typed else nested.get("teachers", []))
         _check_teachers(args)
     if not args.evaluate:
-        _check_effects(args, typed)
+        check_typed(args, typed)
+        check_recipe(args, alone, keys, nested, typed)
     return args
 
 
@@ -75,29 +80,16 @@ def _typed(parser: Parser, argv: list[str]) -> dict[str, str]:
     return {action.dest: option for action in parser._actions for option in action.option_strings if option in words}
 
 
-def _check_effects(args: Namespace, typed: dict[str, str]) -> None:
-    """Refuse options that were typed and would change nothing."""
-    terms = getattr(args, "terms", {"ce": {}})
-    of_flows = {"mgd_assignment", "mgd_capacity", "mgd_max_images", "mgd_solver"}
-    of_mgd = {name for name in vars(args) if name.startswith("mgd_")} - of_flows | {"loss_factor"}
-    rules = [
-        ("--distiller mgd", "mgd" in terms, of_mgd),
-        ("--distiller mgd or --term ofd.init=flow", bool(needing_flows(terms)), of_flows),
-        ("a term that reads maps", bool(using(terms, "maps")), {"taps", "student_taps", "teacher_taps"}),
-        ("the term ce", "ce" in terms, {"label_smoothing"}),
-        ("a frozen teacher", "dml" not in terms, {"teacher_dtype", "teacher_threads", "compile_student"}),
-        ("--mgd-with-kd 1 or --distiller kd", "kd" in terms, {"kd_weight", "kd_temperature"}),
-        ("--lr-schedule step", args.lr_schedule == "step", {"lr_drop_ratio", "lr_drop_epochs"}),
-        ("--mgd-form sum", getattr(args, "mgd_form", "sum") == "sum", {"loss_factor"}),
-        ("--mgd-form mean or relative", getattr(args, "mgd_form", "sum") != "sum", {"mgd_weight"}),
-        ("--compile 1", bool(args.compile), {"compile_student"}),
-        ("--warmup 1", bool(args.warmup), {"warmup_epochs"}),
-        ("a run without --resume", not args.resume, {"start_epoch"}),
-    ]
-    for needed, present, names in rules:
-        for name in sorted(names & set(typed)):
-            if not present:
-                raise UserError(f"{typed[name]} has no effect here: it goes with {needed}")
+def _alone(values: Namespace, nested: dict[str, Any], distillation: bool) -> Namespace | None:
+    """Return the options of a recipe with nothing typed over it, or None where they make no sense."""
+    alone = copy.deepcopy(values)
+    try:
+        if distillation:
+            _check_distillation(alone)
+            _set_terms(alone, copy.deepcopy(nested["terms"]), {})
+    except UserError:
+        return None
+    return alone
 
 
 def _check(args: Namespace, distillation: bool) -> None:
@@ -203,15 +195,6 @@ def _check_distillation(args: Namespace) -> None:
     args.student_taps, args.teacher_taps = args.student_taps or args.taps, args.teacher_taps or args.taps
 
 
-# Options that say a key of a term's entry.
-KEYS = {
-    "kd_weight": ("kd", "weight"),
-    "loss_factor": ("mgd", "weight"),
-    "mgd_weight": ("mgd", "weight"),
-    "label_smoothing": ("ce", "label_smoothing"),
-}
-
-
 def _set_terms(args: Namespace, recipe: dict[str, Any], typed: dict[str, str]) -> None:
     """Settle which terms there are and what is known of each; what was typed wins over the recipe."""
     for dest, (name, key) in KEYS.items():
@@ -220,6 +203,9 @@ def _set_terms(args: Namespace, recipe: dict[str, Any], typed: dict[str, str]) -
     if recipe and "distiller" not in typed:
         listed = [name for name in recipe if name != "ce"]
         names, labelled = names_of("+".join(listed)) if listed else [], "ce" in recipe
+        if args.mgd_with_kd and "mgd" not in names:
+            raise UserError("--mgd-with-kd 1 goes with the term mgd, and the recipe has none")
+        names += ["kd"] if args.mgd_with_kd and "kd" not in names else []
     else:
         names = names_of(args.distiller)
         labelled = args.labels == 1 or not set(names) <= LABEL_FREE

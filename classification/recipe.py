@@ -28,8 +28,10 @@ TEACHER: dict[str, tuple[Callable[[Any], bool], str]] = {
     "frozen": (lambda v: isinstance(v, bool), "true or false"),
 }  # fmt: skip
 
+Recipe = tuple[list[str], dict[str, Any], dict[str, str]]
 
-def read_recipe(parser: argparse.ArgumentParser, path: Path, distillation: bool) -> tuple[list[str], dict[str, Any]]:
+
+def read_recipe(parser: argparse.ArgumentParser, path: Path, distillation: bool) -> Recipe:
     """Read a recipe as the words that one would type, so that both are checked by the same parser.
 
     Args:
@@ -38,7 +40,8 @@ def read_recipe(parser: argparse.ArgumentParser, path: Path, distillation: bool)
         distillation: whether it may hold `teachers` and `terms`.
 
     Returns:
-        The words, and what has no option: {"terms": {name: {key: value}}, "teachers": [{key: value}]}.
+        The words; what has no option: {"terms": {name: {key: value}}, "teachers": [{key: value}]}; and how the recipe
+        calls each option that it gives, {destination: key}.
 
     Raises:
         UserError: a file that is not such a mapping, an unknown key.
@@ -57,7 +60,8 @@ def read_recipe(parser: argparse.ArgumentParser, path: Path, distillation: bool)
             nested["teachers"] = _teachers(content.pop("teachers", []))
             nested["terms"], more = _terms(content.pop("terms", {}))
             given += more
-        return _words(parser, [*given, *_options(parser, content)]), nested
+        words, keys = _words(parser, [*given, *_options(parser, content)])
+        return words, nested, keys
     except UserError as error:
         raise UserError(f"recipe {path}: {error}") from error
 
@@ -97,8 +101,8 @@ def _options(parser: argparse.ArgumentParser, content: dict[Any, Any]) -> list[G
     return given
 
 
-def _words(parser: argparse.ArgumentParser, given: list[Given]) -> list[str]:
-    """Turn options into words, so that no value can pass for an option of its own."""
+def _words(parser: argparse.ArgumentParser, given: list[Given]) -> tuple[list[str], dict[str, str]]:
+    """Turn options into words, so that no value can pass for an option of its own; return the key of each, too."""
     actions = {o: action for action in parser._actions for o in action.option_strings}
     words: list[str] = []
     before: dict[str, str] = {}
@@ -122,7 +126,7 @@ def _words(parser: argparse.ArgumentParser, given: list[Given]) -> list[str]:
             raise UserError(f"{key} needs a value{', and one only' if value else ''}; got {shown(value)}")
         else:
             words.append(f"{option}={value}")
-    return words
+    return words, before
 
 
 def _mapping(what: str, value: Any, known: Iterable[str]) -> dict[str, Any]:

@@ -213,6 +213,26 @@ def test_every_recipe_is_read_and_says_where_it_comes_from(recipe: Path) -> None
         assert [teacher["resume"] for teacher in typed.teachers] == ["TEACHER.pth"]
 
 
+@pytest.mark.parametrize(
+    ("term", "weight", "batch", "rate"),
+    [
+        ("masked_generative", 7e-5 * 2048 * 7 * 7, 256, 0.1),
+        ("at", 1000, 512, 0.2),
+        ("ofd", 1e-4, 128, 0.05),
+        ("wsl", 2.5, 256, 0.1),
+        ("crd", 0.8, 256, 0.1),
+        ("dkd", 1, 512, 0.2),
+        ("reviewkd", 8, 256, 0.1),
+    ],
+)
+def test_recipes_of_mobilenet_have_the_numbers_of_their_sources(
+    term: str, weight: float, batch: int, rate: float
+) -> None:
+    args = distillation("--config", str(RECIPES / f"imagenet_mobilenet_v1_{term}.yaml"))
+    assert args.terms[term]["weight"] == pytest.approx(weight, rel=1e-3)
+    assert (args.batch_size, args.lr, args.epochs, args.lr_drop_epochs) == (batch, rate, 100, [30, 60, 90])
+
+
 @cache
 def network(arch: str, num_classes: int, position: int) -> nn.Module:
     """One network for all recipes; the position keeps two peers of one arch apart."""

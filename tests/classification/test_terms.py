@@ -125,5 +125,66 @@ def test_recipes_that_make_no_sense_are_refused(recipe: str, message: str, tmp_p
         distillation(recipe=recipe, folder=tmp_path)
 
 
+ONE = "teachers: [{arch: resnet18, %s}]"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("mgd_reducer: sp\ndistiller: kd", "mgd_reducer has no effect: it goes with --distiller mgd"),
+        ("mgd-update-freq: 1\nterms: {ce: {}, kd: {}}", "mgd-update-freq has no effect: it goes with --distiller mgd"),
+        ("mgd-solver: scipy\ndistiller: ofd", "mgd-solver has no effect: it goes with --distiller mgd or --term ofd"),
+        ("kd_weight: 2", "kd_weight has no effect: it goes with --mgd-with-kd 1 or --distiller kd"),
+        ("taps: layer1\nterms: {ce: {}, kd: {}}", "taps has no effect: it goes with a term that reads maps"),
+        ("lr-drop-epochs: [3]\nlr-schedule: cosine", "lr-drop-epochs has no effect: it goes with --lr-schedule step"),
+        ("warmup-epochs: 3", "warmup-epochs has no effect: it goes with --warmup 1"),
+        ("mgd-form: relative\nloss-factor: 3", "loss-factor has no effect: it goes with --mgd-form sum"),
+        ("terms: {mgd: {form: mean}}\nloss-factor: 3", "loss-factor has no effect: it goes with --mgd-form sum"),
+        ("mgd-weight: 3", "mgd-weight has no effect: it goes with --mgd-form mean or relative"),
+        ("label-smoothing: 0.1\nterms: {kd: {}}", "label-smoothing has no effect: it goes with the term ce"),
+        ("terms: {ce: {}, kd: {weight: 2}}\nkd-weight: 3", "kd-weight has no effect: terms.kd.weight says the same"),
+        ("terms: {mgd: {weight: 2}}\nloss-factor: 3", "loss-factor has no effect: terms.mgd.weight says the same"),
+        ("terms: {kd: {weight: 2}}\nterm: [kd.weight=3]", "terms.kd.weight has no effect: term kd.weight=3 says"),
+        ("terms: {ce: {weight: 2}, kd: {}}\nlabels: 0", "terms.ce has no effect: labels is 0"),
+        (ONE % "weight: 2", r"teachers\[0\].weight has no effect: there is one teacher"),
+        (ONE % "resume: a, weights: b", r"teachers\[0\].weights has no effect: its weights are those of a file"),
+        ((ONE % "resume: a") + "\nteacher-resume: b", r"teachers\[0\].resume has no effect: teacher-resume says"),
+        ("teachers: [{arch: timm:resnet18, weights: a}]", r"teachers\[0\].weights has no effect: timm names"),
+        ("terms: {ce: {}, kd: {}}\nmgd-with-kd: 1", "--mgd-with-kd 1 goes with the term mgd"),
+    ],
+)
+def test_keys_of_a_recipe_that_would_change_nothing_are_refused(recipe: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        distillation(recipe=recipe, folder=tmp_path)
+    assert "has no effect" not in message or str(error.value).startswith(f"recipe {tmp_path / 'recipe.yaml'}: ")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("mgd_reducer: sp", "--distiller kd"),
+        ("lr-drop-epochs: [3]", "--lr-schedule cosine"),
+        ("warmup: 1\nwarmup-epochs: 3", "--warmup 0"),
+        ("terms: {ce: {}, kd: {temperature: 2}}", "--distiller dkd"),
+        (ONE % "resume: a", "--teacher-resume b"),
+        (ONE % "weights: IMAGENET1K_V1", "--teacher-resume b"),
+        ("terms: {ce: {weight: 2}, kd: {}}", "--labels 0"),
+        ("terms: {ce: {}, kd: {weight: 2}}", "--kd-weight 3"),
+    ],
+)
+def test_keys_that_the_command_line_leaves_without_effect_are_not(recipe: str, words: str, tmp_path: Path) -> None:
+    distillation(*words.split(), recipe=recipe, folder=tmp_path)
+
+
+def test_a_key_may_wait_for_the_command_line(tmp_path: Path) -> None:
+    args = distillation(*["--distiller", "kd"], recipe="kd-temperature: 3", folder=tmp_path)
+    assert args.kd_temperature == 3
+
+
+def test_kd_joins_the_terms_of_a_recipe(tmp_path: Path) -> None:
+    args = distillation("--mgd-with-kd", "1", recipe="terms: {ce: {}, mgd: {}}", folder=tmp_path)
+    assert list(args.terms) == ["ce", "mgd", "kd"]
+
+
 def test_sums_are_spelt_out() -> None:
     assert names_of("mgd+kd") == ["mgd", "kd"]

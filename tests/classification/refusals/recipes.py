@@ -39,6 +39,7 @@ CASES = [
     Case("a weight that is not finite", **recipe("terms: {ce: , kd: {weight: .inf}}\n")),
     Case("a value that looks like an option", **recipe("device: --evaluate\n")),
     Case("a network named in two places", **recipe("student: {arch: resnet18}\narch: resnet34\n")),
+    Case("a key of a recipe that has no effect", **recipe("mgd_reducer: sp\ndistiller: kd\n")),
     Case("a term that is a number", **recipe("terms: {1: {weight: 2}}\n")),
     Case("label smoothing above 1", **recipe("terms: {ce: {label_smoothing: 5}, kd: }\n")),
     Case("a teacher's mean of two numbers", **recipe("teachers: [{arch: resnet18, mean: [0.5, 0.5]}]\n")),

@@ -240,3 +240,19 @@ def test_defaults_and_momentum_of_crd() -> None:
     for momentum in (-0.1, 1.0):
         with pytest.raises(ValueError, match="momentum"):
             CRD(3, [3], 12, momentum=momentum)
+
+
+def test_the_momentum_is_the_share_of_the_old_entry() -> None:
+    memory = CRD(2, [2], 5, num_negatives=2, dimension=2, momentum=0.75).train()
+    state = memory.state_dict()
+    for side in ("student", "teacher"):
+        state[f"contrasts.0.{side}_head.weight"] = torch.eye(2)
+        state[f"contrasts.0.{side}_head.bias"] = torch.zeros(2)
+        state[f"contrasts.0.{side}_bank"][3] = torch.tensor([1.0, 0.0])
+    memory.load_state_dict(state)
+    # The student embeds the image as (0, 1), the teacher as (0.6, 0.8).
+    memory(Outputs(torch.tensor([[0.0, 2.0]])), [Outputs(torch.tensor([[3.0, 4.0]]))], Batch(index=torch.tensor([3])))
+    kept = memory.state_dict()
+    for side, (x, y) in {"student": (0.75, 0.25), "teacher": (0.9, 0.2)}.items():
+        length = (x * x + y * y) ** 0.5
+        torch.testing.assert_close(kept[f"contrasts.0.{side}_bank"][3], torch.tensor([x / length, y / length]))
