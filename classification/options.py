@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from classification.errors import UserError
+from classification.preprocessing import LARGEST_SIZE
 from mgd.flow import ASSIGNMENTS, SOLVERS
 from mgd.matching import FORMS
-
-LARGEST_SIZE = 4096  # of an image's side; beyond, one zero too many would take all memory
 
 
 class Parser(argparse.ArgumentParser):
