@@ -325,7 +325,7 @@ def _broken(path: Path) -> str | None:
     try:
         load(path)
     except Exception as error:  # as above
-        return cause(path, error)
+        return cause(path, error).partition(":")[0]  # without what to do
     return None
 
 
