@@ -15,7 +15,7 @@ from classification.checkpoint import fingerprints, read_resume, run_folder
 from classification.config import total_epochs
 from classification.data import Folder, read_folder, without_unreadable
 from classification.errors import UserError
-from classification.models import build
+from classification.models import build, pretrained_source
 from classification.models.weights import (
     WeightFile,
     load_file,
@@ -228,13 +228,14 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
             outputs = other_outputs(model, file, classes, job.data.classes)
         elif classes != 1000:
             outputs = 1000
-        if outputs is not None and _reads_maps_alone(args):
+        there = file is not None or pretrained_source(arch) is not None
+        if outputs is not None and there and _reads_maps_alone(args):
             model = build(arch, outputs)
             job.notes.append(f"the teacher {arch} has {outputs} outputs of other classes: its maps alone are read")
         elif file is None and outputs is not None:
             raise UserError(
-                f"the published weights of {arch} have 1000 classes, this run {classes}: train a teacher with "
-                "main_base.py (--pretrained starts from them) and give its best.pth by --teacher-resume"
+                f"the published weights of {arch} have 1000 classes, this run {classes}: "
+                "train a teacher with main_base.py and give its best.pth by --teacher-resume"
             )
         else:
             outputs = None
