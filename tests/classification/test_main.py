@@ -276,7 +276,7 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         ("no teacher", "train a teacher with main_base.py and give its best.pth by --teacher-resume"),
         ("pretrained", "no pretrained weights of cifar_resnet8_w0.5: give a file by --student-resume"),
         ("missing", "does not exist"),
-        ("truncated", "it is truncated, of another format"),
+        ("truncated", "it is truncated or damaged"),
         ("network", "does not fit cifar_resnet8"),
         ("order", "another order: class 0 is 'sky' there, 'bar' in the data"),
         ("count", "has 4 classes, this run 3"),
