@@ -24,13 +24,19 @@ from classification.paths import exists, is_file
 
 FORMAT = 4  # of our checkpoints; those before 4 describe no resize, crop and interpolation
 
+
+def _plain(*_: Any) -> dict[Any, Any]:
+    """Make the dictionary that a `defaultdict` is filled into."""
+    return {}
+
+
 _MULTIARRAY = "numpy._core.multiarray", "numpy.core.multiarray"  # of numpy 2 and 1
+# Dictionaries by another name, in which others keep options.
+CONFIGS = ("yacs.config.CfgNode", "fvcore.common.config.CfgNode", "easydict.EasyDict", "addict.addict.Dict")
 # What others keep beside weights: plain values, which do nothing when they are made.
 HARMLESS: list[Any] = [
     argparse.Namespace,
     types.SimpleNamespace,
-    collections.defaultdict,
-    collections.deque,
     datetime.datetime,
     datetime.date,
     datetime.timedelta,
@@ -41,6 +47,8 @@ HARMLESS: list[Any] = [
     *((np._core.multiarray.scalar, f"{module}.scalar") for module in _MULTIARRAY),
     *((np._core.multiarray._reconstruct, f"{module}._reconstruct") for module in _MULTIARRAY),
     (codecs.encode, "_codecs.encode"),
+    (_plain, "collections.defaultdict"),
+    *((collections.OrderedDict, name) for name in CONFIGS),
     *((getattr(pathlib, f"Pure{kind}Path"), f"{module}.{pure}{kind}Path")  # pure: they need no such system
       for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows") for pure in ("", "Pure")),
     *((kind, f"builtins.{kind.__name__}") for kind in (list, dict, int, float, str, bool)),
@@ -80,8 +88,8 @@ def load(path: Path) -> Any:
         warnings.simplefilter("ignore")  # of what a broken file looks like
         if _is_safetensors(path):
             return load_safetensors(path)
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS), path.open("rb") as file:  # a path would be read by its suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _is_safetensors(path: Path) -> bool:
