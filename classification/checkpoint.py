@@ -11,6 +11,7 @@ import pickle
 import platform
 import time
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from classification.errors import UserError, shown
-from classification.models.weights import read_checkpoint
+from classification.models.files import FORMAT, read_checkpoint
 from classification.paths import exists, is_folder
+from classification.preprocessing import Preprocessing
 from classification.restore import check_whole, whole
-from classification.transforms import MEAN, STD
 from mgd import Flow
 
 VERSION = 3
@@ -77,16 +78,20 @@ def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
         raise UserError(f"{path} cannot be written ({cause}): make room, or give another --output{kept}") from error
 
 
-def describe_student(state_dict: dict[str, Tensor], args: Namespace, classes: list[str]) -> dict[str, Any]:
+def describe_student(
+    state_dict: dict[str, Tensor], args: Namespace, classes: list[str], preprocessing: Preprocessing
+) -> dict[str, Any]:
     """Return the plain content of `best.pth`: everything one needs to use the network elsewhere."""
+    state = OrderedDict((name, value.detach().cpu()) for name, value in state_dict.items())
+    if hasattr(state_dict, "_metadata"):  # the modules' versions, which some networks cannot be loaded without
+        state._metadata = state_dict._metadata  # type: ignore[attr-defined]
     return {
-        "state_dict": {name: value.detach().cpu() for name, value in state_dict.items()},
+        "format": FORMAT,
+        "state_dict": state,
         "arch": args.arch,
         "num_classes": args.num_classes,
         "classes": classes,
-        "mean": list(MEAN),
-        "std": list(STD),
-        "img_size": args.img_size,
+        **preprocessing.describe(),
     }
 
 

@@ -18,6 +18,7 @@ from classification.effects import KEYS, check_recipe, check_typed
 from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER
 from classification.options import Parser, build_parser
+from classification.paths import is_file
 from classification.recipe import read_recipe
 from classification.terms import (
     LABEL_FREE,
@@ -63,6 +64,8 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     for name in sorted(FILES & set(typed)):
         if getattr(args, name) == "":
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
+    if not (args.arch or args.student_resume or args.resume):  # else their files say
+        args.arch = "resnet18"
     _check(args, distillation)
     if distillation:
         _set_terms(args, copy.deepcopy(nested.get("terms", {})), typed)
@@ -230,27 +233,56 @@ def _teachers(args: Namespace, recipe: list[dict[str, Any]]) -> list[dict[str, A
     """Return what is known of each teacher: arch, resume, and of a recipe's weights, weight, img_size, frozen."""
     mutual = "dml" in args.terms
     if recipe:
-        files = args.teacher_resume.split(",") if args.teacher_resume else []
+        files = _files(args.teacher_resume, len(recipe)) if args.teacher_resume else []
         if files and len(files) != len(recipe):
             raise UserError(f"--teacher-resume names {len(files)} files for the recipe's {len(recipe)} teachers")
         return [{**teacher, "resume": file} for teacher, file in zip(recipe, files, strict=True)] if files else recipe
-    default = args.arch if mutual else DEFAULT_TEACHER.get(args.arch, "resnet50")
-    archs = (args.teacher_arch or default).split(",")
-    files = args.teacher_resume.split(",") if args.teacher_resume else [""] * len(archs)
+    archs: list[str | None] = list(args.teacher_arch.split(",")) if args.teacher_arch else []
+    files = _files(args.teacher_resume, len(archs)) if args.teacher_resume else []
+    if not archs and not files and args.arch:
+        archs = [args.arch if mutual else DEFAULT_TEACHER.get(args.arch, "resnet50")]
+    archs = archs or [None] * max(1, len(files))  # which their files say
+    files = files or [""] * len(archs)
     if len(files) != len(archs):
-        raise UserError(f"--teacher-resume names {len(files)} files for {len(archs)} teachers ({', '.join(archs)})")
+        names = ", ".join(map(str, archs))
+        raise UserError(f"--teacher-resume names {len(files)} files for {len(archs)} teachers ({names})")
     return [{"arch": arch, "resume": file, "frozen": not mutual} for arch, file in zip(archs, files, strict=True)]
+
+
+def _files(text: str, number: int) -> list[str]:
+    """Split names of files at commas, except those within a name of a file that is there.
+
+    Args:
+        text: the names.
+        number: how many there should be; 0 where that is not known.
+    """
+    parts = text.split(",")
+    found: list[list[str]] = [[]]  # the ways to divide what was read, the fewest files first
+    ways: list[list[list[str]]] = [found]
+    for end in range(1, len(parts) + 1):
+        ways.append(
+            [
+                [*way, name]
+                for start in range(end)
+                for name in [",".join(parts[start:end])]
+                if is_file(name)
+                for way in ways[start]
+            ][:100]
+        )
+    fitting = [way for way in ways[-1] if len(way) == number] or ways[-1]
+    return min(fitting, key=len) if fitting else parts
 
 
 def _check_teachers(args: Namespace) -> None:
     mutual = "dml" in args.terms
     for teacher in args.teachers:
+        name = teacher["arch"] or "the teacher"
         if mutual and teacher.get("frozen", True):
-            raise UserError(f"dml trains every network, and {teacher['arch']} is frozen: use ssld, or frozen: false")
+            raise UserError(f"dml trains every network, and {name} is frozen: use ssld, or frozen: false")
         if not mutual and not teacher.get("frozen", True):
-            raise UserError(f"{teacher['arch']} is not frozen: only dml and udml train several networks")
+            raise UserError(f"{name} is not frozen: only dml and udml train several networks")
         if mutual and (keys := [key for key in ("weights", "weight", "img_size", "mean", "std") if key in teacher]):
-            raise UserError(f"{teacher['arch']} trains as the student does: leave {', '.join(keys)} out")
+            raise UserError(f"{name} trains as the student does: leave {', '.join(keys)} out")
     if args.teacher_mean == "probabilities":
         if len(args.teachers) < 2 or mutual:
             raise UserError("--teacher-mean probabilities goes with several frozen teachers")
@@ -260,7 +292,8 @@ def _check_teachers(args: Namespace) -> None:
         raise UserError("mgd matches a student to a frozen teacher: it does not go with dml")
     if mutual and (names := needing_flows(args.terms)):
         raise UserError(f"{names[0]}.init=flow matches a student to a frozen teacher: it does not go with dml")
-    args.teacher_arch = ",".join(teacher["arch"] for teacher in args.teachers)
+    if all(teacher["arch"] for teacher in args.teachers):
+        args.teacher_arch = ",".join(teacher["arch"] for teacher in args.teachers)
 
 
 def total_epochs(args: Namespace) -> int:

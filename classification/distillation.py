@@ -13,8 +13,8 @@ from classification import config, launch
 from classification.errors import UserError
 from classification.job import Job
 from classification.models import default_taps
+from classification.preprocessing import Preprocessing
 from classification.terms import build_term, given, needing, needing_flows, pairing, schedule, using
-from classification.transforms import MEAN, STD
 from mgd import (
     ChannelMatching,
     Distiller,
@@ -38,7 +38,7 @@ from mgd.losses import LOSSES, EachTeacher
 def distil(job: Job, student: Taps, *teachers: Taps) -> Distiller:
     """Build the terms and freeze the teachers, each in its fastest form."""
     args = job.args
-    views = [view(args, spec) for spec in args.teachers]
+    views = [view(job.preprocessing, seen) for seen in job.teacher_preprocessing]
     networks = zip((student, *teachers), (None, *views), strict=True)
     outputs = [dry(args, network, shown) for network, shown in networks]
     joint = args.teacher_mean == "probabilities"
@@ -81,12 +81,11 @@ def mutual(job: Job, networks: Sequence[Taps]) -> Mutual:
     return Mutual(networks, terms)
 
 
-def view(args: Namespace, spec: dict[str, Any]) -> View | None:
-    """Return what a teacher of another size or normalisation needs between the images and itself."""
-    mean, std, size = spec.get("mean", MEAN), spec.get("std", STD), spec.get("img_size", args.img_size)
-    if (tuple(mean), tuple(std), size) == (MEAN, STD, args.img_size):
+def view(student: Preprocessing, teacher: Preprocessing) -> View | None:
+    """Return what a teacher of another size or normalisation needs between the student's images and itself."""
+    if (student.mean, student.std, student.img_size) == (teacher.mean, teacher.std, teacher.img_size):
         return None
-    return View(MEAN, STD, mean, std, size)
+    return View(student.mean, student.std, teacher.mean, teacher.std, teacher.img_size)
 
 
 def dry(args: Namespace, network: Taps, shown: View | None) -> Outputs:

@@ -21,7 +21,7 @@ from classification.job import Job
 from classification.launch import World, parallel_devices, seed_everything
 from classification.metrics import hits
 from classification.precision import autocast, widen
-from classification.transforms import eval_transform, normalise
+from classification.preprocessing import Preprocessing
 from mgd import Frozen, has_bfloat16, logits_of
 
 
@@ -49,8 +49,8 @@ class Engine:
             network.to(world.device, memory_format=memory)
         if world.device.type == "cpu" and job.args.amp == "bf16":
             self._widen()
-        self.valid = Photos(job.data.valid, eval_transform(job.args), cache=self._cache(job.data.valid))
-        self._valid_loader: DataLoader | None = None
+        self._valid_cache = self._cache(job.data.valid)
+        self._valid_loaders: dict[Preprocessing, DataLoader] = {}
         self._train_cache: Cache | None = None
         self.interrupt: Interrupt | None = None  # while training
         # Images that one device sees at once when nothing is wrapped.
@@ -69,10 +69,15 @@ class Engine:
     # -- evaluation
 
     def evaluate_all(self) -> dict[str, dict[str, float]]:
-        """Evaluate every network of the job, and warn of a teacher that knows nothing."""
+        """Evaluate every network of the job, each on images as it sees them; warn of a teacher that knows nothing."""
         results = {}
         for role, (arch, network) in self.job.networks().items():
-            result = results[role] = self.evaluate(network)
+            seen = self.job.seen()[role]
+            if seen is None:
+                self.world.say(f"=> {role} {arch}: not evaluated, its outputs are of other classes")
+                continue
+            # A frozen teacher's view turns the student's images into its own.
+            result = results[role] = self.evaluate(network, None if isinstance(network, Frozen) else seen)
             size = self.job.sizes[role] / 1e6
             self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {accuracy(result)}")
             chance = 100 / self.args.num_classes
@@ -84,12 +89,17 @@ class Engine:
         return results
 
     @torch.no_grad()
-    def evaluate(self, network: nn.Module) -> dict[str, float]:
-        """Return top-1 and top-5 in percent over the validation images, each counted once over all ranks."""
+    def evaluate(self, network: nn.Module, seen: Preprocessing | None = None) -> dict[str, float]:
+        """Return top-1 and top-5 in percent over the validation images, each counted once over all ranks.
+
+        Args:
+            network: on the device.
+            seen: its preprocessing; None for the student's.
+        """
         self.world.share_state(network)
         total = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         network.eval()
-        for images, target in self.valid_images():
+        for images, target in self.valid_images(seen):
             self._leave_if_asked()
             with self.autocast():
                 outputs = network(images)
@@ -100,19 +110,21 @@ class Engine:
 
     # -- images
 
-    def valid_images(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """Yield this rank's share of the validation images, and their classes."""
-        if self._valid_loader is None:
-            batches = FixedBatches(list(range(len(self.valid))), self._share, self.world.rank, self.world.size)
-            self._valid_loader = loader(self.valid, batches, self.workers, self.world.device)
-        for images, target, _ in told(self.progress(self._valid_loader, "evaluate"), self.workers):
-            yield self.images(images), self.move(target)
+    def valid_images(self, seen: Preprocessing | None = None) -> Iterable[tuple[Tensor, Tensor]]:
+        """Yield this rank's share of the validation images as `seen`, None for the student's way, and their classes."""
+        seen = seen or self.job.preprocessing
+        if seen not in self._valid_loaders:
+            photos = Photos(self.job.data.valid, seen.transform(), cache=self._valid_cache)
+            batches = FixedBatches(list(range(len(photos))), self._share, self.world.rank, self.world.size)
+            self._valid_loaders[seen] = loader(photos, batches, self.workers, self.world.device)
+        for images, target, _ in told(self.progress(self._valid_loaders[seen], "evaluate"), self.workers):
+            yield self.images(images, seen), self.move(target)
 
     def matching_images(self, epoch: int) -> Iterable[Tensor]:
         """Yield batches of training images under the evaluation transform: this rank's share of a matching pass."""
         chosen = subset(len(self.job.data.train), self.args.mgd_max_images, self.seed, epoch)
         batches = FixedBatches(chosen, self._share, self.world.rank, self.world.size)
-        photos = Photos(self.job.data.train, eval_transform(self.args), cache=self.train_cache())
+        photos = Photos(self.job.data.train, self.job.preprocessing.transform(), cache=self.train_cache())
         loading = loader(photos, batches, self.workers, self.world.device, persistent=False)
         for images, _, _ in told(self.progress(loading, "match"), self.workers):
             self._leave_if_asked()
@@ -124,9 +136,9 @@ class Engine:
             self._train_cache = self._cache(self.job.data.train)
         return self._train_cache
 
-    def images(self, images: Tensor) -> Tensor:
-        """Bring bytes to the device, normalised, in the layout that --channels-last asks for."""
-        normal = normalise(self.move(images))
+    def images(self, images: Tensor, seen: Preprocessing | None = None) -> Tensor:
+        """Bring bytes to the device, normalised as `seen` or as the student's, in the layout of --channels-last."""
+        normal = (seen or self.job.preprocessing).normalise(self.move(images))
         return normal if self.args.channels_last else normal.contiguous()
 
     def move(self, tensor: Tensor) -> Tensor:

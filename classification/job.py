@@ -15,10 +15,19 @@ from classification.checkpoint import fingerprints, read_resume, run_folder
 from classification.config import total_epochs
 from classification.data import Folder, check_heif, read_folder, shared_images, without_unreadable
 from classification.errors import UserError
-from classification.models import build
-from classification.models.weights import load_file, load_pretrained, load_strictly
-from classification.paths import exists
+from classification.models import build, pretrained_source
+from classification.models.weights import (
+    WeightFile,
+    load_file,
+    load_pretrained,
+    load_strictly,
+    other_outputs,
+    published_preprocessing,
+)
+from classification.preprocessing import Preprocessing
 from classification.restore import check_flows
+from classification.sources import Sources, find, numbered_as
+from classification.terms import needing
 from mgd import ChannelMatching, Distiller, Mutual, logits_of, matchings
 
 
@@ -40,6 +49,9 @@ class Job:
         done: whether the checkpoint is of a run that is done.
         starts: matchings, one a teacher, that are solved once, for the terms that begin with a flow.
         sizes: parameters of each network, by role: "student", "teacher", or "teacher 1" and so on.
+        preprocessing: what the student sees of an image.
+        teacher_preprocessing: what each teacher sees of it.
+        foreign: whether each teacher tells other classes than the run's, and serves by its maps alone.
     """
 
     args: Namespace
@@ -50,6 +62,9 @@ class Job:
     notes: list[str] = field(default_factory=list)
     starts: list[ChannelMatching] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    teacher_preprocessing: list[Preprocessing] = field(default_factory=list)
+    foreign: list[bool] = field(default_factory=list)
     resume: dict[str, Any] | None = None
     inputs: dict[str, Any] = field(default_factory=dict)
     bad: dict[str, str] = field(default_factory=dict)
@@ -59,12 +74,19 @@ class Job:
 
     def networks(self) -> dict[str, tuple[str, nn.Module]]:
         """Return {role: (arch, network)}, teachers first."""
-        mutual = "dml" in getattr(self.args, "terms", {})
-        name = "peer" if mutual else "teacher"
-        found = {}
-        for number, (spec, network) in enumerate(zip(self.args.teachers, self.teachers, strict=False), start=1):
-            found[name if len(self.teachers) == 1 else f"{name} {number}"] = (spec["arch"], network)
+        pairs = zip(self.args.teachers, self.teachers, strict=False)
+        found = {role: (spec["arch"], network) for role, (spec, network) in zip(self._roles(), pairs, strict=True)}
         return found if self.student is None else {**found, "student": (self.args.arch, self.student)}
+
+    def seen(self) -> dict[str, Preprocessing | None]:
+        """Return {role: preprocessing} of the networks, None for those that tell other classes."""
+        pairs = zip(self.teacher_preprocessing, self.foreign, strict=True)
+        found = {role: None if other else seen for role, (seen, other) in zip(self._roles(), pairs, strict=True)}
+        return {**found, "student": self.preprocessing}
+
+    def _roles(self) -> list[str]:
+        name = "peer" if "dml" in getattr(self.args, "terms", {}) else "teacher"
+        return [name] if len(self.teachers) == 1 else [f"{name} {number + 1}" for number in range(len(self.teachers))]
 
     def set_distiller(self, distiller: Distiller | Mutual) -> None:
         """Take the distiller, and the checkpoint to go on from if there is one."""
@@ -98,6 +120,8 @@ class Job:
 def start_job(args: Namespace, *, with_teacher: bool) -> Job:
     """Read the folder and build the networks that `args` asks for.
 
+    What the options leave to the networks' files is settled first: architectures, the size of images, the crop.
+
     Raises:
         UserError: whatever the user can mend.
     """
@@ -116,35 +140,30 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
         check_heif(data)
     if not args.evaluate:
         data.notes.extend(shared_images(data))
+    weights = args.student_resume or args.resume or args.pretrained or args.use_pretrained
+    only_teacher = args.evaluate and with_teacher and not weights
+    sources = find(args, with_student=not only_teacher, with_teacher=with_teacher)
+    if args.evaluate and args.num_classes is None:
+        data = numbered_as(data, sources.classes)
     if args.num_classes is None:
         args.num_classes = len(data.classes)
     if args.num_classes < len(data.classes):
         raise UserError(f"--num-classes {args.num_classes} is less than the {len(data.classes)} class folders")
     torch.manual_seed(args.seed)
-    job = Job(args, data, None, [], auto=args.resume == "auto", bad=bad)
-    only_teacher = (
-        args.evaluate
-        and with_teacher
-        and not (args.student_resume or args.resume or args.pretrained or args.use_pretrained)
-    )
-    if not only_teacher:
-        job.student = _student(args, data, job.notes)
-        _try(args, args.arch, job.student)
+    job = Job(args, data, None, [], auto=args.resume == "auto", bad=bad, notes=sources.notes)
+    _add_student(job, sources, build_it=not only_teacher)
     if with_teacher:
-        for spec in args.teachers:
-            teacher = _teacher(args, spec, data, job.notes)
-            _try(args, spec["arch"], teacher, spec.get("img_size"))
-            job.teachers.append(teacher)
+        for spec, file in zip(args.teachers, sources.teachers, strict=True):
+            _add_teacher(job, sources, spec, file)
     networks = job.networks()
     job.sizes = {role: sum(p.numel() for p in network.parameters()) for role, (_, network) in networks.items()}
     return job
 
 
 @torch.no_grad()
-def _try(args: Namespace, arch: str, model: nn.Module, size: int | None = None) -> None:
-    """Refuse a network that does not turn an image of --img-size into --num-classes logits."""
+def _try(arch: str, model: nn.Module, size: int, num_classes: int) -> None:
+    """Refuse a network that does not turn an image of its size into so many logits."""
     model.eval()
-    size = size or args.img_size
     try:
         output = model(torch.zeros(1, 3, size, size))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
@@ -153,52 +172,100 @@ def _try(args: Namespace, arch: str, model: nn.Module, size: int | None = None) 
         logits = logits_of(output)
     except TypeError as error:
         raise UserError(f"{arch}: {error}") from error
-    if logits.shape != (1, args.num_classes):
-        raise UserError(f"{arch} does not return {args.num_classes} logits an image: choose another network")
+    if logits.shape != (1, num_classes):
+        raise UserError(f"{arch} does not return {num_classes} logits an image: choose another network")
 
 
-def _student(args: Namespace, data: Folder, notes: list[str]) -> nn.Module:
-    model = build(args.arch, args.num_classes)
-    goes_on = bool(args.resume) and (args.resume != "auto" or exists(Path(args.output, "last.pth")))
-    file = (args.resume if args.evaluate else "") or (args.student_resume if not goes_on else "")
-    if file:
-        notes.append(_load(args, model, file, args.arch, data, args.img_size, new_head=not args.evaluate))
-    elif (args.pretrained or args.use_pretrained) and not goes_on:
-        notes.append(load_pretrained(model, args.arch, option="--student-resume"))
+def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
+    """Build the student and load it; settle what it sees, and with it --img-size and --train-crop."""
+    args, published = job.args, None
+    if build_it:
+        model = build(args.arch, args.num_classes)
+        downloads = (args.pretrained or args.use_pretrained) and not sources.goes_on
+        if downloads or (sources.student is not None and args.arch.startswith("timm:")):
+            published = published_preprocessing(model, args.arch)
+    job.preprocessing = sources.student_sees(args, published)
+    args.img_size, args.train_crop = job.preprocessing.img_size, args.train_crop or "resized"
+    if not build_it:
+        return
+    if sources.student is not None:
+        job.notes.append(_load(job, model, sources.student, args.arch, args.img_size, new_head=not args.evaluate))
+    elif downloads:
+        job.notes.append(load_pretrained(model, args.arch, option="--student-resume"))
     elif args.evaluate:
         raise UserError("--evaluate has no weights to evaluate: give a file by --student-resume, or --pretrained")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
+    _say_preprocessing(job, "student", args.arch, job.preprocessing, sources.student or sources.resumed)
+    job.student = nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
+    _try(args.arch, job.student, args.img_size, args.num_classes)
 
 
-def _load(
-    args: Namespace, model: nn.Module, file: str, arch: str, data: Folder, img_size: int, new_head: bool = False
-) -> str:
+def _say_preprocessing(job: Job, role: str, arch: str, seen: Preprocessing, file: WeightFile | None) -> None:
+    if seen != Preprocessing.of(job.args.img_size, job.args.train_crop):
+        what = "published weights" if file is None or not file.seen else "file"
+        silent = ", of which its file says nothing" if file is not None and not file.seen else ""
+        job.notes.append(f"the {role} {arch} sees images as its {what} had them{silent}: {seen}")
+
+
+def _load(job: Job, model: nn.Module, file: WeightFile, arch: str, img_size: int, new_head: bool = False) -> str:
     return load_file(
         model,
         file,
         arch=arch,
-        num_classes=args.num_classes,
-        classes=data.classes,
+        num_classes=job.args.num_classes,
+        classes=job.data.classes,
         img_size=img_size,
         new_head=new_head,
     )
 
 
-def _teacher(args: Namespace, spec: dict[str, Any], data: Folder, notes: list[str]) -> nn.Module:
-    arch, file = spec["arch"], spec.get("resume", "")
-    model = build(arch, args.num_classes)
-    if file:
-        line = _load(args, model, file, arch, data, spec.get("img_size", args.img_size))
-    elif not spec.get("frozen", True):
-        return model
-    elif args.num_classes == 1000:
-        line = load_pretrained(model, arch, option="--teacher-resume", name=spec.get("weights"))
-        normalised = getattr(model, "pretrained_cfg", {})  # timm's, which differ
-        spec.update({key: list(normalised[key]) for key in ("mean", "std") if key in normalised and key not in spec})
+def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightFile | None) -> None:
+    """Build a teacher, or a peer of mutual learning, and load it."""
+    args, arch, classes = job.args, spec["arch"], job.args.num_classes
+    model, published, outputs = build(arch, classes), None, None
+    if not spec.get("frozen", True):  # it trains on the student's images
+        seen = job.preprocessing
+        if file is not None:
+            job.notes.append(_load(job, model, file, arch, seen.img_size))
     else:
-        raise UserError(
-            f"the published weights of {arch} have 1000 classes, this run {args.num_classes}: "
-            "train a teacher with main_base.py and give its best.pth by --teacher-resume"
-        )
-    notes.append(line)
-    return model
+        if file is None or arch.startswith("timm:"):
+            published = published_preprocessing(model, arch, spec.get("weights"))
+        seen = sources.teacher_sees(args, spec, file, published)
+        if file is not None:
+            outputs = other_outputs(model, file, classes, job.data.classes)
+        elif classes != 1000:
+            outputs = 1000
+        there = file is not None or pretrained_source(arch) is not None
+        if outputs is not None and there and _reads_maps_alone(args):
+            model = build(arch, outputs)
+            job.notes.append(f"the teacher {arch} has {outputs} outputs of other classes: its maps alone are read")
+        elif file is None and outputs is not None:
+            raise UserError(
+                f"the published weights of {arch} have 1000 classes, this run {classes}: "
+                "train a teacher with main_base.py and give its best.pth by --teacher-resume"
+            )
+        else:
+            outputs = None
+        job.notes.append(_load_teacher(job, model, spec, file, seen, outputs))
+        _say_preprocessing(job, "teacher", arch, seen, file)
+    _try(arch, model, seen.img_size, outputs or classes)
+    job.teachers.append(model)
+    job.teacher_preprocessing.append(seen)
+    job.foreign.append(outputs is not None)
+
+
+def _load_teacher(
+    job: Job, model: nn.Module, spec: dict[str, Any], file: WeightFile | None, seen: Preprocessing, outputs: int | None
+) -> str:
+    arch = spec["arch"]
+    if file is None:
+        name = spec.get("weights")
+        return load_pretrained(model, arch, option="--teacher-resume", name=name, new_head=False)
+    if outputs is None:
+        return _load(job, model, file, arch, seen.img_size)
+    return load_file(model, file, arch=arch, num_classes=outputs, classes=None, img_size=seen.img_size)
+
+
+def _reads_maps_alone(args: Namespace) -> bool:
+    """Return whether a training's terms read nothing but maps of the teachers."""
+    names = [name for name in args.terms if name != "ce"]  # which reads the student alone
+    return not args.evaluate and bool(names) and set(names) <= set(needing(names, "maps"))

@@ -9,7 +9,6 @@ from classification import config, launch
 from classification.engine import Engine
 from classification.job import Job, start_job
 from classification.launch import World
-from classification.models import DEFAULT_TEACHER
 from classification.trainer import Trainer
 from mgd import Distiller
 from mgd.losses import CE
@@ -20,8 +19,7 @@ PROG = "main_base.py"
 def prepare(args: Namespace) -> Job:
     """Build and check the job: data, network, cross-entropy."""
     given = args.teacher_resume or args.teacher_arch
-    arch = args.teacher_arch or DEFAULT_TEACHER.get(args.arch, "resnet50")
-    args.teachers = [{"arch": arch, "resume": args.teacher_resume}] if given else []
+    args.teachers = [{"arch": args.teacher_arch, "resume": args.teacher_resume}] if given else []
     args.terms, args.labels = {"ce": {}}, 1
     job = start_job(args, with_teacher=bool(given))
     if not args.evaluate:

@@ -10,10 +10,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from classification.errors import UserError
+from classification.preprocessing import LARGEST_SIZE
 from mgd.flow import ASSIGNMENTS, SOLVERS
 from mgd.matching import FORMS
-
-LARGEST_SIZE = 4096  # of an image's side; beyond, one zero too many would take all memory
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,7 +65,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--train-list", metavar="FILE", help="list of `path label` lines that takes the place of train/")
     add("--valid-list", metavar="FILE", help="the same for valid/; with both, labels are the class names")
     add("--config", metavar="FILE", help="recipe: a YAML mapping of option names to values; the command line wins")
-    add("-a", "--arch", default="resnet18", help="the network to train: a name, torchvision:NAME or timm:NAME")
+    add(
+        "-a",
+        "--arch",
+        help="the network to train: a name, torchvision:NAME or timm:NAME; default: that of the file in "
+        "--student-resume, or resnet18",
+    )
     add(
         "--num-classes",
         type=_number(int, 1, 1_000_000),
@@ -75,8 +79,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add(
         "--img-size",
         type=_number(int, 8, LARGEST_SIZE),
-        default=224,
-        help="side of the square the networks see, in pixels",
+        help="side of the square the networks see, in pixels; default: that of each network's weights, or 224",
     )
     add("--output", metavar="FOLDER", help="run folder; default: a new one under runs/")
     add("--epochs", type=_count, default=100, help="epochs of training, those of the warmup not counted")
@@ -143,7 +146,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--labels", type=int, choices=(0, 1), help="0: train/ holds images without labels; default: by the terms")
     add("--label-smoothing", type=_number(float, 0, 0.9999), default=0.0, help="of the cross-entropy, in [0, 1)")
     add(
-        "--train-crop", choices=("resized", "pad"), default="resized", help="pad: images fill the frame already (CIFAR)"
+        "--train-crop",
+        choices=("resized", "pad"),
+        help="pad: images fill the frame already (CIFAR); default: resized",
     )
     add("--hflip", type=int, choices=(0, 1), default=1, help="0: no mirrored images (digits, text)")
     add("--mixup", type=_nonnegative, default=0.0, metavar="ALPHA", help="mix pairs of images; 0.2 is usual, 0 is off")
@@ -165,9 +170,9 @@ def _add_networks(parser: argparse.ArgumentParser) -> None:
     add("--student-resume", metavar="FILE", help="weights to evaluate, or to start from, with another head if need be")
     add(
         "--teacher-arch",
-        help="the teacher's network, or several, comma-separated; default: resnet50 (resnet152 for the student "
-        "resnet50); with dml, the student's peers, kept as peer1.pth, best_peer1.pth ...; default: one more of the "
-        "student",
+        help="the teacher's network, or several, comma-separated; default: that of its file, or resnet50 (resnet152 "
+        "for the student resnet50); with dml, the student's peers, kept as peer1.pth, best_peer1.pth ...; default: one "
+        "more of the student",
     )
     add("--teacher-resume", metavar="FILE", help="weights of the teacher, or of each, comma-separated")
 

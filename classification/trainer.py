@@ -245,9 +245,10 @@ class Trainer:
         drawn = random_state(self.world)
         if not self.world.first:
             return
-        plain = describe_student(self.result.state_dict(), self.args, self.job.data.classes)
+        known = (self.args, self.job.data.classes, self.job.preprocessing)
+        plain = describe_student(self.result.state_dict(), *known)
         for (name, peer), spec in zip(self._peers().items(), self.args.teachers, strict=False):
-            described = describe_student(peer.state_dict(), self.args, self.job.data.classes)
+            described = describe_student(peer.state_dict(), *known)
             for file in (f"{name}.pth", *([f"best_{name}.pth"] if name in better else [])):
                 write_atomic(self.job.folder / file, {**described, "arch": spec["arch"]})
         if "" in better:

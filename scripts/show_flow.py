@@ -24,7 +24,6 @@ from classification.config import parse
 from classification.data import Photos
 from classification.distillation import tap
 from classification.job import Job, start_job
-from classification.transforms import eval_transform, normalise
 from mgd import channel_cost, dry_forward
 
 
@@ -46,10 +45,10 @@ def draw(run: Path, stage: int, num_images: int, num_channels: int, output: Path
     saved = np.load(sorted((run / "flow").glob("*.npz"))[-1])
     indices = [saved[name] for name in sorted(n for n in saved if n.startswith("index"))]
     index = indices[stage]
-    photos = Photos(job.data.valid, eval_transform(job.args))
+    photos = Photos(job.data.valid, job.preprocessing.transform())
     step = max(1, len(photos) // 64)
     pictures = torch.stack([photos[0, i][0] for i in range(0, len(photos), step)][:64])  # (B, H, W, 3), bytes
-    images = normalise(pictures)
+    images = job.preprocessing.normalise(pictures)
     taps = tap(job.args, job.student, job.teachers)
     student, teacher = (dry_forward(network, images).features[stage] for network in taps)
     cost = channel_cost(student, teacher).numpy()

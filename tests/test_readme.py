@@ -18,7 +18,7 @@ from classification.checkpoint import describe_student
 from classification.images import read_image, to_bytes
 from classification.models import build
 from classification.options import build_parser
-from classification.transforms import eval_transform, normalise
+from classification.preprocessing import Preprocessing
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -30,13 +30,22 @@ def python(line: str) -> str:
     return str(code)
 
 
+@pytest.mark.parametrize(
+    "preprocessing",
+    [
+        Preprocessing.of(64),
+        Preprocessing.of(64, "pad"),
+        Preprocessing(64, 70, "squash", "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)),
+    ],
+)
 def test_a_students_file_is_used_as_it_is_evaluated(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    preprocessing: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     student = build("mobilenet_v1", 4)
-    args = Namespace(arch="mobilenet_v1", num_classes=4, img_size=64, train_crop="resized")
+    args = Namespace(arch="mobilenet_v1", num_classes=4)
     (tmp_path / "runs" / "student").mkdir(parents=True)
-    torch.save(describe_student(student.state_dict(), args, list("abcd")), tmp_path / "runs" / "student" / "best.pth")
+    content = describe_student(student.state_dict(), args, list("abcd"), preprocessing)
+    torch.save(content, tmp_path / "runs" / "student" / "best.pth")
     noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     turned = Image.Exif()
     turned[0x0112] = 6  # as cameras write it
@@ -44,8 +53,8 @@ def test_a_students_file_is_used_as_it_is_evaluated(
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}
     exec(python("from classification.models import build"), scope)
-    pixels = eval_transform(args)(to_bytes(read_image("photo.jpg")).permute(2, 0, 1))
-    seen = normalise(pixels.permute(1, 2, 0)[None])
+    pixels = preprocessing.transform()(to_bytes(read_image("photo.jpg")).permute(2, 0, 1))
+    seen = preprocessing.normalise(pixels.permute(1, 2, 0)[None])
     torch.testing.assert_close(scope["image"], seen[0], rtol=1e-4, atol=1e-4)
     with torch.no_grad():
         expected = student.eval()(seen)

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import timm
 import torchvision
@@ -118,3 +119,41 @@ def build(arch: str, num_classes: int) -> nn.Module:
 def pretrained_source(arch: str) -> str | None:
     """Return torchvision's name for the pretrained weights of `arch`, "timm" for timm's, None where there are none."""
     return _builder(arch)[1]
+
+
+def build_published(source: str, weights: Any) -> nn.Module:
+    """Build a network with the weights that torchvision publishes, names of earlier versions turned into its own."""
+    builder, _ = _builder(f"torchvision:{source}")
+    return builder(weights=weights, progress=False)
+
+
+def known_name(arch: str) -> str | None:
+    """Return our name of a network that others may call without torchvision:, timm: or cifar_; None where unknown."""
+    for name in (arch, f"timm:{arch}", f"torchvision:{arch}", f"cifar_{arch}"):
+        try:
+            _builder(name)
+        except UserError:
+            continue
+        return name
+    return None
+
+
+def may_be_same(one: str, other: str) -> bool:
+    """Return whether two names may be of one network, by whoever wrote them; that the weights fit decides."""
+    origins, plain = zip(*(_parts(name) for name in (one, other)), strict=True)
+    return plain[0] == plain[1] and (origins[0] == origins[1] or "" in origins)
+
+
+def _parts(arch: str) -> tuple[str, str]:
+    """Return where a name comes from, "" where it does not say, and the name itself in small letters and numbers."""
+    source = NETWORKS[arch][1] if arch in NETWORKS else None
+    if source is not None and NETWORKS[arch][0] is not mobilenet_v2_mgd:
+        return "", _plain(source)  # torchvision's own, or one that computes the same from the same weights
+    origin, colon, name = arch.partition(":")
+    if not colon:
+        origin, name = "", arch.removeprefix("cifar_")
+    return origin, _plain(name.split(".")[0] if origin == "timm" else name)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9.]", "", name.lower())

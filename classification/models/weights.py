@@ -2,102 +2,114 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlparse
 
+import huggingface_hub
+import numpy as np
 import timm
 import torch
 import torchvision
-from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from classification.errors import UserError
-from classification.models import pretrained_source
-from classification.paths import exists, is_file
+from classification.models import build_published, may_be_same, pretrained_source
+from classification.models.files import cause, load, read_checkpoint
+from classification.models.states import Found, State, choose, states_of, with_versions
+from classification.preprocessing import Preprocessing, of_timm, of_torchvision, read
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """The weights of a checkpoint file, and what it says of them where it says it."""
+    """The weights of a checkpoint file, and what it says of them where it says it.
+
+    Args:
+        path: the file.
+        states: the state dicts in it, by the keys at which they stand.
+        arch: the network's name.
+        num_classes: its number of outputs.
+        classes: names in order of index.
+        seen: what it says of the images' preprocessing.
+    """
 
     path: Path
-    state_dict: dict[str, Tensor]
+    states: dict[str, State]
     arch: str | None = None
     num_classes: int | None = None
     classes: list[str] | None = None
-    img_size: int | None = None
+    seen: dict[str, Any] = field(default_factory=dict)
+
+    def preprocessing(self, default: Preprocessing) -> Preprocessing:
+        """Return the preprocessing that the file describes, that of `default` where it says nothing."""
+        return read(self.seen, default, f"checkpoint {self.path}")
 
 
-# What a described checkpoint says of its weights.
-DESCRIBED = {
-    "arch": (str, "a name"),
-    "num_classes": (int, "a number"),
-    "classes": (list, "a list"),
-    "img_size": (int, "a number"),
-}
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a file written by torch.save that holds tensors and plain values only, or a .safetensors file.
-
-    Raises:
-        UserError: missing, not a file, truncated, or holding code.
-    """
-    path = Path(path)
-    if not is_file(path):
-        raise UserError(f"checkpoint {path} {'is not a file' if exists(path) else 'does not exist'}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what a broken file looks like
-            if path.suffix == ".safetensors":
-                content = load_safetensors(path)
-            else:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # broken files raise whatever their broken bytes happen to mean
-        raise UserError(
-            f"checkpoint {path} cannot be read: it is truncated, of another format, or holds more than tensors and "
-            "plain values"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"checkpoint {path} holds a {type(content).__name__}, not a dictionary of weights")
-    return dict(content)
+SEEN = ("img_size", "resize", "crop", "interpolation", "mean", "std")
+CLASSES = ("classes", "class_to_idx", "idx_to_class", "class_names")
 
 
 def read_weights(path: str | Path) -> WeightFile:
-    """Read weights: a plain state dict, one under "state_dict", with or without "module." before its names.
+    """Read weights and their description: a plain state dict, or one under any key, of ours or of other code.
 
     Raises:
-        UserError: as `read_checkpoint`, or no weights in it.
+        UserError: as `read_checkpoint`, no weights in it, or a description that makes no sense.
     """
     content = read_checkpoint(path)
-    state = content.get("state_dict", content)
-    if not _is_state(state):
-        raise UserError(f"checkpoint {path} holds no weights: expected a state dict, or one under 'state_dict'")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    described = {key: content.get(key) for key in DESCRIBED} if state is not content else {}
-    for key, (kind, what) in DESCRIBED.items():
-        if described.get(key) is not None and not isinstance(described[key], kind):
+    states = states_of(content)
+    if not states:
+        raise UserError(
+            f"checkpoint {path} holds no weights: expected a state dict, or one under 'state_dict', 'model' or another "
+            "key"
+        )
+    return describe_file(path, content, states)
+
+
+def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str, State]) -> WeightFile:
+    """Return what a checkpoint's content says of its weights.
+
+    Raises:
+        UserError: a description that makes no sense.
+    """
+    plain = set(states) == {""}  # there the network's own tensors may have such names
+    said = {key: value for key, value in content.items() if not (plain and isinstance(value, Tensor))}
+    number = said.get("num_classes")
+    if isinstance(number, (np.integer, Tensor)) and number.ndim == 0:
+        number = number.item()
+    for key, value, kind, what in (("arch", said.get("arch"), str, "a name"), ("num_classes", number, int, "a number")):
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise UserError(f"checkpoint {path} is damaged: its {key!r} is not {what}")
-    if not all(isinstance(name, str) for name in described.get("classes") or ()):
-        raise UserError(f"checkpoint {path} is damaged: its 'classes' are not names")
-    return WeightFile(Path(path), state, **described)
-
-
-def _is_state(state: object) -> bool:
-    return (
-        isinstance(state, Mapping)
-        and bool(state)
-        and all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items())
+    classes = next((_names(path, key, said[key]) for key in CLASSES if said.get(key) is not None), None)
+    weights = WeightFile(
+        Path(path), states, said.get("arch"), number, classes, {key: said[key] for key in SEEN if key in said}
     )
+    weights.preprocessing(Preprocessing())  # refused now, where it is damaged
+    return weights
+
+
+def _names(path: str | Path, key: str, value: Any) -> list[str]:
+    """Return class names in order of index: of a list, or of a mapping either way."""
+    damaged = f"checkpoint {path} is damaged: its {key!r}"
+    value = value.tolist() if isinstance(value, np.ndarray) else value
+    if isinstance(value, Mapping):
+        pairs = [(name, index) if isinstance(name, str) else (index, name) for name, index in value.items()]
+        numbers = {int(index): name for name, index in pairs if isinstance(index, (int, np.integer))}
+        if sorted(numbers) != list(range(len(value))):
+            raise UserError(f"{damaged} do not number the classes from 0")
+        value = [numbers[index] for index in range(len(value))]
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"{damaged} is not a list")
+    if not all(isinstance(name, str) for name in value):
+        raise UserError(f"{damaged} are not names")
+    return list(value)
 
 
 def load_file(
     model: nn.Module,
-    path: str | Path,
+    path: str | Path | WeightFile,
     *,
     arch: str,
     num_classes: int,
@@ -109,7 +121,7 @@ def load_file(
 
     Args:
         model: the network, built for `num_classes`.
-        path: checkpoint file.
+        path: checkpoint file, or what `read_weights` returned of it.
         arch: the network's name.
         num_classes: its number of classes.
         classes: names in order of index, compared where the file has them too.
@@ -122,32 +134,55 @@ def load_file(
     Raises:
         UserError: another network, class count or class order; it says what differs.
     """
-    weights = read_weights(path)
-    if weights.arch is not None and weights.arch != arch:
+    weights = path if isinstance(path, WeightFile) else read_weights(path)
+    path = weights.path
+    if weights.arch is not None and not may_be_same(weights.arch, arch):
         raise UserError(f"checkpoint {path} holds a {weights.arch}, not a {arch}: change the architecture or the file")
-    resized = img_size is not None and weights.img_size not in (None, img_size)
-    size = f"; trained at {weights.img_size} px, it will see {img_size} px (--img-size)" if resized else ""
-    if new_head and (head := _foreign_head(model.state_dict(), weights, num_classes, classes)):
-        return load_with_new_head(model, weights.state_dict, arch, f"checkpoint {path}", head) + size
+    trained = weights.preprocessing(Preprocessing()).img_size if "img_size" in weights.seen else None
+    resized = img_size is not None and trained not in (None, img_size)
+    size = f"; trained at {trained} px, it will see {img_size} px (--img-size)" if resized else ""
+    found = choose(model, weights.states)
+    source = f"checkpoint {path}"
+    head = _foreign_head(model.state_dict(), found.state, weights.classes, num_classes, classes)
+    if new_head and head:
+        return load_with_new_head(model, found.state, arch, source, head) + str(found) + size
+    tune = f": fine-tune it first, by main_base.py DIR -a {arch} --student-resume {path}"
+    if head and (theirs := found.state[head[0]].shape[0]) != num_classes:
+        raise UserError(f"{source} has {theirs} classes, this run {num_classes} (by the shape of {head[0]}){tune}")
     if weights.num_classes is not None and weights.num_classes != num_classes:
-        raise UserError(f"checkpoint {path} has {weights.num_classes} classes, this run {num_classes}")
+        raise UserError(f"{source} has {weights.num_classes} classes, this run {num_classes}{tune}")
     if classes is not None and weights.classes is not None:
-        _compare_classes(path, weights.classes, classes)
-    load_strictly(model, weights.state_dict, f"checkpoint {path}", arch)
+        _compare_classes(path, weights.classes, classes, tune)
+    load_strictly(model, found.state, source, arch)
     order = "" if weights.classes is not None else "; it names no classes, so their order could not be checked"
-    return f"{arch}: loaded {len(weights.state_dict)} tensors from {path}{order}{size}"
+    return f"{arch}: loaded {len(found.state)} tensors from {path}{found}{order}{size}"
 
 
-def _compare_classes(path: str | Path, theirs: list[str], ours: list[str]) -> None:
+def other_outputs(model: nn.Module, weights: WeightFile, num_classes: int, classes: list[str]) -> int | None:
+    """Return the number of outputs of a file of other classes; None where it may be of these, in any order.
+
+    Args:
+        model: the network, built for `num_classes`.
+        weights: the file.
+        num_classes: of the run.
+        classes: of the run.
+    """
+    found: Found = choose(model, weights.states)
+    head = _foreign_head(model.state_dict(), found.state, weights.classes, num_classes, classes)
+    return int(found.state[head[0]].shape[0]) if head and head[0] in found.state else None
+
+
+def _compare_classes(path: str | Path, theirs: list[str], ours: list[str], tune: str) -> None:
     if theirs == ours:
         return
     for position, (their, our) in enumerate(zip(theirs, ours, strict=False)):
         if their != our:
-            what = "stand in another order" if sorted(theirs) == sorted(ours) else "differ"
+            same = sorted(theirs) == sorted(ours)
             raise UserError(
-                f"the classes of checkpoint {path} {what}: class {position} is {their!r} there, {our!r} in the data"
+                f"the classes of checkpoint {path} {'stand in another order' if same else 'differ'}: class {position} "
+                f"is {their!r} there, {our!r} in the data{'' if same else tune}"
             )
-    raise UserError(f"checkpoint {path} names {len(theirs)} classes, the data has {len(ours)}")
+    raise UserError(f"checkpoint {path} names {len(theirs)} classes, the data has {len(ours)}{tune}")
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, arch: str) -> None:
@@ -162,7 +197,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, ar
     Raises:
         UserError: other tensors, or values that no training leaves behind.
     """
-    if not _is_state(state):
+    if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise UserError(f"{source} holds no weights")
     own = model.state_dict()
     missing = sorted(set(own) - set(state))
@@ -179,7 +214,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, ar
         ]
         raise UserError(f"{source} does not fit {arch}: tensors {', '.join(parts)}")
     _check_values(model, state, source)
-    model.load_state_dict(state)
+    model.load_state_dict(with_versions(state, model))
 
 
 def _head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
@@ -191,12 +226,12 @@ def _head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
 
 
 def _foreign_head(
-    own: Mapping[str, Tensor], weights: WeightFile, num_classes: int, classes: list[str] | None
+    own: State, state: State, theirs: list[str] | None, num_classes: int, classes: list[str] | None
 ) -> list[str]:
     """Name the tensors of a head that tells other classes; none if it tells these, in any order."""
-    if head := _head(own, weights.state_dict):
+    if head := _head(own, state):
         return head
-    if classes is None or weights.classes is None or sorted(weights.classes) == sorted(classes):
+    if classes is None or theirs is None or sorted(theirs) == sorted(classes):
         return []
     rows = [name for name, value in own.items() if value.shape[:1] == (num_classes,)]
     return [name for name in rows if name.rpartition(".")[0] == rows[-1].rpartition(".")[0]]  # the last such module
@@ -215,42 +250,102 @@ def _check_values(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
             raise UserError(f"{source} holds values that are not finite (in {name}): its training had diverged")
 
 
-def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | None = None) -> str:
+def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | None = None, new_head: bool = True) -> str:
     """Load the published ImageNet weights (torchvision's IMAGENET1K_V1, or timm's) into a network.
-
-    The head stays fresh where the number of classes differs.
 
     Args:
         model: the network.
         arch: its name.
         option: the option that gives a file instead, for the messages.
         name: of torchvision's weights; None for IMAGENET1K_V1.
+        new_head: leave the head fresh where the number of classes differs, instead of refusing.
 
     Returns:
         One line that says what was loaded.
 
     Raises:
-        UserError: no such weights are published, or they cannot be downloaded.
+        UserError: no such weights are published, they cannot be downloaded, or the file in the cache is broken.
     """
     source = pretrained_source(arch)
     if source is None:
         raise UserError(f"there are no pretrained weights of {arch}: give a file by {option}")
     try:
-        if source == "timm":
-            timm.models.set_pretrained_check_hash()
-            state = timm.create_model(arch.removeprefix("timm:"), pretrained=True).state_dict()
-        else:
-            weights = torchvision.models.get_model_weights(source)[name or "IMAGENET1K_V1"]
-            state = weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError) as error:
-        raise UserError(
-            f"the pretrained weights of {arch} cannot be downloaded ({error}): give a file by {option}"
-        ) from error
-    except (KeyError, RuntimeError) as error:
-        raise UserError(
-            f"there are no pretrained weights {name or ''} of {arch} ({error}): give a file by {option}"
-        ) from error
-    return load_with_new_head(model, state, arch, "the pretrained file", _head(model.state_dict(), state))
+        state = _published(arch, source, name)
+    except Exception as error:  # broken files raise whatever their broken bytes happen to mean
+        for path in _cached(arch, source, name):
+            if why := _broken(path):
+                raise UserError(
+                    f"the pretrained weights of {arch} in the cache cannot be read ({path}: {why}): delete that file, "
+                    "and they are downloaded anew"
+                ) from error
+        if isinstance(error, (KeyError, ValueError)) or (isinstance(error, RuntimeError) and source == "timm"):
+            raise UserError(
+                f"there are no pretrained weights {name or ''} of {arch} ({error}): give a file by {option}"
+            ) from error
+        if isinstance(error, (URLError, OSError, RuntimeError)):
+            raise UserError(
+                f"the pretrained weights of {arch} cannot be downloaded ({error}): give a file by {option}"
+            ) from error
+        raise
+    head = _head(model.state_dict(), state) if new_head else []
+    return load_with_new_head(model, state, arch, "the pretrained file", head)
+
+
+def _published(arch: str, source: str, name: str | None) -> dict[str, Tensor]:
+    if source == "timm":
+        timm.models.set_pretrained_check_hash()
+        return dict(timm.create_model(arch.removeprefix("timm:"), pretrained=True).state_dict())
+    return dict(build_published(source, _weights(source, name)).state_dict())
+
+
+def _weights(source: str, name: str | None) -> Any:
+    return torchvision.models.get_model_weights(source)[name or "IMAGENET1K_V1"]
+
+
+def _cached(arch: str, source: str, name: str | None) -> list[Path]:
+    """Return the files of published weights that are in the caches of torch and of Hugging Face."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if source != "timm":
+        try:
+            url = _weights(source, name).url
+        except KeyError:
+            return []
+        return [path for path in [folder / Path(urlparse(url).path).name] if path.is_file()]
+    cfg = timm.models.get_pretrained_cfg(arch.removeprefix("timm:"))
+    found = [folder / Path(urlparse(cfg.url).path).name] if cfg is not None and cfg.url else []
+    if cfg is not None and cfg.hf_hub_id:
+        for file in ("model.safetensors", cfg.hf_hub_filename or "pytorch_model.bin"):
+            path = huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id.split("@")[0], file)
+            found += [Path(path).resolve()] if isinstance(path, str) else []  # the file itself: links are made anew
+    return [path for path in found if path.is_file()]
+
+
+def _broken(path: Path) -> str | None:
+    """Say why a file cannot be read; None where it can."""
+    try:
+        load(path)
+    except Exception as error:  # as above
+        return cause(path, error).partition(":")[0]  # without what to do
+    return None
+
+
+def published_preprocessing(model: nn.Module, arch: str, name: str | None = None) -> Preprocessing | None:
+    """Return the preprocessing of the published weights of a network; None where there are none.
+
+    Args:
+        model: the network.
+        arch: its name.
+        name: of torchvision's weights; None for IMAGENET1K_V1.
+    """
+    source = pretrained_source(arch)
+    if source == "timm":
+        return of_timm(getattr(model, "pretrained_cfg", {}))
+    try:
+        # These two normalise once more where torchvision loads the published weights, and ours do not.
+        twice = source in ("googlenet", "inception_v3")
+        return None if source is None else of_torchvision(_weights(source, name).transforms(), transform_input=twice)
+    except (KeyError, ValueError):
+        return None
 
 
 def load_with_new_head(model: nn.Module, state: Mapping[str, Tensor], arch: str, source: str, head: list[str]) -> str:

@@ -52,7 +52,7 @@ def test_defaults_are_the_published_ones() -> None:
         "sync_bn": 0,
         "warmup": 0,
         "warmup_epochs": 10,
-        "img_size": 224,
+        "img_size": None,  # that of the weights, or 224
         "kd_weight": 1.0,
         "kd_temperature": 1.5,
         "mgd_capacity": "spread",

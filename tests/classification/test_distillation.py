@@ -16,10 +16,11 @@ from torchvision import transforms as T
 from classification import main_base, main_mgd
 from classification.data import Folder
 from classification.distillation import margin, observe_share, view
-from classification.job import _teacher
+from classification.job import Job, _add_teacher
 from classification.models import build
+from classification.preprocessing import MEAN, STD, Preprocessing, normalise
+from classification.sources import Sources
 from classification.terms import LABEL_FREE, names_of
-from classification.transforms import normalise
 from mgd.losses import LOSSES
 from tests.classification.conftest import SMALL
 from tests.classification.test_main import options, records, without
@@ -202,15 +203,18 @@ def test_logits_are_standardised_by_a_recipe(distil: list[str], tmp_path: Path) 
 
 def test_a_downloaded_teacher_brings_its_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("classification.job.load_pretrained", lambda *_, **__: "loaded")
-    args = Namespace(num_classes=1000)
+    args = Namespace(num_classes=1000, img_size=64, train_crop="resized", evaluate=False, terms={"kd": {}})
+    job = Job(args, Folder([], [], []), None, [])
     spec: dict[str, Any] = {"arch": "timm:tf_mobilenetv3_small_100.in1k"}
     own: dict[str, Any] = {**spec, "mean": [0.1, 0.2, 0.3]}
     plain: dict[str, Any] = {"arch": "resnet18"}
     for teacher in (spec, own, plain):
-        _teacher(args, teacher, Folder([], [], []), [])
-    assert spec["mean"] == spec["std"] == [0.5, 0.5, 0.5]
-    assert own["mean"] == [0.1, 0.2, 0.3] and own["std"] == [0.5, 0.5, 0.5]
-    assert set(plain) == {"arch"}
+        _add_teacher(job, Sources(img_size=64), teacher, None)
+    half, seen = (0.5, 0.5, 0.5), job.teacher_preprocessing
+    assert [(p.mean, p.std) for p in seen] == [(half, half), ((0.1, 0.2, 0.3), half), (MEAN, STD)]
+    assert [p.interpolation for p in seen] == ["bicubic", "bicubic", "bilinear"]
+    assert {p.img_size for p in seen} == {64}  # as it was asked for
+    assert set(spec) == {"arch"}  # options stay what they are
 
 
 def test_calibration_prints_weights_that_balance_and_trains_nothing(
@@ -262,13 +266,12 @@ def test_mutual_learning_with_a_frozen_network_is_refused(
 
 def test_a_view_shows_a_teacher_the_images_that_it_knows() -> None:
     pixels = torch.randint(256, (2, 16, 16, 3), dtype=torch.uint8)
-    options_ = Namespace(img_size=16)
-    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
-    shown = view(options_, {"arch": "x", "mean": mean, "std": std})
-    assert shown is not None and view(options_, {"arch": "x"}) is None
+    usual, mean, std = Preprocessing.of(16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    shown = view(usual, Preprocessing(16, 20, mean=mean, std=std))
+    assert shown is not None and view(usual, Preprocessing.of(16, "pad")) is None
     expected = T.Normalize(mean, std)(pixels.permute(0, 3, 1, 2) / 255)
     torch.testing.assert_close(shown(normalise(pixels)), expected, rtol=1e-4, atol=1e-4)
-    larger = view(options_, {"arch": "x", "img_size": 24})
+    larger = view(usual, Preprocessing.of(24))
     assert larger is not None and larger(normalise(pixels)).shape == (2, 3, 24, 24)
 
 

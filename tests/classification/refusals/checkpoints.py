@@ -84,6 +84,13 @@ def weights_only(place: Place) -> list[str]:
     return place.base("--resume", path, "--output", str(place.root))
 
 
+OTHER_KINDS = {
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    "a web page in the place of a checkpoint": b"<!DOCTYPE html><html>sign in</html>",
+    "a packed checkpoint": b"\x1f\x8b\x08\0",
+    "the beginning of a safetensors file": (1000).to_bytes(8, "little") + b'{"conv1.weight":',
+}
+
 BROKEN = [
     Case("a checkpoint that is not there", lambda p: p.distil("--teacher-resume", "gone.pth"), main_mgd),
     Case("a folder in the place of a checkpoint", lambda p: p.distil("--teacher-resume", str(p.run)), main_mgd),
@@ -92,6 +99,10 @@ BROKEN = [
         "the first half of a checkpoint", lambda p: teacher(p, p.teacher.read_bytes()[:20_000]), main_mgd, process=True
     ),
     Case("a pickle that runs code", lambda p: teacher(p, pickle.dumps(Code())), main_mgd, process=True),
+    *(Case(what, lambda p, content=content: teacher(p, content), main_mgd) for what, content in OTHER_KINDS.items()),
+    Case("a pickled network", lambda p: teacher(p, build(TEACHER, 3)), main_mgd),
+    Case("a checkpoint of a later format", lambda p: described(p, format=99), main_mgd),
+    Case("a size of images that is no square", lambda p: described(p, img_size=(3, 32, 48)), main_mgd),
     Case("a checkpoint that holds a list", lambda p: teacher(p, [torch.zeros(3)]), main_mgd),
     Case("a dictionary without weights", lambda p: teacher(p, {"epoch": 3, "loss": 0.5}), main_mgd),
     Case("weights named by numbers", lambda p: teacher(p, {0: torch.zeros(3)}), main_mgd),
@@ -104,7 +115,11 @@ OTHERS = [
     Case("a checkpoint that names another network", lambda p: described(p, arch="resnet18"), main_mgd),
     Case("weights of another network", lambda p: teacher(p, build("cifar_resnet14", 3).state_dict()), main_mgd),
     Case("weights of another width", lambda p: teacher(p, build(STUDENT, 3).state_dict()), main_mgd),
-    Case("a head of other classes", lambda p: teacher(p, build(TEACHER, 7).state_dict()), main_mgd),
+    Case(
+        "a head of other classes, and a term that reads logits",
+        lambda p: [*teacher(p, build(TEACHER, 7).state_dict()), "--mgd-with-kd", "1"],
+        main_mgd,
+    ),
     Case("the classes in another order", lambda p: described(p, classes=["sky", "dot", "bar"]), main_mgd),
     Case("--evaluate without any weights", lambda p: p.base("-a", TEACHER, "--evaluate")),
 ]

@@ -1,0 +1,192 @@
+"""Checkpoint files into plain values, never running code in them; or the cause why not, and what to do."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import collections
+import datetime
+import pathlib
+import re
+import types
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file as load_safetensors
+
+from classification.errors import UserError, shown
+from classification.paths import exists, is_file
+
+FORMAT = 4  # of our checkpoints; those before 4 describe no resize, crop and interpolation
+
+
+def _plain(*_: Any) -> dict[Any, Any]:
+    """Make the dictionary that a `defaultdict` is filled into."""
+    return {}
+
+
+_MULTIARRAY = "numpy._core.multiarray", "numpy.core.multiarray"  # of numpy 2 and 1
+# Dictionaries by another name, in which others keep options.
+CONFIGS = ("yacs.config.CfgNode", "fvcore.common.config.CfgNode", "easydict.EasyDict", "addict.addict.Dict")
+# What others keep beside weights: plain values, which do nothing when they are made.
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    types.SimpleNamespace,
+    datetime.datetime,
+    datetime.date,
+    datetime.timedelta,
+    torch.torch_version.TorchVersion,
+    np.ndarray,
+    np.dtype,
+    *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
+    *((np._core.multiarray.scalar, f"{module}.scalar") for module in _MULTIARRAY),
+    *((np._core.multiarray._reconstruct, f"{module}._reconstruct") for module in _MULTIARRAY),
+    (codecs.encode, "_codecs.encode"),
+    (_plain, "collections.defaultdict"),
+    *((collections.OrderedDict, name) for name in CONFIGS),
+    *((getattr(pathlib, f"Pure{kind}Path"), f"{module}.{pure}{kind}Path")  # pure: they need no such system
+      for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows") for pure in ("", "Pure")),
+    *((kind, f"builtins.{kind.__name__}") for kind in (list, dict, int, float, str, bool)),
+]  # fmt: skip
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a file written by torch.save that holds tensors and plain values only, or a safetensors file.
+
+    Raises:
+        UserError: missing, not a file, broken, holding code, or of a later format; it says what to do.
+    """
+    path = Path(path)
+    if not is_file(path):
+        raise UserError(f"checkpoint {path} {'is not a file' if exists(path) else 'does not exist'}")
+    try:
+        content = load(path)
+    except Exception as error:  # broken files raise whatever their broken bytes happen to mean
+        raise UserError(f"checkpoint {path} cannot be read: {cause(path, error)}") from error
+    if not isinstance(content, Mapping):
+        raise UserError(
+            f"checkpoint {path} holds a {type(content).__name__}, not a dictionary of weights: save the network's "
+            "state_dict() instead"
+        )
+    number = content.get("format")
+    if "arch" in content and type(number) is int and number > FORMAT:
+        raise UserError(
+            f"checkpoint {path} was written by a newer version of this code, in format {number}; this one reads "
+            f"formats up to {FORMAT}: use the newer version"
+        )
+    return content  # type: ignore[return-value]
+
+
+def load(path: Path) -> Any:
+    """Return the content of a file, whatever its suffix, on the CPU; no code in it is run."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what a broken file looks like
+        if _is_safetensors(path):
+            return load_safetensors(path)
+        with torch.serialization.safe_globals(HARMLESS), path.open("rb") as file:  # a path would be read by its suffix
+            return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file begins as safetensors do: the length of its head, and a JSON object."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return start[8:] == b"{" and 2 <= length <= 100_000_000
+
+
+_AGAIN = "copy or download it again"
+# How files of other kinds begin, what they are, and what to do.
+KINDS: list[tuple[bytes, str]] = [
+    (b"version https://git-lfs", "it is a Git LFS pointer, not the file itself: run `git lfs pull` where it came from"),
+    (b"\x1f\x8b", "it is packed by gzip: unpack it first"),
+    (b"BZh", "it is packed by bzip2: unpack it first"),
+    (b"\xfd7zXZ", "it is packed by xz: unpack it first"),
+    (b"7z\xbc\xaf", "it is a 7z archive: unpack it first"),
+    (b"\x89HDF", "it is an HDF5 file, as Keras writes: convert its weights to PyTorch first"),
+    (b"\x93NUMPY", "it is a NumPy array: save a state_dict() by torch.save"),
+]
+SUFFIXES = {
+    ".onnx": "it is an ONNX file: give the PyTorch weights that it was exported from",
+    ".pb": "it is a TensorFlow file: convert its weights to PyTorch first",
+    ".tflite": "it is a TensorFlow Lite file: convert its weights to PyTorch first",
+    ".index": "it is a TensorFlow file: convert its weights to PyTorch first",
+}
+
+
+def cause(path: Path, error: Exception) -> str:
+    """Say in a few words why a file could not be read, and what to do."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as closed:
+        return f"{closed.strerror}"
+    if not start:
+        return f"it is empty: {_AGAIN}"
+    if not start.strip(b"\0"):
+        return f"it begins with zeros, as a file does whose writing was cut: {_AGAIN}"
+    for head, said in KINDS:
+        if start.startswith(head):
+            return said
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")):
+        return "it is a web page, not the file itself: download it from the address that the page links to"
+    if start[257:262] == b"ustar":
+        return "it is a tar archive: unpack it first"
+    if start.startswith(b"PK"):
+        return _zip_cause(path, error)
+    if said := SUFFIXES.get(path.suffix.lower()):
+        return said
+    if start[:1] == b"\x08" and (b"onnx" in start.lower() or b"pytorch" in start):
+        return SUFFIXES[".onnx"]
+    if _is_safetensors(path):
+        return f"it is a safetensors file that is truncated or damaged: {_AGAIN}"
+    if start.startswith(b"\x80"):
+        return _code(error) or f"it is truncated, or a pickle of another format: {_AGAIN}, or save a state_dict()"
+    if text.isascii() and b"\0" not in text:
+        return f"it is a text file: {_AGAIN}"
+    return "it is truncated, or of another format than torch.save and safetensors write"
+
+
+def _zip_cause(path: Path, error: Exception) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, NotImplementedError):
+        return f"it is truncated or damaged: {_AGAIN}"
+    inside = {name.partition("/")[2] for name in names}
+    if "constants.pkl" in inside:
+        return (
+            "it is a TorchScript archive, which holds code: load it by torch.jit.load where you trust it, and save its "
+            "state_dict()"
+        )
+    if "archive_format" in inside or any(name.startswith("models/") for name in inside):
+        return (
+            "it is a program of torch.export: load it by torch.export.load where you trust it, and save its state_dict"
+        )
+    if all(name.endswith(".npy") for name in names):
+        return "it holds NumPy arrays: save a state_dict() by torch.save"
+    if "data.pkl" not in inside:
+        return "it is a zip archive: unpack it first"
+    if broken is not None:
+        return f"it is damaged (in {broken}): {_AGAIN}"
+    return _code(error) or f"it is damaged: {_AGAIN}"
+
+
+def _code(error: Exception) -> str | None:
+    """Name what a pickle holds beside tensors and plain values, by the words of torch's own reader."""
+    text = str(error)
+    found = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"<(?:class|function) '?([\w.]+)", text)
+    if found is None and "weights_only" not in text and "WeightsUnpickler" not in text:
+        return None
+    what = shown(found[1])[1:-1] if found else "more than tensors and plain values"
+    return (
+        f"it holds {what}, that is a pickled network or other code, which is never run: where you trust the file, load "
+        "it where it was made, and save the network's state_dict()"
+    )
