@@ -114,7 +114,12 @@ def check_maps(what: str, student: Tensor, teacher: Tensor, *, same: str = "imag
     shared = {"images": slice(0, 1), "channels": slice(0, 2), "resolution": slice(2, 4), "shape": slice(0, 4)}[same]
     whole = len(a) == len(b) == 4 and 0 not in a + b
     if not whole or a[:1] != b[:1] or a[shared] != b[shared]:
-        wanted = {"images": "", "channels": " and channels", "resolution": " and resolution", "shape": " and one shape"}
+        wanted = {
+            "images": "",
+            "channels": " and channels",
+            "resolution": " and resolution (choose such taps)",
+            "shape": " and one shape",
+        }
         raise ValueError(
             f"{what} compares maps (B, C, H, W) of the same images{wanted[same]}; got {a} of the student, "
             f"{b} of the teacher"

@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mgd.checks import check_maps
+
 
 def _unit(maps: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, C, H, W) -> (B * HW, C): every map of every image at unit length, zero maps at zero."""
@@ -21,13 +23,7 @@ def _unit(maps: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
     """(B, S, H, W), (B, T, H, W) -> (S, T): cosines summed over the batch."""
-    if student.ndim != 4 or teacher.ndim != 4:
-        raise ValueError(f"maps must be (B, C, H, W); got {tuple(student.shape)} and {tuple(teacher.shape)}")
-    if student.shape[0] != teacher.shape[0] or student.shape[2:] != teacher.shape[2:]:
-        raise ValueError(
-            "student and teacher maps must share batch and resolution; "
-            f"got {tuple(student.shape)} and {tuple(teacher.shape)}: choose taps of equal resolution"
-        )
+    check_maps("channel_cost", student, teacher, same="resolution")
     dtype = student.dtype if student.dtype == teacher.dtype else torch.float32
     # One product over images and pixels together sums the per-image cosines.
     with torch.autocast(student.device.type, enabled=False):

@@ -67,6 +67,8 @@ def slots(num_student: int, num_teacher: int, capacity: str = "spread") -> int:
     """Return G, the largest number of teacher channels that one student channel can get."""
     if capacity not in CAPACITIES:
         raise ValueError(f"unknown capacity {capacity!r}; choose from {', '.join(CAPACITIES)}")
+    if num_student < 1 or num_teacher < 1:
+        raise ValueError(f"a flow needs channels on both sides; got {num_student} and {num_teacher}")
     if num_student >= num_teacher or capacity == "single":
         return 1
     return -(-num_teacher // num_student) if capacity == "spread" else num_teacher // num_student

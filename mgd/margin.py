@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mgd.checks import check_maps, check_margin
+
 
 def bn_margin(bn: nn.BatchNorm2d) -> Tensor:
     """Expect the negative response of each channel behind a batch normalisation.
@@ -55,7 +57,9 @@ class MeasuredMargin(nn.Module):
 
     @torch.no_grad()
     def update(self, teacher: Tensor) -> None:
-        """Add a batch (B, T, H, W)."""
+        """Add a batch (B, T, H, W); raise ValueError for another number of channels."""
+        check_maps("MeasuredMargin.update", teacher, teacher)
+        check_margin("MeasuredMargin.update", self.total, teacher, per_pixel=False)
         self.total += teacher.clamp_max(0).sum(dim=(0, 2, 3), dtype=torch.float64)
         self.count += (teacher < 0).sum(dim=(0, 2, 3))
 
@@ -89,10 +93,11 @@ def partial_l2(student: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     Returns:
         Scalar, float32.
 
+    Raises:
+        ValueError: maps of two shapes, a margin of another.
+
     Reference: Heo et al., 2019, arXiv:1904.01866, equations 2 and 4.
     """
-    if student.shape != target.shape:
-        raise ValueError(f"student {tuple(student.shape)} and target {tuple(target.shape)} must have one shape")
     return sum_partial_l2(student, [(target, margin)])
 
 
@@ -105,9 +110,13 @@ def sum_partial_l2(student: Tensor, goals: Iterable[tuple[Tensor, Tensor]]) -> T
 
     Returns:
         Scalar, float32.
+
+    Raises:
+        ValueError: slices that do not fill the batch, of another shape than the student, or with such a margin.
     """
     if torch.compiler.is_compiling():  # which fuses all of it, and cannot look into a generator from within a function
         made = list(goals)
+        _check_whole(sum(len(target) for target, _ in made), student)
         parts = torch.split(student, [len(target) for target, _ in made])
         errors = [_counted(part, t.detach(), m.detach().float()) for part, (t, m) in zip(parts, made, strict=True)]
         return torch.stack([error.square().sum() for error in errors]).sum()
@@ -129,6 +138,7 @@ class _PartialL2(torch.autograd.Function):
                 total += error.square().sum()
                 counted[part] = error
                 start += len(target)
+        _check_whole(start, student)
         context.save_for_backward(counted)
         return total
 
@@ -141,8 +151,15 @@ class _PartialL2(torch.autograd.Function):
         return counted * factor.to(counted.dtype), None
 
 
+def _check_whole(num_images: int, student: Tensor) -> None:
+    if num_images != len(student):
+        raise ValueError(f"partial_l2 needs a target for each of {len(student)} images; got {num_images}")
+
+
 def _counted(student: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     """Return student - target', 0 where it does not count, in float32."""
+    check_maps("partial_l2", student, target, same="shape")
+    check_margin("partial_l2", margin, target, per_pixel=True)
     target = torch.maximum(target.float(), margin[:, None, None] if margin.ndim == 1 else margin)
     error = student.float() - target
     # Counted where target' > 0 or error > 0; a `where` would take several times as long on a processor.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import inf
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from mgd.cost import ChannelCost
@@ -15,6 +17,7 @@ from mgd.reduce import REDUCERS, reduce_channels
 from mgd.taps import Batch, Outputs
 
 FORMS = ("sum", "mean", "relative")
+BOUND = 100.0  # of a stage in the relative form: the square of ten times the norm of the teacher
 SLICE = 2**18  # elements of a student's maps that are compared at once on a processor
 
 
@@ -24,6 +27,7 @@ class _Stage(nn.Module):
     index: Tensor
     margin: Tensor
     total_cost: Tensor
+    peak: Tensor
 
     def __init__(self, num_student: int, num_teacher: int, margin: Tensor | None, depth: int) -> None:
         super().__init__()
@@ -36,6 +40,8 @@ class _Stage(nn.Module):
         self.register_buffer("margin", margin)
         self.register_buffer("index", torch.full((depth, num_student), -1, dtype=torch.int64))
         self.register_buffer("total_cost", torch.zeros((), dtype=torch.float64))
+        # The largest value of the teacher's map that was observed.
+        self.register_buffer("peak", torch.tensor(-torch.inf), persistent=False)
 
     @property
     def num_teacher(self) -> int:
@@ -44,6 +50,13 @@ class _Stage(nn.Module):
     def sums(self) -> list[ChannelCost | MeasuredMargin]:
         """What a matching pass accumulates."""
         return [self.cost] if self.measured is None else [self.cost, self.measured]
+
+    def all_reduce(self) -> None:
+        """Join what all ranks have observed."""
+        for total in self.sums():
+            total.all_reduce()
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self.peak, dist.ReduceOp.MAX)
 
 
 def _maps(outputs: Outputs | Sequence[Tensor]) -> Sequence[Tensor]:
@@ -55,11 +68,14 @@ class ChannelMatching(nn.Module):
 
     With e_i = partial_l2(BN_i(student_i), target_i, margin_i) and target_i = reduce(teacher_i, flow_i), stage i of n:
 
-    "sum", as published: loss = 1/B sum_i e_i / 2^(n-1-i). It grows with pixels, channels and the teacher's scale.
+    "sum", as published: loss = sum_i e_i / B / 2^(n-1-i), B the images of the map. It grows with pixels, channels and
+        the teacher's scale.
     "mean": loss = sum_i e_i / (B S H W), the error per element. Where a stage halves the side and doubles the channels,
         this is the sum over its last stage's S H W: the same at every image size.
     "relative": loss = sum_i e_i / |max(target_i, 0)|^2. Free of the teacher's scale too; n for a student at 0. The
         denominator is that of the images at hand: over ranks, or parts of a batch, it is a mean of such ratios.
+        No ratio exceeds 100: beyond, the denominator is a constant e_i / 100, and the gradient that of 100 log e_i. It
+        is so for a student far above its teacher, and for a stage whose map is nowhere positive; `dead` names those.
 
     Use: `observe` batches in eval mode, `rematch` to solve the flows, then call as a term; again every few epochs.
     Flows, margins and cost sums are buffers; `load_state_dict` restores them.
@@ -134,6 +150,7 @@ class ChannelMatching(nn.Module):
         )
         self.generator: torch.Generator | None = None  # source of "rd"'s draws; None: the device's default one
         self.costs: list[Tensor] = []  # (S, T) of every stage at the last rematch
+        self.dead: list[int] = []  # stages whose teacher's map was nowhere positive at the last rematch
         self._details: list[tuple[str, float]] = []  # solver and seconds of the last rematch
         self._matched = False
         self.register_load_state_dict_post_hook(_mark_loaded)  # type: ignore[no-untyped-call]
@@ -167,6 +184,7 @@ class ChannelMatching(nn.Module):
         """
         for stage, student_map, teacher_map in self._pairs(_maps(student), _maps(teacher)):
             stage.cost.update(student_map, teacher_map)
+            stage.peak.copy_(torch.maximum(stage.peak, teacher_map.amax().float()))
             if stage.measured is not None:
                 stage.measured.update(teacher_map)
 
@@ -182,8 +200,7 @@ class ChannelMatching(nn.Module):
             ValueError: a map that was observed is not finite; what was observed is forgotten.
         """
         for stage in self._stages():
-            for total in stage.sums():
-                total.all_reduce()
+            stage.all_reduce()
         self.costs = [stage.cost.mean() for stage in self._stages()]
         number = int(self.num_updates)
         try:
@@ -195,6 +212,8 @@ class ChannelMatching(nn.Module):
             self.forget()
             raise
         self.num_updates += 1
+        peaks = [float(stage.peak) for stage in self._stages()]
+        self.dead = [number for number, peak in enumerate(peaks) if -inf < peak <= 0]  # -inf: seen by another process
         for stage, flow in zip(self._stages(), solved, strict=True):
             stage.index.copy_(torch.as_tensor(flow.index))
             stage.total_cost.fill_(flow.total_cost)
@@ -208,8 +227,7 @@ class ChannelMatching(nn.Module):
     def collect(self, *, first: bool) -> None:
         """Bring what all ranks have observed to the first one, as for a checkpoint."""
         for stage in self._stages():
-            for total in stage.sums():
-                total.all_reduce()
+            stage.all_reduce()
         if not first:
             self.forget()
 
@@ -218,6 +236,7 @@ class ChannelMatching(nn.Module):
         for stage in self._stages():
             for total in stage.sums():
                 total.reset()
+            stage.peak.fill_(-inf)
 
     def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch | None = None) -> Tensor:
         """Return the loss, a scalar, against the one teacher.
@@ -229,23 +248,24 @@ class ChannelMatching(nn.Module):
         if len(teachers) != 1:
             raise ValueError(f"a ChannelMatching has one teacher and got {len(teachers)}: use mgd.losses.EachTeacher")
         self._require_flows()
-        batch_size = student.logits.shape[0]
         if self.training and self.observe_share:
-            seen = -int(-self.observe_share * batch_size // 1)  # rounded up
-            self.observe(*([m[:seen] for m in o.features] for o in (student, teachers[0])))
+            self.observe(*([m[: self._observed(len(m))] for m in o.features] for o in (student, teachers[0])))
         loss = student.logits.new_zeros((), dtype=torch.float32)
         pairs = self._pairs(student.features, teachers[0].features)
         for (stage, student_map, teacher_map), weight in zip(pairs, self.stage_weights, strict=True):
             adapted, size = stage.adapter(student_map), torch.zeros((), device=loss.device)
             error = sum_partial_l2(adapted, self._goals(stage, adapted, teacher_map, size))
             if self.form == "sum":
-                scale: Tensor | float = batch_size
+                scale: Tensor | float = len(adapted)
             elif self.form == "mean":
                 scale = adapted.numel()
             else:
-                scale = size.clamp_min(1e-12)
+                scale = torch.maximum(size, error.detach() / BOUND).clamp_min(1e-30)
             loss = loss + weight * error / scale
         return loss
+
+    def _observed(self, num_images: int) -> int:
+        return -int(-self.observe_share * num_images // 1)  # rounded up
 
     def _goals(
         self, stage: _Stage, student_map: Tensor, teacher_map: Tensor, size: Tensor

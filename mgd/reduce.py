@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mgd.checks import check_maps, check_margin
 from mgd.flow import Flow
 
 REDUCERS = ("amp", "sp", "sp_mean", "rd", "sm")
@@ -36,13 +37,17 @@ def reduce_channels(
         Target (B, S, H, W) in the teacher's type, and margin (S,), for "rd" (B, S, H, W).
 
     Raises:
-        ValueError: unknown reducer; "sm" with more than one member per channel; a student channel without any.
+        ValueError: unknown reducer; maps, margins or a flow of other shapes; "sm" with more than one member per
+            channel; a student channel without any, or a member that is not there (seen on the CPU only).
 
     Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, section 3.3.
     """
+    if reducer not in REDUCERS:
+        raise ValueError(f"unknown reducer {reducer!r}; choose from {', '.join(REDUCERS)}")
+    check_maps("reduce_channels", teacher, teacher)
+    check_margin("reduce_channels", margin, teacher, per_pixel=False)
     index = torch.as_tensor(flow.index) if isinstance(flow, Flow) else flow
-    if index.device.type == "cpu" and not torch.compiler.is_compiling() and bool((index[0] < 0).any()):
-        raise ValueError("every student channel needs a teacher channel: the flow has an empty column")
+    _check_index(index, teacher.shape[1])
     index = index.to(teacher.device)
     if reducer == "sm" and index.shape[0] != 1:
         raise ValueError(
@@ -59,9 +64,17 @@ def reduce_channels(
     mean_margin = torch.where(index >= 0, margin[members], 0).sum(0) / present.sum(0)
     if reducer == "amp":
         return _pool_abs_max(teacher, members), mean_margin
-    if reducer == "sp_mean":
-        return _pool_mean(teacher, members, present), mean_margin
-    raise ValueError(f"unknown reducer {reducer!r}; choose from {', '.join(REDUCERS)}")
+    return _pool_mean(teacher, members, present), mean_margin
+
+
+def _check_index(index: Tensor, num_teacher: int) -> None:
+    if index.ndim != 2 or index.dtype != torch.int64 or index.numel() == 0:
+        raise ValueError(f"expected the index of a flow, (G, S) int64; got {tuple(index.shape)} of {index.dtype}")
+    if index.device.type == "cpu" and not torch.compiler.is_compiling():
+        if bool((index[0] < 0).any()):
+            raise ValueError("every student channel needs a teacher channel: the flow has an empty column")
+        if int(index.max()) >= num_teacher:
+            raise ValueError(f"the flow names teacher channel {int(index.max())}; the maps have {num_teacher}")
 
 
 def _pick(teacher: Tensor, channels: Tensor) -> Tensor:

@@ -65,9 +65,7 @@ def losses_table() -> str:
         module = inspect.getmodule(kind)
         method = (module.__doc__ or "").strip().rstrip(".")
         found = inspect.signature(kind).parameters
-        keys = [
-            f"`{key}` {found[key].default}" for key in hyper_parameters(name) if (name, key) != ("dml", "symmetric")
-        ]
+        keys = [f"`{key}` {found[key].default}" for key in hyper_parameters(name)]
         where = {"maps": "maps, where tapped", "labels": "labels, where there are any"}
         reads = [*sorted(kind.needs), *(where[what] for what in sorted(kind.uses))]
         lines.append(f"| `{name}` | {method} | {kind.weight:g} | {', '.join(reads) or 'logits'} | {', '.join(keys)} |")

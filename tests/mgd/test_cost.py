@@ -84,5 +84,5 @@ def test_autocast_changes_no_cost_of_float32_maps() -> None:
 
 
 def test_another_number_of_images_is_refused() -> None:
-    with pytest.raises(ValueError, match="share batch"):
+    with pytest.raises(ValueError, match="the same images"):
         channel_cost(torch.randn(2, 3, 4, 4), torch.randn(3, 3, 4, 4))

@@ -9,7 +9,8 @@ kd                 | KDLoss                   | without labels theirs lacks tau^
 kd, standardised   | LogitStdKDLoss           | as KDLoss; besides, their std divides by K - 1, ours by K, so that their
                    |                          | tau is ours * sqrt((K - 1) / K); eps 1e-7 is added, ours a lower bound
 dist               | DISTLoss                 | theirs has a factor tau^2
-dml, ssld          | KDLoss both ways, tau 1  | they have no such class; ours is half the sum of both
+dml                | KDLoss, tau 1            | none
+symmetric, ssld    | KDLoss both ways, tau 1  | they have no such class; ours is half the sum of both
 meal, similarity   | KDLoss, tau 1            | they have no such class; ours = KL + entropy of the mean probability
 rkd                | RKDLoss                  | none; a map is flattened, ours averaged over pixels. Coinciding images:
                    |                          | same value; their angles give such a pair gradients near 1e12, ours none
@@ -139,12 +140,13 @@ def test_dist_equals_their_loss_over_the_squared_temperature(batch: int, tau: fl
     )
 
 
-def test_dml_is_half_the_sum_of_their_kd_both_ways() -> None:
+def test_dml_is_their_kd_and_its_symmetric_form_half_the_sum_both_ways() -> None:
     student, peer = 3 * randn(6, 5), 3 * randn(6, 5, seed=1)
     module = losses.KDLoss(*PATHS, temperature=1.0, alpha=0.0)
+    check(lambda z: dml(z, peer), lambda z: call(module, z, peer.double()), student)
     # They have no symmetric loss: two of theirs, one with the networks exchanged.
     check(
-        lambda z: dml(z, peer),
+        lambda z: dml(z, peer, symmetric=True),
         lambda z: (call(module, z, peer.double()) + call(module, peer.double(), z)) / 2,
         student,
     )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -109,8 +111,10 @@ def test_the_term_averages_over_teachers() -> None:
 
 def test_wrong_hyper_parameters_are_refused() -> None:
     for wrong in ({"temperature": -1.0}, {"beta": -1.0}, {"gamma": -1.0}):
-        with pytest.raises(ValueError, match="temperature must be positive, beta and gamma at least 0"):
-            DIST(**wrong)
+        (name,) = wrong
+        for make in (DIST, partial(dist, *draw())):
+            with pytest.raises(ValueError, match=f"dist: {name} must be .*; got -1.0"):
+                make(**wrong)
     student, teacher = draw()
     with pytest.raises(TypeError, match="alpha"):
         DIST.from_outputs(Outputs(student), [Outputs(teacher)], 6, alpha=1.0)

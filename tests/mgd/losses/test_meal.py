@@ -108,7 +108,7 @@ def test_one_teacher_and_standardised_logits() -> None:
 def test_wrong_use_is_refused() -> None:
     student, first, second = draw()
     for wrong in ({"similarity": -1.0}, {"discriminator": -1.0}):
-        with pytest.raises(ValueError, match="weights of at least 0"):
+        with pytest.raises(ValueError, match="must be at least 0"):
             MEAL(5, **wrong)
     with pytest.raises(ValueError, match="num_classes must be at least 2; got 1"):
         MEAL(1)
