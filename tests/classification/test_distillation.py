@@ -99,18 +99,6 @@ def test_training_without_labels_takes_a_plain_folder(
         assert "train_ce" not in record and "train_top1" not in record and record["train_kd"] > 0
 
 
-def test_teachers_see_images_of_their_own_size_and_normalisation(distil: list[str], tmp_path: Path) -> None:
-    teacher = distil[distil.index("--teacher-resume") + 1]
-    recipe = tmp_path / "recipe.yaml"
-    one = f"{{arch: cifar_resnet8, resume: {teacher}, weight: 2}}"
-    other = f"{{arch: cifar_resnet8, resume: {teacher}, img_size: 24, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5]}}"
-    recipe.write_text(f"teachers: [{one}, {other}]\nterms: {{ce: {{}}, kd: {{temperature: 2}}}}\n")
-    words = without(distil, "--teacher-arch", "--teacher-resume", "--loss-factor", "--distiller", "--mgd-update-freq")
-    run([*without(words, "--mgd-max-images"), "--config", str(recipe)])
-    config = json.loads((Path(words[words.index("--output") + 1]) / "config.json").read_text())["options"]
-    assert [spec.get("img_size") for spec in config["teachers"]] == [None, 24]
-
-
 def test_every_teacher_has_a_matching_of_its_own(distil: list[str], tmp_path: Path) -> None:
     teacher = distil[distil.index("--teacher-resume") + 1]
     words = options(distil, teacher_arch="cifar_resnet8,cifar_resnet8", teacher_resume=f"{teacher},{teacher}")

@@ -1,8 +1,7 @@
-"""What happens to a run besides: full disks, losses that are not finite, no memory, dead workers, dead channels."""
+"""What happens to a run besides: losses that are not finite, no memory, dead workers, dead channels."""
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from classification import checkpoint, main_base, main_mgd
+from classification import main_base, main_mgd
 from classification.cache import Cache
 from classification.data import read_folder, told
 from classification.errors import RunError, UserError
@@ -20,33 +19,6 @@ from classification.metrics import Journal
 from classification.step import Stepper
 from tests.classification.conftest import SMALL, TEACHER
 from tests.classification.test_main import options, records
-
-
-def full_disk(after: int) -> Any:
-    calls = []
-
-    def save(content: Any, file: Any) -> None:
-        calls.append(1)
-        if len(calls) > after:
-            file.write(b"half")
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        torch.save(content, file)
-
-    return save
-
-
-def test_a_full_disk_leaves_the_checkpoint_before_whole(
-    distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(checkpoint, "save", full_disk(after=1))
-    assert main_mgd.main(distil) == 2
-    error = capsys.readouterr().err
-    assert "cannot be written (No space left on device)" in error and len(error.splitlines()) == 1
-    folder = Path(distil[-1])
-    assert not list(folder.glob("*.new"))
-    monkeypatch.undo()
-    assert torch.load(folder / "last.pth", weights_only=True)["resume"]["epoch"] == 0
-    assert main_mgd.main([*distil, "--resume", "auto"]) == 0 and len(records(folder)) == 2
 
 
 def poisoned(steps: set[int]) -> Any:
