@@ -130,6 +130,16 @@ def test_hidden_folders_are_no_data_and_copies_stay_on_one_side(
     assert dogs.count("valid") == 3  # 0.3 of 11 images
 
 
+def test_images_of_two_classes_count_towards_the_part_of_each(prepare: Callable[..., None], tmp_path: Path) -> None:
+    for number in range(10):
+        for name in ("cat", "dog"):
+            write(tmp_path / "from" / name / f"{name}{number}.png", colour=number)
+        write(tmp_path / "from" / "dog" / f"more{number}.png", colour=10 + number)
+    prepare(tmp_path / "from", tmp_path / "to", "--valid", "0.3")
+    valid = [name for name, side in sides(tmp_path / "to").items() if side == "valid"]
+    assert [sum(name.startswith(start) for name in valid) for start in ("cat", "dog", "more")] == [3, 3, 3]
+
+
 def test_an_image_on_both_sides_of_a_split_that_is_there_is_said(
     prepare: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

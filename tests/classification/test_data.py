@@ -23,12 +23,12 @@ from classification.data import (
     check_heif,
     loader,
     read_folder,
+    read_image,
     shared_images,
     subset,
 )
 from classification.errors import UserError
 from classification.image_files import LeftOut, find_images, identical
-from classification.images import read_image
 from classification.transforms import eval_transform, train_transform
 from tests.classification.conftest import CLASSES, SMALL, STUDENT, write_photos
 
@@ -290,11 +290,17 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         list(find_images(tmp_path / "gone", LeftOut()))
 
 
-def test_heic_needs_its_library_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_needs_its_library_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
     check_heif(Folder([], [("a.jpg", 0)], [("heic.png", 0)]))
     with pytest.raises(UserError, match=r"2 images in HEIC, as b\.HEIC: `pip install pillow-heif` to read them"):
         check_heif(Folder([], [("a.jpg", 0), ("b.HEIC", 0)], [("c.heif", 0)]))
+    root = write_photos(tmp_path / "photos", train=2, valid=1)
+    (root / "train" / "dot" / "a.heic").write_bytes(b"")
+    assert main_base.main([str(root), "-a", STUDENT, *SMALL, "--output", str(tmp_path / "run")]) == 2
+    assert "1 image in HEIC" in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_an_image_in_train_and_in_valid_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
