@@ -81,8 +81,8 @@ class Preprocessing:
         """Return the same for a square of another size: by the rule of `train_crop`, or in the same proportion."""
         if train_crop is not None:
             return replace(self, img_size=img_size, resize=_resize(img_size, train_crop), crop="center")
-        if img_size == self.img_size:
-            return self
+        if self.resize == _resize(self.img_size, "resized"):  # exactly, where rounding would add up
+            return replace(self, img_size=img_size, resize=_resize(img_size, "resized"))
         return replace(self, img_size=img_size, resize=max(img_size, round(img_size * self.resize / self.img_size)))
 
     def with_values(self, values: Mapping[str, Any]) -> Preprocessing:
@@ -98,6 +98,8 @@ class Preprocessing:
         for key in ("mean", "std"):
             if values.get(key) is not None:
                 changes[key] = three(values[key], key)
+        if all(max(changes.get(key, (0,))) > 1 for key in ("mean", "std")):  # of bytes, as some code has them
+            changes |= {key: tuple(value / 255 for value in changes[key]) for key in ("mean", "std")}
         if "img_size" in changes and "resize" not in changes:
             return replace(self.at(changes["img_size"]), **changes)
         return replace(self, **changes)

@@ -83,9 +83,9 @@ class Sources:
 
 
 def _of_file(file: WeightFile | None, usual: Preprocessing, published: Preprocessing | None) -> Preprocessing:
-    if file is not None and file.seen:
-        return file.preprocessing(usual)
-    return published or usual
+    if file is None or "mean" not in file.seen:
+        usual = published or usual
+    return usual if file is None else file.preprocessing(usual)
 
 
 def find(args: Namespace, *, with_student: bool, with_teacher: bool) -> Sources:

@@ -83,9 +83,10 @@ def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
             raise UserError(f"checkpoint {path} is damaged: its {key!r} is not {what}")
     classes = next((_names(path, key, said[key]) for key in CLASSES if said.get(key) is not None), None)
-    weights = WeightFile(
-        Path(path), states, said.get("arch"), number, classes, {key: said[key] for key in SEEN if key in said}
-    )
+    # Of other code's files, the keys whose meaning is everywhere the same.
+    keys = SEEN if "format" in said else ("img_size", "mean", "std")
+    seen = {key: said[key] for key in keys if said.get(key) is not None}
+    weights = WeightFile(Path(path), states, said.get("arch"), number, classes, seen)
     weights.preprocessing(Preprocessing())  # refused now, where it is damaged
     return weights
 

@@ -16,7 +16,7 @@ from classification import main_base, main_mgd
 from classification.errors import UserError
 from classification.images import to_bytes
 from classification.models import build
-from classification.models.weights import published_preprocessing
+from classification.models.weights import published_preprocessing, read_weights
 from classification.preprocessing import MEAN, STD, Preprocessing, of_timm, of_torchvision, read
 from tests.classification.conftest import CLASSES, SMALL, STUDENT, TEACHER, write_photos
 from tests.classification.test_engine import engine_of
@@ -50,6 +50,20 @@ def test_a_run_resizes_by_the_rule_of_its_crop() -> None:
 @pytest.mark.parametrize("size", [128, (128, 128), [3, 128, 128], [128]])
 def test_sizes_of_others_are_squares(size: Any) -> None:
     assert read({"img_size": size}, Preprocessing(), "x").img_size == 128
+
+
+def test_mean_and_std_of_bytes_are_those_of_values_up_to_one() -> None:
+    seen = read({"mean": torch.tensor([51.0, 102, 127.5]), "std": [51, 51, 51]}, Preprocessing(), "x")
+    assert seen.mean == pytest.approx((0.2, 0.4, 0.5)) and seen.std == pytest.approx((0.2, 0.2, 0.2))
+
+
+def test_what_other_code_calls_crop_or_interpolation_is_not_ours(tmp_path: Path) -> None:
+    content = {"state_dict": build(STUDENT, 3).state_dict(), "crop": 0.875, "interpolation": 3, "resize": True}
+    torch.save({**content, "img_size": (3, 32, 32)}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").preprocessing(Preprocessing.of(16)) == Preprocessing.of(32)
+    torch.save({**content, "format": 4}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="is damaged: its resize"):
+        read_weights(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +170,7 @@ def test_both_networks_are_evaluated_as_their_own_files_say(
 
 
 def test_what_was_typed_wins_and_contradictions_are_said(photos: Path, tmp_path: Path, capsys: Any) -> None:
-    file = saved(tmp_path / "w.pth", STUDENT, 0, img_size=24, resize=24)
+    file = saved(tmp_path / "w.pth", STUDENT, 0, format=4, img_size=24, resize=24)
     words = [str(photos), "-e", "-j", "0", "--seed", "0", "--student-resume", str(file)]
     engine = engine_of([*words, "--img-size", "32"], main_base)
     assert engine.job.preprocessing == Preprocessing(32, 32)
@@ -166,7 +180,7 @@ def test_what_was_typed_wins_and_contradictions_are_said(photos: Path, tmp_path:
 
 
 def test_starting_weights_give_their_preprocessing_to_the_run(photos: Path, tmp_path: Path, capsys: Any) -> None:
-    file = saved(tmp_path / "w.pth", STUDENT, 0, img_size=24, resize=30, mean=list(HALF), std=[0.25] * 3)
+    file = saved(tmp_path / "w.pth", STUDENT, 0, format=4, img_size=24, resize=30, mean=list(HALF), std=[0.25] * 3)
     words = [str(photos), *SMALL[2:6], "--seed", "0", "--lr", "0.01", "--output", str(tmp_path / "run")]
     assert main_base.main([*words, "--student-resume", str(file), "--epochs", "1"]) == 0
     assert f"the student {STUDENT} sees images as its file had them: 24 px of 30" in capsys.readouterr().out

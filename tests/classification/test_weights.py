@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 from urllib.error import URLError
 
@@ -151,6 +152,18 @@ def test_offline_says_which_option_gives_a_file(monkeypatch: pytest.MonkeyPatch)
         load_pretrained(build("resnet18", 3), "resnet18", option="--teacher-resume")
     with pytest.raises(UserError, match=r"no pretrained weights of mobilenet_v1.*--student-resume"):
         load_pretrained(build("mobilenet_v1", 3), "mobilenet_v1", option="--student-resume")
+
+
+def test_no_file_is_read_in_a_way_that_runs_code() -> None:
+    root = Path(__file__).parents[2]
+    files = [path for room in ("classification", "mgd", "scripts") for path in (root / room).rglob("*.py")]
+    lines = [
+        line
+        for path in files
+        for line in path.read_text().splitlines()
+        if re.search(r"\b(torch|pickle)\.loads?\(", line)
+    ]
+    assert lines and all("weights_only=True" in line for line in lines)
 
 
 def test_safetensors_and_the_published_scripts_checkpoints_load_without_help(tmp_path: Path) -> None:
