@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from math import inf
 
@@ -12,6 +13,12 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mgd.taps import Outputs, Taps, dry_forward
+
+# Values of ONEDNN_MAX_CPU_ISA that leave out the instructions that multiply bfloat16.
+_WITHOUT_BFLOAT16 = {
+    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_MIC", "AVX512_MIC_4OPS", "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+}  # fmt: skip
 
 
 class View(nn.Module):
@@ -107,10 +114,17 @@ def freeze(model: nn.Module, view: View | None = None) -> Frozen:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether `device` says that it multiplies bfloat16 in hardware: a GPU, or an x86 processor; else False."""
+    """Whether `device` multiplies bfloat16 in hardware: a GPU, or an x86 processor; else False.
+
+    oneDNN, the library behind torch on a processor, can be kept to older instructions by an environment variable:
+    ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI makes any processor one without bfloat16.
+    """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""  # the latter is older
+    if device.type != "cpu" or allowed.upper() in _WITHOUT_BFLOAT16:
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 @torch.no_grad()

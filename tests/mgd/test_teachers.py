@@ -220,3 +220,24 @@ def test_an_ensemble_has_the_maps_of_its_networks_in_order_also_of_frozen_ones()
     expected = [*toy_maps(nets[0], images), *toy_maps(nets[1], view(images))]
     for got, wanted in zip(mgd.freeze(ensemble)(images).features, expected, strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("allowed", "expected"),
+    [
+        *((isa, False) for isa in ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "avx512_core_vnni")),
+        *((isa, True) for isa in ("", "ALL", "DEFAULT", "AVX512_CORE_BF16", "AVX512_CORE_AMX", "AVX10_1_512_AMX")),
+    ],
+)
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_bfloat16_is_only_where_processor_and_environment_have_it(
+    variable: str, allowed: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, allowed)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert mgd.has_bfloat16(torch.device("cpu")) is expected
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert not mgd.has_bfloat16(torch.device("cpu"))
+    assert not mgd.has_bfloat16(torch.device("meta"))
