@@ -20,9 +20,11 @@ from classification.interrupt import Interrupt
 from classification.job import Job
 from classification.launch import World, parallel_devices, seed_everything
 from classification.metrics import hits
-from classification.precision import autocast, widen
+from classification.precision import autocast, lacks
 from classification.transforms import eval_transform, normalise
-from mgd import Frozen, Outputs, has_bfloat16
+from mgd import Outputs
+
+NAMES = {"cpu": "processor", "cuda": "GPU"}
 
 
 class Engine:
@@ -47,24 +49,15 @@ class Engine:
         for _, network in job.networks().values():
             memory = torch.channels_last if job.args.channels_last else torch.preserve_format
             network.to(world.device, memory_format=memory)
-        if world.device.type == "cpu" and job.args.amp == "bf16":
-            self._widen()
+        if lacks(world.device, job.args.amp):
+            what = NAMES.get(world.device.type, "device")
+            world.say(f"=> this {what} has no bfloat16: --amp bf16 computes in float32")
         self.valid = Photos(job.data.valid, eval_transform(job.args), cache=self._cache(job.data.valid))
         self._valid_loader: DataLoader | None = None
         self._train_cache: Cache | None = None
         self.interrupt: Interrupt | None = None  # while training
         # Images that one device sees at once when nothing is wrapped.
         self._share = -(-job.args.batch_size // (world.size * parallel_devices(world, job.args) * job.args.accumulate))
-
-    def _widen(self) -> None:
-        """Leave bfloat16 where this processor is slow at it; a frozen teacher computes in the type of its weights."""
-        everything = not has_bfloat16(self.world.device)
-        networks = [network for _, network in self.job.networks().values() if not isinstance(network, Frozen)]
-        for module in (self.job.distiller, *networks):
-            if module is not None:
-                widen(module, everything=everything)
-        if everything:
-            self.world.say("=> this processor has no bfloat16: maps are kept in it, convolutions computed in float32")
 
     # -- evaluation
 

@@ -15,9 +15,11 @@ from classification.checkpoint import fingerprints, read_resume, run_folder
 from classification.config import total_epochs
 from classification.data import Folder, read_folder, without_unreadable
 from classification.errors import UserError
+from classification.launch import device_of
 from classification.models import build
 from classification.models.weights import load_file, load_pretrained, load_strictly
 from classification.paths import exists
+from classification.precision import widen
 from classification.restore import check_flows
 from mgd import ChannelMatching, Distiller, Mutual, matchings
 
@@ -152,7 +154,7 @@ def _try(args: Namespace, arch: str, model: nn.Module, size: int | None = None) 
 
 
 def _student(args: Namespace, data: Folder, notes: list[str]) -> nn.Module:
-    model = build(args.arch, args.num_classes)
+    model = _trainable(args, build(args.arch, args.num_classes))
     goes_on = bool(args.resume) and (args.resume != "auto" or exists(Path(args.output, "last.pth")))
     file = (args.resume if args.evaluate else "") or (args.student_resume if not goes_on else "")
     if file:
@@ -162,6 +164,13 @@ def _student(args: Namespace, data: Folder, notes: list[str]) -> nn.Module:
     elif args.evaluate:
         raise UserError("--evaluate has no weights to evaluate: give a file by --student-resume, or --pretrained")
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
+
+
+def _trainable(args: Namespace, model: nn.Module) -> nn.Module:
+    """Replace the layers whose gradient a processor is slow at in bfloat16, before anything is tapped."""
+    if args.amp == "bf16" and device_of(args).type == "cpu":
+        widen(model)
+    return model
 
 
 def _load(
@@ -181,6 +190,8 @@ def _load(
 def _teacher(args: Namespace, spec: dict[str, Any], data: Folder, notes: list[str]) -> nn.Module:
     arch, file = spec["arch"], spec.get("resume", "")
     model = build(arch, args.num_classes)
+    if args.evaluate or not spec.get("frozen", True):
+        model = _trainable(args, model)
     if file:
         line = _load(args, model, file, arch, data, spec.get("img_size", args.img_size))
     elif not spec.get("frozen", True):

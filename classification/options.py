@@ -180,7 +180,7 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
         "--amp",
         choices=("off", "bf16", "fp16"),
         default="off",
-        help="mixed precision; bf16 runs anywhere (convolutions in float32 where the processor lacks it), fp16 on GPUs",
+        help="mixed precision; bf16 runs anywhere (in float32 where the device lacks it), fp16 on GPUs",
     )
     add("--world-size", type=int, default=-1, help="nodes (with --multiprocessing-distributed), or else ranks")
     add("--rank", type=int, default=-1, help="number of this node, or of this rank")

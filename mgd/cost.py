@@ -6,6 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mgd.teachers import has_bfloat16
+
 
 def _unit(maps: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, C, H, W) -> (B * HW, C): every map of every image at unit length, zero maps at zero."""
@@ -29,6 +31,8 @@ def _cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
             f"got {tuple(student.shape)} and {tuple(teacher.shape)}: choose taps of equal resolution"
         )
     dtype = student.dtype if student.dtype == teacher.dtype else torch.float32
+    if dtype == torch.bfloat16 and not has_bfloat16(student.device):
+        dtype = torch.float32  # emulated products take many times as long
     # One product over images and pixels together sums the per-image cosines.
     with torch.autocast(student.device.type, enabled=False):
         return (_unit(student, dtype).T @ _unit(teacher, dtype)).float()
