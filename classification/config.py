@@ -282,6 +282,11 @@ def total_epochs(args: Namespace) -> int:
     return int(args.epochs + (args.warmup_epochs if args.warmup else 0))
 
 
+def epoch_name(args: Namespace, epoch: int) -> str:
+    """Name an epoch, counted from 0, as people count: "epoch 1/20"."""
+    return f"epoch {epoch + 1}/{total_epochs(args)}"
+
+
 def learning_rate(args: Namespace, epoch: int, part: float) -> float:
     """Return the rate in `epoch` (from 0), `part` of it done.
 

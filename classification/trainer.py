@@ -141,6 +141,7 @@ class Trainer:
                 raise Stopped(self.stepper.signal)
             if every and self.step % every == 0 and self.step < steps:
                 self.save()
+        self.stepper.check_scale(epoch)
 
     # -- what is said and logged
 

@@ -67,7 +67,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_images(
     monkeypatch.setattr(Stepper, "_step", poisoned({6}))
     assert main_mgd.main(distil) == 1
     error = capsys.readouterr().err
-    assert "not finite in epoch 1, step 1 (term ce, mgd; images" in error and ".png" in error
+    assert "not finite in epoch 2/2, step 2 (term ce, mgd; images" in error and ".png" in error
     assert len(error.splitlines()) == 1
     last = torch.load(Path(distil[-1]) / "last.pth", weights_only=True)
     assert last["resume"]["epoch"] == 1
@@ -80,7 +80,7 @@ def test_some_steps_may_be_left_out(
     monkeypatch.setattr(Stepper, "_step", poisoned({2, 5, 7}))
     assert main_mgd.main([*distil, "--skip-nonfinite", "2"]) == 1
     out = capsys.readouterr()
-    assert "left out, 2 of 2" in out.out and "epoch 1, step 2" in out.err
+    assert "left out, 2 of 2" in out.out and "epoch 2/2, step 3" in out.err
     monkeypatch.undo()
     monkeypatch.setattr(Stepper, "_step", poisoned({2, 5}))
     folder = Path(distil[-1] + "-more")
@@ -108,7 +108,7 @@ def test_memory_that_runs_out_says_what_to_lower(
         monkeypatch.setattr(Stepper, "_step", step)
         assert main_mgd.main([*distil[:-1], f"{distil[-1]}{number}"]) == 1
         error = capsys.readouterr().err
-        assert "memory ran out in epoch 0, step 0, with 7 images of 16 px: lower -b" in error
+        assert "memory ran out in epoch 1/2, step 1, with 7 images of 16 px: lower -b" in error
         assert len(error.splitlines()) == 1
 
 

@@ -263,7 +263,7 @@ def test_steps_left_out_before_a_cut_count_after_it(
         with monkeypatch.context() as patch:
             patch.setattr(Stepper, "_step", poisoned({2}))
             assert main_base.main([*words, "--epochs", epochs, "--skip-nonfinite", "1"]) == status
-    assert "epoch 1, step 1" in capsys.readouterr().err
+    assert "epoch 2/2, step 2" in capsys.readouterr().err
 
 
 def test_a_run_killed_between_its_record_and_its_checkpoint_has_each_epoch_once(

@@ -93,7 +93,9 @@ def test_maps_of_16_bits_are_multiplied_in_float32_where_bfloat16_would_be_emula
 ) -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(4, 3, 5, 5).bfloat16(), torch.randn(4, 6, 5, 5).bfloat16()
-    exact = torch.cosine_similarity(student.double()[:, :, None].flatten(3), teacher.double()[:, None].flatten(3), dim=3)
+    exact = torch.cosine_similarity(
+        student.double()[:, :, None].flatten(3), teacher.double()[:, None].flatten(3), dim=3
+    )
     for hardware in (True, False):
         monkeypatch.setattr("mgd.cost.has_bfloat16", lambda device, found=hardware: found)
         wrong = float((channel_cost(student, teacher) - (2 - 2 * exact.mean(0))).abs().max())
