@@ -16,6 +16,7 @@ import torch
 from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER
 from classification.options import Parser, build_parser
+from classification.own_options import checkpoint_of, own_options
 from classification.recipe import read_recipe
 from classification.terms import (
     LABEL_FREE,
@@ -42,23 +43,31 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     parser = build_parser(prog, distillation=distillation)
     recipe = Parser(add_help=False, allow_abbrev=False)
     recipe.add_argument("--config")
+    recipe.add_argument("--resume")
+    recipe.add_argument("-e", "--evaluate", action="store_true")
     chosen, _ = recipe.parse_known_args(argv)
     nested: dict[str, Any] = {}
+    typed = _typed(parser, argv)
+    if chosen.resume and chosen.resume != "auto" and not chosen.evaluate:
+        own, nested = own_options(checkpoint_of(chosen.resume), parser)
+        parser.set_defaults(**own, **({"term": []} if "term" in typed else {}))
     if chosen.config:
         words, nested = read_recipe(parser, Path(chosen.config), distillation)
         try:
-            values = vars(parser.parse_args(["DIR", *words]))
+            values = vars(parser.parse_args(words))
         except UserError as error:
             raise UserError(f"recipe {chosen.config}: {error}") from error
         parser.set_defaults(**{key: value for key, value in values.items() if key not in ("data", "config")})
     args = parser.parse_args(argv)
     args.command = [prog, *argv]
-    typed = _typed(parser, argv)
     if "student_resume" in typed and not {"pretrained", "use_pretrained"} & set(typed):
         args.pretrained, args.use_pretrained = False, 0  # a file in the place of the recipe's download
     for name in sorted(FILES & set(typed)):
         if getattr(args, name) == "":
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
+    if args.data is None:
+        raise UserError(f"name the folder of photographs, as in {prog} DIR; --resume RUN alone takes that of a run")
+    args.resume = args.resume and checkpoint_of(args.resume)
     _check(args, distillation)
     if distillation:
         _set_terms(args, nested.get("terms", {}), typed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from classification.images import read_image
 from classification.interrupt import Interrupt
 from classification.job import Job
 from classification.launch import World, parallel_devices, seed_everything
-from classification.metrics import hits
+from classification.metrics import accuracy, result, tally
 from classification.precision import autocast, lacks
 from classification.transforms import eval_transform, normalise
 from mgd import Outputs
@@ -65,32 +65,30 @@ class Engine:
         """Evaluate every network of the job, and warn of a teacher that knows nothing."""
         results = {}
         for role, (arch, network) in self.job.networks().items():
-            result = results[role] = self.evaluate(network)
-            size = self.job.sizes[role] / 1e6
-            self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {accuracy(result)}")
+            found = results[role] = self.evaluate(network)
+            size, said = self.job.sizes[role] / 1e6, accuracy(found, self.args.num_classes, errors=True)
+            self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {said}")
             chance = 100 / self.args.num_classes
-            if role.startswith("teacher") and result["valid_top1"] < chance + 0.1 * (100 - chance):
+            if role.startswith("teacher") and found["valid_top1"] < chance + 0.1 * (100 - chance):
                 self.world.say(
-                    f"!! WARNING: the {role} is near chance ({result['valid_top1']:.2f} %, chance {chance:.2f} %). "
+                    f"!! WARNING: the {role} is near chance ({found['valid_top1']:.2f} %, chance {chance:.2f} %). "
                     "Nothing good can be learned from it: check its weights, --img-size and the class folders."
                 )
         return results
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module) -> dict[str, float]:
-        """Return top-1 and top-5 in percent over the validation images, each counted once over all ranks."""
+        """Return top-1, top-5 in percent and the mean loss over the validation images, each once over all ranks."""
         self.world.share_state(network)
-        total = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        total = torch.zeros(4, dtype=torch.float64, device=self.world.device)
         network.eval()
         for images, target in self.valid_images():
             self._leave_if_asked()
             with self.autocast():
                 outputs = network(images)
             logits = outputs.logits if isinstance(outputs, Outputs) else outputs
-            total[:2] += hits(logits.float(), target)
-            total[2] += len(target)
-        top1, top5, count = self.world.sum(total).tolist()
-        return {"valid_top1": 100 * top1 / count, "valid_top5": 100 * top5 / count}
+            total += tally(logits.float(), target)
+        return result(self.world.sum(total))
 
     # -- images
 
@@ -149,9 +147,3 @@ class Engine:
         """Leave a pass that can be done again, where no other rank waits for its end."""
         if self.interrupt is not None and self.interrupt.signal and self.world.size == 1:
             raise Stopped(self.interrupt.signal)
-
-
-def accuracy(result: Mapping[str, float]) -> str:
-    """Say a result in one line."""
-    top1, top5 = result["valid_top1"], result["valid_top5"]
-    return f"top-1 {top1:.2f}  top-5 {top5:.2f}  Err@1 {100 - top1:.2f}  Err@5 {100 - top5:.2f}"

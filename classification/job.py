@@ -5,13 +5,14 @@ from __future__ import annotations
 import warnings
 from argparse import Namespace
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from classification.checkpoint import fingerprints, read_resume, run_folder
+from classification.checkpoint import fingerprints, image_names, read_resume, run_folder
 from classification.config import total_epochs
 from classification.data import Folder, read_folder, without_unreadable
 from classification.errors import UserError
@@ -20,7 +21,7 @@ from classification.models import build
 from classification.models.weights import load_file, load_pretrained, load_strictly
 from classification.paths import exists
 from classification.precision import widen
-from classification.restore import check_flows
+from classification.restore import check_flows, damaged, take_up
 from mgd import ChannelMatching, Distiller, Mutual, matchings
 
 
@@ -36,6 +37,8 @@ class Job:
         distiller: what computes the loss, or None with --evaluate.
         notes: what was loaded, one line each.
         resume: the checkpoint to go on from, or None.
+        changed: how its run differs from this one, where --resume-override allows it.
+        anew: what begins anew therefore: its state does not fit.
         inputs: hashes of what the run depends on beside its options.
         bad: images that were left out, and why.
         auto: whether --resume auto was given, with which a run that is done is no mistake.
@@ -53,6 +56,8 @@ class Job:
     starts: list[ChannelMatching] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     resume: dict[str, Any] | None = None
+    changed: list[str] = field(default_factory=list)
+    anew: list[str] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
     bad: dict[str, str] = field(default_factory=dict)
     auto: bool = False
@@ -77,24 +82,32 @@ class Job:
         self.inputs = fingerprints(frozen, self.data.train, args.data, distiller.terms)
         if not args.resume:
             return
-        self.resume = read_resume(args.resume, args, self.data.classes, self.inputs)
+        images = image_names(self.data.train, args.data)
+        self.resume, self.changed = read_resume(args.resume, args, self.data.classes, self.inputs, images)
+        if self.changed:
+            self.notes.append(f"going on with {', and '.join(self.changed)}")
         self.done = self.resume["resume"]["epoch"] >= total_epochs(args)
         if self.done and not self.auto:
             raise UserError(f"{args.resume} is of a run that is done: raise --epochs to go on")
         self._load_resume(self.resume, distiller)
 
     def _load_resume(self, resume: dict[str, Any], distiller: Distiller | Mutual) -> None:
+        """Take up the student and the terms; a term of changed options, which its state does not fit, begins anew."""
         assert self.student is not None
         source = f"{self.args.resume} is damaged: it"
         load_strictly(self.student, resume["state_dict"], source, self.args.arch)
         for name, term in distiller.terms.items():
-            try:
-                term.load_state_dict(resume["resume"]["terms"][name])
-                for matching in matchings(term):
-                    check_flows(matching)
-            except Exception as error:  # a broken state raises whatever it happens to mean
-                what = f"the state of the term {name} does not fit: {' '.join(str(error).split())[:200]}"
-                raise UserError(f"{self.args.resume} is of a run with other options of its terms ({what})") from error
+            if error := take_up(term, partial(_load_term, term, resume["resume"]["terms"].get(name))):
+                if not self.changed:
+                    what = f"the state of the term {name} does not fit: {' '.join(str(error).split())[:200]}"
+                    raise damaged(self.args.resume, what) from error
+                self.anew.append(f"the term {name}")
+
+
+def _load_term(term: nn.Module, state: dict[str, Any]) -> None:
+    term.load_state_dict(state)
+    for matching in matchings(term):
+        check_flows(matching)
 
 
 def start_job(args: Namespace, *, with_teacher: bool) -> Job:
