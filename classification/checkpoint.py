@@ -109,7 +109,7 @@ def read_resume(
     """
     content = read_checkpoint(path)
     if not isinstance(content.get("resume"), dict):
-        raise UserError(f"{path} holds weights only and cannot be gone on with: give the last.pth of a run folder")
+        raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
     with whole(path):
         return content, _compare(path, content, args, classes, inputs, images)
 

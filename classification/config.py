@@ -50,7 +50,7 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     typed = _typed(parser, argv)
     if chosen.resume and chosen.resume != "auto" and not chosen.evaluate:
         own, nested = own_options(checkpoint_of(chosen.resume), parser)
-        parser.set_defaults(**own, **({"term": []} if "term" in typed else {}))
+        parser.set_defaults(**{**own, **({"term": []} if "term" in typed else {})})
     if chosen.config:
         words, nested = read_recipe(parser, Path(chosen.config), distillation)
         try:

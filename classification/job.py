@@ -146,6 +146,8 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
     if with_teacher:
         for spec in args.teachers:
             teacher = _teacher(args, spec, data, job.notes)
+            if args.evaluate or not spec.get("frozen", True):
+                teacher = _trainable(args, teacher)
             _try(args, spec["arch"], teacher, spec.get("img_size"))
             job.teachers.append(teacher)
     networks = job.networks()
@@ -203,8 +205,6 @@ def _load(
 def _teacher(args: Namespace, spec: dict[str, Any], data: Folder, notes: list[str]) -> nn.Module:
     arch, file = spec["arch"], spec.get("resume", "")
     model = build(arch, args.num_classes)
-    if args.evaluate or not spec.get("frozen", True):
-        model = _trainable(args, model)
     if file:
         line = _load(args, model, file, arch, data, spec.get("img_size", args.img_size))
     elif not spec.get("frozen", True):

@@ -45,7 +45,7 @@ def own_options(path: str, parser: argparse.ArgumentParser) -> tuple[dict[str, A
     """
     resume = read_checkpoint(path).get("resume")
     if not isinstance(resume, dict):
-        raise UserError(f"{path} holds weights only, so that no run can be resumed from it: give a run folder")
+        raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
     config = resume.get("config")
     options = config.get("options") if isinstance(config, dict) else None
     if not isinstance(options, dict):
@@ -62,6 +62,8 @@ def own_options(path: str, parser: argparse.ArgumentParser) -> tuple[dict[str, A
         own.pop("seed", None)
     if own.get("taps"):  # which says both
         own["student_taps"] = own["teacher_taps"] = None
+    if own.get("mgd_capacity") == ("single" if own.get("mgd_reducer") == "sm" else "spread"):
+        own["mgd_capacity"] = None  # as the reducer has it
     if script == "main_base.py":
         return own, {}
     nested = {"terms": options.get("terms"), "teachers": options.get("teachers")}

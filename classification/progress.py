@@ -60,7 +60,7 @@ def duration(seconds: float) -> str:
 
 
 def sum_of(loss: float, weighted: Mapping[str, float]) -> str:
-    """Write a loss as the sum of its weighted terms; a single one of weight 1 is the loss itself."""
+    """Write a loss as the sum of its weighted terms."""
     parts = " + ".join(f"{name} {value:.4f}" for name, value in weighted.items())
     return f"loss {loss:.4f} = {parts}"
 

@@ -263,8 +263,9 @@ class Trainer:
         if self.result is not self.student:
             self.world.share_state(self.result)
         if not finite(self.distiller):
+            epoch = epoch_name(self.args, self.epoch - (self.step == 0 < self.epoch))
             raise RunError(
-                f"weights are not finite after step {self.step} of {epoch_name(self.args, self.epoch)}: lower --lr; "
+                f"weights are not finite after {epoch}{f', step {self.step}' if self.step else ''}: lower --lr; "
                 f"{self.job.folder / 'last.pth'} is from before"
             )
         self.means.collect(self.world)

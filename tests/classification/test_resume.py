@@ -131,8 +131,8 @@ def test_resume_auto_starts_goes_on_and_ends(
         ({"seed": "1"}, "--seed 1, was 0"),
         ({"distiller": "mgd+kd"}, "terms ce+mgd; this run has ce+mgd+kd"),
         ({"term": "mgd.weight=3"}, "--term"),
-        ({"teacher": "other"}, "the teachers"),
-        ({"image": "removed"}, "the training images"),
+        ({"teacher": "other"}, "other weights of the teachers"),
+        ({"image": "removed"}, "other training images: 1 fewer than then (train/dot/"),
     ],
 )
 def test_options_that_change_the_result_are_named_and_refused(
