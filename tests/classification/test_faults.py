@@ -180,7 +180,9 @@ def blown_up(at: int) -> Any:
     return blow
 
 
-@pytest.mark.parametrize(("at", "said"), [(8, "weights are not finite after epoch 2/2"), (6, "because weights are not")])
+@pytest.mark.parametrize(
+    ("at", "said"), [(8, "weights are not finite after epoch 2/2"), (6, "because weights are not")]
+)
 def test_weights_that_are_not_finite_are_not_saved_and_no_step_is_left_out_for_them(
     at: int, said: str, distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
