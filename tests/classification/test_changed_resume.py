@@ -113,7 +113,8 @@ def test_another_optimizer_begins_with_fresh_momenta(kinds: tuple[str, str], dis
     ("distiller", "before", "after", "said"),
     [
         ("mgd", {}, {"taps": "layer1,layer2"}, "the term mgd; the momenta of sgd"),
-        ("mgd", {}, {"mgd_reducer": "sm", "mgd_capacity": "single"}, ""),
+        ("mgd", {}, {"mgd_reducer": "sp"}, ""),
+        ("mgd", {}, {"mgd_reducer": "sm"}, "the term mgd; the momenta of sgd"),
         ("ofd+kd", {}, {"taps": "layer1,layer2"}, "the term ofd; the momenta of sgd"),
         ("crd", {"term": "crd.dimension=8"}, {"term": "crd.dimension=4"}, "the term crd; the momenta of sgd"),
         ("crd", {}, {"image": "removed"}, "the term crd; the momenta of sgd"),
