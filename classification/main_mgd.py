@@ -65,8 +65,8 @@ def rematch(trainer: Trainer, found: list[ChannelMatching], epoch: int) -> dict[
     except (ValueError, RuntimeError) as error:
         if launch.lost_a_rank(error):
             raise
-        raise RunError(f"the matching before epoch {epoch} failed: {error}") from error
-    engine.world.check_same(flows_hash(flows), f"the flows before epoch {epoch}")
+        raise RunError(f"the matching before {config.epoch_name(engine.args, epoch)} failed: {error}") from error
+    engine.world.check_same(flows_hash(flows), f"the flows before {config.epoch_name(engine.args, epoch)}")
     seconds = time.perf_counter() - start
     record = {"match_seconds": seconds, "flow_cost": sum(flow.total_cost for flow in flows)}
     changed = ""

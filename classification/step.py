@@ -201,7 +201,7 @@ class Stepper:
             if not values["loss"].isfinite().all():
                 terms = [name for name in self.distiller.terms if not values[name].isfinite().all()]
                 return self._named(terms or ["sum"], part)
-        return " on another rank"
+        return " (on another rank)"
 
     def _bad_gradients(self, parts: Sequence[Loaded], epoch: int, known: Known, drawn: Sequence[Any]) -> str:
         """Pass the batch again, as it was drawn, and name terms and images of the first part of a bad gradient."""
@@ -211,7 +211,7 @@ class Stepper:
         for part, terms in zip(parts, whole, strict=True):
             if terms:
                 return f" though the loss is{self._named(terms, part)}"
-        return " though the loss is"
+        return f" though the loss is{' (on another rank)' if self.world.size > 1 else ''}"
 
     def _terms_of(self, part: Loaded, epoch: int, known: Known) -> list[str]:
         ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)  # which wants a backward after each forward
