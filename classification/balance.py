@@ -1,7 +1,8 @@
-"""How the terms of a loss share the gradient on the student, and weights that would make them equal."""
+"""The gradients of the terms of a loss: their shares, weights that would make them equal, which are not finite."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -22,15 +23,40 @@ def gradient_shares(
     """
     shares: dict[str, Tensor] = {}
     for network, names in groups:
-        parameters = [p for p in network.parameters() if p.requires_grad]
         norms = {}
         for name in names if len(names) > 1 else ():
             value = weights[name] * values[name].mean()
-            gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-            norms[name] = torch.stack([g.float().norm() for g in gradients if g is not None] or [value * 0]).norm()
+            gradients = _gradients(value, network)
+            norms[name] = torch.stack([g.float().norm() for g in gradients] or [value * 0]).norm()
         total = sum(norms.values(), torch.tensor(0.0)).clamp_min(1e-30)
         shares |= {name: norm / total for name, norm in norms.items()}
     return shares
+
+
+def _gradients(value: Tensor, network: nn.Module) -> list[Tensor]:
+    """Return the gradients of a value on the weights that it depends on; its graph is kept."""
+    if not value.requires_grad:
+        return []
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+def largest_gradient(module: nn.Module) -> Tensor:
+    """Return the largest absolute value of the gradients that its weights hold: NaN or inf where one is."""
+    return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None], math.inf)
+
+
+def terms_not_finite(module: nn.Module, values: Mapping[str, Tensor], weights: Mapping[str, float]) -> list[str]:
+    """Return the names of the terms whose gradient on what `module` trains is not finite.
+
+    Args:
+        module: the distiller.
+        values: raw value of each term, with its graph, which is kept.
+        weights: factor of each term.
+    """
+    found = {name: _gradients(weight * values[name].mean(), module) for name, weight in weights.items()}
+    return [name for name, gradients in found.items() if not all(bool(g.isfinite().all()) for g in gradients)]
 
 
 def balanced(weights: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:

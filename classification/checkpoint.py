@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import json
 import os
 import pickle
 import platform
 import time
+import zlib
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, one_line, shown
 from classification.models.files import FORMAT, read_checkpoint
 from classification.paths import exists, is_folder
 from classification.preprocessing import Preprocessing
@@ -45,6 +47,7 @@ FREE = {
 }  # fmt: skip
 NESTED = ("terms", "teachers")  # which no single option says
 LOCK = ".lock"  # the first file of a run folder
+IMAGES = "train_images.txt.gz"
 
 
 def write_atomic(path: Path, content: Any) -> None:
@@ -95,14 +98,17 @@ def describe_student(
     }
 
 
-def read_resume(path: str, args: Namespace, classes: list[str], inputs: dict[str, Any]) -> dict[str, Any]:
-    """Read the `last.pth` of a run that this one is to go on with.
+def read_resume(
+    path: str, args: Namespace, classes: list[str], inputs: dict[str, Any], images: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Read the `last.pth` of a run that this one is to go on with; return it, and what differs from that run.
 
     Args:
         path: the file.
         args: the effective options of this run.
         classes: names in order of index.
         inputs: see `fingerprints`.
+        images: the training images, as `image_names` gives them.
 
     Raises:
         UserError: not such a file; of another network or other classes; or of other options that change the result,
@@ -110,13 +116,19 @@ def read_resume(path: str, args: Namespace, classes: list[str], inputs: dict[str
     """
     content = read_checkpoint(path)
     if not isinstance(content.get("resume"), dict):
-        raise UserError(f"{path} holds weights only and cannot be gone on with: give the last.pth of a run folder")
+        raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
     with whole(path):
-        _compare(path, content, args, classes, inputs)
-    return content
+        return content, _compare(path, content, args, classes, inputs, images)
 
 
-def _compare(path: str, content: dict[str, Any], args: Namespace, classes: list[str], inputs: dict[str, Any]) -> None:
+def _compare(
+    path: str,
+    content: dict[str, Any],
+    args: Namespace,
+    classes: list[str],
+    inputs: dict[str, Any],
+    images: Sequence[str],
+) -> list[str]:
     resume = content["resume"]
     if resume.get("version") != VERSION:
         raise UserError(f"{path} has format {shown(resume.get('version'))}; this code reads format {VERSION}")
@@ -129,17 +141,55 @@ def _compare(path: str, content: dict[str, Any], args: Namespace, classes: list[
         raise UserError(
             f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(inputs['terms'])}"
         )
-    changed = changed_options(resume["config"]["options"], vars(args))
-    changed += [
-        f"the {what} (others than then)"
-        for what in ("teachers", "training images")
-        if resume["inputs"][what] != inputs[what]
-    ]
+    options = changed_options(resume["config"]["options"], vars(args))
+    changed = [f"other options: {'; '.join(options)}"] if options else []
+    if resume["inputs"]["teachers"] != inputs["teachers"] and not any(
+        text.startswith("the teachers") for text in options
+    ):
+        changed.append("other weights of the teachers")
+    if resume["inputs"]["training images"] != inputs["training images"]:
+        changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, images)}")
     if changed and not args.resume_override:
         raise UserError(
-            f"{path} is of a run with other options: {'; '.join(changed)}. Give those of the run, or "
-            "--resume-override 1 to go on with the new ones"
+            f"{path} is of a run with {', and '.join(changed)}. Give those of the run, or --resume-override 1 to go on "
+            "with the new ones"
         )
+    return changed
+
+
+def image_names(samples: Sequence[tuple[str, int]], root: str | Path) -> list[str]:
+    """Return "path class" of every image, the path seen from the data folder."""
+    return [f"{os.path.relpath(path, root)} {target}" for path, target in samples]
+
+
+def _other_images(path: Path, names: Sequence[str]) -> str:
+    """Say how a list of images differs from that which a run has kept."""
+    try:
+        with gzip.open(path, "rb") as file:
+            kept = set(os.fsdecode(file.read()).splitlines())
+    except (OSError, EOFError, zlib.error):
+        return f"which ones is not known, as {path} cannot be read"
+    now = {one_line(name) for name in names}
+    then_files, now_files = ({line.rpartition(" ")[0] for line in lines} for lines in (kept, now))
+    found = [
+        f"{len(files)} {how}{_examples(files)}"
+        for files, how in ((now_files - then_files, "more than then"), (then_files - now_files, "fewer than then"))
+        if files
+    ]
+    moved = {line.rpartition(" ")[0] for line in now ^ kept} & then_files & now_files
+    found += [f"{len(moved)} of another class{_examples(moved)}"] if moved else []
+    return ", ".join(found) or "the same ones, in another order"
+
+
+def _examples(files: set[str]) -> str:
+    names = sorted(files)
+    return f" ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
+
+
+def keep_images(folder: Path, names: Sequence[str]) -> None:
+    """Write the list of training images, from which a run that goes on can say how its own differs."""
+    text = "".join(f"{one_line(name)}\n" for name in names).encode(errors="surrogateescape")
+    _replace(folder / IMAGES, lambda file: file.write(gzip.compress(text, 1, mtime=0)) and None)
 
 
 def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -148,6 +198,8 @@ def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     decays = [entry.get("decay", "constant") for entry in now.get("terms", {}).values()]
     if now.get("lr_schedule") == "step" and set(decays) <= {"constant"}:
         free.add("epochs")  # more of them change nothing that was computed
+    if now.get("terms") == before.get("terms"):
+        free.add("term")  # typed in another way
     names = sorted((set(before) | set(now)) - free - {"command"})
     return [
         f"{'the ' if name in NESTED else '--'}{name.replace('_', '-')} {_known(now, name)}, was {_known(before, name)}"

@@ -18,6 +18,7 @@ from classification.effects import KEYS, check_recipe, check_typed
 from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER
 from classification.options import Parser, build_parser
+from classification.own_options import checkpoint_of, own_options
 from classification.paths import is_file
 from classification.recipe import read_recipe
 from classification.terms import (
@@ -44,26 +45,34 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     parser = build_parser(prog, distillation=distillation)
     recipe = Parser(add_help=False, allow_abbrev=False)
     recipe.add_argument("--config")
+    recipe.add_argument("--resume")
+    recipe.add_argument("-e", "--evaluate", action="store_true")
     chosen, _ = recipe.parse_known_args(argv)
     nested: dict[str, Any] = {}
     keys: dict[str, str] = {}
     alone = None
+    typed = _typed(parser, argv)
+    if chosen.resume and chosen.resume != "auto" and not chosen.evaluate:
+        own, nested = own_options(checkpoint_of(chosen.resume), parser)
+        parser.set_defaults(**{**own, **({"term": []} if "term" in typed else {})})
     if chosen.config:
         words, nested, keys = read_recipe(parser, Path(chosen.config), distillation)
         try:
-            values = parser.parse_args(["DIR", *words])
+            values = parser.parse_args(words)
         except UserError as error:
             raise UserError(f"recipe {chosen.config}: {error}") from error
         alone = _alone(values, nested, distillation)
         parser.set_defaults(**{key: value for key, value in vars(values).items() if key not in ("data", "config")})
     args = parser.parse_args(argv)
     args.command = [prog, *argv]
-    typed = _typed(parser, argv)
     if "student_resume" in typed and not {"pretrained", "use_pretrained"} & set(typed):
         args.pretrained, args.use_pretrained = False, 0  # a file in the place of the recipe's download
     for name in sorted(FILES & set(typed)):
         if getattr(args, name) == "":
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
+    if args.data is None:
+        raise UserError(f"name the folder of photographs, as in {prog} DIR; --resume RUN alone takes that of a run")
+    args.resume = args.resume and checkpoint_of(args.resume)
     if not (args.arch or args.student_resume or args.resume):  # else their files say
         args.arch = "resnet18"
     _check(args, distillation)
@@ -299,6 +308,11 @@ def _check_teachers(args: Namespace) -> None:
 def total_epochs(args: Namespace) -> int:
     """Return how many epochs there are, those of the warmup included."""
     return int(args.epochs + (args.warmup_epochs if args.warmup else 0))
+
+
+def epoch_name(args: Namespace, epoch: int) -> str:
+    """Name an epoch, counted from 0, as people count: "epoch 1/20"."""
+    return f"epoch {epoch + 1}/{total_epochs(args)}"
 
 
 def learning_rate(args: Namespace, epoch: int, part: float) -> float:

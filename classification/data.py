@@ -244,7 +244,9 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
     """Shuffled batches of (epoch, index), the same global batches on any number of ranks.
 
     n images make ceil(n / batch_size) batches whose sizes differ by one at most, so no batch is short and no image is
-    left out; each rank takes its slice of every batch.
+    left out; each rank takes its slice of every batch. Batches follow each other in the epoch's order of all images, so
+    that those seen are its beginning, whatever the batch size and the number of ranks were: what is left makes batches
+    in the same way, which are the same ones where nothing has changed.
 
     Args:
         num: n.
@@ -259,24 +261,42 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
     """
 
     def __init__(self, num: int, batch_size: int, seed: int, rank: int = 0, size: int = 1, parts: int = 1) -> None:
-        self.num, self.seed, self.rank, self.size = num, seed, rank, size
-        self.steps = -(-num // batch_size)
-        if num // self.steps < size * parts:
+        self.num, self.most, self.seed, self.rank, self.size, self.parts = num, batch_size, seed, rank, size, parts
+        self.epoch = 0
+        self.start = self.seen = 0  # steps of the epoch that are done already, and their images
+        if num // len(self) < size * parts:
             of = f"{size} ranks" if parts == 1 else f"{size * parts} parts"
             raise UserError(f"{num} images in batches of {batch_size} leave some of {of} without any: raise -b")
-        self.epoch = 0
-        self.start = 0  # steps of the epoch that are left out, being done already
 
     def __len__(self) -> int:
-        return self.steps
+        """Steps of the epoch, those done included."""
+        return self.start + self._left()
+
+    def _left(self) -> int:
+        return -(-(self.num - self.seen) // self.most)
+
+    def begin(self, epoch: int, start: int = 0, seen: int = 0) -> None:
+        """Turn to an epoch of which `start` steps are done, that saw `seen` images over all ranks.
+
+        Raises:
+            UserError: what is left has fewer images than ranks and parts.
+        """
+        self.epoch, self.start, self.seen = epoch, start, seen
+        needed, left = self.size * self.parts, self.num - seen
+        if left and left // self._left() < needed:
+            raise UserError(
+                f"{left} images are left of the epoch, too few for batches of {self.most} in {needed} parts (ranks "
+                "times --accumulate): go on with the former -b, ranks and --accumulate until the epoch ends"
+            )
 
     def batch_size(self, step: int) -> int:
         """Images of global batch `step`, over all ranks."""
-        return self.num // self.steps + (step < self.num % self.steps)
+        images, steps = self.num - self.seen, self._left()
+        return images // steps + (step - self.start < images % steps)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num)
-        for batch in np.array_split(order, self.steps)[self.start :]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num)[self.seen :]
+        for batch in np.array_split(order, self._left()) if len(order) else []:
             yield [(self.epoch, int(index)) for index in np.array_split(batch, self.size)[self.rank]]
 
 

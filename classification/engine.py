@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ from classification.images import read_image
 from classification.interrupt import Interrupt
 from classification.job import Job
 from classification.launch import World, parallel_devices, seed_everything
-from classification.metrics import hits
-from classification.precision import autocast, widen
+from classification.metrics import accuracy, result, tally
+from classification.precision import autocast, lacks
 from classification.preprocessing import Preprocessing
-from mgd import Frozen, has_bfloat16, logits_of
+from mgd import Frozen, logits_of
+
+NAMES = {"cpu": "processor", "cuda": "GPU"}
 
 
 class Engine:
@@ -47,24 +49,15 @@ class Engine:
         for _, network in job.networks().values():
             memory = torch.channels_last if job.args.channels_last else torch.preserve_format
             network.to(world.device, memory_format=memory)
-        if world.device.type == "cpu" and job.args.amp == "bf16":
-            self._widen()
+        if lacks(world.device, job.args.amp):
+            what = NAMES.get(world.device.type, "device")
+            world.say(f"=> this {what} has no bfloat16: --amp bf16 computes in float32")
         self._valid_cache = self._cache(job.data.valid)
         self._valid_loaders: dict[Preprocessing, DataLoader] = {}
         self._train_cache: Cache | None = None
         self.interrupt: Interrupt | None = None  # while training
         # Images that one device sees at once when nothing is wrapped.
         self._share = -(-job.args.batch_size // (world.size * parallel_devices(world, job.args) * job.args.accumulate))
-
-    def _widen(self) -> None:
-        """Leave bfloat16 where this processor is slow at it; a frozen teacher computes in the type of its weights."""
-        everything = not has_bfloat16(self.world.device)
-        networks = [network for _, network in self.job.networks().values() if not isinstance(network, Frozen)]
-        for module in (self.job.distiller, *networks):
-            if module is not None:
-                widen(module, everything=everything)
-        if everything:
-            self.world.say("=> this processor has no bfloat16: maps are kept in it, convolutions computed in float32")
 
     # -- evaluation
 
@@ -77,36 +70,34 @@ class Engine:
                 self.world.say(f"=> {role} {arch}: not evaluated, its outputs are of other classes")
                 continue
             # A frozen teacher's view turns the student's images into its own.
-            result = results[role] = self.evaluate(network, None if isinstance(network, Frozen) else seen)
-            size = self.job.sizes[role] / 1e6
-            self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {accuracy(result)}")
+            found = results[role] = self.evaluate(network, None if isinstance(network, Frozen) else seen)
+            size, said = self.job.sizes[role] / 1e6, accuracy(found, self.args.num_classes, errors=True)
+            self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {said}")
             chance = 100 / self.args.num_classes
-            if role.startswith("teacher") and result["valid_top1"] < chance + 0.1 * (100 - chance):
+            if role.startswith("teacher") and found["valid_top1"] < chance + 0.1 * (100 - chance):
                 self.world.say(
-                    f"!! WARNING: the {role} is near chance ({result['valid_top1']:.2f} %, chance {chance:.2f} %). "
+                    f"!! WARNING: the {role} is near chance ({found['valid_top1']:.2f} %, chance {chance:.2f} %). "
                     "Nothing good can be learned from it: check its weights, --img-size and the class folders."
                 )
         return results
 
     @torch.no_grad()
     def evaluate(self, network: nn.Module, seen: Preprocessing | None = None) -> dict[str, float]:
-        """Return top-1 and top-5 in percent over the validation images, each counted once over all ranks.
+        """Return top-1, top-5 in percent and the mean loss over the validation images, each once over all ranks.
 
         Args:
             network: on the device.
             seen: its preprocessing; None for the student's.
         """
         self.world.share_state(network)
-        total = torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        total = torch.zeros(4, dtype=torch.float64, device=self.world.device)
         network.eval()
         for images, target in self.valid_images(seen):
             self._leave_if_asked()
             with self.autocast():
                 outputs = network(images)
-            total[:2] += hits(logits_of(outputs).float(), target)
-            total[2] += len(target)
-        top1, top5, count = self.world.sum(total).tolist()
-        return {"valid_top1": 100 * top1 / count, "valid_top5": 100 * top5 / count}
+            total += tally(logits_of(outputs).float(), target)
+        return result(self.world.sum(total))
 
     # -- images
 
@@ -167,9 +158,3 @@ class Engine:
         """Leave a pass that can be done again, where no other rank waits for its end."""
         if self.interrupt is not None and self.interrupt.signal and self.world.size == 1:
             raise Stopped(self.interrupt.signal)
-
-
-def accuracy(result: Mapping[str, float]) -> str:
-    """Say a result in one line."""
-    top1, top5 = result["valid_top1"], result["valid_top5"]
-    return f"top-1 {top1:.2f}  top-5 {top5:.2f}  Err@1 {100 - top1:.2f}  Err@5 {100 - top5:.2f}"

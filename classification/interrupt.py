@@ -9,6 +9,8 @@ import sys
 from types import FrameType, TracebackType
 from typing import Any
 
+from classification.errors import Stopped
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -17,10 +19,11 @@ class Interrupt:
 
     Args:
         what: what is being finished, for the message.
+        at_once: whether to leave by raising `Stopped` instead, as long as nothing was done that is not saved.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, *, at_once: bool = False) -> None:
+        self.what, self.at_once = what, at_once
         self.signal = 0
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
@@ -41,6 +44,8 @@ class Interrupt:
         if self.signal:
             os._exit(128 + number)
         self.signal = number
+        if self.at_once:
+            raise Stopped(number)
         name = signal.Signals(number).name
         print(f"{name}: finishing {self.what}, then leaving; once more leaves at once", file=sys.stderr, flush=True)
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import warnings
 from argparse import Namespace
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from classification.checkpoint import fingerprints, read_resume, run_folder
+from classification.checkpoint import fingerprints, image_names, read_resume, run_folder
 from classification.config import total_epochs
 from classification.data import Folder, check_heif, read_folder, shared_images, without_unreadable
 from classification.errors import UserError
+from classification.launch import device_of
 from classification.models import build, pretrained_source
 from classification.models.weights import (
     WeightFile,
@@ -24,8 +26,9 @@ from classification.models.weights import (
     other_outputs,
     published_preprocessing,
 )
+from classification.precision import widen
 from classification.preprocessing import Preprocessing
-from classification.restore import check_flows
+from classification.restore import check_flows, damaged, take_up
 from classification.sources import Sources, find, numbered_as
 from classification.terms import needing
 from mgd import ChannelMatching, Distiller, Mutual, logits_of, matchings
@@ -43,6 +46,8 @@ class Job:
         distiller: what computes the loss, or None with --evaluate.
         notes: what was loaded, one line each.
         resume: the checkpoint to go on from, or None.
+        changed: how its run differs from this one, where --resume-override allows it.
+        anew: what begins anew therefore: its state does not fit.
         inputs: hashes of what the run depends on beside its options.
         bad: images that were left out, and why.
         auto: whether --resume auto was given, with which a run that is done is no mistake.
@@ -66,6 +71,8 @@ class Job:
     teacher_preprocessing: list[Preprocessing] = field(default_factory=list)
     foreign: list[bool] = field(default_factory=list)
     resume: dict[str, Any] | None = None
+    changed: list[str] = field(default_factory=list)
+    anew: list[str] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
     bad: dict[str, str] = field(default_factory=dict)
     auto: bool = False
@@ -97,24 +104,32 @@ class Job:
         self.inputs = fingerprints(frozen, self.data.train, args.data, distiller.terms)
         if not args.resume:
             return
-        self.resume = read_resume(args.resume, args, self.data.classes, self.inputs)
+        images = image_names(self.data.train, args.data)
+        self.resume, self.changed = read_resume(args.resume, args, self.data.classes, self.inputs, images)
+        if self.changed:
+            self.notes.append(f"going on with {', and '.join(self.changed)}")
         self.done = self.resume["resume"]["epoch"] >= total_epochs(args)
         if self.done and not self.auto:
             raise UserError(f"{args.resume} is of a run that is done: raise --epochs to go on")
         self._load_resume(self.resume, distiller)
 
     def _load_resume(self, resume: dict[str, Any], distiller: Distiller | Mutual) -> None:
+        """Take up the student and the terms; a term of changed options, which its state does not fit, begins anew."""
         assert self.student is not None
         source = f"{self.args.resume} is damaged: it"
         load_strictly(self.student, resume["state_dict"], source, self.args.arch)
         for name, term in distiller.terms.items():
-            try:
-                term.load_state_dict(resume["resume"]["terms"][name])
-                for matching in matchings(term):
-                    check_flows(matching)
-            except Exception as error:  # a broken state raises whatever it happens to mean
-                what = f"the state of the term {name} does not fit: {' '.join(str(error).split())[:200]}"
-                raise UserError(f"{self.args.resume} is of a run with other options of its terms ({what})") from error
+            if error := take_up(term, partial(_load_term, term, resume["resume"]["terms"].get(name))):
+                if not self.changed:
+                    what = f"the state of the term {name} does not fit: {' '.join(str(error).split())[:200]}"
+                    raise damaged(self.args.resume, what) from error
+                self.anew.append(f"the term {name}")
+
+
+def _load_term(term: nn.Module, state: dict[str, Any]) -> None:
+    term.load_state_dict(state)
+    for matching in matchings(term):
+        check_flows(matching)
 
 
 def start_job(args: Namespace, *, with_teacher: bool) -> Job:
@@ -180,7 +195,7 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
     """Build the student and load it; settle what it sees, and with it --img-size and --train-crop."""
     args, published = job.args, None
     if build_it:
-        model = build(args.arch, args.num_classes)
+        model = _trainable(args, build(args.arch, args.num_classes))
         downloads = (args.pretrained or args.use_pretrained) and not sources.goes_on
         if downloads or (sources.student is not None and args.arch.startswith("timm:")):
             published = published_preprocessing(model, args.arch)
@@ -197,6 +212,13 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
     _say_preprocessing(job, "student", args.arch, job.preprocessing, sources.student or sources.resumed)
     job.student = nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
     _try(args.arch, job.student, args.img_size, args.num_classes)
+
+
+def _trainable(args: Namespace, model: nn.Module) -> nn.Module:
+    """Replace the layers whose gradient a processor is slow at in bfloat16, before anything is tapped."""
+    if args.amp == "bf16" and device_of(args).type == "cpu":
+        widen(model)
+    return model
 
 
 def _say_preprocessing(job: Job, role: str, arch: str, seen: Preprocessing, file: WeightFile | None) -> None:
@@ -247,6 +269,8 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
             outputs = None
         job.notes.append(_load_teacher(job, model, spec, file, seen, outputs))
         _say_preprocessing(job, "teacher", arch, seen, file)
+    if args.evaluate or not spec.get("frozen", True):
+        model = _trainable(args, model)
     _try(arch, model, seen.img_size, outputs or classes)
     job.teachers.append(model)
     job.teacher_preprocessing.append(seen)

@@ -7,6 +7,8 @@ import inspect
 import os
 import platform
 import random
+import shlex
+import shutil
 import signal
 import sys
 import time
@@ -140,6 +142,7 @@ def _spawned(local_rank: int, args: Namespace, place: _Place, prepare: Prepare, 
         print(f"{prog}: {error}", file=sys.stderr, flush=True)
         os._exit(1)
     except Stopped as stop:
+        _say_stopped(stop, prog)
         os._exit(128 + stop.signal)
 
 
@@ -273,8 +276,7 @@ def _attempt(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute,
         print(f"{prog}: {error}", file=sys.stderr, flush=True)
         return 1
     except Stopped as stop:
-        name = signal.Signals(stop.signal).name
-        print(f"{prog}: {name}: the state is saved; --resume its last.pth goes on", file=sys.stderr, flush=True)
+        _say_stopped(stop, prog)
         return 128 + stop.signal
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
@@ -292,6 +294,23 @@ def _attempt(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute,
         traceback.print_exc()
         return 1
     return 0
+
+
+def _say_stopped(stop: Stopped, prog: str) -> None:
+    if stop.resume:
+        name = signal.Signals(stop.signal).name
+        print(f"{prog}: {name}: the state is saved; to resume the run:\n{stop.resume}", file=sys.stderr, flush=True)
+
+
+def command(script: str, *words: str) -> str:
+    """Return a command line of one of the scripts beside this file, to be typed where this process was started."""
+    path, python = Path(__file__).resolve().parent / script, shutil.which("python")
+    with contextlib.suppress(ValueError):
+        path = path.relative_to(Path.cwd())
+    first = ["python" if python and Path(python).samefile(sys.executable) else sys.executable]
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        first = ["torchrun", f"--nproc-per-node={os.environ.get('LOCAL_WORLD_SIZE', 1)}"]
+    return shlex.join([*first, str(path), *words])
 
 
 class _Terminated(BaseException):

@@ -65,14 +65,14 @@ def rematch(trainer: Trainer, found: list[ChannelMatching], epoch: int) -> dict[
     except (ValueError, RuntimeError) as error:
         if launch.lost_a_rank(error):
             raise
-        raise RunError(f"the matching before epoch {epoch} failed: {error}") from error
+        raise RunError(f"the matching before {config.epoch_name(engine.args, epoch)} failed: {error}") from error
     for matching, teacher in zip(found, distiller.teachers, strict=True):
         for stage in matching.dead:
             engine.world.say(
-                f"=> warning: the teacher's map at tap {teacher.taps.paths[stage]} (stage {stage}) is nowhere positive: "
-                "mgd teaches nothing there; choose another tap by --teacher-taps"
+                f"!! WARNING: the teacher's map at tap {teacher.taps.paths[stage]} (stage {stage}) is nowhere "
+                "positive: mgd teaches nothing there; choose another tap by --teacher-taps"
             )
-    engine.world.check_same(flows_hash(flows), f"the flows before epoch {epoch}")
+    engine.world.check_same(flows_hash(flows), f"the flows before {config.epoch_name(engine.args, epoch)}")
     seconds = time.perf_counter() - start
     record = {"match_seconds": seconds, "flow_cost": sum(flow.total_cost for flow in flows)}
     changed = ""

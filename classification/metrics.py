@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tensorboardX import SummaryWriter
 from torch import Tensor
+from torch.nn import functional as F
 
 from classification.errors import UserError, shown
 from classification.launch import World
@@ -64,6 +65,27 @@ def hits(logits: Tensor, target: Tensor) -> Tensor:
     """Count the images whose class is the first, and among the first five (or all), of the logits: (2,) float64."""
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]  # (B, 5)
     return torch.stack([best[:, 0].sum(), best.sum()]).double()
+
+
+def tally(logits: Tensor, target: Tensor) -> Tensor:
+    """Count `hits` and images, and sum the images' cross-entropy: (4,) float64."""
+    loss = F.cross_entropy(logits.double(), target, reduction="sum")
+    return torch.stack([*hits(logits, target), loss.new_tensor(len(target)), loss])
+
+
+def result(total: Tensor) -> dict[str, float]:
+    """Turn a sum of `tally` into percentages and a mean loss."""
+    top1, top5, count, loss = total.tolist()
+    return {"valid_top1": 100 * top1 / count, "valid_top5": 100 * top5 / count, "valid_loss": loss / count}
+
+
+def accuracy(result: Mapping[str, float], num_classes: int, *, errors: bool = False) -> str:
+    """Say a result in one line; top-5 says something of more than five classes only."""
+    said = []
+    for number in (1, 5) if num_classes > 5 else (1,):
+        top = result[f"valid_top{number}"]
+        said.append(f"top-{number} {top:.2f}" + (f" (Err@{number} {100 - top:.2f})" if errors else ""))
+    return "  ".join([*said, f"valid loss {result['valid_loss']:.4f}"])
 
 
 class Journal:

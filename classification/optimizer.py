@@ -9,15 +9,37 @@ from typing import Any
 import torch
 from timm.optim import Muon
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from classification.errors import shown
-from mgd import Distiller, Mutual
+from mgd import Distiller, Mutual, has_bfloat16
 
 # What each keeps of a weight.
 STATE = {
-    torch.optim.SGD: {"momentum_buffer"},
-    Muon: {"momentum_buffer", "use_muon", "step", "exp_avg", "exp_avg_sq"},
+    "sgd": {"momentum_buffer"},
+    "muon": {"momentum_buffer", "use_muon", "step", "exp_avg", "exp_avg_sq"},
 }
+
+
+class _InFloat32(TorchFunctionMode):
+    """Turn casts to bfloat16 into casts to float32."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.to and kwargs.get("dtype") is torch.bfloat16:
+            kwargs = {**kwargs, "dtype": torch.float32}
+        return func(*args, **kwargs)
+
+
+class Float32Muon(Muon):
+    """Muon that orthogonalises in float32, for devices without bfloat16.
+
+    timm casts to bfloat16 whatever the device; where that is emulated, a step of a ResNet-18 takes a minute.
+    """
+
+    def step(self, closure: Any = None) -> Any:
+        with _InFloat32():
+            return super().step(closure)
 
 
 def build_optimizer(distiller: Distiller | Mutual, args: Namespace) -> torch.optim.Optimizer:
@@ -40,7 +62,8 @@ def build_optimizer(distiller: Distiller | Mutual, args: Namespace) -> torch.opt
         {"params": [p for p in weights if id(p) in hidden]},
         {"params": [p for p in weights if id(p) not in hidden], "use_fallback": True},
     ]
-    return Muon(groups, args.lr, weight_decay=args.weight_decay, momentum=args.momentum, nesterov=True)
+    kind = Muon if has_bfloat16(weights[0].device) else Float32Muon
+    return kind(groups, args.lr, weight_decay=args.weight_decay, momentum=args.momentum, nesterov=True)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
@@ -52,7 +75,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
     own = optimizer.state_dict()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for number, entry in saved["state"].items():
-        if not 0 <= number < len(weights) or set(entry) - STATE[type(optimizer)]:
+        if not 0 <= number < len(weights) or set(entry) - STATE["muon" if isinstance(optimizer, Muon) else "sgd"]:
             raise ValueError(f"its optimizer has a state {shown(number)} of {shown(list(entry))}")
         for name, value in entry.items():
             if isinstance(value, Tensor):

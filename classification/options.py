@@ -61,7 +61,12 @@ _nonnegative = _number(float, 0)
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("photographs and run").add_argument
-    add("data", metavar="DIR", help="folder of photographs: train/CLASS/*.jpg and valid/CLASS/*.jpg (or val/)")
+    add(
+        "data",
+        metavar="DIR",
+        nargs="?",
+        help="folder of photographs: train/CLASS/*.jpg and valid/CLASS/*.jpg (or val/); with --resume, the run's own",
+    )
     add("--train-list", metavar="FILE", help="list of `path label` lines that takes the place of train/")
     add("--valid-list", metavar="FILE", help="the same for valid/; with both, labels are the class names")
     add("--config", metavar="FILE", help="recipe: a YAML mapping of option names to values; the command line wins")
@@ -94,9 +99,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--resume",
-        metavar="FILE",
+        metavar="RUN",
         default="",
-        help="go on from the last.pth of a run, in its folder; auto: from the one in --output, if there is one",
+        help="resume a run: its folder, or the last.pth in it; what is not typed is as the run had it; auto: that in "
+        "--output, if there is one, with the options that are typed",
     )
     add(
         "--resume-override", type=int, choices=(0, 1), default=0, help="1: go on though other options change the result"
@@ -104,7 +110,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint-every-steps", type=_count, metavar="N", help="write last.pth every N steps, beside every epoch")
     add("--skip-nonfinite", type=_whole, default=0, metavar="N", help="steps left out where the loss is not finite")
     add("-e", "--evaluate", action="store_true", help="evaluate and leave")
-    add("-p", "--print-freq", type=_count, default=10, help="steps between two printed lines")
+    add("-p", "--print-freq", type=_count, metavar="N", help="print every N steps; default: about every 10 seconds")
     add(
         "--seed",
         type=_number(int, 0, 2**31 - 1),
@@ -185,7 +191,7 @@ def _add_devices(parser: argparse.ArgumentParser) -> None:
         "--amp",
         choices=("off", "bf16", "fp16"),
         default="off",
-        help="mixed precision; bf16 runs anywhere (convolutions in float32 where the processor lacks it), fp16 on GPUs",
+        help="mixed precision; bf16 runs anywhere (in float32 where the device lacks it), fp16 on GPUs",
     )
     add("--world-size", type=int, default=-1, help="nodes (with --multiprocessing-distributed), or else ranks")
     add("--rank", type=int, default=-1, help="number of this node, or of this rank")

@@ -1,4 +1,4 @@
-"""Numbers of 16 bits: autocast, and where a processor is better off without."""
+"""Numbers of 16 bits: autocast, and what is better computed without."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from mgd import has_bfloat16
 
 
 class MixedPrecision(nn.Module):
@@ -27,9 +29,18 @@ class MixedPrecision(nn.Module):
 
 
 def autocast(device_type: str, kind: str) -> torch.autocast:
-    """Return the context of "bf16" or "fp16", or one that does nothing for "off"."""
+    """Return the context of "bf16" or "fp16", or one that does nothing.
+
+    It does nothing for "off", and for "bf16" on a device without bfloat16: there every product (convolutions, linear
+    layers, attention, einsum) is emulated, and takes ten to fifty times as long as in float32.
+    """
     dtype = torch.float16 if kind == "fp16" else torch.bfloat16
-    return torch.autocast(device_type, dtype, enabled=kind != "off")
+    return torch.autocast(device_type, dtype, enabled=kind != "off" and not lacks(torch.device(device_type), kind))
+
+
+def lacks(device: torch.device, kind: str) -> bool:
+    """Whether "bf16" is asked for on a device without bfloat16, so that all is computed in float32."""
+    return kind == "bf16" and not has_bfloat16(device)
 
 
 class WideConv2d(nn.Conv2d):
@@ -40,34 +51,30 @@ class WideConv2d(nn.Conv2d):
             return super().forward(images.float()).to(images.dtype)
 
 
-class WideLinear(nn.Linear):
-    """A linear layer in float32 inside autocast, its output as its input's type."""
+def widen(module: nn.Module) -> int:
+    """Replace the depthwise convolutions of a stride above 1 by `WideConv2d`s with the same weights; return how many.
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, enabled=False):
-            return super().forward(inputs.float()).to(inputs.dtype)
-
-
-def widen(module: nn.Module, *, everything: bool) -> int:
-    """Have the layers that a processor is slow at in bfloat16 compute in float32, in place; maps stay in bfloat16.
-
-    On processors without bfloat16 the library behind torch takes about ten times as long for any convolution as in
-    float32. With it, it still has no fast gradient for depthwise convolutions of a stride above 1, and takes ten to a
-    hundred times as long: a third of a step of a MobileNet.
+    On a processor with bfloat16 the library behind torch has no fast gradient for them, and takes ten to a hundred
+    times as long as in float32: a third of a step of a MobileNet.
 
     Args:
-        module: what runs inside autocast.
-        everything: whether every convolution and linear layer is slow, or those depthwise convolutions alone.
-
-    Returns:
-        How many layers were turned.
+        module: a network that is not tapped yet.
     """
-    wide: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: WideConv2d, nn.Linear: WideLinear}
-    slow = [m for m in module.modules() if type(m) in wide and (everything or _is_strided_depthwise(m))]
-    for layer in slow:
-        layer.__class__ = wide[type(layer)]
-    return len(slow)
+    wide = {layer: _wide(layer) for layer in module.modules() if _is_strided_depthwise(layer)}
+    for parent in list(module.modules()):
+        for name, child in parent.named_children():
+            if child in wide:
+                setattr(parent, name, wide[child])
+    return len(wide)
+
+
+def _wide(layer: nn.Module) -> WideConv2d:
+    assert isinstance(layer, nn.Conv2d)
+    how = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    wide = WideConv2d(**{name: getattr(layer, name) for name in how}, bias=layer.bias is not None, device="meta")
+    wide.weight, wide.bias = layer.weight, layer.bias
+    return wide.train(layer.training)
 
 
 def _is_strided_depthwise(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1 < max(layer.stride)
+    return type(layer) is nn.Conv2d and layer.groups == layer.in_channels > 1 < max(layer.stride)

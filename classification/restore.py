@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from classification.errors import UserError, shown
 from classification.terms import is_number
@@ -56,6 +57,17 @@ def check_whole(path: str, content: Mapping[str, Any]) -> None:
             raise damaged(path, f"its {name!r} is {shown(resume[name])}")
     if resume["step"] and not resume["seconds"]:
         raise damaged(path, "its steps took no time")
+
+
+def take_up(module: nn.Module, load: Callable[[], None]) -> Exception | None:
+    """Load a state into a module; where that fails, leave the module as it was and return the error."""
+    own = copy.deepcopy(module.state_dict())
+    try:
+        load()
+    except Exception as error:  # a broken state raises whatever it happens to mean
+        module.load_state_dict(own)
+        return error
+    return None
 
 
 @contextlib.contextmanager

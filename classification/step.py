@@ -1,8 +1,9 @@
-"""One step: forward, finite or not, backward in parts, update; what it does where memory or numbers give out."""
+"""One optimisation step: batches in parts, losses and gradients that are not finite, memory that runs out."""
 
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -12,7 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from classification.averaging import average
-from classification.balance import gradient_shares
+from classification.balance import gradient_shares, largest_gradient, terms_not_finite
+from classification.config import epoch_name
 from classification.engine import Engine
 from classification.errors import RunError, UserError
 from classification.launch import wrap
@@ -24,6 +26,8 @@ from mgd import Ahead, Distiller, Outputs
 
 Loaded = Sequence[Tensor]  # images, target and index, as the loader gives them
 Known = Future[list[Outputs]] | None  # what the teachers say of a batch, where it is computed ahead
+
+SMALLEST_SCALE = 2.0**-20  # of the scaler, which begins with 2^16
 
 
 class Stepper:
@@ -46,13 +50,9 @@ class Stepper:
         self.average = average(self.student, args.ema) if args.ema else None
         self.mix = mixing(args)
         self._ahead = self._teachers_ahead()
-        self.skipped = 0  # steps left out because their loss was not finite
-        self._agreed = torch.zeros(2, device=self.world.device)  # kept: see World.kept
-
-    @property
-    def signal(self) -> int:
-        """A signal that came to any rank before its last step; 0 for none."""
-        return int(self._agreed[1])
+        self.skipped = 0  # steps left out because their loss or gradient was not finite
+        self.signal = 0  # that came to any rank before its last step; 0 for none
+        self._flags = torch.zeros(3, device=self.world.device)  # kept: see World.kept
 
     def _compile(self) -> None:
         torch._functorch.config.donated_buffer = False  # shares of the gradient take one graph several times
@@ -78,13 +78,20 @@ class Stepper:
         return self._ahead(batches, lambda batch: self.engine.images(batch[0]))
 
     def forward(
-        self, images: Tensor, target: Tensor | None, index: Tensor, epoch: int, known: Known = None
+        self,
+        images: Tensor,
+        target: Tensor | None,
+        index: Tensor,
+        epoch: int,
+        known: Known = None,
+        module: nn.Module | None = None,
     ) -> dict[str, Tensor]:
         """Return the distiller's values for a batch as the loader gives it; without labels `target` is left out."""
         images, index = self.engine.images(images), self.engine.move(index)
         target = self.engine.move(target) if target is not None and self.args.labels else None
         mixed, soft = self.mix(images, target) if self.mix else (images, target)
-        values: dict[str, Tensor] = self.wrapped(mixed, soft, index, epoch, *([known.result()] if known else []))
+        taught = [known.result()] if known else []
+        values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *taught)
         if target is not None and not self.mix:
             values["train_hits"] = hits(values["logits"].detach().float(), target)[:1] / len(target)
         return values
@@ -105,9 +112,9 @@ class Stepper:
             The values of the terms, or None where the step was left out.
 
         Raises:
-            RunError: a loss that is not finite, or memory that ran out.
+            RunError: a loss or gradient that is not finite, or memory that ran out.
         """
-        images = batch[0]
+        images, where = batch[0], f"{epoch_name(self.args, epoch)}, step {step + 1}"
         try:
             return self._step(batch, epoch, step, size, known)
         except ValueError as error:
@@ -127,35 +134,43 @@ class Stepper:
             if isinstance(error, RuntimeError) and not any(w in text for w in ("out of memory", "allocate memory")):
                 raise
             raise RunError(
-                f"memory ran out in epoch {epoch}, step {step}, with {len(images)} images of {images.shape[-2]} px: "
+                f"memory ran out in {where}, with {len(images)} images of {images.shape[-2]} px: "
                 "lower -b or --img-size, raise --accumulate, use --amp bf16, or leave --cache ram out"
             ) from error
 
     def _step(self, batch: Loaded, epoch: int, step: int, size: int, known: Known) -> dict[str, Tensor] | None:
         before = self._buffers() if self.args.skip_nonfinite else {}
+        drawn = _generators(self.world.device)
         parts = list(zip(*(tensor.tensor_split(self.args.accumulate) for tensor in batch), strict=True))
-        means: dict[str, Tensor] = {}
+        found: list[dict[str, Tensor]] = []
         shares: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last else self._local():
                 values = self.forward(*part, epoch, known)
-                if not self._agree(values):
-                    self._leave_out(values, batch[2], f"epoch {epoch}, step {step}", before)
-                    return None
                 if step == 0 and last:
                     shares = gradient_shares(self.distiller.groups(), values, self.distiller.weights(epoch))
                 # DDP averages gradients over ranks; parts that differ in size weigh by their images.
                 share = len(part[0]) * self.world.size / size
                 self.scaler.scale(values["loss"].mean() * share).backward()
             del values["logits"]
-            for name, value in values.items():
-                means[name] = means.get(name, 0.0) + value.detach() * (len(part[0]) / len(batch[0]))
+            found.append({name: value.detach() for name, value in values.items()})
+        if what := self._not_finite(found):
+            where = f"{epoch_name(self.args, epoch)}, step {step + 1}"
+            cause = (
+                self._bad_losses(parts, found) if what == "loss" else self._bad_gradients(parts, epoch, known, drawn)
+            )
+            self._leave_out(f"the {what} is not finite in {where}{cause}", before)
+            return None
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.student)
+        means: dict[str, Tensor] = {}
+        for part, known_values in zip(parts, found, strict=True):
+            for name, value in known_values.items():
+                means[name] = means.get(name, 0.0) + value * (len(part[0]) / len(batch[0]))
         return means | {f"{name}_share": share for name, share in shares.items()}
 
     def _local(self) -> contextlib.AbstractContextManager[Any]:
@@ -163,20 +178,57 @@ class Stepper:
         ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)
         return self.wrapped.no_sync() if ddp else contextlib.nullcontext()  # type: ignore[operator]
 
-    def _agree(self, values: Mapping[str, Tensor]) -> bool:
-        """Let the ranks know of each other's signals; return whether the loss is finite on all of them."""
-        signal = self.engine.interrupt.signal if self.engine.interrupt is not None else 0
-        self._agreed[0] = ~values["loss"].detach().isfinite().all()
-        self._agreed[1] = signal
+    def _not_finite(self, found: Sequence[Mapping[str, Tensor]]) -> str:
+        """Return "loss" or "gradient" where that is not finite on any rank, and note a signal to any of them.
+
+        All is read in one wait for the device. The scaler of --amp fp16 looks at gradients itself: it leaves a step out
+        where they overflow, and lowers its scale.
+        """
+        losses = torch.stack([values["loss"].mean() for values in found])
+        self._flags[0] = ~losses.isfinite().all()
+        if not self.scaler.is_enabled():
+            self._flags[1] = ~largest_gradient(self.distiller).isfinite()
+        self._flags[2] = self.engine.interrupt.signal if self.engine.interrupt is not None else 0
         if self.world.size > 1:
-            dist.all_reduce(self._agreed, op=dist.ReduceOp.MAX)
-        return not self._agreed[0]
+            dist.all_reduce(self._flags, op=dist.ReduceOp.MAX)
+        loss, gradient, signal = self._flags.tolist()
+        self.signal = int(signal)
+        return "loss" if loss else "gradient" if gradient else ""
+
+    def _bad_losses(self, parts: Sequence[Loaded], found: Sequence[Mapping[str, Tensor]]) -> str:
+        """Name the terms and images of the first part whose loss is not finite."""
+        for part, values in zip(parts, found, strict=True):
+            if not values["loss"].isfinite().all():
+                terms = [name for name in self.distiller.terms if not values[name].isfinite().all()]
+                return self._named(terms or ["sum"], part)
+        return " (on another rank)"
+
+    def _bad_gradients(self, parts: Sequence[Loaded], epoch: int, known: Known, drawn: Sequence[Any]) -> str:
+        """Pass the batch again, as it was drawn, and name terms and images of the first part of a bad gradient."""
+        self.optimizer.zero_grad(set_to_none=True)
+        _set_generators(self.world.device, drawn)
+        whole = [self._terms_of(part, epoch, known) for part in parts]  # all: terms may wait for those of other ranks
+        for part, terms in zip(parts, whole, strict=True):
+            if terms:
+                return f" though the loss is{self._named(terms, part)}"
+        return f" though the loss is{' (on another rank)' if self.world.size > 1 else ''}"
+
+    def _terms_of(self, part: Loaded, epoch: int, known: Known) -> list[str]:
+        ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)  # which wants a backward after each forward
+        module = self.wrapped.module if ddp else self.wrapped
+        values = self.forward(*part, epoch, known, module=module)
+        return terms_not_finite(self.distiller, values, self.distiller.weights(epoch))
+
+    def _named(self, terms: Sequence[str], part: Loaded) -> str:
+        files = [self.job.data.train[int(i)][0] for i in part[2]]
+        more = f" and {len(files) - 4} more" if len(files) > 4 else ""
+        return f" (term {', '.join(terms)}; images {', '.join(files[:4])}{more})"
 
     def _buffers(self) -> dict[str, Tensor]:
         """Copy statistics, costs and margins; a bank of all images is left out: it takes finite values only."""
         return {n: value.clone() for n, value in self.distiller.named_buffers() if not n.endswith("_bank")}
 
-    def _leave_out(self, values: Mapping[str, Tensor], index: Tensor, where: str, before: Mapping[str, Tensor]) -> None:
+    def _leave_out(self, what: str, before: Mapping[str, Tensor]) -> None:
         """Take back what the forward changed, or stop the run.
 
         Raises:
@@ -185,10 +237,6 @@ class Stepper:
         self.skipped += 1
         self.optimizer.zero_grad(set_to_none=True)
         last, best = (self.job.folder / f"{name}.pth" for name in ("last", "best"))
-        files = [self.job.data.train[int(i)][0] for i in index]
-        bad = [name for name in self.distiller.terms if not values[name].detach().isfinite().all()]
-        what = f"the loss is not finite in {where} (term {', '.join(bad) or 'sum'}; images {', '.join(files[:4])}"
-        what += f" and {len(files) - 4} more)" if len(files) > 4 else ")"
         if self.skipped > self.args.skip_nonfinite:
             raise RunError(
                 f"{what}: lower --lr or the term's weight, look at the images, or allow some by --skip-nonfinite N; "
@@ -201,6 +249,18 @@ class Stepper:
                 value.copy_(before[name])
         self.world.say(f"!! WARNING: {what}: left out, {self.skipped} of {self.args.skip_nonfinite}")
 
+    def check_scale(self, epoch: int) -> None:
+        """Stop a run of --amp fp16 whose gradients never fit.
+
+        Raises:
+            RunError: the scaler has lowered its scale step after step.
+        """
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            raise RunError(
+                f"the gradients are not finite in float16 at any scale, in {epoch_name(self.args, epoch)}: use --amp "
+                "bf16 or off, or lower the weights of the terms"
+            )
+
     def set_rate(self, rate: float) -> None:
         """Set the learning rate."""
         for group in self.optimizer.param_groups:
@@ -211,3 +271,16 @@ def finite(module: nn.Module) -> bool:
     """Whether all weights that train are finite."""
     weights = [weight.detach() for weight in module.parameters() if weight.requires_grad]
     return not weights or bool(torch.stack([weight.isfinite().all() for weight in weights]).all())
+
+
+def _generators(device: torch.device) -> list[Any]:
+    """Return the states of the generators that a forward may draw from."""
+    states = [random.getstate(), torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _set_generators(device: torch.device, states: Sequence[Any]) -> None:
+    random.setstate(states[0])
+    torch.set_rng_state(states[1])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[2], device)

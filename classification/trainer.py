@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,21 +13,24 @@ from tqdm import tqdm
 
 from classification import averaging
 from classification.balance import balanced, dominant, gradient_shares
-from classification.checkpoint import VERSION, describe_student, make_folder, write_atomic
-from classification.config import describe, learning_rate, total_epochs
+from classification.checkpoint import VERSION, describe_student, image_names, keep_images, make_folder, write_atomic
+from classification.config import describe, epoch_name, learning_rate, total_epochs
 from classification.data import Photos, TrainBatches, loader, told
-from classification.engine import Engine, accuracy
-from classification.errors import RunError, Stopped, UserError
+from classification.engine import Engine
+from classification.errors import RunError, Stopped, UserError, shown
 from classification.interrupt import Interrupt
+from classification.launch import command
 from classification.memory import peak_bytes
 from classification.metrics import Journal, Means
 from classification.optimizer import load_optimizer
+from classification.progress import Progress, epoch_line, last_lines, sum_of
 from classification.random_state import random_state, set_random_state
-from classification.restore import whole
+from classification.restore import take_up, whole
 from classification.step import Stepper, finite
 from classification.transforms import train_transform
 from mgd import Mutual, matchings
 
+SETTLED = 10  # steps after which terms are compared
 BeforeEpoch = Callable[["Trainer", int], dict[str, float]]
 
 
@@ -59,12 +63,15 @@ class Trainer:
         self._seed(engine.seed)
         # The state between two steps, beside that of the modules above.
         self.epoch = args.start_epoch
-        self.step = 0  # steps of this epoch that are done
+        self.step = self.seen = 0  # steps of this epoch that are done, and the images of them over all ranks
         self.seconds = 0.0  # that they took
         self.extra: dict[str, float] = {}  # what before_epoch returned
         self.means = Means(world.device)
         self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
+        self.elapsed = 0.0  # seconds of the run, up to its last checkpoint before this process
+        self.unprepared = False  # whether a term begins anew inside an epoch
         self.balance_told = False
+        self.progress, self.begun = Progress(args), time.perf_counter()
 
     # -- the loop
 
@@ -80,37 +87,49 @@ class Trainer:
                 self._restore(self.job.resume["resume"])
         if self.world.first:
             make_folder(self.job.folder, describe(self.args), resumed=self.job.resume is not None, bad=self.job.bad)
+            if self.job.changed or not self.job.resume:
+                keep_images(self.job.folder, image_names(self.job.data.train, self.args.data))
         self.world.say(f"=> run folder {self.job.folder}")
         self.journal = Journal(self.job.folder, self.epoch) if self.world.first else None
         if not self.job.resume:
             self.save()
         record: dict[str, Any] = {}
-        with Interrupt("the step") as self.engine.interrupt:
-            while self.epoch < total_epochs(self.args):
-                record = self._run_epoch()
+        try:
+            with Interrupt("the step", at_once=self.world.size == 1) as self.engine.interrupt:
+                while self.epoch < total_epochs(self.args):
+                    record = self._run_epoch()
+        except Stopped as stop:
+            stop.resume = command(self.args.command[0], "--resume", str(self.job.folder)) if self.world.first else ""
+            raise
         if self.journal:
             self.journal.close()
+        self._say_end(record)
         return record
 
     def _run_epoch(self) -> dict[str, Any]:
-        epoch = self.epoch
-        if self.step == 0:
+        epoch, begun = self.epoch, time.perf_counter()
+        if self.step == 0 or self.unprepared:
             self.extra = self.before_epoch(self, epoch) if self.before_epoch else {}
+            self.unprepared = False
+        if self.step == 0:
             self.means, self.seconds = Means(self.world.device), 0.0
+        earlier = self.seconds
         try:
             self._train()
             record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate(self.result)}
             for name, peer in self._peers().items():
                 record |= {f"{key}_{name}": value for key, value in self.engine.evaluate(peer).items()}
         except Stopped:
-            self.save()
+            if self.progress.steps:  # else the last checkpoint holds all
+                self.save()
             raise
         better = self._improved(record)
         self._say_epoch(record)
         if self.journal:
             self.journal.write(record)  # first: what a run cut here leaves behind is dropped when it goes on
-        self.epoch, self.step = epoch + 1, 0
+        self.epoch, self.step, self.seen = epoch + 1, 0, 0
         self.save(better=better)
+        self.progress.aside = time.perf_counter() - begun - (self.seconds - earlier)
         return record
 
     def _improved(self, record: Mapping[str, Any]) -> set[str]:
@@ -119,28 +138,35 @@ class Trainer:
         keys[""] = ("valid_top1", "valid_top5")
         better = {name for name, (top1, _) in keys.items() if record[top1] > self.best.get(top1, -1.0)}
         self.best |= {key: record[key] for name in better for key in keys[name]}
+        self.best |= {"epoch": record["epoch"]} if "" in better else {}
         return better
 
     def _train(self) -> None:
         """Do the steps of the epoch that are left."""
-        epoch, steps, every = self.epoch, len(self.batches), self.args.checkpoint_every_steps
-        self.batches.epoch, self.batches.start = epoch, self.step
+        epoch, every = self.epoch, self.args.checkpoint_every_steps
+        self.batches.begin(epoch, self.step, self.seen)
+        steps = len(self.batches)
         self.stepper.wrapped.train()
-        bar = self.engine.progress(self.loader, f"epoch {epoch}")
+        bar = self.engine.progress(self.loader, epoch_name(self.args, epoch))
         before, earlier = time.perf_counter(), self.seconds
         for batch, known in self.stepper.ahead(told(bar, self.engine.workers)):
             self.stepper.set_rate(learning_rate(self.args, epoch, self.step / steps))
-            values = self.stepper(batch, epoch, self.step, self.batches.batch_size(self.step), known)
+            size, past = self.batches.batch_size(self.step), self.seconds
+            values = self.stepper(batch, epoch, self.step, size, known)
             if values is not None:
                 self.means.add(values, len(batch[0]))
-            self.step += 1
+            if self.engine.interrupt is not None:
+                self.engine.interrupt.at_once = False
+            self.step, self.seen = self.step + 1, self.seen + size
             self.seconds = earlier + time.perf_counter() - before
-            if self.step % self.args.print_freq == 0 and values is not None:
+            self.progress.stepped(self.seconds - past)
+            if values is not None:
                 self._say_step(values, bar)
             if self.stepper.signal:
                 raise Stopped(self.stepper.signal)
             if every and self.step % every == 0 and self.step < steps:
                 self.save()
+        self.stepper.check_scale(epoch)
 
     # -- what is said and logged
 
@@ -165,30 +191,32 @@ class Trainer:
     def _say_step(self, values: Mapping[str, Tensor], bar: Any) -> None:
         if not self.world.first:
             return
+        due, steps = self.progress.due(self.step), len(self.batches)
+        settled = not self.balance_told and self.progress.steps >= min(SETTLED, steps)
+        if not due and not settled:
+            return  # reading values waits for the device
         weights = self.distiller.weights(self.epoch)
-        raw = {name: float(values[name].detach().mean()) for name in weights}
-        if not self.balance_told:
+        weighted = {name: weights[name] * float(values[name].detach().mean()) for name in weights}
+        if settled:
             self.balance_told = True
-            if warning := dominant({name: weights[name] * value for name, value in raw.items()}):
+            if warning := dominant(weighted):
                 self.world.say(warning)
-        terms = "  ".join(f"{name} {value:.4g}" for name, value in raw.items())
-        speed = self.step * self.batches.batch_size(0) / self.seconds
-        loss = float(values["loss"].detach().mean())
-        line = f"loss {loss:.4f}  {terms}  {speed:.1f} images/s"
-        if isinstance(bar, tqdm):
-            bar.set_postfix_str(line)
-        else:
-            self.world.say(f"epoch {self.epoch} step {self.step}/{len(self.batches)}  {line}")
+        if due:
+            loss, speed = float(values["loss"].detach().mean()), self.seen / self.seconds
+            left = self.progress.left(self.epoch, self.step, steps)
+            line = "  ".join([sum_of(loss, weighted), f"{speed:.1f} images/s", *([left] if left else [])])
+            if isinstance(bar, tqdm):
+                bar.set_postfix_str(line)
+            else:
+                self.world.say(f"{epoch_name(self.args, self.epoch)}  step {self.step}/{steps}  {line}")
 
     def _say_epoch(self, record: Mapping[str, Any]) -> None:
-        parts = "  ".join(
-            f"{name} {record[f'train_{name}_weighted']:.4f} (raw {record[f'train_{name}']:.4g})"
-            for name in self.distiller.terms
-        )
-        self.world.say(
-            f"epoch {record['epoch'] + 1}/{total_epochs(self.args)}  loss {record['train_loss']:.4f} = {parts}  "
-            f"{accuracy(record)}  best {self.best['valid_top1']:.2f}  {record['images_per_second']:.1f} images/s"
-        )
+        self.world.say(epoch_line(self.args, record, self.best["valid_top1"], self.distiller.terms))
+
+    def _say_end(self, record: Mapping[str, Any]) -> None:
+        seconds = self.elapsed + time.perf_counter() - self.begun
+        for line in last_lines(self.args, self.job.folder, self.best, record["valid_top1"], seconds):
+            self.world.say(line)
 
     def calibrate(self, steps: int) -> None:
         """Print each term's share of the gradient over `steps` batches, and the weights that would make all equal.
@@ -235,8 +263,9 @@ class Trainer:
         if self.result is not self.student:
             self.world.share_state(self.result)
         if not finite(self.distiller):
+            epoch = epoch_name(self.args, self.epoch - (self.step == 0 < self.epoch))
             raise RunError(
-                f"weights are not finite before epoch {self.epoch}, step {self.step}: lower --lr; "
+                f"weights are not finite after {epoch}{f', step {self.step}' if self.step else ''}: lower --lr; "
                 f"{self.job.folder / 'last.pth'} is from before"
             )
         self.means.collect(self.world)
@@ -257,6 +286,8 @@ class Trainer:
             "version": VERSION,
             "epoch": self.epoch,
             "step": self.step,
+            "seen": self.seen,
+            "elapsed": self.elapsed + time.perf_counter() - self.begun,
             "seconds": self.seconds,
             "extra": self.extra,
             "means": self.means.state_dict(),
@@ -282,23 +313,78 @@ class Trainer:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Take up the state of a checkpoint; student and terms have theirs since the job was built."""
-        load_optimizer(self.stepper.optimizer, state["optimizer"])
-        self.stepper.scaler.load_state_dict(state["scaler"])
+        anew = [*self.job.anew, *self._restore_peers(state["peers"])]
+        before = state["config"]["options"].get("optimizer", "sgd")
+        if anew or before != self.args.optimizer:
+            anew.append(f"the momenta of {self.args.optimizer}" + (f", after {before}" if not anew else ""))
+        else:
+            load_optimizer(self.stepper.optimizer, state["optimizer"])
+        if self.stepper.scaler.is_enabled():
+            if state["scaler"] or not self.job.changed:
+                self.stepper.scaler.load_state_dict(state["scaler"])
+            else:
+                anew.append("the scale of --amp fp16")
         averaging.restore(self.stepper.average, self.student, state["ema"])
-        for name, peer in self._peers().items():
-            peer.load_state_dict(state["peers"][name])
-        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.extra, self.best, self.stepper.skipped = state["extra"], state["best"], state["skipped"]
-        self.means.load_state_dict(state["means"], self.world)
+        if self.stepper.average is not None and not state["ema"]:
+            anew.append("the average of --ema")
+        self.epoch, self.extra, self.best = state["epoch"], state["extra"], state["best"]
+        self.stepper.skipped, self.elapsed = state["skipped"], float(state.get("elapsed", 0.0))
+        if self._same_images(state):
+            self.step, self.seconds, self.seen = state["step"], state["seconds"], seen_images(state, len(self.photos))
+            self.means.load_state_dict(state["means"], self.world)
+        self.unprepared = bool(self.job.anew) and self.step > 0
         for matching in matchings(self.distiller.terms):
             if not self.world.first:
                 matching.forget()
+        if self.args.seeded and self.args.seed != state["seed"]:
+            self.world.say(f"=> the run keeps its own seed, {state['seed']}")
         self._seed(state["seed"])
         exact = set_random_state(state["random"], self.world)
-        where = f"epoch {self.epoch + 1}/{total_epochs(self.args)}" + (f", step {self.step}" if self.step else "")
-        self.world.say(f"=> going on with {where}")
+        self._say_resumed(state, anew, exact=exact)
+
+    def _restore_peers(self, states: Mapping[str, Any]) -> list[str]:
+        """Take up the peers; return those that are of another network than the run had, and begin anew."""
+        anew = []
+        for name, peer in self._peers().items():
+            if error := take_up(peer, partial(_load, peer, states.get(name))):
+                if not self.job.changed:
+                    raise error
+                anew.append(name)
+        return anew
+
+    def _same_images(self, state: Mapping[str, Any]) -> bool:
+        return bool(state["inputs"]["training images"] == self.job.inputs["training images"])
+
+    def _say_resumed(self, state: Mapping[str, Any], anew: Sequence[str], *, exact: bool) -> None:
+        name = epoch_name(self.args, self.epoch)
+        if anew:
+            self.world.say(f"=> what the run had does not fit its new options, and begins anew: {'; '.join(anew)}")
+        if state["step"] and not self.step:
+            self.world.say(f"=> the training images are others than then: {name} begins anew")
+        left = f", step {self.step}: {len(self.photos) - self.seen} images of it are left" if self.step else ""
+        self.world.say(f"=> going on with {name}{left}")
         if not exact:
             self.world.say(
                 f"=> the run had {len(state['random'])} ranks and has {self.world.size} now: it goes on, and is no "
                 "longer the same bit for bit"
             )
+
+
+def seen_images(state: Mapping[str, Any], num_images: int) -> int:
+    """Return how many images of the epoch a run had seen, over all ranks.
+
+    A checkpoint of before this was kept says it by its steps and its batch size.
+
+    Raises:
+        ValueError: a number that cannot be.
+    """
+    step = state["step"]
+    steps = -(-num_images // int(state["config"]["options"].get("batch_size", num_images)))
+    seen = state.get("seen", sum(num_images // steps + (n < num_images % steps) for n in range(step)))
+    if not (isinstance(seen, int) and step <= seen <= num_images and (step > 0 or seen == 0)):
+        raise ValueError(f"it saw {shown(seen)} of {num_images} images in {step} steps")
+    return seen
+
+
+def _load(module: nn.Module, state: Mapping[str, Any]) -> None:
+    module.load_state_dict(state)

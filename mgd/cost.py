@@ -7,6 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mgd.checks import check_maps
+from mgd.teachers import has_bfloat16
 
 
 def _unit(maps: Tensor, dtype: torch.dtype) -> Tensor:
@@ -25,6 +26,8 @@ def _cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
     """(B, S, H, W), (B, T, H, W) -> (S, T): cosines summed over the batch."""
     check_maps("channel_cost", student, teacher, same="resolution")
     dtype = student.dtype if student.dtype == teacher.dtype else torch.float32
+    if dtype == torch.bfloat16 and not has_bfloat16(student.device):
+        dtype = torch.float32  # emulated products take many times as long
     # One product over images and pixels together sums the per-image cosines.
     with torch.autocast(student.device.type, enabled=False):
         return (_unit(student, dtype).T @ _unit(teacher, dtype)).float()

@@ -26,6 +26,7 @@ from torch import Tensor
 
 import mgd
 from classification.memory import keep_freed_memory
+from classification.precision import autocast
 
 LAST = torch.channels_last
 BASE = {"channels": 256, "taps": 1, "side": 28, "batch": 8}
@@ -103,7 +104,7 @@ def term_curves(rounds: int) -> list[dict[str, Any]]:
             own = [m.requires_grad_() for m in student]
 
             def step(term: Any = term, own: Any = own, teacher: Any = teacher, logits: Tensor = logits) -> None:
-                with torch.autocast("cpu", torch.bfloat16):
+                with autocast("cpu", "bf16"):
                     loss = term(mgd.Outputs(logits, own), [mgd.Outputs(logits, teacher)])
                 loss.backward()
 

@@ -29,6 +29,7 @@ from classification.images import read_image
 from classification.job import start_job
 from classification.launch import World
 from classification.memory import keep_freed_memory
+from classification.precision import autocast
 from classification.transforms import MEAN, STD, eval_transform, normalise, train_transform
 
 CPU, SIZE, BATCH = torch.device("cpu"), 224, 64
@@ -90,7 +91,7 @@ def evaluations(folder: Path, arch: str) -> dict[str, Callable[[], object]]:
         network.eval()
         right = 0
         for images, target in loading:
-            with torch.autocast("cpu", torch.bfloat16):
+            with autocast("cpu", "bf16"):
                 right += int((network(images.to(memory_format=torch.channels_last)).argmax(1) == target).sum())
         found["timm"] = 100 * right / len(dataset)
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 import mgd
 from classification.memory import keep_freed_memory
 from classification.models import build, default_taps
-from classification.precision import MixedPrecision, widen
+from classification.precision import MixedPrecision, autocast, widen
 from mgd.losses import CE, KD
 
 STUDENTS = ("mobilenet_v1", "mobilenet_v2_mgd")
@@ -65,7 +65,7 @@ class Pair:
         student, teacher = mgd.Taps(student, self.student.paths), mgd.Taps(teacher, self.teacher.paths)
         if fast:
             student.to(memory_format=torch.channels_last)
-            widen(student, everything=not mgd.has_bfloat16(CPU))
+            widen(student.model)
             teacher = self.fast_teacher()
         terms = {"ce": (CE(), 1.0), "mgd": (copy.deepcopy(self.matching), 1e-4), "kd": (KD(1.5), 1.0)}
         return mgd.Distiller(student, mgd.freeze(teacher), terms)
@@ -160,10 +160,10 @@ def floor_step(pair: Pair) -> Callable[[], None]:
     """Return the teacher's forward, as fast as it can be, and the student's own step."""
     student, teacher = copy.deepcopy(pair.student.model).to(memory_format=torch.channels_last), pair.fast_teacher()
     images, target = pair.last, pair.target
-    widen(student.train(), everything=not mgd.has_bfloat16(CPU))
+    widen(student.train())
 
     def loss() -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", "bf16"):
             teacher(images)
             logits = student(images)
         return F.cross_entropy(logits.float(), target)
@@ -217,16 +217,16 @@ def forwards(pair: Pair) -> dict[str, Callable[[], object]]:
     fast, compiled, matching = pair.fast_teacher(), pair.fast_teacher(), copy.deepcopy(pair.matching)
     compiled.compile(dynamic=False)
     quick = copy.deepcopy(pair.student).to(memory_format=torch.channels_last).eval()
-    widen(quick, everything=not mgd.has_bfloat16(CPU))
+    widen(quick.model)
 
     @torch.no_grad()
     def observe() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", "bf16"):
             matching.observe(quick(last), fast(last))
 
     @torch.no_grad()
     def both() -> None:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("cpu", "bf16"):
             quick.model(last), fast(last)
 
     return {

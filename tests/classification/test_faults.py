@@ -39,7 +39,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_images(
     monkeypatch.setattr(Stepper, "_step", poisoned({6}))
     assert main_mgd.main(distil) == 1
     error = capsys.readouterr().err
-    assert "not finite in epoch 1, step 1 (term ce, mgd; images" in error and ".png" in error
+    assert "not finite in epoch 2/2, step 2 (term ce, mgd; images" in error and ".png" in error
     assert len(error.splitlines()) == 1
     last = torch.load(Path(distil[-1]) / "last.pth", weights_only=True)
     assert last["resume"]["epoch"] == 1
@@ -52,7 +52,7 @@ def test_some_steps_may_be_left_out(
     monkeypatch.setattr(Stepper, "_step", poisoned({2, 5, 7}))
     assert main_mgd.main([*distil, "--skip-nonfinite", "2"]) == 1
     out = capsys.readouterr()
-    assert "left out, 2 of 2" in out.out and "epoch 1, step 2" in out.err
+    assert "left out, 2 of 2" in out.out and "epoch 2/2, step 3" in out.err
     monkeypatch.undo()
     monkeypatch.setattr(Stepper, "_step", poisoned({2, 5}))
     folder = Path(distil[-1] + "-more")
@@ -80,7 +80,7 @@ def test_memory_that_runs_out_says_what_to_lower(
         monkeypatch.setattr(Stepper, "_step", step)
         assert main_mgd.main([*distil[:-1], f"{distil[-1]}{number}"]) == 1
         error = capsys.readouterr().err
-        assert "memory ran out in epoch 0, step 0, with 7 images of 16 px: lower -b" in error
+        assert "memory ran out in epoch 1/2, step 1, with 7 images of 16 px: lower -b" in error
         assert len(error.splitlines()) == 1
 
 
@@ -116,7 +116,7 @@ def test_channels_that_are_dead_or_not_finite(
     assert "mean cost of a pair, stage by stage  2.000  2.000  2.000" in capsys.readouterr().out
     monkeypatch.setattr(mgd.cost, "_unit", lambda maps, dtype: unit(maps * float("nan"), dtype))
     assert main_mgd.main(options(distil, epochs="1", output=distil[-1] + "-nan")) == 1
-    assert "the matching before epoch 0 failed: cost must be finite" in capsys.readouterr().err
+    assert "the matching before epoch 1/1 failed: cost must be finite" in capsys.readouterr().err
 
 
 def test_a_student_without_batch_statistics_learns_the_same_from_two_ranks(distil: list[str], tmp_path: Path) -> None:
@@ -152,7 +152,9 @@ def blown_up(at: int) -> Any:
     return blow
 
 
-@pytest.mark.parametrize(("at", "said"), [(8, "weights are not finite before epoch 2"), (6, "because weights are not")])
+@pytest.mark.parametrize(
+    ("at", "said"), [(8, "weights are not finite after epoch 2/2"), (6, "because weights are not")]
+)
 def test_weights_that_are_not_finite_are_not_saved_and_no_step_is_left_out_for_them(
     at: int, said: str, distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

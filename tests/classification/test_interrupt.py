@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from classification import interrupt
+from classification.errors import Stopped
 from classification.interrupt import Interrupt
 
 
@@ -48,3 +49,9 @@ def test_a_loading_process_outlasts_one_signal_and_no_second(number: int) -> Non
                 os.kill(os.getpid(), number)
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
+
+
+def test_a_signal_leaves_at_once_where_nothing_is_unsaved(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Stopped) as stopped, Interrupt("the step", at_once=True):
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.signal == signal.SIGTERM and capsys.readouterr().err == ""

@@ -145,7 +145,7 @@ def test_a_list_of_the_same_images_goes_on_with_a_run_and_another_does_not(
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
     other = listed(tmp_path / "other.txt", "".join(reversed(lines(data, "train").splitlines(keepends=True))))
     assert main_base.main([*words, "--epochs", "3", "--train-list", other]) == 2
-    assert "the training images (others than then)" in capsys.readouterr().err
+    assert "other training images: the same ones, in another order" in capsys.readouterr().err
 
 
 def test_without_labels_a_line_may_be_a_path_alone(data: Path, tmp_path: Path) -> None:

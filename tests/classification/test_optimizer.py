@@ -71,6 +71,35 @@ def test_every_group_has_the_options(kind: str) -> None:
         assert asked == (0.1, 0.9, 1e-2, True)
 
 
+def orthogonalised(gradient: torch.Tensor) -> torch.Tensor:
+    """The quintic iteration of Jordan et al., 2024, with one triple of coefficients a step, literally, in float64."""
+    steps = [(4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037), (2.8769, -3.1427, 1.2046)]
+    x = gradient.double() / gradient.double().norm()
+    for a, b, c in [*steps, (2.8366, -3.0525, 1.2012)]:
+        x = a * x + b * (x @ x.T) @ x + c * (x @ x.T) @ (x @ x.T) @ x
+    return x
+
+
+@pytest.mark.parametrize("hardware", [True, False])
+def test_muon_orthogonalises_in_float32_where_the_device_lacks_bfloat16(
+    hardware: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("classification.optimizer.has_bfloat16", lambda device: hardware)
+    torch.manual_seed(0)
+    weight = nn.Conv2d(4, 8, 3, bias=False)
+    whole = Distiller(nn.Sequential(weight), freeze(nn.Identity()), {"ce": (CE(), 1.0)})
+    optimizer = build_optimizer(whole, Namespace(optimizer="muon", lr=1.0, momentum=0.0, weight_decay=0.0))
+    before = weight.weight.detach().clone()
+    weight.weight.grad = torch.randn_like(before)
+    optimizer.step()
+    expected = before.flatten(1) - 0.2 * 36**0.5 * orthogonalised(weight.weight.grad.flatten(1))
+    wrong = float((weight.weight.detach().flatten(1) - expected).abs().max())
+    assert wrong > 1e-3 if hardware else wrong < 1e-5
+    saved = optimizer.state_dict()
+    monkeypatch.setattr("classification.optimizer.has_bfloat16", lambda device: not hardware)
+    load_optimizer(build_optimizer(whole, Namespace(optimizer="muon", lr=1, momentum=0, weight_decay=0)), saved)
+
+
 def test_muon_moves_the_convolutions_of_every_peer() -> None:
     peers = Mutual([toy(seed=n) for n in range(2)], [{"ce": (CE(), 1.0)}] * 2)
     optimizer = build_optimizer(peers, Namespace(optimizer="muon", lr=0.1, momentum=0.9, weight_decay=0.0))

@@ -86,3 +86,17 @@ def test_autocast_changes_no_cost_of_float32_maps() -> None:
 def test_another_number_of_images_is_refused() -> None:
     with pytest.raises(ValueError, match="the same images"):
         channel_cost(torch.randn(2, 3, 4, 4), torch.randn(3, 3, 4, 4))
+
+
+def test_maps_of_16_bits_are_multiplied_in_float32_where_bfloat16_would_be_emulated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(4, 3, 5, 5).bfloat16(), torch.randn(4, 6, 5, 5).bfloat16()
+    exact = torch.cosine_similarity(
+        student.double()[:, :, None].flatten(3), teacher.double()[:, None].flatten(3), dim=3
+    )
+    for hardware in (True, False):
+        monkeypatch.setattr("mgd.cost.has_bfloat16", lambda device, found=hardware: found)
+        wrong = float((channel_cost(student, teacher) - (2 - 2 * exact.mean(0))).abs().max())
+        assert wrong > 1e-5 if hardware else wrong < 1e-6
