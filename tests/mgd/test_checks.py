@@ -46,8 +46,8 @@ MAP_LOSSES: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("name", LOGIT_LOSSES)
 @pytest.mark.parametrize(
     ("student", "teacher"),
-    [((4, 5), (1, 5)), ((4, 5), (4, 1)), ((4, 1), (4, 5)), ((1, 5), (4, 5)), ((4, 5), (5,)), ((5,), (5,)), ((0, 5), (0, 5)),
-     ((4, 5), (4, 6)), ((), ())],
+    [((4, 5), (1, 5)), ((4, 5), (4, 1)), ((4, 1), (4, 5)), ((1, 5), (4, 5)), ((4, 5), (5,)), ((5,), (5,)),
+     ((0, 5), (0, 5)), ((4, 5), (4, 6)), ((), ())],
 )  # fmt: skip
 def test_logits_of_other_shapes(name: str, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
     shapes = re.escape(f"got {student} of the student, {teacher} of the teacher")
