@@ -25,8 +25,13 @@ def bn_margin(bn: nn.BatchNorm2d) -> Tensor:
     Returns:
         (T,), detached, in the type and on the device of the weights; computed in float64.
 
+    Raises:
+        TypeError: a layer that is no batch normalisation.
+
     Reference: Heo et al., 2019, arXiv:1904.01866, section 3.2.
     """
+    if not hasattr(bn, "running_var"):
+        raise TypeError(f"bn_margin needs a batch normalisation; got a {type(bn).__name__}")
     if bn.weight is None:
         return torch.full((bn.num_features,), -math.sqrt(2 / math.pi))
     scale = bn.weight.detach().double().abs()
@@ -98,6 +103,7 @@ def partial_l2(student: Tensor, target: Tensor, margin: Tensor) -> Tensor:
 
     Reference: Heo et al., 2019, arXiv:1904.01866, equations 2 and 4.
     """
+    check_maps("partial_l2", student, target, same="shape")
     return sum_partial_l2(student, [(target, margin)])
 
 

@@ -171,7 +171,12 @@ def test_recipes_of_any_values_and_the_terms_that_they_name(content: Any, file: 
         if name != "mgd" and others:
             term = accepted(lambda name=name, others=others: build_term(args, name, outputs(6), others, 20))
             if term is not None:
-                term(outputs(6), others, Batch(torch.tensor([0, 1, 2, 0]), torch.arange(4)))
+                student = outputs(6)
+                loss = term(student, others, Batch(torch.tensor([0, 1, 2, 0]), torch.arange(4)))
+                inputs = [student.logits, *student.features, *term.parameters()]
+                if loss.requires_grad and loss.isfinite():
+                    gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+                    assert all(bool(g.isfinite().all()) for g in gradients if g is not None), name
 
 
 # -- checkpoints

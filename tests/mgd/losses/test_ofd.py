@@ -185,3 +185,11 @@ def test_a_start_is_saved_and_none_is_no_start() -> None:
         term.start(flows[:2])
     with pytest.raises(ValueError, match="unknown init 'best'; choose from random, flow"):
         build("best")
+
+
+def test_the_sum_is_over_the_images_of_the_maps() -> None:
+    torch.manual_seed(0)
+    student, teacher = ([torch.randn(4, 3, 2, 2)] for _ in range(2))
+    term = OFD([3], [[3]], margins=[[torch.zeros(3)]])
+    found = [term(Outputs(torch.zeros(n, 5), student), [Outputs(torch.zeros(n, 5), teacher)], Batch()) for n in (4, 16)]
+    torch.testing.assert_close(found[1], found[0])
