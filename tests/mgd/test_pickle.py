@@ -53,6 +53,7 @@ def test_the_network_alone_runs_as_before(twin: Callable[[Any], Any]) -> None:
     expected = net(images)
     taps = mgd.Taps(net, [*TOY_TAPS, "bn1"])
     net.to(torch.float64).float()
+    assert b"Taps" not in pickle.dumps(taps.model)
     alone = twin(taps.model)
     torch.testing.assert_close(alone(images), expected)
     taps(images)  # the copy's hooks do not reach into these taps
@@ -73,7 +74,9 @@ def test_a_frozen_teacher_and_a_distiller_compute_the_same(twin: Callable[[Any],
     for _ in range(2):
         for name, value in other(images, target).items():
             torch.testing.assert_close(value, expected[name])
+    teacher._copies[torch.device("meta")] = nn.Linear(1, 1)  # as for another device
     frozen = twin(teacher)
+    assert not frozen._copies
     assert torch.equal(frozen.train()(images).logits, teacher(images).logits)
     assert not any(p.requires_grad for p in frozen.parameters()) and not frozen.taps.training
     other.student.model.conv1.weight.data.mul_(2)
