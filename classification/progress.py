@@ -82,9 +82,7 @@ def epoch_line(args: Namespace, record: Mapping[str, Any], best: float, terms: M
 def last_lines(args: Namespace, folder: Path, best: Mapping[str, float], last: float, seconds: float) -> list[str]:
     """Say how a run ended, and how to evaluate what it made."""
     where = f" ({epoch_name(args, int(best['epoch']))})" if "epoch" in best else ""
-    words = [args.data, "-a", args.arch, "--img-size", str(args.img_size), "--num-classes", str(args.num_classes)]
-    words += ["--train-crop", args.train_crop] if args.train_crop != "resized" else []
-    words += ["--valid-list", args.valid_list] if args.valid_list else []
+    words = [args.data, *(["--valid-list", args.valid_list] if args.valid_list else [])]
     evaluate = command("main_base.py", *words, "--evaluate", "--student-resume", str(folder / "best.pth"))
     return [
         f"=> done in {duration(seconds)}: best top-1 {best['valid_top1']:.2f}{where}, last {last:.2f}",
