@@ -13,6 +13,19 @@ def drawn(channels: int, seed: int) -> Tensor:
     return torch.randn(4, channels, 4, 4, generator=torch.Generator().manual_seed(seed))
 
 
+def test_the_relative_form_does_not_know_the_scale_of_the_teacher() -> None:
+    student, teacher = (Outputs(torch.zeros(5, 3), [drawn(c, c) for c in widths]) for widths in ((4, 6), (8, 15)))
+    scaled = Outputs(teacher.logits, [1000 * m for m in teacher.features])
+    term = ChannelMatching((4, 6), (8, 15), [None, None], form="relative", assignment="identity")
+    term.observe(student, teacher)
+    term.rematch()
+    for stage in term.stages:
+        nn.init.zeros_(stage.adapter.weight)  # a student at 0
+        stage.margin.zero_()
+    assert term(student, [teacher]).item() == pytest.approx(2.0, rel=1e-5)  # 1 a stage
+    assert term(student, [scaled]).item() == pytest.approx(2.0, rel=1e-5)
+
+
 def relative(teacher: Tensor, gain: float = 1.0) -> tuple[Tensor, Tensor]:
     """The relative form of one stage without margin, the student's map being `gain` times a normalised one."""
     student = drawn(8, 0).requires_grad_()
