@@ -43,7 +43,7 @@ FREE = {
     "data", "config", "output", "resume", "resume_override", "evaluate", "calibrate", "print_freq", "workers", "cache",
     "device", "gpu", "world_size", "rank", "dist_url", "dist_backend", "multiprocessing_distributed", "start_epoch",
     "checkpoint_every_steps", "skip_nonfinite", "bad_images", "student_resume", "teacher_resume", "pretrained",
-    "use_pretrained", "seeded", "train_list", "valid_list", "teacher_threads",
+    "use_pretrained", "seeded", "train_list", "valid_list", "teacher_threads", "img_size_asked",
 }  # fmt: skip
 NESTED = ("terms", "teachers")  # which no single option says
 LOCK = ".lock"  # the first file of a run folder
@@ -147,6 +147,12 @@ def _compare(
         text.startswith("the teachers") for text in options
     ):
         changed.append("other weights of the teachers")
+    then = resume["inputs"].get("preprocessing", inputs["preprocessing"])  # runs of earlier formats do not say
+    changed += [
+        f"a {role} that sees {then.get(role)}, now {seen}"
+        for role, seen in inputs["preprocessing"].items()
+        if then.get(role) != seen
+    ]
     if resume["inputs"]["training images"] != inputs["training images"]:
         changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, images)}")
     if changed and not args.resume_override:

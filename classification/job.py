@@ -102,6 +102,9 @@ class Job:
         self.folder = run_folder(args, f"{args.arch.replace(':', '-')}-{'+'.join(args.terms)}")
         frozen = [] if isinstance(distiller, Mutual) else self.teachers
         self.inputs = fingerprints(frozen, self.data.train, args.data, distiller.terms)
+        self.inputs["preprocessing"] = {
+            role: str(seen) for role, seen in zip(self._roles(), self.teacher_preprocessing, strict=True)
+        }
         if not args.resume:
             return
         images = image_names(self.data.train, args.data)
@@ -201,6 +204,7 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
             published = published_preprocessing(model, args.arch)
     job.preprocessing = sources.student_sees(args, published)
     args.img_size, args.train_crop = job.preprocessing.img_size, args.train_crop or "resized"
+    args.img_size_asked = sources.img_size is not None
     if not build_it:
         return
     if sources.student is not None:

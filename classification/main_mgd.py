@@ -69,8 +69,8 @@ def rematch(trainer: Trainer, found: list[ChannelMatching], epoch: int) -> dict[
     for matching, teacher in zip(found, distiller.teachers, strict=True):
         for stage in matching.dead:
             engine.world.say(
-                f"!! WARNING: the teacher's map at tap {teacher.taps.paths[stage]} (stage {stage}) is nowhere "
-                "positive: mgd teaches nothing there; choose another tap by --teacher-taps"
+                f"=> warning: the teacher's map at tap {teacher.taps.paths[stage]} (stage {stage}) is nowhere "
+                "positive, and mgd teaches nothing there: choose another tap by --teacher-taps"
             )
     engine.world.check_same(flows_hash(flows), f"the flows before {config.epoch_name(engine.args, epoch)}")
     seconds = time.perf_counter() - start

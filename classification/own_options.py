@@ -60,6 +60,8 @@ def own_options(path: str, parser: argparse.ArgumentParser) -> tuple[dict[str, A
             raise damaged(path, f"its option {name} is {shown(value)}")
     if not options.get("seeded"):
         own.pop("seed", None)
+    if not options.get("img_size_asked", True):
+        own.pop("img_size", None)  # the networks' files say it
     if own.get("taps"):  # which says both
         own["student_taps"] = own["teacher_taps"] = None
     if own.get("mgd_capacity") == ("single" if own.get("mgd_reducer") == "sm" else "spread"):

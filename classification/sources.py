@@ -47,8 +47,8 @@ class Sources:
     def student_sees(self, args: Namespace, published: Preprocessing | None) -> Preprocessing:
         """Return the student's preprocessing: of its file, of published weights, or the usual one.
 
-        What was asked for by --img-size wins; --train-crop wins where it trains, and an evaluation crops as the file
-        says.
+        What was asked for by --img-size wins; --train-crop wins where a run begins. Evaluations and resumed runs crop
+        as their file says.
 
         Args:
             args: the options.
@@ -57,7 +57,8 @@ class Sources:
         file = self.student or self.resumed
         usual = Preprocessing.of(self.img_size or 224, self.train_crop or "resized")
         found = _of_file(file, usual, published)
-        crop = None if args.evaluate and file is not None and "resize" in file.seen else self.train_crop
+        kept = (args.evaluate or self.resumed is not None) and file is not None and "resize" in file.seen
+        crop = None if kept else self.train_crop
         return found if (self.img_size, crop) == (None, None) else found.at(self.img_size or found.img_size, crop)
 
     def teacher_sees(

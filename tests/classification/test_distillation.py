@@ -297,3 +297,30 @@ def test_options_weigh_their_terms(name: str, changes: dict[str, str], weight: f
     assert main_mgd.main(words) == 0
     (record,) = records(Path(distil[-1]))
     assert record[f"train_{name}_weighted"] == pytest.approx(weight * record[f"train_{name}"])
+
+
+def test_a_stage_whose_teacher_is_nowhere_positive_is_named_before_training(
+    distil: list[str], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(teacher, weights_only=True)
+    content["state_dict"]["layer3.0.bn2.bias"] -= 1e3
+    torch.save(content, tmp_path / "dead.pth")
+    words = without(distil, "--loss-factor", "--teacher-resume")
+    (record,) = run(
+        options(words, distiller="mgd", mgd_form="relative", teacher_resume=str(tmp_path / "dead.pth"), epochs="1")
+    )
+    said = capsys.readouterr().out
+    warnings = [line for line in said.splitlines() if "is nowhere positive" in line]
+    assert len(warnings) == 1 and "tap layer3.0.relu@in#-1 (stage 2)" in warnings[0]
+    assert 0 < record["train_mgd"] < 300
+
+
+def test_dkd_of_one_class_is_refused_before_training(
+    distil: list[str], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "valid"):
+        shutil.copytree(photos / split / "bar", tmp_path / "one" / split / "bar")
+    torch.save(build("cifar_resnet8", 1).state_dict(), tmp_path / "one.pth")
+    words = options(without(distil, "--loss-factor"), distiller="dkd", teacher_resume=str(tmp_path / "one.pth"))
+    assert main_mgd.main([str(tmp_path / "one"), *words[1:]]) == 2
+    assert "term dkd: dkd needs 2 classes or more; got (1, 1) of the student" in capsys.readouterr().err

@@ -255,3 +255,15 @@ def test_a_teacher_of_other_classes_serves_terms_that_read_maps(
     assert f"=> teacher {TEACHER}: not evaluated" in out
     assert main_mgd.main([*words, "--evaluate"]) == 2
     assert f"fine-tune it first, by main_base.py DIR -a {TEACHER} --student-resume" in capsys.readouterr().err
+
+
+def test_a_resumed_run_shows_its_teacher_what_it_saw_before(photos: Path, tmp_path: Path, capsys: Any) -> None:
+    student = saved(tmp_path / "s.pth", STUDENT, 0, format=4, img_size=16, resize=16)
+    teacher = saved(tmp_path / "t.pth", TEACHER, 0, format=4, img_size=24, resize=30, mean=list(HALF))
+    words = [str(photos), "--student-resume", str(student), "--teacher-resume", str(teacher), "--distiller", "kd"]
+    words += ["-b", "8", "-j", "0", "--seed", "0", "--lr", "0.01", "--epochs", "1", "--output", str(tmp_path / "run")]
+    seen = f"the teacher {TEACHER} sees images as its file had them: 24 px of 30"
+    assert main_mgd.main(words) == 0 and seen in capsys.readouterr().out
+    assert main_mgd.main(["--resume", str(tmp_path / "run"), "--epochs", "2"]) == 0 and seen in capsys.readouterr().out
+    words = ["--resume", str(tmp_path / "run"), "--epochs", "3", "--img-size", "16"]
+    assert main_mgd.main(words) == 2 and "a teacher that sees 24 px of 30" in capsys.readouterr().err

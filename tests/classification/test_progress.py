@@ -106,5 +106,6 @@ def test_the_last_lines_name_a_run_in_quotes() -> None:
     lines = last_lines(run, Path("a run"), {"valid_top1": 50.0}, 40.0, 3723.4)
     assert lines[0] == "=> done in 1:02:03: best top-1 50.00, last 40.00"
     assert (
-        lines[1].endswith("--evaluate --student-resume 'a run/best.pth'") and "main_base.py 'my photos' -a" in lines[1]
+        lines[1].endswith("--evaluate --student-resume 'a run/best.pth'")
+        and "main_base.py 'my photos' --evaluate" in lines[1]
     )

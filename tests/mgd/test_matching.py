@@ -80,17 +80,6 @@ def test_the_mean_form_does_not_know_the_image_size() -> None:
         assert term(tiled[0], [tiled[1]]).item() == pytest.approx(factor * term(student, [teacher]).item(), rel=1e-5)
 
 
-def test_the_relative_form_does_not_know_the_scale_of_the_teacher() -> None:
-    student, teacher = outputs(STUDENT, 0), outputs(TEACHER, 1)
-    scaled = Outputs(teacher.logits, [1000 * m for m in teacher.features])
-    term = matched(form="relative", assignment="identity")
-    for stage in term.stages:
-        nn.init.zeros_(stage.adapter.weight)  # a student at 0
-        stage.margin.zero_()
-    assert term(student, [teacher]).item() == pytest.approx(2.0, rel=1e-5)  # 1 a stage
-    assert term(student, [scaled]).item() == pytest.approx(2.0, rel=1e-5)
-
-
 def test_controls_pose_other_problems() -> None:
     kinds = ("cheapest", "costliest", "identity", "random")
     flows = {kind: matched(assignment=kind).flows for kind in kinds}
@@ -399,50 +388,3 @@ def test_the_published_sum_is_over_the_images_of_the_maps() -> None:
     expected = term(student, [teacher]).item()
     dense = [Outputs(torch.zeros(20, 3), o.features) for o in (student, teacher)]  # four rows of logits per image
     assert term(dense[0], [dense[1]]).item() == pytest.approx(expected, rel=1e-6)
-
-
-def relative(teacher: Tensor, gain: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The relative form of one stage without margin, the student's map being `gain` times a normalised one."""
-    student = torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    term = ChannelMatching([8], [8], [torch.zeros(8)], form="relative", assignment="identity")
-    nn.init.constant_(term.stages[0].adapter.weight, gain)
-    term.observe([student], [teacher])
-    term.rematch()
-    loss = term(Outputs(torch.zeros(4, 3), [student]), [Outputs(torch.zeros(4, 3), [teacher])])
-    return loss, torch.autograd.grad(loss, term.stages[0].adapter.weight)[0]
-
-
-def test_the_relative_form_is_bounded_where_the_teacher_is_far_below() -> None:
-    teacher = torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(1))
-    for far in (0 * teacher, -teacher.abs() - 1, 1e-8 * teacher, 1e-30 * teacher):
-        loss, gradient = relative(far)
-        assert loss.item() == pytest.approx(100, rel=1e-5)
-        # The error goes with the square of the gain, so that the gradient of 100 log(error) sums to 200.
-        assert gradient.sum().item() == pytest.approx(200, rel=1e-3)
-    assert relative(0 * teacher, gain=0.0)[0].item() == 0
-
-
-def test_the_relative_form_is_relative_at_every_scale() -> None:
-    teacher = torch.randn(4, 8, 4, 4, generator=torch.Generator().manual_seed(1))
-    loss, gradient = relative(teacher)
-    assert 0.5 < loss.item() < 5
-    for scale in (1e-12, 1e-8, 1e8):
-        scaled, other = relative(scale * teacher, gain=scale)
-        assert scaled.item() == pytest.approx(loss.item(), rel=1e-4)
-        torch.testing.assert_close(scale * other, gradient, rtol=1e-3, atol=1e-4)
-
-
-def test_stages_whose_teacher_is_nowhere_positive_are_named() -> None:
-    term = ChannelMatching((4, 4, 4), (8, 8, 8), [None] * 3)
-    student, teacher = maps((4, 4, 4), 0), maps((8, 8, 8), 1)
-    assert term.dead == []
-    for sign in (-1, 1):  # a single batch with a positive value is enough
-        batch = [-teacher[0].abs(), sign * teacher[1].abs(), 0 * teacher[2]]
-        term.observe(student, batch)
-        if sign < 0:
-            term.observe(student, batch)
-    term.rematch()
-    assert term.dead == [0, 2]
-    term.observe(student, [m.abs() for m in teacher])
-    term.rematch()
-    assert term.dead == []
