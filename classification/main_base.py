@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 
-from classification import config, launch
-from classification.engine import Engine
-from classification.job import Job, start_job
-from classification.launch import World
-from classification.trainer import Trainer
+from classification.options import config
+from classification.runs import launch
+from classification.runs.launch import World
+from classification.training.engine import Engine
+from classification.training.job import Job, start_job
+from classification.training.trainer import Trainer
 from mgd import Distiller
 from mgd.losses import CE
 

@@ -11,15 +11,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from classification import config, launch
-from classification.checkpoint import save_flows
-from classification.distillation import distil, mutual, tap
-from classification.engine import Engine
 from classification.errors import RunError
-from classification.job import Job, start_job
-from classification.launch import World
-from classification.terms import using
-from classification.trainer import Trainer
+from classification.options import config
+from classification.options.terms import using
+from classification.runs import launch
+from classification.runs.checkpoint import save_flows
+from classification.runs.launch import World
+from classification.training.distillation import distil, mutual, tap
+from classification.training.engine import Engine
+from classification.training.job import Job, start_job
+from classification.training.trainer import Trainer
 from mgd import ChannelMatching, Distiller, Flow, matchings
 from mgd.losses import OFD
 

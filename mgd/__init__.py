@@ -1,17 +1,13 @@
 """Matching guided distillation: tensors in, tensors out."""
 
 from mgd import losses
-from mgd.ahead import Ahead
-from mgd.cost import ChannelCost, channel_cost
 from mgd.distiller import Distiller, Mutual
-from mgd.flow import Flow, solve_flow
-from mgd.layout import tokens_to_map
-from mgd.margin import bn_margin, partial_l2
-from mgd.matching import ChannelMatching, matchings
-from mgd.norms import norms_before
-from mgd.reduce import reduce_channels
-from mgd.taps import Batch, Outputs, Taps, dry_forward, logits_of
-from mgd.teachers import Ensemble, Frozen, View, fold_norms, freeze, has_bfloat16
+from mgd.flow import ChannelCost, Flow, channel_cost, solve_flow
+from mgd.losses.margin import bn_margin, partial_l2
+from mgd.losses.mgd import ChannelMatching, matchings
+from mgd.losses.reduce import reduce_channels
+from mgd.taps import Batch, Outputs, Taps, dry_forward, logits_of, norms_before, tokens_to_map
+from mgd.teachers import Ahead, Ensemble, Frozen, View, fold_norms, freeze, has_bfloat16
 
 __all__ = [
     "Ahead",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mgd.matching import matchings
+from mgd.losses.mgd import matchings
 from mgd.taps import Batch, Outputs, Taps
 from mgd.teachers import Frozen
 

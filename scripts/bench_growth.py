@@ -25,8 +25,8 @@ from side_by_side import keep
 from torch import Tensor
 
 import mgd
-from classification.memory import keep_freed_memory
-from classification.precision import autocast
+from classification.training.memory import keep_freed_memory
+from classification.training.precision import autocast
 
 LAST = torch.channels_last
 BASE = {"channels": 256, "taps": 1, "side": 28, "batch": 8}

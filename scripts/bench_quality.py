@@ -26,7 +26,7 @@ from collect_run import collect, without_folders
 from prepare_cifar10 import prepare
 from prepare_digits import write_digits
 
-from classification.config import total_epochs
+from classification.options.config import total_epochs
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"

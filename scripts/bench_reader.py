@@ -21,16 +21,16 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision import transforms as T
 
-from classification.cache import Cache
-from classification.config import parse
-from classification.data import FixedBatches, Photos, TrainBatches, loader, read_folder
-from classification.engine import Engine
-from classification.images import read_image
-from classification.job import start_job
-from classification.launch import World
-from classification.memory import keep_freed_memory
-from classification.precision import autocast
-from classification.transforms import MEAN, STD, eval_transform, normalise, train_transform
+from classification.data.cache import Cache
+from classification.data.folders import FixedBatches, Photos, TrainBatches, loader, read_folder
+from classification.data.images import read_image
+from classification.data.transforms import MEAN, STD, eval_transform, normalise, train_transform
+from classification.options.config import parse
+from classification.runs.launch import World
+from classification.training.engine import Engine
+from classification.training.job import start_job
+from classification.training.memory import keep_freed_memory
+from classification.training.precision import autocast
 
 CPU, SIZE, BATCH = torch.device("cpu"), 224, 64
 PICK = {"img_size": SIZE, "train_crop": "resized", "hflip": 1}

@@ -22,7 +22,7 @@ from classification.models import build
 LEAVE = """
 import os, sys
 from classification import main_mgd
-from classification.engine import Engine
+from classification.training.engine import Engine
 images = Engine.images
 def leave(self, batch):
     images(self, batch)

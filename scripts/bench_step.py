@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mgd
-from classification.memory import keep_freed_memory
 from classification.models import build, default_taps
-from classification.precision import MixedPrecision, autocast, widen
+from classification.training.memory import keep_freed_memory
+from classification.training.precision import MixedPrecision, autocast, widen
 from mgd.losses import CE, KD
 
 STUDENTS = ("mobilenet_v1", "mobilenet_v2_mgd")

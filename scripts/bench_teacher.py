@@ -14,11 +14,11 @@ from side_by_side import keep
 from torch import Tensor
 
 import mgd
-from classification.config import parse
-from classification.engine import Engine
-from classification.job import start_job
-from classification.launch import World
 from classification.models import default_taps
+from classification.options.config import parse
+from classification.runs.launch import World
+from classification.training.engine import Engine
+from classification.training.job import start_job
 
 
 def fast(taps: mgd.Taps, images: Tensor) -> mgd.Frozen:

@@ -20,11 +20,12 @@ import yaml
 from PIL import Image
 from side_by_side import alternate, keep
 
-from classification import config, main_base, main_mgd
-from classification.engine import Engine
-from classification.launch import World
+from classification import main_base, main_mgd
 from classification.models import build
-from classification.trainer import Trainer
+from classification.options import config
+from classification.runs.launch import World
+from classification.training.engine import Engine
+from classification.training.trainer import Trainer
 
 CELLS = Path(__file__).parent / "quality.yaml"
 GROUPS = ("main", "terms")

@@ -21,8 +21,8 @@ from typing import Any
 
 from draw import draw_growth, draw_quality, draw_speed, read_quality, rows_of
 
-from classification.options import build_parser
-from classification.terms import hyper_parameters
+from classification.options.parser import build_parser
+from classification.options.terms import hyper_parameters
 from mgd.losses import LOSSES
 
 ROOT = Path(__file__).parents[1]

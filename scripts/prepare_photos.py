@@ -19,9 +19,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from classification.data.image_files import SUFFIXES, LeftOut, class_names, count_of, find_images, identical
+from classification.data.images import has_heif, is_heif, read_image
 from classification.errors import UserError, one_line
-from classification.image_files import SUFFIXES, LeftOut, class_names, count_of, find_images, identical
-from classification.images import has_heif, is_heif, read_image
 
 JPEG_SIDE = 65500  # px, of Pillow's encoder
 SPLITS = {"train", "training", "valid", "val", "validation", "test", "testing"}

@@ -20,10 +20,10 @@ import torch
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from classification.config import parse
-from classification.data import Photos
-from classification.distillation import tap
-from classification.job import Job, start_job
+from classification.data.folders import Photos
+from classification.options.config import parse
+from classification.training.distillation import tap
+from classification.training.job import Job, start_job
 from mgd import channel_cost, dry_forward
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from classification.config import describe
+from classification.options.config import describe
 from mgd import has_bfloat16
 
 # What is measured with and without bfloat16 in hardware is kept apart: the fast teacher is another one there.

@@ -36,8 +36,10 @@ OPTIONS = shlex.split(
 
 def run_and_die(phase: str, number: int, words: list[str]) -> int:
     """Run main_mgd in this process, with a SIGKILL at call `number` of `phase`."""
-    from classification import checkpoint, engine, main_mgd
-    from classification.step import Stepper
+    from classification import main_mgd
+    from classification.runs import checkpoint
+    from classification.training import engine
+    from classification.training.step import Stepper
     from mgd import ChannelMatching
 
     calls = Counter[str]()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from classification.data import read_folder
+from classification.data.folders import read_folder
 
 ROOT = Path(__file__).parents[1]
 

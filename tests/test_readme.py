@@ -14,11 +14,11 @@ import torch
 import torchvision
 from PIL import Image
 
-from classification.checkpoint import describe_student
-from classification.images import read_image, to_bytes
+from classification.data.images import read_image, to_bytes
+from classification.data.preprocessing import Preprocessing
 from classification.models import build
-from classification.options import build_parser
-from classification.preprocessing import Preprocessing
+from classification.options.parser import build_parser
+from classification.runs.checkpoint import describe_student
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -16,11 +16,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from classification.data.preprocessing import Preprocessing, of_timm, of_torchvision, read
 from classification.errors import UserError
 from classification.models import build_published, may_be_same, pretrained_source
 from classification.models.files import cause, load, read_checkpoint
 from classification.models.states import Found, State, choose, states_of, with_versions
-from classification.preprocessing import Preprocessing, of_timm, of_torchvision, read
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from mgd.flow import Flow
 from mgd.losses.align import channels, check_channels, pairs, regressor, start_from
+from mgd.losses.margin import MeasuredMargin, partial_l2
 from mgd.losses.term import Term
-from mgd.margin import MeasuredMargin, partial_l2
 from mgd.taps import Batch, Outputs
 
 INITS = ("random", "flow")

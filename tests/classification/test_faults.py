@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from classification import main_base, main_mgd
-from classification.cache import Cache
-from classification.data import read_folder, told
+from classification.data.cache import Cache
+from classification.data.folders import read_folder, told
+from classification.data.images import read_image
 from classification.errors import RunError, UserError
-from classification.images import read_image
-from classification.metrics import Journal
-from classification.step import Stepper
+from classification.runs.metrics import Journal
+from classification.training.step import Stepper
 from tests.classification.conftest import SMALL, TEACHER
 from tests.classification.test_main import options, records
 
@@ -94,9 +94,9 @@ class Deadly:
 def test_a_loading_process_that_dies_ends_the_run(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import classification.trainer
+    import classification.training.trainer
 
-    monkeypatch.setattr(classification.trainer, "train_transform", lambda args: Deadly())
+    monkeypatch.setattr(classification.training.trainer, "train_transform", lambda args: Deadly())
     words = [str(photos), "-a", TEACHER, *SMALL, "--epochs", "1", "--output", str(tmp_path / "run"), "-j", "1"]
     words.remove("-j")
     words.remove("0")
@@ -108,19 +108,19 @@ def test_a_loading_process_that_dies_ends_the_run(
 def test_channels_that_are_dead_or_not_finite(
     distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import mgd.cost
+    import mgd.flow.cost
 
-    unit = mgd.cost._unit
-    monkeypatch.setattr(mgd.cost, "_unit", lambda maps, dtype: unit(maps * 0, dtype))
+    unit = mgd.flow.cost._unit
+    monkeypatch.setattr(mgd.flow.cost, "_unit", lambda maps, dtype: unit(maps * 0, dtype))
     assert main_mgd.main(options(distil, epochs="1")) == 0  # every cost is 2, and any flow is optimal
     assert "mean cost of a pair, stage by stage  2.000  2.000  2.000" in capsys.readouterr().out
-    monkeypatch.setattr(mgd.cost, "_unit", lambda maps, dtype: unit(maps * float("nan"), dtype))
+    monkeypatch.setattr(mgd.flow.cost, "_unit", lambda maps, dtype: unit(maps * float("nan"), dtype))
     assert main_mgd.main(options(distil, epochs="1", output=distil[-1] + "-nan")) == 1
     assert "the matching before epoch 1/1 failed: cost must be finite" in capsys.readouterr().err
 
 
 def test_a_student_without_batch_statistics_learns_the_same_from_two_ranks(distil: list[str], tmp_path: Path) -> None:
-    from tests.classification.test_launch import run_ranks
+    from tests.classification.runs.test_launch import run_ranks
 
     words = options(distil, a="timm:convnext_atto", distiller="kd", epochs="1", img_size="32", b="9")
     words = [w for i, w in enumerate(words) if "--loss-factor" not in {w, words[i - 1]}]

@@ -24,14 +24,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from classification import main_mgd
-from classification.config import parse
+from classification.data.lists import read_list
 from classification.errors import UserError
-from classification.lists import read_list
 from classification.models import build
 from classification.models.weights import load_file
-from classification.options import build_parser
-from classification.recipe import STUDENT, TEACHER
-from classification.terms import SCHEDULE, build_term, hyper_parameters, schedule
+from classification.options.config import parse
+from classification.options.parser import build_parser
+from classification.options.recipe import STUDENT, TEACHER
+from classification.options.terms import SCHEDULE, build_term, hyper_parameters, schedule
 from mgd import Batch, Outputs
 from mgd.losses import LOSSES
 from tests.classification.conftest import CLASSES

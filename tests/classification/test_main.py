@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from classification import main_base, main_mgd
-from classification.engine import Engine
-from classification.job import Job
 from classification.models import build
-from classification.step import Stepper
+from classification.training.engine import Engine
+from classification.training.job import Job
+from classification.training.step import Stepper
 from tests.classification.conftest import CLASSES, SMALL, STUDENT, TEACHER
 
 

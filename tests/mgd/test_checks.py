@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from mgd import Batch, Outputs, bn_margin, channel_cost, losses, partial_l2, reduce_channels, solve_flow
-from mgd.cost import ChannelCost
-from mgd.flow import slots, solve_control
+from mgd.flow import ChannelCost, slots, solve_control
 from mgd.losses.align import same_size
 from mgd.losses.crd import candidates, crd
+from mgd.losses.margin import MeasuredMargin, sum_partial_l2
 from mgd.losses.masked_generative import draw_mask
 from mgd.losses.reviewkd import context_loss
-from mgd.margin import MeasuredMargin, sum_partial_l2
 
 TARGET = torch.tensor([0, 4, 2, 1])
 LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {

@@ -49,8 +49,8 @@ from torch.nn import functional as F
 from mgd import Batch, Outputs
 from mgd.losses import AT, CE, CRD, KD, FitNet, ReviewKD, Term, at, dist, dml, kd, map_l2, meal, rkd
 from mgd.losses.crd import candidates
+from mgd.losses.margin import partial_l2
 from mgd.losses.reviewkd import context_loss
-from mgd.margin import partial_l2
 
 torchdistill = pytest.importorskip(
     "torchdistill", reason="torchdistill is not installed (it needs torch 2.12 or newer)"

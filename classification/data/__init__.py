@@ -1,0 +1,5 @@
+"""Photographs: folders, lists, image files, what networks see of them, batches."""
+
+from classification.data.folders import read_folder, read_image
+
+__all__ = ["read_folder", "read_image"]

@@ -1,0 +1,212 @@
+"""Image files as RGB: every kind that photographs come in, and one sentence where a file is none."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from classification.data.image_files import HEIF
+from classification.data.metadata import without_metadata
+from classification.errors import UserError
+
+Result = TypeVar("Result")
+TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange the sides
+ORIENTATION = 0x0112
+UPRIGHT: dict[object, Image.Transpose] = {  # by EXIF orientation, what sets a photograph upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+DRAWINGS = ("EPS", "WMF")  # Pillow has other programs run them
+LONGEST = 500  # times the short side; resized by its short side, a thinner strip would fill the memory
+BITS, SAMPLE = 258, 339  # TIFF tags: bits per sample, kind of number
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+def read_image(path: str) -> Image.Image:
+    """Read an image file as RGB, upright.
+
+    Palette and CMYK are converted, transparency is laid over white, and of an animation the first picture counts. Grey
+    of 16 bits is divided by 257. Grey of 32 bits may hold 0 to 255 or 0 to 65535; grey of fractions 0 to 1 or 0 to 255;
+    other numbers are refused. Where the metadata is broken the pixels count, not turned if nothing says how.
+
+    Raises:
+        UserError: naming the file.
+    """
+    try:
+        return _read(path)
+    except Exception as error:  # a broken file raises whatever its broken bytes happen to mean
+        raise UserError(
+            f"image {path} cannot be read ({_cause(path, error)}): mend or remove it, or leave such images out by "
+            "--bad-images skip"
+        ) from error
+
+
+def to_bytes(image: Image.Image) -> Tensor:
+    """Return an RGB image as (height, width, 3) bytes."""
+    return torch.from_numpy(np.array(image))
+
+
+def _read(path: str) -> Image.Image:
+    return _with_image(path, _decode)
+
+
+def _with_image(path: str, work: Callable[[Image.Image], Result]) -> Result:
+    """Work on an opened image; if that fails, on what is left of it without its metadata."""
+    with _file(path) as file:
+        try:
+            with _open(file) as image:
+                return work(image)
+        except Exception:
+            if not file.seekable():
+                raise
+            file.seek(0)
+            if (rest := without_metadata(file)) is None:
+                raise
+            try:
+                with Image.open(io.BytesIO(rest)) as image:
+                    return work(image)
+            except Exception:
+                pass  # the first error tells more
+            raise
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        if not file.seekable():
+            raise
+        file.seek(0)
+        head = file.read(12)
+        if head[4:8] != b"ftyp" or head[8:] not in HEIF_BRANDS:
+            raise
+    if not has_heif():
+        raise ValueError("it is HEIC: `pip install pillow-heif` to read it")
+    importlib.import_module("pillow_heif").register_heif_opener()
+    file.seek(0)
+    return Image.open(file)
+
+
+def has_heif() -> bool:
+    """Return whether HEIC images can be read."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def is_heif(path: str) -> bool:
+    """Return whether an image is HEIC by its name."""
+    return path.lower().endswith(HEIF)
+
+
+def _decode(image: Image.Image) -> Image.Image:
+    if image.format in DRAWINGS:
+        raise ValueError("it is a drawing, not a photograph")
+    if min(image.size) < 1 or max(image.size) > LONGEST * min(image.size):
+        raise ValueError(f"it is {image.width} x {image.height} px")
+    image.load()
+    # Either would copy what is right already.
+    rgb = image if image.mode == "RGB" and "transparency" not in image.info else _rgb(image)
+    turn = UPRIGHT.get(_orientation(image))
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> object:
+    """Return how the image is turned, as EXIF has it; 1, upright, where that cannot be read."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # broken metadata raises whatever its broken bytes happen to mean
+        return 1
+
+
+def _cause(path: str, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "it is of no kind that is known" if Path(path).stat().st_size else "it is empty"
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+def _file(path: str) -> BinaryIO:
+    """Open a file; a pipe, which would be waited for, is empty."""
+    at_once = getattr(os, "O_NONBLOCK", 0)
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_grey(image)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey(image: Image.Image) -> NDArray[np.uint8]:
+    """Return grey of more than 8 bits as bytes."""
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it holds values that are not finite")
+    low, high = values.min(), values.max()
+    white = next((white for white in _whites(image) if high <= white), None)
+    if low < 0 or white is None:
+        raise ValueError(
+            f"it holds numbers from {low:.6g} to {high:.6g}; expected 0 to {' or 0 to '.join(map(str, _whites(image)))}"
+        )
+    if isinstance(clear := image.info.get("transparency"), int):
+        values[values == clear] = white
+    return (values * 255 / white).astype(np.uint8)
+
+
+def _whites(image: Image.Image) -> tuple[int, ...]:
+    """Return the values that may mean white, by what the file declares; the first that no pixel exceeds does."""
+    if image.mode == "F":
+        return 1, 255
+    if image.format == "TIFF":
+        bits, *_ = image.tag_v2.get(BITS, (0,))  # type: ignore[attr-defined]
+        if image.mode.startswith("I;16"):
+            return (2**bits - 1,) if 8 < bits < 16 else (65535,)
+        return 255, 65535  # 32 bits, or 16 with a sign
+    return (65535,)  # PNG, PPM and JPEG 2000 of 9 to 16 bits
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """Return height and width of what `read_image` will return, from the file's head; 1, 1 where it cannot be read."""
+    try:
+        with _file(path) as file, _open(file) as image:
+            turned = image.getexif().get(ORIENTATION) in TURNED
+            if turned and image.format == "TIFF":  # some versions of Pillow turn the size that they tell, others do not
+                return ImageOps.exif_transpose(image).size[::-1]
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception:
+        try:
+            return _read(path).size[::-1]  # its head is broken, but its pixels may be whole
+        except Exception:
+            return 1, 1  # reading it will say what is wrong
+
+
+def unreadable(paths: list[str], workers: int) -> dict[str, str]:
+    """Read every file; return those that cannot be read, and why."""
+
+    def why(path: str) -> str:
+        try:
+            _read(path)
+        except Exception as error:
+            return _cause(path, error)
+        return ""
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        return {path: text for path, text in zip(paths, pool.map(why, paths), strict=True) if text}

@@ -1,0 +1,96 @@
+"""Lists of images in the place of class folders: one image a line, `path label`."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from classification.data.image_files import hidden
+from classification.errors import UserError, shown
+from classification.paths import is_file
+
+LABEL = re.compile(rb"[0-9]+")
+LONGEST_LINE = 1 << 16  # bytes; a path is far shorter, a file that is no list may be one line without end
+
+
+def read_list(
+    path: str | Path, root: str | Path, num_classes: int | None = None, *, labels: bool = True
+) -> list[tuple[str, int]]:
+    """Read a list of images.
+
+    A line is the image's path from `root` on, whitespace, and its class index; the path may hold spaces. Blank lines
+    are skipped, so lists can be joined. Bytes that are no text are kept, as in names of files. Without labels a class
+    index may be missing, and counts for nothing. Any suffix is allowed; hidden files are refused.
+
+    Args:
+        path: the list.
+        root: the data folder.
+        num_classes: K, where it is known: every label is below it.
+        labels: whether class indices are wanted.
+
+    Returns:
+        (path of the file, class index or -1) of every image, in the order of the list.
+
+    Raises:
+        UserError: naming list and line.
+    """
+    samples = []
+    try:
+        with Path(path).open("rb") as file:
+            number = 0
+            while line := file.readline(LONGEST_LINE):
+                number += 1
+                try:
+                    if line.strip():
+                        samples.append(_read_line(line, Path(root), num_classes, labels))
+                except UserError as error:
+                    raise UserError(f"list {path}, line {number}: {error}") from error
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "no file may have such a name"
+        raise UserError(f"list {path} cannot be read: {cause}") from error
+    if not samples:
+        raise UserError(f"list {path} names no images: expected lines of `path label`")
+    return samples
+
+
+def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -> tuple[str, int]:
+    if b"\0" in line:
+        raise UserError("it holds a NUL byte: is this text in UTF-8?")
+    if len(line) == LONGEST_LINE:
+        raise UserError("it is too long for a path and a label")
+    name, label = [b"", *line.rsplit(None, 1)][-2:]
+    if not labels:
+        labelled = LABEL.fullmatch(label) and is_file(root / os.fsdecode(name))
+        name, label = name if labelled else line.strip(), b"-1"
+    elif not name or not LABEL.fullmatch(label):
+        raise UserError(f"expected `path label` with a whole number as label; got {shown(line.strip())}")
+    most = 10**9 if num_classes is None else num_classes
+    if len(label) > 10 or int(label) >= most:
+        raise UserError(f"label {shown(label)} is not below the number of classes, {most}")
+    path = Path(os.fsdecode(name))
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"{shown(name)} may lead out of the data folder: give a path from there on, without ..")
+    if found := [part for part in path.parts if hidden(part)]:
+        raise UserError(
+            f"{shown(name)} is hidden, or a system's own ({shown(found[0])}), as thumbnails are: leave such lines out"
+        )
+    if not is_file(root / path):
+        raise UserError(f"{shown(name)} is no file in {root}")
+    return str(root / path), int(label)
+
+
+def numbered_classes(samples: list[tuple[str, int]], num_classes: int | None) -> list[str]:
+    """Name the classes of lists by their indices; without `num_classes` there are as many as the largest label says.
+
+    Raises:
+        UserError: the number is left to the labels, and they leave some class below the largest one out.
+    """
+    labels = {label for _, label in samples}
+    if num_classes is None and len(labels) <= max(labels):
+        missing = next(label for label in range(len(labels) + 1) if label not in labels)
+        raise UserError(
+            f"the lists name no image of class {missing}, though their labels go to {max(labels)}: give --num-classes "
+            "if that is meant"
+        )
+    return [str(index) for index in range(num_classes or len(labels))]

@@ -1,0 +1,1 @@
+"""Options and recipes: what a user types, checked before any work is done."""

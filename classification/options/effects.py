@@ -1,0 +1,118 @@
+"""Options, and keys of a recipe, that would change nothing: each is refused by name."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from classification.errors import UserError
+from classification.options.terms import needing_flows, using
+
+# Options that say a key of a term's entry.
+KEYS = {
+    "kd_weight": ("kd", "weight"),
+    "loss_factor": ("mgd", "weight"),
+    "mgd_weight": ("mgd", "weight"),
+    "label_smoothing": ("ce", "label_smoothing"),
+}
+
+
+def without_effect(args: Namespace) -> dict[str, str]:
+    """Return the options that a run does not look at, and for each what it goes with."""
+    terms = getattr(args, "terms", {"ce": {}})
+    of_flows = {"mgd_assignment", "mgd_capacity", "mgd_max_images", "mgd_solver"}
+    of_mgd = {name for name in vars(args) if name.startswith("mgd_")} - of_flows | {"loss_factor"}
+    rules = [
+        ("--distiller mgd", "mgd" in terms, of_mgd),
+        ("--distiller mgd or --term ofd.init=flow", bool(needing_flows(terms)), of_flows),
+        ("a term that reads maps", bool(using(terms, "maps")), {"taps", "student_taps", "teacher_taps"}),
+        ("the term ce", "ce" in terms, {"label_smoothing"}),
+        ("a frozen teacher", "dml" not in terms, {"teacher_dtype", "teacher_threads", "compile_student"}),
+        ("--mgd-with-kd 1 or --distiller kd", "kd" in terms, {"kd_weight", "kd_temperature"}),
+        ("--lr-schedule step", args.lr_schedule == "step", {"lr_drop_ratio", "lr_drop_epochs"}),
+        ("--mgd-form sum", getattr(args, "mgd_form", "sum") == "sum", {"loss_factor"}),
+        ("--mgd-form mean or relative", getattr(args, "mgd_form", "sum") != "sum", {"mgd_weight"}),
+        ("--compile 1", bool(args.compile), {"compile_student"}),
+        ("--warmup 1", bool(args.warmup), {"warmup_epochs"}),
+        ("a run without --resume", not args.resume, {"start_epoch"}),
+    ]
+    found: dict[str, str] = {}
+    for needed, present, names in rules:
+        for name in () if present else sorted(names):
+            found.setdefault(name, needed)
+    return found
+
+
+def check_typed(args: Namespace, typed: Mapping[str, str]) -> None:
+    """Refuse options of the command line that would change nothing.
+
+    Args:
+        args: the checked options.
+        typed: {destination: the option as typed}.
+
+    Raises:
+        UserError: it names the option and what it goes with.
+    """
+    for name, needed in without_effect(args).items():
+        if name in typed:
+            raise UserError(f"{typed[name]} has no effect here: it goes with {needed}")
+
+
+def check_recipe(
+    args: Namespace,
+    alone: Namespace | None,
+    keys: Mapping[str, str],
+    nested: Mapping[str, Any],
+    typed: Mapping[str, str],
+) -> None:
+    """Refuse keys of a recipe that would change nothing; not those that the command line alone leaves without effect.
+
+    Args:
+        args: the checked options of the run.
+        alone: those of the recipe with nothing typed over it; None where these make no sense.
+        keys: {destination: key} of the options that the recipe gives.
+        nested: its terms and teachers.
+        typed: {destination: the option as typed}.
+
+    Raises:
+        UserError: it names the recipe and the key.
+    """
+    if alone is None:
+        return
+    idle = without_effect(alone)
+    for name, needed in without_effect(args).items():
+        if name in keys and name in idle and name not in typed:
+            raise UserError(f"recipe {args.config}: {keys[name]} has no effect: it goes with {needed}")
+    for key, why in [*_terms(alone, keys, nested.get("terms", {}), typed), *_teachers(keys, nested, typed)]:
+        raise UserError(f"recipe {args.config}: {key} has no effect: {why}")
+
+
+def _terms(
+    alone: Namespace, keys: Mapping[str, str], terms: Mapping[str, Any], typed: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    for option, (name, key) in KEYS.items():
+        if option in keys and option not in typed and key in (terms.get(name) or {}):
+            yield keys[option], f"terms.{name}.{key} says the same"
+    for change in getattr(alone, "term", []):
+        name, _, key = change.partition("=")[0].partition(".")
+        if key in (terms.get(name) or {}):
+            yield f"terms.{name}.{key}", f"term {change} says the same"
+    if "labels" in keys and "labels" not in typed and "ce" in terms and "ce" not in alone.terms:
+        yield "terms.ce", f"{keys['labels']} is 0"
+
+
+def _teachers(
+    keys: Mapping[str, str], nested: Mapping[str, Any], typed: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    teachers = [] if {"teacher_arch", "teacher_resume"} & set(typed) else nested.get("teachers", [])
+    for number, teacher in enumerate(teachers):
+        where = f"teachers[{number}]"
+        if "resume" in teacher and "teacher_resume" in keys:
+            yield f"{where}.resume", f"{keys['teacher_resume']} says the same"
+        if "weights" in teacher and ("resume" in teacher or "teacher_resume" in keys):
+            yield f"{where}.weights", "its weights are those of a file"
+        if "weights" in teacher and teacher["arch"].startswith("timm:"):
+            yield f"{where}.weights", "timm names its weights in arch, as timm:resnet50.a1_in1k"
+        if teacher.get("weight", 1) != 1 and len(teachers) == 1:
+            yield f"{where}.weight", "there is one teacher; terms.NAME.weight weighs a term"

@@ -1,0 +1,354 @@
+"""Run folders and checkpoints: written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import hashlib
+import json
+import os
+import pickle
+import platform
+import time
+import zlib
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # a system without such locks
+    fcntl = None  # type: ignore[assignment]
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from classification.errors import UserError, one_line, shown
+from classification.models.files import FORMAT, read_checkpoint
+from classification.paths import exists, is_folder
+from classification.data.preprocessing import Preprocessing
+from classification.runs.restore import check_whole, whole
+from mgd import Flow
+
+VERSION = 3
+
+save = torch.save
+
+# Options that may differ when a run goes on: they change where and how fast it runs, not what it computes.
+FREE = {
+    "data", "config", "output", "resume", "resume_override", "evaluate", "calibrate", "print_freq", "workers", "cache",
+    "device", "gpu", "world_size", "rank", "dist_url", "dist_backend", "multiprocessing_distributed", "start_epoch",
+    "checkpoint_every_steps", "skip_nonfinite", "bad_images", "student_resume", "teacher_resume", "pretrained",
+    "use_pretrained", "seeded", "train_list", "valid_list", "teacher_threads", "img_size_asked",
+}  # fmt: skip
+NESTED = ("terms", "teachers")  # which no single option says
+LOCK = ".lock"  # the first file of a run folder
+IMAGES = "train_images.txt.gz"
+
+
+def write_atomic(path: Path, content: Any) -> None:
+    """Save `content` beside `path`, force it to disk, and rename it over `path`.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to; what was at `path` is still there.
+    """
+    _replace(path, lambda file: save(content, file))
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    beside = path.with_name(path.name + ".new")
+    try:
+        with beside.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name, too
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        known = error if isinstance(error, OSError) else error.__context__  # what the file raised inside torch
+        cause = known.strerror if isinstance(known, OSError) else str(error).splitlines()[0]
+        kept = "; the one before is whole" if path.exists() else ""
+        raise UserError(f"{path} cannot be written ({cause}): make room, or give another --output{kept}") from error
+
+
+def describe_student(
+    state_dict: dict[str, Tensor], args: Namespace, classes: list[str], preprocessing: Preprocessing
+) -> dict[str, Any]:
+    """Return the plain content of `best.pth`: everything one needs to use the network elsewhere."""
+    state = OrderedDict((name, value.detach().cpu()) for name, value in state_dict.items())
+    if hasattr(state_dict, "_metadata"):  # the modules' versions, which some networks cannot be loaded without
+        state._metadata = state_dict._metadata  # type: ignore[attr-defined]
+    return {
+        "format": FORMAT,
+        "state_dict": state,
+        "arch": args.arch,
+        "num_classes": args.num_classes,
+        "classes": classes,
+        **preprocessing.describe(),
+    }
+
+
+def read_resume(
+    path: str, args: Namespace, classes: list[str], inputs: dict[str, Any], images: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Read the `last.pth` of a run that this one is to go on with; return it, and what differs from that run.
+
+    Args:
+        path: the file.
+        args: the effective options of this run.
+        classes: names in order of index.
+        inputs: see `fingerprints`.
+        images: the training images, as `image_names` gives them.
+
+    Raises:
+        UserError: not such a file; of another network or other classes; or of other options that change the result,
+            where --resume-override is not given.
+    """
+    content = read_checkpoint(path)
+    if not isinstance(content.get("resume"), dict):
+        raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
+    with whole(path):
+        return content, _compare(path, content, args, classes, inputs, images)
+
+
+def _compare(
+    path: str,
+    content: dict[str, Any],
+    args: Namespace,
+    classes: list[str],
+    inputs: dict[str, Any],
+    images: Sequence[str],
+) -> list[str]:
+    resume = content["resume"]
+    if resume.get("version") != VERSION:
+        raise UserError(f"{path} has format {shown(resume.get('version'))}; this code reads format {VERSION}")
+    check_whole(path, content)
+    for what, ours in (("arch", args.arch), ("num_classes", args.num_classes), ("classes", classes)):
+        if content[what] != ours:
+            raise UserError(f"{path} is of a run with {what} {content[what]}; this run has {ours}")
+    theirs = list(resume["terms"])
+    if theirs != inputs["terms"]:
+        raise UserError(
+            f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(inputs['terms'])}"
+        )
+    options = changed_options(resume["config"]["options"], vars(args))
+    changed = [f"other options: {'; '.join(options)}"] if options else []
+    if resume["inputs"]["teachers"] != inputs["teachers"] and not any(
+        text.startswith("the teachers") for text in options
+    ):
+        changed.append("other weights of the teachers")
+    then = resume["inputs"].get("preprocessing", inputs["preprocessing"])  # runs of earlier formats do not say
+    changed += [
+        f"a {role} that sees {then.get(role)}, now {seen}"
+        for role, seen in inputs["preprocessing"].items()
+        if then.get(role) != seen
+    ]
+    if resume["inputs"]["training images"] != inputs["training images"]:
+        changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, images)}")
+    if changed and not args.resume_override:
+        raise UserError(
+            f"{path} is of a run with {', and '.join(changed)}. Give those of the run, or --resume-override 1 to go on "
+            "with the new ones"
+        )
+    return changed
+
+
+def image_names(samples: Sequence[tuple[str, int]], root: str | Path) -> list[str]:
+    """Return "path class" of every image, the path seen from the data folder."""
+    return [f"{os.path.relpath(path, root)} {target}" for path, target in samples]
+
+
+def _other_images(path: Path, names: Sequence[str]) -> str:
+    """Say how a list of images differs from that which a run has kept."""
+    try:
+        with gzip.open(path, "rb") as file:
+            kept = set(os.fsdecode(file.read()).splitlines())
+    except (OSError, EOFError, zlib.error):
+        return f"which ones is not known, as {path} cannot be read"
+    now = {one_line(name) for name in names}
+    then_files, now_files = ({line.rpartition(" ")[0] for line in lines} for lines in (kept, now))
+    found = [
+        f"{len(files)} {how}{_examples(files)}"
+        for files, how in ((now_files - then_files, "more than then"), (then_files - now_files, "fewer than then"))
+        if files
+    ]
+    moved = {line.rpartition(" ")[0] for line in now ^ kept} & then_files & now_files
+    found += [f"{len(moved)} of another class{_examples(moved)}"] if moved else []
+    return ", ".join(found) or "the same ones, in another order"
+
+
+def _examples(files: set[str]) -> str:
+    names = sorted(files)
+    return f" ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
+
+
+def keep_images(folder: Path, names: Sequence[str]) -> None:
+    """Write the list of training images, from which a run that goes on can say how its own differs."""
+    text = "".join(f"{one_line(name)}\n" for name in names).encode(errors="surrogateescape")
+    _replace(folder / IMAGES, lambda file: file.write(gzip.compress(text, 1, mtime=0)) and None)
+
+
+def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name the options that change what is computed: "--lr 0.1, was 0.2"."""
+    free = FREE | (set() if now.get("seeded") else {"seed"})
+    decays = [entry.get("decay", "constant") for entry in now.get("terms", {}).values()]
+    if now.get("lr_schedule") == "step" and set(decays) <= {"constant"}:
+        free.add("epochs")  # more of them change nothing that was computed
+    if now.get("terms") == before.get("terms"):
+        free.add("term")  # typed in another way
+    names = sorted((set(before) | set(now)) - free - {"command"})
+    return [
+        f"{'the ' if name in NESTED else '--'}{name.replace('_', '-')} {_known(now, name)}, was {_known(before, name)}"
+        for name in names
+        if _known(before, name) != _known(now, name)
+    ]
+
+
+def _known(options: dict[str, Any], name: str) -> Any:
+    """Return an option's value, without the places of the teachers' files."""
+    value = options.get(name)
+    if name == "teachers":
+        return [{key: v for key, v in teacher.items() if key != "resume"} for teacher in value or []]
+    return value
+
+
+def fingerprints(
+    teachers: Iterable[nn.Module], samples: list[tuple[str, int]], root: str | Path, terms: Iterable[str]
+) -> dict[str, Any]:
+    """Return what a run depends on beside its options: hashes of the teachers' weights and of the list of images."""
+    weights = hashlib.sha256()
+    for teacher in teachers:
+        for value in teacher.state_dict().values():
+            weights.update(_bytes(value))
+    images = hashlib.sha256()
+    for path, target in samples:
+        images.update(os.fsencode(f"{os.path.relpath(path, root)} {target}\n"))
+    return {"teachers": weights.hexdigest(), "training images": images.hexdigest(), "terms": list(terms)}
+
+
+def _bytes(value: Any) -> bytes:
+    """Return the content of an entry of a state dict: of a tensor of any shape and type, or of what a module adds."""
+    if not isinstance(value, Tensor):
+        return pickle.dumps(value)
+    plain = value.detach().cpu().resolve_conj().resolve_neg().reshape(-1)  # one axis: a scalar has none to view
+    return plain.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def job_hash(args: Namespace, inputs: dict[str, Any]) -> int:
+    """Return a 63-bit number that is the same where the same is computed but for the seed, which ranks share."""
+    options = {name: _known(vars(args), name) for name in set(vars(args)) - FREE - {"command", "seed"}}
+    text = json.dumps([options, inputs], sort_keys=True, default=str)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def run_folder(args: Namespace, name: str) -> Path:
+    """Return the folder that this run writes to; one named by --output is made, to see whether it can be.
+
+    With --resume auto, `args.resume` becomes the last.pth in it, or nothing where there is none.
+
+    Raises:
+        UserError: it holds something already, is a file, or cannot be made.
+    """
+    if args.resume and args.resume != "auto":
+        return Path(args.resume).resolve().parent
+    if not args.output:
+        return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    folder = Path(args.output)
+    again = args.resume == "auto" and (exists(folder / LOCK) or exists(folder / "config.json"))
+    if args.resume == "auto":
+        args.resume = str(folder / "last.pth") if exists(folder / "last.pth") else ""
+    taken = exists(folder) and (not is_folder(folder) or any(path.name != LOCK for path in folder.iterdir()))
+    if taken and not again and not args.resume:
+        raise UserError(
+            f"--output {folder} exists already and is not overwritten: give another, or --resume its last.pth"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) else "no file may have such a name"
+        raise UserError(f"--output {folder} cannot be made: {cause}") from error
+    return folder
+
+
+def hold(folder: Path) -> BinaryIO:
+    """Make a run folder, and keep other processes from writing to it until the returned file is closed.
+
+    The lock is the system's: it ends with this process, however that ends, and processes forked from this one do not
+    share it. Where the file system has no locks, nothing is kept from writing.
+
+    Raises:
+        UserError: another process holds it, or the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+b")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    if fcntl is None:
+        return file
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            return file
+        with file:
+            file.seek(0)
+            holder = " ".join(file.read(200).decode(errors="replace").split())
+        raise UserError(
+            f"another process writes to {folder}{f' ({holder})' if holder else ''}: wait for its end, or stop it"
+        ) from error
+    with contextlib.suppress(OSError):  # a full disk
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+        file.flush()
+    return file
+
+
+def make_folder(folder: Path, config: dict[str, Any], *, resumed: bool, bad: dict[str, str]) -> None:
+    """Make the run folder, its config.json and bad_images.txt; a run that goes on notes so in the one it has."""
+    path = folder / "config.json"
+    try:
+        (folder / "flow").mkdir(parents=True, exist_ok=True)
+        if resumed and path.exists():
+            before = json.loads(path.read_bytes())
+            config = {**before, "resumed": [*before.get("resumed", []), config]}
+        text = json.dumps(config, indent=2) + "\n"
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: remove it, and the run goes on without its beginning") from error
+    _replace(path, lambda file: file.write(text.encode()) and None)
+    if bad:
+        lines = b"".join(os.fsencode(f"{name}\t{why}\n") for name, why in bad.items())
+        _replace(folder / "bad_images.txt", lambda file: file.write(lines) and None)
+
+
+def save_flows(folder: Path, number: int, flows: list[Flow], costs: list[Tensor], epoch: int) -> None:
+    """Save update `number`: index, shape, total and matrix of costs of every stage.
+
+    Cost matrices are large and kept of the last update only: the one before loses them.
+    """
+    path, before = (folder / f"{n:04d}.npz" for n in (number, number - 1))
+    if before.exists():
+        with np.load(before) as saved:
+            kept = {name: saved[name] for name in saved if not name.startswith("cost")}
+        _replace(before, lambda file: np.savez_compressed(file, **kept))
+    arrays: dict[str, Any] = {"epoch": epoch}
+    for stage, (flow, cost) in enumerate(zip(flows, costs, strict=True)):
+        arrays[f"cost{stage}"] = cost.cpu().numpy().astype(np.float32)
+        arrays[f"index{stage}"] = flow.index
+        arrays[f"num_teacher{stage}"] = flow.num_teacher
+        arrays[f"total_cost{stage}"] = flow.total_cost
+    _replace(path, lambda file: np.savez_compressed(file, **arrays))

@@ -1,0 +1,90 @@
+"""What a run prints of its steps, its epochs and its end."""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from classification.options.config import epoch_name, total_epochs
+from classification.runs.launch import command
+from classification.runs.metrics import accuracy
+
+EVERY = 10.0  # seconds between two lines of steps
+
+
+class Progress:
+    """Decide which steps are printed, and foresee how long the run will take.
+
+    Args:
+        args: the options.
+    """
+
+    def __init__(self, args: Namespace) -> None:
+        self.args = args
+        self.steps = 0  # that this process did
+        self.seconds = self.first = 0.0  # that they took, and the first of them, which is slower
+        self.aside = 0.0  # seconds of the last epoch beside its steps: evaluation, matching, writing
+        self._told = 0.0
+
+    def stepped(self, seconds: float) -> None:
+        """Count a step that took `seconds`."""
+        self.steps += 1
+        self.seconds += seconds
+        self.first = self.first or seconds
+
+    def due(self, step: int) -> bool:
+        """Whether step `step` of the epoch, counted from 1, is printed: the first, then by time or --print-freq."""
+        now, every = time.perf_counter(), self.args.print_freq
+        if self.steps > 1 and (step % every if every else now - self._told < EVERY):
+            return False
+        self._told = now
+        return True
+
+    def left(self, epoch: int, step: int, steps: int) -> str:
+        """Return "ETA 1:02:03" after the first steps: what is left of the run, at the speed so far."""
+        if self.steps < 2:
+            return ""
+        epochs = total_epochs(self.args) - epoch
+        todo = steps - step + (epochs - 1) * steps
+        pace = (self.seconds - self.first) / (self.steps - 1)
+        return f"ETA {duration(todo * pace + epochs * self.aside)}"
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def sum_of(loss: float, weighted: Mapping[str, float]) -> str:
+    """Write a loss as the sum of its weighted terms."""
+    parts = " + ".join(f"{name} {value:.4f}" for name, value in weighted.items())
+    return f"loss {loss:.4f} = {parts}"
+
+
+def epoch_line(args: Namespace, record: Mapping[str, Any], best: float, terms: Mapping[str, Any]) -> str:
+    """Write an epoch in a line."""
+    weighted = {name: record[f"train_{name}_weighted"] for name in terms}
+    return "  ".join(
+        (
+            epoch_name(args, record["epoch"]),
+            sum_of(record["train_loss"], weighted),
+            accuracy(record, args.num_classes),
+            f"best {best:.2f}",
+            f"{record['images_per_second']:.1f} images/s",
+        )
+    )
+
+
+def last_lines(args: Namespace, folder: Path, best: Mapping[str, float], last: float, seconds: float) -> list[str]:
+    """Say how a run ended, and how to evaluate what it made."""
+    where = f" ({epoch_name(args, int(best['epoch']))})" if "epoch" in best else ""
+    words = [args.data, *(["--valid-list", args.valid_list] if args.valid_list else [])]
+    evaluate = command("main_base.py", *words, "--evaluate", "--student-resume", str(folder / "best.pth"))
+    return [
+        f"=> done in {duration(seconds)}: best top-1 {best['valid_top1']:.2f}{where}, last {last:.2f}",
+        f"=> to evaluate the best: {evaluate}",
+    ]

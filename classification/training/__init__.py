@@ -1,0 +1,1 @@
+"""From checked options to a trained student: job, step, epochs, evaluation."""

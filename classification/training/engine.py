@@ -1,0 +1,160 @@
+"""A job on one rank: its networks on the device, its images, evaluation."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from classification.data.cache import Cache
+from classification.data.folders import FixedBatches, Photos, loader, subset, told
+from classification.data.images import read_image
+from classification.data.preprocessing import Preprocessing
+from classification.errors import Stopped
+from classification.runs.checkpoint import hold, job_hash
+from classification.runs.interrupt import Interrupt
+from classification.runs.launch import World, parallel_devices, seed_everything
+from classification.runs.metrics import accuracy, result, tally
+from classification.training.job import Job
+from classification.training.precision import autocast, lacks
+from mgd import Frozen, logits_of
+
+NAMES = {"cpu": "processor", "cuda": "GPU"}
+
+
+class Engine:
+    """A job on one rank.
+
+    Args:
+        job: built and checked; its networks move to the rank's device.
+        world: this rank.
+    """
+
+    def __init__(self, job: Job, world: World) -> None:
+        self.job, self.world, self.args = job, world, job.args
+        trains = job.distiller is not None and not getattr(job.args, "calibrate", 0)
+        self.lock = hold(job.folder) if trains and world.first else None  # held while this lives
+        if job.distiller is not None:
+            world.check_same(job_hash(job.args, job.inputs), "options, teachers or training images")
+        self.seed = world.share(job.args.seed)
+        seed_everything(self.seed, world.rank, seeded=job.args.seeded, deterministic=bool(job.args.deterministic))
+        self.workers = -(-job.args.workers // world.local_size)
+        for note in (*job.data.notes, *job.notes):
+            world.say(f"=> {note}")
+        for _, network in job.networks().values():
+            memory = torch.channels_last if job.args.channels_last else torch.preserve_format
+            network.to(world.device, memory_format=memory)
+        if lacks(world.device, job.args.amp):
+            what = NAMES.get(world.device.type, "device")
+            world.say(f"=> this {what} has no bfloat16: --amp bf16 computes in float32")
+        self._valid_cache = self._cache(job.data.valid)
+        self._valid_loaders: dict[Preprocessing, DataLoader] = {}
+        self._train_cache: Cache | None = None
+        self.interrupt: Interrupt | None = None  # while training
+        # Images that one device sees at once when nothing is wrapped.
+        self._share = -(-job.args.batch_size // (world.size * parallel_devices(world, job.args) * job.args.accumulate))
+
+    # -- evaluation
+
+    def evaluate_all(self) -> dict[str, dict[str, float]]:
+        """Evaluate every network of the job, each on images as it sees them; warn of a teacher that knows nothing."""
+        results = {}
+        for role, (arch, network) in self.job.networks().items():
+            seen = self.job.seen()[role]
+            if seen is None:
+                self.world.say(f"=> {role} {arch}: not evaluated, its outputs are of other classes")
+                continue
+            # A frozen teacher's view turns the student's images into its own.
+            found = results[role] = self.evaluate(network, None if isinstance(network, Frozen) else seen)
+            size, said = self.job.sizes[role] / 1e6, accuracy(found, self.args.num_classes, errors=True)
+            self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {said}")
+            chance = 100 / self.args.num_classes
+            if role.startswith("teacher") and found["valid_top1"] < chance + 0.1 * (100 - chance):
+                self.world.say(
+                    f"!! WARNING: the {role} is near chance ({found['valid_top1']:.2f} %, chance {chance:.2f} %). "
+                    "Nothing good can be learned from it: check its weights, --img-size and the class folders."
+                )
+        return results
+
+    @torch.no_grad()
+    def evaluate(self, network: nn.Module, seen: Preprocessing | None = None) -> dict[str, float]:
+        """Return top-1, top-5 in percent and the mean loss over the validation images, each once over all ranks.
+
+        Args:
+            network: on the device.
+            seen: its preprocessing; None for the student's.
+        """
+        self.world.share_state(network)
+        total = torch.zeros(4, dtype=torch.float64, device=self.world.device)
+        network.eval()
+        for images, target in self.valid_images(seen):
+            self._leave_if_asked()
+            with self.autocast():
+                outputs = network(images)
+            total += tally(logits_of(outputs).float(), target)
+        return result(self.world.sum(total))
+
+    # -- images
+
+    def valid_images(self, seen: Preprocessing | None = None) -> Iterable[tuple[Tensor, Tensor]]:
+        """Yield this rank's share of the validation images as `seen`, None for the student's way, and their classes."""
+        seen = seen or self.job.preprocessing
+        if seen not in self._valid_loaders:
+            photos = Photos(self.job.data.valid, seen.transform(), cache=self._valid_cache)
+            batches = FixedBatches(list(range(len(photos))), self._share, self.world.rank, self.world.size)
+            self._valid_loaders[seen] = loader(photos, batches, self.workers, self.world.device)
+        for images, target, _ in told(self.progress(self._valid_loaders[seen], "evaluate"), self.workers):
+            yield self.images(images, seen), self.move(target)
+
+    def matching_images(self, epoch: int) -> Iterable[Tensor]:
+        """Yield batches of training images under the evaluation transform: this rank's share of a matching pass."""
+        chosen = subset(len(self.job.data.train), self.args.mgd_max_images, self.seed, epoch)
+        batches = FixedBatches(chosen, self._share, self.world.rank, self.world.size)
+        photos = Photos(self.job.data.train, self.job.preprocessing.transform(), cache=self.train_cache())
+        loading = loader(photos, batches, self.workers, self.world.device, persistent=False)
+        for images, _, _ in told(self.progress(loading, "match"), self.workers):
+            self._leave_if_asked()
+            yield self.images(images)
+
+    def train_cache(self) -> Cache | None:
+        """Return the decoded training images, or None where --cache is off."""
+        if self._train_cache is None:
+            self._train_cache = self._cache(self.job.data.train)
+        return self._train_cache
+
+    def images(self, images: Tensor, seen: Preprocessing | None = None) -> Tensor:
+        """Bring bytes to the device, normalised as `seen` or as the student's, in the layout of --channels-last."""
+        normal = (seen or self.job.preprocessing).normalise(self.move(images))
+        return normal if self.args.channels_last else normal.contiguous()
+
+    def move(self, tensor: Tensor) -> Tensor:
+        """Bring a tensor to the device."""
+        return tensor.to(self.world.device, non_blocking=True)
+
+    def _cache(self, samples: list[tuple[str, int]]) -> Cache | None:
+        if self.args.cache == "off":
+            return None
+        self.world.say(f"=> decoding {len(samples)} images into memory")
+        return Cache(samples, read_image)
+
+    # -- small things
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of mixed precision that --amp asks for."""
+        return autocast(self.world.device.type, self.args.amp)
+
+    def progress(self, loading: DataLoader, what: str) -> Any:
+        """Show a bar on a terminal, on rank 0."""
+        if self.world.first and sys.stderr.isatty():
+            return tqdm(loading, desc=what, leave=False, dynamic_ncols=True)
+        return loading
+
+    def _leave_if_asked(self) -> None:
+        """Leave a pass that can be done again, where no other rank waits for its end."""
+        if self.interrupt is not None and self.interrupt.signal and self.world.size == 1:
+            raise Stopped(self.interrupt.signal)

@@ -1,0 +1,299 @@
+"""A job: data, networks and distiller of one run, built and checked before any rank starts."""
+
+from __future__ import annotations
+
+import warnings
+from argparse import Namespace
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from classification.data.folders import Folder, check_heif, read_folder, shared_images, without_unreadable
+from classification.data.preprocessing import Preprocessing
+from classification.errors import UserError
+from classification.models import build, pretrained_source
+from classification.models.weights import (
+    WeightFile,
+    load_file,
+    load_pretrained,
+    load_strictly,
+    other_outputs,
+    published_preprocessing,
+)
+from classification.options.config import total_epochs
+from classification.options.terms import needing
+from classification.runs.checkpoint import fingerprints, image_names, read_resume, run_folder
+from classification.runs.launch import device_of
+from classification.runs.restore import check_flows, damaged, take_up
+from classification.training.precision import widen
+from classification.training.sources import Sources, find, numbered_as
+from mgd import ChannelMatching, Distiller, Mutual, logits_of, matchings
+
+
+@dataclass
+class Job:
+    """Everything that `Engine` needs; all of it on the CPU.
+
+    Args:
+        args: the checked options.
+        data: the folder's splits.
+        student: the network to train or evaluate; None where only a teacher is evaluated.
+        teachers: the networks beside it: frozen, or in mutual learning its peers.
+        distiller: what computes the loss, or None with --evaluate.
+        notes: what was loaded, one line each.
+        resume: the checkpoint to go on from, or None.
+        changed: how its run differs from this one, where --resume-override allows it.
+        anew: what begins anew therefore: its state does not fit.
+        inputs: hashes of what the run depends on beside its options.
+        bad: images that were left out, and why.
+        auto: whether --resume auto was given, with which a run that is done is no mistake.
+        done: whether the checkpoint is of a run that is done.
+        starts: matchings, one a teacher, that are solved once, for the terms that begin with a flow.
+        sizes: parameters of each network, by role: "student", "teacher", or "teacher 1" and so on.
+        preprocessing: what the student sees of an image.
+        teacher_preprocessing: what each teacher sees of it.
+        foreign: whether each teacher tells other classes than the run's, and serves by its maps alone.
+    """
+
+    args: Namespace
+    data: Folder
+    student: nn.Module | None
+    teachers: list[nn.Module]
+    distiller: Distiller | Mutual | None = None
+    notes: list[str] = field(default_factory=list)
+    starts: list[ChannelMatching] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    teacher_preprocessing: list[Preprocessing] = field(default_factory=list)
+    foreign: list[bool] = field(default_factory=list)
+    resume: dict[str, Any] | None = None
+    changed: list[str] = field(default_factory=list)
+    anew: list[str] = field(default_factory=list)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict)
+    auto: bool = False
+    done: bool = False
+    folder: Path = Path()
+
+    def networks(self) -> dict[str, tuple[str, nn.Module]]:
+        """Return {role: (arch, network)}, teachers first."""
+        pairs = zip(self.args.teachers, self.teachers, strict=False)
+        found = {role: (spec["arch"], network) for role, (spec, network) in zip(self._roles(), pairs, strict=True)}
+        return found if self.student is None else {**found, "student": (self.args.arch, self.student)}
+
+    def seen(self) -> dict[str, Preprocessing | None]:
+        """Return {role: preprocessing} of the networks, None for those that tell other classes."""
+        pairs = zip(self.teacher_preprocessing, self.foreign, strict=True)
+        found = {role: None if other else seen for role, (seen, other) in zip(self._roles(), pairs, strict=True)}
+        return {**found, "student": self.preprocessing}
+
+    def _roles(self) -> list[str]:
+        name = "peer" if "dml" in getattr(self.args, "terms", {}) else "teacher"
+        return [name] if len(self.teachers) == 1 else [f"{name} {number + 1}" for number in range(len(self.teachers))]
+
+    def set_distiller(self, distiller: Distiller | Mutual) -> None:
+        """Take the distiller, and the checkpoint to go on from if there is one."""
+        args = self.args
+        self.distiller = distiller
+        self.folder = run_folder(args, f"{args.arch.replace(':', '-')}-{'+'.join(args.terms)}")
+        frozen = [] if isinstance(distiller, Mutual) else self.teachers
+        self.inputs = fingerprints(frozen, self.data.train, args.data, distiller.terms)
+        self.inputs["preprocessing"] = {
+            role: str(seen) for role, seen in zip(self._roles(), self.teacher_preprocessing, strict=True)
+        }
+        if not args.resume:
+            return
+        images = image_names(self.data.train, args.data)
+        self.resume, self.changed = read_resume(args.resume, args, self.data.classes, self.inputs, images)
+        if self.changed:
+            self.notes.append(f"going on with {', and '.join(self.changed)}")
+        self.done = self.resume["resume"]["epoch"] >= total_epochs(args)
+        if self.done and not self.auto:
+            raise UserError(f"{args.resume} is of a run that is done: raise --epochs to go on")
+        self._load_resume(self.resume, distiller)
+
+    def _load_resume(self, resume: dict[str, Any], distiller: Distiller | Mutual) -> None:
+        """Take up the student and the terms; a term of changed options, which its state does not fit, begins anew."""
+        assert self.student is not None
+        source = f"{self.args.resume} is damaged: it"
+        load_strictly(self.student, resume["state_dict"], source, self.args.arch)
+        for name, term in distiller.terms.items():
+            if error := take_up(term, partial(_load_term, term, resume["resume"]["terms"].get(name))):
+                if not self.changed:
+                    what = f"the state of the term {name} does not fit: {' '.join(str(error).split())[:200]}"
+                    raise damaged(self.args.resume, what) from error
+                self.anew.append(f"the term {name}")
+
+
+def _load_term(term: nn.Module, state: dict[str, Any]) -> None:
+    term.load_state_dict(state)
+    for matching in matchings(term):
+        check_flows(matching)
+
+
+def start_job(args: Namespace, *, with_teacher: bool) -> Job:
+    """Read the folder and build the networks that `args` asks for.
+
+    What the options leave to the networks' files is settled first: architectures, the size of images, the crop.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    warnings.filterwarnings("ignore", module="PIL")  # what it says of files names none of them
+    data = read_folder(
+        args.data,
+        labels=bool(getattr(args, "labels", 1)),
+        train_list=args.train_list,
+        valid_list=args.valid_list,
+        num_classes=args.num_classes,
+    )
+    bad: dict[str, str] = {}
+    if args.bad_images == "skip":
+        data, bad = without_unreadable(data, args.workers)
+    else:
+        check_heif(data)
+    if not args.evaluate:
+        data.notes.extend(shared_images(data))
+    weights = args.student_resume or args.resume or args.pretrained or args.use_pretrained
+    only_teacher = args.evaluate and with_teacher and not weights
+    sources = find(args, with_student=not only_teacher, with_teacher=with_teacher)
+    if args.evaluate and args.num_classes is None:
+        data = numbered_as(data, sources.classes)
+    if args.num_classes is None:
+        args.num_classes = len(data.classes)
+    if args.num_classes < len(data.classes):
+        raise UserError(f"--num-classes {args.num_classes} is less than the {len(data.classes)} class folders")
+    torch.manual_seed(args.seed)
+    job = Job(args, data, None, [], auto=args.resume == "auto", bad=bad, notes=sources.notes)
+    _add_student(job, sources, build_it=not only_teacher)
+    if with_teacher:
+        for spec, file in zip(args.teachers, sources.teachers, strict=True):
+            _add_teacher(job, sources, spec, file)
+    networks = job.networks()
+    job.sizes = {role: sum(p.numel() for p in network.parameters()) for role, (_, network) in networks.items()}
+    return job
+
+
+@torch.no_grad()
+def _try(arch: str, model: nn.Module, size: int, num_classes: int) -> None:
+    """Refuse a network that does not turn an image of its size into so many logits."""
+    model.eval()
+    try:
+        output = model(torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        raise UserError(f"{arch} does not run at --img-size {size}: {' '.join(str(error).split())}") from error
+    try:
+        logits = logits_of(output)
+    except TypeError as error:
+        raise UserError(f"{arch}: {error}") from error
+    if logits.shape != (1, num_classes):
+        raise UserError(f"{arch} does not return {num_classes} logits an image: choose another network")
+
+
+def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
+    """Build the student and load it; settle what it sees, and with it --img-size and --train-crop."""
+    args, published = job.args, None
+    if build_it:
+        model = _trainable(args, build(args.arch, args.num_classes))
+        downloads = (args.pretrained or args.use_pretrained) and not sources.goes_on
+        if downloads or (sources.student is not None and args.arch.startswith("timm:")):
+            published = published_preprocessing(model, args.arch)
+    job.preprocessing = sources.student_sees(args, published)
+    args.img_size, args.train_crop = job.preprocessing.img_size, args.train_crop or "resized"
+    args.img_size_asked = sources.img_size is not None
+    if not build_it:
+        return
+    if sources.student is not None:
+        job.notes.append(_load(job, model, sources.student, args.arch, args.img_size, new_head=not args.evaluate))
+    elif downloads:
+        job.notes.append(load_pretrained(model, args.arch, option="--student-resume"))
+    elif args.evaluate:
+        raise UserError("--evaluate has no weights to evaluate: give a file by --student-resume, or --pretrained")
+    _say_preprocessing(job, "student", args.arch, job.preprocessing, sources.student or sources.resumed)
+    job.student = nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
+    _try(args.arch, job.student, args.img_size, args.num_classes)
+
+
+def _trainable(args: Namespace, model: nn.Module) -> nn.Module:
+    """Replace the layers whose gradient a processor is slow at in bfloat16, before anything is tapped."""
+    if args.amp == "bf16" and device_of(args).type == "cpu":
+        widen(model)
+    return model
+
+
+def _say_preprocessing(job: Job, role: str, arch: str, seen: Preprocessing, file: WeightFile | None) -> None:
+    if seen != Preprocessing.of(job.args.img_size, job.args.train_crop):
+        what = "published weights" if file is None or not file.seen else "file"
+        silent = ", of which its file says nothing" if file is not None and not file.seen else ""
+        job.notes.append(f"the {role} {arch} sees images as its {what} had them{silent}: {seen}")
+
+
+def _load(job: Job, model: nn.Module, file: WeightFile, arch: str, img_size: int, new_head: bool = False) -> str:
+    return load_file(
+        model,
+        file,
+        arch=arch,
+        num_classes=job.args.num_classes,
+        classes=job.data.classes,
+        img_size=img_size,
+        new_head=new_head,
+    )
+
+
+def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightFile | None) -> None:
+    """Build a teacher, or a peer of mutual learning, and load it."""
+    args, arch, classes = job.args, spec["arch"], job.args.num_classes
+    model, published, outputs = build(arch, classes), None, None
+    if not spec.get("frozen", True):  # it trains on the student's images
+        seen = job.preprocessing
+        if file is not None:
+            job.notes.append(_load(job, model, file, arch, seen.img_size))
+    else:
+        if file is None or arch.startswith("timm:"):
+            published = published_preprocessing(model, arch, spec.get("weights"))
+        seen = sources.teacher_sees(args, spec, file, published)
+        if file is not None:
+            outputs = other_outputs(model, file, classes, job.data.classes)
+        elif classes != 1000:
+            outputs = 1000
+        there = file is not None or pretrained_source(arch) is not None
+        if outputs is not None and there and _reads_maps_alone(args):
+            model = build(arch, outputs)
+            job.notes.append(f"the teacher {arch} has {outputs} outputs of other classes: its maps alone are read")
+        elif file is None and outputs is not None:
+            raise UserError(
+                f"the published weights of {arch} have 1000 classes, this run {classes}: "
+                "train a teacher with main_base.py and give its best.pth by --teacher-resume"
+            )
+        else:
+            outputs = None
+        job.notes.append(_load_teacher(job, model, spec, file, seen, outputs))
+        _say_preprocessing(job, "teacher", arch, seen, file)
+    if args.evaluate or not spec.get("frozen", True):
+        model = _trainable(args, model)
+    _try(arch, model, seen.img_size, outputs or classes)
+    job.teachers.append(model)
+    job.teacher_preprocessing.append(seen)
+    job.foreign.append(outputs is not None)
+
+
+def _load_teacher(
+    job: Job, model: nn.Module, spec: dict[str, Any], file: WeightFile | None, seen: Preprocessing, outputs: int | None
+) -> str:
+    arch = spec["arch"]
+    if file is None:
+        name = spec.get("weights")
+        return load_pretrained(model, arch, option="--teacher-resume", name=name, new_head=False)
+    if outputs is None:
+        return _load(job, model, file, arch, seen.img_size)
+    return load_file(model, file, arch=arch, num_classes=outputs, classes=None, img_size=seen.img_size)
+
+
+def _reads_maps_alone(args: Namespace) -> bool:
+    """Return whether a training's terms read nothing but maps of the teachers."""
+    names = [name for name in args.terms if name != "ce"]  # which reads the student alone
+    return not args.evaluate and bool(names) and set(names) <= set(needing(names, "maps"))

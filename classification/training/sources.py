@@ -1,0 +1,142 @@
+"""Where the networks of a run come from, and what their files say of them, before any is built."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from classification.data.folders import Folder
+from classification.data.preprocessing import Preprocessing
+from classification.errors import UserError
+from classification.models import DEFAULT_TEACHER, known_name
+from classification.models.files import read_checkpoint
+from classification.models.weights import WeightFile, describe_file, read_weights
+from classification.paths import exists
+
+
+@dataclass
+class Sources:
+    """The files of a run's networks.
+
+    Args:
+        goes_on: whether the run resumes another.
+        student: the file whose weights the student takes, or None.
+        resumed: the description of the run that this one resumes, or None.
+        teachers: the file of each teacher, or None.
+        img_size: as it was asked for, None where files decide.
+        train_crop: likewise.
+        notes: what was found.
+    """
+
+    goes_on: bool = False
+    student: WeightFile | None = None
+    resumed: WeightFile | None = None
+    teachers: list[WeightFile | None] = field(default_factory=list)
+    img_size: int | None = None
+    train_crop: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The class names of the first file that has some."""
+        return next((file.classes for file in (self.student, *self.teachers) if file and file.classes), None)
+
+    def student_sees(self, args: Namespace, published: Preprocessing | None) -> Preprocessing:
+        """Return the student's preprocessing: of its file, of published weights, or the usual one.
+
+        What was asked for by --img-size wins; --train-crop wins where a run begins. Evaluations and resumed runs crop
+        as their file says.
+
+        Args:
+            args: the options.
+            published: that of the published weights, where they are taken or timm's file says nothing.
+        """
+        file = self.student or self.resumed
+        usual = Preprocessing.of(self.img_size or 224, self.train_crop or "resized")
+        found = _of_file(file, usual, published)
+        kept = (args.evaluate or self.resumed is not None) and file is not None and "resize" in file.seen
+        crop = None if kept else self.train_crop
+        return found if (self.img_size, crop) == (None, None) else found.at(self.img_size or found.img_size, crop)
+
+    def teacher_sees(
+        self, args: Namespace, spec: Mapping[str, Any], file: WeightFile | None, published: Preprocessing | None
+    ) -> Preprocessing:
+        """Return a teacher's preprocessing: that of its recipe, then --img-size, then its file or published weights.
+
+        Args:
+            args: the options, img_size and train_crop settled.
+            spec: what is known of the teacher.
+            file: of its weights, or None.
+            published: as in `student_sees`.
+
+        Raises:
+            UserError: the recipe's values make no sense.
+        """
+        found = _of_file(file, Preprocessing.of(args.img_size, args.train_crop), published)
+        found = found if self.img_size is None else found.at(self.img_size)
+        try:
+            return found.with_values({key: spec[key] for key in ("img_size", "mean", "std") if key in spec})
+        except ValueError as error:
+            raise UserError(f"the teacher {spec['arch']}: {error}") from error
+
+
+def _of_file(file: WeightFile | None, usual: Preprocessing, published: Preprocessing | None) -> Preprocessing:
+    if file is None or "mean" not in file.seen:
+        usual = published or usual
+    return usual if file is None else file.preprocessing(usual)
+
+
+def find(args: Namespace, *, with_student: bool, with_teacher: bool) -> Sources:
+    """Read the files of a run's networks, and settle the architectures that were left to them.
+
+    Raises:
+        UserError: a file that cannot be read, or one of a network that is not known.
+    """
+    goes_on = bool(args.resume) and (args.resume != "auto" or exists(Path(args.output, "last.pth")))
+    sources = Sources(goes_on, img_size=args.img_size, train_crop=args.train_crop)
+    if with_student and (args.evaluate or not goes_on):
+        file = (args.resume if args.evaluate else "") or args.student_resume
+        sources.student = read_weights(file) if file else None
+    elif with_student:
+        last = args.resume if args.resume != "auto" else Path(args.output, "last.pth")
+        sources.resumed = describe_file(last, read_checkpoint(last), {})
+    sources.teachers = [
+        read_weights(spec["resume"]) if with_teacher and spec.get("resume") else None for spec in args.teachers
+    ]
+    args.arch = args.arch or _arch(sources.student or sources.resumed, sources.notes, "-a") or "resnet18"
+    args.teachers = [
+        spec if spec["arch"] else {**spec, "arch": _teacher_arch(args, spec, file, sources.notes)}
+        for spec, file in zip(args.teachers, sources.teachers, strict=True)
+    ]
+    args.teacher_arch = ",".join(spec["arch"] for spec in args.teachers) or args.teacher_arch
+    return sources
+
+
+def _teacher_arch(args: Namespace, spec: Mapping[str, Any], file: WeightFile | None, notes: list[str]) -> str:
+    usual = DEFAULT_TEACHER.get(args.arch, "resnet50") if spec.get("frozen", True) else str(args.arch)
+    return _arch(file, notes, "--teacher-arch") or usual
+
+
+def _arch(file: WeightFile | None, notes: list[str], option: str) -> str | None:
+    """Return the architecture that a file says, by our name; None where it says none."""
+    if file is None:
+        return None
+    if file.arch is None:
+        notes.append(f"{file.path} does not say its network: name it by {option}, where the usual one is wrong")
+        return None
+    name = known_name(file.arch)
+    if name is None:
+        raise UserError(f"checkpoint {file.path} holds a {file.arch}, which is no network here: name it by {option}")
+    return name
+
+
+def numbered_as(data: Folder, names: list[str] | None) -> Folder:
+    """Number the classes of a folder as a file does that knows these and more."""
+    if names is None or not set(data.classes) < set(names):
+        return data
+    index = [names.index(name) for name in data.classes]
+    train, valid = ([(path, index[t] if t >= 0 else t) for path, t in split] for split in (data.train, data.valid))
+    return replace(data, classes=names, train=train, valid=valid)

@@ -1,0 +1,286 @@
+"""One optimisation step: batches in parts, losses and gradients that are not finite, memory that runs out."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from classification.data.mixing import mixing
+from classification.errors import RunError, UserError
+from classification.options.config import epoch_name
+from classification.runs.launch import wrap
+from classification.runs.metrics import hits
+from classification.training.averaging import average
+from classification.training.balance import gradient_shares, largest_gradient, terms_not_finite
+from classification.training.engine import Engine
+from classification.training.optimizer import build_optimizer
+from classification.training.precision import MixedPrecision
+from mgd import Ahead, Distiller, Outputs
+
+Loaded = Sequence[Tensor]  # images, target and index, as the loader gives them
+Known = Future[list[Outputs]] | None  # what the teachers say of a batch, where it is computed ahead
+
+SMALLEST_SCALE = 2.0**-20  # of the scaler, which begins with 2^16
+
+
+class Stepper:
+    """Update what the distiller of a job trains, one batch at a time.
+
+    Args:
+        engine: the job on this rank.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        job, args, self.world = engine.job, engine.args, engine.world
+        assert job.distiller is not None and job.student is not None
+        self.engine, self.job, self.args = engine, job, args
+        self.student, self.distiller = job.student, job.distiller.to(self.world.device)
+        self.optimizer = build_optimizer(self.distiller, args)
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=args.amp == "fp16")
+        if args.compile:
+            self._compile()
+        self.wrapped = wrap(MixedPrecision(self.distiller, self.world.device, args.amp), self.world, args)
+        self.average = average(self.student, args.ema) if args.ema else None
+        self.mix = mixing(args)
+        self._ahead = self._teachers_ahead()
+        self.skipped = 0  # steps left out because their loss or gradient was not finite
+        self.signal = 0  # that came to any rank before its last step; 0 for none
+        self._flags = torch.zeros(3, device=self.world.device)  # kept: see World.kept
+
+    def _compile(self) -> None:
+        torch._functorch.config.donated_buffer = False  # shares of the gradient take one graph several times
+        choice = getattr(self.args, "compile_student", 1)
+        student = self.world.device.type == "cuda" if choice is None else bool(choice)
+        frozen = {"student": student} if isinstance(self.distiller, Distiller) else {}
+        self.distiller.compile(**frozen, dynamic=False)  # the batches of an epoch have two sizes
+
+    def _teachers_ahead(self) -> Ahead | None:
+        threads = getattr(self.args, "teacher_threads", 0)
+        if not threads:
+            return None
+        assert isinstance(self.distiller, Distiller)
+        try:
+            return Ahead(self.distiller.teachers, threads)
+        except ValueError as error:
+            raise UserError(f"--teacher-threads {threads}: {error}") from error
+
+    def ahead(self, batches: Iterable[Loaded]) -> Iterable[tuple[Loaded, Known]]:
+        """Yield batches, each with its teachers' outputs to come where --teacher-threads computes them ahead."""
+        if self._ahead is None:
+            return ((batch, None) for batch in batches)
+        return self._ahead(batches, lambda batch: self.engine.images(batch[0]))
+
+    def forward(
+        self,
+        images: Tensor,
+        target: Tensor | None,
+        index: Tensor,
+        epoch: int,
+        known: Known = None,
+        module: nn.Module | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the distiller's values for a batch as the loader gives it; without labels `target` is left out."""
+        images, index = self.engine.images(images), self.engine.move(index)
+        target = self.engine.move(target) if target is not None and self.args.labels else None
+        mixed, soft = self.mix(images, target) if self.mix else (images, target)
+        taught = [known.result()] if known else []
+        values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *taught)
+        if target is not None and not self.mix:
+            values["train_hits"] = hits(values["logits"].detach().float(), target)[:1] / len(target)
+        return values
+
+    def __call__(
+        self, batch: Loaded, epoch: int, step: int, size: int, known: Known = None
+    ) -> dict[str, Tensor] | None:
+        """Do a step.
+
+        Args:
+            batch: this rank's part.
+            epoch: number of the epoch.
+            step: number of the step in it.
+            size: images of the batch over all ranks.
+            known: what `ahead` gave with the batch.
+
+        Returns:
+            The values of the terms, or None where the step was left out.
+
+        Raises:
+            RunError: a loss or gradient that is not finite, or memory that ran out.
+        """
+        images, where = batch[0], f"{epoch_name(self.args, epoch)}, step {step + 1}"
+        try:
+            return self._step(batch, epoch, step, size, known)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            few, size = len(images) // self.args.accumulate, images.shape[-2]
+            lower = ", or lower --accumulate" if self.args.accumulate > 1 else ""
+            raise UserError(
+                f"a batch norm cannot train on {few} image of {size} px: raise -b or --img-size{lower}"
+            ) from error
+        except (MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
+            text = str(error)
+            if "C++ compiler" in text:
+                raise UserError(
+                    "--compile 1 needs a C++ compiler, g++ or clang: install one, or leave it out"
+                ) from error
+            if isinstance(error, RuntimeError) and not any(w in text for w in ("out of memory", "allocate memory")):
+                raise
+            raise RunError(
+                f"memory ran out in {where}, with {len(images)} images of {images.shape[-2]} px: "
+                "lower -b or --img-size, raise --accumulate, use --amp bf16, or leave --cache ram out"
+            ) from error
+
+    def _step(self, batch: Loaded, epoch: int, step: int, size: int, known: Known) -> dict[str, Tensor] | None:
+        before = self._buffers() if self.args.skip_nonfinite else {}
+        drawn = _generators(self.world.device)
+        parts = list(zip(*(tensor.tensor_split(self.args.accumulate) for tensor in batch), strict=True))
+        found: list[dict[str, Tensor]] = []
+        shares: dict[str, Tensor] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            with contextlib.nullcontext() if last else self._local():
+                values = self.forward(*part, epoch, known)
+                if step == 0 and last:
+                    shares = gradient_shares(self.distiller.groups(), values, self.distiller.weights(epoch))
+                # DDP averages gradients over ranks; parts that differ in size weigh by their images.
+                share = len(part[0]) * self.world.size / size
+                self.scaler.scale(values["loss"].mean() * share).backward()
+            del values["logits"]
+            found.append({name: value.detach() for name, value in values.items()})
+        if what := self._not_finite(found):
+            where = f"{epoch_name(self.args, epoch)}, step {step + 1}"
+            cause = (
+                self._bad_losses(parts, found) if what == "loss" else self._bad_gradients(parts, epoch, known, drawn)
+            )
+            self._leave_out(f"the {what} is not finite in {where}{cause}", before)
+            return None
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.student)
+        means: dict[str, Tensor] = {}
+        for part, known_values in zip(parts, found, strict=True):
+            for name, value in known_values.items():
+                means[name] = means.get(name, 0.0) + value * (len(part[0]) / len(batch[0]))
+        return means | {f"{name}_share": share for name, share in shares.items()}
+
+    def _local(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which gradients stay on this rank: of all parts of a batch but the last."""
+        ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)
+        return self.wrapped.no_sync() if ddp else contextlib.nullcontext()  # type: ignore[operator]
+
+    def _not_finite(self, found: Sequence[Mapping[str, Tensor]]) -> str:
+        """Return "loss" or "gradient" where that is not finite on any rank, and note a signal to any of them.
+
+        All is read in one wait for the device. The scaler of --amp fp16 looks at gradients itself: it leaves a step out
+        where they overflow, and lowers its scale.
+        """
+        losses = torch.stack([values["loss"].mean() for values in found])
+        self._flags[0] = ~losses.isfinite().all()
+        if not self.scaler.is_enabled():
+            self._flags[1] = ~largest_gradient(self.distiller).isfinite()
+        self._flags[2] = self.engine.interrupt.signal if self.engine.interrupt is not None else 0
+        if self.world.size > 1:
+            dist.all_reduce(self._flags, op=dist.ReduceOp.MAX)
+        loss, gradient, signal = self._flags.tolist()
+        self.signal = int(signal)
+        return "loss" if loss else "gradient" if gradient else ""
+
+    def _bad_losses(self, parts: Sequence[Loaded], found: Sequence[Mapping[str, Tensor]]) -> str:
+        """Name the terms and images of the first part whose loss is not finite."""
+        for part, values in zip(parts, found, strict=True):
+            if not values["loss"].isfinite().all():
+                terms = [name for name in self.distiller.terms if not values[name].isfinite().all()]
+                return self._named(terms or ["sum"], part)
+        return " (on another rank)"
+
+    def _bad_gradients(self, parts: Sequence[Loaded], epoch: int, known: Known, drawn: Sequence[Any]) -> str:
+        """Pass the batch again, as it was drawn, and name terms and images of the first part of a bad gradient."""
+        self.optimizer.zero_grad(set_to_none=True)
+        _set_generators(self.world.device, drawn)
+        whole = [self._terms_of(part, epoch, known) for part in parts]  # all: terms may wait for those of other ranks
+        for part, terms in zip(parts, whole, strict=True):
+            if terms:
+                return f" though the loss is{self._named(terms, part)}"
+        return f" though the loss is{' (on another rank)' if self.world.size > 1 else ''}"
+
+    def _terms_of(self, part: Loaded, epoch: int, known: Known) -> list[str]:
+        ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)  # which wants a backward after each forward
+        module = self.wrapped.module if ddp else self.wrapped
+        values = self.forward(*part, epoch, known, module=module)
+        return terms_not_finite(self.distiller, values, self.distiller.weights(epoch))
+
+    def _named(self, terms: Sequence[str], part: Loaded) -> str:
+        files = [self.job.data.train[int(i)][0] for i in part[2]]
+        more = f" and {len(files) - 4} more" if len(files) > 4 else ""
+        return f" (term {', '.join(terms)}; images {', '.join(files[:4])}{more})"
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """Copy statistics, costs and margins; a bank of all images is left out: it takes finite values only."""
+        return {n: value.clone() for n, value in self.distiller.named_buffers() if not n.endswith("_bank")}
+
+    def _leave_out(self, what: str, before: Mapping[str, Tensor]) -> None:
+        """Take back what the forward changed, or stop the run.
+
+        Raises:
+            RunError: more steps than --skip-nonfinite allows.
+        """
+        self.skipped += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        last, best = (self.job.folder / f"{name}.pth" for name in ("last", "best"))
+        if self.skipped > self.args.skip_nonfinite:
+            raise RunError(
+                f"{what}: lower --lr or the term's weight, look at the images, or allow some by --skip-nonfinite N; "
+                f"{last} is from before{f', and {best} from the best epoch' if best.exists() else ''}"
+            )
+        if not finite(self.distiller):
+            raise RunError(f"{what}, because weights are not: lower --lr; {last} is from before")
+        for name, value in self.distiller.named_buffers():
+            if name in before:
+                value.copy_(before[name])
+        self.world.say(f"!! WARNING: {what}: left out, {self.skipped} of {self.args.skip_nonfinite}")
+
+    def check_scale(self, epoch: int) -> None:
+        """Stop a run of --amp fp16 whose gradients never fit.
+
+        Raises:
+            RunError: the scaler has lowered its scale step after step.
+        """
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            raise RunError(
+                f"the gradients are not finite in float16 at any scale, in {epoch_name(self.args, epoch)}: use --amp "
+                "bf16 or off, or lower the weights of the terms"
+            )
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+
+def finite(module: nn.Module) -> bool:
+    """Whether all weights that train are finite."""
+    weights = [weight.detach() for weight in module.parameters() if weight.requires_grad]
+    return not weights or bool(torch.stack([weight.isfinite().all() for weight in weights]).all())
+
+
+def _generators(device: torch.device) -> list[Any]:
+    """Return the states of the generators that a forward may draw from."""
+    states = [random.getstate(), torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _set_generators(device: torch.device, states: Sequence[Any]) -> None:
+    random.setstate(states[0])
+    torch.set_rng_state(states[1])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[2], device)

@@ -1,0 +1,397 @@
+"""Training: epochs and steps, what is logged and saved, and how a run that was cut goes on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from classification.data.folders import Photos, TrainBatches, loader, told
+from classification.data.transforms import train_transform
+from classification.errors import RunError, Stopped, UserError, shown
+from classification.options.config import describe, epoch_name, learning_rate, total_epochs
+from classification.runs.checkpoint import (
+    VERSION,
+    describe_student,
+    image_names,
+    keep_images,
+    make_folder,
+    write_atomic,
+)
+from classification.runs.interrupt import Interrupt
+from classification.runs.launch import command
+from classification.runs.metrics import Journal, Means
+from classification.runs.progress import Progress, epoch_line, last_lines, sum_of
+from classification.runs.random_state import random_state, set_random_state
+from classification.runs.restore import take_up, whole
+from classification.training import averaging
+from classification.training.balance import balanced, dominant, gradient_shares
+from classification.training.engine import Engine
+from classification.training.memory import peak_bytes
+from classification.training.optimizer import load_optimizer
+from classification.training.step import Stepper, finite
+from mgd import Mutual, matchings
+
+SETTLED = 10  # steps after which terms are compared
+BeforeEpoch = Callable[["Trainer", int], dict[str, float]]
+
+
+class Trainer:
+    """Train the distiller of a job.
+
+    What a checkpoint holds is the state between two steps, all of it: a run that goes on from one computes what the
+    uncut run would have computed, bit for bit on the CPU.
+
+    Args:
+        engine: the job on this rank.
+        before_epoch: called with this object and the epoch, before its first step; returns values for its record.
+    """
+
+    def __init__(self, engine: Engine, before_epoch: BeforeEpoch | None = None) -> None:
+        job, args, world = engine.job, engine.args, engine.world
+        assert job.distiller is not None and job.student is not None
+        self.engine, self.job, self.args, self.world = engine, job, args, world
+        self.before_epoch = before_epoch
+        self.student = job.student
+        self.distiller = job.distiller
+        self.stepper = Stepper(engine)
+        # What is evaluated and kept as the result.
+        self.result = self.student if self.stepper.average is None else self.stepper.average.module
+        self.photos = Photos(job.data.train, train_transform(args), engine.seed, engine.train_cache())
+        self.batches = TrainBatches(
+            len(self.photos), args.batch_size, engine.seed, world.rank, world.size, args.accumulate
+        )
+        self.loader = loader(self.photos, self.batches, engine.workers, world.device)
+        self._seed(engine.seed)
+        # The state between two steps, beside that of the modules above.
+        self.epoch = args.start_epoch
+        self.step = self.seen = 0  # steps of this epoch that are done, and the images of them over all ranks
+        self.seconds = 0.0  # that they took
+        self.extra: dict[str, float] = {}  # what before_epoch returned
+        self.means = Means(world.device)
+        self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
+        self.elapsed = 0.0  # seconds of the run, up to its last checkpoint before this process
+        self.unprepared = False  # whether a term begins anew inside an epoch
+        self.balance_told = False
+        self.progress, self.begun = Progress(args), time.perf_counter()
+
+    # -- the loop
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the last epoch and return its record.
+
+        Raises:
+            Stopped: a signal came; a checkpoint holds the state.
+            RunError: a loss that is not finite, or memory that ran out.
+        """
+        if self.job.resume:
+            with whole(self.args.resume):
+                self._restore(self.job.resume["resume"])
+        if self.world.first:
+            make_folder(self.job.folder, describe(self.args), resumed=self.job.resume is not None, bad=self.job.bad)
+            if self.job.changed or not self.job.resume:
+                keep_images(self.job.folder, image_names(self.job.data.train, self.args.data))
+        self.world.say(f"=> run folder {self.job.folder}")
+        self.journal = Journal(self.job.folder, self.epoch) if self.world.first else None
+        if not self.job.resume:
+            self.save()
+        record: dict[str, Any] = {}
+        try:
+            with Interrupt("the step", at_once=self.world.size == 1) as self.engine.interrupt:
+                while self.epoch < total_epochs(self.args):
+                    record = self._run_epoch()
+        except Stopped as stop:
+            stop.resume = command(self.args.command[0], "--resume", str(self.job.folder)) if self.world.first else ""
+            raise
+        if self.journal:
+            self.journal.close()
+        self._say_end(record)
+        return record
+
+    def _run_epoch(self) -> dict[str, Any]:
+        epoch, begun = self.epoch, time.perf_counter()
+        if self.step == 0 or self.unprepared:
+            self.extra = self.before_epoch(self, epoch) if self.before_epoch else {}
+            self.unprepared = False
+        if self.step == 0:
+            self.means, self.seconds = Means(self.world.device), 0.0
+        earlier = self.seconds
+        try:
+            self._train()
+            record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate(self.result)}
+            for name, peer in self._peers().items():
+                record |= {f"{key}_{name}": value for key, value in self.engine.evaluate(peer).items()}
+        except Stopped:
+            if self.progress.steps:  # else the last checkpoint holds all
+                self.save()
+            raise
+        better = self._improved(record)
+        self._say_epoch(record)
+        if self.journal:
+            self.journal.write(record)  # first: what a run cut here leaves behind is dropped when it goes on
+        self.epoch, self.step, self.seen = epoch + 1, 0, 0
+        self.save(better=better)
+        self.progress.aside = time.perf_counter() - begun - (self.seconds - earlier)
+        return record
+
+    def _improved(self, record: Mapping[str, Any]) -> set[str]:
+        """Take what is the best so far into `best`; return whose it is: "" for the student's, a peer's name."""
+        keys = {name: (f"valid_top1_{name}", f"valid_top5_{name}") for name in self._peers()}
+        keys[""] = ("valid_top1", "valid_top5")
+        better = {name for name, (top1, _) in keys.items() if record[top1] > self.best.get(top1, -1.0)}
+        self.best |= {key: record[key] for name in better for key in keys[name]}
+        self.best |= {"epoch": record["epoch"]} if "" in better else {}
+        return better
+
+    def _train(self) -> None:
+        """Do the steps of the epoch that are left."""
+        epoch, every = self.epoch, self.args.checkpoint_every_steps
+        self.batches.begin(epoch, self.step, self.seen)
+        steps = len(self.batches)
+        self.stepper.wrapped.train()
+        bar = self.engine.progress(self.loader, epoch_name(self.args, epoch))
+        before, earlier = time.perf_counter(), self.seconds
+        for batch, known in self.stepper.ahead(told(bar, self.engine.workers)):
+            self.stepper.set_rate(learning_rate(self.args, epoch, self.step / steps))
+            size, past = self.batches.batch_size(self.step), self.seconds
+            values = self.stepper(batch, epoch, self.step, size, known)
+            if values is not None:
+                self.means.add(values, len(batch[0]))
+            if self.engine.interrupt is not None:
+                self.engine.interrupt.at_once = False
+            self.step, self.seen = self.step + 1, self.seen + size
+            self.seconds = earlier + time.perf_counter() - before
+            self.progress.stepped(self.seconds - past)
+            if values is not None:
+                self._say_step(values, bar)
+            if self.stepper.signal:
+                raise Stopped(self.stepper.signal)
+            if every and self.step % every == 0 and self.step < steps:
+                self.save()
+        self.stepper.check_scale(epoch)
+
+    # -- what is said and logged
+
+    def _train_record(self) -> dict[str, float]:
+        means, epoch = self.means.means(self.world), self.epoch
+        record = {"train_loss": means.get("loss", math.nan)}
+        if "train_hits" in means:
+            record["train_top1"] = 100 * means["train_hits"]
+        for name, weight in self.distiller.weights(epoch).items():
+            record[f"train_{name}"] = means.get(name, math.nan)
+            record[f"train_{name}_weighted"] = weight * record[f"train_{name}"]
+            if f"{name}_share" in means:
+                record[f"gradient_share_{name}"] = means[f"{name}_share"]
+        if self.stepper.skipped:
+            record["skipped_steps"] = self.stepper.skipped
+        record["learning_rate"] = learning_rate(self.args, epoch, 0.0)
+        record["images_per_second"] = len(self.photos) / self.seconds
+        record["train_seconds"] = self.seconds
+        record["peak_memory_mib"] = peak_bytes(self.world.device) / 2**20
+        return record
+
+    def _say_step(self, values: Mapping[str, Tensor], bar: Any) -> None:
+        if not self.world.first:
+            return
+        due, steps = self.progress.due(self.step), len(self.batches)
+        settled = not self.balance_told and self.progress.steps >= min(SETTLED, steps)
+        if not due and not settled:
+            return  # reading values waits for the device
+        weights = self.distiller.weights(self.epoch)
+        weighted = {name: weights[name] * float(values[name].detach().mean()) for name in weights}
+        if settled:
+            self.balance_told = True
+            if warning := dominant(weighted):
+                self.world.say(warning)
+        if due:
+            loss, speed = float(values["loss"].detach().mean()), self.seen / self.seconds
+            left = self.progress.left(self.epoch, self.step, steps)
+            line = "  ".join([sum_of(loss, weighted), f"{speed:.1f} images/s", *([left] if left else [])])
+            if isinstance(bar, tqdm):
+                bar.set_postfix_str(line)
+            else:
+                self.world.say(f"{epoch_name(self.args, self.epoch)}  step {self.step}/{steps}  {line}")
+
+    def _say_epoch(self, record: Mapping[str, Any]) -> None:
+        self.world.say(epoch_line(self.args, record, self.best["valid_top1"], self.distiller.terms))
+
+    def _say_end(self, record: Mapping[str, Any]) -> None:
+        seconds = self.elapsed + time.perf_counter() - self.begun
+        for line in last_lines(self.args, self.job.folder, self.best, record["valid_top1"], seconds):
+            self.world.say(line)
+
+    def calibrate(self, steps: int) -> None:
+        """Print each term's share of the gradient over `steps` batches, and the weights that would make all equal.
+
+        Each has the largest weight of its schedule. Nothing is trained; the first term keeps its weight, and peers,
+        which have those of the student, are not told.
+
+        Raises:
+            UserError: there is one term only.
+        """
+        if self.before_epoch:
+            self.before_epoch(self, 0)
+        self.stepper.wrapped.train()
+        courses = [self.distiller.weights(epoch) for epoch in range(total_epochs(self.args))]
+        means, weights = Means(self.world.device), {n: max(course[n] for course in courses) for n in courses[0]}
+        groups = self.distiller.groups()[:1]
+        if len(groups[0][1]) == 1:
+            raise UserError("--calibrate compares terms, and this run has one")
+        for step, batch in enumerate(self.loader):
+            if step == steps:
+                break
+            values = self.stepper.forward(*batch, epoch=0)
+            means.add(gradient_shares(groups, values, weights), len(batch[0]))
+        shares = means.means(self.world)
+        for name, weight in balanced(weights, shares).items():
+            how = f"--term {name}.weight={weight:.4g}"
+            self.world.say(f"{name:20} weight {weights[name]:.4g}  gradient share {shares[name]:.3f}  equal at {how}")
+
+    # -- checkpoints
+
+    def _peers(self) -> dict[str, nn.Module]:
+        """Return the networks that train beside the student, by the names of their records and files."""
+        if not isinstance(self.distiller, Mutual):
+            return {}
+        return {f"peer{n}": network.model for n, network in enumerate(self.distiller.networks) if n > 0}
+
+    def save(self, *, better: Collection[str] = ()) -> None:
+        """Write last.pth, and before it the best.pth of those named: rank 0's weights and statistics, all draws.
+
+        Raises:
+            RunError: weights that are not finite; the files stay what they were.
+        """
+        self.world.share_state(self.student)
+        if self.result is not self.student:
+            self.world.share_state(self.result)
+        if not finite(self.distiller):
+            epoch = epoch_name(self.args, self.epoch - (self.step == 0 < self.epoch))
+            raise RunError(
+                f"weights are not finite after {epoch}{f', step {self.step}' if self.step else ''}: lower --lr; "
+                f"{self.job.folder / 'last.pth'} is from before"
+            )
+        self.means.collect(self.world)
+        for matching in matchings(self.distiller.terms):
+            matching.collect(first=self.world.first)
+        drawn = random_state(self.world)
+        if not self.world.first:
+            return
+        known = (self.args, self.job.data.classes, self.job.preprocessing)
+        plain = describe_student(self.result.state_dict(), *known)
+        for (name, peer), spec in zip(self._peers().items(), self.args.teachers, strict=False):
+            described = describe_student(peer.state_dict(), *known)
+            for file in (f"{name}.pth", *([f"best_{name}.pth"] if name in better else [])):
+                write_atomic(self.job.folder / file, {**described, "arch": spec["arch"]})
+        if "" in better:
+            write_atomic(self.job.folder / "best.pth", plain)
+        resume = {
+            "version": VERSION,
+            "epoch": self.epoch,
+            "step": self.step,
+            "seen": self.seen,
+            "elapsed": self.elapsed + time.perf_counter() - self.begun,
+            "seconds": self.seconds,
+            "extra": self.extra,
+            "means": self.means.state_dict(),
+            "best": self.best,
+            "skipped": self.stepper.skipped,
+            "seed": self.engine.seed,
+            "config": describe(self.args),
+            "inputs": self.job.inputs,
+            "peers": {name: peer.state_dict() for name, peer in self._peers().items()},
+            "terms": {name: term.state_dict() for name, term in self.distiller.terms.items()},
+            "optimizer": self.stepper.optimizer.state_dict(),
+            "scaler": self.stepper.scaler.state_dict(),
+            "ema": averaging.state(self.stepper.average, self.student),
+            "random": drawn,
+        }
+        write_atomic(self.job.folder / "last.pth", {**plain, "resume": resume})
+
+    def _seed(self, seed: int) -> None:
+        """Take the run's seed, which is rank 0's, or that of the checkpoint."""
+        self.args.seed = self.engine.seed = self.photos.seed = self.batches.seed = seed
+        for matching in matchings(self.distiller.terms):
+            matching.seed = seed
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Take up the state of a checkpoint; student and terms have theirs since the job was built."""
+        anew = [*self.job.anew, *self._restore_peers(state["peers"])]
+        before = state["config"]["options"].get("optimizer", "sgd")
+        if anew or before != self.args.optimizer:
+            anew.append(f"the momenta of {self.args.optimizer}" + (f", after {before}" if not anew else ""))
+        else:
+            load_optimizer(self.stepper.optimizer, state["optimizer"])
+        if self.stepper.scaler.is_enabled():
+            if state["scaler"] or not self.job.changed:
+                self.stepper.scaler.load_state_dict(state["scaler"])
+            else:
+                anew.append("the scale of --amp fp16")
+        averaging.restore(self.stepper.average, self.student, state["ema"])
+        if self.stepper.average is not None and not state["ema"]:
+            anew.append("the average of --ema")
+        self.epoch, self.extra, self.best = state["epoch"], state["extra"], state["best"]
+        self.stepper.skipped, self.elapsed = state["skipped"], float(state.get("elapsed", 0.0))
+        if self._same_images(state):
+            self.step, self.seconds, self.seen = state["step"], state["seconds"], seen_images(state, len(self.photos))
+            self.means.load_state_dict(state["means"], self.world)
+        self.unprepared = bool(self.job.anew) and self.step > 0
+        for matching in matchings(self.distiller.terms):
+            if not self.world.first:
+                matching.forget()
+        if self.args.seeded and self.args.seed != state["seed"]:
+            self.world.say(f"=> the run keeps its own seed, {state['seed']}")
+        self._seed(state["seed"])
+        exact = set_random_state(state["random"], self.world)
+        self._say_resumed(state, anew, exact=exact)
+
+    def _restore_peers(self, states: Mapping[str, Any]) -> list[str]:
+        """Take up the peers; return those that are of another network than the run had, and begin anew."""
+        anew = []
+        for name, peer in self._peers().items():
+            if error := take_up(peer, partial(_load, peer, states.get(name))):
+                if not self.job.changed:
+                    raise error
+                anew.append(name)
+        return anew
+
+    def _same_images(self, state: Mapping[str, Any]) -> bool:
+        return bool(state["inputs"]["training images"] == self.job.inputs["training images"])
+
+    def _say_resumed(self, state: Mapping[str, Any], anew: Sequence[str], *, exact: bool) -> None:
+        name = epoch_name(self.args, self.epoch)
+        if anew:
+            self.world.say(f"=> what the run had does not fit its new options, and begins anew: {'; '.join(anew)}")
+        if state["step"] and not self.step:
+            self.world.say(f"=> the training images are others than then: {name} begins anew")
+        left = f", step {self.step}: {len(self.photos) - self.seen} images of it are left" if self.step else ""
+        self.world.say(f"=> going on with {name}{left}")
+        if not exact:
+            self.world.say(
+                f"=> the run had {len(state['random'])} ranks and has {self.world.size} now: it goes on, and is no "
+                "longer the same bit for bit"
+            )
+
+
+def seen_images(state: Mapping[str, Any], num_images: int) -> int:
+    """Return how many images of the epoch a run had seen, over all ranks.
+
+    A checkpoint of before this was kept says it by its steps and its batch size.
+
+    Raises:
+        ValueError: a number that cannot be.
+    """
+    step = state["step"]
+    steps = -(-num_images // int(state["config"]["options"].get("batch_size", num_images)))
+    seen = state.get("seen", sum(num_images // steps + (n < num_images % steps) for n in range(step)))
+    if not (isinstance(seen, int) and step <= seen <= num_images and (step > 0 or seen == 0)):
+        raise ValueError(f"it saw {shown(seen)} of {num_images} images in {step} steps")
+    return seen
+
+
+def _load(module: nn.Module, state: Mapping[str, Any]) -> None:
+    module.load_state_dict(state)

@@ -1,0 +1,297 @@
+"""Which teacher channels guide which student channel: exact assignment on a cost matrix."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from mgd.flow.min_cost import InfeasibleError, dense_flow, sparse_flow
+
+Array = NDArray[Any]
+CAPACITIES = ("spread", "truncate", "reference", "single")
+ASSIGNMENTS = ("cheapest", "costliest", "identity", "random")
+OFFSET = 64  # times the differences beside them: where offsets are larger, they are subtracted first
+COARSE = 2**13  # times a usual difference: where the dearest pair is more, integers resolve less than 1e-6 of that
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A solved assignment between S student and T teacher channels.
+
+    Args:
+        index: (G, S) int64; column s lists the teacher channels that guide student channel s, ascending, -1 last
+            where a slot is empty.
+        num_teacher: T.
+        total_cost: sum of the cost given over the matched pairs.
+        solver: name of the solver that found it.
+        seconds: time taken.
+    """
+
+    index: Array
+    num_teacher: int
+    total_cost: float
+    solver: str
+    seconds: float
+
+    @property
+    def matrix(self) -> Array:
+        """(S, T) int64, 1 where a teacher channel guides a student channel."""
+        matrix = np.zeros((self.index.shape[1], self.num_teacher), dtype=np.int64)
+        slot, student = np.nonzero(self.index >= 0)
+        matrix[student, self.index[slot, student]] = 1
+        return matrix
+
+    @property
+    def assignment(self) -> Array:
+        """(T,) int64, the student channel of each teacher channel, or -1 where it guides none.
+
+        Raises:
+            ValueError: for S > T, where a teacher channel guides several; use `index` or `matrix`.
+        """
+        if self.index.shape[1] > self.num_teacher:
+            raise ValueError("with more student than teacher channels a teacher channel guides several: use .matrix")
+        assignment = np.full(self.num_teacher, -1, dtype=np.int64)
+        slot, student = np.nonzero(self.index >= 0)
+        assignment[self.index[slot, student]] = student
+        return assignment
+
+
+def slots(num_student: int, num_teacher: int, capacity: str = "spread") -> int:
+    """Return G, the largest number of teacher channels that one student channel can get."""
+    if capacity not in CAPACITIES:
+        raise ValueError(f"unknown capacity {capacity!r}; choose from {', '.join(CAPACITIES)}")
+    if num_student < 1 or num_teacher < 1:
+        raise ValueError(f"a flow needs channels on both sides; got {num_student} and {num_teacher}")
+    if num_student >= num_teacher or capacity == "single":
+        return 1
+    return -(-num_teacher // num_student) if capacity == "spread" else num_teacher // num_student
+
+
+def _assignment(cost: Array, demand: int, leave_out: bool) -> Array:
+    """Solve the same problem as a linear assignment, each receiver repeated once per unit."""
+    suppliers, receivers = cost.shape
+    columns = np.repeat(np.arange(receivers), demand)
+    tiled = cost[:, columns]
+    missing = 0
+    if suppliers > columns.size and not leave_out:
+        # One optional column per receiver; rows that stand for "stays empty" may take those only.
+        columns = np.concatenate([columns, np.arange(receivers)])
+        missing = columns.size - suppliers
+        tiled = np.concatenate([tiled, cost], axis=1)
+        empty = np.full((missing, columns.size), np.inf)
+        empty[:, -receivers:] = 0
+        tiled = np.concatenate([tiled, empty])
+    try:
+        row, column = linear_sum_assignment(tiled)
+    except ValueError as error:  # the only cause, after the check of the cost
+        raise InfeasibleError from error
+    receiver = np.full(suppliers + missing, -1, dtype=np.int64)
+    receiver[row] = columns[column]
+    return receiver[:suppliers]
+
+
+SOLVERS: dict[str, Callable[[Array, int, bool], Array]] = {
+    "ortools": dense_flow,
+    "scipy": _assignment,
+    "sparse": sparse_flow,
+}
+
+
+def _check(cost: Any) -> Array:
+    if hasattr(cost, "detach"):  # a tensor, on any device and of any floating type
+        cost = cost.detach().double().cpu().numpy()
+    array = np.asarray(cost, dtype=np.float64)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"cost must be a matrix (S, T) with channels on both sides; got shape {array.shape}")
+    if not array.min() > -np.inf:  # NaN is passed on by the minimum
+        raise ValueError(
+            "cost must be finite, or inf where a pair is forbidden; "
+            "it holds NaN or -inf: look for NaN in the feature maps"
+        )
+    return array
+
+
+def _largest(cost: Array) -> float:
+    """Return the largest finite entry of costs of at least 0."""
+    largest = float(cost.max())
+    return largest if largest < np.inf else float(cost.max(where=cost < np.inf, initial=0.0))
+
+
+def _least(cost: Array, axis: int) -> Array:
+    """Return the least finite cost of each line along an axis, 0 where there is none."""
+    least: Array = cost.min(axis=axis, keepdims=True)
+    least[least == np.inf] = 0
+    return least
+
+
+def _sample(cost: Array) -> Array:
+    sample: Array = cost[:: len(cost) // 64 + 1, :: cost.shape[1] // 64 + 1]
+    return sample
+
+
+def _usual(cost: Array) -> float:
+    """Return the lower quartile of a sample of the costs above 0 and below inf; inf where there are none."""
+    sample = _sample(cost)
+    sample = sample[(sample > 0) & (sample < np.inf)]
+    return float(np.quantile(sample, 0.25, method="lower")) if sample.size else np.inf
+
+
+def _is_even(cost: Array) -> bool:
+    """Return whether `_reduced`, which takes long, would gain few digits, judged by a sample."""
+    largest = max(float(cost.max()), -float(cost.min()))
+    sample = _sample(cost)
+    sample = sample - _least(sample, 1)
+    return 1e-200 < largest < 1e200 and OFFSET * float(np.median(sample - _least(sample, 0))) >= largest
+
+
+def _reduced(cost: Array, demand: int, leave_out: bool) -> tuple[Array, bool]:
+    """Subtract what no flow can avoid, so that differences keep their digits beside large offsets.
+
+    Every flow uses each supplier once (or, with `leave_out`, each receiver `demand` times; without a surplus, both), so
+    that the least cost along such a line changes no comparison of flows.
+
+    Returns:
+        The costs, at least 0; and whether offsets remain, along the side with a surplus, that are larger than the
+        differences beside them by orders of magnitude.
+    """
+    largest = max(_largest(cost), -float(cost.min()))
+    if largest > 0 and not 1e-200 < largest < 1e200:  # differences would overflow, or vanish
+        cost = np.ldexp(cost, -int(np.frexp(largest)[1]))
+    fixed = 0 if leave_out else 1
+    cost = cost - _least(cost, fixed)
+    further = cost - _least(cost, 1 - fixed)
+    if len(cost) == cost.shape[1] * demand:
+        return further, False
+    return cost, _largest(further) * OFFSET < _largest(cost)
+
+
+def _optimum(cost: Array, demand: int, leave_out: bool, solver: str) -> tuple[Array, str]:
+    """Return the receiver of each supplier in a cheapest flow, or -1, and the solver that found it.
+
+    Integer solvers round to 2^-33 of the largest cost. Where that is more than the whole flow costs, beyond what none
+    can avoid, no optimum uses it: what is dearer is forbidden, and the rest solved again, finer. Where one pair that
+    cannot be avoided is far above the usual one, "scipy" solves in float64.
+    """
+
+    def paid(receiver: Array) -> Array:
+        matched = np.flatnonzero(receiver >= 0)
+        found: Array = cost[matched, receiver[matched]]
+        return found
+
+    if _is_even(cost):
+        receiver = SOLVERS[solver](cost, demand, leave_out)
+        unavoidable = float(_least(cost, 0).sum() * demand if leave_out else _least(cost, 1).sum())
+        if cost.max() - cost.min() <= paid(receiver).sum() - unavoidable:
+            return receiver, solver
+    cost, offsets = _reduced(cost, demand, leave_out)
+    if offsets:
+        solver = "scipy"
+    while True:
+        receiver = SOLVERS[solver](cost, demand, leave_out)
+        prices, largest = paid(receiver), _largest(cost)
+        most = float(prices.sum()) * (1 + 1e-9)
+        if most > 0 and largest > most:
+            cost = np.where(cost > most, np.inf, cost)
+        elif solver != "scipy" and most > 0 and largest > COARSE * _usual(cost):
+            solver = "scipy"
+        else:
+            return receiver, solver
+
+
+def _index(student: Array, teacher: Array, num_student: int, depth: int) -> Array:
+    """Pairs (student[i], teacher[i]) -> (G, S): members ascending, -1 last."""
+    index = np.full((depth, num_student), -1, dtype=np.int64)
+    order = np.lexsort((teacher, student))
+    student, teacher = student[order], teacher[order]
+    first = np.searchsorted(student, student)
+    index[np.arange(student.size) - first, student] = teacher
+    return index
+
+
+def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") -> Flow:
+    """Assign teacher channels to student channels at the least total cost, exactly.
+
+    minimise sum of cost[s, t] F[s, t] over 0/1 matrices F in which every column sums to at most 1 and the rows to:
+    "spread": floor(T/S) or ceil(T/S), all columns used; "truncate": floor(T/S), the solver choosing which columns stay
+    unused; "reference": as "truncate" on the first S * floor(T/S) columns (the published rule); "single": 1.
+    For S > T, under any capacity, every row sums to 1 and every column to floor(S/T) or ceil(S/T).
+
+    Integers resolve 2^-33 of the costs that matter: no offset of a line that every flow uses, and no pair that costs
+    more than a whole flow, takes digits from the others. Where that is not enough, "scipy" solves instead.
+
+    Args:
+        cost: (S, T) tensor or array, of any magnitude; inf forbids a pair.
+        capacity: one of the four above.
+        solver: "ortools" (min-cost flow on S + T + 1 nodes), "sparse" (the same on the arcs that can matter, certified
+            by dual values on all), "scipy" (linear assignment), "auto" (the fastest for the size); all are exact.
+
+    Returns:
+        The optimal `Flow`; among several optima, any.
+
+    Raises:
+        ValueError: cost not a matrix, or with NaN or -inf; unknown capacity or solver; no flow without forbidden pairs.
+        RuntimeError: the solver did not reach an optimum.
+
+    Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, equations 5 and 6.
+    """
+    array = _check(cost)
+    num_student, num_teacher = array.shape
+    depth = slots(num_student, num_teacher, capacity)
+    name = ("sparse" if array.size > 100_000 else "scipy") if solver == "auto" else solver
+    if name not in SOLVERS:
+        raise ValueError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}, auto")
+    kept = num_student * depth if capacity == "reference" else num_teacher
+    demand = 1 if capacity == "single" else num_teacher // num_student
+    start = time.perf_counter()
+    try:
+        if num_student > num_teacher:
+            teacher, name = _optimum(array, num_student // num_teacher, False, name)
+            student: Array = np.arange(num_student)
+        else:
+            receiver, name = _optimum(array[:, :kept].T, demand, capacity != "spread", name)
+            teacher = np.flatnonzero(receiver >= 0)
+            student = receiver[teacher]
+    except InfeasibleError as error:
+        raise ValueError(
+            f"no flow of capacity {capacity!r} avoids the {int(np.isinf(array).sum())} forbidden pairs (cost inf) of a "
+            f"{array.shape} cost: allow more pairs, or choose another capacity"
+        ) from error
+    seconds = time.perf_counter() - start
+    total = float(array[student, teacher].sum())
+    return Flow(_index(student, teacher, num_student, depth), num_teacher, total, name, seconds)
+
+
+def solve_control(cost: Any, assignment: str, seed: Sequence[int], **options: str) -> Flow:
+    """Solve a flow that may ignore or invert the costs: what the costs contribute is the difference to the cheapest.
+
+    Args:
+        cost: (S, T), as of `solve_flow`; inf forbids a pair under every assignment.
+        assignment: "cheapest"; "costliest"; "identity", neighbouring teacher channels by index; "random".
+        seed: of "random"; equal numbers give the same flow.
+        options: of `solve_flow`.
+
+    Returns:
+        The flow; its total is that of `cost`, whatever was solved.
+    """
+    if assignment == "cheapest":
+        return solve_flow(cost, **options)
+    values = _check(cost)
+    num_student, num_teacher = values.shape
+    if assignment == "costliest":
+        posed = -values
+    elif assignment == "identity":
+        student, teacher = (np.arange(num_student) + 0.5) / num_student, (np.arange(num_teacher) + 0.5) / num_teacher
+        posed = np.square(student[:, None] - teacher)
+    elif assignment == "random":
+        posed = np.random.default_rng(list(seed)).random(values.shape)
+    else:
+        raise ValueError(f"unknown assignment {assignment!r}; choose from {', '.join(ASSIGNMENTS)}")
+    flow = solve_flow(np.where(np.isinf(values), np.inf, posed), **options)
+    return dataclasses.replace(flow, total_cost=float(values[flow.matrix > 0].sum()))

@@ -1,0 +1,139 @@
+"""The batch normalisation in front of a tap, found by what the network computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mgd.taps.taps import TapPoint, Taps, dry_forward
+
+
+def norms_before(taps: Taps, images: Tensor) -> list[nn.BatchNorm2d | None]:
+    """Find the batch normalisation in front of each tap: the one whose output the tapped map is, or is a sum with.
+
+    It is the last layer with weights (convolution, linear or normalisation) that ran before the tap was read, if that
+    is a `BatchNorm2d` of the map's shape, and whatever is added to its output is found in the map, pixel by pixel:
+    nothing lies between but sums and what does nothing in eval mode. Behind an activation, a pool or a scale it is
+    None, and margins have to be measured on the map. Behind a residual sum this is the norm of the branch alone, as in
+    the published code; where the shortcut has a norm too (a stage of one block), the one of the two that ran last.
+
+    A norm that activates itself, as timm's, counts where the tap lies before its activation ("stem.bn1.act@in").
+
+    Args:
+        taps: the tapped network.
+        images: (B, 3, H, W), any content; one image is enough.
+
+    Returns:
+        One `BatchNorm2d` or None per tap.
+    """
+    dry_forward(taps, images)  # the first forward may run the network on images of another size, too
+    trace = _Trace(taps)
+    try:
+        maps = dry_forward(taps, images).features
+    finally:
+        trace.close()
+    found: list[nn.BatchNorm2d | None] = []
+    for number, (point, tensor) in enumerate(zip(taps.points, maps, strict=True)):
+        last = trace.last_before(number, point)
+        if (
+            last is None
+            or last.norm.num_features != tensor.shape[1]
+            or not _carries(taps, images, last, number, tensor)
+        ):
+            found.append(None)
+        else:
+            found.append(last.norm)
+    return found
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a norm: the module at which its normalised values, not yet activated, can be read."""
+
+    norm: nn.BatchNorm2d
+    place: nn.Module
+    reads_input: bool
+    number: int  # of the calls of `place`
+
+
+class _Trace:
+    """Note during a forward which layers with weights run, and which was the last one when a tap was read."""
+
+    def __init__(self, taps: Taps) -> None:
+        self._layers: list[_Call | None] = []  # None: a layer that is no plain norm
+        self._seen: list[list[int]] = [[] for _ in taps.points]
+        self._handles: list[Any] = []
+        for module in taps.model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                self._follow_norm(module)
+            elif next(module.parameters(recurse=False), None) is not None:
+                self._handles.append(module.register_forward_hook(lambda *_: self._layers.append(None)))
+        for number, point in enumerate(taps.points):
+            note = lambda *_, n=number: self._seen[n].append(len(self._layers))  # noqa: E731
+            self._handles.append(_hook(point.module, point.reads_input, note))
+
+    def _follow_norm(self, norm: nn.BatchNorm2d) -> None:
+        inner = next(norm.children(), norm)  # a norm that activates itself hands its values to a module of its own
+        reads_input, calls = inner is not norm, 0
+        expected: list[Tensor] = []
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if type(norm) is not nn.BatchNorm2d:
+                expected[:] = [nn.BatchNorm2d.forward(norm, *args, **kwargs)]
+
+        def at(_: nn.Module, args: tuple[Any, ...], *out: Tensor) -> None:
+            nonlocal calls
+            plain = not expected or _alike(args[0] if reads_input else out[0], expected.pop(), 1e-3)
+            self._layers.append(_Call(norm, inner, reads_input, calls) if plain else None)
+            calls += 1
+
+        self._handles.append(norm.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles.append(_hook(inner, reads_input, at))
+
+    def last_before(self, number: int, point: TapPoint) -> _Call | None:
+        """Return the norm that ran last before a tap was read, or None where another layer did."""
+        position = self._seen[number][-1 if point.call is None else point.call]
+        return self._layers[position - 1] if position else None
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _carries(taps: Taps, images: Tensor, last: _Call, number: int, before: Tensor) -> bool:
+    """Whether a change of a norm's values, of random size and sign at each pixel, is found in the tapped map as it is.
+
+    Changes of a hundred times the map's values make an activation show, also one that limits large values alone.
+    """
+    generator = torch.Generator().manual_seed(0)
+    size = 100 * float(before.abs().max()) + 100
+    change = (size * torch.randn(before.shape, generator=generator)).to(before)
+    calls = 0
+
+    def shift(value: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        here = calls - 1 == last.number and value.shape == change.shape
+        return value + change.to(value.device) if here else value
+
+    if last.reads_input:
+        handle = last.place.register_forward_pre_hook(lambda _, args: (shift(args[0]), *args[1:]), prepend=True)
+    else:
+        handle = last.place.register_forward_hook(lambda _, args, out: shift(out), prepend=True)
+    try:
+        after = dry_forward(taps, images).features[number]
+    finally:
+        handle.remove()
+    return after.shape == before.shape and _alike(after - before, change, 1e-2)
+
+
+def _alike(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * b.abs().max())
+
+
+def _hook(module: nn.Module, reads_input: bool, call: Callable[..., None]) -> Any:
+    return module.register_forward_pre_hook(call) if reads_input else module.register_forward_hook(call)

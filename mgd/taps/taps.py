@@ -1,0 +1,358 @@
+"""Feature capture by module path on any network, and what is learned from one dry forward."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mgd.taps.layout import (
+    Layout,
+    check_found,
+    check_said,
+    moved,
+    parse_layout,
+    readings,
+    reorders_tokens,
+    tokens_to_map,
+)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one network makes of one batch.
+
+    Args:
+        logits: (B, K), before any softmax.
+        features: one (B, C, H, W) per tap, in the order of the taps.
+    """
+
+    logits: Tensor
+    features: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a term may know of a batch besides the networks' outputs.
+
+    Args:
+        target: (B,) int64 class indices, (B, K) probabilities of mixed images, or None where images carry no labels.
+        index: (B,) int64 positions of the images in the data set, or None.
+        epoch: epoch of training, counted from 0.
+    """
+
+    target: Tensor | None = None
+    index: Tensor | None = None
+    epoch: int = 0
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the logits in what a network returns: a tensor, or what holds one as `logits`, "out" or first element.
+
+    Args:
+        output: a tensor; an object with `logits`, as those of transformers or of torchvision's Inception; a mapping
+            with "logits" or "out"; a tuple or list whose first element is (B, K).
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(output, Tensor):
+        return output
+    found: Any = getattr(output, "logits", None)
+    if found is None and isinstance(output, Mapping):
+        found = output.get("logits", output.get("out"))
+    elif found is None and isinstance(output, (tuple, list)) and output:
+        found = output[0] if isinstance(output[0], Tensor) and output[0].ndim == 2 else None
+    if isinstance(found, Tensor):
+        return found
+    raise TypeError(
+        f"the network returns a {type(output).__name__} in which no logits are found: let its forward return a tensor "
+        'of logits (B, K), an object with .logits, a mapping with "logits", or a tuple whose first element they are'
+    )
+
+
+_PATH = re.compile(
+    r"^(?P<module>[^@#]+)(?P<side>@in)?(#(?P<call>-?\d{1,9}))?"
+    r"(?P<layout>@first|@last|@tokens(:prefix=\d{1,9}|:grid=\d{1,9}x\d{1,9}){0,2})?$"
+)
+
+
+@dataclass(frozen=True)
+class TapPoint:
+    """One parsed path: which module, its input or its output, of which call, and how that is laid out."""
+
+    path: str
+    module: nn.Module
+    reads_input: bool
+    call: int | None  # None: the module must be called exactly once
+    layout: Layout
+
+
+def _parse(model: nn.Module, path: str) -> TapPoint:
+    match = _PATH.match(path)
+    if match is None:
+        forms = "'layer4', 'layer4.2.relu@in' or 'layer4.2.relu@in#-1', with @last behind it where channels are last"
+        raise ValueError(
+            f"tap path {path!r} is not of the form {forms}, and @tokens or @tokens:prefix=1:grid=14x14 for tokens"
+        )
+    modules = dict(model.named_modules())
+    name = match["module"]
+    if name not in modules:
+        names = [n for n in modules if n]
+        near = difflib.get_close_matches(name, names, n=4, cutoff=0.3) or names[:4]
+        raise ValueError(f"unknown tap path {path!r}: no module {name!r}; nearest are {', '.join(near)}")
+    call = None if match["call"] is None else int(match["call"])
+    return TapPoint(path, modules[name], match["side"] is not None, call, parse_layout(match["layout"]))
+
+
+@dataclass
+class _Slot:
+    """The calls of one tap during one forward: tensors, and their versions when seen."""
+
+    calls: list[Tensor] = field(default_factory=list)
+    originals: list[tuple[Tensor, int] | None] = field(default_factory=list)
+
+
+class _Reader:
+    """What a hook calls: it hands one tap's tensor to `Taps`, and does nothing in a network that was saved alone."""
+
+    def __init__(self, taps: Taps, number: int) -> None:
+        self.taps: Taps | None = taps
+        self.number = number
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"taps": None, "number": self.number}  # those that belong to it take it up again
+
+    def read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.taps is not None:
+            given = [*args, *kwargs.values()]
+            tensors = [value for value in given if isinstance(value, Tensor)]
+            self.taps._record(self.number, (tensors or given or [None])[0])
+
+    def read_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.taps is not None:
+            self.taps._record(self.number, output)
+
+
+class Taps(nn.Module):
+    """Run a network unchanged and return its logits and the maps at the named places.
+
+    A path is a module's dotted name, as `named_modules` gives it: "layer4" is the module's output, "layer4.2.relu@in"
+    its input, "layer4.2.relu@in#-1" the input of its last call in a forward (a ReLU that a block shares is called
+    several times; the first is #0). A module's input is the first tensor among its arguments.
+
+    Every map is returned as (B, C, H, W). The end of a path says where a tensor is laid out otherwise: "@last" is (B,
+    H, W, C), as in a Swin transformer; "@tokens" is (B, N, C), row by row, "@tokens:prefix=5:grid=14x28" such with 5
+    tokens in front and 14 rows of 28; see `tokens_to_map`. No layout is guessed. Three dimensions without "@tokens" are
+    refused, as is a first dimension that is not the batch. Four without a word are (B, C, H, W) where only so H and W
+    are in the images' proportion. Where that does not tell, the first forward also runs the network on one image of
+    another size, in eval mode: channels are what does not grow. Then "@last" is asked for, or, where that tells nothing
+    either, one of "@first" and "@last"; a path that says otherwise than what was found is refused. Tokens of a network
+    that keeps them in another order (it has `unroll`, `reroll` or `mask_unit_size`, as Hiera) are refused.
+
+    The network computes what it did: hooks read it, and `close` takes them away. It can be pickled and copied, alone
+    or in here; alone, the copy's hooks do nothing.
+
+    In-place operations behind a tap would overwrite what was read. A module whose input is read has its `inplace` off
+    until `close`. For others (`x += y`) the first forward copies every map and watches which originals change; later
+    ones copy only those.
+
+    Args:
+        model: any network whose forward takes images and returns logits, or what `logits_of` finds them in.
+        paths: where to read, one path a tap.
+
+    Raises:
+        ValueError: a path that is malformed or names no module (the nearest names are listed); "@tokens" in a network
+            that keeps them in another order. From the first forward: a tensor of another layout than its path says.
+        TypeError: from a forward: a network that returns no logits, a tap that reads no tensor.
+    """
+
+    def __init__(self, model: nn.Module, paths: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.model = model
+        self.paths = tuple(paths)
+        self.points = [_parse(model, path) for path in self.paths]
+        self._reorders = bool(self.paths) and reorders_tokens(model)
+        for point in self.points:
+            if point.layout.kind == "tokens":
+                self._refuse_reordered(point.path)
+        # What is overwritten may differ between training and evaluation.
+        self._copy = {mode: [True] * len(self.paths) for mode in (True, False)}
+        self._settled: set[int] = set()  # taps whose layout was looked at
+        # Keyed by device: the replicas of DataParallel share this object, each on its own device.
+        self._open: dict[torch.device, list[_Slot]] = {}
+        self._in_place: list[nn.Module] = []
+        self._handles: list[Any] = []
+        self._readers = [_Reader(self, number) for number in range(len(self.paths))]
+        modules = {p.module for p in self.points if p.reads_input and getattr(p.module, "inplace", False)}
+        self._in_place = list(modules)
+        for module in modules:
+            module.inplace = False  # type: ignore[assignment]
+        for point, reader in zip(self.points, self._readers, strict=True):
+            if point.reads_input:
+                handle = point.module.register_forward_pre_hook(reader.read_input, with_kwargs=True)
+            else:
+                handle = point.module.register_forward_hook(reader.read_output)
+            self._handles.append(handle)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_open": {}}  # type: ignore[no-untyped-call]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        for reader in self._readers:
+            reader.taps = self
+
+    def _refuse_reordered(self, path: str) -> None:
+        if self._reorders:
+            raise ValueError(
+                f"tap {path!r} reads tokens of a network that keeps them in another order than that of rows and "
+                "columns: no map can be made of them, so tap a module that gives a map, or another network"
+            )
+
+    def _record(self, number: int, tensor: Tensor) -> None:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"tap {self.paths[number]!r} reads a {type(tensor).__name__}, not a tensor")
+        slots = self._open.get(tensor.device)
+        if slots is None:  # the network runs on its own, not through this object
+            return
+        slot = slots[number]
+        copies = self._copy[self.model.training][number]
+        if not torch.compiler.is_compiling():  # a compiled forward keeps to what eager ones learned
+            unversioned = tensor.is_inference()
+            slot.originals.append(None if unversioned else (tensor, tensor._version))
+            copies = copies or unversioned
+        slot.calls.append(tensor.clone() if copies else tensor)
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Return the network's `Outputs` for `images` (B, 3, H, W)."""
+        output, slots = self._run(images)
+        logits = logits_of(output)
+        found = [self._read(number, slot) for number, slot in enumerate(slots)]
+        calls = [len(slot.calls) for slot in slots]
+        return Outputs(logits, [self._as_map(n, found[n], images, calls[n]) for n in range(len(found))])
+
+    def _run(self, images: Tensor) -> tuple[Any, list[_Slot]]:
+        slots = [_Slot() for _ in self.points]
+        self._open[images.device] = slots
+        try:
+            return self.model(images), slots
+        finally:
+            del self._open[images.device]
+
+    def _as_map(self, number: int, tensor: Tensor, images: Tensor, calls: int) -> Tensor:
+        """Return a tapped tensor as (B, C, H, W), its layout being sure."""
+        path, layout, shape = self.points[number].path, self.points[number].layout, tensor.shape
+        if len(shape) in (3, 4):
+            if len(shape) == 3:
+                self._refuse_reordered(path)
+            check_said(path, layout, shape)
+            if shape[0] != len(images):
+                raise ValueError(
+                    f"tap {path!r} reads {tuple(shape)} from a batch of {len(images)}: its first dimension is not the "
+                    "batch, so tap another module"
+                )
+            if not torch.compiler.is_compiling() and number not in self._settled:
+                self._settle(number, tuple(shape), images, calls)
+        if layout.kind == "last":
+            return tensor.permute(0, 3, 1, 2)
+        return self._from_tokens(path, layout, tensor, images) if layout.kind == "tokens" else tensor
+
+    def _from_tokens(self, path: str, layout: Layout, tensor: Tensor, images: Tensor) -> Tensor:
+        try:
+            found = tokens_to_map(tensor, prefix=layout.prefix, grid=layout.grid)
+        except ValueError as error:
+            raise ValueError(f"tap {path!r}: {error}, as in @tokens:prefix=1:grid=14x14") from error
+        if layout.grid is None and images.ndim == 4 and "first" not in readings(found.shape, images.shape):
+            raise ValueError(
+                f"tap {path!r}: the images are {images.shape[2]} x {images.shape[3]}, so the tokens are hardly "
+                f"{found.shape[2]} x {found.shape[3]}: say how many rows and columns they are, as in "
+                "@tokens:prefix=1:grid=14x28"
+            )
+        return found
+
+    def _settle(self, number: int, shape: tuple[int, ...], images: Tensor, calls: int) -> None:
+        """Make sure of the layout of a tap; see the class."""
+        path, layout = self.points[number].path, self.points[number].layout
+        if images.ndim == 4:
+            maps = len(shape) == 4
+            if not maps or readings(shape, images.shape) != [layout.kind or "first"]:
+                grown = self._grown_shapes(number, images, calls)
+                found = next((kind for after in grown if (kind := moved(shape, after))), None)
+                exact = readings(shape, images.shape, slack=False) if maps else []
+                check_found(path, layout, shape, found or (exact[0] if len(exact) == 1 else None))
+        self._settled.add(number)
+
+    @torch.no_grad()
+    def _grown_shapes(self, number: int, images: Tensor, calls: int) -> list[tuple[int, ...]]:
+        """Return the shapes that a tap has where images are twice as wide, and twice as large, if they get there."""
+        stated = self.points[number].call
+        position = (-1 if stated is None else stated) % calls
+        modes = {module: module.training for module in self.modules()}
+        shapes = []
+        self.eval()
+        try:
+            for rows, columns in ((1, 2), (2, 2)):
+                size = (1, images.shape[1], rows * images.shape[2], columns * images.shape[3])
+                # A network may raise anything at a size that it does not take, often behind the tap.
+                slots = self._open[images.device] = [_Slot() for _ in self.points]
+                with contextlib.suppress(Exception):
+                    self.model(images.new_zeros(size))
+                shapes += [tuple(tensor.shape) for tensor in slots[number].calls[position:][:1]]
+        finally:
+            self._open.pop(images.device, None)
+            for module, mode in modes.items():
+                module.training = mode
+        return shapes
+
+    def _read(self, number: int, slot: _Slot) -> Tensor:
+        point, calls = self.points[number], len(slot.calls)
+        if calls == 0:
+            raise RuntimeError(f"tap {point.path!r} was not reached by the forward pass")
+        if point.call is None and calls > 1:
+            raise ValueError(
+                f"tap {point.path!r}: the module is called {calls} times in a forward; "
+                f"write which call, as in '{point.path}#-1' for the last"
+            )
+        call = -1 if point.call is None else point.call
+        if not -calls <= call < calls:
+            raise ValueError(f"tap {point.path!r}: the module is called only {calls} times in a forward")
+        if torch.compiler.is_compiling():
+            return slot.calls[call]
+        original = slot.originals[call]
+        if original is None:  # nothing tells whether it was overwritten: always a copy
+            return slot.calls[call]
+        copies = self._copy[self.model.training]
+        if original[0]._version != original[1]:
+            if not copies[number]:
+                raise RuntimeError(f"tap {point.path!r} was overwritten in place; it was not in the first forward")
+            return slot.calls[call]
+        copies[number] = False
+        return original[0]  # never the copy: a graph with one node more has other last bits
+
+    def close(self) -> None:
+        """Take the hooks off the network, and leave it as it was."""
+        for handle in self._handles:
+            handle.remove()
+        for module in self._in_place:
+            module.inplace = True  # type: ignore[assignment]
+        self._handles, self._in_place = [], []
+
+
+@torch.no_grad()
+def dry_forward(taps: Taps, images: Tensor) -> Outputs:
+    """Run `taps` once in eval mode without gradients; the training mode of every module stays as it was."""
+    modes = {module: module.training for module in taps.modules()}
+    taps.eval()
+    try:
+        outputs: Outputs = taps(images)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return outputs

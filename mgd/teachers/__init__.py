@@ -1,0 +1,14 @@
+"""Frozen teachers: fast, without a graph, several as one, one batch ahead."""
+
+from mgd.teachers.ahead import Ahead
+from mgd.teachers.teachers import Ensemble, Frozen, View, fold_norms, freeze, has_bfloat16
+
+__all__ = [
+    "Ahead",
+    "Ensemble",
+    "Frozen",
+    "View",
+    "fold_norms",
+    "freeze",
+    "has_bfloat16",
+]

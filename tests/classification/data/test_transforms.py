@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms as T
+
+from classification.data.images import to_bytes
+from classification.data.transforms import MEAN, STD, eval_transform, normalise, train_transform
+
+
+def args(size: int, crop: str = "resized", hflip: int = 0) -> Namespace:
+    return Namespace(img_size=size, train_crop=crop, hflip=hflip)
+
+
+def photo(height: int, width: int) -> Image.Image:
+    """Smooth, as photographs are: neighbouring pixels are alike."""
+    noise = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(noise, (height, width), mode="bicubic").clamp(0, 1)
+    return Image.fromarray((255 * smooth[0].permute(1, 2, 0)).byte().numpy())
+
+
+def bytes_of(image: Image.Image) -> torch.Tensor:
+    return to_bytes(image).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("crop", ["resized", "pad"])
+def test_evaluation_keeps_the_centre(crop: str) -> None:
+    pixels = torch.zeros(3, 16, 16, dtype=torch.uint8)
+    pixels[0, 8:] = 255
+    image = eval_transform(args(16, crop))(pixels).int() - 100
+    assert image.shape == (3, 16, 16)
+    # Resize to 16 * 256/224 = 18 and cropping 16 leaves 16/18 of the picture, centred.
+    assert (image[0, 8:] > 0).all() and (image[0, :7] < 0).all()
+    assert (crop == "pad") == bool(torch.equal(image[0, 7], image[0, 0]))
+
+
+@pytest.mark.parametrize("size", [(300, 400), (480, 231), (90, 90), (40, 1000)])
+def test_evaluation_gives_the_pixels_of_torchvision(size: tuple[int, int]) -> None:
+    image = photo(*size)
+    expected = bytes_of(T.Compose([T.Resize(256), T.CenterCrop(224)])(image)).int()
+    difference = (eval_transform(args(224))(bytes_of(image)).int() - expected).abs()
+    assert difference.max() <= 1 and difference.float().mean() < 0.05  # rounding
+
+
+@pytest.mark.parametrize("size", [(300, 400), (90, 90)])
+def test_training_gives_the_crops_and_pixels_of_torchvision(size: tuple[int, int]) -> None:
+    image = photo(*size)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        expected = bytes_of(T.Compose([T.RandomResizedCrop(224), T.RandomHorizontalFlip()])(image)).int()
+        torch.manual_seed(seed)
+        difference = (train_transform(args(224, hflip=1))(bytes_of(image)).int() - expected).abs()
+        assert difference.max() <= 1 and difference.float().mean() < 0.05
+
+
+def test_a_padded_crop_shifts_and_mirrors() -> None:
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    image[:, 16, 10] = 255
+    places = set()
+    for seed in range(200):
+        torch.manual_seed(seed)
+        rows, columns = torch.nonzero(train_transform(args(32, "pad", 1))(image)[0]).T
+        assert len(rows) == 1
+        places.add((int(rows[0]), int(columns[0])))
+    assert {row for row, _ in places} == set(range(12, 21))  # 16 -+ 4
+    assert {column for _, column in places} == set(range(6, 15)) | set(range(17, 26))  # 10 -+ 4, and mirrored
+
+
+def test_normalise_is_that_of_torchvision() -> None:
+    image = photo(20, 30)
+    expected = T.Compose([T.ToTensor(), T.Normalize(MEAN, STD)])(image)
+    got = normalise(torch.from_numpy(np.array(image))[None])
+    torch.testing.assert_close(got[0], expected, atol=1e-5, rtol=1e-5)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_nothing_is_mirrored_where_that_is_switched_off() -> None:
+    image = torch.arange(8, dtype=torch.uint8).expand(3, 8, 8).clone()  # rises from left to right
+    for crop in ("resized", "pad"):
+        for seed in range(20):
+            torch.manual_seed(seed)
+            row = train_transform(args(8, crop))(image)[0, 3].int()
+            row = row[row > 0]  # black at the sides
+            assert (row.diff() >= 0).all(), (crop, seed)
+
+
+@pytest.mark.parametrize("size", [(300, 400), (20, 90), (64, 64)])
+def test_images_of_another_size_are_made_to_fit_before_a_padded_crop(size: tuple[int, int]) -> None:
+    image = photo(*size)
+    expected = bytes_of(T.Compose([T.Resize(32), T.CenterCrop(32)])(image)).int()
+    difference = (eval_transform(args(32, "pad"))(bytes_of(image)).int() - expected).abs()
+    assert difference.max() <= 1 and difference.float().mean() < 0.05
+    torch.manual_seed(0)
+    top, left = torch.randint(9, (2,)).tolist()
+    torch.manual_seed(0)
+    shifted = train_transform(args(32, "pad"))(bytes_of(image)).int()
+    padded = torch.nn.functional.pad(expected, [4] * 4)[:, top : top + 32, left : left + 32]
+    assert (shifted - padded).abs().max() <= 1

@@ -1,0 +1,182 @@
+"""--resume RUN alone: what is not typed is as the run had it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from classification import main_base, main_mgd
+from classification.errors import UserError
+from classification.options.config import parse
+from classification.runs.checkpoint import changed_options
+from classification.training.step import Stepper
+from tests.classification.conftest import SMALL, STUDENT
+from tests.classification.runs.test_resume import differences, into  # noqa: F401
+from tests.classification.test_main import options
+
+RECIPE = """
+student: {arch: resnet18}
+teachers: [{arch: resnet34, resume: T.pth, weight: 2}, {arch: resnet50, resume: U.pth}]
+terms: {ce: {weight: 0.5}, dkd: {weight: 1.0, beta: 0.5, warmup: 5}, mgd: {weight: 1.0e-4}}
+lr: 0.03
+"""
+
+
+def saved(path: Path, options: dict[str, Any]) -> Path:
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "resume": {"config": {"options": options}}}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "--seed 3 --lr 0.3 --warmup 1 --lr-drop-epochs 5 9 --pretrained --device cpu --cache ram -p 7",
+        "--mgd-reducer sm --mgd-form mean --mgd-weight 3 --taps layer1,layer2 --epochs 7",
+        "--mgd-with-kd 1 --kd-weight 2 --student-taps a --teacher-taps b --ema 0.9 --optimizer muon",
+        "--distiller dkd+ofd --term dkd.beta=2 --term ofd.init=flow --mgd-max-images 9 --lr-schedule cosine",
+        "--distiller kd --labels 0 --teacher-arch resnet34,resnet50 --teacher-resume a,b --teacher-mean probabilities",
+        "--distiller udml --teacher-arch resnet34 --mixup 0.2 --accumulate 2",
+        "--distiller ssld --teacher-resume T.pth --train-list a --valid-list b --num-classes 7",
+        "--config RECIPE --term dkd.beta=3 --teacher-resume V.pth,W.pth",
+    ],
+)
+def test_every_option_of_a_run_is_taken(words: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    words = words.replace("RECIPE", str(tmp_path / "recipe.yaml"))
+    first = vars(parse(["DIR", *words.split()], "main_mgd.py", distillation=True))
+    first["seeded"] = first["seed"] is not None
+    path = saved(tmp_path / "last.pth", {**first, "command": ["x"]})
+    for again in ([], shlex.split(words)):  # nothing is typed, or all of it once more
+        second = vars(parse(["--resume", str(tmp_path), *again], "main_mgd.py", distillation=True))
+        assert second["resume"] == str(path) and second["data"] == "DIR"
+        second["seeded"] = second["seed"] is not None
+        same = {name for name in first if first[name] == second[name]}
+        anew = {"resume", "command", "config", "pretrained", "use_pretrained", "student_resume"}
+        assert set(first) - same <= anew
+        assert changed_options(first, second) == []
+
+
+def test_what_is_typed_wins(tmp_path: Path) -> None:
+    words = ["DIR", "--lr", "0.3", "--term", "mgd.start=1", "--term", "mgd.stop=9", "--output", "x"]
+    first = vars(parse(words, "main_mgd.py", distillation=True))
+    path = saved(tmp_path / "last.pth", {**first, "new_option": 3})
+    (tmp_path / "recipe.yaml").write_text("weight_decay: 0.5\nlr: 0.7\n")
+    words = [
+        "OTHER",
+        "--resume",
+        str(path),
+        "--lr",
+        "0.1",
+        "--term",
+        "mgd.stop=8",
+        "--config",
+        f"{tmp_path}/recipe.yaml",
+    ]
+    args = parse(words, "main_mgd.py", distillation=True)
+    assert (args.data, args.lr, args.weight_decay, args.output) == ("OTHER", 0.1, 0.5, None)
+    args = parse(["--resume", str(path), "--term", "mgd.stop=8"], "main_mgd.py", distillation=True)
+    assert args.terms["mgd"] == {"start": 1, "stop": 8} and args.lr == 0.3
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        ("main_mgd.py", "", "name the folder of photographs, as in main_mgd.py DIR; --resume RUN alone takes"),
+        ("main_mgd.py", "--resume auto --output x", "name the folder of photographs"),
+        ("main_base.py", "--resume RUN", "is of a run of main_mgd.py: resume it by main_mgd.py --resume"),
+        ("main_mgd.py", "--resume RUN --output b", "leave --output out"),
+        ("main_mgd.py", "--resume RUN --config gone", "recipe gone"),
+        ("main_mgd.py", "--resume EMPTY", "the folder has no last.pth, so that no run can be resumed from it"),
+        ("main_mgd.py", "--resume GONE", "does not exist"),
+        ("main_mgd.py", "--resume RUN --start-epoch 3", "without --resume"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(script: str, words: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    saved(tmp_path / "run" / "last.pth", vars(parse(["DIR"], "main_mgd.py", distillation=True)))
+    (tmp_path / "empty").mkdir()
+    for word, name in (("RUN", "run"), ("EMPTY", "empty"), ("GONE", "gone.pth")):
+        words = words.replace(word, str(tmp_path / name))
+    with pytest.raises(UserError, match=message):
+        parse(words.split(), script, distillation=script == "main_mgd.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", "high"),
+        ("lr", True),
+        ("optimizer", "adam"),
+        ("arch", 3),
+        ("terms", [1]),
+        ("teachers", 7),
+        ("epochs", [3]),
+    ],
+)
+def test_damaged_options_are_named(name: str, value: Any, tmp_path: Path) -> None:
+    first = vars(parse(["DIR"], "main_mgd.py", distillation=True))
+    path = saved(tmp_path / "last.pth", {**first, name: value})
+    with pytest.raises(UserError, match=f"is damaged.*\\(its (option )?{name} (is|are)"):
+        parse(["--resume", str(path)], "main_mgd.py", distillation=True)
+
+
+def test_a_run_of_the_other_script_is_named_by_its_own(photos: Path, tmp_path: Path, capsys: Any) -> None:
+    words = [str(photos), "-a", STUDENT, *SMALL, "--epochs", "1", "--output", str(tmp_path / "run")]
+    assert main_base.main(words) == 0
+    assert main_mgd.main(["--resume", str(tmp_path / "run")]) == 2
+    assert "is of a run of main_base.py: resume it by main_base.py" in capsys.readouterr().err
+    assert main_base.main(["--resume", str(tmp_path / "run")]) == 2
+    assert "is of a run that is done: raise --epochs" in capsys.readouterr().err
+    assert main_base.main(["--resume", str(tmp_path / "run"), "--epochs", "2"]) == 0
+
+
+def test_a_run_that_is_stopped_says_the_line_that_resumes_it_with_the_same_bits(
+    distil: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    differences: Any,  # noqa: F811
+) -> None:
+    words = options(distil, distiller="mgd+kd", mgd_reducer="rd", term="kd.warmup=2", optimizer="muon")
+    assert main_mgd.main(into(words, tmp_path / "whole")) == 0
+    step, calls, finished = Stepper._step, [0], []
+
+    def signalled(self: Stepper, *inputs: Any) -> Any:
+        calls[0] += 1
+        if calls[0] in (1, 4):
+            os.kill(os.getpid(), signal.SIGTERM)
+        finished.append(calls[0])
+        return step(self, *inputs)
+
+    folder = tmp_path / "a run's folder"
+    monkeypatch.setattr(Stepper, "_step", signalled)
+    words = into(words, folder)
+    for stop in (1, 4):  # in the first step of a process nothing is to be saved, and it leaves at once
+        assert main_mgd.main(words) == 143
+        error = capsys.readouterr().err
+        assert "main_mgd.py: SIGTERM: the state is saved; to resume the run:" in error
+        assert ("finishing the step" in error) == (stop in finished) == (stop == 4)
+        line = shlex.split(error.splitlines()[-1])
+        assert Path(line[1]).name == "main_mgd.py" and line[2:] == ["--resume", str(folder)]
+        words = line[2:]
+    assert torch.load(folder / "last.pth", weights_only=True)["resume"]["step"] == 3
+    assert main_mgd.main(words) == 0
+    assert differences(folder, tmp_path / "whole") == []
+    ran = json.loads((folder / "config.json").read_text())
+    assert ran["resumed"][-1]["options"]["term"] == ["kd.warmup=2"]
+
+
+def test_a_moved_run_is_resumed_where_it_is(short_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(short_run, tmp_path / "moved")
+    assert main_mgd.main(["--resume", str(tmp_path / "moved"), "--epochs", "2"]) == 0
+    assert len((tmp_path / "moved" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len((short_run / "metrics.jsonl").read_text().splitlines()) == 1

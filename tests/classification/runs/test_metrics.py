@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboardX.proto.event_pb2 import Event
+
+from classification.errors import UserError
+from classification.runs.launch import World
+from classification.runs.metrics import Journal, Means, hits
+
+
+def events(folder: Path) -> Iterator[Event]:
+    """Read TensorBoard files as they lie on disk: length (8 bytes), check (4), event, check (4)."""
+    for path in sorted(folder.glob("events.*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            yield Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+
+
+def test_hits_are_counted_among_the_first_and_the_first_five() -> None:
+    logits = torch.arange(7.0).expand(7, 7)  # class 6 first, then 5, 4, 3, 2
+    assert hits(logits, torch.arange(7)).tolist() == [1, 5]
+    assert hits(logits[:, :3], torch.tensor([0, 1, 2, 2, 0, 1, 2])).tolist() == [3, 7]
+
+
+def test_means_weigh_by_images_and_stay_exact() -> None:
+    means = Means(torch.device("cpu"))
+    assert means.means(World()) == {}
+    means.add({"loss": torch.tensor([1.0, 3.0]), "ce": torch.tensor(2.0**24)}, 1)
+    means.add({"loss": torch.tensor(5.0)}, 3)
+    means.add({"ce": torch.tensor(1.0)}, 1)
+    assert means.means(World()) == {"loss": 17 / 4, "ce": (2**24 + 1) / 2}  # the latter is no float32
+
+
+def test_means_go_on_from_a_saved_state() -> None:
+    means, restored = Means(torch.device("cpu")), Means(torch.device("cpu"))
+    means.add({"loss": torch.tensor(2.0)}, 3)
+    restored.load_state_dict(means.state_dict(), World())
+    restored.add({"loss": torch.tensor(6.0)}, 1)
+    assert restored.means(World()) == {"loss": 3.0}
+    with pytest.raises(ValueError, match="complex"):
+        restored.load_state_dict({"totals": {"loss": torch.tensor(1j)}, "counts": {"loss": 1}}, World())
+
+
+def test_an_epoch_is_a_line_and_an_event_and_a_second_start_drops_what_is_written_again(tmp_path: Path) -> None:
+    for start, numbers in ((0, (0, 1, 2)), (1, (1,))):
+        journal = Journal(tmp_path, start)
+        for number in numbers:
+            journal.write({"epoch": number, "valid_top1": 10.0 * number + start, "kind": "x"})
+        journal.close()
+        for path in tmp_path.glob("events.out.*"):  # two of one second would have one name
+            path.rename(tmp_path / f"events.{start}")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["epoch"], line["valid_top1"]) for line in lines] == [(0, 0.0), (1, 11.0)]
+    found = [(event.step, value.tag) for event in events(tmp_path) for value in event.summary.value]
+    assert found == [(0, "valid_top1"), (1, "valid_top1"), (2, "valid_top1"), (1, "valid_top1")]
+    # TensorBoard forgets the first run's epochs 1 and 2 where a session starts again at 1.
+    assert [event.step for event in events(tmp_path) if event.session_log.status] == [1]
+
+
+def test_a_cut_line_is_dropped_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"epoch": 0}\n{"epoch": 1}\n{"epo')
+    Journal(tmp_path, 2).close()
+    assert path.read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
+    path.write_text('{"epoch": 0}\n{"step": 1}\n')
+    with pytest.raises(UserError, match=r"step.* is no record of an epoch; remove the line"):
+        Journal(tmp_path, 2)

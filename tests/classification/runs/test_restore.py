@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from classification.errors import UserError
+from classification.runs.launch import World
+from classification.runs.random_state import random_state, set_random_state
+from classification.runs.restore import check_flows, whole
+from mgd import ChannelMatching
+
+
+@pytest.mark.parametrize("channel", [-2, 4])
+def test_flows_that_name_other_channels_are_refused(channel: int) -> None:
+    matching = ChannelMatching([2], [4], [torch.zeros(4)])
+    matching.observe([torch.randn(3, 2, 5, 5)], [torch.randn(3, 4, 5, 5)])
+    matching.rematch()
+    check_flows(matching)
+    matching.stages[0].index[0, 0] = channel
+    with pytest.raises(ValueError, match="the flow of stage 0 names channels"):
+        check_flows(matching)
+
+
+@pytest.mark.parametrize("what", ["python", "numpy", "torch"])
+def test_states_of_generators_that_are_none_are_refused(what: str) -> None:
+    states = random_state(World())
+    broken = copy.deepcopy(states)
+    if what == "python":
+        broken[0]["python"][1].fill_(-1)
+    elif what == "numpy":
+        broken[0]["numpy"][2] = 10**6  # it would be read from far behind the table
+    else:
+        broken[0]["torch"] = broken[0]["torch"][:9]
+    try:
+        with pytest.raises(ValueError, match="do not fit"):
+            set_random_state(broken, World())
+    finally:
+        set_random_state(states, World())
+
+
+def test_what_goes_wrong_is_told_in_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"^x is damaged, .* \(KeyError: 'step'\): go on from another"), whole("x"):
+        raise KeyError("step")
+    with pytest.raises(UserError, match=r"^as it is$"), whole("x"):
+        raise UserError("as it is")
