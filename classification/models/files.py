@@ -30,6 +30,11 @@ def _plain(*_: Any) -> dict[Any, Any]:
     return {}
 
 
+def _row(*_: Any) -> list[Any]:
+    """Make the list that a `deque` is filled into."""
+    return []
+
+
 _MULTIARRAY = "numpy._core.multiarray", "numpy.core.multiarray"  # of numpy 2 and 1
 # Dictionaries by another name, in which others keep options.
 CONFIGS = ("yacs.config.CfgNode", "fvcore.common.config.CfgNode", "easydict.EasyDict", "addict.addict.Dict")
@@ -37,6 +42,7 @@ CONFIGS = ("yacs.config.CfgNode", "fvcore.common.config.CfgNode", "easydict.Easy
 HARMLESS: list[Any] = [
     argparse.Namespace,
     types.SimpleNamespace,
+    frozenset,
     datetime.datetime,
     datetime.date,
     datetime.timedelta,
@@ -48,6 +54,7 @@ HARMLESS: list[Any] = [
     *((np._core.multiarray._reconstruct, f"{module}._reconstruct") for module in _MULTIARRAY),
     (codecs.encode, "_codecs.encode"),
     (_plain, "collections.defaultdict"),
+    (_row, "collections.deque"),
     *((collections.OrderedDict, name) for name in CONFIGS),
     *((getattr(pathlib, f"Pure{kind}Path"), f"{module}.{pure}{kind}Path")  # pure: they need no such system
       for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows") for pure in ("", "Pure")),

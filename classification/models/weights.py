@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 
 from classification.errors import UserError
-from classification.models import build_published, may_be_same, pretrained_source
+from classification.models import build_published, known_name, may_be_same, pretrained_source
 from classification.models.files import cause, load, read_checkpoint
 from classification.models.states import Found, State, choose, states_of, with_versions
 from classification.preprocessing import Preprocessing, of_timm, of_torchvision, read
@@ -34,6 +34,7 @@ class WeightFile:
         num_classes: its number of outputs.
         classes: names in order of index.
         seen: what it says of the images' preprocessing.
+        unread: keys of a file of other code that say something else, or that nothing can be made of.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class WeightFile:
     num_classes: int | None = None
     classes: list[str] | None = None
     seen: dict[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def preprocessing(self, default: Preprocessing) -> Preprocessing:
         """Return the preprocessing that the file describes, that of `default` where it says nothing."""
@@ -49,6 +51,7 @@ class WeightFile:
 
 
 SEEN = ("img_size", "resize", "crop", "interpolation", "mean", "std")
+SEEN_BY_OTHERS = ("img_size", "mean", "std")
 CLASSES = ("classes", "class_to_idx", "idx_to_class", "class_names")
 
 
@@ -71,11 +74,16 @@ def read_weights(path: str | Path) -> WeightFile:
 def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str, State]) -> WeightFile:
     """Return what a checkpoint's content says of its weights.
 
+    In files of other code the same keys may say other things, which are left out then and named.
+
     Raises:
-        UserError: a description that makes no sense.
+        UserError: a description of ours that makes no sense, or classes that are not numbered from 0.
     """
     plain = set(states) == {""}  # there the network's own tensors may have such names
     said = {key: value for key, value in content.items() if not (plain and isinstance(value, Tensor))}
+    ours = "format" in said
+    unread = [] if ours else _unread(said)
+    said = {key: value for key, value in said.items() if key not in unread}
     number = said.get("num_classes")
     if isinstance(number, (np.integer, Tensor)) and number.ndim == 0:
         number = number.item()
@@ -84,11 +92,31 @@ def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str
             raise UserError(f"checkpoint {path} is damaged: its {key!r} is not {what}")
     classes = next((_names(path, key, said[key]) for key in CLASSES if said.get(key) is not None), None)
     # Of other code's files, the keys whose meaning is everywhere the same.
-    keys = SEEN if "format" in said else ("img_size", "mean", "std")
-    seen = {key: said[key] for key in keys if said.get(key) is not None}
-    weights = WeightFile(Path(path), states, said.get("arch"), number, classes, seen)
+    seen = {key: said[key] for key in (SEEN if ours else SEEN_BY_OTHERS) if said.get(key) is not None}
+    weights = WeightFile(Path(path), states, said.get("arch"), number, classes, seen, tuple(unread))
     weights.preprocessing(Preprocessing())  # refused now, where it is damaged
     return weights
+
+
+def _unread(said: Mapping[str, Any]) -> list[str]:
+    """Name the keys of a file of other code that do not say what ours do."""
+    number = said.get("num_classes")
+    unread = [] if isinstance(said.get("arch", ""), str) or said["arch"] is None else ["arch"]
+    if isinstance(number, (str, float, bool, list, tuple, Mapping)):
+        unread.append("num_classes")
+    for key in CLASSES:
+        names = said.get(key)
+        names = names.tolist() if isinstance(names, np.ndarray) else names
+        listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        if names is not None and not (listed or isinstance(names, Mapping)):
+            unread.append(key)
+    for keys in (("img_size",), ("mean", "std")):
+        seen = {key: said[key] for key in keys if said.get(key) is not None}
+        try:
+            Preprocessing().with_values(seen)
+        except ValueError:
+            unread += seen
+    return unread
 
 
 def _names(path: str | Path, key: str, value: Any) -> list[str]:
@@ -137,11 +165,13 @@ def load_file(
     """
     weights = path if isinstance(path, WeightFile) else read_weights(path)
     path = weights.path
-    if weights.arch is not None and not may_be_same(weights.arch, arch):
+    if weights.arch is not None and not may_be_same(weights.arch, arch) and known_name(weights.arch):
         raise UserError(f"checkpoint {path} holds a {weights.arch}, not a {arch}: change the architecture or the file")
     trained = weights.preprocessing(Preprocessing()).img_size if "img_size" in weights.seen else None
     resized = img_size is not None and trained not in (None, img_size)
     size = f"; trained at {trained} px, it will see {img_size} px (--img-size)" if resized else ""
+    if weights.unread:
+        size += f"; what it says under {' and '.join(map(repr, weights.unread))} is not understood, and not used"
     found = choose(model, weights.states)
     source = f"checkpoint {path}"
     head = _foreign_head(model.state_dict(), found.state, weights.classes, num_classes, classes)

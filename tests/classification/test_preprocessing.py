@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -50,6 +51,15 @@ def test_a_run_resizes_by_the_rule_of_its_crop() -> None:
 @pytest.mark.parametrize("size", [128, (128, 128), [3, 128, 128], [128]])
 def test_sizes_of_others_are_squares(size: Any) -> None:
     assert read({"img_size": size}, Preprocessing(), "x").img_size == 128
+
+
+def test_numbers_of_arrays_are_numbers() -> None:
+    same = {"img_size": np.int64(24), "mean": torch.full((3, 1, 1), 0.5), "std": [0.25]}
+    expected = Preprocessing.of(24).with_values({"mean": HALF, "std": [0.25] * 3})
+    assert Preprocessing().with_values(same) == expected
+    assert Preprocessing().with_values({**same, "img_size": torch.tensor(24)}) == expected
+    assert Preprocessing().with_values({**same, "img_size": 24.0}) == expected
+    assert Preprocessing().with_values({"mean": [0, 0, 0], "std": [255] * 3}).std == (1.0, 1.0, 1.0)  # of bytes
 
 
 def test_mean_and_std_of_bytes_are_those_of_values_up_to_one() -> None:

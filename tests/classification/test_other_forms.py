@@ -1,0 +1,67 @@
+"""Weights as others save them, beside those of test_forms: two networks in a file, split heads, keys of other meanings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from classification.errors import UserError
+from tests.classification.test_forms import loaded, prefixed, same, state_of
+
+
+def test_of_two_networks_of_the_same_names_the_one_that_fits_is_taken(tmp_path: Path) -> None:
+    wide = {
+        name: value.repeat(2, *[1] * (value.ndim - 1)) if value.ndim else value for name, value in state_of(2).items()
+    }
+    for content in ({"teacher": wide, "net_s": state_of()}, {**prefixed(wide, "0."), **prefixed(state_of(), "1.")}):
+        assert same(loaded(content, tmp_path / "w.pth")[0], state_of())
+
+
+def test_a_head_under_a_name_of_its_own_is_found(tmp_path: Path) -> None:
+    body, head = (prefixed({n: v for n, v in state_of().items() if n.startswith(start)}, before)
+                  for start, before in (("model.", "backbone."), ("module.", "head.")))  # fmt: skip
+    assert same(loaded({"state_dict": {**body, **head}}, tmp_path / "w.pth")[0], state_of())
+    other = prefixed(state_of(2), "teacher.")  # not the head of another whole network
+    with pytest.raises(UserError, match="does not fit"):
+        loaded(
+            {**body, **other, "teacher.more.weight": torch.ones(1)} | {"backbone.module.bias": torch.ones(3)},
+            tmp_path / "w.pth",
+        )
+
+
+def test_arrays_and_counts_of_operations_are_no_matter(tmp_path: Path) -> None:
+    arrays = {"model": {name: value.numpy() for name, value in state_of().items()}, "mean": np.full(3, 0.5)}
+    assert same(loaded(arrays, tmp_path / "w.pth")[0], state_of())
+    counts = {name: torch.zeros(1) for name in ("total_ops", "total_params", "model.0.total_ops")}
+    assert same(loaded({**state_of(), **counts}, tmp_path / "w.pth")[0], state_of())
+
+
+def test_the_query_encoder_is_taken_before_its_average(tmp_path: Path) -> None:
+    both = {**prefixed(state_of(2), "module.encoder_k."), **prefixed(state_of(), "module.encoder_q.")}
+    assert same(loaded(both, tmp_path / "w.pth")[0], state_of())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"classes": 3}, {"classes": {"a", "b"}}, {"class_names": "cat,dog,eel"}, {"num_classes": "3"},
+        {"arch": {"type": "ResNet"}}, {"img_size": (24, 32)}, {"mean": [0.1] * 100},
+        {"mean": [-1.0] * 3, "std": [2.0] * 3},
+    ],
+)  # fmt: skip
+def test_the_same_keys_may_say_other_things_in_files_of_others(said: dict[str, Any], tmp_path: Path) -> None:
+    state, line = loaded({"state_dict": state_of(), **said}, tmp_path / "w.pth")
+    names = " and ".join(map(repr, said))
+    assert same(state, state_of()) and f"what it says under {names} is not understood, and not used" in line
+    with pytest.raises(UserError, match="is damaged"):  # in ours they may not
+        loaded({"state_dict": state_of(), "format": 4, **said}, tmp_path / "w.pth")
+
+
+def test_a_name_that_is_no_network_here_is_no_contradiction(tmp_path: Path) -> None:
+    assert same(loaded({"state_dict": state_of(), "arch": "models.MyNet"}, tmp_path / "w.pth")[0], state_of())
+    with pytest.raises(UserError, match="holds a resnet18"):
+        loaded({"state_dict": state_of(), "arch": "resnet18"}, tmp_path / "w.pth")
