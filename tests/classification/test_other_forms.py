@@ -1,4 +1,4 @@
-"""Weights as others save them, beside those of test_forms: two networks in a file, split heads, keys of other meanings."""
+"""Weights as others save them: two networks in a file, heads apart, keys that say other things."""
 
 from __future__ import annotations
 
