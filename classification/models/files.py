@@ -20,8 +20,9 @@ import torch
 from safetensors.torch import load_file as load_safetensors
 
 from classification.errors import UserError, shown
-from classification.paths import exists, is_file
+from classification.paths import exists, is_file, is_folder
 
+USUAL = ("best.pth", "last.pth", "model.safetensors", "pytorch_model.bin")  # names of weights in folders
 FORMAT = 4  # of our checkpoints; those before 4 describe no resize, crop and interpolation
 
 
@@ -70,7 +71,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not is_file(path):
-        raise UserError(f"checkpoint {path} {'is not a file' if exists(path) else 'does not exist'}")
+        raise UserError(f"checkpoint {path} {_no_file(path)}")
     try:
         content = load(path)
     except Exception as error:  # broken files raise whatever their broken bytes happen to mean
@@ -87,6 +88,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"formats up to {FORMAT}: use the newer version"
         )
     return content  # type: ignore[return-value]
+
+
+def _no_file(path: Path) -> str:
+    """Say what stands where a file was expected."""
+    if not exists(path):
+        return "does not exist"
+    if not is_folder(path):
+        return "is not a file"
+    names = [name for name in USUAL if is_file(path / name)]
+    return f"is a folder: give a file in it{f', as {path / names[0]}' if names else ''}"
 
 
 def load(path: Path) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from classification.errors import UserError
 from classification.models import build_published, known_name, may_be_same, pretrained_source
 from classification.models.files import cause, load, read_checkpoint
+from classification.models.others import CLASSES, SEEN, not_ours, seen_in_options
 from classification.models.states import Found, State, choose, states_of, with_versions
 from classification.preprocessing import Preprocessing, of_timm, of_torchvision, read
 
@@ -50,9 +51,7 @@ class WeightFile:
         return read(self.seen, default, f"checkpoint {self.path}")
 
 
-SEEN = ("img_size", "resize", "crop", "interpolation", "mean", "std")
-SEEN_BY_OTHERS = ("img_size", "mean", "std")
-CLASSES = ("classes", "class_to_idx", "idx_to_class", "class_names")
+SEEN_BY_US = ("img_size", "resize", "crop", "interpolation", "mean", "std")
 
 
 def read_weights(path: str | Path) -> WeightFile:
@@ -82,8 +81,8 @@ def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str
     plain = set(states) == {""}  # there the network's own tensors may have such names
     said = {key: value for key, value in content.items() if not (plain and isinstance(value, Tensor))}
     ours = "format" in said
-    unread = [] if ours else _unread(said)
-    said = {key: value for key, value in said.items() if key not in unread}
+    unread = [] if ours else not_ours(said)
+    said = said if ours else {**seen_in_options(content), **{k: v for k, v in said.items() if k not in unread}}
     number = said.get("num_classes")
     if isinstance(number, (np.integer, Tensor)) and number.ndim == 0:
         number = number.item()
@@ -92,31 +91,10 @@ def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str
             raise UserError(f"checkpoint {path} is damaged: its {key!r} is not {what}")
     classes = next((_names(path, key, said[key]) for key in CLASSES if said.get(key) is not None), None)
     # Of other code's files, the keys whose meaning is everywhere the same.
-    seen = {key: said[key] for key in (SEEN if ours else SEEN_BY_OTHERS) if said.get(key) is not None}
+    seen = {key: said[key] for key in (SEEN_BY_US if ours else SEEN) if said.get(key) is not None}
     weights = WeightFile(Path(path), states, said.get("arch"), number, classes, seen, tuple(unread))
     weights.preprocessing(Preprocessing())  # refused now, where it is damaged
     return weights
-
-
-def _unread(said: Mapping[str, Any]) -> list[str]:
-    """Name the keys of a file of other code that do not say what ours do."""
-    number = said.get("num_classes")
-    unread = [] if isinstance(said.get("arch", ""), str) or said["arch"] is None else ["arch"]
-    if isinstance(number, (str, float, bool, list, tuple, Mapping)):
-        unread.append("num_classes")
-    for key in CLASSES:
-        names = said.get(key)
-        names = names.tolist() if isinstance(names, np.ndarray) else names
-        listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-        if names is not None and not (listed or isinstance(names, Mapping)):
-            unread.append(key)
-    for keys in (("img_size",), ("mean", "std")):
-        seen = {key: said[key] for key in keys if said.get(key) is not None}
-        try:
-            Preprocessing().with_values(seen)
-        except ValueError:
-            unread += seen
-    return unread
 
 
 def _names(path: str | Path, key: str, value: Any) -> list[str]:
