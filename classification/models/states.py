@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -181,6 +182,8 @@ def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     renamed = {DENSENET.sub(r".\1\2.", name): value for name, value in state.items()}
     if set(renamed) == own:
         return renamed
+    if set(published := _by_timm(model, state)) == own:
+        return published
     if len(state) != len(own):
         return state
     fresh = copy.deepcopy(model)
@@ -189,6 +192,18 @@ def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     except Exception:  # a network's own conversion raises whatever does not suit it
         return state
     return state if result.missing_keys or result.unexpected_keys else dict(fresh.state_dict())
+
+
+def _by_timm(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turn the names of the authors' own files into timm's, where timm knows how to."""
+    module = sys.modules.get(type(model).__module__)
+    convert = getattr(module, "checkpoint_filter_fn", None)
+    if convert is None or not type(model).__module__.startswith("timm."):
+        return state
+    try:
+        return dict(convert(dict(state), model))
+    except Exception:  # it raises whatever does not suit it
+        return state
 
 
 def with_versions(state: State, model: nn.Module) -> OrderedDict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from classification.errors import UserError
+from classification.models import build
+from classification.models.states import choose, states_of
 from tests.classification.test_forms import loaded, prefixed, same, state_of
 
 
@@ -65,3 +68,20 @@ def test_a_name_that_is_no_network_here_is_no_contradiction(tmp_path: Path) -> N
     assert same(loaded({"state_dict": state_of(), "arch": "models.MyNet"}, tmp_path / "w.pth")[0], state_of())
     with pytest.raises(UserError, match="holds a resnet18"):
         loaded({"state_dict": state_of(), "arch": "resnet18"}, tmp_path / "w.pth")
+
+
+def test_names_of_the_authors_are_turned_into_those_of_timm() -> None:
+    """As ConvNeXt was published: github.com/facebookresearch/ConvNeXt, models/convnext.py."""
+    model = build("timm:convnext_atto", 3)
+    names = (
+        (r"^stem\.", "downsample_layers.0."), (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
+        (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."), ("conv_dw", "dwconv"), (r"mlp\.fc", "pwconv"),
+        (r"^head\.norm\.", "norm."), (r"^head\.fc\.", "head."),
+    )  # fmt: skip
+    theirs = {}
+    for name, value in model.state_dict().items():
+        for ours, published in names:
+            name = re.sub(ours, published, name)
+        theirs[name] = value.reshape(value.shape[:2]) if "pwconv" in name and "weight" in name else value  # linear
+    found = choose(model, states_of({"model": theirs}))
+    assert "stages.0.0.dwconv.weight" in theirs and same(found.state, dict(model.state_dict()))
