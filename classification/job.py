@@ -259,7 +259,7 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
     """Build a teacher, or a peer of mutual learning, and load it."""
     args, arch, classes = job.args, spec["arch"], job.args.num_classes
     model, published, outputs = build(arch, classes), None, None
-    if not spec.get("frozen", True):  # it trains on the student's images
+    if not spec.get("frozen", True) and not (args.evaluate and file is not None):  # it trains on the student's images
         seen = job.preprocessing
         if file is not None:
             job.notes.append(_load(job, model, file, arch, seen.img_size))
@@ -285,7 +285,8 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
         else:
             outputs = None
         job.notes.append(_load_teacher(job, model, spec, file, seen, outputs))
-        _say_preprocessing(job, "teacher", arch, seen, file, recipe=bool({"img_size", "mean", "std"} & set(spec)))
+        role = "teacher" if spec.get("frozen", True) else "peer"
+        _say_preprocessing(job, role, arch, seen, file, recipe=bool({"img_size", "mean", "std"} & set(spec)))
     if args.evaluate or not spec.get("frozen", True):
         model = _trainable(args, model)
     _try(arch, model, seen.img_size, outputs or classes)

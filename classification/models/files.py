@@ -166,6 +166,8 @@ def cause(path: Path, error: Exception) -> str:
         return f"it is a safetensors file that is truncated or damaged: {_AGAIN}"
     if start.startswith(b"\x80"):
         return _code(error) or f"it is truncated, or a pickle of another format: {_AGAIN}, or save a state_dict()"
+    if b'"weight_map"' in start:
+        return "it lists weights that lie in several files: join those into one state_dict() first"
     if text.isascii() and b"\0" not in text:
         return f"it is a text file: {_AGAIN}"
     return "it is truncated, or of another format than torch.save and safetensors write"

@@ -12,6 +12,7 @@ import torch
 
 from classification.errors import UserError
 from classification.models import build
+from classification.models.files import read_checkpoint
 from classification.models.states import choose, states_of
 from tests.classification.test_forms import loaded, prefixed, same, state_of
 
@@ -85,3 +86,9 @@ def test_names_of_the_authors_are_turned_into_those_of_timm() -> None:
         theirs[name] = value.reshape(value.shape[:2]) if "pwconv" in name and "weight" in name else value  # linear
     found = choose(model, states_of({"model": theirs}))
     assert "stages.0.0.dwconv.weight" in theirs and same(found.state, dict(model.state_dict()))
+
+
+def test_the_list_of_several_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "w.json").write_text('{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(UserError, match="weights that lie in several files: join those"):
+        read_checkpoint(tmp_path / "w.json")

@@ -312,3 +312,13 @@ def test_a_file_that_does_not_fit_and_names_no_network_says_so(photos: Path, tmp
     torch.save(build(STUDENT, 3).state_dict(), tmp_path / "w.pth")
     assert main_base.main([str(photos), "-e", "-j", "0", "--student-resume", str(tmp_path / "w.pth")]) == 2
     assert "does not fit resnet18" in (said := capsys.readouterr().err) and "does not say its network: name it" in said
+
+
+def test_peers_are_evaluated_as_their_files_say(photos: Path, tmp_path: Path) -> None:
+    """Whether the terms teach by frozen teachers or by peers; a recipe's teacher need not repeat its file's network."""
+    file = saved(tmp_path / "w.pth", STUDENT, 0, format=4, img_size=24, resize=30, mean=list(HALF), std=[0.25] * 3)
+    for term, frozen in (("dml", "false"), ("kd", "true")):
+        (tmp_path / "r.yaml").write_text(f"teachers: [{{resume: {file}, frozen: {frozen}}}]\nterms: {{{term}: {{}}}}\n")
+        engine = engine_of([str(photos), "-e", "-j", "0", "--config", str(tmp_path / "r.yaml")], main_mgd)
+        assert engine.job.args.teachers[0]["arch"] == STUDENT
+        assert engine.job.teacher_preprocessing == [Preprocessing(24, 30, mean=HALF, std=(0.25, 0.25, 0.25))]
