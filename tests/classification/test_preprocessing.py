@@ -319,6 +319,8 @@ def test_peers_are_evaluated_as_their_files_say(photos: Path, tmp_path: Path) ->
     file = saved(tmp_path / "w.pth", STUDENT, 0, format=4, img_size=24, resize=30, mean=list(HALF), std=[0.25] * 3)
     for term, frozen in (("dml", "false"), ("kd", "true")):
         (tmp_path / "r.yaml").write_text(f"teachers: [{{resume: {file}, frozen: {frozen}}}]\nterms: {{{term}: {{}}}}\n")
-        engine = engine_of([str(photos), "-e", "-j", "0", "--config", str(tmp_path / "r.yaml")], main_mgd)
+        engine = engine_of(
+            [str(photos), "-e", "-j", "0", "--seed", "0", "--config", str(tmp_path / "r.yaml")], main_mgd
+        )
         assert engine.job.args.teachers[0]["arch"] == STUDENT
         assert engine.job.teacher_preprocessing == [Preprocessing(24, 30, mean=HALF, std=(0.25, 0.25, 0.25))]
