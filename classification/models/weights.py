@@ -153,6 +153,9 @@ def load_file(
     found = choose(model, weights.states)
     source = f"checkpoint {path}"
     head = _foreign_head(model.state_dict(), found.state, weights.classes, num_classes, classes)
+    if new_head and (fresh := _lacking_head(model.state_dict(), found.state, num_classes)):
+        load_strictly(model, {**found.state, **fresh}, source, arch)
+        return f"{arch}: loaded {len(found.state)} tensors from {source}, which has no head: it is fresh{found}{size}"
     if new_head and head:
         return load_with_new_head(model, found.state, arch, source, head) + str(found) + size
     tune = f": fine-tune it first, by main_base.py DIR -a {arch} --student-resume {path}"
@@ -242,8 +245,18 @@ def _foreign_head(
         return head
     if classes is None or theirs is None or sorted(theirs) == sorted(classes):
         return []
+    return _last_with_rows(own, num_classes)
+
+
+def _last_with_rows(own: State, num_classes: int) -> list[str]:
     rows = [name for name, value in own.items() if value.shape[:1] == (num_classes,)]
     return [name for name in rows if name.rpartition(".")[0] == rows[-1].rpartition(".")[0]]  # the last such module
+
+
+def _lacking_head(own: State, state: State, num_classes: int) -> State:
+    """Return a network's own head where it is all that a file lacks, as files of training without labels do."""
+    head = _last_with_rows(own, num_classes)
+    return {name: own[name] for name in head} if state and set(own) - set(state) == set(head) else {}
 
 
 def _check_values(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -92,3 +92,14 @@ def test_the_list_of_several_files_is_named(tmp_path: Path) -> None:
     (tmp_path / "w.json").write_text('{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}')
     with pytest.raises(UserError, match="weights that lie in several files: join those"):
         read_checkpoint(tmp_path / "w.json")
+
+
+def test_training_starts_from_a_body_without_a_head(tmp_path: Path) -> None:
+    body = {name: value for name, value in state_of(2).items() if name.startswith("model.")}
+    state, line = loaded(prefixed(body, "backbone."), tmp_path / "w.pth", new_head=True)
+    assert same({name: state[name] for name in body}, body) and "has no head: it is fresh" in line
+    with pytest.raises(UserError, match="2 missing"):
+        loaded(body, tmp_path / "w.pth")  # a teacher, or an evaluation
+    del body["model.0.weight"]
+    with pytest.raises(UserError, match="3 missing"):
+        loaded(body, tmp_path / "w.pth", new_head=True)
