@@ -98,7 +98,8 @@ class Preprocessing:
         for key in ("mean", "std"):
             if values.get(key) is not None:
                 changes[key] = three(values[key], key)
-        if all(max(changes.get(key, (0,))) > 1 for key in ("mean", "std")):  # of bytes, as some code has them
+        mean, std = (changes.get(key, (0, 0, 0)) for key in ("mean", "std"))
+        if max(std) > 1 and (max(mean) > 1 or ("mean" in changes and not any(mean))):  # of bytes, as some code has them
             changes |= {key: tuple(value / 255 for value in changes[key]) for key in ("mean", "std")}
         if "img_size" in changes and "resize" not in changes:
             return replace(self.at(changes["img_size"]), **changes)
@@ -136,6 +137,8 @@ def square(size: Any) -> int:
     Raises:
         ValueError: it is no such size.
     """
+    size = _plain(size)
+    size = int(size) if isinstance(size, float) and size.is_integer() else size
     if isinstance(size, int) and not isinstance(size, bool):
         return size
     if isinstance(size, Sequence) and not isinstance(size, str) and 1 <= len(size) <= 3:
@@ -145,17 +148,23 @@ def square(size: Any) -> int:
     raise ValueError(f"img_size must be the side of a square in pixels, as 224 or (3, 224, 224); got {shown(size)}")
 
 
+def _plain(value: Any) -> Any:
+    """Return what a tensor or array holds as numbers and lists, None where it is empty; other values as they are."""
+    try:
+        return value.tolist() if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
+    except (RuntimeError, NotImplementedError):  # a tensor without values
+        return None
+
+
 def three(values: Any, name: str) -> Three:
     """Return three floats; numbers in a tensor or a list, or one for all channels.
 
     Raises:
         ValueError: they are none.
     """
-    try:
-        plain = values.tolist() if isinstance(values, (Tensor, np.ndarray)) else values
-    except (RuntimeError, NotImplementedError):  # a tensor without values
-        plain = None
-    listed = [plain] * 3 if isinstance(plain, (int, float)) else plain
+    plain = _plain(values.squeeze() if isinstance(values, (Tensor, np.ndarray)) else values)  # (3, 1, 1), too
+    one = plain[0] if isinstance(plain, (list, tuple)) and len(plain) == 1 else plain
+    listed = [one] * 3 if isinstance(one, (int, float)) else plain
     if (
         not isinstance(listed, Sequence)
         or len(listed) != 3

@@ -151,7 +151,7 @@ def _parts(arch: str) -> tuple[str, str]:
         return "", _plain(source)  # torchvision's own, or one that computes the same from the same weights
     origin, colon, name = arch.partition(":")
     if not colon:
-        origin, name = "", arch.removeprefix("cifar_")
+        origin, name = "", arch.lower().removeprefix("cifar_")
     return origin, _plain(name.split(".")[0] if origin == "timm" else name)
 
 

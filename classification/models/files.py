@@ -20,14 +20,20 @@ import torch
 from safetensors.torch import load_file as load_safetensors
 
 from classification.errors import UserError, shown
-from classification.paths import exists, is_file
+from classification.paths import exists, is_file, is_folder
 
+USUAL = ("best.pth", "last.pth", "model.safetensors", "pytorch_model.bin")  # names of weights in folders
 FORMAT = 4  # of our checkpoints; those before 4 describe no resize, crop and interpolation
 
 
 def _plain(*_: Any) -> dict[Any, Any]:
     """Make the dictionary that a `defaultdict` is filled into."""
     return {}
+
+
+def _row(*_: Any) -> list[Any]:
+    """Make the list that a `deque` is filled into."""
+    return []
 
 
 _MULTIARRAY = "numpy._core.multiarray", "numpy.core.multiarray"  # of numpy 2 and 1
@@ -37,6 +43,7 @@ CONFIGS = ("yacs.config.CfgNode", "fvcore.common.config.CfgNode", "easydict.Easy
 HARMLESS: list[Any] = [
     argparse.Namespace,
     types.SimpleNamespace,
+    frozenset,
     datetime.datetime,
     datetime.date,
     datetime.timedelta,
@@ -48,6 +55,7 @@ HARMLESS: list[Any] = [
     *((np._core.multiarray._reconstruct, f"{module}._reconstruct") for module in _MULTIARRAY),
     (codecs.encode, "_codecs.encode"),
     (_plain, "collections.defaultdict"),
+    (_row, "collections.deque"),
     *((collections.OrderedDict, name) for name in CONFIGS),
     *((getattr(pathlib, f"Pure{kind}Path"), f"{module}.{pure}{kind}Path")  # pure: they need no such system
       for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows") for pure in ("", "Pure")),
@@ -63,7 +71,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not is_file(path):
-        raise UserError(f"checkpoint {path} {'is not a file' if exists(path) else 'does not exist'}")
+        raise UserError(f"checkpoint {path} {_no_file(path)}")
     try:
         content = load(path)
     except Exception as error:  # broken files raise whatever their broken bytes happen to mean
@@ -80,6 +88,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"formats up to {FORMAT}: use the newer version"
         )
     return content  # type: ignore[return-value]
+
+
+def _no_file(path: Path) -> str:
+    """Say what stands where a file was expected."""
+    if not exists(path):
+        return "does not exist"
+    if not is_folder(path):
+        return "is not a file"
+    names = [name for name in USUAL if is_file(path / name)]
+    return f"is a folder: give a file in it{f', as {path / names[0]}' if names else ''}"
 
 
 def load(path: Path) -> Any:
@@ -148,6 +166,8 @@ def cause(path: Path, error: Exception) -> str:
         return f"it is a safetensors file that is truncated or damaged: {_AGAIN}"
     if start.startswith(b"\x80"):
         return _code(error) or f"it is truncated, or a pickle of another format: {_AGAIN}, or save a state_dict()"
+    if b'"weight_map"' in start:
+        return "it lists weights that lie in several files: join those into one state_dict() first"
     if text.isascii() and b"\0" not in text:
         return f"it is a text file: {_AGAIN}"
     return "it is truncated, or of another format than torch.save and safetensors write"

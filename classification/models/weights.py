@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from classification.data.preprocessing import Preprocessing, of_timm, of_torchvision, read
 from classification.errors import UserError
-from classification.models import build_published, may_be_same, pretrained_source
+from classification.models import build_published, known_name, may_be_same, pretrained_source
 from classification.models.files import cause, load, read_checkpoint
+from classification.models.others import CLASSES, SEEN, not_ours, seen_in_options
 from classification.models.states import Found, State, choose, states_of, with_versions
 
 
@@ -34,6 +35,7 @@ class WeightFile:
         num_classes: its number of outputs.
         classes: names in order of index.
         seen: what it says of the images' preprocessing.
+        unread: keys of a file of other code that say something else, or that nothing can be made of.
     """
 
     path: Path
@@ -42,14 +44,14 @@ class WeightFile:
     num_classes: int | None = None
     classes: list[str] | None = None
     seen: dict[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def preprocessing(self, default: Preprocessing) -> Preprocessing:
         """Return the preprocessing that the file describes, that of `default` where it says nothing."""
         return read(self.seen, default, f"checkpoint {self.path}")
 
 
-SEEN = ("img_size", "resize", "crop", "interpolation", "mean", "std")
-CLASSES = ("classes", "class_to_idx", "idx_to_class", "class_names")
+SEEN_BY_US = ("img_size", "resize", "crop", "interpolation", "mean", "std")
 
 
 def read_weights(path: str | Path) -> WeightFile:
@@ -71,11 +73,16 @@ def read_weights(path: str | Path) -> WeightFile:
 def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str, State]) -> WeightFile:
     """Return what a checkpoint's content says of its weights.
 
+    In files of other code the same keys may say other things, which are left out then and named.
+
     Raises:
-        UserError: a description that makes no sense.
+        UserError: a description of ours that makes no sense, or classes that are not numbered from 0.
     """
     plain = set(states) == {""}  # there the network's own tensors may have such names
     said = {key: value for key, value in content.items() if not (plain and isinstance(value, Tensor))}
+    ours = "format" in said
+    unread = [] if ours else not_ours(said)
+    said = said if ours else {**seen_in_options(content), **{k: v for k, v in said.items() if k not in unread}}
     number = said.get("num_classes")
     if isinstance(number, (np.integer, Tensor)) and number.ndim == 0:
         number = number.item()
@@ -84,9 +91,8 @@ def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str
             raise UserError(f"checkpoint {path} is damaged: its {key!r} is not {what}")
     classes = next((_names(path, key, said[key]) for key in CLASSES if said.get(key) is not None), None)
     # Of other code's files, the keys whose meaning is everywhere the same.
-    keys = SEEN if "format" in said else ("img_size", "mean", "std")
-    seen = {key: said[key] for key in keys if said.get(key) is not None}
-    weights = WeightFile(Path(path), states, said.get("arch"), number, classes, seen)
+    seen = {key: said[key] for key in (SEEN_BY_US if ours else SEEN) if said.get(key) is not None}
+    weights = WeightFile(Path(path), states, said.get("arch"), number, classes, seen, tuple(unread))
     weights.preprocessing(Preprocessing())  # refused now, where it is damaged
     return weights
 
@@ -137,14 +143,19 @@ def load_file(
     """
     weights = path if isinstance(path, WeightFile) else read_weights(path)
     path = weights.path
-    if weights.arch is not None and not may_be_same(weights.arch, arch):
+    if weights.arch is not None and not may_be_same(weights.arch, arch) and known_name(weights.arch):
         raise UserError(f"checkpoint {path} holds a {weights.arch}, not a {arch}: change the architecture or the file")
     trained = weights.preprocessing(Preprocessing()).img_size if "img_size" in weights.seen else None
     resized = img_size is not None and trained not in (None, img_size)
     size = f"; trained at {trained} px, it will see {img_size} px (--img-size)" if resized else ""
+    if weights.unread:
+        size += f"; what it says under {' and '.join(map(repr, weights.unread))} is not understood, and not used"
     found = choose(model, weights.states)
     source = f"checkpoint {path}"
     head = _foreign_head(model.state_dict(), found.state, weights.classes, num_classes, classes)
+    if new_head and (fresh := _lacking_head(model.state_dict(), found.state, num_classes)):
+        load_strictly(model, {**found.state, **fresh}, source, arch)
+        return f"{arch}: loaded {len(found.state)} tensors from {source}, which has no head: it is fresh{found}{size}"
     if new_head and head:
         return load_with_new_head(model, found.state, arch, source, head) + str(found) + size
     tune = f": fine-tune it first, by main_base.py DIR -a {arch} --student-resume {path}"
@@ -234,8 +245,18 @@ def _foreign_head(
         return head
     if classes is None or theirs is None or sorted(theirs) == sorted(classes):
         return []
+    return _last_with_rows(own, num_classes)
+
+
+def _last_with_rows(own: State, num_classes: int) -> list[str]:
     rows = [name for name, value in own.items() if value.shape[:1] == (num_classes,)]
     return [name for name in rows if name.rpartition(".")[0] == rows[-1].rpartition(".")[0]]  # the last such module
+
+
+def _lacking_head(own: State, state: State, num_classes: int) -> State:
+    """Return a network's own head where it is all that a file lacks, as files of training without labels do."""
+    head = _last_with_rows(own, num_classes)
+    return {name: own[name] for name in head} if state and set(own) - set(state) == set(head) else {}
 
 
 def _check_values(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

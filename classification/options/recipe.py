@@ -148,13 +148,13 @@ def _teachers(value: Any) -> list[dict[str, Any]]:
         raise UserError(f"teachers must be a list of mappings; got {shown(value)}")
     for teacher in value:
         _mapping("a teacher", teacher, TEACHER)
-        if "arch" not in teacher:
+        if "arch" not in teacher and "resume" not in teacher:  # a file says its own
             raise UserError(f"a teacher needs an arch; got {shown(teacher)}")
         for key, content in teacher.items():
             fits, what = TEACHER[key]
             if not fits(content):
                 raise UserError(f"{key} of a teacher must be {what}; got {shown(content)}")
-    return value
+    return [{"arch": "", **teacher} for teacher in value]
 
 
 def _terms(value: Any) -> tuple[dict[str, dict[str, Any]], list[Given]]:

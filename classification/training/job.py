@@ -225,33 +225,46 @@ def _trainable(args: Namespace, model: nn.Module) -> nn.Module:
     return model
 
 
-def _say_preprocessing(job: Job, role: str, arch: str, seen: Preprocessing, file: WeightFile | None) -> None:
+def _say_preprocessing(
+    job: Job, role: str, arch: str, seen: Preprocessing, file: WeightFile | None, recipe: bool = False
+) -> None:
     if seen != Preprocessing.of(job.args.img_size, job.args.train_crop):
         what = "published weights" if file is None or not file.seen else "file"
+        how = f"as its {what} had them"
+        if recipe:
+            how = f"as its recipe and its {what} say"
+        elif file is not None and file.preprocessing(seen) != seen:
+            how += ", but for the size"
         silent = ", of which its file says nothing" if file is not None and not file.seen else ""
-        job.notes.append(f"the {role} {arch} sees images as its {what} had them{silent}: {seen}")
+        job.notes.append(f"the {role} {arch} sees images {how}{silent}: {seen}")
 
 
 def _load(job: Job, model: nn.Module, file: WeightFile, arch: str, img_size: int, new_head: bool = False) -> str:
-    return load_file(
-        model,
-        file,
-        arch=arch,
-        num_classes=job.args.num_classes,
-        classes=job.data.classes,
-        img_size=img_size,
-        new_head=new_head,
-    )
+    silent = next((note for note in job.notes if note.startswith(f"{file.path} does not say its network")), None)
+    try:
+        return load_file(
+            model,
+            file,
+            arch=arch,
+            num_classes=job.args.num_classes,
+            classes=job.data.classes,
+            img_size=img_size,
+            new_head=new_head,
+        )
+    except UserError as error:
+        raise UserError(f"{error}; {silent}" if silent else str(error)) from error
 
 
 def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightFile | None) -> None:
     """Build a teacher, or a peer of mutual learning, and load it."""
     args, arch, classes = job.args, spec["arch"], job.args.num_classes
     model, published, outputs = build(arch, classes), None, None
-    if not spec.get("frozen", True):  # it trains on the student's images
+    if not spec.get("frozen", True) and not (args.evaluate and file is not None):  # it trains on the student's images
         seen = job.preprocessing
         if file is not None:
             job.notes.append(_load(job, model, file, arch, seen.img_size))
+            if (theirs := file.preprocessing(seen)) != seen:
+                job.notes.append(f"the peer {arch} saw {theirs}; now it sees what the student sees, {seen}")
     else:
         if file is None or arch.startswith("timm:"):
             published = published_preprocessing(model, arch, spec.get("weights"))
@@ -272,7 +285,8 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
         else:
             outputs = None
         job.notes.append(_load_teacher(job, model, spec, file, seen, outputs))
-        _say_preprocessing(job, "teacher", arch, seen, file)
+        role = "teacher" if spec.get("frozen", True) else "peer"
+        _say_preprocessing(job, role, arch, seen, file, recipe=bool({"img_size", "mean", "std"} & set(spec)))
     if args.evaluate or not spec.get("frozen", True):
         model = _trainable(args, model)
     _try(arch, model, seen.img_size, outputs or classes)

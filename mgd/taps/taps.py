@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,6 +120,16 @@ class _Slot:
     originals: list[tuple[Tensor, int] | None] = field(default_factory=list)
 
 
+def _in_order(module: nn.Module, kwargs: dict[str, Any]) -> list[Any]:
+    """Return arguments by keyword in the order of the module's forward, whatever the order of the call."""
+    if len(kwargs) < 2:
+        return list(kwargs.values())
+    names = list(inspect.signature(module.forward).parameters)
+    return [
+        kwargs[name] for name in sorted(kwargs, key=lambda name: names.index(name) if name in names else len(names))
+    ]
+
+
 class _Reader:
     """What a hook calls: it hands one tap's tensor to `Taps`, and does nothing in a network that was saved alone."""
 
@@ -131,7 +142,7 @@ class _Reader:
 
     def read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.taps is not None:
-            given = [*args, *kwargs.values()]
+            given = [*args, *_in_order(module, kwargs)]
             tensors = [value for value in given if isinstance(value, Tensor)]
             self.taps._record(self.number, (tensors or given or [None])[0])
 
@@ -145,7 +156,8 @@ class Taps(nn.Module):
 
     A path is a module's dotted name, as `named_modules` gives it: "layer4" is the module's output, "layer4.2.relu@in"
     its input, "layer4.2.relu@in#-1" the input of its last call in a forward (a ReLU that a block shares is called
-    several times; the first is #0). A module's input is the first tensor among its arguments.
+    several times; the first is #0). A module's input is the first tensor among its arguments, in the order of
+    its forward.
 
     Every map is returned as (B, C, H, W). The end of a path says where a tensor is laid out otherwise: "@last" is (B,
     H, W, C), as in a Swin transformer; "@tokens" is (B, N, C), row by row, "@tokens:prefix=5:grid=14x28" such with 5

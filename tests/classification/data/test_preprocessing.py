@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -50,6 +52,15 @@ def test_a_run_resizes_by_the_rule_of_its_crop() -> None:
 @pytest.mark.parametrize("size", [128, (128, 128), [3, 128, 128], [128]])
 def test_sizes_of_others_are_squares(size: Any) -> None:
     assert read({"img_size": size}, Preprocessing(), "x").img_size == 128
+
+
+def test_numbers_of_arrays_are_numbers() -> None:
+    same = {"img_size": np.int64(24), "mean": torch.full((3, 1, 1), 0.5), "std": [0.25]}
+    expected = Preprocessing.of(24).with_values({"mean": HALF, "std": [0.25] * 3})
+    assert Preprocessing().with_values(same) == expected
+    assert Preprocessing().with_values({**same, "img_size": torch.tensor(24)}) == expected
+    assert Preprocessing().with_values({**same, "img_size": 24.0}) == expected
+    assert Preprocessing().with_values({"mean": [0, 0, 0], "std": [255] * 3}).std == (1.0, 1.0, 1.0)  # of bytes
 
 
 def test_mean_and_std_of_bytes_are_those_of_values_up_to_one() -> None:
@@ -267,3 +278,49 @@ def test_a_resumed_run_shows_its_teacher_what_it_saw_before(photos: Path, tmp_pa
     assert main_mgd.main(["--resume", str(tmp_path / "run"), "--epochs", "2"]) == 0 and seen in capsys.readouterr().out
     words = ["--resume", str(tmp_path / "run"), "--epochs", "3", "--img-size", "16"]
     assert main_mgd.main(words) == 2 and "a teacher that sees 24 px of 30" in capsys.readouterr().err
+
+
+def test_options_kept_beside_weights_say_how_images_were_seen(photos: Path, tmp_path: Path) -> None:
+    """As timm's training leaves them: mean, std and size are in its options, None where they were not given."""
+    for kept in (Namespace(img_size=24, mean=HALF, std=None, model="x"), {"img_size": 24, "mean": list(HALF)}):
+        torch.save({"state_dict": build(STUDENT, 3).state_dict(), "args": kept}, tmp_path / "w.pth")
+        found = read_weights(tmp_path / "w.pth").preprocessing(Preprocessing())
+        assert found == replace(Preprocessing.of(24), mean=HALF)
+    torch.save({"state_dict": build(STUDENT, 3).state_dict(), "config": {"mean": "fast"}}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").seen == {}  # an option of another meaning
+
+
+def test_what_was_said_of_images_names_its_source(photos: Path, tmp_path: Path) -> None:
+    file = saved(tmp_path / "w.pth", TEACHER, 0, format=4, img_size=24, resize=24, mean=list(HALF), std=[0.25] * 3)
+    words = [str(photos), "-e", "-j", "0", "--seed", "0"]
+    alone = engine_of([*words, "--student-resume", str(file), "--img-size", "32"], main_base)
+    assert "sees images as its file had them, but for the size: 32 px" in " ".join(alone.job.notes)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"teachers: [{{arch: {TEACHER}, resume: {file}, mean: [0.1, 0.1, 0.1]}}]\nterms: {{kd: {{}}}}\n")
+    both = engine_of([*words, "--config", str(recipe)], main_mgd)
+    assert f"{TEACHER} sees images as its recipe and its file say: 24 px of 24" in " ".join(both.job.notes)
+
+
+def test_a_peer_that_saw_other_images_is_named(photos: Path, tmp_path: Path) -> None:
+    file = saved(tmp_path / "w.pth", STUDENT, 0, format=4, img_size=24, resize=24, mean=list(HALF), std=[0.25] * 3)
+    words = [str(photos), *SMALL, "-a", STUDENT, "--distiller", "dml", "--teacher-arch", STUDENT]
+    engine = engine_of([*words, "--teacher-resume", str(file), "--output", str(tmp_path / "run")], main_mgd)
+    assert f"the peer {STUDENT} saw 24 px of 24, bilinear, mean 0.5" in " ".join(engine.job.notes)
+
+
+def test_a_file_that_does_not_fit_and_names_no_network_says_so(photos: Path, tmp_path: Path, capsys: Any) -> None:
+    torch.save(build(STUDENT, 3).state_dict(), tmp_path / "w.pth")
+    assert main_base.main([str(photos), "-e", "-j", "0", "--student-resume", str(tmp_path / "w.pth")]) == 2
+    assert "does not fit resnet18" in (said := capsys.readouterr().err) and "does not say its network: name it" in said
+
+
+def test_peers_are_evaluated_as_their_files_say(photos: Path, tmp_path: Path) -> None:
+    """Whether the terms teach by frozen teachers or by peers; a recipe's teacher need not repeat its file's network."""
+    file = saved(tmp_path / "w.pth", STUDENT, 0, format=4, img_size=24, resize=30, mean=list(HALF), std=[0.25] * 3)
+    for term, frozen in (("dml", "false"), ("kd", "true")):
+        (tmp_path / "r.yaml").write_text(f"teachers: [{{resume: {file}, frozen: {frozen}}}]\nterms: {{{term}: {{}}}}\n")
+        engine = engine_of(
+            [str(photos), "-e", "-j", "0", "--seed", "0", "--config", str(tmp_path / "r.yaml")], main_mgd
+        )
+        assert engine.job.args.teachers[0]["arch"] == STUDENT
+        assert engine.job.teacher_preprocessing == [Preprocessing(24, 30, mean=HALF, std=(0.25, 0.25, 0.25))]

@@ -10,7 +10,7 @@ import sys
 import tarfile
 import types
 import zipfile
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,8 @@ def test_class_numbers_with_holes_are_refused(tmp_path: Path) -> None:
     ("one", "other", "expected"),
     [
         ("resnet18", "torchvision:resnet18", True), ("resnet10t", "timm:resnet10t", True),
-        ("ResNet18", "resnet18", True), ("shufflenet_v2", "torchvision:shufflenet_v2_x1_0", True),
+        ("ResNet18", "resnet18", True), ("Resnet8", "CIFAR_ResNet8", True),
+        ("shufflenet_v2", "torchvision:shufflenet_v2_x1_0", True),
         ("resnet8x4", "cifar_resnet8x4", True), ("timm:resnet10t.c3_in1k", "timm:resnet10t", True),
         ("resnet18", "timm:resnet18", True), ("mobilenet_v2", "mobilenet_v2_mgd", False),
         ("torchvision:mobilenet_v2", "mobilenet_v2_mgd", False), ("resnet18", "resnet34", False),
@@ -209,7 +210,7 @@ def test_what_stands_beside_weights_is_read_where_it_is_harmless(tmp_path: Path)
         "args": argparse.Namespace(lr=0.1, model="net", sizes=[1, 2]),
         "best": np.float64(0.5), "count": np.int64(3), "curve": np.arange(3.0), "where": Path("runs/x"),
         "when": datetime.datetime(2020, 1, 2, 3), "scores": defaultdict(list, a=[1]), "order": OrderedDict(a=1),
-        "shape": torch.Size([3]), "torch": torch.__version__,
+        "shape": torch.Size([3]), "torch": torch.__version__, "recent": deque([1, 2], maxlen=2), "done": frozenset([1]),
     }  # fmt: skip
     got, _ = loaded({"model": state, **beside}, tmp_path / "w.pth")
     assert same(got, state)

@@ -65,7 +65,7 @@ def test_published_forms_load(form: str, tmp_path: Path) -> None:
         ({**build(ARCH, 3).state_dict(), "linear.bias": torch.tensor(0.0)}, "1 of another shape"),
         ({**build(ARCH, 3).state_dict(), "bn1.num_batches_tracked": torch.zeros(2)}, "1 of another shape"),
         ({**build(ARCH, 3).state_dict(), "bn1.running_var": torch.full((8,), torch.nan)}, "not finite .in bn1.running"),
-        (described(classes=[1, 2, 3]), "its 'classes' are not names"),
+        (described(classes=[1, 2, 3], format=4), "its 'classes' are not names"),
         (build("cifar_resnet14_w0.5", 3).state_dict(), "does not fit .*unexpected"),
         (build("cifar_resnet8", 3).state_dict(), "does not fit .*another shape"),
         ({}, "holds no weights"),
@@ -92,7 +92,7 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
             read_weights(path)
     with pytest.raises(UserError, match="does not exist"):
         read_weights(tmp_path / "missing.pth")
-    with pytest.raises(UserError, match="not a file"):
+    with pytest.raises(UserError, match="is a folder: give a file in it"):
         read_weights(tmp_path)
 
 

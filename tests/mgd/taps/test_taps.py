@@ -366,3 +366,24 @@ def test_an_input_without_tensors_is_refused() -> None:
 
     with pytest.raises(TypeError, match="tap 'sized@in' reads a list, not a tensor"):
         Taps(Net(), ["sized@in"])(torch.randn(2, 3, 6, 6))
+
+
+class ByNames(nn.Module):
+    """Calls a module by keyword, in another order than that of its forward."""
+
+    class Gate(nn.Module):
+        def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+            return x * gate
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate = nn.Conv2d(3, 4, 1), self.Gate()
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv(images)
+        return self.gate(gate=x.mean((2, 3), keepdim=True), x=x).mean((2, 3))
+
+
+def test_arguments_by_keyword_count_in_the_order_of_the_forward() -> None:
+    model, images = ByNames(), torch.randn(2, 3, 4, 4)
+    assert torch.equal(Taps(model, ["gate@in"])(images).features[0], model.conv(images))
