@@ -285,6 +285,17 @@ def test_a_class_may_be_missing_in_valid_but_not_in_train(tmp_path: Path) -> Non
         read_folder(root)
 
 
+@pytest.mark.parametrize("what", ["absent", "without classes", "other folders"])
+def test_evaluation_needs_no_train_folder(what: str, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos / "valid", tmp_path / "valid")
+    if what != "absent":
+        (tmp_path / "train" / ("2021" if what == "other folders" else "")).mkdir(parents=True)
+    found = read_folder(tmp_path, evaluate=True)
+    assert (found.classes, len(found.valid), found.train) == (list(CLASSES), 15, [])
+    with pytest.raises(UserError):
+        read_folder(tmp_path)
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone cannot be read: No such file or directory"):
         list(find_images(tmp_path / "gone", LeftOut()))
