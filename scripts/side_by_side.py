@@ -57,7 +57,8 @@ def question(what: str, seconds: Mapping[str, list[float]], slow: str, fast: str
 
 def keep(name: str, content: Mapping[str, Any]) -> None:
     """Write NAME.json into `RESULTS`: command, versions, commit, machine and what was found."""
-    about = {key: value for key, value in describe(Namespace(command=[])).items() if key not in ("options", "command")}
+    own = ("options", "command", "folder")
+    about = {key: value for key, value in describe(Namespace(command=[])).items() if key not in own}
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     command = " ".join(["python", f"scripts/{Path(sys.argv[0]).name}", *words])
     RESULTS.mkdir(parents=True, exist_ok=True)

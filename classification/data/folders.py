@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from classification.data.lists import numbered_classes, read_list
 from classification.data.transforms import Transform
 from classification.errors import RunError, UserError
 from classification.paths import exists, is_folder
-from classification.runs.interrupt import outlast
+from classification.runs.interrupt import ENDING, outlast
 
 MOST_COMPARED = 100_000  # images whose contents are compared at the start of a run
 
@@ -89,6 +90,7 @@ def read_folder(
     train_list: str | None = None,
     valid_list: str | None = None,
     num_classes: int | None = None,
+    evaluate: bool = False,
 ) -> Folder:
     """List `root`/train/CLASS/* and `root`/valid/CLASS/* (or val/); class indices are those of train, sorted by name.
 
@@ -101,6 +103,7 @@ def read_folder(
         train_list: a list to read instead of train/.
         valid_list: a list to read instead of valid/.
         num_classes: how many classes lists number, or None for as many as their labels say.
+        evaluate: whether train only names the classes: where it does not, as without labels or lists, it is left out.
 
     Raises:
         UserError: a missing folder, a class without images in train, a class of valid that train lacks, a wrong list.
@@ -109,8 +112,9 @@ def read_folder(
     if not is_folder(root):
         raise UserError(f"data folder {root} {'is not a folder' if exists(root) else 'does not exist'}")
     left = LeftOut()
-    train = _split(root, "train") if train_list is None else None
     valid = _split(root, "valid", "val") if valid_list is None else None
+    spare = train_list is not None or (evaluate and not _names_classes(root / "train", valid))
+    train = None if spare else _split(root, "train")
     naming = train if labels and train is not None else valid
     classes = None if naming is None else _class_names(naming)
     known = num_classes if classes is None else len(classes)
@@ -225,6 +229,12 @@ def _unlabelled(folder: Path, left: LeftOut) -> list[tuple[str, int]]:
     if not paths:
         raise UserError(f"{folder} holds no images{f' ({found})' if (found := beside.contents()) else ''}")
     return [(str(path), -1) for path in paths]
+
+
+def _names_classes(train: Path, valid: Path | None) -> bool:
+    """Return whether the folders of train are classes, those of valid among them."""
+    names = class_names(train, LeftOut()) if is_folder(train) else []
+    return bool(names) and (valid is None or set(class_names(valid, LeftOut())) <= set(names))
 
 
 def _split(root: Path, *names: str) -> Path:
@@ -343,7 +353,7 @@ def loader(
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
         pin_memory=device.type == "cuda",
-        worker_init_fn=outlast,
+        worker_init_fn=partial(outlast, ending=ENDING),
         generator=torch.Generator(),  # of the processes' seeds: the default one would be drawn from at every start
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from classification.preprocessing import Preprocessing
+from classification.data.preprocessing import Preprocessing
 
 SEEN = ("img_size", "mean", "std")  # the keys whose meaning is everywhere the same
 CLASSES = ("classes", "class_to_idx", "idx_to_class", "class_names")

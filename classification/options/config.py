@@ -52,8 +52,10 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     keys: dict[str, str] = {}
     alone = None
     typed = _typed(parser, argv)
-    if chosen.resume and chosen.resume != "auto" and not chosen.evaluate:
-        own, nested = own_options(checkpoint_of(chosen.resume), parser)
+    named = bool(chosen.resume) and parser.parse_args(argv).data is not None
+    if chosen.resume and chosen.resume != "auto" and not (chosen.evaluate and named):
+        given = {*typed, *(["data"] if named else [])}
+        own, nested = own_options(checkpoint_of(chosen.resume), parser, given, evaluate=chosen.evaluate)
         parser.set_defaults(**{**own, **({"term": []} if "term" in typed else {})})
     if chosen.config:
         words, nested, keys = read_recipe(parser, Path(chosen.config), distillation)
@@ -341,6 +343,7 @@ def describe(args: Namespace) -> dict[str, Any]:
             versions[package] = "not installed"
     return {
         "command": args.command,
+        "folder": str(Path.cwd()),
         "options": {name: value for name, value in vars(args).items() if name != "command"},
         "versions": versions,
         "commit": _commit(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from classification.runs.restore import damaged
 ANEW = {
     "config", "output", "resume", "resume_override", "evaluate", "calibrate", "start_epoch", "pretrained",
     "use_pretrained", "student_resume",
+}  # fmt: skip
+PLACES = ("data", "train_list", "valid_list")
+# What an evaluation takes of a run: its images, and how they are read.
+READING = {
+    *PLACES, "num_classes", "bad_images", "batch_size", "workers", "cache", "channels_last", "device", "gpu", "amp",
 }  # fmt: skip
 
 
@@ -33,31 +39,43 @@ def checkpoint_of(resume: str) -> str:
     return str(path)
 
 
-def own_options(path: str, parser: argparse.ArgumentParser) -> tuple[dict[str, Any], dict[str, Any]]:
+def own_options(
+    path: str, parser: argparse.ArgumentParser, typed: Collection[str] = (), *, evaluate: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the options of a run, and what no single option says: its terms and teachers.
+
+    Places of files and folders are told as seen from where this process was started.
 
     Args:
         path: its last.pth.
         parser: the parser of the script that resumes it.
+        typed: the options that are given anew.
+        evaluate: whether it is evaluated, for which its images and teachers alone count.
 
     Raises:
-        UserError: not such a file, or a run of the other script.
+        UserError: not such a file, or a run of the other script; its photographs, lists or teachers are gone.
     """
     resume = read_checkpoint(path).get("resume")
     if not isinstance(resume, dict):
+        if evaluate:
+            raise UserError(f"{path} holds weights only: name the folder of photographs, as in {parser.prog} DIR")
         raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
     config = resume.get("config")
     options = config.get("options") if isinstance(config, dict) else None
     if not isinstance(options, dict):
         raise damaged(path, f"its options are {shown(options)}")
     script = "main_mgd.py" if "distiller" in options else "main_base.py"
-    if parser.prog != script:
+    if parser.prog != script and not evaluate:
         raise UserError(f"{path} is of a run of {script}: resume it by {script} --resume {path}")
     known = {action.dest: action for action in parser._actions}
     own = {name: value for name, value in options.items() if name in known and name not in ANEW}
     for name, value in own.items():
         if not _fits(known[name], value):
             raise damaged(path, f"its option {name} is {shown(value)}")
+    started = config.get("folder", "")
+    own |= {name: _seen_from_here(started, own[name]) for name in PLACES if own.get(name)}
+    if evaluate:
+        own = {name: value for name, value in own.items() if name in READING}
     if not options.get("seeded"):
         own.pop("seed", None)
     if not options.get("img_size_asked", True):
@@ -66,10 +84,40 @@ def own_options(path: str, parser: argparse.ArgumentParser) -> tuple[dict[str, A
         own["student_taps"] = own["teacher_taps"] = None
     if own.get("mgd_capacity") == ("single" if own.get("mgd_reducer") == "sm" else "spread"):
         own["mgd_capacity"] = None  # as the reducer has it
-    if script == "main_base.py":
+    if "main_base.py" in (script, parser.prog):
+        _check_places(own if started else {}, [], typed)
         return own, {}
-    nested = {"terms": options.get("terms"), "teachers": options.get("teachers")}
-    return own, {name: value for name, value in nested.items() if value and _entries(path, name, value)}
+    kept = {"terms": options.get("terms"), "teachers": options.get("teachers")}
+    nested = {name: value for name, value in kept.items() if value and _entries(path, name, value)}
+    if evaluate and "dml" in nested.pop("terms", {}):
+        raise UserError(f"{path} is of a run whose networks all train: evaluate each by main_base.py --student-resume")
+    nested["teachers"] = [
+        {**spec, "resume": _seen_from_here(started, spec["resume"])} if spec.get("resume") else spec
+        for spec in nested.get("teachers", [])
+    ]
+    if own.get("teacher_resume"):
+        own["teacher_resume"] = ",".join(str(spec.get("resume", "")) for spec in nested["teachers"])
+    _check_places(own if started else {}, nested["teachers"] if started else [], typed)
+    return own, nested
+
+
+def _seen_from_here(started: object, place: object) -> object:
+    """Return a place that a run was told in the folder where it was started, as it is seen from the current one."""
+    if not (isinstance(started, str) and isinstance(place, str)) or not started or Path(started) == Path.cwd():
+        return place
+    return str(Path(started, place))
+
+
+def _check_places(own: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]], typed: Collection[str]) -> None:
+    remedies = {"data": "type it before --resume", "train_list": "give --train-list", "valid_list": "give --valid-list"}
+    for name, remedy in remedies.items():
+        if name not in typed and own.get(name) and not exists(own[name]):
+            raise UserError(f"{own[name]}, from which the run read, does not exist: if it has moved, {remedy}")
+    for spec in [] if {"teacher_resume", "teacher_arch"} & set(typed) else teachers:
+        if spec.get("resume") and not exists(spec["resume"]):
+            raise UserError(
+                f"{spec['resume']}, the run's teacher, does not exist: if it has moved, give --teacher-resume"
+            )
 
 
 def _fits(action: argparse.Action, value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 from classification.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ENDING = multiprocessing.RawValue("b", 0)  # 1 once the job is over: loading processes then leave at the first signal
 
 
 class Interrupt:
@@ -50,14 +52,20 @@ class Interrupt:
         print(f"{name}: finishing {self.what}, then leaving; once more leaves at once", file=sys.stderr, flush=True)
 
 
-def outlast(_: int = 0) -> None:
+def outlast(_: int = 0, ending: Any = None) -> None:
     """Have a loading process outlast the first signal, which Ctrl-C and launchers send to the whole group.
 
-    The process that trains needs its images to finish the step, and ends it afterwards.
+    The process that trains needs its images to finish the step, and ends it afterwards. After an error its loaders may
+    still be there when it ends: it then sends them one signal, and waits for them.
+
+    Args:
+        ending: shared with the process that trains; its value is 1 once that needs no more images.
     """
     came: list[int] = []
 
     def remember(number: int, _: FrameType | None) -> None:
+        if ending is not None and ending.value:
+            os._exit(0)
         if came:
             os._exit(128 + number)
         came.append(number)

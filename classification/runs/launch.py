@@ -27,6 +27,8 @@ from torch import multiprocessing as mp
 
 from classification.errors import RunError, Stopped, UserError
 from classification.training.memory import keep_freed_memory
+from classification.runs.interrupt import ENDING
+from classification.training.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def _spawned(local_rank: int, args: Namespace, place: _Place, prepare: Prepare, 
     except Stopped as stop:
         _say_stopped(stop, prog)
         os._exit(128 + stop.signal)
+    ENDING.value = 1
 
 
 def _spawn(args: Namespace, place: _Place, prepare: Prepare, execute: Execute, prog: str) -> int:
@@ -229,7 +232,9 @@ def run(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute, prog
     The arguments and the status are those of `_attempt`. A rank that fails leaves at once: ending its process group in
     good order would wait for the other ranks.
     """
+    ENDING.value = 0
     status = _attempt(parse, prepare, execute, prog)
+    ENDING.value = 1
     if dist.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

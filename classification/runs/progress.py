@@ -83,6 +83,9 @@ def last_lines(args: Namespace, folder: Path, best: Mapping[str, float], last: f
     """Say how a run ended, and how to evaluate what it made."""
     where = f" ({epoch_name(args, int(best['epoch']))})" if "epoch" in best else ""
     words = [args.data, *(["--valid-list", args.valid_list] if args.valid_list else [])]
+    if args.train_list and args.valid_list:  # which name the classes
+        words += [*(["--train-list", args.train_list] if args.labels else []), "--num-classes", str(args.num_classes)]
+    words += ["--bad-images", "skip"] if args.bad_images == "skip" else []
     evaluate = command("main_base.py", *words, "--evaluate", "--student-resume", str(folder / "best.pth"))
     return [
         f"=> done in {duration(seconds)}: best top-1 {best['valid_top1']:.2f}{where}, last {last:.2f}",

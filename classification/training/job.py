@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,7 +150,10 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
         train_list=args.train_list,
         valid_list=args.valid_list,
         num_classes=args.num_classes,
+        evaluate=args.evaluate,
     )
+    if args.evaluate:
+        data = replace(data, train=[])
     bad: dict[str, str] = {}
     if args.bad_images == "skip":
         data, bad = without_unreadable(data, args.workers)

@@ -13,7 +13,6 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
 from classification import main_base
-from classification.data import folders as data_module
 from classification.data.cache import Cache, _free_bytes
 from classification.data.folders import (
     FixedBatches,
@@ -27,6 +26,7 @@ from classification.data.folders import (
     shared_images,
     subset,
 )
+from classification.data.folders import folders as data_module
 from classification.data.image_files import LeftOut, find_images, identical
 from classification.data.transforms import eval_transform, train_transform
 from classification.errors import UserError
@@ -283,6 +283,17 @@ def test_a_class_may_be_missing_in_valid_but_not_in_train(tmp_path: Path) -> Non
             assert len(read_folder(root).valid) == 4
     with pytest.raises(UserError, match=r"train has class folders without images: dot \(1 hidden\)$"):
         read_folder(root)
+
+
+@pytest.mark.parametrize("what", ["absent", "without classes", "other folders"])
+def test_evaluation_needs_no_train_folder(what: str, photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos / "valid", tmp_path / "valid")
+    if what != "absent":
+        (tmp_path / "train" / ("2021" if what == "other folders" else "")).mkdir(parents=True)
+    found = read_folder(tmp_path, evaluate=True)
+    assert (found.classes, len(found.valid), found.train) == (list(CLASSES), 15, [])
+    with pytest.raises(UserError):
+        read_folder(tmp_path)
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -180,3 +180,30 @@ def test_a_moved_run_is_resumed_where_it_is(short_run: Path, tmp_path: Path) -> 
     assert main_mgd.main(["--resume", str(tmp_path / "moved"), "--epochs", "2"]) == 0
     assert len((tmp_path / "moved" / "metrics.jsonl").read_text().splitlines()) == 2
     assert len((short_run / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_places_of_a_run_are_found_from_elsewhere(
+    photos: Path, short_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("photos", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "t,1.pth").touch()
+    content = torch.load(short_run / "last.pth", weights_only=True)
+    options = content["resume"]["config"]["options"]
+    options |= {"data": "photos", "teacher_resume": "t,1.pth", "teachers": [{"arch": "resnet34", "resume": "t,1.pth"}]}
+    content["resume"]["config"]["folder"] = str(tmp_path)
+    (tmp_path / "run").mkdir()
+    torch.save(content, tmp_path / "run" / "last.pth")
+    for folder, before in ((tmp_path, ""), (tmp_path / "elsewhere", f"{tmp_path}/")):
+        monkeypatch.chdir(folder)
+        for more in ([], ["--evaluate"]):
+            args = parse(["--resume", str(tmp_path / "run"), *more], "main_mgd.py", distillation=True)
+            assert args.data == f"{before}photos" and args.teachers[0]["resume"] == f"{before}t,1.pth"
+        args = parse(["--resume", str(tmp_path / "run"), "--evaluate"], "main_base.py", distillation=False)
+        assert (args.data, args.batch_size, args.teacher_resume) == (f"{before}photos", 8, None)
+    shutil.rmtree(tmp_path / "photos")
+    with pytest.raises(UserError, match=r"photos, from which the run read, does not exist: .* type it before --resume"):
+        parse(["--resume", str(tmp_path / "run")], "main_mgd.py", distillation=True)
+    (tmp_path / "t,1.pth").unlink()
+    with pytest.raises(UserError, match=r"the run's teacher, does not exist: .* give --teacher-resume"):
+        parse([".", "--resume", str(tmp_path / "run")], "main_mgd.py", distillation=True)

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+from argparse import Namespace
 
 import pytest
 
 from classification.errors import Stopped
 from classification.runs import interrupt
+from classification.runs.interrupt import Interrupt
+from classification.runs import interrupt
+from classification.runs import launch
+from classification.errors import Stopped, UserError
 from classification.runs.interrupt import Interrupt
 
 
@@ -55,3 +61,28 @@ def test_a_signal_leaves_at_once_where_nothing_is_unsaved(capsys: pytest.Capture
     with pytest.raises(Stopped) as stopped, Interrupt("the step", at_once=True):
         signal.raise_signal(signal.SIGTERM)
     assert stopped.value.signal == signal.SIGTERM and capsys.readouterr().err == ""
+
+
+def test_a_loading_process_leaves_at_the_first_signal_once_the_job_is_over() -> None:
+    ending = multiprocessing.RawValue("b", 0)
+    for over, status in ((0, 7), (1, 0)):
+        ending.value = over
+        child = os.fork()
+        if not child:
+            interrupt.outlast(0, ending)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
+
+
+def test_a_job_that_is_over_says_so_to_its_loading_processes() -> None:
+    seen: list[int] = []
+
+    def execute(job: object, world: launch.World) -> None:
+        seen.append(interrupt.ENDING.value)
+        raise UserError("no")
+
+    args = Namespace(seed=0, world_size=-1, rank=-1, dist_url="", multiprocessing_distributed=False, gpu=None)
+    args.device = "cpu"
+    assert launch.run(lambda: args, lambda _: None, execute, "main.py") == 2
+    assert seen == [0] and interrupt.ENDING.value == 1

@@ -16,6 +16,10 @@ from classification.runs import progress
 from classification.runs.metrics import accuracy, result, tally
 from classification.runs.progress import Progress, last_lines, sum_of
 from tests.classification.conftest import STUDENT
+from classification import main_base, main_mgd
+from classification.runs import progress
+from classification.runs.metrics import accuracy, result, tally
+from classification.runs.progress import Progress, last_lines, sum_of
 from tests.classification.test_main import options, records, without
 
 
@@ -103,10 +107,13 @@ def test_lines_of_a_run_count_from_1_add_up_and_end_with_what_to_do_next(
 
 
 def test_the_last_lines_name_a_run_in_quotes() -> None:
-    run = args(data="my photos", arch=STUDENT, img_size=32, num_classes=3, train_crop="resized", valid_list=None)
+    run = args(data="my photos", num_classes=3, labels=1, train_list=None, valid_list=None, bad_images="stop")
     lines = last_lines(run, Path("a run"), {"valid_top1": 50.0}, 40.0, 3723.4)
     assert lines[0] == "=> done in 1:02:03: best top-1 50.00, last 40.00"
     assert (
         lines[1].endswith("--evaluate --student-resume 'a run/best.pth'")
         and "main_base.py 'my photos' --evaluate" in lines[1]
     )
+    listed = Namespace(**{**vars(run), "train_list": "a", "valid_list": "b", "bad_images": "skip"})
+    words = "'my photos' --valid-list b --train-list a --num-classes 3 --bad-images skip --evaluate --student-resume"
+    assert words in last_lines(listed, Path("a run"), {"valid_top1": 50.0}, 40.0, 3723.4)[1]
