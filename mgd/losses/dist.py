@@ -65,9 +65,9 @@ def _unit(logs: Tensor, dim: int) -> Tensor:
     values = torch.exp(logs - largest)
     centred = values - values.mean(dim=dim, keepdim=True)
     length = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
-    varies = length > 1e-6 * torch.linalg.vector_norm(values, dim=dim, keepdim=True)
+    constant = length <= 1e-6 * torch.linalg.vector_norm(values, dim=dim, keepdim=True)
     # Dividing by 1 where nothing varies keeps the backward pass free of 0 / 0.
-    return torch.where(varies, centred, 0) / torch.where(varies, length, 1)
+    return torch.where(constant, 0, centred) / torch.where(constant, 1, length)  # where it is NaN, so is this
 
 
 class DIST(LogitTerm):

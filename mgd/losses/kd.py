@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mgd.checks import check_logits, check_positive
-from mgd.losses.term import LogitTerm
+from mgd.losses.term import LogitTerm, log_probabilities
 
 
 def kd(
@@ -32,8 +32,8 @@ def kd(
     """
     check_logits("kd", student_logits, teacher_logits)
     check_positive("kd", temperature=temperature)
-    student = F.log_softmax(student_logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
+    student = log_probabilities(student_logits.float() / temperature)
+    teacher = log_probabilities(teacher_logits.detach().float() / temperature)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 

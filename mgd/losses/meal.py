@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgd.checks import check_at_least_0, check_logits, check_positive
-from mgd.losses.term import LogitTerm, standardise
+from mgd.losses.term import LogitTerm, log_probabilities, standardise
 from mgd.taps import Batch, Outputs
 
 
@@ -42,7 +42,7 @@ def meal(
     for teacher in teachers:
         check_logits("meal", student_logits, teacher)
     ensemble = _mean([torch.softmax(z.detach().float(), dim=1) for z in teachers], teacher_weights)
-    return -(ensemble * F.log_softmax(student_logits.float(), dim=1)).sum(dim=1).mean()
+    return -(ensemble * log_probabilities(student_logits)).sum(dim=1).mean()
 
 
 def _mean(tensors: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
