@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgd.checks import check_at_least_0, check_logits, check_positive
+from mgd.checks import check_at_least_0, check_logits, check_positive, check_unused_target
 from mgd.losses.gather import gather
 from mgd.losses.term import LogitTerm
 from mgd.taps import Batch, Outputs
@@ -45,6 +45,7 @@ def dist(
     Reference: Huang et al., 2022, arXiv:2205.10536, section 4.
     """
     check_logits("dist", student_logits, teacher_logits)
+    check_unused_target("dist", target)
     check_positive("dist", temperature=temperature)
     check_at_least_0("dist", beta=beta, gamma=gamma)
     student, teacher = student_logits.float() / temperature, teacher_logits.detach().float() / temperature

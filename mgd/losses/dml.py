@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgd.checks import check_logits
+from mgd.checks import check_logits, check_unused_target
 from mgd.losses.term import LogitTerm, log_probabilities
 
 
@@ -40,6 +40,7 @@ def dml(
     Reference: Zhang et al., 2017, arXiv:1706.00384, equations 5 and 8; PaddleClas, DMLLoss, for the symmetric form.
     """
     check_logits("dml", student_logits, teacher_logits)
+    check_unused_target("dml", target)
     if detach:
         teacher_logits = teacher_logits.detach()
     student = log_probabilities(student_logits)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgd.checks import check_logits, check_positive
+from mgd.checks import check_logits, check_positive, check_unused_target
 from mgd.losses.term import LogitTerm, log_probabilities
 
 
@@ -31,6 +31,7 @@ def kd(
     Reference: Hinton, Vinyals, Dean, 2015, arXiv:1503.02531, section 2.
     """
     check_logits("kd", student_logits, teacher_logits)
+    check_unused_target("kd", target)
     check_positive("kd", temperature=temperature)
     student = log_probabilities(student_logits.float() / temperature)
     teacher = log_probabilities(teacher_logits.detach().float() / temperature)

@@ -65,7 +65,7 @@ class Term(nn.Module):
         name = type(self).__name__
         if "labels" in self.needs and batch.target is None:
             raise ValueError(f"the term {name} needs labels, and this batch has none: leave it out of the terms")
-        if "maps" in self.needs and not student.features:
+        if "maps" in self.needs and not all(o.features for o in (student, *teachers)):
             raise ValueError(f"the term {name} compares feature maps: tap both networks (mgd.Taps)")
         if "index" in self.needs and batch.index is None:
             raise ValueError(f"the term {name} needs the images' positions in the data set: pass index")
