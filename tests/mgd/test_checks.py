@@ -208,9 +208,7 @@ def test_a_layer_without_weights_of_a_norm_has_no_margin() -> None:
 
 @pytest.mark.parametrize("name", ["kd", "dist", "dml", "ssld", "meal"])
 def test_a_number_in_the_place_of_the_target(name: str) -> None:
-    with pytest.raises(
-        TypeError, match=f"{name}: the third argument is the target, .*; got a float: pass what"
-    ):
+    with pytest.raises(TypeError, match=f"{name}: the third argument is the target, .*; got a float: pass what"):
         LOGIT_LOSSES[name](torch.zeros(4, 5), torch.zeros(4, 5), 2.0)
 
 
