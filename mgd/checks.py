@@ -41,6 +41,26 @@ def check_tensors(what: str, **tensors: object) -> None:
             raise TypeError(f"{what}: {name} must be a tensor; got a {type(value).__name__}")
 
 
+def _check_floating(what: str, **tensors: object) -> None:
+    check_tensors(what, **tensors)
+    for name, value in tensors.items():
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            raise TypeError(f"{what}: {name} must hold floating-point numbers; got {value.dtype}")
+
+
+def check_unused_target(what: str, target: object) -> None:
+    """Refuse what is no target, as a temperature by position, in a function that takes one and does not use it.
+
+    Raises:
+        TypeError: neither a tensor nor None.
+    """
+    if target is not None and not isinstance(target, Tensor):
+        raise TypeError(
+            f"{what}: the third argument is the target, a tensor or None; got a {type(target).__name__}: "
+            "pass what follows by name"
+        )
+
+
 def check_logits(what: str, student: Tensor, teacher: Tensor, *, min_classes: int = 1) -> None:
     """Refuse logits that are not (B, K) for as many images and classes of both networks.
 
@@ -51,10 +71,10 @@ def check_logits(what: str, student: Tensor, teacher: Tensor, *, min_classes: in
         min_classes: least K.
 
     Raises:
-        TypeError: no tensors.
+        TypeError: no tensors of floating-point numbers.
         ValueError: other shapes, no image, fewer classes.
     """
-    check_tensors(what, student=student, teacher=teacher)
+    _check_floating(what, student=student, teacher=teacher)
     shapes = f"got {tuple(student.shape)} of the student, {tuple(teacher.shape)} of the teacher"
     if student.ndim > 2 and student.ndim == teacher.ndim:
         raise ValueError(
@@ -106,10 +126,10 @@ def check_maps(what: str, student: Tensor, teacher: Tensor, *, same: str = "imag
         same: what they share: "images"; "channels" too; "resolution", and not channels; "shape", all.
 
     Raises:
-        TypeError: no tensors.
+        TypeError: no tensors of floating-point numbers.
         ValueError: other shapes, or no image, channel or pixel.
     """
-    check_tensors(what, student=student, teacher=teacher)
+    _check_floating(what, student=student, teacher=teacher)
     a, b = tuple(student.shape), tuple(teacher.shape)
     shared = {"images": slice(0, 1), "channels": slice(0, 2), "resolution": slice(2, 4), "shape": slice(0, 4)}[same]
     whole = len(a) == len(b) == 4 and 0 not in a + b

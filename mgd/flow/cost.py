@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from mgd.checks import check_maps
 from mgd.teachers import has_bfloat16
 
+TINY = 1e-15  # length below which a map counts as all zero: squares of its values lose their digits
+
 
 def _unit(maps: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, C, H, W) -> (B * HW, C): every map of every image at unit length, zero maps at zero."""
@@ -18,7 +20,7 @@ def _unit(maps: Tensor, dtype: torch.dtype) -> Tensor:
     for source, goal in zip(torch.split(flat, images), torch.split(unit, images), strict=True):
         source = source.float()
         norm = source.square().sum(1, keepdim=True).sqrt_()
-        goal.copy_(source / norm.masked_fill_(norm == 0, 1))
+        goal.copy_(source / norm.masked_fill_(norm < TINY, 1))
     return unit.flatten(0, 1)
 
 
@@ -37,8 +39,9 @@ def _cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
 def channel_cost(student: Tensor, teacher: Tensor) -> Tensor:
     """Average the cost between every student and every teacher channel over a batch.
 
-    cost[s, t] = mean over b of 2 - 2 <x_bs, y_bt> / (|x_bs| |y_bt|), with cos 0 where a map is all zero. Maps that are
-    both of one 16-bit type are multiplied in it: a random error of about 1e-3 a batch, which averages out.
+    cost[s, t] = mean over b of 2 - 2 <x_bs, y_bt> / (|x_bs| |y_bt|), with cos 0 where a map is all zero,
+    or shorter than 1e-15. Maps that are both of one 16-bit type are multiplied in it: a random error of about 1e-3 a
+    batch, which averages out.
 
     Args:
         student: (B, S, H, W) maps before the ReLU.

@@ -105,6 +105,8 @@ SOLVERS: dict[str, Callable[[Array, int, bool], Array]] = {
 
 
 def _check(cost: Any) -> Array:
+    if "complex" in str(getattr(cost, "dtype", "")) or isinstance(cost, np.ma.MaskedArray):
+        raise ValueError("cost must be real numbers, none masked: write inf where a pair is forbidden")
     if hasattr(cost, "detach"):  # a tensor, on any device and of any floating type
         cost = cost.detach().double().cpu().numpy()
     array = np.asarray(cost, dtype=np.float64)
@@ -151,6 +153,15 @@ def _is_even(cost: Array) -> bool:
     return 1e-200 < largest < 1e200 and OFFSET * float(np.median(sample - _least(sample, 0))) >= largest
 
 
+def _in_range(cost: Array) -> Array:
+    """Multiply by a power of two where sums would overflow, or the digits of the largest vanish."""
+    largest = max(_largest(cost), -float(cost.min()))
+    if largest == 0 or 1e-200 < largest < 1e200:
+        return cost
+    scaled: Array = np.ldexp(cost, (600 if largest > 1 else 0) - int(np.frexp(largest)[1]))
+    return scaled
+
+
 def _reduced(cost: Array, demand: int, leave_out: bool) -> tuple[Array, bool]:
     """Subtract what no flow can avoid, so that differences keep their digits beside large offsets.
 
@@ -161,9 +172,7 @@ def _reduced(cost: Array, demand: int, leave_out: bool) -> tuple[Array, bool]:
         The costs, at least 0; and whether offsets remain, along the side with a surplus, that are larger than the
         differences beside them by orders of magnitude.
     """
-    largest = max(_largest(cost), -float(cost.min()))
-    if largest > 0 and not 1e-200 < largest < 1e200:  # differences would overflow, or vanish
-        cost = np.ldexp(cost, -int(np.frexp(largest)[1]))
+    cost = _in_range(cost)
     fixed = 0 if leave_out else 1
     cost = cost - _least(cost, fixed)
     further = cost - _least(cost, 1 - fixed)
@@ -198,7 +207,7 @@ def _optimum(cost: Array, demand: int, leave_out: bool, solver: str) -> tuple[Ar
         prices, largest = paid(receiver), _largest(cost)
         most = float(prices.sum()) * (1 + 1e-9)
         if most > 0 and largest > most:
-            cost = np.where(cost > most, np.inf, cost)
+            cost = _in_range(np.where(cost > most, np.inf, cost))
         elif solver != "scipy" and most > 0 and largest > COARSE * _usual(cost):
             solver = "scipy"
         else:

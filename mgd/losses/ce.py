@@ -33,4 +33,5 @@ class CE(Term):
             raise ValueError("the term 'ce' needs labels, and this batch has none: leave it out of the terms")
         check_logits("ce", student.logits, student.logits)
         check_target("ce", batch.target, student.logits, mixed=True)
-        return F.cross_entropy(student.logits.float(), batch.target, label_smoothing=self.label_smoothing)
+        target = batch.target.float() if batch.target.is_floating_point() else batch.target
+        return F.cross_entropy(student.logits.float(), target, label_smoothing=self.label_smoothing)

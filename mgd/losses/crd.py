@@ -77,6 +77,28 @@ def candidates(step: int, count: int, num_images: int, seed: int = 0) -> Tensor:
     return _order(num_images, seed + cycle)[window * count : (window + 1) * count]
 
 
+def check_index(index: Tensor, num_images: int, num_all: int) -> None:
+    """Refuse positions that are not one per image of a batch, in the data set.
+
+    Args:
+        index: to be (B,) int64; its values are checked on the CPU only, where that waits for nothing.
+        num_images: B.
+        num_all: images of the data set.
+
+    Raises:
+        ValueError: another shape or type, a position outside [0, num_all).
+    """
+    if index.shape != (num_images,) or index.dtype != torch.int64:
+        raise ValueError(
+            f"crd needs a position in the data set per image, ({num_images},) int64; "
+            f"got {tuple(index.shape)} of {index.dtype}"
+        )
+    if index.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(value) for value in index.aminmax())
+        if not 0 <= low <= high < num_all:
+            raise ValueError(f"crd was built for {num_all} images; got positions {low} to {high} in the data set")
+
+
 class _Contrast(nn.Module):
     """Heads and memory of one pair of networks; the buffers are equal on all ranks."""
 
@@ -242,5 +264,8 @@ class CRD(Term):
         if getattr(self, "_is_replica", False):
             raise RuntimeError("crd keeps a memory, which DataParallel loses: run one process per GPU")
         assert batch.index is not None
-        loss: Tensor = self.contrasts[number](_vector(student), _vector(teacher).detach(), batch.index)
+        contrast = self.contrasts[number]
+        assert isinstance(contrast, _Contrast)
+        check_index(batch.index, len(student.logits), contrast.num_images)
+        loss: Tensor = contrast(_vector(student), _vector(teacher).detach(), batch.index)
         return loss

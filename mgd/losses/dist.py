@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgd.checks import check_at_least_0, check_logits, check_positive
+from mgd.checks import check_at_least_0, check_logits, check_positive, check_unused_target
 from mgd.losses.gather import gather
 from mgd.losses.term import LogitTerm
 from mgd.taps import Batch, Outputs
@@ -45,6 +45,7 @@ def dist(
     Reference: Huang et al., 2022, arXiv:2205.10536, section 4.
     """
     check_logits("dist", student_logits, teacher_logits)
+    check_unused_target("dist", target)
     check_positive("dist", temperature=temperature)
     check_at_least_0("dist", beta=beta, gamma=gamma)
     student, teacher = student_logits.float() / temperature, teacher_logits.detach().float() / temperature
@@ -65,9 +66,9 @@ def _unit(logs: Tensor, dim: int) -> Tensor:
     values = torch.exp(logs - largest)
     centred = values - values.mean(dim=dim, keepdim=True)
     length = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
-    varies = length > 1e-6 * torch.linalg.vector_norm(values, dim=dim, keepdim=True)
+    constant = length <= 1e-6 * torch.linalg.vector_norm(values, dim=dim, keepdim=True)
     # Dividing by 1 where nothing varies keeps the backward pass free of 0 / 0.
-    return torch.where(varies, centred, 0) / torch.where(varies, length, 1)
+    return torch.where(constant, 0, centred) / torch.where(constant, 1, length)  # where it is NaN, so is this
 
 
 class DIST(LogitTerm):

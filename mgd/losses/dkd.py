@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mgd.checks import check_at_least_0, check_logits, check_positive, check_target
-from mgd.losses.term import LogitTerm
+from mgd.losses.term import LogitTerm, log_probabilities
 
 
 def dkd(
@@ -61,7 +61,7 @@ def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return log b (B, 2) and log q (B, K), the latter 0 at the target."""
     target = target[:, None]
     own = torch.zeros_like(logits, dtype=torch.bool).scatter(1, target, True)
-    log_p = F.log_softmax(logits, dim=1)
+    log_p = log_probabilities(logits)
     rest = log_p.masked_fill(own, -torch.inf)
     # The log of 1 - p_y as a sum of the others: the difference would round to log 0 for a confident network.
     mass = rest.logsumexp(dim=1, keepdim=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgd.checks import check_logits
-from mgd.losses.term import LogitTerm
+from mgd.checks import check_logits, check_unused_target
+from mgd.losses.term import LogitTerm, log_probabilities
 
 
 def dml(
@@ -40,10 +40,11 @@ def dml(
     Reference: Zhang et al., 2017, arXiv:1706.00384, equations 5 and 8; PaddleClas, DMLLoss, for the symmetric form.
     """
     check_logits("dml", student_logits, teacher_logits)
+    check_unused_target("dml", target)
     if detach:
         teacher_logits = teacher_logits.detach()
-    student = F.log_softmax(student_logits.float(), dim=1)
-    teacher = F.log_softmax(teacher_logits.float(), dim=1)
+    student = log_probabilities(student_logits)
+    teacher = log_probabilities(teacher_logits)
     if not symmetric:
         return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
     # KL(p || q) + KL(q || p) = sum over the classes of (p - q) (log p - log q)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mgd.losses.align import channels, check_channels, pair, regressor
+from mgd.losses.map_l2 import map_l2
 from mgd.losses.term import Term
 from mgd.taps import Batch, Outputs
 
@@ -60,4 +60,4 @@ class FitNet(Term):
 
     def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         student_map, hint = pair(student.features[self.tap], teacher.features[self.tap])
-        return F.mse_loss(self.regressors[number](student_map).float(), hint)
+        return map_l2(self.regressors[number](student_map), hint)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgd.checks import check_logits, check_positive
-from mgd.losses.term import LogitTerm
+from mgd.checks import check_logits, check_positive, check_unused_target
+from mgd.losses.term import LogitTerm, log_probabilities
 
 
 def kd(
@@ -31,9 +31,10 @@ def kd(
     Reference: Hinton, Vinyals, Dean, 2015, arXiv:1503.02531, section 2.
     """
     check_logits("kd", student_logits, teacher_logits)
+    check_unused_target("kd", target)
     check_positive("kd", temperature=temperature)
-    student = F.log_softmax(student_logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.detach().float() / temperature, dim=1)
+    student = log_probabilities(student_logits.float() / temperature)
+    teacher = log_probabilities(teacher_logits.detach().float() / temperature)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 

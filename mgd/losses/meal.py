@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgd.checks import check_at_least_0, check_logits, check_positive
-from mgd.losses.term import LogitTerm, standardise
+from mgd.checks import check_at_least_0, check_logits, check_positive, check_unused_target
+from mgd.losses.term import LogitTerm, log_probabilities, standardise
 from mgd.taps import Batch, Outputs
 
 
@@ -38,11 +38,12 @@ def meal(
 
     Reference: Shen, Savvides, 2020, arXiv:2009.08453, section 3.
     """
-    teachers: Sequence[Tensor] = [teacher_logits] if isinstance(teacher_logits, Tensor) else teacher_logits
+    teachers: Sequence[Tensor] = [teacher_logits] if isinstance(teacher_logits, Tensor) else list(teacher_logits)
+    check_unused_target("meal", target)
     for teacher in teachers:
         check_logits("meal", student_logits, teacher)
     ensemble = _mean([torch.softmax(z.detach().float(), dim=1) for z in teachers], teacher_weights)
-    return -(ensemble * F.log_softmax(student_logits.float(), dim=1)).sum(dim=1).mean()
+    return -(ensemble * log_probabilities(student_logits)).sum(dim=1).mean()
 
 
 def _mean(tensors: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:

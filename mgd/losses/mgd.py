@@ -10,7 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mgd.checks import check_at_least_0, check_maps
 from mgd.flow import ASSIGNMENTS, SOLVERS, ChannelCost, Flow, slots, solve_control
+from mgd.flow.cost import TINY
 from mgd.losses.margin import MeasuredMargin, sum_partial_l2
 from mgd.losses.reduce import REDUCERS, reduce_channels
 from mgd.taps import Batch, Outputs
@@ -134,6 +136,8 @@ class ChannelMatching(nn.Module):
                 raise ValueError(f"unknown {what} {word!r}; choose from {', '.join(known)}")
         if reducer == "sm" and capacity not in ("spread", "single"):
             raise ValueError(f"reducer 'sm' matches one to one: capacity must be 'single', not {capacity!r}")
+        for weight in stage_weights:
+            check_at_least_0("ChannelMatching", stage_weights=weight)
         if not 0 <= observe_share <= 1:
             raise ValueError(f"observe_share must be in [0, 1]; got {observe_share}")
         self.observe_share = observe_share
@@ -149,7 +153,7 @@ class ChannelMatching(nn.Module):
         )
         self.generator: torch.Generator | None = None  # source of "rd"'s draws; None: the device's default one
         self.costs: list[Tensor] = []  # (S, T) of every stage at the last rematch
-        self.dead: list[int] = []  # stages whose teacher's map was nowhere positive at the last rematch
+        self.dead: list[int] = []  # stages whose teacher's map was nowhere above 1e-15 at the last rematch
         self._details: list[tuple[str, float]] = []  # solver and seconds of the last rematch
         self._matched = False
         self.register_load_state_dict_post_hook(_mark_loaded)  # type: ignore[no-untyped-call]
@@ -208,11 +212,10 @@ class ChannelMatching(nn.Module):
                 for i, cost in enumerate(self.costs)
             ]
         except ValueError:
-            self.forget()
             raise
         self.num_updates += 1
         peaks = [float(stage.peak) for stage in self._stages()]
-        self.dead = [number for number, peak in enumerate(peaks) if -inf < peak <= 0]  # -inf: seen by another process
+        self.dead = [number for number, peak in enumerate(peaks) if -inf < peak < TINY]  # -inf: seen by another process
         for stage, flow in zip(self._stages(), solved, strict=True):
             stage.index.copy_(torch.as_tensor(flow.index))
             stage.total_cost.fill_(flow.total_cost)
@@ -288,12 +291,13 @@ class ChannelMatching(nn.Module):
                 f"expected {len(self.stages)} maps a network; "
                 f"got {len(student)} of the student, {len(teacher)} of the teacher"
             )
-        for number, maps in enumerate(zip(student, teacher, strict=True)):
-            shapes = [(len(m), *m.shape[2:]) for m in maps]
-            if shapes[0] != shapes[1]:
+        for number, (stage, *maps) in enumerate(zip(self._stages(), student, teacher, strict=True)):
+            check_maps(f"stage {number} of a ChannelMatching", *maps, same="resolution")
+            wanted, found = tuple(stage.cost.cosine.shape), (maps[0].shape[1], maps[1].shape[1])
+            if found != wanted:
                 raise ValueError(
-                    f"the maps of stage {number} need as many images, of one size; got {tuple(maps[0].shape)} of the "
-                    f"student, {tuple(maps[1].shape)} of the teacher"
+                    f"stage {number} of a ChannelMatching has {wanted[0]} channels of the student and {wanted[1]} of "
+                    f"the teacher; got maps with {found[0]} and {found[1]}"
                 )
         return list(zip(self._stages(), student, teacher, strict=True))
 

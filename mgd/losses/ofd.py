@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from mgd.checks import check_maps
 from mgd.flow import Flow
 from mgd.losses.align import channels, check_channels, pairs, regressor, start_from
 from mgd.losses.margin import MeasuredMargin, partial_l2
@@ -31,13 +32,14 @@ class _Stage(nn.Module):
         self.measured = MeasuredMargin(num_teacher) if margin is None else None
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        margin = self.margin
+        margin, regressed = self.margin, self.regressor(student)
+        check_maps("ofd", regressed, teacher, same="shape")
         if self.measured is not None:
             if self.training:
                 self._measure(self.measured, teacher)
             margin = self.measured.mean()
         assert margin is not None
-        return partial_l2(self.regressor(student), teacher, margin)
+        return partial_l2(regressed, teacher, margin)
 
     def _measure(self, measured: MeasuredMargin, teacher: Tensor) -> None:
         # Only this batch is summed over the ranks: what was seen before is so already.

@@ -46,7 +46,7 @@ def reduce_channels(
         raise ValueError(f"unknown reducer {reducer!r}; choose from {', '.join(REDUCERS)}")
     check_maps("reduce_channels", teacher, teacher)
     check_margin("reduce_channels", margin, teacher, per_pixel=False)
-    index = torch.as_tensor(flow.index) if isinstance(flow, Flow) else flow
+    index = torch.as_tensor(flow.index if isinstance(flow, Flow) else flow)
     _check_index(index, teacher.shape[1])
     index = index.to(teacher.device)
     if reducer == "sm" and index.shape[0] != 1:

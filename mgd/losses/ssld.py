@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from mgd.checks import check_logits
+from mgd.checks import check_logits, check_unused_target
 from mgd.losses.dml import dml
 from mgd.losses.term import LogitTerm
 
@@ -28,6 +28,7 @@ def ssld(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None =
     Reference: Cui et al., 2021, arXiv:2103.05959, section 3.
     """
     check_logits("ssld", student_logits, teacher_logits)
+    check_unused_target("ssld", target)
     return dml(student_logits, teacher_logits, symmetric=True)
 
 

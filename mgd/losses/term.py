@@ -65,7 +65,7 @@ class Term(nn.Module):
         name = type(self).__name__
         if "labels" in self.needs and batch.target is None:
             raise ValueError(f"the term {name} needs labels, and this batch has none: leave it out of the terms")
-        if "maps" in self.needs and not student.features:
+        if "maps" in self.needs and not all(o.features for o in (student, *teachers)):
             raise ValueError(f"the term {name} compares feature maps: tap both networks (mgd.Taps)")
         if "index" in self.needs and batch.index is None:
             raise ValueError(f"the term {name} needs the images' positions in the data set: pass index")
@@ -116,9 +116,19 @@ def standardise(logits: Tensor) -> Tensor:
     # The squares of logits as they are would overflow, or be 0, before the logits do.
     logits = logits / logits.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
     deviation = logits.std(dim=1, keepdim=True, unbiased=False)
-    varies = deviation > 1e-6  # by more than rounding
+    constant = deviation <= 1e-6  # but for rounding
     centred = logits - logits.mean(dim=1, keepdim=True)
-    return torch.where(varies, centred, 0) / torch.where(varies, deviation, 1)
+    return torch.where(constant, 0, centred) / torch.where(constant, 1, deviation)  # where it is NaN, so is this
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Compute log softmax(logits) over the classes, in float32; the least float32 where it is -inf: 0 log 0 is then 0.
+
+    Args:
+        logits: (B, K); -inf leaves a class out.
+    """
+    logs = F.log_softmax(logits.float(), dim=1)
+    return logs.clamp_min(torch.finfo(logs.dtype).min)
 
 
 class LogitTerm(Term):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mgd.checks import check_logits, check_positive, check_target
-from mgd.losses.term import LogitTerm
+from mgd.losses.term import LogitTerm, log_probabilities
 
 
 def wsl(
@@ -44,7 +44,7 @@ def wsl(
     student_error = F.cross_entropy(student.detach(), target, reduction="none")
     teacher_error = F.cross_entropy(teacher, target, reduction="none")
     weight = -torch.expm1(-student_error / (teacher_error + 1e-7))
-    soft = torch.softmax(teacher / temperature, dim=1) * F.log_softmax(student / temperature, dim=1)
+    soft = torch.softmax(teacher / temperature, dim=1) * log_probabilities(student / temperature)
     return -(temperature**2) * (weight * soft.sum(dim=1)).mean()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from mgd.checks import check_positive
 from mgd.taps import Outputs, Taps, dry_forward
 
 # Values of ONEDNN_MAX_CPU_ISA that leave out the instructions that multiply bfloat16.
@@ -36,6 +37,9 @@ class View(nn.Module):
         own_mean: three numbers that the network expects.
         own_std: likewise.
         size: side of the square that it expects, in pixels; None for the given one.
+
+    Raises:
+        ValueError: other than three numbers, a std or size that is not positive.
     """
 
     shift: Tensor
@@ -50,6 +54,10 @@ class View(nn.Module):
         size: int | None = None,
     ) -> None:
         super().__init__()
+        if any(len(numbers) != 3 for numbers in (mean, std, own_mean, own_std)) or (size is not None and size < 1):
+            raise ValueError(f"View needs three numbers each, and a positive size; got {mean=}, {own_mean=}, {size=}")
+        for value in (*std, *own_std):
+            check_positive("View", std=value)
         given, own = (torch.tensor([m, s])[:, :, None, None] for m, s in ((mean, std), (own_mean, own_std)))
         self.register_buffer("scale", given[1] / own[1])
         self.register_buffer("shift", (given[0] - own[0]) / own[1])
@@ -281,6 +289,9 @@ class Ensemble(nn.Module):
     def forward(self, images: Tensor) -> Outputs:
         """Return the joint `Outputs` for `images` (B, 3, H, W)."""
         outputs: list[Outputs] = [model(_cast(images, model)) for model in self.models]
+        shapes = [tuple(o.logits.shape) for o in outputs]
+        if len(shapes[0]) != 2 or len(set(shapes)) > 1:
+            raise ValueError(f"an Ensemble needs logits (B, K) of one number of classes; got {shapes}")
         log_p = torch.stack([o.logits.float().log_softmax(1) for o in outputs])  # (N, B, K)
         logits = torch.logsumexp(log_p + self.weights.log()[:, None, None], dim=0)
         return Outputs(logits, [feature for o in outputs for feature in o.features])

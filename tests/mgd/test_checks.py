@@ -13,7 +13,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mgd import Batch, Outputs, bn_margin, channel_cost, losses, partial_l2, reduce_channels, solve_flow
+from mgd import (
+    Batch,
+    ChannelMatching,
+    Ensemble,
+    Outputs,
+    View,
+    bn_margin,
+    channel_cost,
+    losses,
+    partial_l2,
+    reduce_channels,
+    solve_flow,
+)
 from mgd.flow import ChannelCost, slots, solve_control
 from mgd.losses.align import same_size
 from mgd.losses.crd import candidates, crd
@@ -193,6 +205,90 @@ def test_a_layer_without_weights_of_a_norm_has_no_margin() -> None:
         bn_margin(nn.Conv2d(3, 4, 1))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["kd", "dist", "dml", "ssld", "meal"])
+def test_a_number_in_the_place_of_the_target(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name}: the third argument is the target, .*; got a float: pass what"):
+        LOGIT_LOSSES[name](torch.zeros(4, 5), torch.zeros(4, 5), 2.0)
+
+
+@pytest.mark.parametrize("name", [*LOGIT_LOSSES, *MAP_LOSSES])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_numbers_that_are_not_floating_point(name: str, dtype: torch.dtype) -> None:
+    call, shape = (LOGIT_LOSSES[name], (4, 5)) if name in LOGIT_LOSSES else (MAP_LOSSES[name], (4, 3, 2, 2))
+    with pytest.raises(TypeError, match=f"teacher must hold floating-point numbers; got {dtype}"):
+        call(torch.zeros(shape), torch.zeros(shape, dtype=dtype))
+
+
+def test_teachers_logits_may_come_one_by_one() -> None:
+    student, *teachers = torch.randn(3, 4, 5)
+    assert losses.meal(student, (t for t in teachers)) == losses.meal(student, teachers)  # type: ignore[arg-type]
+
+
+def test_probabilities_of_any_type_give_a_loss_in_float32() -> None:
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        target = torch.full((4, 5), 0.25, dtype=dtype)
+        loss = losses.CE()(Outputs(torch.zeros(4, 5)), [], Batch(target))
+        assert loss.dtype == torch.float32 and loss.item() == pytest.approx(1.25 * math.log(5))
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (torch.tensor([3]), r"a position in the data set per image, \(4,\) int64; got \(1,\)"),
+        (torch.arange(4).int(), "of torch.int32"),
+        (torch.tensor([0, 1, 2, 9]), "built for 9 images; got positions 0 to 9"),
+        (torch.tensor([0, 1, 2, -1]), "got positions -1 to 2"),
+    ],
+)
+def test_positions_in_the_data_set(index: Tensor, message: str) -> None:
+    logits = Outputs(torch.randn(4, 5))
+    with pytest.raises(ValueError, match=message):
+        losses.CRD(5, [5], 9, num_negatives=4)(logits, [logits], Batch(index=index))
+
+
+@pytest.mark.parametrize("name", [name for name, term in losses.LOSSES.items() if "maps" in term.needs])
+def test_a_teacher_of_one_channel_or_none_is_no_map_to_compare(name: str) -> None:
+    student = Outputs(torch.zeros(4, 5), [torch.randn(4, 3, 2, 2)])
+    teachers = [Outputs(torch.zeros(4, 5), [torch.randn(4, c, 2, 2)]) for c in (6, 1)]
+    term = losses.LOSSES[name].from_outputs(student, teachers[:1], 20)
+    if name not in ("at", "similarity", "afd"):  # which compare maps of any width, or refuse by a product of matrices
+        with pytest.raises(ValueError, match=r"got \(4, 6, 2, 2\) of the student, \(4, 1, 2, 2\) of the teacher"):
+            term(student, teachers[1:], Batch())
+    with pytest.raises(ValueError, match="compares feature maps: tap both networks"):
+        term(student, [Outputs(torch.zeros(4, 5))], Batch())
+
+
+def test_maps_of_a_matching() -> None:
+    term = ChannelMatching([2], [3], [None])
+    student, teacher = [torch.randn(4, 2, 2, 2)], [torch.randn(4, 3, 2, 2)]
+    with pytest.raises(ValueError, match=r"stage 0 .* has 2 channels of the student and 3 of the teacher; .* 3 and 2"):
+        term.observe(teacher, student)
+    with pytest.raises(ValueError, match=r"stage 0 .* compares maps \(B, C, H, W\)"):
+        term.observe([student[0].flatten(2)], [teacher[0].flatten(2)])
+    with pytest.raises(ValueError, match="stage_weights must be at least 0; got nan"):
+        ChannelMatching([2], [3], [None], stage_weights=[math.nan])
+
+
+def test_the_index_of_a_flow_as_an_array() -> None:
+    maps, flow = torch.randn(2, 5, 2, 2), solve_flow(np.arange(10.0).reshape(2, 5))
+    expected = reduce_channels(maps, torch.zeros(5), flow)[0]
+    assert torch.equal(reduce_channels(maps, torch.zeros(5), flow.index)[0], expected)
+
+
+def test_networks_of_other_classes_are_no_ensemble() -> None:
+    networks = [nn.Sequential(nn.Flatten(), nn.Linear(12, k)) for k in (3, 1)]
+    with pytest.raises(ValueError, match=r"one number of classes; got \[\(2, 3\), \(2, 1\)\]"):
+        Ensemble(networks)(torch.zeros(2, 3, 2, 2))
+
+
+@pytest.mark.parametrize("given", [{"own_std": (1, 0, 1)}, {"std": (1, -1, 1)}, {"mean": (0,)}, {"size": 0}])
+def test_a_view_that_cannot_be(given: dict[str, Any]) -> None:
+    usual: dict[str, Any] = {"mean": (0, 0, 0), "std": (1, 1, 1), "own_mean": (0, 0, 0), "own_std": (1, 1, 1)}
+    View(**usual)
+    with pytest.raises(ValueError, match="View"):
+        View(**usual | given)
+
+
 NEED_TWO = ("dkd", "meal")
 
 
@@ -224,3 +320,9 @@ def test_checks_read_no_values_on_another_device() -> None:
         assert value.device.type == "meta"
     index, maps = torch.zeros(2, 3, dtype=torch.int64, device="meta"), torch.zeros(4, 6, 2, 2, device="meta")
     assert reduce_channels(maps, torch.zeros(6, device="meta"), index)[0].shape == (4, 3, 2, 2)
+
+
+def test_a_margin_by_pixel_is_none_of_channels() -> None:
+    maps = torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"reduce_channels needs a margin \(3,\); got \(2, 3, 4, 4\)"):
+        reduce_channels(maps, maps, torch.tensor([[0, 1]]))

@@ -100,3 +100,14 @@ def test_maps_of_16_bits_are_multiplied_in_float32_where_bfloat16_would_be_emula
         monkeypatch.setattr("mgd.flow.cost.has_bfloat16", lambda device, found=hardware: found)
         wrong = float((channel_cost(student, teacher) - (2 - 2 * exact.mean(0))).abs().max())
         assert wrong > 1e-5 if hardware else wrong < 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e-20, 3e-23, 1e-38])
+def test_no_scale_takes_a_cost_out_of_its_range(scale: float) -> None:
+    maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    cost = channel_cost(scale * maps, maps)
+    assert (cost >= -1e-6).all() and (cost <= 4 + 1e-6).all()
+    if scale < 1e-18:  # squares of float32 end at 1e-45: too short to have a direction
+        assert (cost == 2).all()
+    else:
+        torch.testing.assert_close(cost, channel_cost(maps, maps), rtol=0, atol=1e-5)

@@ -221,3 +221,41 @@ def test_controls_avoid_forbidden_pairs(assignment: str) -> None:
 def test_a_tensor_may_forbid_pairs() -> None:
     cost = torch.tensor([[torch.inf, 1.0], [0.0, 0.0]])
     assert solve_flow(cost).assignment.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("unit", [1e-310, 1e-3, 1.0, 1e10])
+def test_pairs_at_the_end_of_float64_leave_the_others_their_digits(unit: float, solver: str) -> None:
+    cost = unit * np.random.default_rng(0).permutation(10).reshape(2, 5)
+    highest = cost.copy()
+    highest[0, :2] = highest[1, 4] = 1e308 if unit > 1e-200 else 1.0
+    expected = literal.best_total(np.where(highest > cost, np.inf, cost), "truncate")
+    assert solve_flow(highest, capacity="truncate", solver=solver).total_cost == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("cost", [np.ones((2, 3)) + 1j, torch.ones(2, 3) + 1j, np.ma.masked_equal(np.eye(3), 1)])
+def test_costs_that_are_no_numbers_or_hidden_are_refused(cost: object) -> None:
+    with pytest.raises(ValueError, match="real numbers, none masked: write inf where a pair is forbidden"):
+        solve_flow(cost)
+
+
+@pytest.mark.parametrize("capacity", CAPACITIES)
+@pytest.mark.parametrize("solver", ["ortools", "sparse"])
+def test_offsets_of_whole_lines_take_no_digits(solver: str, capacity: str) -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((2, 5), (3, 5), (5, 3), (3, 6)):
+        cost = rng.integers(0, 2**20, shape) / 2**20
+        for offsets in (rng.integers(0, 9, (shape[0], 1)), rng.integers(0, 9, (1, shape[1]))):
+            offset = cost + 2.0**30 * offsets  # exact in float64
+            found = solve_flow(offset, capacity=capacity, solver=solver).total_cost
+            assert found == pytest.approx(literal.best_total(offset, capacity), rel=0, abs=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["ortools", "sparse"])
+def test_a_dear_pair_that_cannot_be_avoided_takes_no_digits(solver: str) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        cost = rng.integers(1, 2**20, (3, 3)) / 2**20
+        cost[:2, 1:] = 2.0**30  # two rows want one column
+        found = solve_flow(cost, solver=solver).total_cost
+        assert found == pytest.approx(literal.best_total(cost, "spread"), rel=0, abs=1e-6)

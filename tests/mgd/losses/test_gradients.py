@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mgd import Batch, ChannelMatching, Outputs
+from mgd import Batch, ChannelMatching, Outputs, losses
 from mgd.losses import LOSSES, Term, standardise
 
 Change = Callable[[Tensor], Tensor]
@@ -86,6 +86,41 @@ def variants(name: str) -> list[dict[str, Any]]:
 def pairs(conditions: dict[str, Change]) -> list[tuple[str, str]]:
     """The condition for the student alone, and for both."""
     return [(a, b) for a in conditions for b in {"usual": 0, a: 0}]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 3.0}, {"symmetric": True}])
+@pytest.mark.parametrize("name", ["ce", "kd", "dkd", "dml", "ssld", "wsl", "meal"])
+def test_a_class_left_out_by_minus_infinity_is_as_one_that_is_not_there(name: str, options: dict[str, float]) -> None:
+    if not options.keys() <= inspect.signature(LOSSES[name]).parameters.keys():
+        return
+    function: Any = torch.nn.functional.cross_entropy if name == "ce" else getattr(losses, name)
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, 3, generator=generator).requires_grad_() for _ in range(2))
+    target = torch.tensor([0, 1, 2, 1])
+
+    def loss(s: Tensor, t: Tensor) -> Tensor:
+        value: Tensor = function(s, target) if name == "ce" else function(s, t, target, **options)
+        return value
+
+    expected = loss(student, teacher)
+    found = loss(*(torch.cat([z, torch.full((4, 1), -torch.inf)], dim=1) for z in (student, teacher)))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, student), torch.autograd.grad(expected, student))
+    if name != "ce":
+        loss(student, torch.cat([teacher[:, :2], torch.full((4, 1), -torch.inf)], dim=1)).backward()
+        assert student.grad is not None and student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("standardised", [False, True])
+@pytest.mark.parametrize(
+    "name", [name for name in LOSSES if "standardised" in inspect.signature(LOSSES[name]).parameters]
+)
+def test_a_loss_of_logits_that_are_nan_is_nan(name: str, standardised: bool) -> None:
+    good, bad = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    bad[1, 2] = torch.nan
+    term = LOSSES[name].from_outputs(Outputs(good), [Outputs(good)], 20, standardised=standardised)
+    for pair in ((good, bad), (bad, good), (bad, bad)):
+        assert term(Outputs(pair[0]), [Outputs(pair[1])], Batch(torch.tensor([0, 1, 2, 1]))).isnan()
 
 
 def reads_logits(name: str) -> bool:

@@ -71,3 +71,11 @@ def test_stages_whose_teacher_is_nowhere_positive_are_named() -> None:
     term.observe(student, [m.abs() for m in teacher])
     term.rematch()
     assert term.dead == []
+
+
+def test_a_stage_whose_values_vanish_is_dead_too() -> None:
+    term = ChannelMatching([2, 2], [3, 3], [None, None], form="relative")
+    maps = torch.randn(2, 3, 4, 4)
+    term.observe([torch.randn(2, 2, 4, 4)] * 2, [1e-20 * maps, 1e-9 * maps])
+    term.rematch()
+    assert term.dead == [0]
