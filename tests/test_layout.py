@@ -22,6 +22,7 @@ STANDARD = {
     "dataclasses",
     "difflib",
     "functools",
+    "inspect",
     "itertools",
     "math",
     "re",
