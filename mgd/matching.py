@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mgd.checks import check_at_least_0, check_maps
-from mgd.cost import ChannelCost
+from mgd.cost import TINY, ChannelCost
 from mgd.flow import ASSIGNMENTS, SOLVERS, Flow, slots, solve_control
 from mgd.margin import MeasuredMargin, sum_partial_l2
 from mgd.reduce import REDUCERS, reduce_channels
@@ -153,7 +153,7 @@ class ChannelMatching(nn.Module):
         )
         self.generator: torch.Generator | None = None  # source of "rd"'s draws; None: the device's default one
         self.costs: list[Tensor] = []  # (S, T) of every stage at the last rematch
-        self.dead: list[int] = []  # stages whose teacher's map was nowhere positive at the last rematch
+        self.dead: list[int] = []  # stages whose teacher's map was nowhere above 1e-15 at the last rematch
         self._details: list[tuple[str, float]] = []  # solver and seconds of the last rematch
         self._matched = False
         self.register_load_state_dict_post_hook(_mark_loaded)  # type: ignore[no-untyped-call]
@@ -216,7 +216,7 @@ class ChannelMatching(nn.Module):
             raise
         self.num_updates += 1
         peaks = [float(stage.peak) for stage in self._stages()]
-        self.dead = [number for number, peak in enumerate(peaks) if -inf < peak <= 0]  # -inf: seen by another process
+        self.dead = [number for number, peak in enumerate(peaks) if -inf < peak < TINY]  # -inf: seen by another process
         for stage, flow in zip(self._stages(), solved, strict=True):
             stage.index.copy_(torch.as_tensor(flow.index))
             stage.total_cost.fill_(flow.total_cost)

@@ -321,3 +321,9 @@ def test_checks_read_no_values_on_another_device() -> None:
         assert value.device.type == "meta"
     index, maps = torch.zeros(2, 3, dtype=torch.int64, device="meta"), torch.zeros(4, 6, 2, 2, device="meta")
     assert reduce_channels(maps, torch.zeros(6, device="meta"), index)[0].shape == (4, 3, 2, 2)
+
+
+def test_a_margin_by_pixel_is_none_of_channels() -> None:
+    maps = torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"reduce_channels needs a margin \(3,\); got \(2, 3, 4, 4\)"):
+        reduce_channels(maps, maps, torch.tensor([[0, 1]]))

@@ -237,3 +237,25 @@ def test_pairs_at_the_end_of_float64_leave_the_others_their_digits(unit: float, 
 def test_costs_that_are_no_numbers_or_hidden_are_refused(cost: object) -> None:
     with pytest.raises(ValueError, match="real numbers, none masked: write inf where a pair is forbidden"):
         solve_flow(cost)
+
+
+@pytest.mark.parametrize("capacity", CAPACITIES)
+@pytest.mark.parametrize("solver", ["ortools", "sparse"])
+def test_offsets_of_whole_lines_take_no_digits(solver: str, capacity: str) -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((2, 5), (3, 5), (5, 3), (3, 6)):
+        cost = rng.integers(0, 2**20, shape) / 2**20
+        for offsets in (rng.integers(0, 9, (shape[0], 1)), rng.integers(0, 9, (1, shape[1]))):
+            offset = cost + 2.0**30 * offsets  # exact in float64
+            found = solve_flow(offset, capacity=capacity, solver=solver).total_cost
+            assert found == pytest.approx(literal.best_total(offset, capacity), rel=0, abs=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["ortools", "sparse"])
+def test_a_dear_pair_that_cannot_be_avoided_takes_no_digits(solver: str) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        cost = rng.integers(1, 2**20, (3, 3)) / 2**20
+        cost[:2, 1:] = 2.0**30  # two rows want one column
+        found = solve_flow(cost, solver=solver).total_cost
+        assert found == pytest.approx(literal.best_total(cost, "spread"), rel=0, abs=1e-6)
