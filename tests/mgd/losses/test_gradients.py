@@ -169,3 +169,19 @@ def test_standardised_logits_of_any_scale_are_those_of_scale_1() -> None:
     expected = (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True, unbiased=False)
     for scale in (1e-25, 1e-8, 1.0, 1e8, 1e30):
         torch.testing.assert_close(standardise(scale * logits), expected)
+
+
+def test_dist_takes_a_class_that_is_left_out_as_one_that_does_not_vary() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, 3, generator=generator).requires_grad_() for _ in range(2))
+    left_out = torch.full((4, 1), -torch.inf)
+    for gamma, beta in ((1.0, 0.0), (0.0, 1.0)):
+        found = losses.dist(*(torch.cat([z, left_out], 1) for z in (student, teacher)), beta=beta, gamma=gamma)
+        p, q = (torch.cat([z.softmax(1), torch.zeros(4, 1)], 1) for z in (student, teacher))
+        if gamma:  # a correlation of 0 for the class beside those of three
+            expected = 1 - sum(torch.corrcoef(torch.stack([p[:, k], q[:, k]]))[0, 1] for k in range(3)) / 4
+        else:
+            expected = 1 - sum(torch.corrcoef(torch.stack([p[i], q[i]]))[0, 1] for i in range(4)) / 4
+        torch.testing.assert_close(found, expected)
+        (gradient,) = torch.autograd.grad(found, student)
+        assert gradient.isfinite().all()

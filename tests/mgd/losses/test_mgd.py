@@ -388,3 +388,14 @@ def test_the_published_sum_is_over_the_images_of_the_maps() -> None:
     expected = term(student, [teacher]).item()
     dense = [Outputs(torch.zeros(20, 3), o.features) for o in (student, teacher)]  # four rows of logits per image
     assert term(dense[0], [dense[1]]).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_was_observed_is_forgotten_where_it_cannot_be_matched() -> None:
+    term = ChannelMatching([2], [3], [None])
+    maps = [torch.randn(2, c, 4, 4) for c in (2, 3)]
+    term.observe([maps[0]], [maps[1] * torch.nan])
+    with pytest.raises(ValueError, match="NaN"):
+        term.rematch()
+    term.observe([maps[0]], [maps[1]])
+    term.rematch()
+    assert term.matched and term.costs[0].isfinite().all()

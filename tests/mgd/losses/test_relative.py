@@ -79,3 +79,19 @@ def test_a_stage_whose_values_vanish_is_dead_too() -> None:
     term.observe([torch.randn(2, 2, 4, 4)] * 2, [1e-20 * maps, 1e-9 * maps])
     term.rematch()
     assert term.dead == [0]
+
+
+def test_a_stage_that_this_process_did_not_see_is_not_called_dead() -> None:
+    term = ChannelMatching([2], [3], [None], form="relative")
+    term.stages[0].cost.update(torch.randn(2, 2, 4, 4), torch.randn(2, 3, 4, 4))  # as from a checkpoint
+    term.rematch()
+    assert term.dead == []
+
+
+def test_what_an_earlier_matching_saw_does_not_hide_a_dead_stage() -> None:
+    term = ChannelMatching([2], [3], [None], form="relative")
+    student, teacher = torch.randn(2, 2, 4, 4), torch.randn(2, 3, 4, 4)
+    for sign, dead in ((1, []), (-1, [0])):
+        term.observe([student], [sign * teacher.abs()])
+        term.rematch()
+        assert term.dead == dead
