@@ -212,6 +212,7 @@ class ChannelMatching(nn.Module):
                 for i, cost in enumerate(self.costs)
             ]
         except ValueError:
+            self.forget()
             raise
         self.num_updates += 1
         peaks = [float(stage.peak) for stage in self._stages()]

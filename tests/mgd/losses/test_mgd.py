@@ -391,8 +391,7 @@ def test_the_published_sum_is_over_the_images_of_the_maps() -> None:
 
 
 def test_what_was_observed_is_forgotten_where_it_cannot_be_matched() -> None:
-    term = ChannelMatching([2], [3], [None])
-    maps = [torch.randn(2, c, 4, 4) for c in (2, 3)]
+    term, maps = ChannelMatching([2], [3], [None]), [torch.randn(2, c, 4, 4) for c in (2, 3)]
     term.observe([maps[0]], [maps[1] * torch.nan])
     with pytest.raises(ValueError, match="NaN"):
         term.rematch()
