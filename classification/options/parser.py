@@ -9,10 +9,8 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from classification.data.preprocessing import LARGEST_SIZE
 from classification.errors import UserError
-from mgd.flow import ASSIGNMENTS, SOLVERS
-from mgd.losses.mgd import FORMS
+from classification.options.names import ASSIGNMENTS, FORMS, LARGEST_SIZE, SOLVERS
 
 
 class Parser(argparse.ArgumentParser):

@@ -33,7 +33,7 @@ def without_norms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def cut_at_save(number: int, words: list[str]) -> int:
     """Run, be interrupted behind the checkpoint of that number, and return the status."""
-    left, save = [number], main_mgd.Trainer.save
+    left, save = [number], trainer.Trainer.save
 
     def cut(self: Any, **how: Any) -> None:
         save(self, **how)
@@ -42,7 +42,7 @@ def cut_at_save(number: int, words: list[str]) -> int:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main_mgd.Trainer, "save", cut)
+        patch.setattr(trainer.Trainer, "save", cut)
         return main_mgd.main(words)
 
 
