@@ -13,6 +13,7 @@ from torch import nn
 import mgd
 from classification import main_base, main_mgd
 from classification.data.transforms import eval_transform
+from classification.training import trainer
 from tests.classification.conftest import SMALL, STUDENT, TEACHER
 from tests.classification.runs.test_resume import differences, into  # noqa: F401
 from tests.classification.test_main import options, records
