@@ -32,7 +32,7 @@ from classification.options.terms import (
 from classification.paths import is_file
 from mgd import has_bfloat16
 
-# Options that an empty text, as an unset variable leaves it in a script, would switch off unseen.
+# Options for which an empty string (an unset shell variable) must be an error.
 FILES = {"config", "output", "resume", "student_resume", "teacher_resume", "train_list", "valid_list"}
 
 
