@@ -60,7 +60,7 @@ def terms_not_finite(module: nn.Module, values: Mapping[str, Tensor], weights: M
 
 
 def balanced(weights: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
-    """Rescale weights so that all terms have equal gradient norm; the first term and terms without gradient keep theirs.
+    """Rescale weights to equal gradient norms; the first term and terms without gradient keep theirs.
 
     Args:
         weights: factor of each term.
