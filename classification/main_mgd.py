@@ -21,7 +21,7 @@ from classification.training.distillation import distil, mutual, tap
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job
 from classification.training.trainer import Trainer
-from mgd import ChannelMatching, Distiller, Flow, matchings
+from mgd import ChannelMatching, Distiller, Flow, Frozen, Taps, matchings
 from mgd.losses import OFD
 
 PROG = "main_mgd.py"
@@ -68,6 +68,7 @@ def rematch(trainer: Trainer, found: list[ChannelMatching], epoch: int) -> dict[
             raise
         raise RunError(f"the matching before {config.epoch_name(engine.args, epoch)} failed: {error}") from error
     for matching, teacher in zip(found, distiller.teachers, strict=True):
+        assert isinstance(teacher, Frozen) and isinstance(teacher.taps, Taps)
         for stage in matching.dead:
             engine.world.say(
                 f"=> warning: the teacher's map at tap {teacher.taps.paths[stage]} (stage {stage}) is nowhere "

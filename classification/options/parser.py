@@ -304,7 +304,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     add("--taps", metavar="PATHS", help="the same paths for student and teacher")
 
 
-def build_parser(prog: str, *, distillation: bool) -> argparse.ArgumentParser:
+def build_parser(prog: str, *, distillation: bool) -> Parser:
     """Return the parser of `main_mgd.py` (with `distillation`) or `main_base.py`."""
     what = "Distil a student from a teacher" if distillation else "Train or evaluate one network"
     parser = Parser(

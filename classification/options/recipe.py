@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from classification.data.preprocessing import LARGEST_SIZE
 from classification.errors import UserError, shown
-from classification.options.parser import LARGEST_SIZE
 from classification.options.strict_yaml import read_yaml
 from classification.options.terms import is_number, option_of
 
