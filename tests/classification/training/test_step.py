@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import mgd
 from classification import main_base, main_mgd
 from classification.data.transforms import eval_transform
+from classification.training.trainer import Trainer
 from tests.classification.conftest import SMALL, STUDENT, TEACHER
 from tests.classification.runs.test_resume import differences, into  # noqa: F401
 from tests.classification.test_main import options, records
@@ -33,7 +34,7 @@ def without_norms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def cut_at_save(number: int, words: list[str]) -> int:
     """Run, be interrupted behind the checkpoint of that number, and return the status."""
-    left, save = [number], main_mgd.Trainer.save
+    left, save = [number], Trainer.save
 
     def cut(self: Any, **how: Any) -> None:
         save(self, **how)
@@ -42,12 +43,13 @@ def cut_at_save(number: int, words: list[str]) -> int:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main_mgd.Trainer, "save", cut)
+        patch.setattr(Trainer, "save", cut)
         return main_mgd.main(words)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "last.pth", weights_only=True)["state_dict"]
+    found: dict[str, Tensor] = torch.load(folder / "last.pth", weights_only=True)["state_dict"]
+    return found
 
 
 def test_a_batch_in_parts_gives_the_update_of_the_whole(
