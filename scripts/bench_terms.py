@@ -20,10 +20,10 @@ import yaml
 from PIL import Image
 from side_by_side import alternate, keep
 
-from classification import main_base, main_mgd
 from classification.models import build
 from classification.options import config
 from classification.runs.launch import World
+from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.trainer import Trainer
 
@@ -49,13 +49,12 @@ def make_step(suite: dict[str, Any], cell: dict[str, Any], root: Path) -> Callab
     distils = cell.get("script", "main_mgd") == "main_mgd"
     if distils and cell.get("teacher", True):
         words += [*shlex.split(suite["teacher"]), "--teacher-resume", str(root / "teacher.pth")]
-    script = main_mgd if distils else main_base
-    args = config.parse(words, script.PROG, distillation=distils)
+    args = config.parse(words, "", distillation=distils)
     args.seeded = True
-    job = script.prepare(args)
+    job = (distilling if distils else alone).prepare(args)
     trainer = Trainer(Engine(job, World()))
     if distils:
-        main_mgd.before_epoch(trainer, 0)
+        distilling.before_epoch(trainer, 0)
     trainer.stepper.wrapped.train()
     batch = next(iter(trainer.loader))
 

@@ -38,7 +38,11 @@ def options_table() -> str:
     shared = {o for action in build_parser("", distillation=False)._actions for o in action.option_strings}
     lines = []
     for group in parser._action_groups:
-        actions = [action for action in group._group_actions if action.option_strings and action.dest != "help"]
+        actions = [
+            action
+            for action in group._group_actions
+            if action.option_strings and action.dest not in ("help", "help_all")
+        ]
         if actions:
             lines += [f"## {str(group.title).capitalize()}", "", "| option | default | what it does |", "|---|---|---|"]
             lines += [_option_row(action, shared) for action in actions] + [""]

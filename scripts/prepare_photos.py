@@ -40,6 +40,8 @@ def plan(source: Path, valid: float, seed: int = 0) -> tuple[dict[Path, str], li
     held = next((name for name in ("valid", "val") if name in folders), "")
     if held and "train" in folders:
         parts = {"train": classes(source / "train", left), "valid": classes(source / held, left)}
+        if unknown := sorted(set(parts["valid"]) - set(parts["train"])):
+            raise UserError(f"{source / held} has classes that {source / 'train'} lacks: {', '.join(unknown[:5])}")
         found, notes = sorted(set().union(*parts.values())), shared(parts)
         notes += [f"left out {source / name}: of folders beside train nothing is copied but {held}"
                   for name in sorted(folders - {"train", held})]  # fmt: skip
@@ -56,7 +58,8 @@ def plan(source: Path, valid: float, seed: int = 0) -> tuple[dict[Path, str], li
             if len(paths) < 2:
                 raise UserError(f"class {name} has one image, and needs one to train and one to validate: {paths[0]}")
     if len(found) < 2:
-        what = f"images of {found[0]} alone" if found else f"no images ({', '.join(SUFFIXES)})"
+        loose = f"{count_of(len(left.loose), 'image')} beside its folders, and no CLASS folders" if left.loose else ""
+        what = f"images of {found[0]} alone" if found else loose or f"no images ({', '.join(SUFFIXES)})"
         raise UserError(f"{source} holds {what}: give the folder that holds the CLASS folders, two or more")
     if not parts:
         parts, notes = split(images, valid, seed)
@@ -155,7 +158,11 @@ def shrink(path: Path, target: Path, side: int) -> None:
 
 
 def prepare(source: Path, folder: Path, side: int, valid: float) -> list[str]:
-    """Copy all into `folder`, which appears when it is complete; return what is to be said."""
+    """Copy all into `folder`, which appears when it is complete; return what is to be said.
+
+    Raises:
+        UserError: as `plan` and `without_empty`.
+    """
     placed, notes = plan(source, valid)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as beside:
@@ -166,8 +173,25 @@ def prepare(source: Path, folder: Path, side: int, valid: float) -> list[str]:
         targets = [top / place / f"{path.stem[:60]}-{n}.jpg" for n, (path, place) in enumerate(placed.items())]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             said = list(pool.map(partial(attempt, side=side), placed, targets))
+        notes += without_empty(top, sorted(set(placed.values())))
         top.rename(folder)
     return [*notes, *(f"left out: {why}" for why in said if why)]
+
+
+def without_empty(top: Path, places: list[str]) -> list[str]:
+    """Remove the classes of valid of which no image could be read; return what is to be said.
+
+    Raises:
+        UserError: a class of train is left without images.
+    """
+    empty = [place for place in places if not any((top / place).iterdir())]
+    if lost := [name for part, _, name in (place.partition("/") for place in empty) if part == "train"]:
+        raise UserError(
+            f"no image of {', '.join(lost[:5])} that was drawn for train can be read: mend or remove the broken ones"
+        )
+    for place in empty:
+        (top / place).rmdir()
+    return [f"warning: no image of {place} can be read" for place in empty]
 
 
 def attempt(path: Path, target: Path, *, side: int) -> str:
@@ -175,7 +199,7 @@ def attempt(path: Path, target: Path, *, side: int) -> str:
     try:
         shrink(path, target, side)
     except UserError as error:
-        return str(error)
+        return str(error).partition(": mend or remove")[0]
     return ""
 
 
@@ -188,6 +212,8 @@ def main(words: list[str] | None = None) -> None:
     args = parser.parse_args(words)
     if not args.source.is_dir():
         sys.exit(f"{args.source} is no folder")
+    if args.folder.resolve().is_relative_to(args.source.resolve()) and not args.folder.exists():
+        sys.exit(f"{args.folder} lies in {args.source}, where it would count as a class: give a folder elsewhere")
     if args.folder.exists():
         sys.exit(f"{args.folder} exists already")
     if args.side < 1 or not 0 < args.valid < 1:

@@ -202,3 +202,28 @@ def test_a_class_of_another_class_s_images_is_refused_where_a_side_is_left_empty
     prepare(tmp_path / "from", tmp_path / "to")
     placed = sides(tmp_path / "to")
     assert (placed["cat0"], placed["cat1"], placed["dog2"]) == ("train", "train", "valid")
+
+
+def test_a_class_without_a_readable_image_and_a_folder_in_the_source_are_refused(
+    prepare: Callable[..., None], tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    for name in ("a", "b"):
+        for number in range(2):
+            write(source / name / f"{number}.jpg", colour=60 * number + ord(name))
+    with pytest.raises(SystemExit, match="where it would count as a class"):
+        prepare(source, source / "out")
+    with pytest.raises(SystemExit, match="2 images beside its folders, and no CLASS folders"):
+        prepare(source / "a", tmp_path / "out")
+    for number in range(2):
+        (source / "b" / f"{number}.jpg").write_bytes(b"no image %d" % number)
+    with pytest.raises(SystemExit, match="no image of b that was drawn for train can be read"):
+        prepare(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(source / "b")
+    for part, names in (("train", "a"), ("valid", "ac")):
+        for name in names:
+            write(source / part / name / "0.jpg", colour=ord(name))
+    shutil.rmtree(source / "a")
+    with pytest.raises(SystemExit, match=r"valid has classes that .*train lacks: c"):
+        prepare(source, tmp_path / "out")

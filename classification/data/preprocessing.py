@@ -13,9 +13,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from classification.errors import UserError, shown
+from classification.options.names import LARGEST_SIZE
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
-LARGEST_SIZE = 4096  # of an image's side; beyond, one zero too many would take all memory
 CROPS = ("center", "squash")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 # Names of others, and what tensors can be resized by instead.

@@ -35,6 +35,7 @@ def without_effect(args: Namespace) -> dict[str, str]:
         ("--mgd-form mean or relative", getattr(args, "mgd_form", "sum") != "sum", {"mgd_weight"}),
         ("--compile 1", bool(args.compile), {"compile_student"}),
         ("--warmup 1", bool(args.warmup), {"warmup_epochs"}),
+        ("main_mgd.py", hasattr(args, "terms") or args.labels != 0, {"labels"}),  # main_base.py cannot do without
         ("a run without --resume", not args.resume, {"start_epoch"}),
     ]
     found: dict[str, str] = {}

@@ -9,10 +9,8 @@ import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from classification.data.preprocessing import LARGEST_SIZE
 from classification.errors import UserError
-from mgd.flow import ASSIGNMENTS, SOLVERS
-from mgd.losses.mgd import FORMS
+from classification.options.names import ASSIGNMENTS, FORMS, LARGEST_SIZE, SOLVERS
 
 
 class Parser(argparse.ArgumentParser):
@@ -304,6 +302,39 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     add("--taps", metavar="PATHS", help="the same paths for student and teacher")
 
 
+# The options of a first run, and what one types then.
+FIRST = {
+    False: (
+        "arch", "pretrained", "img_size", "epochs", "batch_size", "lr", "amp", "output", "resume", "evaluate",
+    ),
+    True: (
+        "arch", "teacher_resume", "distiller", "config", "img_size", "epochs", "batch_size", "lr", "output", "resume",
+    ),
+}  # fmt: skip
+EXAMPLES = {
+    False: "%(prog)s photos --arch resnet18 --img-size 128 --epochs 20 --output runs/teacher",
+    True: "%(prog)s photos --arch mobilenet_v1 --teacher-resume runs/teacher/best.pth --distiller mgd+kd",
+}
+
+
+class _FirstHelp(argparse.Action):
+    """Print the options of a first run and an example, a screen in all, and leave."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        distillation = any(action.dest == "distiller" for action in parser._actions)
+        formatter = _Help(parser.prog, max_help_position=30, width=100)
+        formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups)
+        formatter.add_text(parser.description)
+        formatter.start_section("options of a first run")
+        dests = FIRST[distillation]
+        first = [action for action in parser._actions if action.dest in (*dests, "data", "help_all")]
+        formatter.add_arguments(sorted(first, key=lambda action: ("data", *dests, "help_all").index(action.dest)))
+        formatter.end_section()
+        formatter.add_text(f"example: {EXAMPLES[distillation]}")
+        print(formatter.format_help(), end="")
+        parser.exit()
+
+
 def build_parser(prog: str, *, distillation: bool) -> Parser:
     """Return the parser of `main_mgd.py` (with `distillation`) or `main_base.py`."""
     what = "Distil a student from a teacher" if distillation else "Train or evaluate one network"
@@ -313,6 +344,11 @@ def build_parser(prog: str, *, distillation: bool) -> Parser:
         description=f"{what} on a folder of photographs.",
         formatter_class=_Help,
         allow_abbrev=False,
+        add_help=False,
+    )
+    parser.add_argument("-h", "--help", action=_FirstHelp, nargs=0, default=argparse.SUPPRESS, help="show a screen")
+    parser.add_argument(
+        "--help-all", action="help", default=argparse.SUPPRESS, help="show every option, group by group, and leave"
     )
     for add in (_add_run, _add_training, _add_networks, _add_devices):
         add(parser)

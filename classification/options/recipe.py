@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from classification.data.preprocessing import LARGEST_SIZE
 from classification.errors import UserError, shown
+from classification.options.names import LARGEST_SIZE
 from classification.options.strict_yaml import read_yaml
 from classification.options.terms import is_number, option_of
 
@@ -89,7 +89,7 @@ Given = tuple[str, str, Any]  # option, how the recipe calls it, value
 
 def _options(parser: argparse.ArgumentParser, content: dict[Any, Any]) -> list[Given]:
     flags = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
-    flags -= {"--help", "--config"}
+    flags -= {"--help", "--help-all", "--config"}
     given = []
     for key, value in content.items():
         option = "--" + str(key).replace("_", "-")

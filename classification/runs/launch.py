@@ -27,6 +27,7 @@ from torch import multiprocessing as mp
 
 from classification.errors import RunError, Stopped, UserError
 from classification.training.memory import keep_freed_memory
+from classification.options.first_look import write_any_name
 from classification.runs.interrupt import ENDING
 from classification.training.memory import keep_freed_memory
 
@@ -254,9 +255,7 @@ def _attempt(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute,
     Returns:
         0 done, 2 a mistake of the user's, 130 or 143 after SIGINT or SIGTERM, 1 anything else.
     """
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a file's name may hold bytes that are no text
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    write_any_name()
     with contextlib.suppress(ValueError):  # outside the main thread the caller has its own way to stop
         signal.signal(signal.SIGTERM, _terminate)
     joined = False

@@ -341,6 +341,7 @@ class Trainer:
         if self._same_images(state):
             self.step, self.seconds, self.seen = state["step"], state["seconds"], seen_images(state, len(self.photos))
             self.means.load_state_dict(state["means"], self.world)
+            self.batches.begin(self.epoch, self.step, self.seen)  # refuses what is left before anything is written
         self.unprepared = bool(self.job.anew) and self.step > 0
         for matching in matchings(self.distiller.terms):
             if not self.world.first:

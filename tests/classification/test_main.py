@@ -15,6 +15,7 @@ import torch
 
 from classification import main_base, main_mgd
 from classification.models import build
+from classification.training import distilling
 from classification.training.engine import Engine
 from classification.training.job import Job
 from classification.training.step import Stepper
@@ -119,8 +120,8 @@ def test_the_teacher_is_not_trained(distil: list[str], monkeypatch: pytest.Monke
         jobs.append((job, copy.deepcopy(job.teachers[0].state_dict())))
         return job
 
-    real = main_mgd.prepare
-    monkeypatch.setattr(main_mgd, "prepare", prepare)
+    real = distilling.prepare
+    monkeypatch.setattr(distilling, "prepare", prepare)
     assert main_mgd.main(options(distil, epochs="1")) == 0
     ((job, before),) = jobs
     for name, value in job.teachers[0].state_dict().items():

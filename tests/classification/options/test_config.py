@@ -177,6 +177,8 @@ def test_a_gpu_that_is_not_there_is_refused(words: str) -> None:
 
 
 def test_main_base_refuses_what_has_no_effect_there() -> None:
+    with pytest.raises(UserError, match=r"--labels has no effect here: it goes with main_mgd\.py"):
+        parse(["DIR", "--labels", "0"], "main_base.py", distillation=False)
     with pytest.raises(UserError, match="--mgd-reducer"):
         parse(["DIR", "--mgd-reducer", "amp"], "main_base.py", distillation=False)
     message = "argument --lr/--learning-rate: expected a number above 0; got 'nan'"

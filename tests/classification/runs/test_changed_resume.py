@@ -100,6 +100,17 @@ def test_every_image_is_seen_once_by_a_run_whose_batches_change_twice(distil: li
     assert "step 4/4" in out
 
 
+def test_batches_too_small_for_what_is_left_are_refused_before_anything_is_written(
+    distil: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut(options(distil, epochs="1"), 2)
+    kept = Path(distil[-1], "config.json").read_bytes()
+    words = ["--resume", distil[-1], "--resume-override", "1", "-b", "27", "--accumulate", "20"]
+    assert main_mgd.main(words) == 2
+    assert "13 images are left of the epoch, too few for batches of 27" in capsys.readouterr().err
+    assert Path(distil[-1], "config.json").read_bytes() == kept
+
+
 @pytest.mark.parametrize("kinds", [("sgd", "muon"), ("muon", "sgd")])
 def test_another_optimizer_begins_with_fresh_momenta(kinds: tuple[str, str], distil: list[str], capsys: Any) -> None:
     cut(options(distil, optimizer=kinds[0]), 2)

@@ -15,6 +15,7 @@ from classification.data.transforms import normalise
 from classification.models import build
 from classification.options.config import parse
 from classification.runs.launch import World
+from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.trainer import Trainer
 from tests.classification.conftest import SMALL, TEACHER
@@ -24,7 +25,7 @@ from tests.classification.test_main import options, records
 def engine_of(words: list[str], script: Any = main_mgd) -> Engine:
     parsed = parse(words, script.PROG, distillation=script is main_mgd)
     parsed.seeded = True
-    return Engine(script.prepare(parsed), World())
+    return Engine((distilling if script is main_mgd else alone).prepare(parsed), World())
 
 
 class Second(World):
@@ -37,7 +38,7 @@ class Second(World):
 def test_ranks_take_the_seed_of_the_first(distil: list[str]) -> None:
     words = parse(distil, "main_mgd.py", distillation=True)
     words.seeded = True
-    engine = Engine(main_mgd.prepare(words), Second())
+    engine = Engine(distilling.prepare(words), Second())
     trainer = Trainer(engine)
     matching = trainer.distiller.terms["mgd"]
     assert [part.seed for part in (engine, trainer.batches, trainer.photos, matching, trainer.args)] == [5] * 5

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import mgd
 from classification import main_base, main_mgd
 from classification.data.transforms import eval_transform
-from classification.training.trainer import Trainer
+from classification.training import trainer
 from tests.classification.conftest import SMALL, STUDENT, TEACHER
 from tests.classification.runs.test_resume import differences, into  # noqa: F401
 from tests.classification.test_main import options, records
@@ -34,7 +34,7 @@ def without_norms(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def cut_at_save(number: int, words: list[str]) -> int:
     """Run, be interrupted behind the checkpoint of that number, and return the status."""
-    left, save = [number], Trainer.save
+    left, save = [number], trainer.Trainer.save
 
     def cut(self: Any, **how: Any) -> None:
         save(self, **how)
@@ -43,12 +43,12 @@ def cut_at_save(number: int, words: list[str]) -> int:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "save", cut)
+        patch.setattr(trainer.Trainer, "save", cut)
         return main_mgd.main(words)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, Tensor] = torch.load(folder / "last.pth", weights_only=True)["state_dict"]
+    found: dict[str, torch.Tensor] = torch.load(folder / "last.pth", weights_only=True)["state_dict"]
     return found
 
 

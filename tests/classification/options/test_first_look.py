@@ -1,0 +1,43 @@
+"""Help and typing mistakes are answered without torch, by words that are those of the library."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from classification import main_mgd
+from classification.options import names
+from mgd.flow import ASSIGNMENTS, SOLVERS
+from mgd.losses.mgd import FORMS
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_words_are_those_of_the_library() -> None:
+    assert (names.ASSIGNMENTS, names.FORMS) == (ASSIGNMENTS, FORMS)
+    assert set(names.SOLVERS) == set(SOLVERS)
+
+
+@pytest.mark.parametrize("script", ["main_base", "main_mgd"])
+def test_neither_help_nor_a_typing_mistake_waits_for_torch(script: str) -> None:
+    code = (
+        f"import sys; from classification.{script} import main\n"
+        "status = main(['--help']), main(['photos', '--archh', 'resnet18'])\n"
+        "heavy = {'torch', 'torchvision', 'timm', 'scipy', 'ortools', 'numpy'} & set(sys.modules)\n"
+        "assert (status, heavy) == ((0, 2), set()), (status, heavy)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ") and done.stderr.startswith(f"{script}.py: unrecognized arguments: --archh")
+
+
+def test_help_is_a_screen_and_help_all_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_mgd.main(["--help"]) == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) <= 32 and "--teacher-resume" in short and "--mgd-solver" not in short
+    assert main_mgd.main(["--help-all"]) == 0
+    whole = capsys.readouterr().out
+    assert "--mgd-solver" in whole and "--help-all" in short and len(whole.splitlines()) > 100
