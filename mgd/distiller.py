@@ -58,7 +58,7 @@ class Distiller(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distiller:
         for teacher in self.teachers:
-            teacher._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            teacher._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -28,7 +28,8 @@ def correlated_cost(num_student: int, num_teacher: int, seed: int) -> np.ndarray
     maps = [generator.standard_normal((n, 256)) @ sources / 16 for n in (num_student, num_teacher)]
     maps = [m + 0.5 * generator.standard_normal(m.shape) for m in maps]
     student, teacher = (m / np.linalg.norm(m, axis=1, keepdims=True) for m in maps)
-    return 2 - 2 * student @ teacher.T
+    cost: np.ndarray = 2 - 2 * student @ teacher.T
+    return cost
 
 
 def arc_by_arc(cost: np.ndarray) -> float:

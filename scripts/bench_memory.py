@@ -44,7 +44,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, metavar=("ARCH", "WAY"), help="print the bytes of one way, and leave")
     args = parser.parse_args()
     if args.one:
-        print(peak(*args.one, args.batch_size, args.img_size, args.steps))
+        arch, way = args.one
+        print(peak(arch, way, args.batch_size, args.img_size, args.steps))
         return
     rows = []
     for arch in STUDENTS:

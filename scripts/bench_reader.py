@@ -33,17 +33,18 @@ from classification.training.memory import keep_freed_memory
 from classification.training.precision import autocast
 
 CPU, SIZE, BATCH = torch.device("cpu"), 224, 64
+Loader = DataLoader[tuple[Tensor, int, int]]
 PICK = {"img_size": SIZE, "train_crop": "resized", "hflip": 1}
 
 
-def theirs(root: Path, *, training: bool) -> DataLoader:
+def theirs(root: Path, *, training: bool) -> DataLoader[tuple[Tensor, int]]:
     """torchvision's way, as in its reference scripts."""
     crop = [T.RandomResizedCrop(SIZE), T.RandomHorizontalFlip()] if training else [T.Resize(256), T.CenterCrop(SIZE)]
     transform = T.Compose([*crop, T.ToTensor(), T.Normalize(MEAN, STD)])
     return DataLoader(datasets.ImageFolder(str(root), transform), BATCH, shuffle=training)
 
 
-def ours(samples: list[tuple[str, int]], *, training: bool, cache: Cache | None = None) -> DataLoader:
+def ours(samples: list[tuple[str, int]], *, training: bool, cache: Cache | None = None) -> Loader:
     """Our way."""
     transform = (train_transform if training else eval_transform)(Namespace(**PICK))
     photos = Photos(samples, transform, 0, cache)

@@ -55,7 +55,8 @@ class Pair:
         channels = [[m.shape[1] for m in o.features] for o in maps]
         norms = mgd.norms_before(self.teacher, images[:1])
         self.margins = [mgd.bn_margin(norm) for norm in norms if norm is not None]
-        self.matching = mgd.ChannelMatching(*channels, self.margins, capacity="reference")  # without empty slots
+        own, others = channels
+        self.matching = mgd.ChannelMatching(own, others, self.margins, capacity="reference")  # without empty slots
         self.matching.observe(*maps)
         self.matching.rematch()
 
@@ -127,7 +128,9 @@ def bare_step(pair: Pair) -> Callable[[], None]:
 def our_step(pair: Pair, share: float = 0.0, compiled: bool = False) -> Callable[[], None]:
     """Return our step, costs being observed on a share of the batch; or as `--compile 1` has it."""
     ours, images, target = pair.distiller(fast=True).train(), pair.last, pair.target
-    ours.terms["mgd"].observe_share = share
+    matching = ours.terms["mgd"]
+    assert isinstance(matching, mgd.ChannelMatching)
+    matching.observe_share = share
     if compiled:
         ours.compile(student=False, dynamic=False)
     mixed = MixedPrecision(ours, CPU, "bf16")
@@ -171,7 +174,7 @@ def floor_step(pair: Pair) -> Callable[[], None]:
     return trainer(student, loss)
 
 
-STEPS = {
+STEPS: dict[str, Callable[[Pair], Callable[[], object]]] = {
     "plain": plain_step,
     "bare": bare_step,
     "ours": our_step,
@@ -179,6 +182,10 @@ STEPS = {
     "compiled": partial(our_step, compiled=True),
     "floor": floor_step,
 }
+
+
+def _of_term(name: str, message: str) -> str:
+    return f"{name}: {message}"
 
 
 def check(pair: Pair) -> None:
@@ -191,9 +198,7 @@ def check(pair: Pair) -> None:
             found.append(way.train()(pair.images, pair.target))
         expected, got = found
         for name in ("ce", "mgd", "kd", "loss"):
-            torch.testing.assert_close(
-                got[name], expected[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-4, msg=partial(_of_term, name))
     check_compiled(pair)
 
 
@@ -207,7 +212,7 @@ def check_compiled(pair: Pair) -> None:
         with torch.no_grad():
             found.append(MixedPrecision(ours, CPU, "bf16")(pair.last, pair.target))
     for name in ("ce", "mgd"):
-        torch.testing.assert_close(found[1][name], found[0][name], rtol=2e-2, atol=0, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(found[1][name], found[0][name], rtol=2e-2, atol=0, msg=partial(_of_term, name))
 
 
 def forwards(pair: Pair) -> dict[str, Callable[[], object]]:

@@ -45,11 +45,11 @@ def draw_quality(panels: dict[str, tuple[str, ...]], path: Path) -> None:
     heights = [len(names) + 1.5 for names in shown]
     size = (8, 0.27 * sum(heights) + 0.5)
     figure, axes = plt.subplots(len(shown), figsize=size, height_ratios=heights, layout="constrained")
-    for axis, title, names in zip(axes, panels, shown, strict=True):
-        for place, name in enumerate(names):
+    for axis, title, drawn in zip(axes, panels, shown, strict=True):
+        for place, name in enumerate(drawn):
             _draw_cell(axis, place, _kind(cells[name]["row"]), list(results[name].values()))
-        axis.set_yticks(range(len(names)), [cells[name]["row"] for name in names])
-        axis.set_ylim(len(names) - 0.5, -0.5)
+        axis.set_yticks(range(len(drawn)), [cells[name]["row"] for name in drawn])
+        axis.set_ylim(len(drawn) - 0.5, -0.5)
         axis.locator_params(axis="x", nbins=6)
         axis.grid(axis="x", alpha=0.3)
         axis.set_title(title, fontsize=10, loc="left")

@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -114,7 +115,7 @@ def quality_table(group: str) -> str:
     lines = [_row(columns), "|" + "---|" * len(columns)]
     for name in names:
         found, cell = results[name], cells[name]
-        other = cell.get("against")
+        other: str = cell.get("against", "")
         check_teacher(name, [*found.values(), *(results[other].values() if other else ())])
         shared = sorted(set(found) & set(results[other])) if other and group == cell["group"] else []
         gain = differences([found[s]["last_top1"] - results[other][s]["last_top1"] for s in shared]) if shared else ""
@@ -230,7 +231,7 @@ HEADLINES = (
     "reading, one core: torchvision / ours",
     "seconds from the command to the first forward",
 )
-MADE = {
+MADE: dict[str, Callable[[], str]] = {
     "options": options_table,
     "losses": losses_table,
     "speed": speed_table,

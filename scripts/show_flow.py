@@ -35,6 +35,7 @@ def load_job(run: Path) -> Job:
     args = parse(words, "show_flow.py", distillation=True)
     args.seed = 0
     job = start_job(args, with_teacher=True)
+    assert job.student is not None
     job.student.load_state_dict(torch.load(run / "last.pth", weights_only=True)["state_dict"])
     return job
 
@@ -49,6 +50,7 @@ def draw(run: Path, stage: int, num_images: int, num_channels: int, output: Path
     step = max(1, len(photos) // 64)
     pictures = torch.stack([photos[0, i][0] for i in range(0, len(photos), step)][:64])  # (B, H, W, 3), bytes
     images = job.preprocessing.normalise(pictures)
+    assert job.student is not None
     taps = tap(job.args, job.student, job.teachers)
     student, teacher = (dry_forward(network, images).features[stage] for network in taps)
     cost = channel_cost(student, teacher).numpy()
@@ -59,7 +61,8 @@ def draw(run: Path, stage: int, num_images: int, num_channels: int, output: Path
 
     depth = min(index.shape[0], 3)
     figure = plt.figure(figsize=(1.0 * num_images * (depth + 1) + 6, num_channels + 1.4), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[num_images * (depth + 1), 6])
+    ratios = [num_images * (depth + 1), 6]
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=ratios)[0]
     axes = left.subplots(num_channels + 1, num_images * (depth + 1), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")

@@ -69,7 +69,7 @@ def run_and_die(phase: str, number: int, words: list[str]) -> int:
     Stepper._step = killed("step", Stepper._step)  # type: ignore[method-assign]
     ChannelMatching.observe = killed("matching", ChannelMatching.observe)  # type: ignore[method-assign]
     engine.tally = killed("evaluation", engine.tally)  # type: ignore[attr-defined]
-    checkpoint.save = half_saved  # type: ignore[attr-defined]
+    checkpoint.save = half_saved
     return main_mgd.main(words)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from check_networks import Row, check, networks, page, safely, write_photos
 
 from classification.models import NETWORKS
-from scripts.check_networks import Row, check, networks, page, safely, write_photos
 
 # How many norms are folded of how many, counted in the networks' source.
 FOLDED = {

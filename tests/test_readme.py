@@ -7,6 +7,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_a_students_file_is_used_as_it_is_evaluated(
     turned[0x0112] = 6  # as cameras write it
     Image.fromarray(noise).resize((160, 120)).save(tmp_path / "photo.jpg", exif=turned)
     monkeypatch.chdir(tmp_path)
-    scope: dict[str, object] = {}
+    scope: dict[str, Any] = {}
     exec(python("from classification.models import build"), scope)
     pixels = preprocessing.transform()(to_bytes(read_image("photo.jpg")).permute(2, 0, 1))
     seen = preprocessing.normalise(pixels.permute(1, 2, 0)[None])
@@ -69,7 +70,7 @@ def test_the_quick_start_of_the_library_runs(monkeypatch: pytest.MonkeyPatch) ->
     fresh = torchvision.models.resnet50().state_dict()
     kind = type(torchvision.models.ResNet50_Weights.IMAGENET1K_V1)
     monkeypatch.setattr(kind, "get_state_dict", lambda *_, **__: fresh)
-    scope: dict[str, object] = {}
+    scope: dict[str, Any] = {}
     before = torch.get_rng_state()
     exec(code, scope)
     torch.set_rng_state(before)

@@ -40,7 +40,7 @@ class Cache:
                 "scripts/prepare_photos.py, or give --cache off"
             )
         try:
-            self.bytes = torch.empty(need, dtype=torch.uint8).share_memory_()
+            self.bytes: Tensor = torch.empty(need, dtype=torch.uint8).share_memory_()
         except RuntimeError as error:
             raise UserError(
                 f"--cache ram needs {need / 2**30:.1f} GiB of shared memory, and /dev/shm has less: give the container "

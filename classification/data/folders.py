@@ -345,7 +345,7 @@ def loader(
     device: torch.device,
     *,
     persistent: bool = True,
-) -> DataLoader:
+) -> DataLoader[tuple[Tensor, int, int]]:
     """Load `batches` of `photos`, as bytes for `normalise`; with `persistent`, workers stay alive between epochs."""
     return DataLoader(
         photos,

@@ -111,7 +111,8 @@ class Preprocessing:
         if self.crop == "center" and self.resize == self.img_size:
             return Fit(self.img_size, how)
         resize = self.resize if self.crop == "center" else [self.resize, self.resize]
-        return v2.Compose([v2.Resize(resize, how, antialias=True), v2.CenterCrop(self.img_size)])
+        both: Transform = v2.Compose([v2.Resize(resize, how, antialias=True), v2.CenterCrop(self.img_size)])
+        return both
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn bytes (B, H, W, 3) into what the network sees: (B, 3, H, W) float32."""
@@ -247,4 +248,5 @@ def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float]
     # Whole rows at once: a broadcast over the last three values is slow on a processor.
     rows = (255 * torch.tensor(values, device=images.device).repeat(images.shape[2]) for values in (mean, std))
     shift, scale = rows
-    return images.flatten(2).float().sub_(shift).div_(scale).unflatten(2, (-1, 3)).permute(0, 3, 1, 2)
+    values: Tensor = images.flatten(2).float().sub_(shift).div_(scale).unflatten(2, (-1, 3))
+    return values.permute(0, 3, 1, 2)

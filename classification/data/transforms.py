@@ -18,7 +18,8 @@ def train_transform(args: Namespace) -> Transform:
     """Random resized crop, or with --train-crop pad a shift by an eighth of the side; mirror. Of (3, H, W) bytes."""
     size = args.img_size
     crop = [Fit(size), _PadCrop(size)] if args.train_crop == "pad" else [_RandomResized(size)]
-    return v2.Compose([*crop, _Mirror()] if args.hflip else crop)
+    whole: Transform = v2.Compose([*crop, _Mirror()] if args.hflip else crop)
+    return whole
 
 
 def eval_transform(args: Namespace) -> Transform:

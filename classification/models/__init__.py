@@ -11,6 +11,7 @@ from typing import Any
 import timm
 import torchvision
 from torch import nn
+from torchvision.models.mobilenetv2 import mobilenet_v2
 
 from classification.errors import UserError
 from classification.models.cifar import CifarResNet, WideResNet, cifar_resnet
@@ -21,7 +22,7 @@ from classification.models.shufflenet import shufflenet_v2
 # The named networks: how to build each for a number of classes, and torchvision's name for its pretrained weights.
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], str | None]] = {
     "mobilenet_v1": (MobileNetV1, None),
-    "mobilenet_v2": (torchvision.models.mobilenet_v2, "mobilenet_v2"),
+    "mobilenet_v2": (mobilenet_v2, "mobilenet_v2"),
     "mobilenet_v2_mgd": (mobilenet_v2_mgd, "mobilenet_v2"),
     "shufflenet_v2": (shufflenet_v2, "shufflenet_v2_x1_0"),
     "pplcnet_x2_5": (pplcnet_x2_5, None),

@@ -24,7 +24,8 @@ class BasicBlock(nn.Module):
         if self.stride > 1 or self.missing:  # else `pad` would copy the map
             front = self.missing // 2
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, front, self.missing - front))
-        return self.relu(out + x)
+        activated: Tensor = self.relu(out + x)
+        return activated
 
 
 class CifarResNet(nn.Module):
@@ -35,6 +36,10 @@ class CifarResNet(nn.Module):
         widths: channels of the stem and of the three stages.
         num_classes: K.
     """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
 
     def __init__(self, depth: int, widths: tuple[int, int, int, int], num_classes: int = 10) -> None:
         super().__init__()
@@ -51,9 +56,10 @@ class CifarResNet(nn.Module):
         self.linear = nn.Linear(num_in, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.relu(self.bn1(self.conv1(images)))
+        x: Tensor = self.relu(self.bn1(self.conv1(images)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean(dim=(2, 3)))
+        logits: Tensor = self.linear(x.mean(dim=(2, 3)))
+        return logits
 
 
 class PreActBlock(nn.Module):
@@ -71,7 +77,7 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu1(self.bn1(x))
-        out = self.conv2(self.relu2(self.bn2(self.conv1(active))))
+        out: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(active))))
         return out + (x if self.shortcut is None else self.shortcut(active))
 
 
@@ -83,6 +89,10 @@ class WideResNet(nn.Module):
         width: k; the stages have 16k, 32k and 64k channels.
         num_classes: K.
     """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
 
     def __init__(self, depth: int, width: int, num_classes: int = 10) -> None:
         super().__init__()
@@ -101,7 +111,8 @@ class WideResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.conv1(images))))
-        return self.linear(self.relu(self.bn(x)).mean(dim=(2, 3)))
+        logits: Tensor = self.linear(self.relu(self.bn(x)).mean(dim=(2, 3)))
+        return logits
 
 
 def cifar_resnet(

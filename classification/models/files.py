@@ -51,8 +51,8 @@ HARMLESS: list[Any] = [
     np.ndarray,
     np.dtype,
     *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
-    *((np._core.multiarray.scalar, f"{module}.scalar") for module in _MULTIARRAY),
-    *((np._core.multiarray._reconstruct, f"{module}._reconstruct") for module in _MULTIARRAY),
+    *((np._core.multiarray.scalar, f"{module}.scalar") for module in _MULTIARRAY),  # type: ignore[attr-defined]
+    *((np._core.multiarray._reconstruct, f"{module}._reconstruct") for module in _MULTIARRAY),  # type: ignore[attr-defined]
     (codecs.encode, "_codecs.encode"),
     (_plain, "collections.defaultdict"),
     (_row, "collections.deque"),
@@ -158,8 +158,8 @@ def cause(path: Path, error: Exception) -> str:
         return "it is a tar archive: unpack it first"
     if start.startswith(b"PK"):
         return _zip_cause(path, error)
-    if said := SUFFIXES.get(path.suffix.lower()):
-        return said
+    if by_name := SUFFIXES.get(path.suffix.lower()):
+        return by_name
     if start[:1] == b"\x08" and (b"onnx" in start.lower() or b"pytorch" in start):
         return SUFFIXES[".onnx"]
     if _is_safetensors(path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
-from torchvision.models import MobileNetV2
+from torchvision.models.mobilenetv2 import MobileNetV2
 
 # Output channels and stride of the 13 depthwise separable blocks (Howard et al., 2017, arXiv:1704.04861, table 1).
 _BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
@@ -30,7 +32,8 @@ class MobileNetV1(nn.Module):
         self.fc = nn.Linear(num_in, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.pool(self.model(images)).flatten(1))
+        logits: Tensor = self.fc(self.pool(self.model(images)).flatten(1))
+        return logits
 
 
 def mobilenet_v2_mgd(num_classes: int = 1000) -> MobileNetV2:
@@ -52,5 +55,6 @@ def cifar_mobilenet_v2(num_classes: int = 10) -> MobileNetV2:
     """Inverted residuals for 32 px: three resolutions, 16, 32 and 64 hidden channels in the last block of each."""
     setting = [[1, 8, 1, 1], [2, 8, 2, 1], [2, 16, 2, 2], [2, 32, 3, 2]]
     network = MobileNetV2(num_classes=num_classes, inverted_residual_setting=setting, dropout=0.0)
-    network.features[0][0].stride = (1, 1)
+    stem: Any = network.features[0]
+    stem[0].stride = (1, 1)
     return network

@@ -25,9 +25,12 @@ class _Unit(InvertedResidual):
     def forward(self, x: Tensor) -> Tensor:
         if self.stride > 1:
             x = F.relu(x)
-            return channel_shuffle(torch.cat((self.branch1(x), self.branch2(x)), dim=1), 2)
-        kept, worked = x.chunk(2, dim=1)
-        return channel_shuffle(torch.cat((kept, self.branch2(F.relu(worked))), dim=1), 2)
+            kept, worked = self.branch1(x), self.branch2(x)
+        else:
+            kept, worked = x.chunk(2, dim=1)
+            worked = self.branch2(F.relu(worked))
+        shuffled: Tensor = channel_shuffle(torch.cat((kept, worked), dim=1), 2)
+        return shuffled
 
 
 def shufflenet_v2(num_classes: int = 1000) -> ShuffleNetV2:

@@ -334,7 +334,7 @@ def _cached(arch: str, source: str, name: str | None) -> list[Path]:
             return []
         return [path for path in [folder / Path(urlparse(url).path).name] if path.is_file()]
     cfg = timm.models.get_pretrained_cfg(arch.removeprefix("timm:"))
-    found = [folder / Path(urlparse(cfg.url).path).name] if cfg is not None and cfg.url else []
+    found = [folder / Path(urlparse(cfg.url).path).name] if cfg and cfg.url and isinstance(cfg.url, str) else []
     if cfg is not None and cfg.hf_hub_id:
         for file in ("model.safetensors", cfg.hf_hub_filename or "pytorch_model.bin"):
             path = huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id.split("@")[0], file)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from classification.errors import UserError, shown
-from classification.models.weights import read_checkpoint
+from classification.models.files import read_checkpoint
 from classification.options.terms import is_number
 from classification.paths import exists, is_folder
 from classification.runs.restore import damaged
@@ -62,7 +62,7 @@ def own_options(
         raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
     config = resume.get("config")
     options = config.get("options") if isinstance(config, dict) else None
-    if not isinstance(options, dict):
+    if not isinstance(config, dict) or not isinstance(options, dict):
         raise damaged(path, f"its options are {shown(options)}")
     script = "main_mgd.py" if "distiller" in options else "main_base.py"
     if parser.prog != script and not evaluate:

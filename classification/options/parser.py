@@ -335,7 +335,7 @@ class _FirstHelp(argparse.Action):
         parser.exit()
 
 
-def build_parser(prog: str, *, distillation: bool) -> argparse.ArgumentParser:
+def build_parser(prog: str, *, distillation: bool) -> Parser:
     """Return the parser of `main_mgd.py` (with `distillation`) or `main_base.py`."""
     what = "Distil a student from a teacher" if distillation else "Train or evaluate one network"
     parser = Parser(

@@ -19,7 +19,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = yaml.SafeLoader.peek_event(self).start_mark
             raise yaml.MarkedYAMLError(problem="aliases are not taken, write the value out", problem_mark=mark)
         return super().compose_node(parent, index)
 
@@ -41,8 +41,12 @@ def _integer(loader: _Loader, node: ScalarNode) -> int:
     return int(number)
 
 
+def _text(loader: _Loader, node: ScalarNode) -> str:
+    return loader.construct_yaml_str(node)
+
+
 _Loader.add_constructor("tag:yaml.org,2002:int", _integer)
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", yaml.SafeLoader.construct_yaml_str)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _text)
 
 
 def read_yaml(text: str) -> Any:

@@ -36,7 +36,7 @@ from mgd import Flow
 
 VERSION = 3
 
-save = torch.save
+save: Callable[[Any, Any], None] = torch.save
 
 # Options that may differ when a run goes on: they change where and how fast it runs, not what it computes.
 FREE = {
@@ -59,7 +59,7 @@ def write_atomic(path: Path, content: Any) -> None:
     _replace(path, lambda file: save(content, file))
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
+def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     beside = path.with_name(path.name + ".new")
     try:
         with beside.open("wb") as file:
@@ -195,7 +195,7 @@ def _examples(files: set[str]) -> str:
 def keep_images(folder: Path, names: Sequence[str]) -> None:
     """Write the list of training images, from which a run that goes on can say how its own differs."""
     text = "".join(f"{one_line(name)}\n" for name in names).encode(errors="surrogateescape")
-    _replace(folder / IMAGES, lambda file: file.write(gzip.compress(text, 1, mtime=0)) and None)
+    _replace(folder / IMAGES, lambda file: file.write(gzip.compress(text, 1, mtime=0)))
 
 
 def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -329,10 +329,10 @@ def make_folder(folder: Path, config: dict[str, Any], *, resumed: bool, bad: dic
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: remove it, and the run goes on without its beginning") from error
-    _replace(path, lambda file: file.write(text.encode()) and None)
+    _replace(path, lambda file: file.write(text.encode()))
     if bad:
         lines = b"".join(os.fsencode(f"{name}\t{why}\n") for name, why in bad.items())
-        _replace(folder / "bad_images.txt", lambda file: file.write(lines) and None)
+        _replace(folder / "bad_images.txt", lambda file: file.write(lines))
 
 
 def save_flows(folder: Path, number: int, flows: list[Flow], costs: list[Tensor], epoch: int) -> None:

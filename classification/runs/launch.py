@@ -353,7 +353,8 @@ def wrap(module: nn.Module, world: World, args: Namespace) -> nn.Module:
         ids = [world.device.index] if world.device.type == "cuda" else None
         ddp = nn.parallel.DistributedDataParallel
         new = "forward_sync_buffers" in inspect.signature(ddp).parameters  # the name since torch 2.15
-        return ddp(module, device_ids=ids, **{"forward_sync_buffers" if new else "broadcast_buffers": False})
+        no_broadcast: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+        return ddp(module, device_ids=ids, **no_broadcast)
     return nn.DataParallel(module) if parallel_devices(world, args) > 1 else module
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def sum_of(loss: float, weighted: Mapping[str, float]) -> str:
     return f"loss {loss:.4f} = {parts}"
 
 
-def epoch_line(args: Namespace, record: Mapping[str, Any], best: float, terms: Mapping[str, Any]) -> str:
+def epoch_line(args: Namespace, record: Mapping[str, Any], best: float, terms: Iterable[str]) -> str:
     """Write an epoch in a line."""
     weighted = {name: record[f"train_{name}_weighted"] for name in terms}
     return "  ".join(

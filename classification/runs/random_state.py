@@ -15,7 +15,8 @@ from classification.runs.launch import World
 def random_state(world: World) -> list[dict[str, Any]]:
     """Return the states of Python, NumPy, torch and the GPU, one entry a rank; to be called by every rank."""
     version, words, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    legacy: Any = np.random.get_state()  # a tuple; NumPy has a dict for other generators
+    kind, keys, position, has_gauss, cached = legacy
     own = {
         "python": [version, torch.tensor(words), gauss],
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],

@@ -20,7 +20,7 @@ from classification.training.distillation import distil, mutual, tap
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job
 from classification.training.trainer import Trainer
-from mgd import ChannelMatching, Distiller, Flow, matchings
+from mgd import ChannelMatching, Distiller, Flow, Frozen, Taps, matchings
 from mgd.losses import OFD
 
 
@@ -66,6 +66,7 @@ def rematch(trainer: Trainer, found: list[ChannelMatching], epoch: int) -> dict[
         raise RunError(f"the matching before {config.epoch_name(engine.args, epoch)} failed: {error}") from error
     for matching, teacher in zip(found, distiller.teachers, strict=True):
         for stage in matching.dead:
+            assert isinstance(teacher, Frozen) and isinstance(teacher.taps, Taps)
             engine.world.say(
                 f"=> warning: the teacher's map at tap {teacher.taps.paths[stage]} (stage {stage}) is nowhere "
                 "positive, and mgd teaches nothing there: choose another tap by --teacher-taps"

@@ -48,12 +48,13 @@ class Engine:
             world.say(f"=> {note}")
         for _, network in job.networks().values():
             memory = torch.channels_last if job.args.channels_last else torch.preserve_format
-            network.to(world.device, memory_format=memory)
+            network.to(world.device)
+            network.to(memory_format=memory)
         if lacks(world.device, job.args.amp):
             what = NAMES.get(world.device.type, "device")
             world.say(f"=> this {what} has no bfloat16: --amp bf16 computes in float32")
         self._valid_cache = self._cache(job.data.valid)
-        self._valid_loaders: dict[Preprocessing, DataLoader] = {}
+        self._valid_loaders: dict[Preprocessing, DataLoader[tuple[Tensor, int, int]]] = {}
         self._train_cache: Cache | None = None
         self.interrupt: Interrupt | None = None  # while training
         # Images that one device sees at once when nothing is wrapped.
@@ -148,7 +149,7 @@ class Engine:
         """Return the context of mixed precision that --amp asks for."""
         return autocast(self.world.device.type, self.args.amp)
 
-    def progress(self, loading: DataLoader, what: str) -> Any:
+    def progress(self, loading: DataLoader[tuple[Tensor, int, int]], what: str) -> Any:
         """Show a bar on a terminal, on rank 0."""
         if self.world.first and sys.stderr.isatty():
             return tqdm(loading, desc=what, leave=False, dynamic_ncols=True)

@@ -39,7 +39,7 @@ class Float32Muon(Muon):
 
     def step(self, closure: Any = None) -> Any:
         with _InFloat32():
-            return super().step(closure)
+            return Muon.step(self, closure)
 
 
 def build_optimizer(distiller: Distiller | Mutual, args: Namespace) -> torch.optim.Optimizer:
@@ -58,7 +58,7 @@ def build_optimizer(distiller: Distiller | Mutual, args: Namespace) -> torch.opt
             weights, args.lr, momentum=args.momentum, weight_decay=args.weight_decay, nesterov=nesterov
         )
     hidden = {id(p) for network, _ in distiller.groups() for p in network.parameters() if p.ndim == 4}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in weights if id(p) in hidden]},
         {"params": [p for p in weights if id(p) not in hidden], "use_fallback": True},
     ]

@@ -148,7 +148,8 @@ class Stepper:
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last else self._local():
-                values = self.forward(*part, epoch, known)
+                images, target, index = part
+                values = self.forward(images, target, index, epoch, known)
                 if step == 0 and last:
                     shares = gradient_shares(self.distiller.groups(), values, self.distiller.weights(epoch))
                 # DDP averages gradients over ranks; parts that differ in size weigh by their images.
@@ -215,8 +216,9 @@ class Stepper:
 
     def _terms_of(self, part: Loaded, epoch: int, known: Known) -> list[str]:
         ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)  # which wants a backward after each forward
-        module = self.wrapped.module if ddp else self.wrapped
-        values = self.forward(*part, epoch, known, module=module)
+        module: Any = self.wrapped.module if ddp else self.wrapped
+        images, target, index = part
+        values = self.forward(images, target, index, epoch, known, module=module)
         return terms_not_finite(self.distiller, values, self.distiller.weights(epoch))
 
     def _named(self, terms: Sequence[str], part: Loaded) -> str:

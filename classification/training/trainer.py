@@ -35,7 +35,7 @@ from classification.training.engine import Engine
 from classification.training.memory import peak_bytes
 from classification.training.optimizer import load_optimizer
 from classification.training.step import Stepper, finite
-from mgd import Mutual, matchings
+from mgd import Mutual, Taps, matchings
 
 SETTLED = 10  # steps after which terms are compared
 BeforeEpoch = Callable[["Trainer", int], dict[str, float]]
@@ -245,7 +245,8 @@ class Trainer:
         for step, batch in enumerate(self.loader):
             if step == steps:
                 break
-            values = self.stepper.forward(*batch, epoch=0)
+            images, target, index = batch
+            values = self.stepper.forward(images, target, index, epoch=0)
             means.add(gradient_shares(groups, values, weights), len(batch[0]))
         shares = means.means(self.world)
         for name, weight in balanced(weights, shares).items():
@@ -258,7 +259,8 @@ class Trainer:
         """Return the networks that train beside the student, by the names of their records and files."""
         if not isinstance(self.distiller, Mutual):
             return {}
-        return {f"peer{n}": network.model for n, network in enumerate(self.distiller.networks) if n > 0}
+        peers = [network for network in self.distiller.networks if isinstance(network, Taps)][1:]
+        return {f"peer{n}": network.model for n, network in enumerate(peers, start=1)}
 
     def save(self, *, better: Collection[str] = ()) -> None:
         """Write last.pth, and before it the best.pth of those named: rank 0's weights and statistics, all draws.
@@ -394,5 +396,5 @@ def seen_images(state: Mapping[str, Any], num_images: int) -> int:
     return seen
 
 
-def _load(module: nn.Module, state: Mapping[str, Any]) -> None:
+def _load(module: nn.Module, state: Any) -> None:
     module.load_state_dict(state)

@@ -13,6 +13,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_recipes_of_any_values_and_the_terms_that_they_name(content: Any, file: 
         assert all(weight >= 0 for weight in map(schedule(args, name, 1.0, 3), range(3)))
         others = [outputs(8) for _ in args.teachers]
         if name != "mgd" and others:
-            term = accepted(lambda name=name, others=others: build_term(args, name, outputs(6), others, 20))
+            term = accepted(partial(build_term, args, name, outputs(6), others, 20))
             if term is not None:
                 student = outputs(6)
                 loss = term(student, others, Batch(torch.tensor([0, 1, 2, 0]), torch.arange(4)))

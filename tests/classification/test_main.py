@@ -113,7 +113,7 @@ def test_best_pth_loads_in_plain_pytorch(distil: list[str]) -> None:
 
 
 def test_the_teacher_is_not_trained(distil: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = []
+    jobs: list[tuple[Job, dict[str, torch.Tensor]]] = []
 
     def prepare(args: Namespace) -> Job:
         job = real(args)
@@ -193,7 +193,7 @@ def test_evaluation_agrees_with_a_plain_loop(photos: Path, teacher: Path, capsys
 
 
 def test_a_teacher_near_chance_is_warned_of(distil: list[str], tmp_path: Path, capsys: Any) -> None:
-    model = build(TEACHER, 3)
+    model: Any = build(TEACHER, 3)
     torch.nn.init.zeros_(model.linear.weight)
     torch.save(model.state_dict(), tmp_path / "chance.pth")
     assert main_mgd.main([*options(distil, teacher_resume=str(tmp_path / "chance.pth")), "--evaluate"]) == 0

@@ -14,7 +14,7 @@ from classification.errors import UserError
 from classification.models import build
 from classification.models.files import read_checkpoint
 from classification.models.states import choose, states_of
-from tests.classification.test_forms import loaded, prefixed, same, state_of
+from tests.classification.models.test_forms import loaded, prefixed, same, state_of
 
 
 def test_of_two_networks_of_the_same_names_the_one_that_fits_is_taken(tmp_path: Path) -> None:

@@ -175,7 +175,11 @@ def assert_moved_as(model: nn.Module, found: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("parts", ["2", "3"])
 def test_a_batch_in_parts_gives_the_update_of_the_whole(parts: str, files: tuple[str, str], tmp_path: Path) -> None:
     # Five images of unequal losses: parts of 3 and 2, or of 2, 2 and 1.
-    shades = {"amber": [(250, 160, 20), (90, 200, 90)], "blue": [(20, 40, 220), (0, 0, 0)], "clay": [(255, 255, 255)]}
+    shades: dict[str, Sequence[tuple[int, int, int]]] = {
+        "amber": [(250, 160, 20), (90, 200, 90)],
+        "blue": [(20, 40, 220), (0, 0, 0)],
+        "clay": [(255, 255, 255)],
+    }
     data = write_colours(tmp_path / "data", shades)
     more = ["--accumulate", parts, "--lr", "0.02", "--student-resume", files[0], "--epochs", "1"]
     assert main_base.main(words(data, tmp_path / "run", *more, batch=5)) == 0
@@ -189,7 +193,7 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole(parts: str, files: tuple
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 def test_evaluation_computes_in_the_type_of_amp(amp: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # The last convolution gives 1.0038 for every image, which is 1 in bfloat16: another class wins.
-    model = timm.create_model("test_nfnet", num_classes=3).requires_grad_(False)
+    model: Any = timm.create_model("test_nfnet", num_classes=3).requires_grad_(False)
     for weight in (model.final_conv.gain, model.final_conv.bias, model.head.fc.weight, model.head.fc.bias):
         weight.zero_()
     model.final_conv.bias[0] = 1.0038

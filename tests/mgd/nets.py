@@ -22,7 +22,13 @@ class Toy(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(x))
         y += x
-        return self.fc(self.relu(y).mean((2, 3)))
+        out: Tensor = self.fc(self.relu(y).mean((2, 3)))
+        return out
+
+
+def has_gradient(tensor: Tensor) -> bool:
+    """Whether a backward reached `tensor`, with something other than zeros."""
+    return tensor.grad is not None and bool(tensor.grad.any())
 
 
 TOY_TAPS = ("relu@in#0", "relu@in#-1")
@@ -39,6 +45,7 @@ def toy(width: int = 4, seed: int = 0) -> Toy:
     torch.manual_seed(seed)
     net = Toy(width)
     for bn in (net.bn1, net.bn2):
+        assert bn.running_mean is not None and bn.running_var is not None
         nn.init.normal_(bn.weight)
         nn.init.normal_(bn.bias)
         nn.init.normal_(bn.running_mean)

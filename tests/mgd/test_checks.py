@@ -34,6 +34,7 @@ from mgd.losses.masked_generative import draw_mask
 from mgd.losses.reviewkd import context_loss
 
 TARGET = torch.tensor([0, 4, 2, 1])
+MAPS = torch.zeros(2, 3, 4, 4)
 LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {
     "kd": losses.kd,
     "dkd": losses.dkd,
@@ -92,8 +93,9 @@ def test_what_is_no_tensor(name: str) -> None:
 def test_temperatures(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}: temperature must be positive; got {value}"):
         LOGIT_LOSSES[name](torch.zeros(4, 5), torch.zeros(4, 5), temperature=value)
+    term: Any = losses.LOSSES[name]
     with pytest.raises(ValueError, match=f"temperature must be positive; got {value}"):
-        losses.LOSSES[name](temperature=value)
+        term(temperature=value)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "negatives": (lambda: candidates(0, 10, 9), r"count in \[1, num_images\]"),
     "mask": (lambda: draw_mask(torch.zeros(2, 3, 4, 4), 0.5, "rows"), "unknown mask 'rows'"),
     "ratio": (lambda: draw_mask(torch.zeros(2, 3, 4, 4), 1.0), r"in \[0, 1\)"),
-    "margin": (lambda: partial_l2(*torch.zeros(2, 2, 3, 4, 4), torch.zeros(1)), r"a margin \(3,\).*; got \(1,\)"),
+    "margin": (lambda: partial_l2(MAPS, MAPS, torch.zeros(1)), r"a margin \(3,\).*; got \(1,\)"),
     "slices": (
         lambda: sum_partial_l2(torch.zeros(5, 3, 4, 4), [(torch.zeros(2, 3, 4, 4), torch.zeros(3))]),
         "each of 5 images; got 2",
@@ -272,7 +274,8 @@ def test_maps_of_a_matching() -> None:
 def test_the_index_of_a_flow_as_an_array() -> None:
     maps, flow = torch.randn(2, 5, 2, 2), solve_flow(np.arange(10.0).reshape(2, 5))
     expected = reduce_channels(maps, torch.zeros(5), flow)[0]
-    assert torch.equal(reduce_channels(maps, torch.zeros(5), flow.index)[0], expected)
+    index: Any = flow.index  # as an untyped caller may pass it
+    assert torch.equal(reduce_channels(maps, torch.zeros(5), index)[0], expected)
 
 
 def test_networks_of_other_classes_are_no_ensemble() -> None:

@@ -15,7 +15,8 @@ def channel_cost(student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
         x, y = student[b, s].ravel().astype(float), teacher[b, t].ravel().astype(float)
         lengths = math.sqrt(x @ x) * math.sqrt(y @ y)
         cost[s, t] += 2 - 2 * ((x @ y) / lengths if lengths > 0 else 0.0)
-    return cost / batch
+    array: np.ndarray = cost / batch
+    return array
 
 
 def bn_margin(weight: float, bias: float) -> float:
@@ -35,7 +36,8 @@ def best_total(cost: np.ndarray, capacity: str) -> float:
         return best_total(cost.T, "spread")
     if capacity == "single":
         chosen = itertools.permutations(range(num_teacher), num_student)
-        return min(sum(cost[s, t] for s, t in enumerate(teachers)) for teachers in chosen)
+        value: float = min(sum(cost[s, t] for s, t in enumerate(teachers)) for teachers in chosen)
+        return value
     low = num_teacher // num_student
     if capacity == "reference":
         return best_total(cost[:, : num_student * low], "spread")

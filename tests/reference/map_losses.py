@@ -41,7 +41,8 @@ def at(student: np.ndarray, teacher: np.ndarray) -> float:
     total = 0.0
     for q_s, q_t in zip(student_energy, teacher_energy, strict=True):
         total += sum((a - b) ** 2 for a, b in zip(unit(q_s), unit(q_t), strict=True))
-    return total / (len(student) * height * width)
+    value: float = total / (len(student) * height * width)
+    return value
 
 
 def batch_norm(rows: np.ndarray, eps: float = 1e-5) -> np.ndarray:
@@ -68,7 +69,8 @@ def fitnet(student: np.ndarray, teacher: np.ndarray, weight: np.ndarray) -> floa
     height, width = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
     regressed, hint = regress(pool(student, height, width), weight), pool(teacher, height, width)
     errors = [(regressed[i] - hint[i]) ** 2 for i in np.ndindex(hint.shape)]
-    return sum(errors) / len(errors)
+    value: float = sum(errors) / len(errors)
+    return value
 
 
 def mean_negative(maps: np.ndarray) -> np.ndarray:
@@ -98,7 +100,8 @@ def distances(points: np.ndarray) -> np.ndarray:
     out = np.zeros((num, num))
     for i, j in itertools.permutations(range(num), 2):
         out[i, j] = math.sqrt(sum((float(a) - float(b)) ** 2 for a, b in zip(points[i], points[j], strict=True)))
-    return out / (out.sum() / (num * (num - 1)))
+    array: np.ndarray = out / (out.sum() / (num * (num - 1)))
+    return array
 
 
 def angle(points: np.ndarray, i: int, j: int, k: int) -> float:

@@ -22,12 +22,11 @@ from classification.data.folders import (
     check_heif,
     loader,
     read_folder,
-    read_image,
     shared_images,
     subset,
 )
-from classification.data.folders import folders as data_module
 from classification.data.image_files import LeftOut, find_images, identical
+from classification.data.images import read_image
 from classification.data.transforms import eval_transform, train_transform
 from classification.errors import UserError
 from tests.classification.conftest import CLASSES, SMALL, STUDENT, write_photos
@@ -327,7 +326,7 @@ def test_an_image_in_train_and_in_valid_is_told(tmp_path: Path, monkeypatch: pyt
     (note,) = shared_images(Folder([], train, valid))
     assert note.startswith("warning: 2 images both in train and in valid, byte for byte (")
     assert f"{tmp_path}/g = {tmp_path}/a" in note or f"{tmp_path}/f = {tmp_path}/c" in note
-    monkeypatch.setattr(data_module, "MOST_COMPARED", 3)  # from there on by path alone
+    monkeypatch.setattr("classification.data.folders.MOST_COMPARED", 3)  # from there on by path alone
     assert shared_images(Folder([], train, valid)) == []
     (note,) = shared_images(Folder([], train, [*valid, train[1]]))
     assert note.startswith(f"warning: 1 image both in train and in valid, byte for byte ({tmp_path}/b)")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ RED = np.zeros((4, 6, 3), dtype=np.uint8)
 RED[..., 0] = 200
 
 
-def saved(image: Image.Image, path: Path, **options: object) -> str:
+def saved(image: Image.Image, path: Path, **options: Any) -> str:
     image.save(path, **options)
     return str(path)
 
@@ -187,7 +188,7 @@ def test_grey_of_32_bits_is_scaled_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     whole = "expected 0 to 255 or 0 to 65535"
     parts = "expected 0 to 1 or 0 to 255"
-    for values, bits, kind, expected in [
+    cases: list[tuple[np.ndarray, int, int, list[int] | str]] = [
         (np.array([[0, 7, 255, 3]], np.int32), 32, 2, [0, 7, 255, 3]),
         (np.array([[0, 257, 65535, 600]], np.int32), 32, 2, [0, 1, 255, 2]),
         (np.array([[0, 257, 65535, 600]], np.uint32), 32, 1, [0, 1, 255, 2]),
@@ -200,7 +201,8 @@ def test_grey_of_32_bits_is_scaled_or_refused(tmp_path: Path) -> None:
         (np.array([[0, 0, 255.5, 0]], np.float32), 32, 3, f"numbers from 0 to 255.5; {parts}"),
         (np.array([[0, 0, -0.5, 1]], np.float32), 32, 3, f"numbers from -0.5 to 1; {parts}"),
         (np.array([[0, 0, np.inf, 1]], np.float32), 32, 3, "values that are not finite"),
-    ]:
+    ]
+    for values, bits, kind, expected in cases:
         tiff(path, values, bits, kind)
         if isinstance(expected, list):
             assert grey(str(path)) == expected

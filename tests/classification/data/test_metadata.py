@@ -8,6 +8,7 @@ import struct
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ FIELDS = np.kron(np.array([[10, 200, 90], [250, 30, 140]], dtype=np.uint8), np.o
 FIELDS = np.stack([FIELDS, 255 - FIELDS, FIELDS // 2], -1)
 
 
-def encoded(kind: str, **options: object) -> bytes:
+def encoded(kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(FIELDS).save(buffer, kind, **options)
     return buffer.getvalue()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ IMAGES = torch.eye(6)[:, None, :, None].expand(6, 3, 6, 5).clone()  # image n is
 TARGET = torch.arange(6)
 
 
-def mix(mixup: float = 0.0, cutmix: float = 0.0) -> object:
+def mix(mixup: float = 0.0, cutmix: float = 0.0) -> Any:
     return mixing(Namespace(mixup=mixup, cutmix=cutmix, num_classes=6))
 
 
@@ -47,7 +48,7 @@ def test_without_labels_images_are_mixed_alone() -> None:
 def test_a_small_alpha_mixes_little(kind: str) -> None:
     torch.manual_seed(0)
     least = {
-        alpha: sum(float(mix(**{kind: alpha})(IMAGES, TARGET)[1][0].max() < 0.9) for _ in range(60))
+        alpha: sum(bool(mix(**{kind: alpha})(IMAGES, TARGET)[1][0].max() < 0.9) for _ in range(60))
         for alpha in (0.1, 4.0)
     }
     assert least[0.1] < 30 < 50 < least[4.0]

@@ -128,7 +128,7 @@ def test_nothing_is_taken_off_blindly(tmp_path: Path) -> None:
 
 def test_names_of_earlier_versions_are_turned_into_the_networks_own() -> None:
     """As the published files of these networks have them."""
-    net = torchvision.models.DenseNet(8, (2,), 8, num_classes=3)
+    net = torchvision.models.DenseNet(8, (2,), 8, num_classes=3)  # type: ignore[arg-type]
     state = {n.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v for n, v in net.state_dict().items()}
     assert set(state) != set(net.state_dict())
     assert same(choose(net, states_of(state)).state, dict(net.state_dict()))
@@ -238,7 +238,7 @@ def test_options_in_dictionaries_of_other_packages_are_read(tmp_path: Path, monk
 
 
 class Code:
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Path]]:
         return Path.touch, (Path("was_run"),)
 
 

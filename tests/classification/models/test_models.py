@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torchvision
@@ -18,6 +20,7 @@ def warmed(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
             with torch.no_grad():
                 module.weight.uniform_(0.5, 1.5, generator=generator)
                 module.bias.normal_(0, 0.5, generator=generator)
@@ -26,10 +29,16 @@ def warmed(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
+def taps_of(arch: str, model: nn.Module) -> list[str]:
+    found = default_taps(arch, model)
+    assert found is not None
+    return found
+
+
 def tapped(arch: str, size: int) -> tuple[Taps, torch.Tensor]:
     torch.manual_seed(0)
     model = warmed(build(arch, 5))
-    return Taps(model, default_taps(arch, model)), torch.randn(2, 3, size, size)
+    return Taps(model, taps_of(arch, model)), torch.randn(2, 3, size, size)
 
 
 def check(taps: Taps, images: torch.Tensor, expected: list[torch.Tensor]) -> None:
@@ -44,8 +53,9 @@ def check(taps: Taps, images: torch.Tensor, expected: list[torch.Tensor]) -> Non
 @torch.no_grad()
 def test_mobilenet_v1_by_hand() -> None:
     taps, images = tapped("mobilenet_v1", 64)
+    net: Any = taps.model
     x, maps = images, []
-    for number, block in enumerate(taps.model.model):
+    for number, block in enumerate(net.model):
         for conv, bn in zip(block[::3], block[1::3], strict=True):
             before = bn(F.conv2d(x, conv.weight, None, conv.stride, conv.padding, 1, conv.groups))
             x = torch.relu(before)
@@ -54,7 +64,7 @@ def test_mobilenet_v1_by_hand() -> None:
     assert [m.shape[1] for m in maps] == [128, 256, 512, 1024]
     assert [m.shape[2] for m in maps] == [16, 8, 4, 2]
     check(taps, images, maps)
-    torch.testing.assert_close(taps(images).logits, taps.model.fc(x.mean((2, 3))))
+    torch.testing.assert_close(taps(images).logits, net.fc(x.mean((2, 3))))
 
 
 @torch.no_grad()
@@ -64,8 +74,9 @@ def test_mobilenet_v1_by_hand() -> None:
 )
 def test_mobilenet_v2_by_hand(arch: str, blocks: tuple[int, ...], channels: list[int]) -> None:
     taps, images = tapped(arch, 64)
+    net: Any = taps.model
     x, maps = images, []
-    for number, layer in enumerate(taps.model.features):
+    for number, layer in enumerate(net.features):
         if number in blocks:
             (pw_conv, pw_bn, _), (dw_conv, dw_bn, _) = layer.conv[0], layer.conv[1]
             maps.append(dw_bn(dw_conv(pw_bn(pw_conv(x)).clamp(0, 6))))
@@ -79,7 +90,7 @@ def test_mobilenet_v2_by_hand(arch: str, blocks: tuple[int, ...], channels: list
 @pytest.mark.parametrize(("arch", "norm"), [("resnet18", "bn2"), ("resnet50", "bn3")])
 def test_resnet_by_hand(arch: str, norm: str) -> None:
     taps, images = tapped(arch, 64)
-    net = taps.model
+    net: Any = taps.model
     x, maps = net.maxpool(torch.relu(net.bn1(net.conv1(images)))), []
     for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
         for block in stage:
@@ -97,12 +108,12 @@ def test_resnet_by_hand(arch: str, norm: str) -> None:
 
 @torch.no_grad()
 def test_shufflenet_v2_computes_what_torchvision_computes_from_the_same_weights() -> None:
-    theirs = warmed(torchvision.models.shufflenet_v2_x1_0(num_classes=5))
+    theirs: Any = warmed(torchvision.models.shufflenet_v2_x1_0(num_classes=5))
     ours = build("shufflenet_v2", 5).eval()
     ours.load_state_dict(theirs.state_dict())
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(ours(images), theirs(images))
-    taps = Taps(ours, default_taps("shufflenet_v2", ours))
+    taps = Taps(ours, taps_of("shufflenet_v2", ours))
     maps = dry_forward(taps, images).features
     x = theirs.maxpool(theirs.conv1(images))
     for stage, before in zip((theirs.stage2, theirs.stage3, theirs.stage4), maps, strict=True):
@@ -117,7 +128,7 @@ def test_shufflenet_v2_computes_what_torchvision_computes_from_the_same_weights(
 @pytest.mark.parametrize("arch", ["cifar_resnet20", "cifar_resnet8x4", "cifar_resnet20_w0.625"])
 def test_cifar_resnet_by_hand(arch: str) -> None:
     taps, images = tapped(arch, 32)
-    net = taps.model
+    net: Any = taps.model
     x, maps = torch.relu(net.bn1(net.conv1(images))), []
     for stage in (net.layer1, net.layer2, net.layer3):
         for block in stage:
@@ -138,7 +149,7 @@ def test_cifar_resnet_by_hand(arch: str) -> None:
 @torch.no_grad()
 def test_wide_resnet_by_hand() -> None:
     taps, images = tapped("wrn_16_2", 32)
-    net = taps.model
+    net: Any = taps.model
     x, maps = net.conv1(images), []
     for number, stage in enumerate((net.layer1, net.layer2, net.layer3)):
         for block in stage:
@@ -155,7 +166,7 @@ def test_wide_resnet_by_hand() -> None:
 
 def test_mobilenet_for_32_px_is_tapped_at_three_resolutions() -> None:
     net = build("cifar_mobilenet_v2", 10)
-    maps = dry_forward(Taps(net, default_taps("cifar_mobilenet_v2", net)), torch.zeros(1, 3, 32, 32)).features
+    maps = dry_forward(Taps(net, taps_of("cifar_mobilenet_v2", net)), torch.zeros(1, 3, 32, 32)).features
     assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
 
 
@@ -168,7 +179,7 @@ def test_pplcnet_has_the_published_size_and_is_tapped_before_the_activations() -
     assert sum(numbers.values()) == 9_017_560
     assert sum(numbers.values()) + running == 9_044_920  # published: 9.04 million
     images = torch.randn(1, 3, 64, 64)
-    taps = Taps(net, [*default_taps("pplcnet_x2_5", net), "blocks.1", "blocks.2", "blocks.4", "blocks.5"])
+    taps = Taps(net, [*taps_of("pplcnet_x2_5", net), "blocks.1", "blocks.2", "blocks.4", "blocks.5"])
     outputs = dry_forward(taps, images)
     assert outputs.logits.shape == (1, 1000)
     before, after = outputs.features[:4], outputs.features[4:]

@@ -3,11 +3,13 @@ from __future__ import annotations
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
 import torch
 import torchvision
+from torch import Tensor
 
 from classification.errors import UserError
 from classification.models import build
@@ -20,7 +22,7 @@ def load(model: torch.nn.Module, path: Path, classes: list[str] | None = CLASSES
     return load_file(model, path, arch=ARCH, num_classes=3, classes=classes)
 
 
-def described(**changes: object) -> dict[str, object]:
+def described(**changes: Any) -> dict[str, object]:
     return {
         "state_dict": build(ARCH, 3).state_dict(),
         "arch": ARCH,
@@ -109,7 +111,7 @@ def test_a_file_of_other_classes_gives_all_but_its_head(
 ) -> None:
     state = build(ARCH, number).state_dict()
     torch.save(described(state_dict=state, **described_as) if described_as else state, tmp_path / "w.pth")
-    model = build(ARCH, 3)
+    model: Any = build(ARCH, 3)
     fresh = model.linear.weight.clone()
     line = load_file(model, tmp_path / "w.pth", arch=ARCH, num_classes=3, classes=CLASSES, new_head=True)
     assert f"w.pth; head swapped, {said}" in line
@@ -132,19 +134,20 @@ def test_pretrained_weights_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     asked: dict[str, object] = {}
 
-    def get_state_dict(self: object, *args: object, **options: object) -> dict[str, torch.Tensor]:
+    def get_state_dict(self: object, *args: object, **options: Any) -> dict[str, torch.Tensor]:
         asked.update(options, weights=self)
-        return small
+        found: dict[str, Tensor] = small
+        return found
 
     monkeypatch.setattr(type(weights), "get_state_dict", get_state_dict)
-    model = build("resnet18", 3)
+    model: Any = build("resnet18", 3)
     assert "head swapped, 1000 -> 3" in load_pretrained(model, "resnet18", option="--student-resume")
     assert asked["weights"] is weights and asked["check_hash"] is True
     assert torch.equal(model.conv1.weight, small["conv1.weight"])
 
 
 def test_offline_says_which_option_gives_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: Any) -> None:
         raise URLError("no network")
 
     monkeypatch.setattr(type(torchvision.models.ResNet18_Weights.IMAGENET1K_V1), "get_state_dict", fail)

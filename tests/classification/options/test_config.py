@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 import subprocess
+from argparse import Namespace
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -24,7 +25,7 @@ from mgd import Batch, Outputs, dry_forward
 RECIPES = Path(config.__file__).parents[1] / "recipes"
 
 
-def distillation(*words: str) -> object:
+def distillation(*words: str) -> Namespace:
     return parse(["DIR", *words], "main_mgd.py", distillation=True)
 
 
@@ -256,7 +257,8 @@ def test_the_terms_of_every_recipe_fit_its_networks(recipe: Path) -> None:
         images = torch.randn(3, 3, args.img_size, args.img_size)
         outputs = [dry_forward(taps, images) for taps in tapped]
         if "mgd" in args.terms:
-            match(args, *tapped, None)
+            student, teacher = tapped
+            match(args, student, teacher, None)
         for taps in tapped:
             taps.close()
     else:  # logits will do: the names are looked up, and the large networks among them not built

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from classification.options.config import parse
 from classification.options.terms import names_of, weight_at
 
 
-def distillation(*words: str, recipe: str | None = None, folder: Path | None = None) -> object:
+def distillation(*words: str, recipe: str | None = None, folder: Path | None = None) -> Namespace:
     config = []
     if recipe is not None:
         assert folder is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tests.classification.refusals import Case, Place
 class Code:
     """What a pickle would run."""
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Path]]:
         return Path.touch, (Path("was_run"),)
 
 
@@ -99,7 +100,7 @@ BROKEN = [
         "the first half of a checkpoint", lambda p: teacher(p, p.teacher.read_bytes()[:20_000]), main_mgd, process=True
     ),
     Case("a pickle that runs code", lambda p: teacher(p, pickle.dumps(Code())), main_mgd, process=True),
-    *(Case(what, lambda p, content=content: teacher(p, content), main_mgd) for what, content in OTHER_KINDS.items()),
+    *(Case(what, partial(teacher, content=content), main_mgd) for what, content in OTHER_KINDS.items()),
     Case("a pickled network", lambda p: teacher(p, build(TEACHER, 3)), main_mgd),
     Case("a checkpoint of a later format", lambda p: described(p, format=99), main_mgd),
     Case("a size of images that is no square", lambda p: described(p, img_size=(3, 32, 48)), main_mgd),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from classification import main_base, main_mgd
 from tests.classification.refusals import Case, Place
 
@@ -10,7 +12,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
-def recipe(content: str | bytes, *, process: bool = False) -> dict[str, object]:
+def recipe(content: str | bytes, *, process: bool = False) -> dict[str, Any]:
     """The rest of a case: a distillation by a recipe of this content."""
 
     def words(place: Place) -> list[str]:

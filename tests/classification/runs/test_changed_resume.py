@@ -70,6 +70,7 @@ def cut(words: list[str], steps: int, script: Any = main_mgd) -> list[int]:
         seen.append(batch[2].tolist())
         done = step(self, batch, *inputs)
         if len(seen) == steps:
+            assert self.engine.interrupt is not None
             self.engine.interrupt.signal = 15
             self.signal = 15
         return done

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import math
 import re
 import shlex
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,22 +18,17 @@ from classification import main_base, main_mgd
 from classification.runs import progress
 from classification.runs.metrics import accuracy, result, tally
 from classification.runs.progress import Progress, last_lines, sum_of
-from tests.classification.conftest import STUDENT
-from classification import main_base, main_mgd
-from classification.runs import progress
-from classification.runs.metrics import accuracy, result, tally
-from classification.runs.progress import Progress, last_lines, sum_of
 from tests.classification.test_main import options, records, without
 
 
-def args(**changes: object) -> Namespace:
+def args(**changes: Any) -> Namespace:
     return Namespace(**{"print_freq": None, "epochs": 3, "warmup": 0, **changes})
 
 
 def test_the_first_step_is_printed_and_later_ones_by_time_or_number(monkeypatch: pytest.MonkeyPatch) -> None:
     for freq, expected in ((None, [1, 5, 9]), (4, [1, 4, 8])):
         clock, shown = iter([100.0 + 2.6 * n for n in range(99)]), Progress(args(print_freq=freq))
-        monkeypatch.setattr(progress.time, "perf_counter", lambda ticks=clock: next(ticks))
+        monkeypatch.setattr(time, "perf_counter", lambda ticks=clock: next(ticks))
         told = []
         for step in range(1, 11):
             shown.stepped(2.6)

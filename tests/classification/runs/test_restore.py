@@ -18,7 +18,7 @@ def test_flows_that_name_other_channels_are_refused(channel: int) -> None:
     matching.observe([torch.randn(3, 2, 5, 5)], [torch.randn(3, 4, 5, 5)])
     matching.rematch()
     check_flows(matching)
-    matching.stages[0].index[0, 0] = channel
+    matching.stages[0].get_buffer("index")[0, 0] = channel
     with pytest.raises(ValueError, match="the flow of stage 0 names channels"):
         check_flows(matching)
 

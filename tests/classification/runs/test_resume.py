@@ -65,8 +65,9 @@ def test_a_signal_to_all_processes_finishes_the_step_and_the_run_goes_on_as_if_u
 ) -> None:
     words = options(distil, epochs="40", mgd_reducer="rd", distiller="mgd+kd", mgd_update_freq="7", resume="auto")
     command = [sys.executable, "-m", "classification.main_mgd", *options(into(words, tmp_path / "cut"), j="2")]
-    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE}
-    started = subprocess.Popen(command, text=True, start_new_session=True, **pipes)
+    started = subprocess.Popen(
+        command, text=True, start_new_session=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     journal = tmp_path / "cut" / "metrics.jsonl"
     while not journal.exists() or not journal.read_text():
         assert started.poll() is None, started.communicate()

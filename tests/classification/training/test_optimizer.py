@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from timm.optim import Muon
-from torch import nn
+from torch import Tensor, nn
 
 from classification import main_base, main_mgd
 from classification.training.optimizer import build_optimizer, load_optimizer
@@ -77,7 +77,8 @@ def orthogonalised(gradient: torch.Tensor) -> torch.Tensor:
     x = gradient.double() / gradient.double().norm()
     for a, b, c in [*steps, (2.8366, -3.0525, 1.2012)]:
         x = a * x + b * (x @ x.T) @ x + c * (x @ x.T) @ (x @ x.T) @ x
-    return x
+    out: Tensor = x
+    return out
 
 
 @pytest.mark.parametrize("hardware", [True, False])

@@ -59,16 +59,18 @@ def test_a_wide_layer_computes_in_float32_and_gives_its_inputs_type() -> None:
     torch.testing.assert_close(out, expected.bfloat16(), rtol=0, atol=0)
     out.float().square().sum().backward()
     (out.detach().float() * 2 * expected).sum().backward()
+    assert exact.grad is not None
     torch.testing.assert_close(inputs.grad, exact.grad.bfloat16(), rtol=0, atol=0)
     torch.testing.assert_close(wide[0].weight.grad, layer.weight.grad)
 
 
 def test_a_layer_that_two_modules_share_stays_one() -> None:
     layer = nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8)
-    shared = nn.ModuleDict({"one": nn.Sequential(layer), "other": nn.Sequential(layer)}).eval()
+    one, other = nn.Sequential(layer), nn.Sequential(layer)
+    shared = nn.ModuleDict({"one": one, "other": other}).eval()
     weight, names = layer.weight, list(shared.state_dict())
-    assert widen(shared) == 1 and shared["one"][0] is shared["other"][0] and not shared["one"][0].training
-    assert shared["one"][0].weight is weight and list(shared.state_dict()) == names
+    assert widen(shared) == 1 and one[0] is other[0] and not one[0].training
+    assert one[0].weight is weight and list(shared.state_dict()) == names
 
 
 class Attention(nn.Module):
@@ -95,6 +97,9 @@ def test_nothing_is_computed_in_bfloat16_where_the_device_lacks_it(
     found: set[torch.dtype] = set()
 
     class Noted(TorchDispatchMode):
+        def __init__(self) -> None:
+            TorchDispatchMode.__init__(self)
+
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
             found.update(x.dtype for x in pytree.tree_leaves((args, out)) if isinstance(x, torch.Tensor))

@@ -48,7 +48,8 @@ def cut_at_save(number: int, words: list[str]) -> int:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(folder / "last.pth", weights_only=True)["state_dict"]
+    found: dict[str, torch.Tensor] = torch.load(folder / "last.pth", weights_only=True)["state_dict"]
+    return found
 
 
 def test_a_batch_in_parts_gives_the_update_of_the_whole(

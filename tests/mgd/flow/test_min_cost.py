@@ -14,7 +14,8 @@ def correlated(suppliers: int, receivers: int, seed: int) -> np.ndarray:
     maps = [generator.standard_normal((n, 16)) @ sources for n in (suppliers, receivers)]
     maps = [m + generator.standard_normal(m.shape) for m in maps]
     units = [m / np.linalg.norm(m, axis=1, keepdims=True) for m in maps]
-    return 2 - 2 * units[0] @ units[1].T
+    array: np.ndarray = 2 - 2 * units[0] @ units[1].T
+    return array
 
 
 CASES = [

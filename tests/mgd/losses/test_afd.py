@@ -27,10 +27,11 @@ def test_equals_the_literal_formula() -> None:
     arrays = [[x.detach().numpy() for x in net.features] for net in (student, teacher)]
     term = AFD.from_outputs(student, [teacher], 10, width=8)
     layers = {name: value.numpy() for name, value in term.attentions[0].state_dict().items()}
-    expected = map_losses.tap_attention(*arrays, layers)
+    expected = map_losses.tap_attention(arrays[0], arrays[1], layers)
     attention = term.attentions[0](student.features, teacher.features)
     torch.testing.assert_close(attention.detach(), torch.as_tensor(expected).float(), rtol=1e-3, atol=1e-5)
-    assert term(student, [teacher], Batch()).item() == pytest.approx(map_losses.afd(*arrays, expected), rel=1e-4)
+    value = map_losses.afd(arrays[0], arrays[1], expected)
+    assert term(student, [teacher], Batch()).item() == pytest.approx(value, rel=1e-4)
 
 
 def test_by_hand() -> None:

@@ -67,13 +67,13 @@ def test_a_regressor_starts_from_a_flow_where_it_pairs_channels() -> None:
     cost = np.ones((2, 5))
     cost[0, [1, 4]] = cost[1, [0, 2]] = 0
     layer = regressor(2, 5)
-    before = layer[0].weight.detach().clone()
+    before = layer.get_parameter("0.weight").detach().clone()
     start_from(layer, solve_flow(cost, capacity="truncate"))  # two for each, and channel 3 for none
-    rows = layer[0].weight.detach()[:, :, 0, 0]
+    rows = layer.get_parameter("0.weight").detach()[:, :, 0, 0]
     assert rows[[0, 1, 2, 4]].tolist() == [[0, 1], [1, 0], [0, 1], [1, 0]]
-    assert torch.equal(rows[3], before[3, :, 0, 0]) and layer[0].weight.requires_grad
+    assert torch.equal(rows[3], before[3, :, 0, 0]) and layer.get_parameter("0.weight").requires_grad
     wide = regressor(4, 2)
     start_from(wide, solve_flow(np.array([[0.0, 1], [1, 0], [1, 0], [0, 1]])))
-    assert wide[0].weight.detach()[:, :, 0, 0].tolist() == [[1, 0, 0, 1], [0, 1, 1, 0]]
+    assert wide.get_parameter("0.weight").detach()[:, :, 0, 0].tolist() == [[1, 0, 0, 1], [0, 1, 1, 0]]
     with pytest.raises(ValueError, match="between 2 and 5 channels; got one between 2 and 4"):
         start_from(layer, solve_flow(np.zeros((2, 4))))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from mgd import Batch, Outputs
 from mgd.losses.crd import CRD, candidates, crd
 from tests.mgd.losses.ranks import Loss, check_two_ranks
+from tests.mgd.nets import has_gradient
 from tests.reference import other_losses
 
 NUM_IMAGES = 12
@@ -22,16 +24,22 @@ def outputs(width: int, seed: int, grad: bool = False) -> Outputs:
     return Outputs(torch.randn(4, 5, generator=generator).requires_grad_(grad), [maps])
 
 
-def term(*widths: int, **options: object) -> CRD:
+def term(*widths: int, **options: Any) -> CRD:
     torch.manual_seed(0)
     options = {"num_negatives": 6, "dimension": 8, "temperature": 0.5, **options}
     return CRD(widths[0], widths[1:], NUM_IMAGES, **options)
 
 
+def memory_of(loss: CRD) -> Any:
+    """The banks and heads for the only teacher."""
+    (memory,) = loss.contrasts
+    return memory
+
+
 @pytest.mark.parametrize("num_negatives", [1, 6, 11, 16384])
 def test_equals_the_literal_formula_over_two_steps(num_negatives: int) -> None:
     loss = term(3, 4, num_negatives=num_negatives)
-    (memory,) = loss.contrasts
+    memory = memory_of(loss)
     normalisers: list[float | None] = [None, None]
     for step in range(2):
         student, teacher = outputs(3, 10 + step), outputs(4, 20 + step)
@@ -65,7 +73,7 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("num_negatives", [3, 10, 11, 100])
 def test_no_image_is_its_own_negative_and_none_comes_twice(num_negatives: int) -> None:
-    (memory,) = term(3, 4, num_negatives=num_negatives, temperature=1.0).contrasts
+    memory = memory_of(term(3, 4, num_negatives=num_negatives, temperature=1.0))
     index = torch.arange(NUM_IMAGES)
     drawn = candidates(5, memory.num_negatives + 1, NUM_IMAGES)
     # Scores against rows of the identity spell out which rows were taken.
@@ -108,7 +116,7 @@ def test_an_image_that_comes_twice_is_remembered_by_its_first_row() -> None:
     loss(student, [teacher], Batch(index=index))
     first = [Outputs(o.logits[:1], [o.features[0][:1]]) for o in (student, teacher)]
     other(first[0], first[1:], Batch(index=index[:1]))
-    torch.testing.assert_close(loss.contrasts[0].student_bank[3], other.contrasts[0].student_bank[3])
+    torch.testing.assert_close(memory_of(loss).student_bank[3], memory_of(other).student_bank[3])
 
 
 def test_a_saved_term_goes_on_as_if_never_stopped() -> None:
@@ -128,7 +136,7 @@ def test_learning_brings_an_image_of_both_networks_together() -> None:
         optimizer.zero_grad()
         loss(student, [teacher], Batch(index=INDEX)).backward()
         optimizer.step()
-    (memory,) = loss.contrasts
+    memory = memory_of(loss)
     cosines = memory.student_bank[INDEX] @ memory.teacher_bank[INDEX].T
     assert (cosines.argmax(1) == torch.arange(4)).all()
 
@@ -137,16 +145,16 @@ def test_gradient_reaches_the_student_and_both_heads_but_not_the_teacher() -> No
     student, teacher = outputs(3, 1, grad=True), outputs(4, 2, grad=True)
     loss = term(3, 4)
     loss(student, [teacher], Batch(index=INDEX)).backward()
-    assert student.features[0].grad.any() and student.logits.grad is None
+    assert has_gradient(student.features[0]) and student.logits.grad is None
     assert teacher.features[0].grad is None and teacher.logits.grad is None
-    assert all(p.grad.any() for p in loss.parameters())
+    assert all(has_gradient(p) for p in loss.parameters())
 
 
 def test_without_taps_the_logits_are_contrasted() -> None:
     student, teacher = Outputs(torch.randn(4, 5, requires_grad=True)), Outputs(torch.randn(4, 5))
     loss = CRD.from_outputs(student, [teacher], NUM_IMAGES, num_negatives=6)
     loss(student, [teacher], Batch(index=INDEX)).backward()
-    assert student.logits.grad.any() and loss.contrasts[0].student_bank.shape == (NUM_IMAGES, 128)
+    assert has_gradient(student.logits) and memory_of(loss).student_bank.shape == (NUM_IMAGES, 128)
 
 
 def test_bf16_gives_a_float32_value_near_the_float32_one() -> None:
@@ -180,7 +188,7 @@ def test_wrong_use_is_refused() -> None:
         CRD(3, [4], 1)
     with pytest.raises(ValueError, match="pass index"):
         term(3, 4)(outputs(3, 1), [outputs(4, 2)], Batch())
-    (replica,) = [term(3, 4)._replicate_for_data_parallel()]
+    replica: CRD = nn.Module._replicate_for_data_parallel(term(3, 4))
     with pytest.raises(RuntimeError, match="DataParallel"):
         replica(outputs(3, 1), [outputs(4, 2)], Batch(index=INDEX))
 
@@ -191,18 +199,19 @@ def make() -> tuple[nn.Module, Loss]:
     index = torch.randperm(20, generator=generator)[:16].reshape(2, 8)
     index[1, 2:5] = index[0, 3:6]  # so that the second step reads what the first one wrote
     torch.manual_seed(0)
-    module = nn.ModuleDict(
-        {"net": nn.Linear(4, 3), "crd": CRD(3, [5], 20, num_negatives=6, dimension=4, temperature=0.5)}
-    )
+    crd = CRD(3, [5], 20, num_negatives=6, dimension=4, temperature=0.5)
+    both = nn.ModuleDict({"net": nn.Linear(4, 3), "crd": crd})
 
     def loss(module: nn.Module, part: slice) -> Tensor:
+        assert isinstance(module, nn.ModuleDict) and isinstance(module["crd"], CRD)
         total = torch.zeros(())
         for step in range(2):
             student, teacher = Outputs(module["net"](images[step, part])), Outputs(teachers[step, part])
             total = total + module["crd"](student, [teacher], Batch(index=index[step, part]))
-        return total + 0.1 * module["crd"].contrasts[0].student_bank.cumsum(0).sum()
+        out: Tensor = total + 0.1 * memory_of(module["crd"]).student_bank.cumsum(0).sum()
+        return out
 
-    return module, loss
+    return both, loss
 
 
 def test_two_ranks_compute_the_loss_gradients_and_memory_of_one() -> None:
@@ -217,8 +226,8 @@ def test_the_seed_of_crd_is_that_of_its_banks_and_draws() -> None:
         terms.append(CRD(3, [3], 12, num_negatives=4, dimension=8, seed=seed))
     values = [term(Outputs(student), [Outputs(teacher)], Batch(index=index)).item() for term in terms]
     assert values[0] == values[1] != values[2]
-    assert not torch.equal(terms[0].contrasts[0].student_bank, terms[2].contrasts[0].student_bank)
-    terms[2].contrasts[0].load_state_dict(terms[0].contrasts[0].state_dict())  # the same banks: other draws
+    assert not torch.equal(memory_of(terms[0]).student_bank, memory_of(terms[2]).student_bank)
+    memory_of(terms[2]).load_state_dict(memory_of(terms[0]).state_dict())  # the same banks: other draws
     values = [term(Outputs(student), [Outputs(teacher)], Batch(index=index)).item() for term in (terms[0], terms[2])]
     assert values[0] != values[1]
 
@@ -226,16 +235,16 @@ def test_the_seed_of_crd_is_that_of_its_banks_and_draws() -> None:
 def test_an_embedding_that_is_not_finite_leaves_the_memory_alone() -> None:
     torch.manual_seed(0)
     term, index = CRD(3, [3], 12, num_negatives=4, dimension=8), torch.tensor([3, 0])
-    before = term.contrasts[0].student_bank.clone()
+    before = memory_of(term).student_bank.clone()
     bad = torch.randn(2, 3)
     bad[0] = torch.nan
     term(Outputs(bad), [Outputs(torch.randn(2, 3))], Batch(index=index))
-    after = term.contrasts[0].student_bank
+    after = memory_of(term).student_bank
     assert torch.equal(after[3], before[3]) and not torch.equal(after[0], before[0])
 
 
 def test_defaults_and_momentum_of_crd() -> None:
-    (memory,) = CRD(3, [3], 20000).contrasts
+    memory = memory_of(CRD(3, [3], 20000))
     assert (memory.num_negatives, memory.temperature, memory.momentum) == (16384, 0.07, 0.5)
     for momentum in (-0.1, 1.0):
         with pytest.raises(ValueError, match="momentum"):

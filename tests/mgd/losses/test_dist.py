@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -110,7 +111,8 @@ def test_the_term_averages_over_teachers() -> None:
 
 
 def test_wrong_hyper_parameters_are_refused() -> None:
-    for wrong in ({"temperature": -1.0}, {"beta": -1.0}, {"gamma": -1.0}):
+    cases: tuple[dict[str, Any], ...] = ({"temperature": -1.0}, {"beta": -1.0}, {"gamma": -1.0})
+    for wrong in cases:
         (name,) = wrong
         for make in (DIST, partial(dist, *draw())):
             with pytest.raises(ValueError, match=f"dist: {name} must be .*; got -1.0"):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -90,7 +91,8 @@ def test_the_term_averages_over_teachers() -> None:
 
 
 def test_wrong_hyper_parameters_are_refused() -> None:
-    for wrong in ({"temperature": 0.0}, {"alpha": -1.0}, {"beta": float("nan")}):
+    cases: tuple[dict[str, Any], ...] = ({"temperature": 0.0}, {"alpha": -1.0}, {"beta": float("nan")})
+    for wrong in cases:
         (name,) = wrong
         for make in (DKD, partial(dkd, *draw())):
             with pytest.raises(ValueError, match=f"dkd: {name} must be"):

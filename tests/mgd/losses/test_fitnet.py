@@ -27,15 +27,16 @@ def _seed() -> None:
 def test_equals_the_literal_formula(tap: int | None, used: int) -> None:
     student, teacher = outputs(*STUDENT), outputs(*TEACHER, seed=1)
     term = FitNet.from_outputs(student, [teacher], 10, tap=tap)
-    weight = term.regressors[0][0].weight.detach().numpy()[:, :, 0, 0]
-    expected = map_losses.fitnet(*(x.features[used].detach().numpy() for x in (student, teacher)), weight)
+    weight = term.get_parameter("regressors.0.0.weight").detach().numpy()[:, :, 0, 0]
+    own, hint = (x.features[used].detach().numpy() for x in (student, teacher))
+    expected = map_losses.fitnet(own, hint, weight)
     assert term(student, [teacher], Batch()).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_by_hand() -> None:
     # The regressed map is 2 (1, 3) normalised to (-1, 1); against (0, 4) that is (1 + 9) / 2.
     term = FitNet([1], [[1]])
-    torch.nn.init.constant_(term.regressors[0][0].weight, 2.0)
+    torch.nn.init.constant_(term.get_parameter("regressors.0.0.weight"), 2.0)
     maps = [Outputs(torch.zeros(1, 2), [torch.tensor(x).view(1, 1, 1, 2)]) for x in ([1.0, 3.0], [0.0, 4.0])]
     assert term(maps[0], maps[1:], Batch()).item() == pytest.approx(5.0, rel=1e-4)
 
@@ -58,7 +59,7 @@ def test_several_teachers_have_regressors_of_their_own() -> None:
     term = FitNet.from_outputs(student, teachers, 10, teacher_weights=[3.0, 1.0])
     each = [term.compare(i, student, teacher, Batch()) for i, teacher in enumerate(teachers)]
     torch.testing.assert_close(term(student, teachers, Batch()), (3 * each[0] + each[1]) / 4)
-    assert [r[0].weight.shape[0] for r in term.regressors] == [8, 5]
+    assert [len(r.get_parameter("0.weight")) for r in term.regressors] == [8, 5]
 
 
 def test_gradient_reaches_the_student_and_the_regressor_only() -> None:

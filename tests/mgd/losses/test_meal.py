@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ def draw(classes: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     return student, first, second
 
 
-def build(classes: int = 5, **options: float) -> MEAL:
+def build(classes: int = 5, **options: Any) -> MEAL:
     torch.manual_seed(0)
     return MEAL(classes, **options)
 
@@ -107,7 +108,8 @@ def test_one_teacher_and_standardised_logits() -> None:
 
 def test_wrong_use_is_refused() -> None:
     student, first, second = draw()
-    for wrong in ({"similarity": -1.0}, {"discriminator": -1.0}):
+    cases: tuple[dict[str, Any], ...] = ({"similarity": -1.0}, {"discriminator": -1.0})
+    for wrong in cases:
         with pytest.raises(ValueError, match="must be at least 0"):
             MEAL(5, **wrong)
     with pytest.raises(ValueError, match="num_classes must be at least 2; got 1"):

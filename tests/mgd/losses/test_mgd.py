@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ def outputs(channels: tuple[int, ...], seed: int) -> Outputs:
     return Outputs(torch.zeros(5, 3), maps(channels, seed))
 
 
-def matching(reducer: str = "amp", **options: object) -> ChannelMatching:
+def matching(reducer: str = "amp", **options: Any) -> ChannelMatching:
     return ChannelMatching(STUDENT, TEACHER, [-torch.rand(t) for t in TEACHER], reducer=reducer, **options)
 
 
@@ -36,13 +37,13 @@ def test_loss_is_the_weighted_sum_of_its_parts(reducer: str) -> None:
     for i, (s, t, flow) in enumerate(zip(student.features, teacher.features, flows, strict=True)):
         capacity = "single" if reducer == "sm" else "spread"
         assert flow.total_cost == pytest.approx(solve_flow(channel_cost(s, t), capacity=capacity).total_cost)
-        target, margin = reduce_channels(t, term.stages[i].margin, flow, reducer)
+        target, margin = reduce_channels(t, term.stages[i].get_buffer("margin"), flow, reducer)
         normalised = nn.functional.batch_norm(s, None, None, training=True)
         expected += partial_l2(normalised, target, margin).item() / 2 ** (1 - i)
     assert term(student, [teacher]).item() == pytest.approx(expected / 5, rel=1e-5)
 
 
-def matched(**options: object) -> ChannelMatching:
+def matched(**options: Any) -> ChannelMatching:
     term = matching(**options)
     term.observe(outputs(STUDENT, 0), outputs(TEACHER, 1))
     term.rematch()
@@ -54,7 +55,7 @@ def test_the_mean_form_is_the_error_per_element() -> None:
     term = matched(form="mean")
     expected = 0.0
     for stage, s, t in zip(term.stages, student.features, teacher.features, strict=True):
-        target, margin = reduce_channels(t, stage.margin, stage.index)
+        target, margin = reduce_channels(t, stage.get_buffer("margin"), stage.get_buffer("index"))
         normalised = nn.functional.batch_norm(s, None, None, training=True)
         expected += partial_l2(normalised, target, margin).item() / s.numel()
     assert term(student, [teacher]).item() == pytest.approx(expected, rel=1e-5)
@@ -176,16 +177,14 @@ def test_margins_are_measured_where_none_are_given() -> None:
     teacher = maps(TEACHER, 1)
     term.observe(maps(STUDENT, 0), teacher)
     term.rematch()
-    first = teacher[0].transpose(0, 1).flatten(1)
-    expected = [values[values < 0].mean().item() for values in first]
-    np.testing.assert_allclose(term.stages[0].margin.numpy(), expected, rtol=1e-5)
-    assert not term.stages[1].margin.any()
+    expected = [values[values < 0].mean().item() for values in teacher[0].transpose(0, 1).flatten(1)]
+    np.testing.assert_allclose(term.stages[0].get_buffer("margin").numpy(), expected, rtol=1e-5)
+    assert not term.stages[1].get_buffer("margin").any()
     later = [m - 1 for m in teacher]
     term.observe(maps(STUDENT, 0), later)
     term.rematch()  # what was measured before is forgotten
-    first = later[0].transpose(0, 1).flatten(1)
-    expected = [values[values < 0].mean().item() for values in first]
-    np.testing.assert_allclose(term.stages[0].margin.numpy(), expected, rtol=1e-5)
+    expected = [values[values < 0].mean().item() for values in later[0].transpose(0, 1).flatten(1)]
+    np.testing.assert_allclose(term.stages[0].get_buffer("margin").numpy(), expected, rtol=1e-5)
 
 
 def test_random_drop_draws_from_the_generator_it_is_given() -> None:
@@ -295,7 +294,7 @@ def test_a_compiled_term_has_the_loss_and_the_gradient_of_a_plain_one(reducer: s
         (plain, plain_gradient), (traced, traced_gradient) = found
         torch.testing.assert_close(traced, plain)
         torch.testing.assert_close(traced_gradient, plain_gradient)
-        assert [int(stage.cost.count) for stage in term.stages] == [6, 6]  # 3 of 5 images, in both calls
+        assert [int(stage.get_buffer("cost.count")) for stage in term.stages] == [6, 6]  # 3 of 5 images, in both calls
         term.rematch()
 
 
@@ -309,9 +308,10 @@ def make(collected: bool) -> tuple[nn.Module, Loss]:
         term.observe([m[part] for m in student], [m[part] for m in teacher])
         if collected:
             term.collect(first=first)
-            assert [int(stage.cost.count) for stage in term.stages] == [8 * first] * 2
+            assert [int(stage.get_buffer("cost.count")) for stage in term.stages] == [8 * first] * 2
         cost = sum(flow.total_cost for flow in term.rematch())
-        return module.weight.sum() * (cost + sum(float(stage.margin.sum()) for stage in term.stages))
+        margins = sum(float(stage.get_buffer("margin").sum()) for stage in term.stages)
+        return module.get_parameter("weight").sum() * (cost + margins)
 
     return scale, loss
 
@@ -336,7 +336,7 @@ def test_a_batch_in_slices_has_the_loss_and_gradient_of_the_whole(form: str, mon
 def test_stage_weights_replace_those_of_the_form() -> None:
     student, teacher = outputs(STUDENT, 0), outputs(TEACHER, 1)
 
-    def loss(*weights: float) -> Tensor:
+    def loss(*weights: float) -> Any:
         term = ChannelMatching(STUDENT, TEACHER, [None, None], stage_weights=weights)
         term.observe(student, teacher)
         term.rematch()

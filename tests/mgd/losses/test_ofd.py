@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgd import Batch, ChannelMatching, Outputs, solve_flow
+from mgd.losses.margin import MeasuredMargin
 from mgd.losses.ofd import OFD
 from tests.mgd.losses.ranks import Loss, check_two_ranks
 from tests.reference import map_losses
@@ -27,6 +28,17 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+def regressors(term: OFD) -> list[nn.Parameter]:
+    """The weights that bring the student's maps of each tap to the channels of the only teacher."""
+    return [weight for name, weight in term.named_parameters() if name.endswith("regressor.0.weight")]
+
+
+def measured(term: nn.Module) -> Tensor:
+    found = term.get_submodule("stages.0.0.measured")
+    assert isinstance(found, MeasuredMargin)
+    return found.mean()
+
+
 @pytest.mark.parametrize("given", [True, False])
 def test_equals_the_literal_formula(given: bool) -> None:
     student, teacher = outputs(*STUDENT), outputs(*TEACHER, seed=1)
@@ -34,16 +46,16 @@ def test_equals_the_literal_formula(given: bool) -> None:
     margins = [torch.linspace(-2, -0.1, 6), torch.linspace(-1, 0, 7)]
     term = OFD.from_outputs(student, [teacher], 10, margins=[margins] if given else None)
     expected_margins = [m.numpy() for m in margins] if given else [map_losses.mean_negative(x) for x in arrays[1]]
-    weights = [stage.regressor[0].weight.detach().numpy()[:, :, 0, 0] for stage in term.stages[0]]
-    expected = map_losses.ofd(*arrays, weights, expected_margins)
+    weights = [weight.detach().numpy()[:, :, 0, 0] for weight in regressors(term)]
+    expected = map_losses.ofd(arrays[0], arrays[1], weights, expected_margins)
     assert term(student, [teacher], Batch()).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_by_hand() -> None:
     # Regressed to (-1, 1). Taps: teacher (-3, 2), margin -0.5: left alone, 1. Teacher (-3, -3), margin -2: 1 + 9.
     term = OFD([1, 1], [[1, 1]], margins=[[torch.tensor([-0.5]), torch.tensor([-2.0])]])
-    for stage in term.stages[0]:
-        nn.init.constant_(stage.regressor[0].weight, 1.0)
+    for weight in regressors(term):
+        nn.init.constant_(weight, 1.0)
     row = [torch.tensor(x).view(1, 1, 1, 2) for x in ([1.0, 3.0], [-3.0, 2.0], [-3.0, -3.0])]
     student, teacher = Outputs(torch.zeros(1, 2), [row[0], row[0]]), Outputs(torch.zeros(1, 2), row[1:])
     assert term(student, [teacher], Batch()).item() == pytest.approx(1 / 2 + 10, rel=1e-4)
@@ -67,8 +79,7 @@ def test_the_measured_margin_runs_over_all_training_batches_and_is_saved() -> No
     restored = OFD([4, 5], [[6, 7]])
     restored.load_state_dict(term.state_dict())
     for module in (term, restored):
-        margin = module.stages[0][0].measured.mean()
-        torch.testing.assert_close(margin, torch.as_tensor(map_losses.mean_negative(seen)).float())
+        torch.testing.assert_close(measured(module), torch.as_tensor(map_losses.mean_negative(seen)).float())
 
 
 def test_maps_of_other_resolution_are_pooled() -> None:
@@ -134,8 +145,7 @@ def make() -> tuple[nn.Module, Loss]:
     def loss(module: nn.Module, part: slice) -> Tensor:
         for teacher in (maps[0], maps[1] - 1):  # what was seen before must not count twice
             term(Outputs(torch.zeros(8, 2)[part], [teacher[part]]), [Outputs(torch.zeros(0), [teacher[part]])], Batch())
-        margin: Tensor = term.stages[0][0].measured.mean().sum()
-        return margin * scale_of(module)
+        return measured(term).sum() * scale_of(module)
 
     return scale, loss
 

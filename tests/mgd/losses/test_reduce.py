@@ -22,8 +22,8 @@ def test_equals_the_literal_formula(reducer: str) -> None:
         values = [teacher[b, t, y, x].item() for t in MEMBERS[s]]
         assert target[b, s, y, x].item() == pytest.approx(literal.reduce_pixel(values, reducer), rel=1e-5)
     for s, members in enumerate(MEMBERS):
-        values = margin[members]
-        assert reduced[s].item() == pytest.approx((values.max() if reducer == "sp" else values.mean()).item(), rel=1e-5)
+        own = margin[members]
+        assert reduced[s].item() == pytest.approx((own.max() if reducer == "sp" else own.mean()).item(), rel=1e-5)
 
 
 def test_by_hand() -> None:

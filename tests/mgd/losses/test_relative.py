@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mgd import ChannelMatching, Outputs
+from mgd import ChannelCost, ChannelMatching, Outputs
 
 
 def drawn(channels: int, seed: int) -> Tensor:
@@ -20,8 +20,8 @@ def test_the_relative_form_does_not_know_the_scale_of_the_teacher() -> None:
     term.observe(student, teacher)
     term.rematch()
     for stage in term.stages:
-        nn.init.zeros_(stage.adapter.weight)  # a student at 0
-        stage.margin.zero_()
+        nn.init.zeros_(stage.get_parameter("adapter.weight"))  # a student at 0
+        stage.get_buffer("margin").zero_()
     assert term(student, [teacher]).item() == pytest.approx(2.0, rel=1e-5)  # 1 a stage
     assert term(student, [scaled]).item() == pytest.approx(2.0, rel=1e-5)
 
@@ -30,11 +30,11 @@ def relative(teacher: Tensor, gain: float = 1.0) -> tuple[Tensor, Tensor]:
     """The relative form of one stage without margin, the student's map being `gain` times a normalised one."""
     student = drawn(8, 0).requires_grad_()
     term = ChannelMatching([8], [8], [torch.zeros(8)], form="relative", assignment="identity")
-    nn.init.constant_(term.stages[0].adapter.weight, gain)
+    nn.init.constant_(term.get_parameter("stages.0.adapter.weight"), gain)
     term.observe([student], [teacher])
     term.rematch()
     loss = term(Outputs(torch.zeros(4, 3), [student]), [Outputs(torch.zeros(4, 3), [teacher])])
-    return loss, torch.autograd.grad(loss, term.stages[0].adapter.weight)[0]
+    return loss, torch.autograd.grad(loss, term.get_parameter("stages.0.adapter.weight"))[0]
 
 
 def test_the_relative_form_is_bounded_where_the_teacher_is_far_below() -> None:
@@ -83,7 +83,9 @@ def test_a_stage_whose_values_vanish_is_dead_too() -> None:
 
 def test_a_stage_that_this_process_did_not_see_is_not_called_dead() -> None:
     term = ChannelMatching([2], [3], [None], form="relative")
-    term.stages[0].cost.update(torch.randn(2, 2, 4, 4), torch.randn(2, 3, 4, 4))  # as from a checkpoint
+    cost = term.stages[0].cost
+    assert isinstance(cost, ChannelCost)
+    cost.update(torch.randn(2, 2, 4, 4), torch.randn(2, 3, 4, 4))  # as from a checkpoint
     term.rematch()
     assert term.dead == []
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mgd import Batch, Outputs
 from mgd.losses.similarity import Similarity, similarity
 from tests.mgd.losses.ranks import Loss, check_two_ranks
+from tests.mgd.nets import has_gradient
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -24,7 +25,8 @@ def literal(student: np.ndarray, teacher: np.ndarray, power: int = 2) -> float:
         lengths = [sum(abs(g) ** power for g in row) ** (1 / power) for row in gram]
         grams.append([[g / length for g in row] for row, length in zip(gram, lengths, strict=True)])
     pairs = [(i, j) for i in range(len(student)) for j in range(len(student))]
-    return sum((grams[0][i][j] - grams[1][i][j]) ** 2 for i, j in pairs) / len(pairs)
+    value: float = sum((grams[0][i][j] - grams[1][i][j]) ** 2 for i, j in pairs) / len(pairs)
+    return value
 
 
 def test_equals_the_literal_formula() -> None:
@@ -55,7 +57,7 @@ def test_gradient_reaches_the_student_only_also_from_bf16() -> None:
         outputs.features[0].requires_grad_()
     loss = Similarity()(student, [teacher], Batch())
     loss.backward()
-    assert loss.dtype == torch.float32 and student.features[0].grad.any() and teacher.features[0].grad is None
+    assert loss.dtype == torch.float32 and has_gradient(student.features[0]) and teacher.features[0].grad is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

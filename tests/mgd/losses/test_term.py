@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -129,7 +130,9 @@ def test_the_relu_is_for_both_networks() -> None:
         assert term(outputs(student), [outputs(teacher)], Batch()).item() == gap
 
 
-LOGIT_TERMS = {name: t for name, t in losses.LOSSES.items() if issubclass(t, LogitTerm) and name != "meal"}
+LOGIT_TERMS: dict[str, Any] = {
+    name: t for name, t in losses.LOSSES.items() if issubclass(t, LogitTerm) and name != "meal"
+}
 
 
 @pytest.mark.parametrize("name", LOGIT_TERMS)

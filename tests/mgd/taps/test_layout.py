@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,8 @@ class Layer(nn.Module):
             raise AssertionError("another size")
         y = self.conv(x)
         self.seen(self.turn(y))
-        return self.fc(y.mean((2, 3)))
+        out: Tensor = self.fc(y.mean((2, 3)))
+        return out
 
 
 def tokens(y: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ def test_tokens_become_a_map_row_by_row() -> None:
         ((4, 3), {}, "expected tokens"),
     ],
 )
-def test_tokens_that_do_not_fit_are_refused(shape: tuple[int, ...], options: dict[str, int], message: str) -> None:
+def test_tokens_that_do_not_fit_are_refused(shape: tuple[int, ...], options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mgd.tokens_to_map(torch.zeros(shape), **options)
 
@@ -148,7 +150,7 @@ def test_looking_at_a_layout_leaves_the_network_as_it_was() -> None:
     state = torch.get_rng_state()
     taps(images)
     assert net.training and net[1].training and not net[2].training and not taps._open
-    assert int(net[0].num_batches_tracked) == 1  # of the forward itself
+    assert int(net[0].get_buffer("num_batches_tracked")) == 1  # of the forward itself
     assert torch.equal(torch.get_rng_state(), state)
     sizes: list[int] = []
     net[0].register_forward_hook(lambda m, args, out: sizes.append(out.shape[3]))
@@ -165,7 +167,8 @@ def test_a_call_of_several_is_looked_at_by_its_number() -> None:
         def forward(self, x: Tensor) -> Tensor:
             y = self.conv(self.seen(x))
             self.seen(last(y))
-            return self.fc(self.seen(y.flatten(1)))  # raises at another size, before the last call
+            out: Tensor = self.fc(self.seen(y.flatten(1)))  # raises at another size, before the last call
+            return out
 
     images = torch.randn(1, 3, 8, 8)
     for path in ("seen@in#1", "seen@in#-2"):

@@ -23,7 +23,8 @@ class Between(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        return self.seen(self.function(self.bn(y), y)).mean((2, 3))
+        out: Tensor = self.seen(self.function(self.bn(y), y)).mean((2, 3))
+        return out
 
 
 KEEPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -90,7 +91,8 @@ def test_a_norm_that_hands_other_values_to_its_module_is_none() -> None:
             self.act = nn.ReLU()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.act(0.5 * super().forward(x))
+            out: Tensor = self.act(0.5 * super().forward(x))
+            return out
 
     assert mgd.norms_before(mgd.Taps(net_of(Halves()), ["1.act@in"]), torch.randn(1, 3, 6, 6)) == [None]
 
@@ -102,7 +104,8 @@ def test_a_shared_norm_is_found_by_its_call() -> None:
             self.bn, self.act = nn.BatchNorm2d(3), nn.ReLU()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.act(self.bn(self.act(self.bn(x)).relu().sqrt())).mean((2, 3))
+            out: Tensor = self.act(self.bn(self.act(self.bn(x)).relu().sqrt())).mean((2, 3))
+            return out
 
     net = Twice()
     for call in (0, 1):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import mgd
-from tests.mgd.nets import TOY_TAPS, toy, toy_maps
+from tests.mgd.nets import TOY_TAPS, Toy, toy, toy_maps
 
 
 def saved(thing: Any) -> Any:
@@ -38,13 +38,14 @@ def test_a_copy_reads_its_own_network(twin: Callable[[Any], Any]) -> None:
     other.model.conv1.weight.data.mul_(2)
     for each in (taps, other, taps):
         each.eval()
+        assert isinstance(each.model, Toy)
         for _ in range(2):
             for got, expected in zip(each(images).features, toy_maps(each.model, images), strict=True):
                 torch.testing.assert_close(got, expected)
         assert hooks(each.model) == len(TOY_TAPS)
     other.close()
     assert hooks(other.model) == 0 and hooks(taps.model) == len(TOY_TAPS)
-    assert other.model.relu.inplace and not taps.model.relu.inplace
+    assert isinstance(taps.model, Toy) and other.model.relu.inplace and not taps.model.relu.inplace
 
 
 @pytest.mark.parametrize("twin", COPIES)

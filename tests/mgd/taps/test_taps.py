@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mgd import Outputs, Taps, dry_forward, freeze, logits_of, norms_before
-from tests.mgd.nets import TOY_TAPS, toy, toy_maps
+from tests.mgd.nets import TOY_TAPS, Toy, toy, toy_maps
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -89,7 +89,7 @@ def test_gradient_equals_that_of_the_hand_written_forward() -> None:
     grads = []
     for forward in (lambda net: Taps(net, TOY_TAPS)(images).features, lambda net: toy_maps(net, images)):
         net = toy().train()
-        sum((m**3).sum() for m in forward(net)).backward()
+        torch.stack([(m**3).sum() for m in forward(net)]).sum().backward()
         grads.append(net.conv1.weight.grad)
     torch.testing.assert_close(grads[0], grads[1])
 
@@ -116,9 +116,10 @@ def test_modules_whose_input_is_read_are_out_of_place_until_closed() -> None:
 def test_a_copy_reads_its_own_network() -> None:
     taps, images = Taps(toy(), TOY_TAPS), torch.randn(2, 3, 6, 6)
     other = copy.deepcopy(taps)
-    other.model.conv1.weight.data.mul_(2)
+    other.model.get_parameter("conv1.weight").data.mul_(2)
     for each in (taps, other, taps):
         each.eval()
+        assert isinstance(each.model, Toy)
         for got, expected in zip(each(images).features, toy_maps(each.model, images), strict=True):
             torch.testing.assert_close(got, expected)
 
@@ -170,7 +171,8 @@ def test_norms_before_needs_the_width_of_the_map() -> None:
             self.relu = nn.ReLU()
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.relu(torch.cat([x[:, :1], self.bn(x[:, 1:])], 1))
+            out: Tensor = self.relu(torch.cat([x[:, :1], self.bn(x[:, 1:])], 1))
+            return out
 
     assert norms_before(Taps(Halves(), ["relu@in"]), torch.zeros(1, 3, 4, 4)) == [None]
 
@@ -178,10 +180,10 @@ def test_norms_before_needs_the_width_of_the_map() -> None:
 def test_dry_forward_leaves_modes_and_statistics_alone() -> None:
     net = toy().train()
     net.bn1.eval()
-    mean = net.bn2.running_mean.clone()
+    mean = net.bn2.get_buffer("running_mean").clone()
     outputs = dry_forward(Taps(net, TOY_TAPS), torch.randn(4, 3, 6, 6))
     assert net.training and net.bn2.training and not net.bn1.training
-    assert torch.equal(net.bn2.running_mean, mean)
+    assert torch.equal(net.bn2.get_buffer("running_mean"), mean)
     assert not outputs.logits.requires_grad
 
 
@@ -211,11 +213,13 @@ def test_a_map_that_is_overwritten_later_than_at_first_is_refused() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.conv(x)
-            return (y.mul_(2) if self.in_place else y * 2).mean((2, 3))
+            out: Tensor = (y.mul_(2) if self.in_place else y * 2).mean((2, 3))
+            return out
 
-    taps, images = Taps(Sometimes(), ["conv"]), torch.randn(2, 3, 4, 4)
+    net = Sometimes()
+    taps, images = Taps(net, ["conv"]), torch.randn(2, 3, 4, 4)
     taps(images)
-    taps.model.in_place = True
+    net.in_place = True
     with pytest.raises(RuntimeError, match="'conv' was overwritten in place; it was not in the first forward"):
         taps(images)
 
@@ -248,9 +252,9 @@ def test_norms_before_takes_plain_norms_only_also_without_weights() -> None:
 
 def test_norms_before_leaves_modes_and_statistics_alone() -> None:
     net = toy().train()
-    mean = net.bn1.running_mean.clone()
+    mean = net.bn1.get_buffer("running_mean").clone()
     norms_before(Taps(net, TOY_TAPS), torch.ones(2, 3, 4, 4))
-    assert net.training and torch.equal(net.bn1.running_mean, mean)
+    assert net.training and torch.equal(net.bn1.get_buffer("running_mean"), mean)
 
 
 def test_a_forward_that_fails_leaves_nothing_behind() -> None:
@@ -340,7 +344,8 @@ def test_a_module_that_is_called_by_keyword_is_read_at_its_input() -> None:
             self.conv, self.relu, self.attends = nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), Attends()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.attends(None, scale=2.0, x=self.relu(input=self.conv(input=x))).mean((2, 3))
+            out: Tensor = self.attends(None, scale=2.0, x=self.relu(input=self.conv(input=x))).mean((2, 3))
+            return out
 
     net, images = Net(), torch.randn(2, 3, 6, 6)
     taps = Taps(net, ["relu@in", "attends@in", "conv@in"])
@@ -362,7 +367,8 @@ def test_an_input_without_tensors_is_refused() -> None:
             self.sized = Sized()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.sized([len(x), 3], scale=2.0)
+            out: Tensor = self.sized([len(x), 3], scale=2.0)
+            return out
 
     with pytest.raises(TypeError, match="tap 'sized@in' reads a list, not a tensor"):
         Taps(Net(), ["sized@in"])(torch.randn(2, 3, 6, 6))
@@ -381,7 +387,8 @@ class ByNames(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv(images)
-        return self.gate(gate=x.mean((2, 3), keepdim=True), x=x).mean((2, 3))
+        out: Tensor = self.gate(gate=x.mean((2, 3), keepdim=True), x=x).mean((2, 3))
+        return out
 
 
 def test_arguments_by_keyword_count_in_the_order_of_the_forward() -> None:

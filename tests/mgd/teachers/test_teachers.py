@@ -17,10 +17,10 @@ def test_a_frozen_teacher_stays_in_eval_mode_and_builds_no_graph() -> None:
     net = toy()
     teacher = mgd.freeze(mgd.Taps(net, TOY_TAPS))
     images = torch.randn(4, 3, 6, 6, requires_grad=True)
-    mean = net.bn1.running_mean.clone()
+    mean = net.bn1.get_buffer("running_mean").clone()
     outputs = teacher.train()(images)
     assert not net.training and not net.bn1.training
-    assert torch.equal(net.bn1.running_mean, mean)
+    assert torch.equal(net.bn1.get_buffer("running_mean"), mean)
     assert not any(m.requires_grad for m in [outputs.logits, *outputs.features])
     assert not any(p.requires_grad for p in teacher.parameters())
     torch.nn.Sequential(teacher).train()
@@ -94,7 +94,8 @@ class Branching(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        return (self.bn(y) + (y if self.hidden else self.other(y))).mean((2, 3))
+        out: Tensor = (self.bn(y) + (y if self.hidden else self.other(y))).mean((2, 3))
+        return out
 
 
 @pytest.mark.parametrize("hidden", [False, True])
@@ -118,7 +119,7 @@ def test_folding_takes_real_networks_whole() -> None:
 def test_a_teacher_in_bfloat16_takes_float_images() -> None:
     net, images = toy().eval(), torch.randn(8, 3, 6, 6)
     exact = mgd.freeze(mgd.Taps(toy(), TOY_TAPS))(images)
-    fast = mgd.freeze(mgd.Taps(net, TOY_TAPS)).to(torch.bfloat16, memory_format=torch.channels_last)(images)
+    fast = mgd.freeze(mgd.Taps(net, TOY_TAPS)).to(torch.bfloat16).to(memory_format=torch.channels_last)(images)
     assert fast.logits.dtype == torch.bfloat16
     for a, b in zip(exact.features, fast.features, strict=True):
         assert torch.cosine_similarity(a.flatten(), b.float().flatten(), dim=0) > 0.999
@@ -164,7 +165,7 @@ def test_what_is_called_twice_is_not_folded_and_the_rest_is(shared_conv: bool) -
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 3)
-            nn.init.normal_(module.running_mean)
+            nn.init.normal_(module.get_buffer("running_mean"))
     images = torch.randn(2, 3, 4, 4)
     before = copy.deepcopy(net).eval()(images)
     assert mgd.fold_norms(mgd.Taps(net), images) == 1  # from training mode too
@@ -207,7 +208,8 @@ def test_folding_is_undone_where_a_map_alone_would_change() -> None:
         def forward(self, x: Tensor) -> Tensor:
             y = self.conv(x)
             self.seen(y * 2)
-            return self.fc(self.bn(y).mean((2, 3)))
+            out: Tensor = self.fc(self.bn(y).mean((2, 3)))
+            return out
 
     net = Hidden().eval()
     nn.init.constant_(net.bn.weight, 3.0)
@@ -248,7 +250,7 @@ def test_bfloat16_is_only_where_processor_and_environment_have_it(
 def test_a_norm_that_activates_itself_is_folded_and_its_activation_stays(path: str) -> None:
     torch.manual_seed(0)
     norm = timm.layers.BatchNormAct2d(4, act_layer=nn.Hardswish)
-    for values in (norm.weight, norm.bias, norm.running_mean):
+    for values in (norm.weight, norm.bias, norm.get_buffer("running_mean")):
         nn.init.normal_(values)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), norm, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     images, activation = torch.randn(2, 3, 6, 6), norm.act
@@ -268,7 +270,7 @@ def test_a_convolution_that_pads_by_itself_is_folded() -> None:
             return super().forward(F.pad(x, (0, 1, 0, 1)))
 
     net = nn.Sequential(PadsFirst(3, 4, 3, 2), nn.BatchNorm2d(4), nn.Flatten()).eval()
-    nn.init.normal_(net[1].weight)
+    nn.init.normal_(net.get_parameter("1.weight"))
     images = torch.randn(2, 3, 6, 6)
     expected = net(images)
     assert mgd.fold_norms(mgd.Taps(net), images) == 1
@@ -284,7 +286,8 @@ def test_norms_of_other_kinds_stay() -> None:
             self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return (self.bn(self.conv(x)) + self.bn.weight.sum()).mean((2, 3))
+            out: Tensor = (self.bn(self.conv(x)) + self.bn.weight.sum()).mean((2, 3))
+            return out
 
     class Scales(nn.BatchNorm2d):
         """A norm whose module is not all that lies behind it."""
@@ -294,7 +297,8 @@ def test_norms_of_other_kinds_stay() -> None:
             self.act = nn.ReLU()
 
         def forward(self, x: Tensor) -> Tensor:
-            return 2 * self.act(super().forward(x))
+            out: Tensor = 2 * self.act(super().forward(x))
+            return out
 
     images = torch.randn(2, 3, 4, 4)
     split = timm.layers.SplitBatchNorm2d(3)
@@ -311,7 +315,8 @@ def test_layers_that_are_called_by_keyword_are_folded() -> None:
             self.conv, self.bn = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.bn(input=self.conv(input=x)).mean((2, 3))
+            out: Tensor = self.bn(input=self.conv(input=x)).mean((2, 3))
+            return out
 
     assert mgd.fold_norms(mgd.Taps(Net()), torch.randn(2, 3, 4, 4)) == 1
 
