@@ -1,7 +1,7 @@
 """How fast is a flow? python scripts/bench_flow.py: four stages of correlated costs, our solvers against arc by arc.
 
 The baseline is the published way: teacher and tiled student channels as a square assignment, every arc added by a call
-to OR-Tools. All solvers must find the same cost before anything is timed. Writes scripts/results/speed*/flow.json.
+to OR-Tools. All solvers must find the same cost before anything is timed. Writes results/speed*/flow.json.
 """
 
 from __future__ import annotations

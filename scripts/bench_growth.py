@@ -2,7 +2,7 @@
 
 Parts: solving a flow; the term, forward and backward; observing a batch; and a whole matching pass over ranks (gloo).
 An exponent is the slope of a line through the logarithms of the three largest sizes. Writes
-scripts/results/speed*/growth.json.
+results/speed*/growth.json.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How much memory does a step need? python scripts/bench_memory.py: each way in a process of its own.
 
 The ways are those of bench_step.py, which also checks that they compute the same. Counted is the most that the process
-held at once from the first step on (VmHWM, Linux). Writes scripts/results/speed*/memory.json.
+held at once from the first step on (VmHWM, Linux). Writes results/speed*/memory.json.
 """
 
 from __future__ import annotations

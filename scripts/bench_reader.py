@@ -3,7 +3,7 @@
 torchvision: ImageFolder, RandomResizedCrop, flip, ToTensor, Normalize. Ours: `Photos`, bytes to the batch, normalised
 there. Both in one process on one core, batches of 64 images of 224 px. Then the same with every image in memory
 (--cache ram), and evaluation of one network by our engine against timm's loader and a plain inference loop. Before
-anything is timed the evaluation's pixels must be torchvision's. Writes scripts/results/speed*/reader.json.
+anything is timed the evaluation's pixels must be torchvision's. Writes results/speed*/reader.json.
 """
 
 from __future__ import annotations

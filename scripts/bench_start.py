@@ -1,7 +1,7 @@
 """How long until work begins? python scripts/bench_start.py FOLDER: from the command to the first images evaluated.
 
 The command distils mobilenet_v1 from a ResNet-50 whose weights a file holds (made here, untrained); it ends before the
-first forward of the initial evaluation. Writes scripts/results/speed*/start.json.
+first forward of the initial evaluation. Writes results/speed*/start.json.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 plain: METHOD as one would first write it (scripts/plain.py). bare: the same networks, eager and float32, without any
 matching. floor: the fast frozen teacher's forward, and the student's own step on labels in bfloat16, one after the
 other. ahead: ours, the teacher's forward of the next batch on half of the threads meanwhile. Before anything is
-timed, ours and plain must give the same losses in float32. Writes scripts/results/speed*/step.json.
+timed, ours and plain must give the same losses in float32. Writes results/speed*/step.json.
 """
 
 from __future__ import annotations

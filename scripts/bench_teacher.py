@@ -1,7 +1,7 @@
 """How close is the fast teacher? python scripts/bench_teacher.py FOLDER ARCH WEIGHTS: against its float32 form.
 
 Both see the validation images of FOLDER: the cosine of each tapped map, and on how many images both name one class.
-Writes scripts/results/speed*/teacher-ARCH.json.
+Writes results/speed*/teacher-ARCH.json.
 """
 
 from __future__ import annotations

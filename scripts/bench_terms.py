@@ -1,7 +1,7 @@
 """What does a step of each term cost? python scripts/bench_terms.py: the cells of the quality table, in alternation.
 
 Each is set up as its run is (scripts/quality.yaml), on images of noise, for time does not depend on what they show.
-Before anything is timed the loss must be the weighted sum of its terms. Writes scripts/results/speed*/terms.json.
+Before anything is timed the loss must be the weighted sum of its terms. Writes results/speed*/terms.json.
 """
 
 from __future__ import annotations

@@ -1,41 +1,83 @@
 """Keep what a run measured: python scripts/collect_run.py RUN TABLE ROW [--order N]
 
-Writes scripts/results/TABLE/<ROW>-<seed>.json from the run folder: command, options, versions, commit, machine, seed,
-top-1 and top-5 of the last epoch and of the best one, seconds, parameters and the curve.
+Inserts one record into results/TABLE.csv, and its curve into results/TABLE_curves.csv, or replaces that of the same row
+and seed. What a record holds: scripts/results_table.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from cells import CELLS, RESULTS
+from results_table import Record, TableError, keep_record, measures
 
-RESULTS = Path(__file__).parent / "results"
 
+def collect(
+    run: Path, cell: str, *, order: int | None = None, wall_seconds: float | None = None, threads: int | None = None
+) -> Record:
+    """Read one run folder.
 
-def collect(run: Path) -> dict[str, Any]:
-    """Read one run folder."""
+    Args:
+        run: the folder.
+        cell: its name in its table.
+        order: place of the row in its table, where no list of cells says it.
+        wall_seconds: of the whole command, where it ran in one go.
+        threads: of the run, where its folder does not say.
+    """
     config = json.loads((run / "config.json").read_text())
-    curve = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    curve = [_numbers(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
     state = torch.load(run / "best.pth", weights_only=True)["state_dict"]
     buffers = ("running_mean", "running_var", "num_batches_tracked")
-    seconds = sum(line["train_seconds"] + line.get("match_seconds", 0) for line in curve)
-    best = max(curve, key=lambda line: line["valid_top1"])
-    return {
-        **{key: config[key] for key in ("command", "options", "versions", "commit", "machine")},
-        "seed": config["options"]["seed"],
-        "last_top1": curve[-1]["valid_top1"],
-        "last_top5": curve[-1]["valid_top5"],
-        "best_top1": best["valid_top1"],
-        "best_epoch": best["epoch"],
-        "seconds": seconds,
-        "parameters": sum(v.numel() for n, v in state.items() if not n.endswith(buffers)),
-        "curve": curve,
-    }
+    machine, versions, options = config["machine"], dict(config["versions"]), config["options"]
+    return Record(
+        cell=cell,
+        seed=options["seed"],
+        **measures(curve),
+        wall_seconds=wall_seconds,
+        parameters=sum(v.numel() for n, v in state.items() if not n.endswith(buffers)),
+        threads=machine.get("threads", threads),
+        cores=machine["cores"],
+        bfloat16=machine.get("bfloat16"),
+        processor=machine["processor"],
+        torch=versions.pop("torch"),
+        commit=config["commit"],
+        teacher=teacher_digest(options, Path(config["folder"])),
+        order=order,
+        command=shlex.join(without_folders(config["command"])),
+        versions=versions,
+        options=without_folders(options),
+        curve=curve,
+    )
+
+
+def _numbers(epoch: dict[str, Any]) -> dict[str, float]:
+    """Keep the epoch a whole number, and make every metric a float."""
+    return {name: value if name == "epoch" else float(value) for name, value in epoch.items()}
+
+
+def teacher_digest(options: dict[str, Any], folder: Path) -> str:
+    """Return the first 16 digits of the SHA-256 of the teacher's file; of several teachers, joined by "+".
+
+    Args:
+        options: of the run.
+        folder: where it was started.
+
+    Returns:
+        "none" without a frozen teacher; "pretrained" in the place of weights that have no file of their own.
+    """
+    files = [teacher["resume"] for teacher in options.get("teachers", []) if teacher.get("frozen", True)]
+    digests = [
+        hashlib.sha256((folder / file).read_bytes()).hexdigest()[:16] if file else "pretrained" for file in files
+    ]
+    return "+".join(digests) or "none"
 
 
 def without_folders(value: Any) -> Any:
@@ -54,13 +96,14 @@ def main() -> None:
     parser.add_argument("row")
     parser.add_argument("--order", type=int, default=0, help="place of the row in its table")
     args = parser.parse_args()
-    result = {"row": args.row, "order": args.order, **collect(args.run)}
-    result = without_folders(result)
-    name = re.sub(r"[^a-z0-9]+", "-", args.row.lower()).strip("-")
-    path = RESULTS / args.table / f"{name}-{result['seed']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"wrote {path}")
+    if args.table in yaml.safe_load(CELLS.read_text()):
+        sys.exit(f"{args.table} is a suite of scripts/quality.yaml: scripts/bench_quality.py keeps its records")
+    path = RESULTS / f"{args.table}.csv"
+    try:
+        keep_record(path, collect(args.run, args.row, order=args.order))
+    except (OSError, TableError) as error:
+        sys.exit(str(error))
+    print(f"kept in {path}")
 
 
 if __name__ == "__main__":

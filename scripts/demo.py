@@ -58,7 +58,7 @@ def run(script: str, output: Path, options: str, seed: int) -> dict[str, Any]:
         status = {"main_base.py": main_base, "main_mgd.py": main_mgd}[script].main(words)
     if status:
         raise RunError(f"{output.name} ended with status {status}; the last lines of {log}:\n{_tail(log)}")
-    return {**collect(output), "wall_seconds": time.perf_counter() - start}
+    return vars(collect(output, output.name, wall_seconds=time.perf_counter() - start))
 
 
 def _tail(log: Path) -> str:

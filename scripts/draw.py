@@ -1,4 +1,4 @@
-"""The figures of the documentation, from result files alone; scripts/make_tables.py calls them."""
+"""The figures of the documentation, from records alone; scripts/make_tables.py calls them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,9 @@ from statistics import mean, stdev
 from typing import Any
 
 import matplotlib.pyplot as plt
-import yaml
+from cells import RESULTS, read_quality
 from matplotlib.axes import Axes
-
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "scripts" / "results"
-
-
-def read_quality() -> tuple[dict[str, dict[str, Any]], dict[str, dict[int, dict[str, Any]]]]:
-    """Return the layout of every cell, and its results by seed."""
-    suites = yaml.safe_load((ROOT / "scripts" / "quality.yaml").read_text())
-    cells = {name: cell for suite in suites.values() for name, cell in suite["cells"].items()}
-    results: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
-    for path in sorted((RESULTS / "quality").glob("*.json")):
-        result = json.loads(path.read_text())
-        results[result["cell"]][result["seed"]] = result
-    return cells, results
+from results_table import Record
 
 
 def rows_of(group: str, cells: dict[str, dict[str, Any]]) -> list[str]:
@@ -66,11 +53,11 @@ def _kind(row: str) -> str:
     return next((kind for kind, words in KINDS.items() if any(word in row for word in words)), "distilled")
 
 
-def _draw_cell(axis: Axes, place: int, kind: str, results: list[dict[str, Any]]) -> None:
+def _draw_cell(axis: Axes, place: int, kind: str, results: list[Record]) -> None:
     for result in results:
-        marker = "o" if result["machine"].get("bfloat16", True) else "v"
-        axis.plot(result["last_top1"], place, marker, color=COLORS[kind], alpha=0.6, markersize=5)
-    values = [result["last_top1"] for result in results]
+        marker = "o" if result.had_bfloat16 else "v"
+        axis.plot(result.last_top1, place, marker, color=COLORS[kind], alpha=0.6, markersize=5)
+    values = [result.last_top1 for result in results]
     if len(values) > 1:
         axis.errorbar(mean(values), place, xerr=stdev(values), fmt="|", color="k", capsize=3)
 

@@ -1,9 +1,9 @@
 """Write the tables and the figure of the documentation from files alone: python scripts/make_tables.py [--check]
 
 A table stands between <!-- NAME --> and <!-- /NAME --> in README.md or docs/: "options" and "losses" from the code,
-"speed" and "speed-float32" from the scripts/results/NAME/*.json of processors with and without bfloat16,
-"quality-GROUP" from scripts/results/quality/*.json in the layout of scripts/quality.yaml, any other from
-scripts/results/NAME/*.json, which scripts/collect_run.py makes from run folders.
+"speed" and "speed-float32" from the results/NAME/*.json of processors with and without bfloat16, "quality-GROUP" from
+the tables of the suites of scripts/quality.yaml, results/SUITE.csv, in its layout, and "digits" from results/demo.csv,
+where scripts/collect_run.py keeps the runs of `make demo`. A record whose command is not that of its cell is refused.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ import json
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
-from draw import draw_growth, draw_quality, draw_speed, read_quality, rows_of
+from cells import RESULTS, ROOT, read_quality
+from draw import draw_growth, draw_quality, draw_speed, rows_of
+from results_table import Record, TableError, read_table
 
 from classification.options.parser import build_parser
 from classification.options.terms import hyper_parameters
 from mgd.losses import LOSSES
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "scripts" / "results"
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("losses", "options", "quality", "speed")))
 MEASURES = {"ratio": " x", "value": "", "seconds": " s"}  # what a row of the speed table holds, first one found
 
@@ -79,25 +77,27 @@ def losses_table() -> str:
 
 def results_table(name: str) -> str:
     """One line a row of results, mean and deviation of the last epoch's top-1 over its seeds."""
-    rows: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
-    for path in sorted((RESULTS / name).glob("*.json")):
-        result = json.loads(path.read_text())
-        rows[result["order"], result["row"]].append(result)
+    rows: dict[tuple[int, str], list[Record]] = defaultdict(list)
+    for record in read_table(RESULTS / f"{name}.csv"):
+        rows[record.order or 0, record.cell].append(record)
     lines = ["| | top-1 %, last epoch | top-5 % | seeds | seconds | parameters |", "|---|---|---|---|---|---|"]
     for (_, row), results in sorted(rows.items()):
-        top1, top5 = spread([r["last_top1"] for r in results]), spread([r["last_top5"] for r in results])
-        seconds = mean(r["seconds"] for r in results)
-        lines.append(f"| {row} | {top1} | {top5} | {len(results)} | {seconds:.0f} | {results[0]['parameters']:,} |")
+        top1, top5 = spread([r.last_top1 for r in results]), spread([r.last_top5 for r in results])
+        seconds = mean(r.seconds for r in results)
+        lines.append(f"| {row} | {top1} | {top5} | {len(results)} | {seconds:.0f} | {results[0].parameters:,} |")
     return "\n".join([*lines, *measured_on([r for group in rows.values() for r in group])])
 
 
-def measured_on(results: list[dict[str, Any]]) -> list[str]:
+def measured_on(records: list[Record]) -> list[str]:
     """Say on what machines, with which versions and at which commits."""
+    return _machines((r.cores, r.had_bfloat16, r.torch, r.commit) for r in records)
+
+
+def _machines(found: Iterable[tuple[int, bool, str, str | None]]) -> list[str]:
     machines: dict[str, set[str]] = defaultdict(set)
-    for result in results:
-        machine = result["machine"]
-        cores = f"{machine['cores']} CPU cores{'' if machine.get('bfloat16', True) else ' without bfloat16'}"
-        machines[f"{cores}, torch {result['versions']['torch']}"].add((result["commit"] or "unknown")[:8])
+    for number, bfloat16, torch, commit in found:
+        cores = f"{number} CPU cores{'' if bfloat16 else ' without bfloat16'}"
+        machines[f"{cores}, torch {torch}"].add((commit or "unknown")[:8])
     return [
         line
         for machine, commits in sorted(machines.items())
@@ -118,9 +118,9 @@ def quality_table(group: str) -> str:
         other: str = cell.get("against", "")
         check_teacher(name, [*found.values(), *(results[other].values() if other else ())])
         shared = sorted(set(found) & set(results[other])) if other and group == cell["group"] else []
-        gain = differences([found[s]["last_top1"] - results[other][s]["last_top1"] for s in shared]) if shared else ""
+        gain = differences([found[s].last_top1 - results[other][s].last_top1 for s in shared]) if shared else ""
         gain += f" against {cells[other]['row']}" if gain else ""
-        top1, best = (spread([r[key] for r in found.values()]) for key in ("last_top1", "best_top1"))
+        top1, best = (spread([getattr(r, key) for r in found.values()]) for key in ("last_top1", "best_top1"))
         last = [str(cell.get("published-code", ""))] * published
         lines.append(_row([cell["row"], top1, best, count(found), gain, *last]))
     return "\n".join([*lines, *measured_on([r for name in names for r in results[name].values()])])
@@ -130,9 +130,9 @@ def _row(columns: list[str]) -> str:
     return "| " + "".join(f"{column} | " for column in columns).strip()
 
 
-def check_teacher(name: str, results: list[dict[str, Any]]) -> None:
-    """Refuse to average or compare students of different teachers; older results do not say which they had."""
-    found = {r["teacher"]: f"{r['cell']}, seed {r['seed']}" for r in results if r.get("teacher")}
+def check_teacher(name: str, results: list[Record]) -> None:
+    """Refuse to average or compare students of different teachers; older records do not say which they had."""
+    found = {r.teacher: f"{r.cell}, seed {r.seed}" for r in results if r.teacher not in (None, "none")}
     if len(found) > 1:
         sys.exit(f"{name}: {' and '.join(found.values())} had different teachers: run them again by one")
 
@@ -145,7 +145,7 @@ def changes_table() -> str:
         "|---|---|---|---|---|---|",
     ]
     for name in dict.fromkeys(name for group in MATCHED for name in rows_of(group, cells)):
-        runs = [[r["flow_changed"] for r in found["curve"] if "flow_changed" in r] for found in results[name].values()]
+        runs = [[e["flow_changed"] for e in found.curve if "flow_changed" in e] for found in results[name].values()]
         if any(runs):
             means = [100 * mean(column) for column in zip(*runs, strict=True)]
             places = [means[place] if place < len(means) else None for place in (0, 1, 2)] + [means[-1]]
@@ -159,10 +159,10 @@ def time_table() -> str:
     cells, results = read_quality()
     lines = ["| 2 threads | training and matching, min | whole command, min | top-1 % |", "|---|---|---|---|"]
     names = [name for name, cell in cells.items() if cell["group"] == "time"]
-    found = [r for name in names for r in results[name].values() if r["threads"] == 2 and r["wall_seconds"]]
+    found = [r for name in names for r in results[name].values() if r.threads == 2 and r.wall_seconds]
     for result in found:
-        minutes = " | ".join(f"{result[key] / 60:.1f}" for key in ("seconds", "wall_seconds"))
-        lines.append(f"| {cells[result['cell']]['row']} | {minutes} | {result['last_top1']:.2f} |")
+        minutes = " | ".join(f"{value / 60:.1f}" for value in (result.seconds, result.wall_seconds or 0))
+        lines.append(f"| {cells[result.cell]['row']} | {minutes} | {result.last_top1:.2f} |")
     return "\n".join([*lines, *measured_on(found)])
 
 
@@ -170,15 +170,15 @@ def terms_table() -> str:
     """One line a term alone and a sum of terms, the best first: top-1, and what a step costs."""
     cells, results = read_quality()
     names = [n for n in dict.fromkeys((*rows_of("main", cells), *rows_of("terms", cells))) if results[n]]
-    names.sort(key=lambda name: -mean(r["last_top1"] for r in results[name].values()))
+    names.sort(key=lambda name: -mean(r.last_top1 for r in results[name].values()))
     timed = RESULTS / "speed" / "terms.json"
     steps = json.loads(timed.read_text())["steps"] if timed.exists() else {}
     lines = ["| | top-1 %, last epoch | best epoch | n | ms a step | memory, MiB |", "|---|---|---|---|---|---|"]
     for name in names:
         found = list(results[name].values())
-        top1, best = (spread([r[key] for r in found]) for key in ("last_top1", "best_top1"))
+        top1, best = (spread([getattr(r, key) for r in found]) for key in ("last_top1", "best_top1"))
         step = f"{1e3 * steps[name]:.0f}" if name in steps else ""
-        memory = [r["curve"][-1]["peak_memory_mib"] for r in found if "peak_memory_mib" in r["curve"][-1]]
+        memory = [r.curve[-1]["peak_memory_mib"] for r in found if "peak_memory_mib" in r.curve[-1]]
         lines.append(
             f"| {cells[name]['row']} | {top1} | {best} | {count(results[name])} | {step} | "
             f"{f'{max(memory):.0f}' if memory else ''} |"
@@ -186,9 +186,9 @@ def terms_table() -> str:
     return "\n".join([*lines, *measured_on([r for n in names for r in results[n].values()])])
 
 
-def count(found: dict[int, dict[str, Any]]) -> str:
+def count(found: dict[int, Record]) -> str:
     """How many seeds, and in brackets how many of them on a processor without bfloat16."""
-    float32 = sum(not r["machine"].get("bfloat16", True) for r in found.values())
+    float32 = sum(not r.had_bfloat16 for r in found.values())
     return f"{len(found)} ({float32}*)" if float32 else f"{len(found)}"
 
 
@@ -208,7 +208,8 @@ def speed_table(kind: str = "speed", only: tuple[str, ...] = ()) -> str:
         value, unit = next((row[key], unit) for key, unit in MEASURES.items() if key in row)
         middle = " to ".join(f"{q:.2f}" for q in row.get("quartiles", []))
         lines.append(f"| {row['what']} | {value:.4g}{unit} | {middle} | {row['target']} |")
-    return "\n".join([*lines, *measured_on(results)])
+    about = ((r["machine"], r["versions"]["torch"], r["commit"]) for r in results)
+    return "\n".join([*lines, *_machines((m["cores"], m.get("bfloat16", True), *rest) for m, *rest in about)])
 
 
 def spread(values: list[float]) -> str:
@@ -234,6 +235,7 @@ HEADLINES = (
 MADE: dict[str, Callable[[], str]] = {
     "options": options_table,
     "losses": losses_table,
+    "digits": partial(results_table, "demo"),
     "speed": speed_table,
     "terms": terms_table,
     "cell-time": time_table,
@@ -277,11 +279,7 @@ def fill(text: str) -> str:
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
-        if name in MADE:
-            content = MADE[name]()
-        else:
-            group = name.removeprefix("quality-")
-            content = results_table(name) if group == name else quality_table(group)
+        content = MADE[name]() if name in MADE else quality_table(name.removeprefix("quality-"))
         return f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
 
     return re.sub(r"<!-- (?P<name>[a-z0-9_-]+) -->\n.*?<!-- /(?P=name) -->", table, text, flags=re.DOTALL)
@@ -294,7 +292,10 @@ def main() -> None:
     stale = []
     for page in PAGES:
         text = page.read_text()
-        filled = fill(text)
+        try:
+            filled = fill(text)
+        except TableError as error:
+            sys.exit(str(error))
         if filled != text:
             stale.append(page.name)
         if not args.check:

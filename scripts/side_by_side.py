@@ -18,7 +18,7 @@ from mgd import has_bfloat16
 
 # What is measured with and without bfloat16 in hardware is kept apart: the fast teacher is another one there.
 KIND = "speed" if has_bfloat16(torch.device("cpu")) else "speed-float32"
-RESULTS = Path(__file__).parent / "results" / KIND
+RESULTS = Path(__file__).parents[1] / "results" / KIND
 
 
 class Seconds(float):

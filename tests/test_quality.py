@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+
+from tests.records import record
 
 ROOT = Path(__file__).parents[1]
 CELLS = """
@@ -37,43 +39,56 @@ def test_missing_cells_are_run_cut_ones_gone_on_with_and_complete_ones_kept(
     bench: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from bench_quality import main
+    from cells import check_command
+    from results_table import read_table
 
     main(bench)
-    results = tmp_path / "results"
-    found = {path.stem: json.loads(path.read_text()) for path in results.iterdir()}
-    assert set(found) == {"teacher-0", "alone-0", "amp-0"}
-    amp = found["amp-0"]
-    assert amp["seed"] == 0 and amp["cell"] == "amp" and len(amp["curve"]) == 2
-    assert amp["last_top1"] == amp["curve"][-1]["valid_top1"] > 10 and amp["wall_seconds"] > 0
+    table = tmp_path / "results" / "digits.csv"
+    found = {record.key: record for record in read_table(table)}
+    assert set(found) == {("teacher", 0), ("alone", 0), ("amp", 0)}
+    amp = found["amp", 0]
+    assert len(amp.curve) == 2 and amp.wall_seconds and amp.wall_seconds > 0
+    assert amp.last_top1 == amp.curve[-1]["valid_top1"] > 10 and amp.threads and amp.processor
     weights = (tmp_path / "work" / "digits" / "teacher-0" / "last.pth").read_bytes()
-    assert amp["teacher"] == hashlib.sha256(weights).hexdigest()[:16] and found["alone-0"]["teacher"] is None
-    assert "--student-resume" in amp["command"] and not any(str(tmp_path) in word for word in amp["command"])
+    assert amp.teacher == hashlib.sha256(weights).hexdigest()[:16] and found["alone", 0].teacher == "none"
+    assert "--student-resume" in amp.words and str(tmp_path) not in amp.command
+    suite = yaml.safe_load(CELLS)["digits"]
+    for kept in found.values():
+        check_command("digits", suite, kept)
     capsys.readouterr()
     main(bench)
     assert "nothing is missing" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r"amp-0 is the finished run whose result is there: remove it"):
+    with pytest.raises(SystemExit, match=r"amp-0 is the finished run whose record is there: remove it"):
         main([*bench, "--only", "amp"])
 
-    (results / "amp-0.json").unlink()
+    remove(table, "amp")
     main(bench)  # the run itself is complete
-    assert json.loads((results / "amp-0.json").read_text()) == amp
+    assert read_table(table) == list(found[key] for key in sorted(found))
 
     folder = tmp_path / "work" / "digits" / "amp-0"
     last = torch.load(folder / "last.pth", weights_only=True)
     last["resume"]["epoch"] = 1  # as if it had been cut in the second epoch
     torch.save(last, folder / "last.pth")
-    (results / "amp-0.json").unlink()
+    remove(table, "amp")
     (folder / "wall_seconds").unlink()
     main(bench)
-    again = json.loads((results / "amp-0.json").read_text())
-    assert [line["epoch"] for line in again["curve"]] == [0, 1] and again["wall_seconds"] is None
+    again = next(record for record in read_table(table) if record.cell == "amp")
+    assert [epoch["epoch"] for epoch in again.curve] == [0, 1] and again.wall_seconds is None
+
+
+def remove(table: Path, cell: str) -> None:
+    """Take the lines of a cell out of a table and out of its curves."""
+    for path in (table, table.with_name(f"{table.stem}_curves.csv")):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if not line.startswith(f"{cell},")))
 
 
 def test_a_teacher_is_trained_for_cells_that_name_it_alone(bench: list[str], tmp_path: Path) -> None:
     from bench_quality import main
 
     main([*bench, "--only", "alone"])
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["alone-0.json"]
+    lines = (tmp_path / "results" / "digits.csv").read_text().splitlines()
+    assert [line.split(",")[:2] for line in lines[1:]] == [["alone", "0"]]
 
 
 def test_the_chosen_images_are_unpacked_beside_a_folder_that_another_process_made_meanwhile(
@@ -134,8 +149,8 @@ def test_students_of_different_teachers_are_not_compared(monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     from make_tables import check_teacher
 
-    old, alone = {"cell": "amp", "seed": 0}, {"cell": "alone", "seed": 0, "teacher": None}
-    first, second = ({"cell": "amp", "seed": seed, "teacher": f"digest {seed}"} for seed in (1, 2))
+    old, alone = record("amp", 0, teacher=None), record("alone", 0, teacher="none")
+    first, second = (record("amp", seed, teacher=f"digest {seed}") for seed in (1, 2))
     check_teacher("amp", [old, alone, first, first])
     with pytest.raises(SystemExit, match="amp: amp, seed 1 and amp, seed 2 had different teachers"):
         check_teacher("amp", [alone, first, second])
@@ -145,14 +160,12 @@ def test_tables_of_changed_pairs_and_of_time(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import make_tables
 
-    machine = {"cores": 2, "bfloat16": True}
-    common = {"threads": 2, "machine": machine, "versions": {"torch": "2"}, "commit": "abc", "last_top1": 50.0}
     results = {
         "amp": {
-            0: {**common, "cell": "amp", "wall_seconds": 90, "seconds": 60, "curve": [{}, {"flow_changed": 0.1}]},
-            1: {**common, "cell": "amp", "wall_seconds": None, "seconds": 60, "curve": [{"flow_changed": 0.3}]},
+            0: record("amp", 0, wall_seconds=90.0, curve=[{}, {"flow_changed": 0.1}]),
+            1: record("amp", 1, wall_seconds=None, curve=[{"flow_changed": 0.3}]),
         },
-        "kept": {0: {**common, "cell": "kept", "threads": 1, "wall_seconds": 90, "seconds": 60, "curve": [{}]}},
+        "kept": {0: record("kept", 0, threads=1, wall_seconds=90.0, curve=[{}])},
     }
     cells = {name: {"row": name.upper(), "group": "main"} for name in results}
     monkeypatch.setattr(make_tables, "read_quality", lambda: (cells, results))

@@ -141,7 +141,7 @@ def _cause(path: str, error: Exception) -> str:
 
 
 def _file(path: str) -> BinaryIO:
-    """Open a file; a pipe, which would be waited for, is empty."""
+    """Open without blocking, so that a named pipe reads as empty instead of hanging."""
     at_once = getattr(os, "O_NONBLOCK", 0)
     return open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))
 

@@ -32,7 +32,7 @@ from classification.options.terms import (
 from classification.paths import is_file
 from mgd import has_bfloat16
 
-# Options that an empty text, as an unset variable leaves it in a script, would switch off unseen.
+# Options for which an empty string (an unset shell variable) must be an error.
 FILES = {"config", "output", "resume", "student_resume", "teacher_resume", "train_list", "valid_list"}
 
 
@@ -348,11 +348,22 @@ def describe(args: Namespace) -> dict[str, Any]:
         "versions": versions,
         "commit": _commit(),
         "machine": {
-            "processor": platform.processor() or platform.machine(),
+            "processor": _processor(),
             "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
             "bfloat16": has_bfloat16(torch.device("cpu")),
         },
     }
+
+
+def _processor() -> str:
+    """Return the processor's name where Linux tells it, else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next((name for name in names if name), platform.processor() or platform.machine())
 
 
 def _commit(root: Path = Path(__file__).parents[2]) -> str | None:

@@ -245,7 +245,7 @@ def _bytes(value: Any) -> bytes:
 
 
 def job_hash(args: Namespace, inputs: dict[str, Any]) -> int:
-    """Return a 63-bit number that is the same where the same is computed but for the seed, which ranks share."""
+    """Hash options and inputs (without the seed) to a 63-bit number, so that ranks can check they run the same job."""
     options = {name: _known(vars(args), name) for name in set(vars(args)) - FREE - {"command", "seed"}}
     text = json.dumps([options, inputs], sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
@@ -317,7 +317,7 @@ def hold(folder: Path) -> BinaryIO:
 
 
 def make_folder(folder: Path, config: dict[str, Any], *, resumed: bool, bad: dict[str, str]) -> None:
-    """Make the run folder, its config.json and bad_images.txt; a run that goes on notes so in the one it has."""
+    """Make the run folder, its config.json and bad_images.txt; a resumed run appends to the existing config.json."""
     path = folder / "config.json"
     try:
         (folder / "flow").mkdir(parents=True, exist_ok=True)

@@ -151,7 +151,7 @@ def _spawned(local_rank: int, args: Namespace, place: _Place, prepare: Prepare, 
 
 
 def _spawn(args: Namespace, place: _Place, prepare: Prepare, execute: Execute, prog: str) -> int:
-    """Start this node's ranks, wait for them, and return their exit status; whatever ends us ends them."""
+    """Spawn this node's ranks and return their exit status. If this process is stopped, the ranks are terminated."""
     context = mp.spawn(_spawned, (args, place, prepare, execute, prog), nprocs=place.local_size, join=False)
     try:
         while not context.join():

@@ -41,7 +41,7 @@ def state(average: AveragedModel | None, student: nn.Module) -> dict[str, Any]:
 
 
 def restore(average: AveragedModel | None, student: nn.Module, kept: dict[str, Any]) -> None:
-    """Take up a checkpoint, whose result the student has at first: an average, where `kept` says so."""
+    """Restore student and average. The checkpoint's main weights are the average, the student's own are in `kept`."""
     if average is not None:
         average.module.load_state_dict(student.state_dict())
         average.n_averaged.fill_(int(kept.get("updates", 0)))

@@ -60,7 +60,7 @@ def terms_not_finite(module: nn.Module, values: Mapping[str, Tensor], weights: M
 
 
 def balanced(weights: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
-    """Return weights with which every term has an equal share; the first that has one, and those without, keep theirs.
+    """Rescale weights to equal gradient norms; the first term and terms without gradient keep theirs.
 
     Args:
         weights: factor of each term.

@@ -90,13 +90,13 @@ def rematch(trainer: Trainer, found: list[ChannelMatching], epoch: int) -> dict[
 
 
 def flows_hash(flows: list[Flow]) -> int:
-    """Return a 63-bit number that is the same for the same flows."""
+    """Hash flows to a 63-bit number, so that ranks can check that theirs are equal."""
     digest = hashlib.sha256(b"".join(np.ascontiguousarray(flow.index).tobytes() for flow in flows)).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def before_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
-    """Match again where an epoch is due, or nothing was matched yet; let begin what begins with a flow."""
+    """Recompute the flows if this epoch is scheduled or none exist; initialise terms that start from a flow."""
     found = matchings(trainer.distiller.terms)
     every = trainer.args.mgd_update_freq
     due = epoch % every == 0 if every else epoch == 0

@@ -143,7 +143,7 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
     Raises:
         UserError: whatever the user can mend.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # what it says of files names none of them
+    warnings.filterwarnings("ignore", module="PIL")  # its warnings do not say which file they concern
     data = read_folder(
         args.data,
         labels=bool(getattr(args, "labels", 1)),

@@ -346,7 +346,7 @@ class Taps(nn.Module):
                 raise RuntimeError(f"tap {point.path!r} was overwritten in place; it was not in the first forward")
             return slot.calls[call]
         copies[number] = False
-        return original[0]  # never the copy: a graph with one node more has other last bits
+        return original[0]  # an extra clone in the graph changes floating-point rounding
 
     def close(self) -> None:
         """Take the hooks off the network, and leave it as it was."""

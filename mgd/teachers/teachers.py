@@ -27,7 +27,7 @@ _WITHOUT_BFLOAT16 = {
 
 
 class View(nn.Module):
-    """Show a network the student's images as it was trained to see them: another size, another normalisation.
+    """Resize and re-normalise the student's images to what the teacher was trained on.
 
     x' = resize((x * std + mean - own_mean) / own_std)
 

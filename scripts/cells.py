@@ -1,0 +1,112 @@
+"""The cells of scripts/quality.yaml: the commands that they type, and their records out of results/SUITE.csv.
+
+A record counts only where its command is its cell's. Words that say where or how a run goes (`-j`, `-p`, `--output`,
+`--resume`, `--teacher-threads`, folders in front of file names) may differ, for they do not change what it computes.
+Under `earlier`, a suite lists commands that read otherwise and computed the same at their commit; they count there.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import defaultdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from results_table import Record, TableError, read_table
+
+ROOT = Path(__file__).parents[1]
+CELLS = ROOT / "scripts" / "quality.yaml"
+RESULTS = ROOT / "results"
+GIVEN_TEACHER = "cifar10_resnet56.pt"
+PLACES = ("-j", "-p", "--seed", "--output", "--resume", "--teacher-threads")  # each with one value
+
+
+def data_name(suite: str, cell: dict[str, Any]) -> str:
+    """Return the name of the folder of a cell's data."""
+    return "clothing" if suite == "clothing" else f"data-{cell.get('per-class', 1000)}"
+
+
+def has_teacher(cell: dict[str, Any]) -> bool:
+    """Whether a cell's command names the suite's teacher."""
+    return bool(cell.get("script", "main_mgd") == "main_mgd" and cell.get("teacher", True))
+
+
+def cell_words(suite: dict[str, Any], cell: dict[str, Any], teacher: str, start: str) -> list[str]:
+    """Return the options of a cell, those of its seed and its place left out.
+
+    Args:
+        suite: of scripts/quality.yaml.
+        cell: one of its cells.
+        teacher: file of the teacher's weights.
+        start: file of the student's, where it starts from another cell's.
+    """
+    words = [*shlex.split(suite["base"]), *shlex.split(cell.get("options", ""))]
+    if has_teacher(cell):
+        words += [*shlex.split(suite["teacher"]), "--teacher-resume", teacher]
+    return [*words, "--student-resume", start] if "start" in cell else words
+
+
+def earlier(suite: dict[str, Any], record: Record) -> list[dict[str, Any]]:
+    """Return the entries of `earlier` that speak of a record."""
+    commit = record.commit or ""
+    return [
+        entry
+        for entry in suite.get("earlier", [])
+        if record.cell in entry["cells"] and any(commit.startswith(known) for known in entry["commits"])
+    ]
+
+
+def check_command(name: str, suite: dict[str, Any], record: Record) -> None:
+    """Refuse a record whose command is not its cell's.
+
+    Raises:
+        TableError: it is not.
+    """
+    where = f"results/{name}.csv: {record.cell}, seed {record.seed}"
+    if record.cell not in suite["cells"]:
+        raise TableError(f"{where}: there is no such cell in scripts/quality.yaml")
+    cell, data = dict(suite["cells"][record.cell]), None
+    for entry in earlier(suite, record):
+        cell["options"] = cell.get("options", "").replace(entry.get("now", ""), entry.get("then", ""))
+        data = entry.get("data", data)
+    teacher = "last.pth" if suite.get("teacher-cell") else GIVEN_TEACHER
+    script = f"{cell.get('script', 'main_mgd')}.py"
+    wanted = [script, data or data_name(name, cell), *cell_words(suite, cell, teacher, "last.pth")]
+    found, places = _apart([Path(word).name if word.startswith("/") else word for word in record.words])
+    if found != wanted:
+        raise TableError(
+            f"{where}: its command is not that of its cell in scripts/quality.yaml: run it again, or list it under "
+            f"`earlier` where it computed the same\n  record: {shlex.join(found)}\n  cell:   {shlex.join(wanted)}"
+        )
+    if places.get("--seed") != str(record.seed):
+        raise TableError(f"{where}: its command has seed {places.get('--seed')}")
+
+
+def _apart(words: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Split a command into what it computes, and where and how."""
+    found, places, rest = [], {}, iter(words)
+    for word in rest:
+        if word in PLACES:
+            places[word] = next(rest, "")
+        else:
+            found.append(word)
+    return found, places
+
+
+@cache
+def read_quality() -> tuple[dict[str, dict[str, Any]], dict[str, dict[int, Record]]]:
+    """Return the layout of every cell, and its records by seed.
+
+    Raises:
+        TableError: a table is not as it should be, or a record has another command than its cell.
+    """
+    suites = yaml.safe_load(CELLS.read_text())
+    cells = {name: cell for suite in suites.values() for name, cell in suite["cells"].items()}
+    records: dict[str, dict[int, Record]] = defaultdict(dict)
+    for name, suite in suites.items():
+        for record in read_table(RESULTS / f"{name}.csv"):
+            check_command(name, suite, record)
+            records[record.cell][record.seed] = record
+    return cells, records
