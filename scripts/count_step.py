@@ -37,7 +37,7 @@ ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_s
 Costs = dict[str, tuple[int, int]]  # {operator: (calls, bytes)}
 
 
-class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Counter(TorchDispatchMode):
     """Count the calls of every ATen operator, and the bytes of the tensors that they read and write.
 
     Views and allocations have no bytes. A tensor that is changed in place is read and written.

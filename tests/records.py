@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scripts.results_table import Record
+    from results_table import Record
 
 
 def record(cell: str, seed: int, **changes: Any) -> Record:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from scripts.count_step import RECIPES, STORED, Counter, compare, count, version
+from count_step import RECIPES, STORED, Counter, compare, count, version
 
 PINNED = re.findall(r"^torch==([\d.]+)", (Path(__file__).parents[1] / "requirements.txt").read_text(), re.MULTILINE)
 KEPT = json.loads(STORED.read_text())
