@@ -143,7 +143,8 @@ def _problem(record: Record) -> str | None:
         return "it has no curve"
     if [epoch["epoch"] for epoch in record.curve] != list(range(len(record.curve))):
         return "its epochs are not 0, 1, 2, ..."
-    lacking = {"train_seconds", "valid_top1", "valid_top5"} - set.intersection(*map(set, record.curve))
+    kept: set[str] = set.intersection(*(set(epoch) for epoch in record.curve))
+    lacking = {"train_seconds", "valid_top1", "valid_top5"} - kept
     if lacking:
         return f"its curve lacks {', '.join(sorted(lacking))}"
     for name, value in measures(record.curve).items():
