@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -104,68 +104,84 @@ def partial_l2(student: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     Reference: Heo et al., 2019, arXiv:1904.01866, equations 2 and 4.
     """
     check_maps("partial_l2", student, target, same="shape")
-    return sum_partial_l2(student, [(target, margin)])
+    return sum_partial_l2(student, target, lambda part: (part, margin))[0]
 
 
-def sum_partial_l2(student: Tensor, goals: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def sum_partial_l2(
+    student: Tensor,
+    teacher: Tensor,
+    reduce: Callable[[Tensor], tuple[Tensor, Tensor]],
+    *,
+    slice_size: int | None = None,
+    with_energy: bool = False,
+) -> tuple[Tensor, Tensor]:
     """Sum `partial_l2` over slices of a batch, whose targets are made one after another.
 
     Args:
-        student: (B, S, H, W).
-        goals: target (b, S, H, W) and margin of consecutive slices, which fill the batch.
+        student: (B, S, H, W); the gradient of the error flows here only.
+        teacher: (B, T, H, W).
+        reduce: makes the target (b, S, H, W) and the margin from a slice (b, T, H, W) of the teacher's maps.
+        slice_size: elements of the student's maps in a slice, of one image at least; None for the whole batch.
+        with_energy: whether to sum the energy.
 
     Returns:
-        Scalar, float32.
+        The error and the energy |max(target, 0)|^2, 0 where it is not asked for: scalars, float32.
 
     Raises:
-        ValueError: slices that do not fill the batch, of another shape than the student, or with such a margin.
+        ValueError: another number of images of the teacher, or a target or margin of another shape.
     """
-    if torch.compiler.is_compiling():  # which fuses all of it, and cannot look into a generator from within a function
-        made = list(goals)
-        _check_whole(sum(len(target) for target, _ in made), student)
-        parts = torch.split(student, [len(target) for target, _ in made])
-        errors = [_counted(part, t.detach(), m.detach().float()) for part, (t, m) in zip(parts, made, strict=True)]
-        return torch.stack([error.square().sum() for error in errors]).sum()
-    loss: Tensor = _PartialL2.apply(student, goals)
-    return loss
+    if len(teacher) != len(student):
+        raise ValueError(f"partial_l2 needs a target for each of {len(student)} images; got {len(teacher)}")
+    if torch.compiler.is_compiling():  # the compiler fuses all of it and derives the gradient
+        target, margin = (made.detach() for made in reduce(teacher))
+        error = _counted(student, target, margin).square().sum()
+        return error, _energy(target) if with_energy else torch.zeros((), device=student.device)
+    num_images = max(1, slice_size // student.shape[1:].numel()) if slice_size else len(student)
+    counted = torch.empty_like(student)
+    errors, energies = [], []
+    with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
+        slices = (torch.split(maps, num_images) for maps in (student, teacher, counted))
+        for student_part, teacher_part, counted_part in zip(*slices, strict=True):
+            target, margin = reduce(teacher_part)
+            difference = _counted(student_part, target, margin)
+            errors.append(difference.square().sum())
+            counted_part.copy_(difference)
+            if with_energy:
+                energies.append(_energy(target))
+        error = sum(errors[1:], errors[0])
+        energy = sum(energies, torch.zeros((), device=student.device))
+    return _SumOfSquares.apply(student, error, counted), energy
 
 
-class _PartialL2(torch.autograd.Function):
-    """The sum, keeping one tensor of the student's type for the gradient: the counted error."""
+def _energy(target: Tensor) -> Tensor:
+    return target.clamp_min(0).float().square().sum()
+
+
+class _SumOfSquares(torch.autograd.Function):
+    """Return `error`, the sum of squares of `counted`, with its gradient for the student: 2 counted.
+
+    Backward needs one tensor of the student's type, `counted`, and nothing of how it was made.
+    """
 
     @staticmethod
-    def forward(context: Any, student: Tensor, goals: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        counted = torch.empty_like(student)
-        total, start = torch.zeros((), device=student.device), 0
-        with torch.autocast(student.device.type, enabled=False):
-            for target, margin in goals:
-                part = slice(start, start + len(target))
-                error = _counted(student[part], target.detach(), margin.detach().float())
-                total += error.square().sum()
-                counted[part] = error
-                start += len(target)
-        _check_whole(start, student)
+    def forward(context: Any, student: Tensor, error: Tensor, counted: Tensor) -> Tensor:
         context.save_for_backward(counted)
-        return total
+        return error.clone()
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (counted,) = context.saved_tensors
         factor = 2 * gradients[0]
         if counted.dtype == torch.float16:  # which cannot hold a small factor
-            return (counted.float() * factor).half(), None
-        return counted * factor.to(counted.dtype), None
-
-
-def _check_whole(num_images: int, student: Tensor) -> None:
-    if num_images != len(student):
-        raise ValueError(f"partial_l2 needs a target for each of {len(student)} images; got {num_images}")
+            return (counted.float() * factor).half(), None, None
+        return counted * factor.to(counted.dtype), None, None
 
 
 def _counted(student: Tensor, target: Tensor, margin: Tensor) -> Tensor:
     """Return student - target', 0 where it does not count, in float32."""
     check_maps("partial_l2", student, target, same="shape")
     check_margin("partial_l2", margin, target, per_pixel=True)
+    margin = margin.float()
     target = torch.maximum(target.float(), margin[:, None, None] if margin.ndim == 1 else margin)
     error = student.float() - target
     # Counted where target' > 0 or error > 0; a `where` would take several times as long on a processor.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from math import inf
 from typing import Any
 
@@ -256,32 +256,28 @@ class ChannelMatching(nn.Module):
         loss = student.logits.new_zeros((), dtype=torch.float32)
         pairs = self._pairs(student.features, teachers[0].features)
         for (stage, student_map, teacher_map), weight in zip(pairs, self.stage_weights, strict=True):
-            adapted, size = stage.adapter(student_map), torch.zeros((), device=loss.device)
-            error = sum_partial_l2(adapted, self._goals(stage, adapted, teacher_map, size))
+            adapted = stage.adapter(student_map)
+            error, energy = self._compare(stage, adapted, teacher_map)
             if self.form == "sum":
                 scale: Tensor | float = len(adapted)
             elif self.form == "mean":
                 scale = adapted.numel()
             else:
-                scale = torch.maximum(size, error.detach() / BOUND).clamp_min(1e-30)
+                scale = torch.maximum(energy, error.detach() / BOUND).clamp_min(1e-30)
             loss = loss + weight * error / scale
         return loss
 
     def _observed(self, num_images: int) -> int:
         return -int(-self.observe_share * num_images // 1)  # rounded up
 
-    def _goals(
-        self, stage: _Stage, student_map: Tensor, teacher_map: Tensor, size: Tensor
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield targets and margins, slice by slice; for the relative form, add up their positive parts in `size`."""
-        images = len(student_map)
-        if student_map.device.type == "cpu" and not torch.compiler.is_compiling():  # a slice stays in the cache
-            images = max(1, SLICE // student_map[0].numel())
-        for part in torch.split(teacher_map, images):
-            target, margin = reduce_channels(part, stage.margin, stage.index, self.reducer, self.generator)
-            if self.form == "relative":
-                size += target.detach().clamp_min(0).float().square().sum()
-            yield target, margin
+    def _compare(self, stage: _Stage, student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a stage's error and, for the relative form, the energy of its target."""
+
+        def reduce(part: Tensor) -> tuple[Tensor, Tensor]:
+            return reduce_channels(part, stage.margin, stage.index, self.reducer, self.generator)
+
+        size = SLICE if student_map.device.type == "cpu" else None  # a slice stays in a processor's cache
+        return sum_partial_l2(student_map, teacher_map, reduce, slice_size=size, with_energy=self.form == "relative")
 
     def _stages(self) -> list[_Stage]:
         return [stage for stage in self.stages if isinstance(stage, _Stage)]

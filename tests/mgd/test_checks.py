@@ -168,7 +168,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "ratio": (lambda: draw_mask(torch.zeros(2, 3, 4, 4), 1.0), r"in \[0, 1\)"),
     "margin": (lambda: partial_l2(MAPS, MAPS, torch.zeros(1)), r"a margin \(3,\).*; got \(1,\)"),
     "slices": (
-        lambda: sum_partial_l2(torch.zeros(5, 3, 4, 4), [(torch.zeros(2, 3, 4, 4), torch.zeros(3))]),
+        lambda: sum_partial_l2(torch.zeros(5, 3, 4, 4), torch.zeros(2, 3, 4, 4), lambda part: (part, torch.zeros(3))),
         "each of 5 images; got 2",
     ),
     "measured": (lambda: MeasuredMargin(3).update(torch.zeros(2, 1, 4, 4)), r"a margin \(1,\); got \(3,\)"),

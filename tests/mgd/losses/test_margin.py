@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mgd import bn_margin, partial_l2
 from mgd.losses.margin import MeasuredMargin, sum_partial_l2
@@ -105,18 +105,37 @@ def test_partial_l2_refuses_other_shapes() -> None:
 
 
 def test_slices_of_a_batch_sum_to_the_whole() -> None:
-    student, target, margin = torch.randn(5, 3, 4, 4, requires_grad=True), torch.randn(5, 3, 4, 4), -torch.rand(3)
-    whole = partial_l2(student, target, margin)
-    parts = sum_partial_l2(student, [(part, margin) for part in target.split(2)])
+    student, teacher, margin = torch.randn(5, 3, 4, 4, requires_grad=True), torch.randn(5, 6, 4, 4), -torch.rand(3)
+    sizes = []
+
+    def reduce(part: Tensor) -> tuple[Tensor, Tensor]:
+        sizes.append(len(part))
+        return part[:, ::2], margin
+
+    whole = partial_l2(student, teacher[:, ::2], margin)
+    parts, energy = sum_partial_l2(student, teacher, reduce, slice_size=2 * 3 * 4 * 4, with_energy=True)
+    assert sizes == [2, 2, 1]
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(*(torch.autograd.grad(loss, student) for loss in (parts, whole)))
+    expected = float(np.square(np.maximum(teacher[:, ::2].numpy(), 0)).sum())
+    assert energy.item() == pytest.approx(expected, rel=1e-5) and not energy.requires_grad
+    assert sum_partial_l2(student, teacher, reduce, slice_size=2 * 3 * 4 * 4)[1].item() == 0
 
 
-def test_compiled_slices_sum_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    student, target, margin = torch.randn(5, 3, 4, 4), torch.randn(5, 3, 4, 4), -torch.rand(3)
-    whole = partial_l2(student, target, margin)
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    torch.testing.assert_close(sum_partial_l2(student, [(part, margin) for part in target.split(2)]), whole)
+def test_the_compiled_sum_and_its_gradient_are_those_of_the_plain_one() -> None:
+    student, teacher, margin = torch.randn(5, 3, 4, 4), torch.randn(5, 3, 4, 4), -torch.rand(3)
+    inputs = [tensor.requires_grad_() for tensor in (student, teacher, margin)]
+
+    def loss(student: Tensor, teacher: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
+        return sum_partial_l2(student, teacher, lambda part: (part, margin), slice_size=2 * 3 * 4 * 4, with_energy=True)
+
+    torch._dynamo.reset()
+    found = [call(*inputs) for call in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True))]
+    torch.testing.assert_close(*found)
+    gradients = [torch.autograd.grad(error, inputs, allow_unused=True) for error, _ in found]
+    torch.testing.assert_close(gradients[0][0], gradients[1][0])
+    assert all(gradient[1] is None and gradient[2] is None for gradient in gradients)
+    assert not any(energy.requires_grad for _, energy in found)
 
 
 def test_a_margin_may_differ_by_pixel() -> None:
