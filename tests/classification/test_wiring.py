@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import mgd
 from classification import main_base, main_mgd
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -207,8 +208,9 @@ def test_evaluation_computes_in_the_type_of_amp(amp: str, tmp_path: Path, capsys
     data = write_colours(tmp_path / "data", {name: [COLOURS[name]] * n for n, name in enumerate(COLOURS, start=1)})
     more = ["-a", "timm:test_nfnet", "--amp", amp, "--student-resume", str(tmp_path / "model.pth"), "-e"]
     assert main_base.main([str(data), *more, "--img-size", "32", "-j", "0"]) == 0
-    # One image in six is of the first class, two are of the second.
-    assert f"top-1 {16.67 if amp == 'off' else 33.33} " in capsys.readouterr().out
+    # One image in six is of the first class, two are of the second. Without bfloat16, --amp bf16 computes in float32.
+    narrows = amp == "bf16" and mgd.has_bfloat16(torch.device("cpu"))
+    assert f"top-1 {33.33 if narrows else 16.67} " in capsys.readouterr().out
 
 
 def test_a_disk_that_is_full_leaves_the_checkpoint_before_whole(

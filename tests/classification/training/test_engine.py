@@ -86,7 +86,7 @@ def test_a_cache_changes_nothing_but_how_often_files_are_read(
         read.append(path)
         return read_image(path)
 
-    for module in ("data", "engine"):
+    for module in ("data.folders", "training.engine"):
         monkeypatch.setattr(f"classification.{module}.read_image", counted)
     states = []
     for cache in ("off", "ram"):
