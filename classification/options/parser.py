@@ -148,7 +148,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--warmup", type=int, choices=(0, 1), default=0, help="1: linear warmup from 0.1 of the rate, added in front")
     add("--warmup-epochs", type=_count, default=10, help="epochs that --warmup 1 adds in front")
     add("--labels", type=int, choices=(0, 1), help="0: train/ holds images without labels; default: by the terms")
-    add("--label-smoothing", type=_number(float, 0, 0.9999), default=0.0, help="of the cross-entropy, in [0, 1)")
+    add("--label-smoothing", type=_number(float, 0, 0.9999), help="of the cross-entropy, in [0, 1); default: 0")
     add(
         "--train-crop",
         choices=("resized", "pad"),
@@ -217,55 +217,48 @@ def _add_terms(parser: argparse.ArgumentParser) -> None:
         help="a term's weight, warmup, start, stop, decay or hyper-parameter, as dkd.beta=2; repeatable, and wins",
     )
     add("--calibrate", type=_count, metavar="STEPS", help="print weights that balance the terms' gradients, and leave")
-    add("--kd-weight", type=_nonnegative, default=1.0, help="factor of the kd term")
+    add("--kd-weight", type=_nonnegative, help="factor of the kd term; default: 1")
     add("--kd-temperature", type=_positive, help="softens both networks' logits; default: 1.5 beside mgd, 4 alone")
 
 
 def _add_matching(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("matching guided distillation").add_argument
-    add("--loss-factor", type=_positive, default=1e4, help="form sum: mgd is divided by it (1e4 suits 224 px)")
+    add("--loss-factor", type=_positive, help="form sum: mgd is divided by it; default: 10000, which suits 224 px")
     add(
         "--mgd-form",
         choices=FORMS,
-        default="sum",
-        help="sum: as published; mean: per element, for every image size; relative: to the teacher's maps",
+        help="sum, the default, as published; mean: per element, for every image size; relative: to the teacher's maps",
     )
-    add("--mgd-weight", type=_nonnegative, default=5.0, help="forms mean and relative: factor of the mgd term")
+    add("--mgd-weight", type=_nonnegative, help="forms mean and relative: factor of the mgd term; default: 5")
     add(
         "--mgd-assignment",
         choices=ASSIGNMENTS,
-        default="cheapest",
-        help="which flow; all but cheapest are controls that show what matching is worth",
+        help="which flow; all except cheapest, the default, are controls that show what matching is worth",
     )
-    add(
-        "--mgd-reducer", choices=("amp", "rd", "sp", "sm"), default="amp", help="how teacher channels become one target"
-    )
-    add("--mgd-update-freq", type=_whole, default=2, help="epochs between two matchings; 0: once, before training")
+    add("--mgd-reducer", choices=("amp", "rd", "sp", "sm"), help="how teacher channels become one target; default: amp")
+    add("--mgd-update-freq", type=_whole, help="epochs between two matchings; 0: once, before training; default: 2")
     add("--mgd-with-kd", type=int, choices=(0, 1), default=0, help="1: the same as --distiller mgd+kd")
     add(
         "--mgd-capacity",
         choices=("spread", "truncate", "reference", "single"),
         help="how many teacher channels guide one; default: spread, for sm single",
     )
-    add("--mgd-solver", choices=("auto", *SOLVERS), default="auto", help="exact solver of the flow")
+    add("--mgd-solver", choices=("auto", *SOLVERS), help="exact solver of the flow; default: auto, the fastest")
     add(
         "--mgd-observe",
         choices=("pass", "online"),
-        default="pass",
-        help="how costs are measured: in a pass of their own before a matching; online: on a share of each training "
-        "batch, but for the first matching",
+        help="how costs are measured: pass, the default, before a matching; online: on a share of each training batch, "
+        "except for the first matching",
     )
     add(
         "--mgd-max-images",
         type=_count,
-        default=20_000,
-        help="images observed for a matching",
+        help="images observed for a matching; default: 20000",
     )
     add(
         "--mgd-margin",
         choices=("bn", "map", "none"),
-        default="bn",
-        help="bn: from the norm before the tap, or else map",
+        help="bn, the default: from the norm before the tap, or else map",
     )
 
 

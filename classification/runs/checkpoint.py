@@ -14,7 +14,8 @@ import time
 import zlib
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,10 +30,10 @@ from torch import Tensor, nn
 
 from classification.errors import UserError, one_line, shown
 from classification.models.files import FORMAT, read_checkpoint
+from classification.options.config import recorded, recorded_then
 from classification.paths import exists, is_folder
 from classification.data.preprocessing import Preprocessing
 from classification.runs.restore import check_whole, whole
-from mgd import Flow
 
 VERSION = 3
 
@@ -141,7 +142,7 @@ def _compare(
         raise UserError(
             f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(inputs['terms'])}"
         )
-    options = changed_options(resume["config"]["options"], vars(args))
+    options = changed_options(recorded_then(resume["config"]["options"]), recorded(vars(args)))
     changed = [f"other options: {'; '.join(options)}"] if options else []
     if resume["inputs"]["teachers"] != inputs["teachers"] and not any(
         text.startswith("the teachers") for text in options
@@ -246,7 +247,8 @@ def _bytes(value: Any) -> bytes:
 
 def job_hash(args: Namespace, inputs: dict[str, Any]) -> int:
     """Hash options and inputs (without the seed) to a 63-bit number, so that ranks can check they run the same job."""
-    options = {name: _known(vars(args), name) for name in set(vars(args)) - FREE - {"command", "seed"}}
+    now = recorded(vars(args))
+    options = {name: _known(now, name) for name in set(now) - FREE - {"seed"}}
     text = json.dumps([options, inputs], sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -335,20 +337,23 @@ def make_folder(folder: Path, config: dict[str, Any], *, resumed: bool, bad: dic
         _replace(folder / "bad_images.txt", lambda file: file.write(lines))
 
 
-def save_flows(folder: Path, number: int, flows: list[Flow], costs: list[Tensor], epoch: int) -> None:
-    """Save update `number`: index, shape, total and matrix of costs of every stage.
+def save_arrays(folder: Path, arrays: Mapping[str, Any], epoch: int) -> None:
+    """Save what the terms kept before an epoch as the next of the files NNNN.npz; those of later epochs are replaced.
 
-    Cost matrices are large and kept of the last update only: the one before loses them.
+    Arrays whose names begin with "cost" are large and kept of the last update only: the one before loses them.
     """
-    path, before = (folder / f"{n:04d}.npz" for n in (number, number - 1))
-    if before.exists():
+    number = 0
+    for before in sorted(folder.glob("[0-9]*.npz")):
         with np.load(before) as saved:
+            if int(saved["epoch"]) >= epoch:
+                break
             kept = {name: saved[name] for name in saved if not name.startswith("cost")}
-        _replace(before, lambda file: np.savez_compressed(file, **kept))
-    arrays: dict[str, Any] = {"epoch": epoch}
-    for stage, (flow, cost) in enumerate(zip(flows, costs, strict=True)):
-        arrays[f"cost{stage}"] = cost.cpu().numpy().astype(np.float32)
-        arrays[f"index{stage}"] = flow.index
-        arrays[f"num_teacher{stage}"] = flow.num_teacher
-        arrays[f"total_cost{stage}"] = flow.total_cost
-    _replace(path, lambda file: np.savez_compressed(file, **arrays))
+            slim = len(kept) == len(saved.files)
+        if not slim:
+            _replace(before, partial(_write_arrays, kept))
+        number += 1
+    _replace(folder / f"{number:04d}.npz", partial(_write_arrays, {"epoch": epoch, **arrays}))
+
+
+def _write_arrays(arrays: Mapping[str, Any], file: BinaryIO) -> None:
+    np.savez_compressed(file, **arrays)

@@ -112,15 +112,21 @@ class Engine:
         for images, target, _ in told(self.progress(self._valid_loaders[seen], "evaluate"), self.workers):
             yield self.images(images, seen), self.move(target)
 
-    def matching_images(self, epoch: int) -> Iterable[Tensor]:
-        """Yield batches of training images under the evaluation transform: this rank's share of a matching pass."""
-        chosen = subset(len(self.job.data.train), self.args.mgd_max_images, self.seed, epoch)
+    def training_images(self, epoch: int, num_images: int | None = None) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """Yield training images under the evaluation transform, classes and positions: this rank's share of a pass.
+
+        Args:
+            epoch: before which the pass is made; it draws other images for each.
+            num_images: how many of them, over all ranks; None for all.
+        """
+        total = len(self.job.data.train)
+        chosen = subset(total, total if num_images is None else num_images, self.seed, epoch)
         batches = FixedBatches(chosen, self._share, self.world.rank, self.world.size)
         photos = Photos(self.job.data.train, self.job.preprocessing.transform(), cache=self.train_cache())
         loading = loader(photos, batches, self.workers, self.world.device, persistent=False)
-        for images, _, _ in told(self.progress(loading, "match"), self.workers):
+        for images, target, index in told(self.progress(loading, "match"), self.workers):
             self._leave_if_asked()
-            yield self.images(images)
+            yield self.images(images), self.move(target), self.move(index)
 
     def train_cache(self) -> Cache | None:
         """Return the decoded training images, or None where --cache is off."""

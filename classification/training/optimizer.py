@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from classification.errors import shown
-from mgd import Distiller, Mutual, has_bfloat16
+from mgd import Distiller, has_bfloat16
 
 # What each keeps of a weight.
 STATE = {
@@ -42,7 +42,7 @@ class Float32Muon(Muon):
             return Muon.step(self, closure)
 
 
-def build_optimizer(distiller: Distiller | Mutual, args: Namespace) -> torch.optim.Optimizer:
+def build_optimizer(distiller: Distiller, args: Namespace) -> torch.optim.Optimizer:
     """Return the optimizer of all that a distiller trains.
 
     Muon moves the convolutions of the networks by their momentum, seen as a matrix (out, in * height * width) and made

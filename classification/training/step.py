@@ -22,7 +22,7 @@ from classification.training.balance import gradient_shares, largest_gradient, t
 from classification.training.engine import Engine
 from classification.training.optimizer import build_optimizer
 from classification.training.precision import MixedPrecision
-from mgd import Ahead, Distiller, Outputs
+from mgd import Ahead, Outputs
 
 Loaded = Sequence[Tensor]  # images, target and index, as the loader gives them
 Known = Future[list[Outputs]] | None  # what the teachers say of a batch, where it is computed ahead
@@ -58,14 +58,12 @@ class Stepper:
         torch._functorch.config.donated_buffer = False  # shares of the gradient take one graph several times
         choice = getattr(self.args, "compile_student", 1)
         student = self.world.device.type == "cuda" if choice is None else bool(choice)
-        frozen = {"student": student} if isinstance(self.distiller, Distiller) else {}
-        self.distiller.compile(**frozen, dynamic=False)  # the batches of an epoch have two sizes
+        self.distiller.compile(student=student, dynamic=False)  # the batches of an epoch have two sizes
 
     def _teachers_ahead(self) -> Ahead | None:
         threads = getattr(self.args, "teacher_threads", 0)
         if not threads:
             return None
-        assert isinstance(self.distiller, Distiller)
         try:
             return Ahead(self.distiller.teachers, threads)
         except ValueError as error:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ IMAGES, TARGET = torch.randn(4, 3, 6, 6), torch.tensor([0, 1, 2, 0])
 def distiller(kd_weight: float = 2.0) -> mgd.Distiller:
     teacher = mgd.freeze(mgd.Taps(toy(8, seed=1), TOY_TAPS))
     matching = mgd.ChannelMatching((4, 4), (8, 8), [None, None])
-    terms = {"ce": (CE(), 1.0), "mgd": (matching, 1e-2), "kd": (KD(1.5), kd_weight)}
+    terms = {"ce": (CE(), 1.0), "mgd": (matching, 1e-2), "kd": (KD(temperature=1.5), kd_weight)}
     return mgd.Distiller(mgd.Taps(toy(), TOY_TAPS), teacher, terms)
 
 
@@ -41,7 +42,10 @@ def test_loss_is_the_weighted_sum_of_raw_values() -> None:
 
 
 def test_a_weight_may_follow_the_epoch() -> None:
-    terms: dict[str, tuple[nn.Module, Weight]] = {"ce": (CE(), lambda epoch: 1 / (1 + epoch)), "kd": (KD(1.0), 2.0)}
+    terms: dict[str, tuple[nn.Module, Weight]] = {
+        "ce": (CE(), lambda epoch: 1 / (1 + epoch)),
+        "kd": (KD(temperature=1.0), 2.0),
+    }
     d = mgd.Distiller(toy(), mgd.freeze(toy(seed=1)), terms)
     assert d.weights(0) == {"ce": 1.0, "kd": 2.0} and d.weights(3) == {"ce": 0.25, "kd": 2.0}
     out = d.eval()(IMAGES, TARGET, epoch=3)
@@ -102,9 +106,9 @@ def test_a_plain_module_serves_as_a_term() -> None:
     assert out["loss"].item() == pytest.approx(3 * out["logits"].mean().item())
 
 
-def peers(num: int) -> mgd.Mutual:
-    terms = [{"ce": (CE(), 1.0), "kd": (KD(1.0), 2.0)} for _ in range(num)]
-    return mgd.Mutual([toy(seed=seed) for seed in range(num)], terms)
+def peers(num: int) -> mgd.Distiller:
+    terms = [{"ce": (CE(), 1.0), "kd": (KD(temperature=1.0), 2.0)} for _ in range(num)]
+    return mgd.Distiller.mutual([toy(seed=seed) for seed in range(num)], terms)
 
 
 def test_each_network_learns_from_the_others_only_through_its_own_loss() -> None:
@@ -128,11 +132,11 @@ def test_each_network_learns_from_the_others_only_through_its_own_loss() -> None
 def test_mutual_learning_refuses_what_makes_no_sense() -> None:
     terms = {"ce": (CE(), 1.0)}
     with pytest.raises(ValueError, match="two networks or more"):
-        mgd.Mutual([toy()], [terms])
+        mgd.Distiller.mutual([toy()], [terms])
     with pytest.raises(ValueError, match="none may be frozen"):
-        mgd.Mutual([toy(), mgd.freeze(toy())], [terms, terms])
+        mgd.Distiller.mutual([toy(), mgd.freeze(toy())], [terms, terms])
     with pytest.raises(ValueError, match="the same names"):
-        mgd.Mutual([toy(), toy()], [terms, {"kd": (KD(), 1.0)}])
+        mgd.Distiller.mutual([toy(), toy()], [terms, {"kd": (KD(), 1.0)}])
 
 
 class Naive(nn.Module):
@@ -146,7 +150,7 @@ class Naive(nn.Module):
 
 def test_what_a_network_learns_of_its_peers_does_not_teach_them() -> None:
     networks = [mgd.Taps(toy(seed=seed), TOY_TAPS) for seed in range(2)]
-    mutual = mgd.Mutual(networks, [{"naive": (Naive(), float(1 - number))} for number in range(2)])
+    mutual = mgd.Distiller.mutual(networks, [{"naive": (Naive(), float(1 - number))} for number in range(2)])
     mutual(IMAGES, TARGET)["loss"].backward()  # the second has weight 0
     assert any(p.grad is not None and p.grad.any() for p in networks[0].parameters())
     assert not any(p.grad is not None and p.grad.any() for p in networks[1].parameters())
@@ -155,9 +159,9 @@ def test_what_a_network_learns_of_its_peers_does_not_teach_them() -> None:
 def test_names_that_would_collide_with_those_of_peers_are_refused() -> None:
     terms = {"kd": (KD(), 1.0), "kd_peer1": (KD(), 1.0)}
     with pytest.raises(ValueError, match="must not look like those of peers"):
-        mgd.Mutual([toy(), toy()], [terms, terms])
+        mgd.Distiller.mutual([toy(), toy()], [terms, terms])
     swapped = dict(reversed({"kd": (KD(), 1.0), "dml": (KD(), 2.0)}.items()))
-    mutual = mgd.Mutual([toy(), toy()], [{"kd": (KD(), 1.0), "dml": (KD(), 2.0)}, swapped])  # in any order
+    mutual = mgd.Distiller.mutual([toy(), toy()], [{"kd": (KD(), 1.0), "dml": (KD(), 2.0)}, swapped])  # in any order
     assert mutual.weights(0) == {"kd": 1.0, "dml": 2.0, "dml_peer1": 2.0, "kd_peer1": 1.0}
     assert mutual.groups()[1][1] == ["kd_peer1", "dml_peer1"]
 
@@ -172,10 +176,11 @@ class Told(nn.Module):
 
 def test_terms_are_told_labels_index_and_epoch() -> None:
     index = torch.arange(4)
-    for make in (
+    makes: tuple[Callable[[Told], mgd.Distiller], ...] = (
         lambda term: mgd.Distiller(toy(), [], {"told": (term, float)}),
-        lambda term: mgd.Mutual([toy(), toy()], [{"told": (term, float)}, {"told": (Told(), float)}]),
-    ):
+        lambda term: mgd.Distiller.mutual([toy(), toy()], [{"told": (term, float)}, {"told": (Told(), float)}]),
+    )
+    for make in makes:
         term = Told()
         out = make(term)(IMAGES, TARGET, index, epoch=7)
         assert term.batch.target is TARGET and term.batch.index is index and term.batch.epoch == 7
@@ -185,7 +190,7 @@ def test_terms_are_told_labels_index_and_epoch() -> None:
 
 def test_the_first_network_is_the_student() -> None:
     networks = [toy(seed=seed).eval() for seed in (0, 1)]
-    mutual = mgd.Mutual(networks, [{"ce": (CE(), 1.0)}] * 2)
+    mutual = mgd.Distiller.mutual(networks, [{"ce": (CE(), 1.0)}] * 2)
     assert mutual.student.model is networks[0]
     torch.testing.assert_close(mutual(IMAGES, TARGET)["logits"], networks[0](IMAGES))
     assert [net.model for net, _ in mutual.groups()] == networks
@@ -209,7 +214,7 @@ def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     whole.compile(student=False)
     assert [m for m, _ in compiled] == [teacher, matching]
     compiled.clear()
-    mutual = mgd.Mutual([toy(), toy()], [{"ce": (CE(), 1.0)}] * 2)
+    mutual = mgd.Distiller.mutual([toy(), toy()], [{"ce": (CE(), 1.0)}] * 2)
     mutual.compile()
     assert [m for m, _ in compiled] == list(mutual.networks)
 
@@ -224,9 +229,9 @@ def test_terms_for_each_network_and_none_named_as_the_results() -> None:
     terms = {"ce": (CE(), 1.0)}
     for count in (1, 3):
         with pytest.raises(ValueError, match="for each"):
-            mgd.Mutual([toy(), toy()], [terms] * count)
+            mgd.Distiller.mutual([toy(), toy()], [terms] * count)
     for name in ("loss", "logits"):
         with pytest.raises(ValueError, match="none named"):
             mgd.Distiller(toy(), [], {name: (CE(), 1.0)})
         with pytest.raises(ValueError, match="none named"):
-            mgd.Mutual([toy(), toy()], [{name: (CE(), 1.0)}] * 2)
+            mgd.Distiller.mutual([toy(), toy()], [{name: (CE(), 1.0)}] * 2)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from mgd import Batch, Outputs, losses
 from mgd.losses.term import EachTeacher, LogitTerm, Term, standardise
+from tests.mgd.nets import built
 
 TARGET = torch.tensor([0, 2, 1])
 SHARES = torch.full((3, 1, 1), 1.0)
@@ -18,7 +20,7 @@ SHARES = torch.full((3, 1, 1), 1.0)
 class Gap(Term):
     """The mean distance of the last maps, or of the logits."""
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         a, b = (o.features[-1] if o.features else o.logits for o in (student, teacher))
         return (a - b).abs().mean()
 
@@ -34,15 +36,15 @@ def outputs(value: float) -> Outputs:
 def test_teachers_count_by_their_weights() -> None:
     teachers = [outputs(1.0), outputs(5.0)]
     assert Gap()(outputs(0.0), teachers, Batch()).item() == 3.0
-    assert Gap([3, 1])(outputs(0.0), teachers, Batch()).item() == 2.0
+    assert Gap(teacher_weights=[3, 1])(outputs(0.0), teachers, Batch()).item() == 2.0
     with pytest.raises(ValueError, match="has 2 teacher weights and got 1 teachers"):
-        Gap([3, 1])(outputs(0.0), teachers[:1], Batch())
+        Gap(teacher_weights=[3, 1])(outputs(0.0), teachers[:1], Batch())
 
 
 @pytest.mark.parametrize("weights", [[], [1.0, 0.0], [1.0, -1.0], [math.nan], [math.inf]])
 def test_weights_that_are_none_are_refused(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="teacher_weights must be positive"):
-        Gap(weights)
+        Gap(teacher_weights=weights)
 
 
 def test_each_teacher_may_have_a_term_of_its_own() -> None:
@@ -73,9 +75,12 @@ def test_standardised_logits_have_mean_0_and_deviation_1() -> None:
 
 
 def test_a_temperature_that_is_none_is_refused() -> None:
-    for temperature in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="temperature must be positive"):
-            LogitTerm(losses.kd, temperature=temperature)
+    hypers = {name: t.Hyper for name, t in losses.LOSSES.items() if "temperature" in {f.name for f in fields(t.Hyper)}}
+    assert hypers.keys() == {"crd", "dist", "dkd", "kd", "wsl"}
+    for name, hyper in hypers.items():
+        for temperature in (0.0, -1.0, math.nan, math.inf):
+            with pytest.raises(ValueError, match=f"{name}: temperature must be positive"):
+                hyper(temperature=temperature)
 
 
 FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
@@ -116,9 +121,9 @@ LAYERED: dict[str, Callable[[int], Term]] = {
 @pytest.mark.parametrize("name", LAYERED)
 def test_terms_with_layers_know_how_many_teachers_they_were_built_for(name: str) -> None:
     batch = Batch(TARGET, torch.arange(3))
-    for built, called in ((1, 2), (2, 1)):
-        with pytest.raises(ValueError, match=f"has {built} teacher weights and got {called} teachers"):
-            LAYERED[name](built)(outputs(0.5), [outputs(1.0)] * called, batch)
+    for made, called in ((1, 2), (2, 1)):
+        with pytest.raises(ValueError, match=f"has {made} teacher weights and got {called} teachers"):
+            LAYERED[name](made)(outputs(0.5), [outputs(1.0)] * called, batch)
     with pytest.raises(ValueError, match="teacher"):
         LAYERED[name](0)
 
@@ -148,7 +153,7 @@ def test_standardised_terms_see_both_networks_standardised(name: str) -> None:
 def test_logit_terms_weigh_their_teachers(name: str) -> None:
     student, teachers, batch = Outputs(randn(3, 4)), [Outputs(randn(3, 4, seed=s)) for s in (1, 2)], Batch(TARGET)
     term = LOGIT_TERMS[name](teacher_weights=[3, 1])
-    each = [term.compare(n, student, teacher, batch) for n, teacher in enumerate(teachers)]
+    each = [term.against(n, student, teacher, batch) for n, teacher in enumerate(teachers)]
     torch.testing.assert_close(term(student, teachers, batch), (3 * each[0] + each[1]) / 4)
 
 
@@ -167,6 +172,7 @@ WEIGHTS = {
     "crd": 0.8,
     "dist": 2.0,
     "fitnet": 100.0,
+    "mgd": 5.0,
     "ofd": 1e-3,
     "similarity": 3000.0,
     "wsl": 2.5,
@@ -200,9 +206,9 @@ def test_the_value_is_float32_whatever_the_logits_are() -> None:
 def test_terms_with_layers_weigh_their_teachers(name: str) -> None:
     student, teachers = outputs(0.5), [outputs(1.0), outputs(2.0)]
     torch.manual_seed(0)
-    term = losses.LOSSES[name].from_outputs(student, teachers, 10, teacher_weights=[3.0, 1.0]).eval()
+    term = built(losses.LOSSES[name], student, teachers, 10, teacher_weights=[3.0, 1.0]).eval()
     batch = Batch(TARGET, torch.arange(3))
-    each = [term.compare(n, student, teacher, batch) for n, teacher in enumerate(teachers)]
+    each = [term.against(n, student, teacher, batch) for n, teacher in enumerate(teachers)]
     torch.testing.assert_close(term(student, teachers, batch), 0.75 * each[0] + 0.25 * each[1])
 
 
@@ -213,8 +219,8 @@ def test_another_tap_than_the_last_is_compared(name: str) -> None:
         for s, widths in ((0, (3, 4)), (10, (5, 6)))
     )
     torch.manual_seed(0)
-    term = losses.LOSSES[name].from_outputs(student, [teacher], 10, tap=0).eval()
+    term = built(losses.LOSSES[name], student, [teacher], 10, tap=0).eval()
     alone = [Outputs(o.logits, o.features[:1]) for o in (student, teacher)]
     torch.manual_seed(0)
-    other = losses.LOSSES[name].from_outputs(alone[0], alone[1:], 10).eval()
+    other = built(losses.LOSSES[name], alone[0], alone[1:], 10).eval()
     torch.testing.assert_close(term(student, [teacher], Batch()), other(alone[0], alone[1:], Batch()))
