@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from classification.errors import UserError
-from classification.options.published import ALIASES, LABELLED, WITH_KD
+from classification.options.published import ALIASES, LABELLED, REPLACED, WITH_KD
 from classification.options.terms import Table, mutual, using
 
 
@@ -94,7 +94,7 @@ def _terms(
     alone: Namespace, keys: Mapping[str, str], terms: Mapping[str, Any], typed: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
     for option, aliased in ALIASES.items():
-        for name, key in (key.split(".") for key in aliased):
+        for name, key in (key.split(".") for key in (*aliased, REPLACED.get(option, "."))):
             if option in keys and option not in typed and key in (terms.get(name) or {}):
                 yield keys[option], f"terms.{name}.{key} says the same"
     for change in getattr(alone, "term", []):

@@ -28,6 +28,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
 # {key: (beside which term, the value that it then has where nobody says another)}
 BESIDE: dict[str, tuple[str, Any]] = {"kd.temperature": ("mgd", 1.5)}
 
+# {option: the key that it stands in for, and drops}
+REPLACED = {"loss_factor": "mgd.weight"}
+
 Entries = dict[str, dict[str, Any]]
 
 
@@ -45,6 +48,7 @@ def entries_of(names: list[str], recipe: Mapping[str, Any], options: Mapping[str
             continue
         for name, key in (key.split(".") for key in keys):
             if name in found:
+                found[name].pop(REPLACED.get(option, "").rpartition(".")[2], None)
                 found[name][key] = options[option]
     for where, (beside, value) in BESIDE.items():
         name, key = where.split(".")

@@ -65,7 +65,8 @@ def test_distillation_writes_its_run_folder(reducer: str, with_kd: str, distil: 
     assert lines[1]["train_mgd"] < lines[0]["train_mgd"]
     config = json.loads((folder / "config.json").read_text())
     assert (
-        config["options"]["terms"]["mgd"]["reducer"] == reducer and config["versions"]["torch"] == torch.__version__.split("+")[0]
+        config["options"]["terms"]["mgd"]["reducer"] == reducer
+        and config["versions"]["torch"] == torch.__version__.split("+")[0]
     )
     flows = [np.load(folder / "flow" / f"{number:04d}.npz") for number in (0, 1)]
     assert flows[1]["cost2"].shape == (32, 64) and {"index0", "index1", "index2"} <= set(flows[0])

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 import mgd
 from mgd.distiller import Weight
-from mgd.losses import CE, KD
-from tests.mgd.nets import TOY_TAPS, toy
+from mgd.losses import CE, KD, Term, Views
+from mgd.losses.term import Update
+from tests.mgd.nets import TOY_TAPS, Toy, toy
 
 IMAGES, TARGET = torch.randn(4, 3, 6, 6), torch.tensor([0, 1, 2, 0])
 
@@ -235,3 +236,120 @@ def test_terms_for_each_network_and_none_named_as_the_results() -> None:
             mgd.Distiller(toy(), [], {name: (CE(), 1.0)})
         with pytest.raises(ValueError, match="none named"):
             mgd.Distiller.mutual([toy(), toy()], [{name: (CE(), 1.0)}] * 2)
+
+
+class Watch(Term):
+    """A term that keeps what an update shows it, and how the networks stand meanwhile."""
+
+    def __init__(self, networks: Sequence[nn.Module], num_images: int | None = None) -> None:
+        super().__init__()
+        self.networks, self.num_images = list(networks), num_images
+        self.seen: list[tuple[mgd.Outputs, list[mgd.Outputs], mgd.Batch]] = []
+        self.modes: set[bool] = set()
+        self.told: tuple[int, int] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value) if name == "networks" else super().__setattr__(name, value)
+
+    def update(self, epoch: int, views: Views) -> Update:
+        self.seen, self.told = [], (epoch, views.seed)
+        for student, teachers, batch in views(self.num_images):
+            self.modes |= {module.training for network in self.networks for module in network.modules()}
+            self.seen.append((student, teachers, batch))
+        return {"batches": float(len(self.seen))}, {}
+
+    def against(self, number: int, student: mgd.Outputs, teacher: mgd.Outputs, batch: mgd.Batch) -> Tensor:
+        return student.logits.mean()
+
+
+def watched(num_images: int | None = None) -> tuple[mgd.Distiller, Watch]:
+    student = mgd.Taps(toy(), TOY_TAPS)
+    watch = Watch([student], num_images)
+    return mgd.Distiller(student, mgd.freeze(mgd.Taps(toy(8, seed=1), TOY_TAPS)), {"watch": (watch, 1.0)}), watch
+
+
+def test_an_update_shows_the_networks_in_eval_mode_without_a_graph_and_leaves_them_as_they_were() -> None:
+    whole, watch = watched()
+    whole.train()
+    net = whole.student.model
+    assert isinstance(net, Toy)
+    net.bn1.eval()
+    before = {name: module.training for name, module in whole.named_modules()}
+    state = {name: value.clone() for name, value in whole.state_dict().items()}
+    index = torch.arange(4)
+    record = whole.update(7, [(IMAGES, TARGET, index), (IMAGES + 1, TARGET), (IMAGES + 2,)], seed=5)
+    assert record == {"watch": ({"batches": 3.0}, {})} and watch.told == (7, 5) and watch.modes == {False}
+    assert {name: module.training for name, module in whole.named_modules()} == before and not before[
+        "student.model.bn1"
+    ]
+    assert all(torch.equal(value, state[name]) for name, value in whole.state_dict().items())
+    assert torch.is_grad_enabled()
+    for number, (student, (teacher,), batch) in enumerate(watch.seen):
+        assert not any(x.requires_grad for o in (student, teacher) for x in (o.logits, *o.features))
+        assert batch.epoch == 7 and (batch.target is TARGET) == (number < 2) and (batch.index is index) == (number < 1)
+        assert batch.target is None or batch.target is TARGET
+        torch.testing.assert_close(student.logits, mgd.dry_forward(whole.student, IMAGES + number).logits)
+        torch.testing.assert_close(teacher.features[1], whole.teachers[0](IMAGES + number).features[1])
+
+
+def test_modes_are_restored_where_an_update_fails() -> None:
+    whole, _ = watched()
+    whole.train()
+
+    def batches() -> Iterator[tuple[Tensor]]:
+        yield (IMAGES,)
+        raise OSError("a file is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        whole.update(0, batches())
+    assert all(module.training for module in whole.modules())
+
+
+@pytest.mark.parametrize(("num_images", "sizes"), [(None, [4, 3, 2]), (1, [4]), (4, [4]), (5, [4, 3]), (99, [4, 3, 2])])
+def test_a_pass_ends_once_it_has_as_many_images_as_were_asked_for(num_images: int | None, sizes: list[int]) -> None:
+    whole, watch = watched(num_images)
+    asked: list[int | None] = []
+    parts = [(IMAGES[:size],) for size in (4, 3, 2)]
+
+    def batches(number: int | None) -> list[tuple[Tensor]]:
+        asked.append(number)
+        return parts
+
+    for given in (parts, batches):
+        whole.update(0, given)
+        assert [len(student.logits) for student, _, _ in watch.seen] == sizes
+    assert asked == [num_images]
+
+
+def test_forwards_of_an_update_run_in_the_context_that_is_given() -> None:
+    whole, watch = watched()
+    whole.update(0, [(IMAGES,)], context=lambda: torch.autocast("cpu", torch.bfloat16))
+    ((student, (teacher,), _),) = watch.seen
+    assert student.logits.dtype == torch.bfloat16 and teacher.logits.dtype == torch.float32
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_every_term_is_renewed_and_a_plain_module_is_left_out() -> None:
+    student = mgd.Taps(toy(), TOY_TAPS)
+    teacher = mgd.freeze(mgd.Taps(toy(8, seed=1), TOY_TAPS))
+    matching = mgd.ChannelMatching((4, 4), (8, 8), [None, None])
+    whole = mgd.Distiller(student, teacher, {"kd": (KD(), 1.0), "mgd": (matching, 1.0), "naive": (Naive(), 1.0)})
+    found = whole.update(0, [(IMAGES, TARGET)])
+    assert found.keys() == {"kd", "mgd"} and found["kd"] == ({}, {}) and matching.matched
+    assert found["mgd"][0]["flow_cost"] > 0 and found["mgd"][1]["index0"].shape == (2, 4)
+
+
+def test_in_mutual_learning_each_network_is_shown_with_its_peers() -> None:
+    networks = [mgd.Taps(toy(4 + seed, seed=seed), TOY_TAPS) for seed in range(3)]
+    watches = [Watch(networks) for _ in networks]
+    whole = mgd.Distiller.mutual(networks, [{"watch": (watch, 1.0)} for watch in watches]).train()
+    found = whole.update(1, [(IMAGES, TARGET)])
+    assert found.keys() == {"watch", "watch_peer1", "watch_peer2"}
+    logits = [mgd.dry_forward(network, IMAGES).logits for network in networks]
+    for number, watch in enumerate(watches):
+        ((student, peers, _),) = watch.seen
+        torch.testing.assert_close(student.logits, logits[number])
+        others = [other for position, other in enumerate(logits) if position != number]
+        torch.testing.assert_close([peer.logits for peer in peers], others)
+        assert watch.modes == {False} and not any(o.logits.requires_grad for o in (student, *peers))
+    assert all(module.training for module in whole.modules())

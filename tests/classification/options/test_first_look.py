@@ -5,19 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from classification import main_mgd
 from classification.options import names
 from mgd.flow import ASSIGNMENTS, SOLVERS
-from mgd.losses.mgd import FORMS
+from mgd.losses import ChannelMatching
 
 ROOT = Path(__file__).parents[3]
 
 
 def test_the_words_are_those_of_the_library() -> None:
-    assert (names.ASSIGNMENTS, names.FORMS) == (ASSIGNMENTS, FORMS)
+    forms = get_args(get_type_hints(ChannelMatching.Hyper)["form"])
+    assert (ASSIGNMENTS, forms) == (names.ASSIGNMENTS, names.FORMS)
     assert set(names.SOLVERS) == set(SOLVERS)
 
 

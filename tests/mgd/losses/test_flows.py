@@ -38,7 +38,8 @@ def literal_cost(student: list[Tensor], teacher: list[Tensor]) -> np.ndarray:
         rows = [x.flatten(1).numpy() for x in (a, b)]
         lengths = [np.linalg.norm(x, axis=1, keepdims=True) for x in rows]
         costs.append(2 - 2 * (rows[0] / lengths[0]) @ (rows[1] / lengths[1]).T)
-    return np.mean(costs, axis=0)
+    mean: np.ndarray = np.mean(costs, axis=0)
+    return mean
 
 
 @pytest.mark.parametrize("assignment", ["cheapest", "costliest"])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgd import Batch, ChannelMatching, Outputs, solve_flow
+from mgd import Batch, ChannelMatching, Outputs, Probe, channel_cost, solve_flow
+from mgd.flow import solve_control
 from mgd.losses.margin import MeasuredMargin
 from mgd.losses.ofd import OFD
 from tests.mgd.losses.ranks import Loss, check_two_ranks
-from tests.mgd.nets import built
+from tests.mgd.nets import Seen, built
 from tests.reference import map_losses
 
 STUDENT = ((3, 4, 4, 4), (3, 5, 2, 2))
@@ -204,3 +207,66 @@ def test_the_sum_is_over_the_images_of_the_maps() -> None:
     term = OFD([3], [[3]], margins=[[torch.zeros(3)]])
     found = [term(Outputs(torch.zeros(n, 5), student), [Outputs(torch.zeros(n, 5), teacher)], Batch()) for n in (4, 16)]
     torch.testing.assert_close(found[1], found[0])
+
+
+def seen() -> Seen:
+    """Two batches of the student and of two teachers."""
+    return Seen(
+        [(outputs(*STUDENT, seed=s), [outputs(*TEACHER, seed=s + n) for n in (10, 20)]) for s in (1, 2)], seed=3
+    )
+
+
+def starting(**values: Any) -> OFD:
+    return built(OFD, outputs(*STUDENT), [outputs(*TEACHER, seed=1)] * 2, 10, **values)
+
+
+def test_before_training_the_regressors_start_from_flows_once() -> None:
+    term, views = starting(init="flow", max_images=5), seen()
+    numbers, arrays = term.update(4, views)  # whatever the epoch
+    assert views.asked == [5] and term.ready
+    total = 0.0
+    for position, weight in enumerate(regressors(term)):  # teacher by teacher
+        teacher, tap = divmod(position, 2)
+        student_map = torch.cat([student.features[tap] for student, _ in views.batches])
+        teacher_map = torch.cat([teachers[teacher].features[tap] for _, teachers in views.batches])
+        expected = solve_flow(channel_cost(student_map, teacher_map))
+        assert (weight.detach()[:, :, 0, 0].T.numpy() == expected.matrix).all()
+        assert (arrays[f"index{position}"] == expected.index).all()
+        total += expected.total_cost
+    assert numbers["flow_cost"] == pytest.approx(total, rel=1e-4)
+    with torch.no_grad():
+        regressors(term)[0].add_(1)
+    moved = regressors(term)[0].detach().clone()
+    assert term.update(5, views) == ({}, {}) and len(views.asked) == 1
+    assert torch.equal(regressors(term)[0].detach(), moved)
+    restored = starting(init="flow")
+    restored.load_state_dict(term.state_dict())
+    assert restored.update(6, views) == ({}, {}) and len(views.asked) == 1
+    assert term(views.batches[0][0], list(views.batches[0][1]), Batch()).isfinite()
+
+
+def test_the_options_of_flows_reach_the_start() -> None:
+    term, widths = starting(init="flow", assignment="identity", capacity="truncate"), ((4, 6), (5, 7))
+    term.update(0, seen())
+    for position, weight in enumerate(regressors(term)):
+        num_student, num_teacher = widths[position % 2]
+        pairs = solve_control(np.zeros((num_student, num_teacher)), "identity", (), capacity="truncate").matrix.T
+        guiding = pairs.any(axis=1)
+        assert guiding.sum() == num_student  # one each, and the others keep their weights
+        assert (weight.detach()[:, :, 0, 0].numpy()[guiding] == pairs[guiding]).all()
+
+
+def test_random_regressors_are_left_alone() -> None:
+    term, views = starting(), seen()
+    before = [weight.detach().clone() for weight in regressors(term)]
+    assert term.update(0, views) == ({}, {}) and not views.asked
+    assert all(torch.equal(a, b) for a, b in zip(regressors(term), before, strict=True))
+
+
+def test_peers_and_other_sizes_are_refused_where_it_starts_from_a_flow() -> None:
+    student, teacher = Probe(outputs(*STUDENT), frozen=False), Probe(outputs((3, 6, 2, 2), (3, 7, 2, 2)))
+    OFD.build(student, [teacher], 10)
+    with pytest.raises(ValueError, match="equal resolution"):
+        OFD.build(student, [teacher], 10, OFD.Hyper(init="flow"))
+    with pytest.raises(ValueError, match="peers that train"):
+        OFD.build(student, [student], 10, OFD.Hyper(init="flow"))

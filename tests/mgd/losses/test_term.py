@@ -2,16 +2,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any
+from dataclasses import FrozenInstanceError, dataclass, fields
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mgd import Batch, Outputs, losses
-from mgd.losses.term import EachTeacher, LogitTerm, Term, standardise
-from tests.mgd.nets import built
+from mgd import Batch, Distiller, Outputs, Probe, freeze, losses
+from mgd.losses.term import EachTeacher, HyperParameters, LogitTerm, Term, standardise
+from tests.mgd.nets import Seen, built, toy
 
 TARGET = torch.tensor([0, 2, 1])
 SHARES = torch.full((3, 1, 1), 1.0)
@@ -224,3 +224,137 @@ def test_another_tap_than_the_last_is_compared(name: str) -> None:
     torch.manual_seed(0)
     other = built(losses.LOSSES[name], alone[0], alone[1:], 10).eval()
     torch.testing.assert_close(term(student, [teacher], Batch()), other(alone[0], alone[1:], Batch()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words(HyperParameters):
+    """Hyper-parameters with a word, one that may be left out, and a number."""
+
+    word: Literal["one", "two"] = "one"
+    maybe: Literal["three", "four"] | None = None
+    number: float = 1.0
+
+
+def test_words_that_a_literal_does_not_name_are_refused() -> None:
+    found = Words(word="two", maybe="four", number=-1.0)
+    assert (found.word, found.maybe, found.number) == ("two", "four", -1.0) and not found.without_effect()
+    with pytest.raises(ValueError, match="unknown word 'three'; choose from one, two"):
+        Words(word="three")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown maybe 'one'; choose from three, four"):
+        Words(maybe="one")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="words"):
+        Words(words="one")  # type: ignore[call-arg]
+    with pytest.raises(FrozenInstanceError):
+        found.word = "one"  # type: ignore[misc]
+
+
+HYPERS = {name: term.Hyper for name, term in losses.LOSSES.items()}
+
+
+@pytest.mark.parametrize("name", HYPERS)
+def test_hyper_parameters_are_a_frozen_dataclass_of_types_and_defaults(name: str) -> None:
+    hyper = HYPERS[name]()
+    assert isinstance(hyper, HyperParameters) and HYPERS[name]() == hyper
+    for field in fields(hyper):
+        with pytest.raises(FrozenInstanceError):
+            setattr(hyper, field.name, getattr(hyper, field.name))
+        with pytest.raises(TypeError, match="positional"):
+            HYPERS[name](getattr(hyper, field.name))
+    with pytest.raises(TypeError, match="heads"):
+        HYPERS[name](heads=2)
+    assert hyper.without_effect().keys() <= {field.name for field in fields(hyper)} | {"weight"}
+
+
+def networks(num: int = 1) -> list[Probe]:
+    """Of a student and of teachers, with two taps each."""
+    found = [Outputs(randn(2, 5, seed=n), [randn(2, c + n, 4, 4, seed=n) for c in (3, 4)]) for n in range(num + 1)]
+    return [Probe(outputs, frozen=number > 0) for number, outputs in enumerate(found)]
+
+
+@pytest.mark.parametrize("name", HYPERS)
+def test_a_term_is_built_with_its_hyper_parameters_or_the_defaults(name: str) -> None:
+    kind, (student, *teachers) = losses.LOSSES[name], networks()
+    assert kind.build(student, teachers, 20).hyper == kind.Hyper()
+    hyper = kind.Hyper()
+    assert kind.build(student, teachers, 20, hyper).hyper is hyper
+
+
+@pytest.mark.parametrize("name", HYPERS)
+def test_hyper_parameters_of_another_term_are_refused(name: str) -> None:
+    kind, (student, *teachers) = losses.LOSSES[name], networks()
+    for other in ("kd", "crd", "ofd"):
+        if other != name:
+            with pytest.raises(TypeError, match=f"{kind.__name__} takes a .*Hyper"):
+                kind.build(student, teachers, 20, HYPERS[other]())
+
+
+def test_hyper_parameters_come_as_one_or_by_name() -> None:
+    hyper = losses.KD.Hyper(temperature=2.0)
+    assert losses.KD(hyper).hyper is hyper and losses.KD(temperature=2.0).hyper == hyper
+    with pytest.raises(TypeError, match=r"KD takes a KD\.Hyper, or its fields by name"):
+        losses.KD(hyper, temperature=2.0)
+    for wrong in (losses.DKD.Hyper(), 2.0, {"temperature": 2.0}):
+        with pytest.raises(TypeError, match=r"KD takes a KD\.Hyper"):
+            losses.KD(wrong)
+    with pytest.raises(TypeError, match="tau"):
+        losses.KD(tau=2.0)
+
+
+class Squares(LogitTerm):
+    """A user's loss: nothing but hyper-parameters and a comparison."""
+
+    @dataclass(frozen=True)
+    class Hyper:
+        scale: float = 3.0
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
+        value: Tensor = self.hyper.scale * (student_logits - teacher_logits).square().mean()
+        return value
+
+
+def test_a_loss_of_logits_needs_hyper_parameters_and_a_comparison_only() -> None:
+    images, target = randn(4, 3, 6, 6), torch.tensor([0, 1, 2, 0])
+    student, teachers = toy(), [toy(8, seed=1), toy(8, seed=2)]
+    logits = [net.eval()(images) for net in (student, *teachers)]
+    each = [(logits[0] - other).square().mean() for other in logits[1:]]
+    probes = [Probe(Outputs(z), weight=w) for z, w in zip(logits, (1.0, 3.0, 1.0), strict=True)]
+    for hyper, scale in ((None, 3.0), (Squares.Hyper(scale=5.0), 5.0)):
+        term = Squares.build(probes[0], probes[1:], 10, hyper)
+        whole = Distiller(student, [freeze(net) for net in teachers], {"squares": (term, 2.0)}).eval()
+        out = whole(images, target)
+        expected = scale * (0.75 * each[0] + 0.25 * each[1])
+        torch.testing.assert_close(out["squares"], expected)
+        torch.testing.assert_close(out["loss"], 2 * expected)
+        assert whole.update(0, [(images,)]) == {"squares": ({}, {})}
+    assert Squares(scale=5.0).hyper == Squares.Hyper(scale=5.0)
+    with pytest.raises(TypeError, match=r"Squares takes a Squares\.Hyper"):
+        Squares.build(probes[0], probes[1:], 10, losses.KD.Hyper())
+    with pytest.raises(ValueError, match=r"squares compares logits .*got \(1, 3\) of the student, \(1, 4\)"):
+        Squares.build(probes[0], [Probe(Outputs(torch.zeros(2, 4)))], 10)
+
+
+@pytest.mark.parametrize("name", sorted(losses.LOSSES.keys() - {"mgd"}))
+def test_terms_without_flows_renew_nothing(name: str) -> None:
+    student, teacher = networks()
+    views = Seen([(student.outputs, [teacher.outputs])])
+    assert losses.LOSSES[name].build(student, [teacher], 20).update(0, views) == ({}, {}) and not views.asked
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_equal_teachers_have_no_weights_and_others_those_of_their_probes(name: str) -> None:
+    student, *teachers = networks(2)
+    kind = losses.LOSSES[name]
+    assert kind.build(student, teachers, 20).teacher_weights in (None, [1.0, 1.0])
+    weighted = [Probe(t.outputs, weight=w) for t, w in zip(teachers, (3.0, 1.0), strict=True)]
+    assert kind.build(student, weighted, 20).teacher_weights == [3.0, 1.0]
+    with pytest.raises(ValueError, match="teacher_weights must be positive"):
+        kind.build(student, [weighted[0], Probe(teachers[1].outputs, weight=-1.0)], 20)
+
+
+@pytest.mark.parametrize("before_relu", [True, False])
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_maps_tapped_before_a_relu_pass_one_where_the_source_reads_behind_it(name: str, before_relu: bool) -> None:
+    student, teacher = networks()
+    student = Probe(student.outputs, frozen=False, before_relu=before_relu)
+    term = losses.LOSSES[name].build(student, [teacher], 20)
+    assert term.rectify == (before_relu and losses.LOSSES[name].rectified)
