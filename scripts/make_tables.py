@@ -9,6 +9,7 @@ where scripts/collect_run.py keeps the runs of `make demo`. A record whose comma
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import json
 import re
@@ -23,7 +24,6 @@ from draw import draw_growth, draw_quality, draw_speed, rows_of
 from results_table import Record, TableError, read_table
 
 from classification.options.parser import build_parser
-from classification.options.terms import hyper_parameters
 from mgd.losses import LOSSES
 
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("losses", "options", "quality", "speed")))
@@ -67,8 +67,7 @@ def losses_table() -> str:
     for name, kind in LOSSES.items():
         module = inspect.getmodule(kind)
         method = (module.__doc__ or "").strip().rstrip(".")
-        found = inspect.signature(kind).parameters
-        keys = [f"`{key}` {found[key].default}" for key in hyper_parameters(name)]
+        keys = [f"`{field.name}` {field.default}" for field in dataclasses.fields(kind.Hyper)]
         where = {"maps": "maps, where tapped", "labels": "labels, where there are any"}
         reads = [*sorted(kind.needs), *(where[what] for what in sorted(kind.uses))]
         lines.append(f"| `{name}` | {method} | {kind.weight:g} | {', '.join(reads) or 'logits'} | {', '.join(keys)} |")

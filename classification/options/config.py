@@ -23,12 +23,13 @@ from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser
 from classification.options.published import ALIASES, LABELLED, entries_of, without_aliases
 from classification.options.recipe import read_recipe
-from classification.options.terms import all_terms, mutual, term_table
+from classification.options.term_module import digest_of, known_terms
+from classification.options.terms import Known, mutual, term_table
 from classification.paths import is_file
 from mgd import has_bfloat16
 
 # Options for which an empty string (an unset shell variable) must be an error.
-FILES = {"config", "output", "resume", "student_resume", "teacher_resume", "train_list", "valid_list"}
+FILES = {"config", "term_module", "output", "resume", "student_resume", "teacher_resume", "train_list", "valid_list"}
 
 
 def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
@@ -41,6 +42,7 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     recipe = Parser(add_help=False, allow_abbrev=False)
     recipe.add_argument("--config")
     recipe.add_argument("--resume")
+    recipe.add_argument("--term-module")
     recipe.add_argument("-e", "--evaluate", action="store_true")
     chosen, _ = recipe.parse_known_args(argv)
     nested: dict[str, Any] = {}
@@ -50,7 +52,9 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     named = bool(chosen.resume) and parser.parse_args(argv).data is not None
     if chosen.resume and chosen.resume != "auto" and not (chosen.evaluate and named):
         given = {*typed, *(["data"] if named else [])}
-        own, nested = own_options(checkpoint_of(chosen.resume), parser, given, evaluate=chosen.evaluate)
+        own, nested = own_options(
+            checkpoint_of(chosen.resume), parser, given, evaluate=chosen.evaluate, term_module=chosen.term_module
+        )
         parser.set_defaults(**{**own, **({"term": []} if "term" in typed else {})})
     if chosen.config:
         words, nested, keys = read_recipe(parser, Path(chosen.config), distillation)
@@ -197,9 +201,11 @@ def _check_distillation(args: Namespace) -> None:
 def _set_terms(args: Namespace, recipe: dict[str, Any], typed: dict[str, str], distillation: bool) -> None:
     """Settle which terms there are; what was typed wins over the recipe."""
     if not distillation:
-        args.terms = term_table(entries_of([LABELLED], recipe, vars(args)), [], all_terms())
+        args.terms = term_table(entries_of([LABELLED], recipe, vars(args)), [], known_terms(None))
         return
-    for name, value in choose_terms(vars(args), recipe, typed, all_terms(), total_epochs(args)).items():
+    known = known_terms(args.term_module)
+    args.term_digest = digest_of(args.term_module) if args.term_module else None
+    for name, value in choose_terms(vars(args), recipe, typed, known, total_epochs(args)).items():
         setattr(args, name, value)
 
 
@@ -285,10 +291,15 @@ def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "terms": {name: spec.record() for name, spec in options["terms"].items()}}
 
 
-def recorded_then(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a run folder, also of an earlier version, as `recorded` would give them now."""
+def recorded_then(options: Mapping[str, Any], known: Known) -> dict[str, Any]:
+    """Return the options of a run folder, also of an earlier version, as `recorded` would give them now.
+
+    Args:
+        options: as recorded then.
+        known: the classes of terms, by name.
+    """
     rest, entries = without_aliases(options)
-    return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], all_terms()).items()}}
+    return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], known).items()}}
 
 
 def describe(args: Namespace) -> dict[str, Any]:

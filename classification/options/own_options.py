@@ -10,14 +10,16 @@ from typing import Any
 from classification.errors import UserError, shown
 from classification.models.files import read_checkpoint
 from classification.options.published import without_aliases
-from classification.options.terms import all_terms, is_number
+from classification.options.term_module import check_digest
+from classification.options.terms import is_number
 from classification.paths import exists, is_folder
 from classification.runs.restore import damaged
+from mgd.losses import LOSSES
 
 # What each command says anew: where it writes, what it does, and how a run is started.
 ANEW = {
     "config", "output", "resume", "resume_override", "evaluate", "calibrate", "start_epoch", "pretrained",
-    "use_pretrained", "student_resume",
+    "use_pretrained", "student_resume", "term_module",
 }  # fmt: skip
 PLACES = ("data", "train_list", "valid_list")
 # What an evaluation takes of a run: its images, and how they are read.
@@ -41,7 +43,12 @@ def checkpoint_of(resume: str) -> str:
 
 
 def own_options(
-    path: str, parser: argparse.ArgumentParser, typed: Collection[str] = (), *, evaluate: bool = False
+    path: str,
+    parser: argparse.ArgumentParser,
+    typed: Collection[str] = (),
+    *,
+    evaluate: bool = False,
+    term_module: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the options of a run, and what no single option says: its terms and teachers.
 
@@ -52,6 +59,7 @@ def own_options(
         parser: the parser of the script that resumes it.
         typed: the options that are given anew.
         evaluate: whether it is evaluated, for which its images and teachers alone count.
+        term_module: the file of --term-module, as it was typed.
 
     Raises:
         UserError: not such a file, or a run of the other script; its photographs, lists or teachers are gone.
@@ -90,8 +98,9 @@ def own_options(
     if "main_base.py" in (script, parser.prog):
         _check_places(own if started else {}, [], typed)
         return own, {"terms": entries}
-    known = all_terms()
-    if evaluate and any(name in known and known[name].mutual for name in entries):
+    if not evaluate:
+        check_digest(term_module, options.get("term_digest"), path)
+    if evaluate and any(name in LOSSES and LOSSES[name].mutual for name in entries):
         raise UserError(f"{path} is of a run whose networks all train: evaluate each by main_base.py --student-resume")
     nested: dict[str, Any] = {} if evaluate else {"terms": entries}
     nested["teachers"] = [

@@ -216,6 +216,7 @@ def _add_terms(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="a term's weight, warmup, start, stop, decay or hyper-parameter, as dkd.beta=2; repeatable, and wins",
     )
+    add("--term-module", metavar="FILE", help="a Python file with terms of your own: TERMS = {name: term class}")
     add("--calibrate", type=_count, metavar="STEPS", help="print weights that balance the terms' gradients, and leave")
     add("--kd-weight", type=_nonnegative, help="factor of the kd term; default: 1")
     add("--kd-temperature", type=_positive, help="softens both networks' logits; default: 1.5 beside mgd, 4 alone")

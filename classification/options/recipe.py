@@ -88,7 +88,7 @@ Given = tuple[str, str, Any]  # option, how the recipe calls it, value
 
 def _options(parser: argparse.ArgumentParser, content: dict[Any, Any]) -> list[Given]:
     flags = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
-    flags -= {"--help", "--help-all", "--config"}
+    flags -= {"--help", "--help-all", "--config", "--term-module"}  # no recipe brings code along
     given = []
     for key, value in content.items():
         option = "--" + str(key).replace("_", "-")

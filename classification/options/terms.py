@@ -18,7 +18,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 from classification.errors import UserError, shown
 from classification.options.published import LABELLED
 from classification.options.strict_yaml import read_yaml
-from mgd.losses import LOSSES, Term
+from mgd.losses import Term
 
 Known = Mapping[str, type[Term]]
 
@@ -267,8 +267,3 @@ def pairing(table: Table) -> list[str]:
 def single_class(table: Table) -> list[str]:
     """Return the terms that take one class per image, or know images by their number: none may be mixed."""
     return [name for name, spec in table.items() if "labels" in spec.kind.uses or "index" in spec.needs]
-
-
-def all_terms(path: str = "") -> Known:
-    """Return the classes of terms by name: those of the library."""
-    return LOSSES

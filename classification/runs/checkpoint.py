@@ -31,9 +31,11 @@ from torch import Tensor, nn
 from classification.errors import UserError, one_line, shown
 from classification.models.files import FORMAT, read_checkpoint
 from classification.options.config import recorded, recorded_then
+from classification.options.term_module import check_digest
 from classification.paths import exists, is_folder
 from classification.data.preprocessing import Preprocessing
 from classification.runs.restore import check_whole, whole
+from mgd.losses import LOSSES
 
 VERSION = 3
 
@@ -44,7 +46,7 @@ FREE = {
     "data", "config", "output", "resume", "resume_override", "evaluate", "calibrate", "print_freq", "workers", "cache",
     "device", "gpu", "world_size", "rank", "dist_url", "dist_backend", "multiprocessing_distributed", "start_epoch",
     "checkpoint_every_steps", "skip_nonfinite", "bad_images", "student_resume", "teacher_resume", "pretrained",
-    "use_pretrained", "seeded", "train_list", "valid_list", "teacher_threads", "img_size_asked",
+    "use_pretrained", "seeded", "train_list", "valid_list", "teacher_threads", "img_size_asked", "term_module",
 }  # fmt: skip
 NESTED = ("terms", "teachers")  # which no single option says
 LOCK = ".lock"  # the first file of a run folder
@@ -142,17 +144,20 @@ def _compare(
         raise UserError(
             f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(inputs['terms'])}"
         )
-    options = changed_options(recorded_then(resume["config"]["options"]), recorded(vars(args)))
+    then = resume["config"]["options"]
+    check_digest(getattr(args, "term_module", None), then.get("term_digest"), path)
+    known = {**LOSSES, **{name: spec.kind for name, spec in args.terms.items()}}
+    options = changed_options(recorded_then(then, known), recorded(vars(args)))
     changed = [f"other options: {'; '.join(options)}"] if options else []
     if resume["inputs"]["teachers"] != inputs["teachers"] and not any(
         text.startswith("the teachers") for text in options
     ):
         changed.append("other weights of the teachers")
-    then = resume["inputs"].get("preprocessing", inputs["preprocessing"])  # runs of earlier formats do not say
+    seen_then = resume["inputs"].get("preprocessing", inputs["preprocessing"])  # runs of earlier formats do not say
     changed += [
-        f"a {role} that sees {then.get(role)}, now {seen}"
+        f"a {role} that sees {seen_then.get(role)}, now {seen}"
         for role, seen in inputs["preprocessing"].items()
-        if then.get(role) != seen
+        if seen_then.get(role) != seen
     ]
     if resume["inputs"]["training images"] != inputs["training images"]:
         changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, images)}")

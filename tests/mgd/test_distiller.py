@@ -243,13 +243,10 @@ class Watch(Term):
 
     def __init__(self, networks: Sequence[nn.Module], num_images: int | None = None) -> None:
         super().__init__()
-        self.networks, self.num_images = list(networks), num_images
+        self.networks, self.num_images = list(networks), num_images  # a list: they are no parts of the term
         self.seen: list[tuple[mgd.Outputs, list[mgd.Outputs], mgd.Batch]] = []
         self.modes: set[bool] = set()
         self.told: tuple[int, int] | None = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value) if name == "networks" else super().__setattr__(name, value)
 
     def update(self, epoch: int, views: Views) -> Update:
         self.seen, self.told = [], (epoch, views.seed)

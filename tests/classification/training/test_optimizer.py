@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from classification import main_base, main_mgd
 from classification.training.optimizer import build_optimizer, load_optimizer
-from mgd import Distiller, Mutual, Taps, freeze
+from mgd import Distiller, Taps, freeze
 from mgd.losses import CE, OFD
 from tests.classification.conftest import SMALL, STUDENT
 from tests.classification.test_main import options, records
@@ -102,7 +102,7 @@ def test_muon_orthogonalises_in_float32_where_the_device_lacks_bfloat16(
 
 
 def test_muon_moves_the_convolutions_of_every_peer() -> None:
-    peers = Mutual([toy(seed=n) for n in range(2)], [{"ce": (CE(), 1.0)}] * 2)
+    peers = Distiller.mutual([toy(seed=n) for n in range(2)], [{"ce": (CE(), 1.0)}] * 2)
     optimizer = build_optimizer(peers, Namespace(optimizer="muon", lr=0.1, momentum=0.9, weight_decay=0.0))
     hidden = {id(p) for p in optimizer.param_groups[0]["params"]}
     assert hidden == {id(p) for p in peers.parameters() if p.ndim == 4}
