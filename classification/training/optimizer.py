@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.optim import Muon
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from classification.errors import shown
 from mgd import Distiller, Mutual, has_bfloat16
@@ -19,27 +17,6 @@ STATE = {
     "sgd": {"momentum_buffer"},
     "muon": {"momentum_buffer", "use_muon", "step", "exp_avg", "exp_avg_sq"},
 }
-
-
-class _InFloat32(TorchFunctionMode):
-    """Turn casts to bfloat16 into casts to float32."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is Tensor.to and kwargs.get("dtype") is torch.bfloat16:
-            kwargs = {**kwargs, "dtype": torch.float32}
-        return func(*args, **kwargs)
-
-
-class Float32Muon(Muon):
-    """Muon that orthogonalises in float32, for devices without bfloat16.
-
-    timm casts to bfloat16 whatever the device; where that is emulated, a step of a ResNet-18 takes a minute.
-    """
-
-    def step(self, closure: Any = None) -> Any:
-        with _InFloat32():
-            return Muon.step(self, closure)
 
 
 def build_optimizer(distiller: Distiller | Mutual, args: Namespace) -> torch.optim.Optimizer:
@@ -57,6 +34,8 @@ def build_optimizer(distiller: Distiller | Mutual, args: Namespace) -> torch.opt
         return torch.optim.SGD(
             weights, args.lr, momentum=args.momentum, weight_decay=args.weight_decay, nesterov=nesterov
         )
+    from classification.training.muon import Float32Muon, Muon  # of timm, which is slow to import
+
     hidden = {id(p) for network, _ in distiller.groups() for p in network.parameters() if p.ndim == 4}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in weights if id(p) in hidden]},
@@ -74,8 +53,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
     """
     own = optimizer.state_dict()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    kept = STATE["sgd" if isinstance(optimizer, torch.optim.SGD) else "muon"]
     for number, entry in saved["state"].items():
-        if not 0 <= number < len(weights) or set(entry) - STATE["muon" if isinstance(optimizer, Muon) else "sgd"]:
+        if not 0 <= number < len(weights) or set(entry) - kept:
             raise ValueError(f"its optimizer has a state {shown(number)} of {shown(list(entry))}")
         for name, value in entry.items():
             if isinstance(value, Tensor):
