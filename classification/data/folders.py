@@ -20,7 +20,7 @@ from classification.data.lists import numbered_classes, read_list
 from classification.data.transforms import Transform
 from classification.errors import RunError, UserError
 from classification.paths import exists, is_folder
-from classification.runs.interrupt import ENDING, outlast
+from classification.runs.interrupt import outlast
 
 MOST_COMPARED = 100_000  # images whose contents are compared at the start of a run
 
@@ -345,15 +345,25 @@ def loader(
     device: torch.device,
     *,
     persistent: bool = True,
+    ending: Any = None,
 ) -> DataLoader[tuple[Tensor, int, int]]:
-    """Load `batches` of `photos`, as bytes for `normalise`; with `persistent`, workers stay alive between epochs."""
+    """Load `batches` of `photos`, as bytes for `normalise`.
+
+    Args:
+        photos: the images.
+        batches: indices of each batch.
+        workers: loading processes; 0 to load in this one.
+        device: that the batches go to.
+        persistent: keep the processes alive between epochs.
+        ending: as in `outlast`.
+    """
     return DataLoader(
         photos,
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
         pin_memory=device.type == "cuda",
-        worker_init_fn=partial(outlast, ending=ENDING),
+        worker_init_fn=partial(outlast, ending=ending),
         generator=torch.Generator(),  # of the processes' seeds: the default one would be drawn from at every start
     )
 

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError, one_line, shown
 from classification.models.files import FORMAT, read_checkpoint
 from classification.paths import exists, is_folder
-from classification.data.preprocessing import Preprocessing
 from classification.runs.restore import check_whole, whole
 from mgd import Flow
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 import math
 import re
 import shlex
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import pytest
 import torch
 
 from classification import main_base, main_mgd
-from classification.runs import progress
 from classification.runs.metrics import accuracy, result, tally
 from classification.runs.progress import Progress, last_lines, sum_of
 from tests.classification.test_main import options, records, without
