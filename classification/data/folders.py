@@ -160,13 +160,13 @@ def check_heif(data: Folder) -> None:
         )
 
 
-def shared_images(data: Folder) -> list[str]:
+def shared_images(data: Folder, most: int = MOST_COMPARED) -> list[str]:
     """Return a warning if an image of valid is in train too, byte for byte.
 
-    More than `MOST_COMPARED` images are compared by path alone: asking for the size of each would take too long.
+    More than `most` images are compared by path alone: asking for the size of each would take too long.
     """
     train, valid = ([path for path, _ in part] for part in (data.train, data.valid))
-    if len(train) + len(valid) > MOST_COMPARED:
+    if len(train) + len(valid) > most:
         listed = set(valid).intersection(train)
         pairs = [(path, path) for path in sorted(listed)]
     else:

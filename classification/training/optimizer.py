@@ -19,12 +19,19 @@ STATE = {
 }
 
 
-def build_optimizer(distiller: Distiller | Mutual, args: Namespace) -> torch.optim.Optimizer:
+def build_optimizer(
+    distiller: Distiller | Mutual, args: Namespace, *, bfloat16: bool | None = None
+) -> torch.optim.Optimizer:
     """Return the optimizer of all that a distiller trains.
 
     Muon moves the convolutions of the networks by their momentum, seen as a matrix (out, in * height * width) and made
     orthogonal; all else (depthwise convolutions, norms, heads, what the terms train) moves by Adam with Nesterov
     momentum, at the same rate.
+
+    Args:
+        distiller: what trains.
+        args: the options.
+        bfloat16: whether Muon computes in bfloat16; where the device has it by default.
 
     Reference: Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
@@ -41,7 +48,7 @@ def build_optimizer(distiller: Distiller | Mutual, args: Namespace) -> torch.opt
         {"params": [p for p in weights if id(p) in hidden]},
         {"params": [p for p in weights if id(p) not in hidden], "use_fallback": True},
     ]
-    kind = Muon if has_bfloat16(weights[0].device) else Float32Muon
+    kind = Muon if (has_bfloat16(weights[0].device) if bfloat16 is None else bfloat16) else Float32Muon
     return kind(groups, args.lr, weight_decay=args.weight_decay, momentum=args.momentum, nesterov=True)
 
 

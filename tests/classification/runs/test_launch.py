@@ -105,9 +105,8 @@ def test_the_script_runs_from_inside_its_folder(distil: list[str]) -> None:
 
 
 def test_a_killed_rank_is_named_and_the_restarted_run_ends_as_the_one_left_alone(
-    distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    distil: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(SCRIPT).parents[1] / "scripts"))
     from torture import differences
 
     words = options(distil, epochs="3", distiller="mgd+kd", mgd_reducer="rd", checkpoint_every_steps="2", resume="auto")

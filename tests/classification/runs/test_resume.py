@@ -28,12 +28,9 @@ from tests.classification.conftest import SMALL, STUDENT, TEACHER
 from tests.classification.test_faults import poisoned
 from tests.classification.test_main import options, records, without
 
-SCRIPTS = Path(__file__).parents[3] / "scripts"
-
 
 @pytest.fixture
-def differences(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+def differences() -> Any:
     import torture
 
     return torture.differences
