@@ -8,25 +8,53 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import timm
-import torchvision
 from torch import nn
-from torchvision.models.mobilenetv2 import mobilenet_v2
 
 from classification.errors import UserError
 from classification.models.cifar import CifarResNet, WideResNet, cifar_resnet
 from classification.models.mobilenet import MobileNetV1, cifar_mobilenet_v2, mobilenet_v2_mgd
-from classification.models.pplcnet import pplcnet_x2_5
-from classification.models.shufflenet import shufflenet_v2
+
+
+# torchvision and timm take longer to import than torch: they are imported when one of their networks is built.
+def _torchvision(name: str, **options: Any) -> nn.Module:
+    import torchvision
+
+    network: nn.Module = torchvision.models.get_model(name, **options)
+    return network
+
+
+def _torchvision_names() -> list[str]:
+    import torchvision
+
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def _timm(name: str, **options: Any) -> nn.Module:
+    import timm
+
+    return timm.create_model(name, **options)
+
+
+def _shufflenet_v2(**options: Any) -> nn.Module:
+    from classification.models.shufflenet import shufflenet_v2
+
+    return shufflenet_v2(**options)
+
+
+def _pplcnet_x2_5(**options: Any) -> nn.Module:
+    from classification.models.pplcnet import pplcnet_x2_5
+
+    return pplcnet_x2_5(**options)
+
 
 # The named networks: how to build each for a number of classes, and torchvision's name for its pretrained weights.
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], str | None]] = {
     "mobilenet_v1": (MobileNetV1, None),
-    "mobilenet_v2": (mobilenet_v2, "mobilenet_v2"),
+    "mobilenet_v2": (partial(_torchvision, "mobilenet_v2"), "mobilenet_v2"),
     "mobilenet_v2_mgd": (mobilenet_v2_mgd, "mobilenet_v2"),
-    "shufflenet_v2": (shufflenet_v2, "shufflenet_v2_x1_0"),
-    "pplcnet_x2_5": (pplcnet_x2_5, None),
-    **{f"resnet{n}": (getattr(torchvision.models, f"resnet{n}"), f"resnet{n}") for n in (18, 34, 50, 101, 152)},
+    "shufflenet_v2": (_shufflenet_v2, "shufflenet_v2_x1_0"),
+    "pplcnet_x2_5": (_pplcnet_x2_5, None),
+    **{f"resnet{n}": (partial(_torchvision, f"resnet{n}"), f"resnet{n}") for n in (18, 34, 50, 101, 152)},
     **{f"cifar_resnet{n}": (partial(cifar_resnet, n), None) for n in (20, 32, 44, 56, 110)},
     "cifar_resnet8x4": (partial(CifarResNet, 1, (32, 64, 128, 256)), None),
     "cifar_resnet32x4": (partial(CifarResNet, 5, (32, 64, 128, 256)), None),
@@ -80,21 +108,23 @@ def _unknown(arch: str, known: list[str]) -> UserError:
 def _builder(arch: str) -> tuple[Callable[..., nn.Module], str | None]:
     """Return how to build `arch`, and torchvision's name for its weights ("timm" where timm loads them)."""
     if arch.startswith("torchvision:"):
-        name, known = arch.removeprefix("torchvision:"), torchvision.models.list_models(module=torchvision.models)
+        name, known = arch.removeprefix("torchvision:"), _torchvision_names()
         if name not in known:
             raise _unknown(arch, [f"torchvision:{n}" for n in known])
         options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
-        return partial(torchvision.models.get_model, name, **options), name
+        return partial(_torchvision, name, **options), name
     if arch.startswith("timm:"):
+        import timm
+
         name, known = arch.removeprefix("timm:"), timm.list_models()
         if name.split(".")[0] not in known:
             raise _unknown(arch, [f"timm:{n}" for n in known])
-        return partial(timm.create_model, name), "timm"
+        return partial(_timm, name), "timm"
     if arch in NETWORKS:
         return NETWORKS[arch]
     match = _WIDTH.fullmatch(arch)
     if match is None:
-        raise _unknown(arch, [*NETWORKS, *(f"torchvision:{n}" for n in torchvision.models.list_models())])
+        raise _unknown(arch, [*NETWORKS, *(f"torchvision:{n}" for n in _torchvision_names())])
     widths = tuple(int(width) for width in match["widths"].split("-")) if match["widths"] else None
     return partial(cifar_resnet, int(match["layers"]), float(match["factor"] or 1), widths=widths), None
 

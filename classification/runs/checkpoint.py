@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError, one_line, shown
 from classification.models.files import FORMAT, read_checkpoint
 from classification.options.config import recorded, recorded_then
 from classification.options.term_module import check_digest
 from classification.paths import exists, is_folder
-from classification.data.preprocessing import Preprocessing
 from classification.runs.restore import check_whole, whole
 from mgd.losses import LOSSES
 

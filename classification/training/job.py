@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -142,7 +141,6 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
     Raises:
         UserError: whatever the user can mend.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # its warnings do not say which file they concern
     data = read_folder(
         args.data,
         labels=bool(getattr(args, "labels", 1)),

@@ -55,10 +55,16 @@ class Stepper:
         self._flags = torch.zeros(3, device=self.world.device)  # kept: see World.kept
 
     def _compile(self) -> None:
-        torch._functorch.config.donated_buffer = False  # shares of the gradient take one graph several times
         choice = getattr(self.args, "compile_student", 1)
         student = self.world.device.type == "cuda" if choice is None else bool(choice)
         self.distiller.compile(student=student, dynamic=False)  # the batches of an epoch have two sizes
+
+    def _translating(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of a forward: what --compile translates in it keeps its buffers, for several backwards."""
+        if not self.args.compile:
+            return contextlib.nullcontext()
+        keep: contextlib.AbstractContextManager[Any] = torch._functorch.config.patch(donated_buffer=False)
+        return keep
 
     def _teachers_ahead(self) -> Ahead | None:
         threads = getattr(self.args, "teacher_threads", 0)
@@ -89,7 +95,8 @@ class Stepper:
         target = self.engine.move(target) if target is not None and self.args.labels else None
         mixed, soft = self.mix(images, target) if self.mix else (images, target)
         taught = [known.result()] if known else []
-        values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *taught)
+        with self._translating():
+            values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *taught)
         if target is not None and not self.mix:
             values["train_hits"] = hits(values["logits"].detach().float(), target)[:1] / len(target)
         return values

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from classification.data.folders import Photos, TrainBatches, loader, told
+from classification.data.folders import Photos, TrainBatches, told
 from classification.data.transforms import train_transform
 from classification.errors import RunError, Stopped, UserError, shown
 from classification.options.config import describe, epoch_name, learning_rate, total_epochs
@@ -65,7 +65,7 @@ class Trainer:
         self.batches = TrainBatches(
             len(self.photos), args.batch_size, engine.seed, world.rank, world.size, args.accumulate
         )
-        self.loader = loader(self.photos, self.batches, engine.workers, world.device)
+        self.loader = engine.load(self.photos, self.batches)
         self._seed(engine.seed)
         # The state between two steps, beside that of the modules above.
         self.epoch = args.start_epoch

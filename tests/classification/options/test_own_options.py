@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from classification import main_base, main_mgd
 from classification.errors import UserError
 from classification.options.config import parse
 from classification.runs.checkpoint import changed_options
-from classification.training.step import Stepper
 from tests.classification.conftest import SMALL, STUDENT
 from tests.classification.runs.test_resume import differences, into  # noqa: F401
+from tests.classification.seams import before_forward, run_changed
 from tests.classification.test_main import options
 
 RECIPE = """
@@ -142,29 +143,26 @@ def test_a_run_of_the_other_script_is_named_by_its_own(photos: Path, tmp_path: P
 def test_a_run_that_is_stopped_says_the_line_that_resumes_it_with_the_same_bits(
     distil: list[str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     differences: Any,  # noqa: F811
 ) -> None:
     words = options(distil, distiller="mgd+kd", mgd_reducer="rd", term="kd.warmup=2", optimizer="muon")
     assert main_mgd.main(into(words, tmp_path / "whole")) == 0
-    step, calls, finished = Stepper._step, [0], []
 
-    def signalled(self: Stepper, *inputs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] in (1, 4):
+    def signalled(number: int, _: torch.Tensor, *, stop: int, finished: list[int]) -> None:
+        if number == stop:
             os.kill(os.getpid(), signal.SIGTERM)
-        finished.append(calls[0])
-        return step(self, *inputs)
+        finished.append(number)
 
     folder = tmp_path / "a run's folder"
-    monkeypatch.setattr(Stepper, "_step", signalled)
     words = into(words, folder)
-    for stop in (1, 4):  # in the first step of a process nothing is to be saved, and it leaves at once
-        assert main_mgd.main(words) == 143
+    for stop in (1, 3):  # in the first step of a process nothing is to be saved, and it leaves at once
+        finished: list[int] = []
+        hook = partial(signalled, stop=stop, finished=finished)
+        assert run_changed(words, partial(before_forward, hook=hook)) == 143
         error = capsys.readouterr().err
         assert "main_mgd.py: SIGTERM: the state is saved; to resume the run:" in error
-        assert ("finishing the step" in error) == (stop in finished) == (stop == 4)
+        assert ("finishing the step" in error) == (stop in finished) == (stop == 3)
         line = shlex.split(error.splitlines()[-1])
         assert Path(line[1]).name == "main_mgd.py" and line[2:] == ["--resume", str(folder)]
         words = line[2:]

@@ -3,7 +3,6 @@ from __future__ import annotations
 import copy
 
 import pytest
-import torch
 
 from classification.errors import UserError
 from classification.runs.launch import World

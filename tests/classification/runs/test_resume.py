@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,13 @@ from classification.runs.checkpoint import changed_options, fingerprints
 from classification.runs.launch import World
 from classification.runs.metrics import Journal
 from classification.runs.random_state import random_state, set_random_state
-from classification.training.step import Stepper
 from tests.classification.conftest import SMALL, STUDENT, TEACHER
-from tests.classification.test_faults import poisoned
+from tests.classification.seams import poison, run_changed
 from tests.classification.test_main import options, records, without
-
-SCRIPTS = Path(__file__).parents[3] / "scripts"
 
 
 @pytest.fixture
-def differences(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+def differences() -> Any:
     import torture
 
     return torture.differences
@@ -257,13 +254,12 @@ def test_peers_go_on_as_if_uncut(
 
 
 def test_steps_left_out_before_a_cut_count_after_it(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(photos), "-a", STUDENT, *SMALL, "--output", str(tmp_path / "run"), "--resume", "auto"]
     for epochs, status in (("1", 0), ("2", 1)):
-        with monkeypatch.context() as patch:
-            patch.setattr(Stepper, "_step", poisoned({2}))
-            assert main_base.main([*words, "--epochs", epochs, "--skip-nonfinite", "1"]) == status
+        more = ["--epochs", epochs, "--skip-nonfinite", "1"]
+        assert run_changed([*words, *more], partial(poison, steps={2}), main_base) == status
     assert "epoch 2/2, step 2" in capsys.readouterr().err
 
 
