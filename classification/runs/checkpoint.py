@@ -48,7 +48,6 @@ FREE = {
     "checkpoint_every_steps", "skip_nonfinite", "bad_images", "student_resume", "teacher_resume", "pretrained",
     "use_pretrained", "seeded", "train_list", "valid_list", "teacher_threads", "img_size_asked", "term_module",
 }  # fmt: skip
-NESTED = ("terms", "teachers")  # which no single option says
 LOCK = ".lock"  # the first file of a run folder
 IMAGES = "train_images.txt.gz"
 
@@ -212,12 +211,23 @@ def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         free.add("epochs")  # more of them change nothing that was computed
     if now.get("terms") == before.get("terms"):
         free.add("term")  # typed in another way
+    before, now = _flat(before), _flat(now)
     names = sorted((set(before) | set(now)) - free - {"command"})
     return [
-        f"{'the ' if name in NESTED else '--'}{name.replace('_', '-')} {_known(now, name)}, was {_known(before, name)}"
+        f"{_called(name)} {_known(now, name)}, was {_known(before, name)}"
         for name in names
         if _known(before, name) != _known(now, name)
     ]
+
+
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the keys of the terms beside them, as "mgd.reducer"."""
+    flat = {name: value for name, value in options.items() if name != "terms"}
+    return flat | {f"{name}.{key}": v for name, entry in options.get("terms", {}).items() for key, v in entry.items()}
+
+
+def _called(name: str) -> str:
+    return name if "." in name else f"the {name}" if name == "teachers" else f"--{name.replace('_', '-')}"
 
 
 def _known(options: dict[str, Any], name: str) -> Any:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -132,7 +131,7 @@ def flow_record(
         numbers["flow_changed"] = float(1 - kept / pairs)
     arrays: dict[str, Any] = {}
     for stage, (flow, cost) in enumerate(zip(flows, costs, strict=True)):
-        arrays[f"cost{stage}"] = cost.cpu().numpy().astype(np.float32)
+        arrays[f"cost{stage}"] = cost.float().cpu().numpy()
         arrays[f"index{stage}"] = flow.index
         arrays[f"num_teacher{stage}"] = flow.num_teacher
         arrays[f"total_cost{stage}"] = flow.total_cost

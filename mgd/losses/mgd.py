@@ -10,58 +10,20 @@ from math import inf
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from mgd.checks import check_at_least_0, check_maps, check_positive
-from mgd.flow import ChannelCost, Flow, slots
+from mgd.flow import Flow, slots
 from mgd.flow.cost import TINY
 from mgd.losses.flows import FlowOptions, check_pairs, flow_record, say_margins
-from mgd.losses.margin import MeasuredMargin, sum_partial_l2
+from mgd.losses.margin import sum_partial_l2
 from mgd.losses.reduce import reduce_channels
+from mgd.losses.stage import Stage
 from mgd.losses.term import EachTeacher, Term, Update, Views
 from mgd.taps import Batch, Outputs, Probe
 
 BOUND = 100.0  # of a stage in the relative form: the square of ten times the norm of the teacher
 SLICE = 2**18  # elements of a student's maps that are compared at once on a processor
-
-
-class _Stage(nn.Module):
-    """One pair of taps: its adapter, cost sums, margin and flow."""
-
-    index: Tensor
-    margin: Tensor
-    total_cost: Tensor
-    peak: Tensor
-
-    def __init__(self, num_student: int, num_teacher: int, margin: Tensor | None, depth: int) -> None:
-        super().__init__()
-        self.adapter = nn.BatchNorm2d(num_student)
-        self.cost = ChannelCost(num_student, num_teacher)
-        self.measured = MeasuredMargin(num_teacher) if margin is None else None
-        margin = torch.zeros(num_teacher) if margin is None else margin.detach().clone().float()
-        if margin.shape != (num_teacher,):
-            raise ValueError(f"expected {num_teacher} margins, one per teacher channel; got {tuple(margin.shape)}")
-        self.register_buffer("margin", margin)
-        self.register_buffer("index", torch.full((depth, num_student), -1, dtype=torch.int64))
-        self.register_buffer("total_cost", torch.zeros((), dtype=torch.float64))
-        # The largest value of the teacher's map that was observed.
-        self.register_buffer("peak", torch.tensor(-torch.inf), persistent=False)
-
-    @property
-    def num_teacher(self) -> int:
-        return self.margin.numel()
-
-    def sums(self) -> list[ChannelCost | MeasuredMargin]:
-        """What a matching pass accumulates."""
-        return [self.cost] if self.measured is None else [self.cost, self.measured]
-
-    def all_reduce(self) -> None:
-        """Join what all ranks have observed."""
-        for total in self.sums():
-            total.all_reduce()
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(self.peak, dist.ReduceOp.MAX)
 
 
 def _maps(outputs: Outputs | Sequence[Tensor]) -> Sequence[Tensor]:
@@ -176,7 +138,7 @@ class ChannelMatching(Term):
             self.weight = 1 / self.hyper.loss_factor
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.stages = nn.ModuleList(
-            _Stage(s, t, margin, slots(s, t, self.hyper.used_capacity()))
+            Stage(s, t, margin, slots(s, t, self.hyper.used_capacity()))
             for s, t, margin in zip(student_channels, teacher_channels, margins, strict=True)
         )
         self.generator: torch.Generator | None = None  # source of "rd"'s draws; None: the device's default one
@@ -324,7 +286,7 @@ class ChannelMatching(Term):
     def _observed(self, num_images: int) -> int:
         return -int(-self.observe_share * num_images // 1)  # rounded up
 
-    def _compare(self, stage: _Stage, student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
+    def _compare(self, stage: Stage, student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
         """Return a stage's error and, for the relative form, the energy of its target."""
 
         def reduce(part: Tensor) -> tuple[Tensor, Tensor]:
@@ -335,10 +297,10 @@ class ChannelMatching(Term):
             student_map, teacher_map, reduce, slice_size=size, with_energy=self.hyper.form == "relative"
         )
 
-    def _stages(self) -> list[_Stage]:
-        return [stage for stage in self.stages if isinstance(stage, _Stage)]
+    def _stages(self) -> list[Stage]:
+        return [stage for stage in self.stages if isinstance(stage, Stage)]
 
-    def _pairs(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[_Stage, Tensor, Tensor]]:
+    def _pairs(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[Stage, Tensor, Tensor]]:
         if not len(student) == len(teacher) == len(self.stages):
             raise ValueError(
                 f"expected {len(self.stages)} maps a network; "

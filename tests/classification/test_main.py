@@ -308,7 +308,7 @@ def test_resuming_with_another_reducer_is_refused(distil: list[str], capsys: Any
     assert main_mgd.main(options(distil, epochs="1")) == 0
     words = options(distil, mgd_reducer="sm", resume=str(Path(distil[-1]) / "last.pth"))
     assert main_mgd.main(words) == 2
-    assert "--mgd-reducer sm, was amp" in capsys.readouterr().err
+    assert "mgd.reducer sm, was amp" in capsys.readouterr().err
     assert main_mgd.main(options(distil, epochs="1", resume=str(Path(distil[-1]) / "last.pth"))) == 2
     assert "run that is done: raise --epochs" in capsys.readouterr().err
 

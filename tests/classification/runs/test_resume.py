@@ -19,7 +19,7 @@ import torch
 from classification import main_base, main_mgd
 from classification.data.folders import read_folder
 from classification.models import build
-from classification.options.config import parse
+from classification.options.config import parse, recorded
 from classification.runs.checkpoint import changed_options, fingerprints
 from classification.runs.launch import World
 from classification.runs.metrics import Journal
@@ -125,7 +125,7 @@ def test_resume_auto_starts_goes_on_and_ends(
     [
         ({"b": "6"}, "--batch-size 6, was 8"),
         ({"lr": "0.5"}, "--lr 0.5, was 0.05"),
-        ({"mgd_reducer": "sp"}, "--mgd-reducer sp, was amp"),
+        ({"mgd_reducer": "sp"}, "mgd.reducer sp, was amp"),
         ({"seed": "1"}, "--seed 1, was 0"),
         ({"distiller": "mgd+kd"}, "terms ce+mgd; this run has ce+mgd+kd"),
         ({"term": "mgd.weight=3"}, "--term"),
@@ -222,7 +222,7 @@ def test_a_moved_folder_holds_the_same_images_and_other_labels_make_others(photo
 )
 def test_more_epochs_are_another_run_where_rates_or_weights_fall_over_all_of_them(words: str, free: bool) -> None:
     before, now = (
-        vars(parse(["DIR", *words.split(), "--epochs", epochs], "main_mgd.py", distillation=True))
+        recorded(vars(parse(["DIR", *words.split(), "--epochs", epochs], "main_mgd.py", distillation=True)))
         for epochs in ("90", "95")
     )
     changed = changed_options(before, now)
@@ -231,10 +231,11 @@ def test_more_epochs_are_another_run_where_rates_or_weights_fall_over_all_of_the
 
 def test_a_teacher_may_lie_elsewhere_when_a_run_goes_on() -> None:
     before, now = (
-        vars(parse(["DIR", "--teacher-resume", file], "main_mgd.py", distillation=True)) for file in ("a.pth", "b.pth")
+        recorded(vars(parse(["DIR", "--teacher-resume", file], "main_mgd.py", distillation=True)))
+        for file in ("a.pth", "b.pth")
     )
     assert changed_options(before, now) == []
-    other = vars(parse(["DIR", "--teacher-arch", "resnet34"], "main_mgd.py", distillation=True))
+    other = recorded(vars(parse(["DIR", "--teacher-arch", "resnet34"], "main_mgd.py", distillation=True)))
     assert any(change.startswith("the teachers") for change in changed_options(before, other))
 
 
