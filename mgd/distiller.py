@@ -133,7 +133,12 @@ class Distiller(nn.Module):
 
         Returns:
             {name of the term: (numbers to log, arrays to keep)}.
+
+        Raises:
+            TypeError: an iterator, which the second term that looks at images would find empty.
         """
+        if isinstance(batches, Iterator):
+            raise TypeError("batches can be read once only: pass what can be iterated again, or a function")
         found: dict[str, Update] = {}
         for number, (network, names) in enumerate(self.groups()):
             others = [other for position, other in enumerate(self.networks) if position != number]

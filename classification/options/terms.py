@@ -237,7 +237,7 @@ def check_schedules(table: Table, epochs: int) -> None:
     for name, spec in table.items():
         start, stop = spec.schedule.start, min(epochs if spec.schedule.stop is None else spec.schedule.stop, epochs)
         if start >= stop:
-            raise UserError(f"the term {name} never acts: it starts in epoch {start} and ends before epoch {stop}")
+            raise UserError(f"the term {name} never acts: it starts in epoch {start:g} and ends before epoch {stop:g}")
         turns |= {ceil(start), ceil(stop)}
     for epoch in sorted(turn for turn in turns if turn < epochs):
         if not any(spec.schedule.at(1.0, epochs, epoch) for spec in table.values()):

@@ -32,6 +32,7 @@ class CE(Term):
         label_smoothing: float = 0.0
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if not 0 <= self.label_smoothing < 1:
                 raise ValueError(f"label_smoothing must be at least 0 and below 1; got {self.label_smoothing}")
 

@@ -81,7 +81,11 @@ def say_margins(teacher: Probe, kind: str = "bn") -> str:
 
 @torch.no_grad()
 def first_flows(
-    student_channels: Sequence[int], teacher_channels: Sequence[Sequence[int]], options: FlowOptions, views: Views
+    student_channels: Sequence[int],
+    teacher_channels: Sequence[Sequence[int]],
+    options: FlowOptions,
+    views: Views,
+    device: torch.device,
 ) -> tuple[list[list[Flow]], Update]:
     """Observe costs once and solve the flow of every tap, for a term that starts from flows.
 
@@ -90,18 +94,20 @@ def first_flows(
         teacher_channels: T of every tap, one list per teacher.
         options: how flows are found.
         views: images as the networks see them.
+        device: of the networks.
 
     Returns:
         One list of flows per teacher, one flow per tap; what is logged and kept of them.
+
+    Raises:
+        RuntimeError: no images.
     """
     start = time.perf_counter()
-    sums: list[list[ChannelCost]] = []
+    sums = [
+        [ChannelCost(s, t).to(device) for s, t in zip(student_channels, widths, strict=True)]
+        for widths in teacher_channels
+    ]
     for student, teachers, _ in views(options.max_images):
-        if not sums:
-            sums = [
-                [ChannelCost(s, t).to(student.logits.device) for s, t in zip(student_channels, widths, strict=True)]
-                for widths in teacher_channels
-            ]
         for stages, teacher in zip(sums, teachers, strict=True):
             for cost, *maps in zip(stages, student.features, teacher.features, strict=True):
                 cost.update(*maps)

@@ -138,7 +138,7 @@ class OFD(Term):
         """Start the regressors from flows, where `init` is "flow" and that has not been done."""
         if self.ready:
             return {}, {}
-        flows, record = first_flows(*self.channels, self.hyper, views)
+        flows, record = first_flows(*self.channels, self.hyper, views, next(self.parameters()).device)
         self.start([flow for stages in flows for flow in stages])
         return record
 

@@ -95,6 +95,7 @@ class RKD(Term):
         angle: float = 50.0
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             distance, angle = self.distance, self.angle
             if not (0 <= distance < math.inf and 0 <= angle < math.inf) or distance == angle == 0:
                 raise ValueError(

@@ -41,9 +41,11 @@ class HyperParameters:
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self)).items():
-            words, value = typing.get_args(hint), getattr(self, name)
-            if typing.get_origin(hint) is Literal and value not in words:
-                raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(map(str, words))}")
+            value = getattr(self, name)
+            for kind in (hint, *typing.get_args(hint)):  # a Literal, or one of a union
+                words = typing.get_args(kind)
+                if typing.get_origin(kind) is Literal and value is not None and value not in words:
+                    raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(map(str, words))}")
 
     def without_effect(self) -> Mapping[str, str]:
         """Return the fields that change nothing beside these values, and for each what it goes with."""
@@ -89,10 +91,16 @@ class Term(nn.Module):
 
     def __init__(self, hyper: Any = None, *, teacher_weights: Sequence[float] | None = None, **values: Any) -> None:
         super().__init__()
-        if hyper is not None and (values or not isinstance(hyper, self.Hyper)):
-            raise TypeError(f"{type(self).__name__} takes a {self.Hyper.__qualname__}, or its fields by name")
-        self.hyper = self.Hyper(**values) if hyper is None else hyper
+        if hyper is not None and values:
+            raise TypeError(f"{type(self).__name__} takes hyper-parameters as one object or by name, not both")
+        self.hyper = self._hyper(hyper, **values)
         self.teacher_weights = _checked(teacher_weights)
+
+    @classmethod
+    def _hyper(cls, hyper: Any, **values: Any) -> Any:
+        if hyper is not None and type(hyper) is not cls.Hyper:
+            raise TypeError(f"{cls.__name__} takes a {cls.Hyper.__qualname__}; got a {type(hyper).__qualname__}")
+        return cls.Hyper(**values) if hyper is None else hyper
 
     @classmethod
     def needed(cls, hyper: Any) -> frozenset[str]:
@@ -112,7 +120,7 @@ class Term(nn.Module):
         Raises:
             ValueError: networks, taps or hyper-parameters that it cannot work with.
         """
-        hyper = cls.Hyper() if hyper is None else hyper
+        hyper = cls._hyper(hyper)
         if "maps" in cls.needs and not student.outputs.features:
             raise ValueError(f"the term {cls.__name__} compares feature maps: tap both networks (mgd.Taps)")
         if "maps" in cls.needs | cls.uses:

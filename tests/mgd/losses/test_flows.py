@@ -14,6 +14,7 @@ from mgd.flow import Flow
 from mgd.losses.flows import FlowOptions, check_pairs, first_flows, flow_record, say_margins
 from tests.mgd.nets import Seen
 
+CPU = torch.device("cpu")
 STUDENT, TEACHERS = (3, 2), ((5, 4), (6, 2))
 
 
@@ -45,7 +46,7 @@ def literal_cost(student: list[Tensor], teacher: list[Tensor]) -> np.ndarray:
 @pytest.mark.parametrize("assignment", ["cheapest", "costliest"])
 def test_first_flows_are_those_of_the_cost_of_all_images_for_each_teacher(assignment: str) -> None:
     seen, options = Seen(batches()), FlowOptions(assignment=assignment, max_images=8)  # type: ignore[arg-type]
-    flows, (numbers, arrays) = first_flows(STUDENT, TEACHERS, options, seen)
+    flows, (numbers, arrays) = first_flows(STUDENT, TEACHERS, options, seen, CPU)
     assert seen.asked == [8] and [len(stages) for stages in flows] == [2, 2]
     total, position = 0.0, 0
     for teacher in range(2):
@@ -66,7 +67,7 @@ def test_random_first_flows_follow_the_seed_of_the_run() -> None:
     wide = [(outputs((8,), 0, 3), [outputs((16,), 1, 3)])]
 
     def drawn(seed: int) -> np.ndarray:
-        ((flow,),), _ = first_flows((8,), ((16,),), FlowOptions(assignment="random"), Seen(wide, seed=seed))
+        ((flow,),), _ = first_flows((8,), ((16,),), FlowOptions(assignment="random"), Seen(wide, seed=seed), CPU)
         return flow.index
 
     assert (drawn(1) == drawn(1)).all() and (drawn(1) != drawn(2)).any()
@@ -74,7 +75,7 @@ def test_random_first_flows_follow_the_seed_of_the_run() -> None:
 
 def test_no_images_are_no_flows() -> None:
     with pytest.raises((RuntimeError, ValueError), match="images"):
-        first_flows(STUDENT, TEACHERS, FlowOptions(), Seen([]))
+        first_flows(STUDENT, TEACHERS, FlowOptions(), Seen([]), CPU)
 
 
 def probe(channels: tuple[int, ...], side: int = 4, *, paths: tuple[str, ...] = (), frozen: bool = True) -> Probe:

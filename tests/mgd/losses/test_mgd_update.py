@@ -247,3 +247,14 @@ def test_networks_that_cannot_be_matched_are_refused() -> None:
 def test_hyper_parameters_out_of_range_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ChannelMatching.Hyper(**values)
+
+
+@pytest.mark.parametrize("channel", [-2, 4])
+def test_flows_that_name_other_channels_are_refused(channel: int) -> None:
+    matching = ChannelMatching([2], [4], [torch.zeros(4)])
+    matching.observe([torch.randn(3, 2, 5, 5)], [torch.randn(3, 4, 5, 5)])
+    matching.rematch()
+    matching.check_state()
+    matching.stages[0].get_buffer("index")[0, 0] = channel
+    with pytest.raises(ValueError, match="the flow of stage 0 names channels"):
+        matching.check_state()
