@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from classification.models.published import from_torchvision
+
 if TYPE_CHECKING:
     from torchvision.models.mobilenetv2 import MobileNetV2
 
@@ -64,3 +66,21 @@ def cifar_mobilenet_v2(num_classes: int = 10) -> MobileNetV2:
     stem: Any = network.features[0]
     stem[0].stride = (1, 1)
     return network
+
+
+def mobilenet_v2(**options: Any) -> nn.Module:
+    """Build MobileNet-V2 as torchvision has it."""
+    return from_torchvision("mobilenet_v2", **options)
+
+
+PATHS = {
+    "mobilenet_v1": [f"model.{block}.5@in" for block in (3, 5, 11, 13)],
+    "mobilenet_v2": [f"features.{block}.conv.1.2@in" for block in (6, 13, 17)],
+    "mobilenet_v2_mgd": [f"features.{block}.conv.1.2@in" for block in (7, 11, 17)],
+    "cifar_mobilenet_v2": [f"features.{block}.conv.1.2@in" for block in (3, 5, 8)],
+}
+
+
+def taps(arch: str, model: nn.Module | None) -> list[str]:
+    """Return the paths of the taps, deepest last."""
+    return PATHS[arch]
