@@ -22,7 +22,7 @@ def test_a_run_says_where_every_margin_comes_from_and_how_many_norms_were_folded
     assert main_mgd.main([*words, *taps]) == 0
     said = capsys.readouterr().out
     sources = "layer1 measured, layer2.0.relu@in#-1 norm layer2.0.bn2, bn1 norm bn1"
-    assert f"=> margins of mgd: {sources}\n" in said and f"=> margins of ofd: {sources}\n" in said
+    assert f"=> mgd: margins: {sources}\n" in said and f"=> ofd: margins: {sources}\n" in said
     assert "=> teacher: frozen, 6 of 7 batch norms folded into convolutions" in said  # a tapped one stays
     assert main_mgd.main([*options(words, output=str(tmp_path / "other")), *taps, "--mgd-margin", "none"]) == 0
     assert "=> mgd: margins: layer1 none, layer2.0.relu@in#-1 none, bn1 none\n" in capsys.readouterr().out
