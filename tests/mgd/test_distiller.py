@@ -298,8 +298,14 @@ def test_modes_are_restored_where_an_update_fails() -> None:
         raise OSError("a file is gone")
 
     with pytest.raises(OSError, match="gone"):
-        whole.update(0, batches())
+        whole.update(0, lambda _: batches())
     assert all(module.training for module in whole.modules())
+
+
+def test_batches_that_can_be_read_once_only_are_refused() -> None:
+    whole, _ = watched()
+    with pytest.raises(TypeError, match="batches can be read once only"):
+        whole.update(0, iter([(IMAGES,)]))
 
 
 @pytest.mark.parametrize(("num_images", "sizes"), [(None, [4, 3, 2]), (1, [4]), (4, [4]), (5, [4, 3]), (99, [4, 3, 2])])
