@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,18 @@ def test_a_term_of_the_file_is_what_it_computes(file: Path) -> None:
     term = kind(power="absolute", scale=2.0)
     torch.testing.assert_close(term(Outputs(student), [Outputs(teacher)], Batch()), expected)
     assert not torch.isclose(expected, 2 * F.mse_loss(student, teacher)) and "gap" not in LOSSES
+
+
+def test_the_file_of_the_guide_works(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "losses.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_terms.py.*?)```", guide, flags=re.DOTALL)
+    (tmp_path / "my_terms.py").write_text(code)
+    words = shlex.split(re.search(r"main_mgd.py (photos .*?)```", guide, flags=re.DOTALL)[1].replace("\\\n", " "))  # type: ignore[index]
+    words[words.index("my_terms.py")] = str(tmp_path / "my_terms.py")
+    spec = parse(words, "main_mgd.py", distillation=True).terms["logit_gap"]
+    student, teacher = torch.randn(4, 3), torch.randn(4, 3)
+    value = spec.kind(spec.hyper)(Outputs(student), [Outputs(teacher)], Batch())
+    torch.testing.assert_close(value, (student - teacher).abs().mean())
 
 
 @pytest.mark.parametrize(
