@@ -30,7 +30,7 @@ class Fit(nn.Module):
         height, width = image.shape[1:]
         if not self.squash:
             short = min(height, width)
-            height, width = (int(self.resize * side / short) for side in (height, width))
+            height, width = int(self.resize * height / short), int(self.resize * width / short)
         else:
             height = width = self.resize
         if image.shape[1:] != (height, width):
