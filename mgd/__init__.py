@@ -1,12 +1,23 @@
 """Matching guided distillation: tensors in, tensors out."""
 
 from mgd import losses
-from mgd.distiller import Distiller, Mutual
+from mgd.distiller import Distiller
 from mgd.flow import ChannelCost, Flow, channel_cost, solve_flow
-from mgd.losses.margin import bn_margin, partial_l2
-from mgd.losses.mgd import ChannelMatching, matchings
+from mgd.losses.margin import partial_l2
+from mgd.losses.mgd import ChannelMatching
 from mgd.losses.reduce import reduce_channels
-from mgd.taps import Batch, Outputs, Taps, dry_forward, logits_of, norms_before, tokens_to_map
+from mgd.taps import (
+    Batch,
+    Outputs,
+    Probe,
+    Taps,
+    bn_margin,
+    dry_forward,
+    logits_of,
+    norms_before,
+    probe,
+    tokens_to_map,
+)
 from mgd.teachers import Ahead, Ensemble, Frozen, View, fold_norms, freeze, has_bfloat16
 
 __all__ = [
@@ -18,8 +29,8 @@ __all__ = [
     "Ensemble",
     "Flow",
     "Frozen",
-    "Mutual",
     "Outputs",
+    "Probe",
     "Taps",
     "View",
     "bn_margin",
@@ -30,9 +41,9 @@ __all__ = [
     "has_bfloat16",
     "logits_of",
     "losses",
-    "matchings",
     "norms_before",
     "partial_l2",
+    "probe",
     "reduce_channels",
     "solve_flow",
     "tokens_to_map",

@@ -76,7 +76,7 @@ def check(root: Path, samples: list[tuple[str, int]]) -> None:
 def evaluations(folder: Path, arch: str) -> dict[str, Callable[[], object]]:
     """Return an evaluation of one network by our engine, and by timm's loader with a plain loop."""
     args = parse([str(folder), "-a", arch, "-b", str(BATCH), "-j", "1", "--amp", "bf16", "-e"], "", distillation=False)
-    args.teachers, args.terms, args.labels, args.seed, args.seeded = [], {"ce": {}}, 1, 0, True
+    args.teachers, args.labels, args.seed, args.seeded = [], 1, 0, True
     engine = Engine(start_job(args, with_teacher=False), World())
     network = engine.job.student
     assert network is not None

@@ -39,7 +39,7 @@ def main() -> None:
     args = parser.parse_args()
     words = [args.folder, "-a", args.arch, "--student-resume", args.weights, "-e", "-b", "100", "-j", "0"]
     job_args = parse([*words, *args.options], "", distillation=False)
-    job_args.teachers, job_args.terms, job_args.labels, job_args.seed, job_args.seeded = [], {"ce": {}}, 1, 0, True
+    job_args.teachers, job_args.labels, job_args.seed, job_args.seeded = [], 1, 0, True
     engine = Engine(start_job(job_args, with_teacher=False), World())
     model = engine.job.student
     assert model is not None

@@ -26,6 +26,7 @@ from classification.runs.launch import World
 from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.trainer import Trainer
+from classification.training.updates import update_terms
 
 CELLS = Path(__file__).parent / "quality.yaml"
 GROUPS = ("main", "terms")
@@ -54,7 +55,7 @@ def make_step(suite: dict[str, Any], cell: dict[str, Any], root: Path) -> Callab
     job = (distilling if distils else alone).prepare(args)
     trainer = Trainer(Engine(job, World()))
     if distils:
-        distilling.before_epoch(trainer, 0)
+        update_terms(trainer.engine, trainer.distiller, 0)
     trainer.stepper.wrapped.train()
     batch = next(iter(trainer.loader))
 

@@ -75,7 +75,7 @@ def test_the_quick_start_of_the_library_runs(monkeypatch: pytest.MonkeyPatch) ->
     exec(code, scope)
     torch.set_rng_state(before)
     assert torch.isfinite(scope["values"]["loss"])
-    assert [flow.matrix.shape for flow in scope["flows"]] == [(192, 512), (576, 1024), (960, 2048)]
+    assert [flow.matrix.shape for flow in scope["matching"].flows] == [(192, 512), (576, 1024), (960, 2048)]
 
 
 def test_options_in_commands_exist() -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 
 Mix = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
@@ -20,10 +19,12 @@ def mixing(args: Namespace) -> Mix | None:
 
     Reference: Zhang et al., 2018, arXiv:1710.09412; Yun et al., 2019, arXiv:1905.04899.
     """
+    if not (args.mixup or args.cutmix):
+        return None
+    from torchvision.transforms import v2  # a second, for those that mix
+
     kinds = [(v2.MixUp, args.mixup), (v2.CutMix, args.cutmix)]
     mixers = [kind(alpha=alpha, num_classes=args.num_classes) for kind, alpha in kinds if alpha]
-    if not mixers:
-        return None
     chosen = v2.RandomChoice(mixers)
 
     def mix(images: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor | None]:

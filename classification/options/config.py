@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 from argparse import Namespace
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,15 @@ import torch
 
 from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER
-from classification.options.effects import KEYS, check_recipe, check_typed
+from classification.options.choose import check_teachers, choose_terms
+from classification.options.effects import check_recipe, check_typed
 from classification.options.options import names_where
 from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser
+from classification.options.published import ALIASES, LABELLED, entries_of, without_aliases
 from classification.options.recipe import read_recipe
-from classification.options.terms import (
-    LABEL_FREE,
-    check_schedules,
-    names_of,
-    needing,
-    needing_flows,
-    single_class,
-    term_table,
-)
+from classification.options.term_module import digest_of, known_terms
+from classification.options.terms import Known, mutual, term_table
 from classification.paths import is_file
 from mgd import has_bfloat16
 
@@ -44,6 +40,7 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     recipe = Parser(add_help=False, allow_abbrev=False)
     recipe.add_argument("--config")
     recipe.add_argument("--resume")
+    recipe.add_argument("--term-module")
     recipe.add_argument("-e", "--evaluate", action="store_true")
     chosen, _ = recipe.parse_known_args(argv)
     nested: dict[str, Any] = {}
@@ -53,7 +50,9 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     named = bool(chosen.resume) and parser.parse_args(argv).data is not None
     if chosen.resume and chosen.resume != "auto" and not (chosen.evaluate and named):
         given = {*typed, *(["data"] if named else [])}
-        own, nested = own_options(checkpoint_of(chosen.resume), parser, given, evaluate=chosen.evaluate)
+        own, nested = own_options(
+            checkpoint_of(chosen.resume), parser, given, evaluate=chosen.evaluate, term_module=chosen.term_module
+        )
         parser.set_defaults(**{**own, **({"term": []} if "term" in typed else {})})
     if chosen.config:
         words, nested, keys = read_recipe(parser, Path(chosen.config), distillation)
@@ -76,8 +75,8 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     if not (args.arch or args.student_resume or args.resume):  # else their files say
         args.arch = "resnet18"
     _check(args, distillation)
+    _set_terms(args, nested.get("terms", {}), typed, distillation)
     if distillation:
-        _set_terms(args, copy.deepcopy(nested.get("terms", {})), typed)
         args.teachers = _teachers(args, [] if "teacher_arch" in typed else nested.get("teachers", []))
         _check_teachers(args)
     if not args.evaluate:
@@ -98,7 +97,7 @@ def _alone(values: Namespace, nested: dict[str, Any], distillation: bool) -> Nam
     try:
         if distillation:
             _check_distillation(alone)
-            _set_terms(alone, copy.deepcopy(nested["terms"]), {})
+        _set_terms(alone, nested.get("terms", {}), {}, distillation)
     except UserError:
         return None
     return alone
@@ -186,16 +185,6 @@ def _check_compiler() -> None:
 
 
 def _check_distillation(args: Namespace) -> None:
-    names = names_of(args.distiller)
-    if args.mgd_observe == "online" and not args.mgd_update_freq:
-        raise UserError("--mgd-observe online goes with a --mgd-update-freq of at least 1")
-    if args.mgd_with_kd and "mgd" not in names:
-        raise UserError("--mgd-with-kd 1 goes with --distiller mgd")
-    if args.mgd_reducer == "sm" and args.mgd_capacity not in (None, "single"):
-        raise UserError(f"--mgd-reducer sm matches one to one: --mgd-capacity {args.mgd_capacity} does not go with it")
-    args.mgd_capacity = args.mgd_capacity or ("single" if args.mgd_reducer == "sm" else "spread")
-    if args.mgd_with_kd and "kd" not in names:
-        args.distiller += "+kd"
     if args.teacher_threads and (args.mixup or args.cutmix or args.accumulate > 1):
         raise UserError(
             "--teacher-threads needs batches as they are read: leave --mixup, --cutmix and --accumulate out"
@@ -207,40 +196,20 @@ def _check_distillation(args: Namespace) -> None:
     args.student_taps, args.teacher_taps = args.student_taps or args.taps, args.teacher_taps or args.taps
 
 
-def _set_terms(args: Namespace, recipe: dict[str, Any], typed: dict[str, str]) -> None:
-    """Settle which terms there are and what is known of each; what was typed wins over the recipe."""
-    for dest, (name, key) in KEYS.items():
-        if dest in typed and recipe.get(name):
-            recipe[name] = {k: value for k, value in recipe[name].items() if k != key}
-    if recipe and "distiller" not in typed:
-        listed = [name for name in recipe if name != "ce"]
-        names, labelled = names_of("+".join(listed)) if listed else [], "ce" in recipe
-        if args.mgd_with_kd and "mgd" not in names:
-            raise UserError("--mgd-with-kd 1 goes with the term mgd, and the recipe has none")
-        names += ["kd"] if args.mgd_with_kd and "kd" not in names else []
-    else:
-        names = names_of(args.distiller)
-        labelled = args.labels == 1 or not set(names) <= LABEL_FREE
-    if args.labels == 0 and (needed := needing(names, "labels")):
-        raise UserError(f"--labels 0 does not go with {', '.join(needed)}, which cannot do without labels")
-    ce = ["ce"] if labelled and args.labels != 0 else []
-    args.terms = term_table([*ce, *names], recipe, args.term)
-    if not args.terms:
-        raise UserError("no terms are left to train with")
-    check_schedules(args.terms, total_epochs(args))
-    if args.mixup or args.cutmix:
-        single = single_class(args.terms)
-        if single:
-            raise UserError(f"--mixup and --cutmix mix images of two classes, and {', '.join(single)} needs one")
-    args.labels = int(bool(needing(args.terms, "labels"))) if args.labels is None else args.labels
-    args.distiller = "+".join(names)
-    if args.kd_temperature is None:
-        args.kd_temperature = 1.5 if "mgd" in names else 4.0
+def _set_terms(args: Namespace, recipe: dict[str, Any], typed: dict[str, str], distillation: bool) -> None:
+    """Settle which terms there are; what was typed wins over the recipe."""
+    if not distillation:
+        args.terms = term_table(entries_of([LABELLED], recipe, vars(args)), [], known_terms(None))
+        return
+    known = known_terms(args.term_module)
+    args.term_digest = digest_of(args.term_module) if args.term_module else None
+    for name, value in choose_terms(vars(args), recipe, typed, known, total_epochs(args)).items():
+        setattr(args, name, value)
 
 
 def _teachers(args: Namespace, recipe: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what is known of each teacher: arch, resume, and of a recipe's weights, weight, img_size, frozen."""
-    mutual = "dml" in args.terms
+    peers = bool(mutual(args.terms))
     if recipe:
         files = _files(args.teacher_resume, len(recipe)) if args.teacher_resume else []
         if files and len(files) != len(recipe):
@@ -249,13 +218,13 @@ def _teachers(args: Namespace, recipe: list[dict[str, Any]]) -> list[dict[str, A
     archs: list[str | None] = list(args.teacher_arch.split(",")) if args.teacher_arch else []
     files = _files(args.teacher_resume, len(archs)) if args.teacher_resume else []
     if not archs and not files and args.arch:
-        archs = [args.arch if mutual else DEFAULT_TEACHER.get(args.arch, "resnet50")]
+        archs = [args.arch if peers else DEFAULT_TEACHER.get(args.arch, "resnet50")]
     archs = archs or [None] * max(1, len(files))  # which their files say
     files = files or [""] * len(archs)
     if len(files) != len(archs):
         names = ", ".join(map(str, archs))
         raise UserError(f"--teacher-resume names {len(files)} files for {len(archs)} teachers ({names})")
-    return [{"arch": arch, "resume": file, "frozen": not mutual} for arch, file in zip(archs, files, strict=True)]
+    return [{"arch": arch, "resume": file, "frozen": not peers} for arch, file in zip(archs, files, strict=True)]
 
 
 def _files(text: str, number: int) -> list[str]:
@@ -283,24 +252,7 @@ def _files(text: str, number: int) -> list[str]:
 
 
 def _check_teachers(args: Namespace) -> None:
-    mutual = "dml" in args.terms
-    for teacher in args.teachers:
-        name = teacher["arch"] or "the teacher"
-        if mutual and teacher.get("frozen", True):
-            raise UserError(f"dml trains every network, and {name} is frozen: use ssld, or frozen: false")
-        if not mutual and not teacher.get("frozen", True):
-            raise UserError(f"{name} is not frozen: only dml and udml train several networks")
-        if mutual and (keys := [key for key in ("weights", "weight", "img_size", "mean", "std") if key in teacher]):
-            raise UserError(f"{name} trains as the student does: leave {', '.join(keys)} out")
-    if args.teacher_mean == "probabilities":
-        if len(args.teachers) < 2 or mutual:
-            raise UserError("--teacher-mean probabilities goes with several frozen teachers")
-        if maps := needing(args.terms, "maps"):
-            raise UserError(f"--teacher-mean probabilities gives no maps, which {', '.join(maps)} needs: leave it out")
-    if mutual and "mgd" in args.terms:
-        raise UserError("mgd matches a student to a frozen teacher: it does not go with dml")
-    if mutual and (names := needing_flows(args.terms)):
-        raise UserError(f"{names[0]}.init=flow matches a student to a frozen teacher: it does not go with dml")
+    check_teachers(args.terms, args.teachers, joined=args.teacher_mean == "probabilities")
     if all(teacher["arch"] for teacher in args.teachers):
         args.teacher_arch = ",".join(teacher["arch"] for teacher in args.teachers)
 
@@ -331,6 +283,23 @@ def learning_rate(args: Namespace, epoch: int, part: float) -> float:
     return float(rate * args.lr_drop_ratio**drops)
 
 
+def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options as a run keeps them: each term with all its keys, instead of the options that say some."""
+    kept = {name: value for name, value in options.items() if name != "command" and name not in ALIASES}
+    return {**kept, "terms": {name: spec.record() for name, spec in options["terms"].items()}}
+
+
+def recorded_then(options: Mapping[str, Any], known: Known) -> dict[str, Any]:
+    """Return the options of a run folder, also of an earlier version, as `recorded` would give them now.
+
+    Args:
+        options: as recorded then.
+        known: the classes of terms, by name.
+    """
+    rest, entries = without_aliases(options)
+    return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], known).items()}}
+
+
 def describe(args: Namespace) -> dict[str, Any]:
     """Return what a run folder keeps about how it was made: options, versions, commit, machine."""
     versions = {"python": platform.python_version()}
@@ -342,7 +311,7 @@ def describe(args: Namespace) -> dict[str, Any]:
     return {
         "command": args.command,
         "folder": str(Path.cwd()),
-        "options": {name: value for name, value in vars(args).items() if name != "command"},
+        "options": recorded(vars(args)),
         "versions": versions,
         "commit": _commit(),
         "machine": {

@@ -14,7 +14,9 @@ MATCHING = "matching guided distillation"
 class Terms:
     """Terms"""
 
-    label_smoothing: float = option(0.0, kind=number(float, 0, 0.9999), help="of the cross-entropy, in [0, 1)")
+    label_smoothing: float | None = option(
+        None, kind=number(float, 0, 0.9999), help="of the cross-entropy, in [0, 1); default: 0", section="training"
+    )
     distiller: str = option(
         "mgd", help="a term, or a sum of terms as mgd+kd; cross-entropy is added to it", distillation=True
     )
@@ -24,52 +26,63 @@ class Terms:
         help="a term's weight, warmup, start, stop, decay or hyper-parameter, as dkd.beta=2; repeatable, and wins",
         distillation=True,
     )
-    kd_weight: float = option(1.0, kind=nonnegative, help="factor of the kd term", distillation=True)
+    term_module: str | None = option(
+        None,
+        metavar="FILE",
+        help="a Python file with terms of your own: TERMS = {name: term class}",
+        distillation=True,
+        free=True,
+        anew=True,
+        file=True,
+    )
+    kd_weight: float | None = option(
+        None, kind=nonnegative, help="factor of the kd term; default: 1", distillation=True
+    )
     kd_temperature: float | None = option(
         None,
         kind=positive,
         help="softens both networks' logits; default: 1.5 beside mgd, 4 alone",
         distillation=True,
     )
-    loss_factor: float = option(
-        1e4,
+    loss_factor: float | None = option(
+        None,
         kind=positive,
-        help="form sum: mgd is divided by it (1e4 suits 224 px)",
+        help="form sum: mgd is divided by it; default: 10000, which suits 224 px",
         section=MATCHING,
         distillation=True,
     )
-    mgd_form: str = option(
-        "sum",
+    mgd_form: str | None = option(
+        None,
         choices=FORMS,
-        help="sum: as published; mean: per element, for every image size; relative: to the teacher's maps",
+        help="sum, the default, as published; mean: per element, for every image size; relative: to the teacher's maps",
         section=MATCHING,
         distillation=True,
     )
-    mgd_weight: float = option(
-        5.0,
+    mgd_weight: float | None = option(
+        None,
         kind=nonnegative,
-        help="forms mean and relative: factor of the mgd term",
+        help="forms mean and relative: factor of the mgd term; default: 5",
         section=MATCHING,
         distillation=True,
     )
-    mgd_assignment: str = option(
-        "cheapest",
+    mgd_assignment: str | None = option(
+        None,
         choices=ASSIGNMENTS,
-        help="which flow; all but cheapest are controls that show what matching is worth",
+        help="which flow; all except cheapest, the default, are controls that show what matching is worth",
         section=MATCHING,
         distillation=True,
     )
-    mgd_reducer: str = option(
-        "amp",
+    mgd_reducer: str | None = option(
+        None,
         choices=("amp", "rd", "sp", "sm"),
-        help="how teacher channels become one target",
+        help="how teacher channels become one target; default: amp",
         section=MATCHING,
         distillation=True,
     )
-    mgd_update_freq: int = option(
-        2,
+    mgd_update_freq: int | None = option(
+        None,
         kind=whole,
-        help="epochs between two matchings; 0: once, before training",
+        help="epochs between two matchings; 0: once, before training; default: 2",
         section=MATCHING,
         distillation=True,
     )
@@ -81,28 +94,28 @@ class Terms:
         section=MATCHING,
         distillation=True,
     )
-    mgd_solver: str = option(
-        "auto",
+    mgd_solver: str | None = option(
+        None,
         choices=("auto", *SOLVERS),
-        help="exact solver of the flow",
+        help="exact solver of the flow; default: auto, the fastest",
         section=MATCHING,
         distillation=True,
     )
-    mgd_observe: str = option(
-        "pass",
+    mgd_observe: str | None = option(
+        None,
         choices=("pass", "online"),
-        help="how costs are measured: in a pass of their own before a matching; online: on a share of each training "
-        "batch, but for the first matching",
+        help="how costs are measured: pass, the default, before a matching; online: on a share of each training batch, "
+        "except for the first matching",
         section=MATCHING,
         distillation=True,
     )
-    mgd_max_images: int = option(
-        20_000, kind=count, help="images observed for a matching", section=MATCHING, distillation=True
+    mgd_max_images: int | None = option(
+        None, kind=count, help="images observed for a matching; default: 20000", section=MATCHING, distillation=True
     )
-    mgd_margin: str = option(
-        "bn",
+    mgd_margin: str | None = option(
+        None,
         choices=("bn", "map", "none"),
-        help="bn: from the norm before the tap, or else map",
+        help="bn, the default: from the norm before the tap, or else map",
         section=MATCHING,
         distillation=True,
     )

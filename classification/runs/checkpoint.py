@@ -14,7 +14,8 @@ import time
 import zlib
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,10 +31,12 @@ from torch import Tensor, nn
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError, one_line, shown
 from classification.models.files import FORMAT, read_checkpoint
+from classification.options.config import recorded, recorded_then
 from classification.options.options import names_where
+from classification.options.term_module import check_digest
 from classification.paths import exists, is_folder
 from classification.runs.restore import check_whole, whole
-from mgd import Flow
+from mgd.losses import LOSSES
 
 VERSION = 3
 
@@ -41,7 +44,6 @@ save: Callable[[Any, Any], None] = torch.save
 
 # What a record holds beside options: how some of them came to be.
 NOTED = frozenset({"command", "seeded", "img_size_asked"})
-NESTED = ("terms", "teachers")  # which no single option says
 LOCK = ".lock"  # the first file of a run folder
 IMAGES = "train_images.txt.gz"
 
@@ -137,17 +139,20 @@ def _compare(
         raise UserError(
             f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(inputs['terms'])}"
         )
-    options = changed_options(resume["config"]["options"], vars(args))
+    then = resume["config"]["options"]
+    check_digest(getattr(args, "term_module", None), then.get("term_digest"), path)
+    known = {**LOSSES, **{name: spec.kind for name, spec in args.terms.items()}}
+    options = changed_options(recorded_then(then, known), recorded(vars(args)))
     changed = [f"other options: {'; '.join(options)}"] if options else []
     if resume["inputs"]["teachers"] != inputs["teachers"] and not any(
         text.startswith("the teachers") for text in options
     ):
         changed.append("other weights of the teachers")
-    then = resume["inputs"].get("preprocessing", inputs["preprocessing"])  # runs of earlier formats do not say
+    seen_then = resume["inputs"].get("preprocessing", inputs["preprocessing"])  # runs of earlier formats do not say
     changed += [
-        f"a {role} that sees {then.get(role)}, now {seen}"
+        f"a {role} that sees {seen_then.get(role)}, now {seen}"
         for role, seen in inputs["preprocessing"].items()
-        if then.get(role) != seen
+        if seen_then.get(role) != seen
     ]
     if resume["inputs"]["training images"] != inputs["training images"]:
         changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, images)}")
@@ -202,12 +207,23 @@ def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         free.add("epochs")  # more of them change nothing that was computed
     if now.get("terms") == before.get("terms"):
         free.add("term")  # typed in another way
+    before, now = _flat(before), _flat(now)
     names = sorted((set(before) | set(now)) - free)
     return [
-        f"{'the ' if name in NESTED else '--'}{name.replace('_', '-')} {_known(now, name)}, was {_known(before, name)}"
+        f"{_called(name)} {_known(now, name)}, was {_known(before, name)}"
         for name in names
         if _known(before, name) != _known(now, name)
     ]
+
+
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the keys of the terms beside them, as "mgd.reducer"."""
+    flat = {name: value for name, value in options.items() if name != "terms"}
+    return flat | {f"{name}.{key}": v for name, entry in options.get("terms", {}).items() for key, v in entry.items()}
+
+
+def _called(name: str) -> str:
+    return name if "." in name else f"the {name}" if name == "teachers" else f"--{name.replace('_', '-')}"
 
 
 def _known(options: dict[str, Any], name: str) -> Any:
@@ -242,7 +258,8 @@ def _bytes(value: Any) -> bytes:
 
 def job_hash(args: Namespace, inputs: dict[str, Any]) -> int:
     """Hash options and inputs (without the seed) to a 63-bit number, so that ranks can check they run the same job."""
-    options = {name: _known(vars(args), name) for name in set(vars(args)) - names_where("free") - NOTED - {"seed"}}
+    now = recorded(vars(args))
+    options = {name: _known(now, name) for name in set(now) - names_where("free") - NOTED - {"seed"}}
     text = json.dumps([options, inputs], sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -331,20 +348,23 @@ def make_folder(folder: Path, config: dict[str, Any], *, resumed: bool, bad: dic
         _replace(folder / "bad_images.txt", lambda file: file.write(lines))
 
 
-def save_flows(folder: Path, number: int, flows: list[Flow], costs: list[Tensor], epoch: int) -> None:
-    """Save update `number`: index, shape, total and matrix of costs of every stage.
+def save_arrays(folder: Path, arrays: Mapping[str, Any], epoch: int) -> None:
+    """Save what the terms kept before an epoch as the next of the files NNNN.npz; those of later epochs are replaced.
 
-    Cost matrices are large and kept of the last update only: the one before loses them.
+    Arrays whose names begin with "cost" are large and kept of the last update only: the one before loses them.
     """
-    path, before = (folder / f"{n:04d}.npz" for n in (number, number - 1))
-    if before.exists():
+    number = 0
+    for before in sorted(folder.glob("[0-9]*.npz")):
         with np.load(before) as saved:
+            if int(saved["epoch"]) >= epoch:
+                break
             kept = {name: saved[name] for name in saved if not name.startswith("cost")}
-        _replace(before, lambda file: np.savez_compressed(file, **kept))
-    arrays: dict[str, Any] = {"epoch": epoch}
-    for stage, (flow, cost) in enumerate(zip(flows, costs, strict=True)):
-        arrays[f"cost{stage}"] = cost.cpu().numpy().astype(np.float32)
-        arrays[f"index{stage}"] = flow.index
-        arrays[f"num_teacher{stage}"] = flow.num_teacher
-        arrays[f"total_cost{stage}"] = flow.total_cost
-    _replace(path, lambda file: np.savez_compressed(file, **arrays))
+            slim = len(kept) == len(saved.files)
+        if not slim:
+            _replace(before, partial(_write_arrays, kept))
+        number += 1
+    _replace(folder / f"{number:04d}.npz", partial(_write_arrays, {"epoch": epoch, **arrays}))
+
+
+def _write_arrays(arrays: Mapping[str, Any], file: BinaryIO) -> None:
+    np.savez_compressed(file, **arrays)

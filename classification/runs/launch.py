@@ -13,8 +13,9 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,7 @@ from torch import Tensor, nn
 from torch import multiprocessing as mp
 
 from classification.errors import RunError, Stopped, UserError
-from classification.training.memory import keep_freed_memory
 from classification.options.first_look import write_any_name
-from classification.runs.interrupt import ENDING
 from classification.training.memory import keep_freed_memory
 
 
@@ -43,6 +42,9 @@ class World:
     # Reduced tensors, a few small ones an epoch. A gloo thread that is the last to hold one waits for the interpreter's
     # lock to free it, while the end of the process group waits for the thread holding that lock.
     kept: list[Tensor] = field(default_factory=list)
+    mates: tuple[tuple[str, int], ...] = ()  # host and process of every rank, to name one that died
+    # Shared with the loading processes: 1 once the job is over, and they leave at the first signal.
+    ending: Any = field(default_factory=lambda: mp.RawValue("b", 0))
 
     @property
     def first(self) -> bool:
@@ -135,9 +137,18 @@ Prepare = Callable[[Namespace], Any]
 Execute = Callable[[Any, World], None]
 
 
+@contextlib.contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Ignore Pillow's warnings, which do not name the file that they concern."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
+
+
 def _spawned(local_rank: int, args: Namespace, place: _Place, prepare: Prepare, execute: Execute, prog: str) -> None:
     try:
-        _start(local_rank, args, place, prepare(args), execute)
+        with _quiet_pillow():
+            _start(local_rank, args, place, prepare(args), execute)
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr, flush=True)
         os._exit(2)
@@ -147,7 +158,6 @@ def _spawned(local_rank: int, args: Namespace, place: _Place, prepare: Prepare, 
     except Stopped as stop:
         _say_stopped(stop, prog)
         os._exit(128 + stop.signal)
-    ENDING.value = 1
 
 
 def _spawn(args: Namespace, place: _Place, prepare: Prepare, execute: Execute, prog: str) -> int:
@@ -173,6 +183,7 @@ def _start(local_rank: int, args: Namespace, place: _Place, job: Any, execute: E
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
+    mates: list[tuple[str, int]] = []
     if place.size > 1:
         if device.type == "cpu" and not place.env and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.size))  # the ranks may share this machine
@@ -184,19 +195,35 @@ def _start(local_rank: int, args: Namespace, place: _Place, job: Any, execute: E
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             named = dist.PrefixStore(f"attempt {attempt}", store)
             dist.init_process_group(backend, store=named, rank=rank, world_size=place.size)
-            _MATES.extend(_meet(place.size))
+            mates = _meet(place.size)
         except (ValueError, RuntimeError) as error:
             where = f"rank {rank} of {place.size} cannot join the others at {url} by {backend}"
             raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from error
-    world = World(rank, place.size, place.local_size, device)
-    execute(job, world)
-    if dist.is_initialized():
-        dist.barrier()  # nobody leaves while others still talk
-        dist.destroy_process_group()
+    _execute(job, World(rank, place.size, place.local_size, device, mates=tuple(mates)), execute)
 
 
-# Host and process of every rank, to name one that died.
-_MATES: list[tuple[str, int]] = []
+def _execute(job: Any, world: World, execute: Execute) -> None:
+    """Do the job on this rank.
+
+    Raises:
+        RunError: another rank is gone.
+    """
+    try:
+        execute(job, world)
+        if dist.is_initialized():
+            dist.barrier()  # nobody leaves while others still talk
+            dist.destroy_process_group()
+    except (UserError, RunError, Stopped):
+        raise
+    except Exception as error:
+        if not (world.mates and lost_a_rank(error)):
+            raise
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends us meanwhile, and we say why first
+        lost = _lost(world.mates)
+        raise RunError(f"rank {world.rank} stops: {lost}; --resume goes on from last.pth") from error
+    finally:
+        world.ending.value = 1
 
 
 def _meet(size: int) -> list[tuple[str, int]]:
@@ -210,10 +237,10 @@ def lost_a_rank(error: Exception) -> bool:
     return any(word in str(error) for word in ("gloo", "NCCL", "Connection", "Broken pipe"))
 
 
-def _lost() -> str:
+def _lost(mates: Sequence[tuple[str, int]]) -> str:
     """Name the ranks of this machine that are gone; wait a little, their end may not have been noticed yet."""
     for _ in range(50):
-        gone = [rank for rank, (host, pid) in enumerate(_MATES) if host == platform.node() and not _alive(pid)]
+        gone = [rank for rank, (host, pid) in enumerate(mates) if host == platform.node() and not _alive(pid)]
         if gone:
             return f"rank {', '.join(map(str, gone))} died"
         time.sleep(0.1)
@@ -233,9 +260,8 @@ def run(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute, prog
     The arguments and the status are those of `_attempt`. A rank that fails leaves at once: ending its process group in
     good order would wait for the other ranks.
     """
-    ENDING.value = 0
-    status = _attempt(parse, prepare, execute, prog)
-    ENDING.value = 1
+    with _quiet_pillow():
+        status = _attempt(parse, prepare, execute, prog)
     if dist.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -288,13 +314,7 @@ def _attempt(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute,
     except _Terminated:
         print(f"{prog}: terminated", file=sys.stderr)
         return 143
-    except Exception as error:
-        if _MATES and lost_a_rank(error):
-            with contextlib.suppress(ValueError):
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends us meanwhile, and we say why first
-            rank = dist.get_rank() if dist.is_initialized() else -1
-            print(f"{prog}: rank {rank} stops: {_lost()}; --resume goes on from last.pth", file=sys.stderr, flush=True)
-            return 1
+    except Exception:
         traceback.print_exc()
         return 1
     return 0

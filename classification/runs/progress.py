@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ class Progress:
 
     Args:
         args: the options.
+        clock: seconds, as of `time.perf_counter`.
     """
 
-    def __init__(self, args: Namespace) -> None:
-        self.args = args
+    def __init__(self, args: Namespace, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.args, self.clock = args, clock
         self.steps = 0  # that this process did
         self.seconds = self.first = 0.0  # that they took, and the first of them, which is slower
         self.aside = 0.0  # seconds of the last epoch beside its steps: evaluation, matching, writing
@@ -38,7 +39,7 @@ class Progress:
 
     def due(self, step: int) -> bool:
         """Whether step `step` of the epoch, counted from 1, is printed: the first, then by time or --print-freq."""
-        now, every = time.perf_counter(), self.args.print_freq
+        now, every = self.clock(), self.args.print_freq
         if self.steps > 1 and (step % every if every else now - self._told < EVERY):
             return False
         self._told = now

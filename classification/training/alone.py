@@ -11,18 +11,18 @@ from classification.training.engine import Engine
 from classification.training.job import Job, start_job
 from classification.training.trainer import Trainer
 from mgd import Distiller
-from mgd.losses import CE
 
 
 def prepare(args: Namespace) -> Job:
     """Build and check the job: data, network, cross-entropy."""
     given = args.teacher_resume or args.teacher_arch
     args.teachers = [{"arch": args.teacher_arch, "resume": args.teacher_resume}] if given else []
-    args.terms, args.labels = {"ce": {}}, 1
+    args.labels = 1
     job = start_job(args, with_teacher=bool(given))
     if not args.evaluate:
         assert job.student is not None
-        job.set_distiller(Distiller(job.student, [], {"ce": (CE(args.label_smoothing), 1.0)}))
+        terms = {name: (spec.kind(spec.hyper), 1.0) for name, spec in args.terms.items()}
+        job.set_distiller(Distiller(job.student, [], terms))
     return job
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from classification.data.cache import Cache
@@ -108,19 +108,32 @@ class Engine:
         if seen not in self._valid_loaders:
             photos = Photos(self.job.data.valid, seen.transform(), cache=self._valid_cache)
             batches = FixedBatches(list(range(len(photos))), self._share, self.world.rank, self.world.size)
-            self._valid_loaders[seen] = loader(photos, batches, self.workers, self.world.device)
+            self._valid_loaders[seen] = self.load(photos, batches)
         for images, target, _ in told(self.progress(self._valid_loaders[seen], "evaluate"), self.workers):
             yield self.images(images, seen), self.move(target)
 
-    def matching_images(self, epoch: int) -> Iterable[Tensor]:
-        """Yield batches of training images under the evaluation transform: this rank's share of a matching pass."""
-        chosen = subset(len(self.job.data.train), self.args.mgd_max_images, self.seed, epoch)
+    def training_images(self, epoch: int, num_images: int | None = None) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """Yield training images under the evaluation transform, classes and positions: this rank's share of a pass.
+
+        Args:
+            epoch: before which the pass is made; it draws other images for each.
+            num_images: how many of them, over all ranks; None for all.
+        """
+        total = len(self.job.data.train)
+        chosen = subset(total, total if num_images is None else num_images, self.seed, epoch)
         batches = FixedBatches(chosen, self._share, self.world.rank, self.world.size)
         photos = Photos(self.job.data.train, self.job.preprocessing.transform(), cache=self.train_cache())
-        loading = loader(photos, batches, self.workers, self.world.device, persistent=False)
-        for images, _, _ in told(self.progress(loading, "match"), self.workers):
+        loading = self.load(photos, batches, persistent=False)
+        for images, target, index in told(self.progress(loading, "match"), self.workers):
             self._leave_if_asked()
-            yield self.images(images)
+            yield self.images(images), self.move(target), self.move(index)
+
+    def load(
+        self, photos: Photos, batches: Sampler[list[tuple[int, int]]], *, persistent: bool = True
+    ) -> DataLoader[tuple[Tensor, int, int]]:
+        """Return what loads batches of images for this rank; `persistent` as in `loader`."""
+        world = self.world
+        return loader(photos, batches, self.workers, world.device, persistent=persistent, ending=world.ending)
 
     def train_cache(self) -> Cache | None:
         """Return the decoded training images, or None where --cache is off."""

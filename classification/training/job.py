@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,13 +24,14 @@ from classification.models.weights import (
     published_preprocessing,
 )
 from classification.options.config import total_epochs
-from classification.options.terms import needing
+from classification.options.terms import mutual, needing
 from classification.runs.checkpoint import fingerprints, image_names, read_resume, run_folder
 from classification.runs.launch import device_of
-from classification.runs.restore import check_flows, damaged, take_up
+from classification.runs.restore import damaged, take_up
 from classification.training.precision import widen
 from classification.training.sources import Sources, find, numbered_as
-from mgd import ChannelMatching, Distiller, Mutual, logits_of, matchings
+from mgd import Distiller, logits_of
+from mgd.losses import Term
 
 
 @dataclass
@@ -52,7 +52,6 @@ class Job:
         bad: images that were left out, and why.
         auto: whether --resume auto was given, with which a run that is done is no mistake.
         done: whether the checkpoint is of a run that is done.
-        starts: matchings, one a teacher, that are solved once, for the terms that begin with a flow.
         sizes: parameters of each network, by role: "student", "teacher", or "teacher 1" and so on.
         preprocessing: what the student sees of an image.
         teacher_preprocessing: what each teacher sees of it.
@@ -63,9 +62,8 @@ class Job:
     data: Folder
     student: nn.Module | None
     teachers: list[nn.Module]
-    distiller: Distiller | Mutual | None = None
+    distiller: Distiller | None = None
     notes: list[str] = field(default_factory=list)
-    starts: list[ChannelMatching] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     teacher_preprocessing: list[Preprocessing] = field(default_factory=list)
@@ -92,15 +90,15 @@ class Job:
         return {**found, "student": self.preprocessing}
 
     def _roles(self) -> list[str]:
-        name = "peer" if "dml" in getattr(self.args, "terms", {}) else "teacher"
+        name = "peer" if mutual(self.args.terms) else "teacher"
         return [name] if len(self.teachers) == 1 else [f"{name} {number + 1}" for number in range(len(self.teachers))]
 
-    def set_distiller(self, distiller: Distiller | Mutual) -> None:
+    def set_distiller(self, distiller: Distiller) -> None:
         """Take the distiller, and the checkpoint to go on from if there is one."""
         args = self.args
         self.distiller = distiller
         self.folder = run_folder(args, f"{args.arch.replace(':', '-')}-{'+'.join(args.terms)}")
-        frozen = [] if isinstance(distiller, Mutual) else self.teachers
+        frozen = [] if distiller.peers else self.teachers
         self.inputs = fingerprints(frozen, self.data.train, args.data, distiller.terms)
         self.inputs["preprocessing"] = {
             role: str(seen) for role, seen in zip(self._roles(), self.teacher_preprocessing, strict=True)
@@ -116,7 +114,7 @@ class Job:
             raise UserError(f"{args.resume} is of a run that is done: raise --epochs to go on")
         self._load_resume(self.resume, distiller)
 
-    def _load_resume(self, resume: dict[str, Any], distiller: Distiller | Mutual) -> None:
+    def _load_resume(self, resume: dict[str, Any], distiller: Distiller) -> None:
         """Take up the student and the terms; a term of changed options, which its state does not fit, begins anew."""
         assert self.student is not None
         source = f"{self.args.resume} is damaged: it"
@@ -131,8 +129,8 @@ class Job:
 
 def _load_term(term: nn.Module, state: dict[str, Any]) -> None:
     term.load_state_dict(state)
-    for matching in matchings(term):
-        check_flows(matching)
+    if isinstance(term, Term):
+        term.check_state()
 
 
 def start_job(args: Namespace, *, with_teacher: bool) -> Job:
@@ -143,7 +141,6 @@ def start_job(args: Namespace, *, with_teacher: bool) -> Job:
     Raises:
         UserError: whatever the user can mend.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # its warnings do not say which file they concern
     data = read_folder(
         args.data,
         labels=bool(getattr(args, "labels", 1)),
@@ -312,5 +309,5 @@ def _load_teacher(
 
 def _reads_maps_alone(args: Namespace) -> bool:
     """Return whether a training's terms read nothing but maps of the teachers."""
-    names = [name for name in args.terms if name != "ce"]  # which reads the student alone
-    return not args.evaluate and bool(names) and set(names) <= set(needing(names, "maps"))
+    names = [name for name, spec in args.terms.items() if not spec.kind.alone]
+    return not args.evaluate and bool(names) and set(names) <= set(needing(args.terms, "maps"))

@@ -22,7 +22,7 @@ from classification.training.balance import gradient_shares, largest_gradient, t
 from classification.training.engine import Engine
 from classification.training.optimizer import build_optimizer
 from classification.training.precision import MixedPrecision
-from mgd import Ahead, Distiller, Outputs
+from mgd import Ahead, Outputs
 
 Loaded = Sequence[Tensor]  # images, target and index, as the loader gives them
 Known = Future[list[Outputs]] | None  # what the teachers say of a batch, where it is computed ahead
@@ -55,17 +55,21 @@ class Stepper:
         self._flags = torch.zeros(3, device=self.world.device)  # kept: see World.kept
 
     def _compile(self) -> None:
-        torch._functorch.config.donated_buffer = False  # shares of the gradient take one graph several times
         choice = getattr(self.args, "compile_student", 1)
         student = self.world.device.type == "cuda" if choice is None else bool(choice)
-        frozen = {"student": student} if isinstance(self.distiller, Distiller) else {}
-        self.distiller.compile(**frozen, dynamic=False)  # the batches of an epoch have two sizes
+        self.distiller.compile(student=student, dynamic=False)  # the batches of an epoch have two sizes
+
+    def _translating(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of a forward: what --compile translates in it keeps its buffers, for several backwards."""
+        if not self.args.compile:
+            return contextlib.nullcontext()
+        keep: contextlib.AbstractContextManager[Any] = torch._functorch.config.patch(donated_buffer=False)
+        return keep
 
     def _teachers_ahead(self) -> Ahead | None:
         threads = getattr(self.args, "teacher_threads", 0)
         if not threads:
             return None
-        assert isinstance(self.distiller, Distiller)
         try:
             return Ahead(self.distiller.teachers, threads)
         except ValueError as error:
@@ -91,7 +95,8 @@ class Stepper:
         target = self.engine.move(target) if target is not None and self.args.labels else None
         mixed, soft = self.mix(images, target) if self.mix else (images, target)
         taught = [known.result()] if known else []
-        values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *taught)
+        with self._translating():
+            values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *taught)
         if target is not None and not self.mix:
             values["train_hits"] = hits(values["logits"].detach().float(), target)[:1] / len(target)
         return values

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from classification.data.folders import Photos, TrainBatches, loader, told
+from classification.data.folders import Photos, TrainBatches, told
 from classification.data.transforms import train_transform
 from classification.errors import RunError, Stopped, UserError, shown
 from classification.options.config import describe, epoch_name, learning_rate, total_epochs
@@ -35,10 +35,11 @@ from classification.training.engine import Engine
 from classification.training.memory import peak_bytes
 from classification.training.optimizer import load_optimizer
 from classification.training.step import Stepper, finite
-from mgd import Mutual, Taps, matchings
+from classification.training.updates import update_terms
+from mgd import Taps
+from mgd.losses import Term
 
 SETTLED = 10  # steps after which terms are compared
-BeforeEpoch = Callable[["Trainer", int], dict[str, float]]
 
 
 class Trainer:
@@ -49,14 +50,12 @@ class Trainer:
 
     Args:
         engine: the job on this rank.
-        before_epoch: called with this object and the epoch, before its first step; returns values for its record.
     """
 
-    def __init__(self, engine: Engine, before_epoch: BeforeEpoch | None = None) -> None:
+    def __init__(self, engine: Engine) -> None:
         job, args, world = engine.job, engine.args, engine.world
         assert job.distiller is not None and job.student is not None
         self.engine, self.job, self.args, self.world = engine, job, args, world
-        self.before_epoch = before_epoch
         self.student = job.student
         self.distiller = job.distiller
         self.stepper = Stepper(engine)
@@ -66,13 +65,13 @@ class Trainer:
         self.batches = TrainBatches(
             len(self.photos), args.batch_size, engine.seed, world.rank, world.size, args.accumulate
         )
-        self.loader = loader(self.photos, self.batches, engine.workers, world.device)
+        self.loader = engine.load(self.photos, self.batches)
         self._seed(engine.seed)
         # The state between two steps, beside that of the modules above.
         self.epoch = args.start_epoch
         self.step = self.seen = 0  # steps of this epoch that are done, and the images of them over all ranks
         self.seconds = 0.0  # that they took
-        self.extra: dict[str, float] = {}  # what before_epoch returned
+        self.extra: dict[str, float] = {}  # what the terms logged before it
         self.means = Means(world.device)
         self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
         self.elapsed = 0.0  # seconds of the run, up to its last checkpoint before this process
@@ -116,7 +115,7 @@ class Trainer:
     def _run_epoch(self) -> dict[str, Any]:
         epoch, begun = self.epoch, time.perf_counter()
         if self.step == 0 or self.unprepared:
-            self.extra = self.before_epoch(self, epoch) if self.before_epoch else {}
+            self.extra = update_terms(self.engine, self.distiller, epoch)
             self.unprepared = False
         if self.step == 0:
             self.means, self.seconds = Means(self.world.device), 0.0
@@ -234,8 +233,7 @@ class Trainer:
         Raises:
             UserError: there is one term only.
         """
-        if self.before_epoch:
-            self.before_epoch(self, 0)
+        update_terms(self.engine, self.distiller, 0)
         self.stepper.wrapped.train()
         courses = [self.distiller.weights(epoch) for epoch in range(total_epochs(self.args))]
         means, weights = Means(self.world.device), {n: max(course[n] for course in courses) for n in courses[0]}
@@ -255,12 +253,13 @@ class Trainer:
 
     # -- checkpoints
 
+    def _terms(self) -> list[Term]:
+        return [term for term in self.distiller.terms.values() if isinstance(term, Term)]
+
     def _peers(self) -> dict[str, nn.Module]:
         """Return the networks that train beside the student, by the names of their records and files."""
-        if not isinstance(self.distiller, Mutual):
-            return {}
-        peers = [network for network in self.distiller.networks if isinstance(network, Taps)][1:]
-        return {f"peer{n}": network.model for n, network in enumerate(peers, start=1)}
+        peers = [peer for peer in self.distiller.peers if isinstance(peer, Taps)]
+        return {f"peer{n}": peer.model for n, peer in enumerate(peers, start=1)}
 
     def save(self, *, better: Collection[str] = ()) -> None:
         """Write last.pth, and before it the best.pth of those named: rank 0's weights and statistics, all draws.
@@ -278,8 +277,8 @@ class Trainer:
                 f"{self.job.folder / 'last.pth'} is from before"
             )
         self.means.collect(self.world)
-        for matching in matchings(self.distiller.terms):
-            matching.collect(first=self.world.first)
+        for term in self._terms():
+            term.collect(first=self.world.first)
         drawn = random_state(self.world)
         if not self.world.first:
             return
@@ -317,8 +316,6 @@ class Trainer:
     def _seed(self, seed: int) -> None:
         """Take the run's seed, which is rank 0's, or that of the checkpoint."""
         self.args.seed = self.engine.seed = self.photos.seed = self.batches.seed = seed
-        for matching in matchings(self.distiller.terms):
-            matching.seed = seed
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Take up the state of a checkpoint; student and terms have theirs since the job was built."""
@@ -343,9 +340,9 @@ class Trainer:
             self.means.load_state_dict(state["means"], self.world)
             self.batches.begin(self.epoch, self.step, self.seen)  # refuses what is left before anything is written
         self.unprepared = bool(self.job.anew) and self.step > 0
-        for matching in matchings(self.distiller.terms):
+        for term in self._terms():
             if not self.world.first:
-                matching.forget()
+                term.forget()
         if self.args.seeded and self.args.seed != state["seed"]:
             self.world.say(f"=> the run keeps its own seed, {state['seed']}")
         self._seed(state["seed"])

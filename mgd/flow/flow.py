@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from mgd.flow.min_cost import InfeasibleError, dense_flow, sparse_flow
 
@@ -76,6 +75,8 @@ def slots(num_student: int, num_teacher: int, capacity: str = "spread") -> int:
 
 def _assignment(cost: Array, demand: int, leave_out: bool) -> Array:
     """Solve the same problem as a linear assignment, each receiver repeated once per unit."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and of use here alone
+
     suppliers, receivers = cost.shape
     columns = np.repeat(np.arange(receivers), demand)
     tiled = cost[:, columns]

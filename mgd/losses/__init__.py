@@ -12,12 +12,14 @@ from mgd.losses.kd import KD, kd
 from mgd.losses.map_l2 import MapL2, map_l2
 from mgd.losses.masked_generative import MaskedGenerative
 from mgd.losses.meal import MEAL, meal
+from mgd.losses.mgd import ChannelMatching
 from mgd.losses.ofd import OFD
 from mgd.losses.reviewkd import ReviewKD
 from mgd.losses.rkd import RKD, rkd
 from mgd.losses.similarity import Similarity, similarity
 from mgd.losses.ssld import SSLD, ssld
-from mgd.losses.term import EachTeacher, Term, standardise
+from mgd.losses.term import EachTeacher, HyperParameters, LogitTerm, Term, Views, standardise
+from mgd.losses.udml import UDML
 from mgd.losses.wsl import WSL, wsl
 
 LOSSES: dict[str, type[Term]] = {
@@ -33,11 +35,13 @@ LOSSES: dict[str, type[Term]] = {
     "map_l2": MapL2,
     "masked_generative": MaskedGenerative,
     "meal": MEAL,
+    "mgd": ChannelMatching,
     "ofd": OFD,
     "reviewkd": ReviewKD,
     "rkd": RKD,
     "similarity": Similarity,
     "ssld": SSLD,
+    "udml": UDML,
     "wsl": WSL,
 }
 
@@ -55,14 +59,19 @@ __all__ = [
     "OFD",
     "RKD",
     "SSLD",
+    "UDML",
     "WSL",
+    "ChannelMatching",
     "EachTeacher",
     "FitNet",
+    "HyperParameters",
+    "LogitTerm",
     "MapL2",
     "MaskedGenerative",
     "ReviewKD",
     "Similarity",
     "Term",
+    "Views",
     "afd",
     "at",
     "crd",

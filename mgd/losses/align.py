@@ -10,24 +10,7 @@ from torch.nn import functional as F
 
 from mgd.checks import check_maps
 from mgd.flow import Flow
-from mgd.taps import Outputs
-
-
-def as_map(x: Tensor) -> Tensor:
-    """Return a tapped map unchanged, and refuse what is none: no layout is guessed from a shape.
-
-    Args:
-        x: (B, C, H, W).
-
-    Raises:
-        ValueError: another number of dimensions.
-    """
-    if x.ndim == 4:
-        return x
-    raise ValueError(
-        f"expected a map (B, C, H, W); got the shape {tuple(x.shape)}: tokens (B, N, C) become one where the tap's "
-        "path ends in @tokens, or by mgd.tokens_to_map; tap another module where it is neither"
-    )
+from mgd.taps import Outputs, as_map
 
 
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,11 +51,6 @@ def pairs(student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
             f"got {num_student} of the student, {num_teacher} of the teacher"
         )
     return [pair(a, b) for a, b in zip(student.features, teacher.features, strict=True)]
-
-
-def channels(outputs: Outputs) -> list[int]:
-    """Return the width of the map at every tap."""
-    return [as_map(feature).shape[1] for feature in outputs.features]
 
 
 def check_channels(student_channels: Sequence[int], teacher_channels: Sequence[Sequence[int]]) -> None:

@@ -177,10 +177,9 @@ def test_a_cache_holds_what_the_files_hold(photos: Path) -> None:
         assert np.array_equal(np.asarray(cache[index]), np.asarray(pil_loader(path)))
 
 
-def test_a_cache_that_does_not_fit_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("classification.data.cache._free_bytes", lambda: 1000)
+def test_a_cache_that_does_not_fit_is_refused(photos: Path) -> None:
     with pytest.raises(UserError, match="--cache ram needs"):
-        Cache(read_folder(photos).train, read_image)
+        Cache(read_folder(photos).train, read_image, free=1000)
 
 
 def test_a_cache_names_the_image_it_cannot_read(tmp_path: Path) -> None:
@@ -326,9 +325,8 @@ def test_an_image_in_train_and_in_valid_is_told(tmp_path: Path, monkeypatch: pyt
     (note,) = shared_images(Folder([], train, valid))
     assert note.startswith("warning: 2 images both in train and in valid, byte for byte (")
     assert f"{tmp_path}/g = {tmp_path}/a" in note or f"{tmp_path}/f = {tmp_path}/c" in note
-    monkeypatch.setattr("classification.data.folders.MOST_COMPARED", 3)  # from there on by path alone
-    assert shared_images(Folder([], train, valid)) == []
-    (note,) = shared_images(Folder([], train, [*valid, train[1]]))
+    assert shared_images(Folder([], train, valid), most=3) == []  # more are compared by path alone
+    (note,) = shared_images(Folder([], train, [*valid, train[1]]), most=3)
     assert note.startswith(f"warning: 1 image both in train and in valid, byte for byte ({tmp_path}/b)")
 
 
@@ -357,11 +355,9 @@ def test_free_memory_is_told_in_bytes() -> None:
     assert whole / 500 < _free_bytes() <= whole
 
 
-def test_a_cache_leaves_some_memory_free(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_leaves_some_memory_free(photos: Path) -> None:
     samples = read_folder(photos).train
     need = 3 * 16 * 16 * len(samples)
-    monkeypatch.setattr("classification.data.cache._free_bytes", lambda: need)
     with pytest.raises(UserError, match="--cache ram needs"):
-        Cache(samples, read_image)
-    monkeypatch.setattr("classification.data.cache._free_bytes", lambda: 2 * need)
-    Cache(samples, read_image)
+        Cache(samples, read_image, free=need)
+    Cache(samples, read_image, free=2 * need)

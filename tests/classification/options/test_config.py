@@ -18,9 +18,10 @@ from classification.errors import UserError
 from classification.models import build, pretrained_source
 from classification.options import config
 from classification.options.config import _commit, learning_rate, parse, total_epochs
-from classification.options.terms import build_term, using
-from classification.training.distillation import match, tap
-from mgd import Batch, Outputs, dry_forward
+from classification.options.terms import using
+from classification.training.distillation import tap
+from mgd import Batch, Outputs, Probe, probe
+from tests.mgd.nets import Seen
 
 RECIPES = Path(config.__file__).parents[1] / "recipes"
 
@@ -251,14 +252,13 @@ def test_the_terms_of_every_recipe_fit_its_networks(recipe: Path) -> None:
     torch.manual_seed(0)
     # Three images: two are at one distance, and RKD has nothing to compare.
     outputs = [Outputs(torch.randn(3, 7, requires_grad=True)), *(Outputs(torch.randn(3, 7)) for _ in args.teachers)]
+    probes = [Probe(output) for output in outputs]
     if using(args.terms, "maps"):
         networks = [network(arch, 7, position) for position, arch in enumerate(archs)]
         tapped = tap(args, networks[0], networks[1:])
         images = torch.randn(3, 3, args.img_size, args.img_size)
-        outputs = [dry_forward(taps, images) for taps in tapped]
-        if "mgd" in args.terms:
-            student, teacher = tapped
-            match(args, student, teacher, None)
+        probes = [probe(taps, images) for taps in tapped]
+        outputs = [found.outputs for found in probes]
         for taps in tapped:
             taps.close()
     else:  # logits will do: the names are looked up, and the large networks among them not built
@@ -266,10 +266,11 @@ def test_the_terms_of_every_recipe_fit_its_networks(recipe: Path) -> None:
             assert not arch.startswith("timm:") or arch.removeprefix("timm:") in timm.list_pretrained()
             pretrained_source(arch)
     batch = Batch(torch.tensor([0, 1, 2]), torch.tensor([3, 8, 5]))
-    for name in args.terms:
-        if name != "mgd":
-            value = build_term(args, name, outputs[0], outputs[1:], 10)(outputs[0], outputs[1:], batch)
-            assert value.shape == () and value.isfinite() and value > 0
+    for spec in args.terms.values():
+        term = spec.kind.build(probes[0], probes[1:], 10, spec.hyper)
+        term.update(0, Seen([(outputs[0], outputs[1:])]))
+        value = term(outputs[0], outputs[1:], batch)
+        assert value.shape == () and value.isfinite() and value > 0
 
 
 def test_options_of_another_form_of_the_matching_term_are_refused() -> None:

@@ -7,12 +7,8 @@ from argparse import Namespace
 
 import pytest
 
-from classification.errors import Stopped
-from classification.runs import interrupt
-from classification.runs.interrupt import Interrupt
-from classification.runs import interrupt
-from classification.runs import launch
 from classification.errors import Stopped, UserError
+from classification.runs import interrupt, launch
 from classification.runs.interrupt import Interrupt
 
 
@@ -76,13 +72,14 @@ def test_a_loading_process_leaves_at_the_first_signal_once_the_job_is_over() -> 
 
 
 def test_a_job_that_is_over_says_so_to_its_loading_processes() -> None:
-    seen: list[int] = []
+    seen: list[tuple[int, launch.World]] = []
 
     def execute(job: object, world: launch.World) -> None:
-        seen.append(interrupt.ENDING.value)
+        seen.append((world.ending.value, world))
         raise UserError("no")
 
     args = Namespace(seed=0, world_size=-1, rank=-1, dist_url="", multiprocessing_distributed=False, gpu=None)
     args.device = "cpu"
     assert launch.run(lambda: args, lambda _: None, execute, "main.py") == 2
-    assert seen == [0] and interrupt.ENDING.value == 1
+    ((during, world),) = seen
+    assert (during, world.ending.value) == (0, 1)

@@ -91,9 +91,8 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("hardware", [True, False])
 def test_nothing_is_computed_in_bfloat16_where_the_device_lacks_it(
-    hardware: bool, monkeypatch: pytest.MonkeyPatch
+    hardware: bool,
 ) -> None:
-    monkeypatch.setattr("classification.training.precision.has_bfloat16", lambda device: hardware)
     found: set[torch.dtype] = set()
 
     class Noted(TorchDispatchMode):
@@ -106,7 +105,7 @@ def test_nothing_is_computed_in_bfloat16_where_the_device_lacks_it(
             return out
 
     with Noted():
-        MixedPrecision(Attention(), CPU, "bf16")(torch.randn(2, 3, 8, 8)).float().sum().backward()
+        MixedPrecision(Attention(), CPU, "bf16", hardware)(torch.randn(2, 3, 8, 8)).float().sum().backward()
     assert (torch.bfloat16 in found) == hardware and torch.float32 in found
 
 

@@ -5,20 +5,7 @@ import pytest
 import torch
 
 from mgd import Outputs, solve_flow
-from mgd.losses.align import as_map, channels, check_channels, pair, pairs, regressor, same_size, start_from
-
-
-def test_a_map_is_returned_unchanged() -> None:
-    x = torch.zeros(2, 3, 4, 5)
-    assert as_map(x) is x
-
-
-@pytest.mark.parametrize(
-    "shape", [(2, 9, 3), (2, 10, 3), (50, 2, 512), (2, 256, 49), (2, 7, 3), (2, 3), (2, 3, 4, 5, 6)]
-)
-def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected a map .* got the shape"):
-        as_map(torch.zeros(shape))
+from mgd.losses.align import check_channels, pair, pairs, regressor, same_size, start_from
 
 
 def test_the_larger_side_is_averaged_per_side() -> None:
@@ -48,12 +35,6 @@ def test_pairs_need_as_many_taps_of_both() -> None:
     for student, teacher in ((two, one), (one, none), (none, none)):
         with pytest.raises(ValueError, match=r"got . of the student, . of the teacher"):
             pairs(student, teacher)
-
-
-def test_channels_are_read_from_maps() -> None:
-    assert channels(Outputs(torch.zeros(2, 3), [torch.zeros(2, 5, 4, 4), torch.zeros(2, 7, 1, 1)])) == [5, 7]
-    with pytest.raises(ValueError, match="expected a map"):
-        channels(Outputs(torch.zeros(2, 3), [torch.zeros(2, 10, 7)]))
 
 
 @pytest.mark.parametrize(("student", "teachers"), [([], [[]]), ([3], []), ([3], [[4, 5]]), ([3, 4], [[5, 6], [7]])])
