@@ -281,7 +281,7 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         ("tap", "nearest are layer"),
         ("taps count", "as many taps each for mgd; got 2"),
         ("resolution", "maps of equal resolution"),
-        ("no map", "maps of equal resolution"),
+        ("no map", "term mgd: expected a map (B, C, H, W)"),
         ("ambiguous", "'layer3.0.relu@in#-1' for the last"),
         ("default taps", "name them by --teacher-taps (its modules: stem, trunk_output"),
         ("output", "exists already and is not overwritten"),

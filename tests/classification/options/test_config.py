@@ -17,7 +17,7 @@ from torch import nn
 from classification.errors import UserError
 from classification.models import build, pretrained_source
 from classification.options import config
-from classification.options.config import _commit, learning_rate, parse, total_epochs
+from classification.options.config import _commit, learning_rate, parse, recorded, total_epochs
 from classification.options.terms import using
 from classification.training.distillation import tap
 from mgd import Batch, Outputs, Probe, probe
@@ -46,26 +46,24 @@ def test_defaults_are_the_published_ones() -> None:
         "lr_drop_ratio": 0.1,
         "lr_drop_epochs": [31, 61, 81],
         "use_pretrained": 0,
-        "loss_factor": 1e4,
         "distiller": "mgd",
-        "mgd_reducer": "amp",
-        "mgd_update_freq": 2,
         "mgd_with_kd": 0,
         "sync_bn": 0,
         "warmup": 0,
         "warmup_epochs": 10,
         "img_size": None,  # that of the weights, or 224
-        "kd_weight": 1.0,
-        "kd_temperature": 1.5,
-        "mgd_capacity": "spread",
-        "mgd_max_images": 20_000,
     }
     assert {name: getattr(args, name) for name in published} == published
+    mgd = args.terms["mgd"].hyper
+    assert (mgd.reducer, mgd.update_freq, mgd.used_capacity(), mgd.max_images) == ("amp", 2, "spread", 20_000)
+    assert args.terms["mgd"].kind([1], [1], [None], mgd).weight == 1e-4  # one over the loss factor
+    kd = distillation("--mgd-with-kd", "1").terms["kd"]
+    assert (kd.hyper.temperature, kd.kind.weight, kd.schedule.weight) == (1.5, 1.0, None)
 
 
 def test_what_one_option_implies_of_another() -> None:
-    assert distillation("--mgd-reducer", "sm").mgd_capacity == "single"
-    assert distillation("--distiller", "kd").kd_temperature == 4.0
+    assert distillation("--mgd-reducer", "sm").terms["mgd"].hyper.used_capacity() == "single"
+    assert distillation("--distiller", "kd").terms["kd"].hyper.temperature == 4.0
     assert distillation("--mgd-with-kd", "1").distiller == distillation("--distiller", "mgd+kd").distiller == "mgd+kd"
     assert distillation("--taps", "a,b").teacher_taps == "a,b"
 
@@ -156,10 +154,13 @@ def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
         ("--device meta", "not supported"),
         ("--device cpu --multiprocessing-distributed --gpu 0", "this machine shows|exclude"),
         ("--seed 99999999999999999999", "at most"),
-        ("--distiller kd --mgd-reducer sp", "--mgd-reducer has no effect here: it goes with --distiller mgd"),
-        ("--distiller ofd --mgd-solver scipy", "it goes with --distiller mgd or --term ofd.init=flow"),
+        ("--distiller kd --mgd-reducer sp", "--mgd-reducer has no effect here: it goes with the term mgd"),
+        ("--distiller ofd --mgd-solver scipy", "it goes with init flow"),
         ("--distiller ofd --term ofd.init=flow --mgd-update-freq 2", "--mgd-update-freq has no effect"),
-        ("--distiller dml+ofd --term ofd.init=flow", "ofd.init=flow matches a student to a frozen teacher"),
+        (
+            "--distiller dml+ofd --term ofd.init=flow",
+            "ofd matches a student to a frozen teacher",
+        ),
         ("--distiller kd --taps a", "--taps has no effect"),
         ("--kd-weight 2", "--kd-weight has no effect here"),
         ("--lr-schedule cosine --lr-drop-epochs 3", "--lr-schedule step"),
@@ -209,7 +210,7 @@ def test_every_recipe_is_read_and_says_where_it_comes_from(recipe: Path) -> None
         assert list(args.terms) == list(content["terms"])
         assert args.arch == content["student"]["arch"]
         for name, entry in content["terms"].items():
-            assert args.terms[name]["weight"] == entry["weight"]
+            assert args.terms[name].schedule.weight == entry["weight"]
     if "--teacher-resume" in head and "terms" in content:  # its teacher cannot be downloaded: the file must be heeded
         typed = distillation("--config", str(recipe), "--teacher-resume", "TEACHER.pth")
         assert [teacher["resume"] for teacher in typed.teachers] == ["TEACHER.pth"]
@@ -231,7 +232,7 @@ def test_recipes_of_mobilenet_have_the_numbers_of_their_sources(
     term: str, weight: float, batch: int, rate: float
 ) -> None:
     args = distillation("--config", str(RECIPES / f"imagenet_mobilenet_v1_{term}.yaml"))
-    assert args.terms[term]["weight"] == pytest.approx(weight, rel=1e-3)
+    assert args.terms[term].schedule.weight == pytest.approx(weight, rel=1e-3)
     assert (args.batch_size, args.lr, args.epochs, args.lr_drop_epochs) == (batch, rate, 100, [30, 60, 90])
 
 
@@ -281,9 +282,9 @@ def test_options_of_another_form_of_the_matching_term_are_refused() -> None:
 
 
 def test_the_published_imagenet_run_is_its_recipe() -> None:
-    recipe = vars(distillation("--config", str(RECIPES / "imagenet_mobilenet_v1_mgd.yaml")))
+    recipe = recorded(vars(distillation("--config", str(RECIPES / "imagenet_mobilenet_v1_mgd.yaml"))))
     words = "--arch mobilenet_v1 --epochs 120 --batch-size 256 --learning-rate 0.1 --mgd-update-freq 1 --warmup 1"
-    typed = vars(distillation(*words.split()))
+    typed = recorded(vars(distillation(*words.split())))
     same = set(recipe) - {"config", "command"}
     assert {name: recipe[name] for name in same} == {name: typed[name] for name in same}
 
