@@ -141,7 +141,7 @@ def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
         ("--mgd-reducer max", "choose from"),
         ("--distiller mgdd", "close ones are mgd"),
         ("--distiller kd --mgd-with-kd 1", "goes with"),
-        ("--mgd-reducer sm --mgd-capacity spread", "does not go with it"),
+        ("--mgd-reducer sm --mgd-capacity spread", "capacity must be 'single', not 'spread'"),
         ("--device tpu9000", "unknown device"),
         ("--world-size 2", "--rank between 0 and 1"),
         ("--world-size 2 --rank 2", "--rank between 0 and 1"),

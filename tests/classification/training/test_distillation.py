@@ -8,6 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torchvision import transforms as T
@@ -305,3 +306,16 @@ def test_dkd_of_one_class_is_refused_before_training(
     words = options(without(distil, "--loss-factor"), distiller="dkd", teacher_resume=str(tmp_path / "one.pth"))
     assert main_mgd.main([str(tmp_path / "one"), *words[1:]]) == 2
     assert "term dkd: dkd needs 2 classes or more; got (1, 1) of the student" in capsys.readouterr().err
+
+
+def test_two_terms_that_match_keep_and_log_each_its_own(distil: list[str]) -> None:
+    """OFD starts from flows that it finds by itself: before training, those of mgd on the same maps and images."""
+    words = [*options(distil, distiller="mgd+ofd", mgd_update_freq="1"), "--term", "ofd.init=flow"]
+    first, second = run(words)
+    assert first["flow_cost"] == pytest.approx(first["ofd_flow_cost"]) and "ofd_flow_cost" not in second
+    folder = Path(words[words.index("--output") + 1]) / "flow"
+    with np.load(folder / "0000.npz") as kept:
+        for stage in range(3):
+            assert np.array_equal(kept[f"index{stage}"], kept[f"ofd_index{stage}"])
+    with np.load(folder / "0001.npz") as later:
+        assert not [name for name in later if name.startswith("ofd_")]
