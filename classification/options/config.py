@@ -19,6 +19,7 @@ from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER
 from classification.options.choose import check_teachers, choose_terms
 from classification.options.effects import check_recipe, check_typed
+from classification.options.options import names_where
 from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser
 from classification.options.published import ALIASES, LABELLED, entries_of, without_aliases
@@ -27,9 +28,6 @@ from classification.options.term_module import digest_of, known_terms
 from classification.options.terms import Known, mutual, term_table
 from classification.paths import is_file
 from mgd import has_bfloat16
-
-# Options for which an empty string (an unset shell variable) must be an error.
-FILES = {"config", "term_module", "output", "resume", "student_resume", "teacher_resume", "train_list", "valid_list"}
 
 
 def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
@@ -68,7 +66,7 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     args.command = [prog, *argv]
     if "student_resume" in typed and not {"pretrained", "use_pretrained"} & set(typed):
         args.pretrained, args.use_pretrained = False, 0  # a file in the place of the recipe's download
-    for name in sorted(FILES & set(typed)):
+    for name in sorted(names_where("file") & set(typed)):
         if getattr(args, name) == "":
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
     if args.data is None:

@@ -9,23 +9,13 @@ from typing import Any
 
 from classification.errors import UserError, shown
 from classification.models.files import read_checkpoint
+from classification.options.options import names_where
 from classification.options.published import without_aliases
 from classification.options.term_module import check_digest
 from classification.options.terms import is_number
 from classification.paths import exists, is_folder
 from classification.runs.restore import damaged
 from mgd.losses import LOSSES
-
-# What each command says anew: where it writes, what it does, and how a run is started.
-ANEW = {
-    "config", "output", "resume", "resume_override", "evaluate", "calibrate", "start_epoch", "pretrained",
-    "use_pretrained", "student_resume", "term_module",
-}  # fmt: skip
-PLACES = ("data", "train_list", "valid_list")
-# What an evaluation takes of a run: its images, and how they are read.
-READING = {
-    *PLACES, "num_classes", "bad_images", "batch_size", "workers", "cache", "channels_last", "device", "gpu", "amp",
-}  # fmt: skip
 
 
 def checkpoint_of(resume: str) -> str:
@@ -81,14 +71,14 @@ def own_options(
     if parser.prog != script and not evaluate:
         raise UserError(f"{path} is of a run of {script}: resume it by {script} --resume {path}")
     actions = {action.dest: action for action in parser._actions}
-    own = {name: value for name, value in options.items() if name in actions and name not in ANEW}
+    own = {name: value for name, value in options.items() if name in actions and name not in names_where("anew")}
     for name, value in own.items():
         if not _fits(actions[name], value):
             raise damaged(path, f"its option {name} is {shown(value)}")
     started = config.get("folder", "")
-    own |= {name: _seen_from_here(started, own[name]) for name in PLACES if own.get(name)}
+    own |= {name: _seen_from_here(started, own[name]) for name in names_where("place") if own.get(name)}
     if evaluate:
-        own = {name: value for name, value in own.items() if name in READING}
+        own = {name: value for name, value in own.items() if name in names_where("reading")}
     if not options.get("seeded"):
         own.pop("seed", None)
     if not options.get("img_size_asked", True):

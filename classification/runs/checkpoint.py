@@ -32,6 +32,7 @@ from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError, one_line, shown
 from classification.models.files import FORMAT, read_checkpoint
 from classification.options.config import recorded, recorded_then
+from classification.options.options import names_where
 from classification.options.term_module import check_digest
 from classification.paths import exists, is_folder
 from classification.runs.restore import check_whole, whole
@@ -41,13 +42,8 @@ VERSION = 3
 
 save: Callable[[Any, Any], None] = torch.save
 
-# Options that may differ when a run goes on: they change where and how fast it runs, not what it computes.
-FREE = {
-    "data", "config", "output", "resume", "resume_override", "evaluate", "calibrate", "print_freq", "workers", "cache",
-    "device", "gpu", "world_size", "rank", "dist_url", "dist_backend", "multiprocessing_distributed", "start_epoch",
-    "checkpoint_every_steps", "skip_nonfinite", "bad_images", "student_resume", "teacher_resume", "pretrained",
-    "use_pretrained", "seeded", "train_list", "valid_list", "teacher_threads", "img_size_asked", "term_module",
-}  # fmt: skip
+# What a record holds beside options: how some of them came to be.
+NOTED = frozenset({"command", "seeded", "img_size_asked"})
 LOCK = ".lock"  # the first file of a run folder
 IMAGES = "train_images.txt.gz"
 
@@ -205,14 +201,14 @@ def keep_images(folder: Path, names: Sequence[str]) -> None:
 
 def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Name the options that change what is computed: "--lr 0.1, was 0.2"."""
-    free = FREE | (set() if now.get("seeded") else {"seed"})
+    free = {*names_where("free"), *NOTED, *(() if now.get("seeded") else ("seed",))}
     decays = [entry.get("decay", "constant") for entry in now.get("terms", {}).values()]
     if now.get("lr_schedule") == "step" and set(decays) <= {"constant"}:
         free.add("epochs")  # more of them change nothing that was computed
     if now.get("terms") == before.get("terms"):
         free.add("term")  # typed in another way
     before, now = _flat(before), _flat(now)
-    names = sorted((set(before) | set(now)) - free - {"command"})
+    names = sorted((set(before) | set(now)) - free)
     return [
         f"{_called(name)} {_known(now, name)}, was {_known(before, name)}"
         for name in names
@@ -263,7 +259,7 @@ def _bytes(value: Any) -> bytes:
 def job_hash(args: Namespace, inputs: dict[str, Any]) -> int:
     """Hash options and inputs (without the seed) to a 63-bit number, so that ranks can check they run the same job."""
     now = recorded(vars(args))
-    options = {name: _known(now, name) for name in set(now) - FREE - {"seed"}}
+    options = {name: _known(now, name) for name in set(now) - names_where("free") - NOTED - {"seed"}}
     text = json.dumps([options, inputs], sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
