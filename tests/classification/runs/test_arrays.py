@@ -13,7 +13,7 @@ def kept(folder: Path) -> dict[str, dict[str, list[int]]]:
     return {path.name: {n: v.tolist() for n, v in np.load(path).items()} for path in sorted(folder.glob("*.npz"))}
 
 
-def update(number: int) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+def update(number: int) -> dict[str, np.ndarray]:
     return {"index0": np.array([number]), "cost0": np.array([10 * number])}
 
 
