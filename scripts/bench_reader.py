@@ -29,7 +29,7 @@ from classification.options.config import parse
 from classification.runs.launch import World
 from classification.training.engine import Engine
 from classification.training.job import start_job
-from classification.training.memory import keep_freed_memory
+from classification.runs.memory import keep_freed_memory
 from classification.training.precision import autocast
 
 CPU, SIZE, BATCH = torch.device("cpu"), 224, 64

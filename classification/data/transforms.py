@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from classification.data.preprocessing import MEAN, STD, Preprocessing, Transform, normalise
+from classification.data.preprocessing import MEAN, STD, Transform, normalise
 from classification.data.resizing import Fit, random_box, resize
 
-__all__ = ["MEAN", "STD", "Transform", "eval_transform", "normalise", "train_transform"]
+__all__ = ["MEAN", "STD", "Transform", "normalise", "train_transform"]
 
 
-def train_transform(args: Namespace) -> Transform:
-    """Random resized crop, or with --train-crop pad a shift by an eighth of the side; mirror. Of (3, H, W) bytes."""
-    size = args.img_size
-    crop = [Fit(size), _PadCrop(size)] if args.train_crop == "pad" else [_RandomResized(size)]
-    return torch.nn.Sequential(*crop, *([_Mirror()] if args.hflip else []))
+def train_transform(size: int, crop: str, *, hflip: bool = True) -> Transform:
+    """Random resized crop, or with the crop "pad" a shift by an eighth of the side; mirror. Of (3, H, W) bytes.
 
-
-def eval_transform(args: Namespace) -> Transform:
-    """Resize to img-size * 256/224 and crop the centre; with --train-crop pad, resize to img-size alone."""
-    return Preprocessing.of(args.img_size, args.train_crop).transform()
+    Args:
+        size: side of the square that the network sees, in pixels.
+        crop: "resized" or "pad".
+        hflip: whether half of the images are mirrored.
+    """
+    cut = [Fit(size), _PadCrop(size)] if crop == "pad" else [_RandomResized(size)]
+    return torch.nn.Sequential(*cut, *([_Mirror()] if hflip else []))
 
 
 class _PadCrop(torch.nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from classification.errors import UserError
@@ -22,7 +22,7 @@ from classification.options.terms import (
 def choose_terms(
     options: Mapping[str, Any], recipe: Mapping[str, Any], typed: Collection[str], known: Known, epochs: int
 ) -> dict[str, Any]:
-    """Return the table of terms, and what follows of them for the options: {"terms", "distiller", "labels"}.
+    """Return the table of terms, and what follows of them for the options: {"table", "distiller", "labels"}.
 
     Args:
         options: {option: value} of the command line, else of the recipe's options.
@@ -56,10 +56,10 @@ def choose_terms(
     if (options["mixup"] or options["cutmix"]) and (single := single_class(table)):
         raise UserError(f"--mixup and --cutmix mix images of two classes, and {', '.join(single)} needs one")
     labels = int(bool(needing(table, "labels"))) if labels is None else labels
-    return {"terms": table, "distiller": "+".join(names), "labels": labels}
+    return {"table": table, "distiller": "+".join(names), "labels": labels}
 
 
-def check_teachers(table: Table, teachers: list[dict[str, Any]], *, joined: bool) -> None:
+def check_teachers(table: Table, teachers: Sequence[Mapping[str, Any]], *, joined: bool) -> None:
     """Refuse teachers that do not go with the terms.
 
     Args:

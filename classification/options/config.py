@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import platform
 import subprocess
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER
 from classification.options.choose import check_teachers, choose_terms
 from classification.options.effects import check_recipe, check_typed
-from classification.options.options import names_where
+from classification.options.groups import Devices, Optimisation
+from classification.options.options import Options, make_options, names_where
 from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser
-from classification.options.published import ALIASES, LABELLED, entries_of, without_aliases
+from classification.options.published import LABELLED, entries_of, without_aliases
 from classification.options.recipe import read_recipe
 from classification.options.term_module import digest_of, known_terms
 from classification.options.terms import Known, mutual, term_table
@@ -30,7 +31,7 @@ from classification.paths import is_file
 from mgd import has_bfloat16
 
 
-def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
+def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
     """Parse and check the command line, a recipe's values standing in for defaults.
 
     Raises:
@@ -57,32 +58,62 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     if chosen.config:
         words, nested, keys = read_recipe(parser, Path(chosen.config), distillation)
         try:
-            values = parser.parse_args(words)
+            read = parser.parse_args(words)
         except UserError as error:
             raise UserError(f"recipe {chosen.config}: {error}") from error
-        alone = _alone(values, nested, distillation)
-        parser.set_defaults(**{key: value for key, value in vars(values).items() if key not in ("data", "config")})
-    args = parser.parse_args(argv)
-    args.command = [prog, *argv]
-    if "student_resume" in typed and not {"pretrained", "use_pretrained"} & set(typed):
-        args.pretrained, args.use_pretrained = False, 0  # a file in the place of the recipe's download
+        alone = _alone(read, nested, distillation)
+        parser.set_defaults(**{key: value for key, value in vars(read).items() if key not in ("data", "config")})
+    values = vars(parser.parse_args(argv))
     for name in sorted(names_where("file") & set(typed)):
-        if getattr(args, name) == "":
+        if values[name] == "":
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
-    if args.data is None:
+    if values["data"] is None:
         raise UserError(f"name the folder of photographs, as in {prog} DIR; --resume RUN alone takes that of a run")
-    args.resume = args.resume and checkpoint_of(args.resume)
-    if not (args.arch or args.student_resume or args.resume):  # else their files say
-        args.arch = "resnet18"
-    _check(args, distillation)
-    _set_terms(args, nested.get("terms", {}), typed, distillation)
-    if distillation:
-        args.teachers = _teachers(args, [] if "teacher_arch" in typed else nested.get("teachers", []))
-        _check_teachers(args)
-    if not args.evaluate:
-        check_typed(args, typed)
-        check_recipe(args, alone, keys, nested, typed)
-    return args
+    if "student_resume" in typed and not {"pretrained", "use_pretrained"} & set(typed):
+        values |= {"pretrained": False, "use_pretrained": 0}  # a file in the place of the recipe's download
+    values["resume"] = values["resume"] and checkpoint_of(values["resume"])
+    if not (values["arch"] or values["student_resume"] or values["resume"]):  # else their files say
+        values["arch"] = "resnet18"
+    recipe_teachers = [] if "teacher_arch" in typed else nested.get("teachers", [])
+    options = _settled(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (prog, *argv))
+    if not options.run.evaluate:
+        check_typed(options, typed)
+        check_recipe(options, alone, keys, nested, typed)
+    return options
+
+
+def _settled(
+    values: dict[str, Any],
+    terms: dict[str, Any],
+    teachers: list[dict[str, Any]],
+    typed: Collection[str],
+    distillation: bool,
+    command: tuple[str, ...] = (),
+) -> Options:
+    """Check the values of the options, and join them with a recipe's terms and teachers.
+
+    Args:
+        values: by name, as the parser gives them.
+        terms: those of a recipe.
+        teachers: likewise.
+        typed: the options that were typed.
+        distillation: whether they are those of main_mgd.py.
+        command: the words of the command line.
+    """
+    options = make_options(values, command=command, distils=distillation)
+    _check(options, distillation)
+    if not distillation:
+        table = term_table(entries_of([LABELLED], terms, values), [], known_terms(None))
+        given = options.networks.teacher_resume or options.networks.teacher_arch
+        alone = {"arch": options.networks.teacher_arch, "resume": options.networks.teacher_resume}
+        labels = 1 if options.data.labels is None else options.data.labels
+        return replace(options, table=table, teachers=(alone,) if given else (), labels=labels)
+    file, epochs = options.terms.term_module, total_epochs(options.optimisation)
+    chosen = choose_terms(values, terms, typed, known_terms(file), epochs)
+    options = replace(options, **chosen, term_digest=digest_of(file) if file else None)
+    options = replace(options, teachers=tuple(_teachers(options, teachers)))
+    check_teachers(options.table, options.teachers, joined=options.networks.teacher_mean == "probabilities")
+    return options
 
 
 def _typed(parser: Parser, argv: list[str]) -> dict[str, str]:
@@ -91,88 +122,102 @@ def _typed(parser: Parser, argv: list[str]) -> dict[str, str]:
     return {action.dest: option for action in parser._actions for option in action.option_strings if option in words}
 
 
-def _alone(values: Namespace, nested: dict[str, Any], distillation: bool) -> Namespace | None:
+def _alone(values: Namespace, nested: dict[str, Any], distillation: bool) -> Options | None:
     """Return the options of a recipe with nothing typed over it, or None where they make no sense."""
-    alone = copy.deepcopy(values)
     try:
-        if distillation:
-            _check_distillation(alone)
-        _set_terms(alone, nested.get("terms", {}), {}, distillation)
-    except UserError:
+        return _settled({**vars(values), "arch": values.arch or "resnet18"}, nested["terms"], [], (), distillation)
+    except (UserError, KeyError):
         return None
-    return alone
 
 
-def _check(args: Namespace, distillation: bool) -> None:
-    if args.start_epoch >= total_epochs(args):
-        raise UserError(f"--start-epoch {args.start_epoch} leaves nothing to do: epochs end at {total_epochs(args)}")
-    if args.lr_drop_epochs != sorted(args.lr_drop_epochs):
-        raise UserError(f"--lr-drop-epochs must rise; got {args.lr_drop_epochs}")
-    if args.resume == "auto" and not args.output:
+def _check(options: Options, distillation: bool) -> None:
+    optimisation, run, networks = options.optimisation, options.run, options.networks
+    if optimisation.start_epoch >= total_epochs(optimisation):
+        raise UserError(
+            f"--start-epoch {optimisation.start_epoch} leaves nothing to do: epochs end at {total_epochs(optimisation)}"
+        )
+    if list(optimisation.lr_drop_epochs) != sorted(optimisation.lr_drop_epochs):
+        raise UserError(f"--lr-drop-epochs must rise; got {list(optimisation.lr_drop_epochs)}")
+    if run.resume == "auto" and not run.output:
         raise UserError("--resume auto goes on in the folder of --output: name it")
-    if args.resume == "auto" and args.evaluate:
+    if run.resume == "auto" and run.evaluate:
         raise UserError("--evaluate takes a file: --resume FILE or --student-resume FILE")
     if (
-        args.resume not in ("", "auto")
-        and args.output
-        and Path(args.output).resolve() != Path(args.resume).resolve().parent
+        run.resume not in ("", "auto")
+        and run.output
+        and Path(run.output).resolve() != Path(run.resume).resolve().parent
     ):
         raise UserError("--resume goes on in the folder of its file: leave --output out")
-    if args.evaluate and getattr(args, "calibrate", None):
+    if run.evaluate and getattr(options, "calibrate", None):
         raise UserError("--calibrate and --evaluate exclude each other: each does its work and leaves")
-    if (args.pretrained or args.use_pretrained) and args.student_resume:
+    if (networks.pretrained or networks.use_pretrained) and networks.student_resume:
         raise UserError("--student-resume and pretrained weights exclude each other")
-    if args.accumulate > args.batch_size:
-        raise UserError(f"--accumulate {args.accumulate} divides batches of {args.batch_size} images: raise -b")
-    _check_devices(args)
+    if optimisation.accumulate > optimisation.batch_size:
+        raise UserError(
+            f"--accumulate {optimisation.accumulate} divides batches of {optimisation.batch_size} images: raise -b"
+        )
+    _check_devices(options.devices)
     if distillation:
-        _check_distillation(args)
-    elif not args.evaluate and (args.teacher_resume or args.teacher_arch):
+        _check_distillation(options)
+    elif not run.evaluate and (networks.teacher_resume or networks.teacher_arch):
         raise UserError("main_base.py trains one network; a teacher belongs to --evaluate, or to main_mgd.py")
 
 
-def _check_devices(args: Namespace) -> None:
+def _check_devices(devices: Devices) -> None:
     try:
-        device = torch.device(args.device) if args.device != "auto" else None
+        device = torch.device(devices.device) if devices.device != "auto" else None
     except RuntimeError:
-        raise UserError(f"unknown device {args.device!r}: use auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"unknown device {devices.device!r}: use auto, cpu, cuda or cuda:N") from None
     gpus = torch.cuda.device_count()
     if device is not None and device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {args.device} is not supported: use auto, cpu, cuda or cuda:N")
-    if args.gpu is not None and args.device not in ("auto", "cuda", f"cuda:{args.gpu}"):
-        raise UserError(f"--gpu {args.gpu} and --device {args.device} exclude each other")
-    if args.multiprocessing_distributed and (args.gpu is not None or (device is not None and device.index is not None)):
+        raise UserError(f"--device {devices.device} is not supported: use auto, cpu, cuda or cuda:N")
+    if devices.gpu is not None and devices.device not in (
+        "auto",
+        "cuda",
+        f"cuda:{devices.gpu}",
+    ):
+        raise UserError(f"--gpu {devices.gpu} and --device {devices.device} exclude each other")
+    if devices.multiprocessing_distributed and (
+        devices.gpu is not None or (device is not None and device.index is not None)
+    ):
         raise UserError("--multiprocessing-distributed takes every visible GPU: leave --gpu and the device number out")
     if device is not None and device.type == "cuda" and (device.index or 0) >= gpus:
-        raise UserError(f"--device {args.device}: this machine shows {gpus} GPUs")
-    if args.gpu is not None and args.gpu >= gpus:
-        raise UserError(f"--gpu {args.gpu}: this machine shows {gpus} GPUs")
-    on_gpu = args.gpu is not None or (device.type == "cuda" if device is not None else gpus > 0)
-    if args.amp == "fp16" and not on_gpu:
+        raise UserError(f"--device {devices.device}: this machine shows {gpus} GPUs")
+    if devices.gpu is not None and devices.gpu >= gpus:
+        raise UserError(f"--gpu {devices.gpu}: this machine shows {gpus} GPUs")
+    on_gpu = devices.gpu is not None or (device.type == "cuda" if device is not None else gpus > 0)
+    if devices.amp == "fp16" and not on_gpu:
         raise UserError("--amp fp16 needs a GPU: use bf16 or off")
-    if getattr(args, "teacher_threads", 0) and on_gpu:
+    if devices.teacher_threads and on_gpu:
         raise UserError("--teacher-threads divides a processor's cores: on a GPU leave it out")
-    if args.sync_bn and not on_gpu:
+    if devices.sync_bn and not on_gpu:
         raise UserError("--sync-bn 1 needs GPUs: torch has no CPU form of it")
-    if args.sync_bn and not (args.world_size > 1 or args.multiprocessing_distributed or "RANK" in os.environ):
+    if devices.sync_bn and not (devices.world_size > 1 or devices.multiprocessing_distributed or "RANK" in os.environ):
         raise UserError("--sync-bn 1 needs several ranks: --multiprocessing-distributed, --world-size or torchrun")
-    alone = args.world_size <= 1 and not args.multiprocessing_distributed and "RANK" not in os.environ
-    if args.compile and alone and on_gpu and gpus > 1 and args.gpu is None and (device is None or device.index is None):
+    alone = devices.world_size <= 1 and not devices.multiprocessing_distributed and "RANK" not in os.environ
+    if (
+        devices.compile
+        and alone
+        and on_gpu
+        and gpus > 1
+        and devices.gpu is None
+        and (device is None or device.index is None)
+    ):
         raise UserError("--compile 1 does not go with DataParallel: name one GPU by --gpu, or start ranks by torchrun")
-    if args.compile:
+    if devices.compile:
         _check_compiler()
-    if args.dist_backend == "nccl" and not on_gpu:
+    if devices.dist_backend == "nccl" and not on_gpu:
         raise UserError("--dist-backend nccl needs GPUs: use gloo")
-    if args.world_size == 0 or args.world_size < -1:
-        raise UserError(f"--world-size must be positive; got {args.world_size}")
-    size = max(args.world_size, 1)
-    env = args.dist_url == "env://"
-    if args.rank == -1:
-        wrong = args.world_size > 1 and not env
+    if devices.world_size == 0 or devices.world_size < -1:
+        raise UserError(f"--world-size must be positive; got {devices.world_size}")
+    size = max(devices.world_size, 1)
+    env = devices.dist_url == "env://"
+    if devices.rank == -1:
+        wrong = devices.world_size > 1 and not env
     else:
-        wrong = not 0 <= args.rank < size and not (env and args.world_size == -1)
+        wrong = not 0 <= devices.rank < size and not (env and devices.world_size == -1)
     if wrong:
-        raise UserError(f"--world-size {size} needs --rank between 0 and {size - 1}; got {args.rank}")
+        raise UserError(f"--world-size {size} needs --rank between 0 and {size - 1}; got {devices.rank}")
 
 
 def _check_compiler() -> None:
@@ -184,41 +229,30 @@ def _check_compiler() -> None:
         raise UserError("--compile 1 needs a C++ compiler, as g++: install one, or leave it out") from error
 
 
-def _check_distillation(args: Namespace) -> None:
-    if args.teacher_threads and (args.mixup or args.cutmix or args.accumulate > 1):
+def _check_distillation(options: Options) -> None:
+    data, networks, ahead = options.data, options.networks, options.devices.teacher_threads
+    if ahead and (data.mixup or data.cutmix or options.optimisation.accumulate > 1):
         raise UserError(
             "--teacher-threads needs batches as they are read: leave --mixup, --cutmix and --accumulate out"
         )
-    if (threads := torch.get_num_threads()) <= args.teacher_threads > 0:
-        raise UserError(f"--teacher-threads {args.teacher_threads} leaves the student none of {threads} threads")
-    if args.taps and (args.student_taps or args.teacher_taps):
+    if (threads := torch.get_num_threads()) <= ahead > 0:
+        raise UserError(f"--teacher-threads {ahead} leaves the student none of {threads} threads")
+    if networks.taps and (networks.student_taps or networks.teacher_taps):
         raise UserError("--taps names the paths of both networks: leave --student-taps and --teacher-taps out")
-    args.student_taps, args.teacher_taps = args.student_taps or args.taps, args.teacher_taps or args.taps
 
 
-def _set_terms(args: Namespace, recipe: dict[str, Any], typed: dict[str, str], distillation: bool) -> None:
-    """Settle which terms there are; what was typed wins over the recipe."""
-    if not distillation:
-        args.terms = term_table(entries_of([LABELLED], recipe, vars(args)), [], known_terms(None))
-        return
-    known = known_terms(args.term_module)
-    args.term_digest = digest_of(args.term_module) if args.term_module else None
-    for name, value in choose_terms(vars(args), recipe, typed, known, total_epochs(args)).items():
-        setattr(args, name, value)
-
-
-def _teachers(args: Namespace, recipe: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _teachers(options: Options, recipe: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what is known of each teacher: arch, resume, and of a recipe's weights, weight, img_size, frozen."""
-    peers = bool(mutual(args.terms))
+    peers = bool(mutual(options.table))
     if recipe:
-        files = _files(args.teacher_resume, len(recipe)) if args.teacher_resume else []
+        files = _files(options.networks.teacher_resume, len(recipe)) if options.networks.teacher_resume else []
         if files and len(files) != len(recipe):
             raise UserError(f"--teacher-resume names {len(files)} files for the recipe's {len(recipe)} teachers")
         return [{**teacher, "resume": file} for teacher, file in zip(recipe, files, strict=True)] if files else recipe
-    archs: list[str | None] = list(args.teacher_arch.split(",")) if args.teacher_arch else []
-    files = _files(args.teacher_resume, len(archs)) if args.teacher_resume else []
-    if not archs and not files and args.arch:
-        archs = [args.arch if peers else DEFAULT_TEACHER.get(args.arch, "resnet50")]
+    archs: list[str | None] = list(options.networks.teacher_arch.split(",")) if options.networks.teacher_arch else []
+    files = _files(options.networks.teacher_resume, len(archs)) if options.networks.teacher_resume else []
+    if not archs and not files and options.networks.arch:
+        archs = [options.networks.arch if peers else DEFAULT_TEACHER.get(options.networks.arch, "resnet50")]
     archs = archs or [None] * max(1, len(files))  # which their files say
     files = files or [""] * len(archs)
     if len(files) != len(archs):
@@ -251,42 +285,30 @@ def _files(text: str, number: int) -> list[str]:
     return min(fitting, key=len) if fitting else parts
 
 
-def _check_teachers(args: Namespace) -> None:
-    check_teachers(args.terms, args.teachers, joined=args.teacher_mean == "probabilities")
-    if all(teacher["arch"] for teacher in args.teachers):
-        args.teacher_arch = ",".join(teacher["arch"] for teacher in args.teachers)
-
-
-def total_epochs(args: Namespace) -> int:
+def total_epochs(optimisation: Optimisation) -> int:
     """Return how many epochs there are, those of the warmup included."""
-    return int(args.epochs + (args.warmup_epochs if args.warmup else 0))
+    return int(optimisation.epochs + (optimisation.warmup_epochs if optimisation.warmup else 0))
 
 
-def epoch_name(args: Namespace, epoch: int) -> str:
+def epoch_name(optimisation: Optimisation, epoch: int) -> str:
     """Name an epoch, counted from 0, as people count: "epoch 1/20"."""
-    return f"epoch {epoch + 1}/{total_epochs(args)}"
+    return f"epoch {epoch + 1}/{total_epochs(optimisation)}"
 
 
-def learning_rate(args: Namespace, epoch: int, part: float) -> float:
+def learning_rate(optimisation: Optimisation, epoch: int, part: float) -> float:
     """Return the rate in `epoch` (from 0), `part` of it done.
 
     Steps and warmup change by the epoch: lr * ratio^(drops passed), and in the warmup lr * (0.1 + 0.9 e / E_w). Cosine
     changes by the step: lr/2 * (1 + cos(pi * share of the epochs after the warmup)).
     """
-    warmup = args.warmup_epochs if args.warmup else 0
-    rate = float(args.lr)
+    warmup = optimisation.warmup_epochs if optimisation.warmup else 0
+    rate = float(optimisation.lr)
     if epoch < warmup:
         return rate * (0.1 + 0.9 * epoch / warmup)
-    if args.lr_schedule == "cosine":
-        return rate * 0.5 * (1 + math.cos(math.pi * (epoch - warmup + part) / args.epochs))
-    drops = sum(epoch >= drop + warmup for drop in args.lr_drop_epochs)
-    return float(rate * args.lr_drop_ratio**drops)
-
-
-def recorded(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options as a run keeps them: each term with all its keys, instead of the options that say some."""
-    kept = {name: value for name, value in options.items() if name != "command" and name not in ALIASES}
-    return {**kept, "terms": {name: spec.record() for name, spec in options["terms"].items()}}
+    if optimisation.lr_schedule == "cosine":
+        return rate * 0.5 * (1 + math.cos(math.pi * (epoch - warmup + part) / optimisation.epochs))
+    drops = sum(epoch >= drop + warmup for drop in optimisation.lr_drop_epochs)
+    return float(rate * optimisation.lr_drop_ratio**drops)
 
 
 def recorded_then(options: Mapping[str, Any], known: Known) -> dict[str, Any]:
@@ -300,7 +322,7 @@ def recorded_then(options: Mapping[str, Any], known: Known) -> dict[str, Any]:
     return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], known).items()}}
 
 
-def describe(args: Namespace) -> dict[str, Any]:
+def describe(command: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
     """Return what a run folder keeps about how it was made: options, versions, commit, machine."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "numpy", "scipy", "ortools", "timm"):
@@ -309,9 +331,9 @@ def describe(args: Namespace) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "command": args.command,
+        "command": list(command),
         "folder": str(Path.cwd()),
-        "options": recorded(vars(args)),
+        "options": options,
         "versions": versions,
         "commit": _commit(),
         "machine": {

@@ -12,9 +12,9 @@ import pickle
 import platform
 import time
 import zlib
-from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError, one_line, shown
 from classification.models.files import FORMAT, read_checkpoint
-from classification.options.config import recorded, recorded_then
-from classification.options.options import names_where
+from classification.options.config import recorded_then
+from classification.options.groups import Run
+from classification.options.options import Options, names_where
 from classification.options.term_module import check_digest
 from classification.paths import exists, is_folder
 from classification.runs.restore import check_whole, whole
@@ -80,7 +81,7 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def describe_student(
-    state_dict: dict[str, Tensor], args: Namespace, classes: list[str], preprocessing: Preprocessing
+    state_dict: dict[str, Tensor], arch: str, num_classes: int, classes: list[str], preprocessing: Preprocessing
 ) -> dict[str, Any]:
     """Return the plain content of `best.pth`: everything one needs to use the network elsewhere."""
     state = OrderedDict((name, value.detach().cpu()) for name, value in state_dict.items())
@@ -89,24 +90,38 @@ def describe_student(
     return {
         "format": FORMAT,
         "state_dict": state,
-        "arch": args.arch,
-        "num_classes": args.num_classes,
+        "arch": arch,
+        "num_classes": num_classes,
         "classes": classes,
         **preprocessing.describe(),
     }
 
 
-def read_resume(
-    path: str, args: Namespace, classes: list[str], inputs: dict[str, Any], images: Sequence[str]
-) -> tuple[dict[str, Any], list[str]]:
+@dataclass(frozen=True)
+class Now:
+    """What a resumed run is compared by with the run that it resumes.
+
+    Args:
+        record: its options as they would be kept.
+        options: of the run.
+        classes: names in order of index.
+        inputs: see `fingerprints`.
+        images: the training images, as `image_names` gives them.
+    """
+
+    record: dict[str, Any]
+    options: Options
+    classes: list[str]
+    inputs: dict[str, Any]
+    images: Sequence[str]
+
+
+def read_resume(path: str, now: Now) -> tuple[dict[str, Any], list[str]]:
     """Read the `last.pth` of a run that this one is to go on with; return it, and what differs from that run.
 
     Args:
         path: the file.
-        args: the effective options of this run.
-        classes: names in order of index.
-        inputs: see `fingerprints`.
-        images: the training images, as `image_names` gives them.
+        now: this run.
 
     Raises:
         UserError: not such a file; of another network or other classes; or of other options that change the result,
@@ -116,33 +131,27 @@ def read_resume(
     if not isinstance(content.get("resume"), dict):
         raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
     with whole(path):
-        return content, _compare(path, content, args, classes, inputs, images)
+        return content, _compare(path, content, now)
 
 
-def _compare(
-    path: str,
-    content: dict[str, Any],
-    args: Namespace,
-    classes: list[str],
-    inputs: dict[str, Any],
-    images: Sequence[str],
-) -> list[str]:
+def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
+    inputs, own = now.inputs, {**now.record, "classes": now.classes}
     resume = content["resume"]
     if resume.get("version") != VERSION:
         raise UserError(f"{path} has format {shown(resume.get('version'))}; this code reads format {VERSION}")
     check_whole(path, content)
-    for what, ours in (("arch", args.arch), ("num_classes", args.num_classes), ("classes", classes)):
-        if content[what] != ours:
-            raise UserError(f"{path} is of a run with {what} {content[what]}; this run has {ours}")
+    for what in ("arch", "num_classes", "classes"):
+        if content[what] != own[what]:
+            raise UserError(f"{path} is of a run with {what} {content[what]}; this run has {own[what]}")
     theirs = list(resume["terms"])
     if theirs != inputs["terms"]:
         raise UserError(
             f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(inputs['terms'])}"
         )
     then = resume["config"]["options"]
-    check_digest(getattr(args, "term_module", None), then.get("term_digest"), path)
-    known = {**LOSSES, **{name: spec.kind for name, spec in args.terms.items()}}
-    options = changed_options(recorded_then(then, known), recorded(vars(args)))
+    check_digest(now.options.terms.term_module, then.get("term_digest"), path)
+    known = {**LOSSES, **{name: spec.kind for name, spec in now.options.table.items()}}
+    options = changed_options(recorded_then(then, known), now.record)
     changed = [f"other options: {'; '.join(options)}"] if options else []
     if resume["inputs"]["teachers"] != inputs["teachers"] and not any(
         text.startswith("the teachers") for text in options
@@ -155,8 +164,8 @@ def _compare(
         if seen_then.get(role) != seen
     ]
     if resume["inputs"]["training images"] != inputs["training images"]:
-        changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, images)}")
-    if changed and not args.resume_override:
+        changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, now.images)}")
+    if changed and not now.options.run.resume_override:
         raise UserError(
             f"{path} is of a run with {', and '.join(changed)}. Give those of the run, or --resume-override 1 to go on "
             "with the new ones"
@@ -256,32 +265,27 @@ def _bytes(value: Any) -> bytes:
     return plain.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def job_hash(args: Namespace, inputs: dict[str, Any]) -> int:
+def job_hash(record: Mapping[str, Any], inputs: dict[str, Any]) -> int:
     """Hash options and inputs (without the seed) to a 63-bit number, so that ranks can check they run the same job."""
-    now = recorded(vars(args))
-    options = {name: _known(now, name) for name in set(now) - names_where("free") - NOTED - {"seed"}}
-    text = json.dumps([options, inputs], sort_keys=True, default=str)
+    kept = {name: _known(dict(record), name) for name in set(record) - names_where("free") - NOTED - {"seed"}}
+    text = json.dumps([kept, inputs], sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def run_folder(args: Namespace, name: str) -> Path:
+def run_folder(run: Run, name: str) -> Path:
     """Return the folder that this run writes to; one named by --output is made, to see whether it can be.
-
-    With --resume auto, `args.resume` becomes the last.pth in it, or nothing where there is none.
 
     Raises:
         UserError: it holds something already, is a file, or cannot be made.
     """
-    if args.resume and args.resume != "auto":
-        return Path(args.resume).resolve().parent
-    if not args.output:
+    if run.resume and run.resume != "auto":
+        return Path(run.resume).resolve().parent
+    if not run.output:
         return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    folder = Path(args.output)
-    again = args.resume == "auto" and (exists(folder / LOCK) or exists(folder / "config.json"))
-    if args.resume == "auto":
-        args.resume = str(folder / "last.pth") if exists(folder / "last.pth") else ""
+    folder = Path(run.output)
+    again = run.resume == "auto" and any(exists(folder / name) for name in (LOCK, "config.json", "last.pth"))
     taken = exists(folder) and (not is_folder(folder) or any(path.name != LOCK for path in folder.iterdir()))
-    if taken and not again and not args.resume:
+    if taken and not again:
         raise UserError(
             f"--output {folder} exists already and is not overwritten: give another, or --resume its last.pth"
         )

@@ -14,7 +14,6 @@ import sys
 import time
 import traceback
 import warnings
-from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +27,9 @@ from torch import multiprocessing as mp
 
 from classification.errors import RunError, Stopped, UserError
 from classification.options.first_look import write_any_name
-from classification.training.memory import keep_freed_memory
+from classification.options.groups import Devices
+from classification.options.options import Options
+from classification.runs.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -107,34 +108,67 @@ class _Place:
     env: bool
 
 
-def _place(args: Namespace) -> _Place:
+def _place(devices: Devices) -> _Place:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         return _Place(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_size, False, True)
-    nodes, node = args.world_size, args.rank
-    if args.dist_url == "env://":
+    nodes, node = devices.world_size, devices.rank
+    if devices.dist_url == "env://":
         nodes = int(os.environ.get("WORLD_SIZE", nodes)) if nodes == -1 else nodes
         node = int(os.environ.get("RANK", node)) if node == -1 else node
     nodes, node = max(nodes, 1), max(node, 0)
-    if args.multiprocessing_distributed:
-        local_size = max(torch.cuda.device_count(), 1) if device_of(args).type == "cuda" else 1
+    if devices.multiprocessing_distributed:
+        local_size = max(torch.cuda.device_count(), 1) if device_of(devices).type == "cuda" else 1
         return _Place(node * local_size, nodes * local_size, local_size, local_size > 1, False)
     return _Place(node, nodes, 1, False, False)
 
 
-def device_of(args: Namespace, local_rank: int = 0) -> torch.device:
+def device_of(devices: Devices, local_rank: int = 0) -> torch.device:
     """Return the device that a rank of this node works on."""
-    if args.gpu is not None:
-        return torch.device("cuda", args.gpu)
-    if args.device == "cpu" or (args.device == "auto" and not torch.cuda.is_available()):
+    if devices.gpu is not None:
+        return torch.device("cuda", devices.gpu)
+    if devices.device == "cpu" or (devices.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    if args.device in ("auto", "cuda"):
+    if devices.device in ("auto", "cuda"):
         return torch.device("cuda", local_rank)
-    return torch.device(args.device)
+    return torch.device(devices.device)
 
 
-Prepare = Callable[[Namespace], Any]
+@dataclass(frozen=True)
+class Seed:
+    """The seed of a run: its value, and whether the user named it."""
+
+    value: int
+    typed: bool
+
+    @classmethod
+    def of(cls, typed: int | None) -> Seed:
+        """Return the seed that was typed, or a fresh one."""
+        return cls(random.SystemRandom().randrange(2**31) if typed is None else typed, typed is not None)
+
+
+Parse = Callable[[list[str], str], Options]
+Prepare = Callable[[Options, Seed], Any]
 Execute = Callable[[Any, World], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one command does; ranks that are spawned do it anew, out of the same words.
+
+    Args:
+        words: the command line, without the script.
+        prog: the script's name, in front of messages.
+        parse: makes the options of the words.
+        prepare: builds a job from the options and checks all that can be wrong, before ranks are spawned or joined.
+        execute: does the job on one rank.
+    """
+
+    words: list[str]
+    prog: str
+    parse: Parse
+    prepare: Prepare
+    execute: Execute
 
 
 @contextlib.contextmanager
@@ -145,10 +179,12 @@ def _quiet_pillow() -> Iterator[None]:
         yield
 
 
-def _spawned(local_rank: int, args: Namespace, place: _Place, prepare: Prepare, execute: Execute, prog: str) -> None:
+def _spawned(local_rank: int, task: Task, seed: Seed, place: _Place) -> None:
+    prog = task.prog
     try:
         with _quiet_pillow():
-            _start(local_rank, args, place, prepare(args), execute)
+            options = task.parse(task.words, prog)
+            _start(local_rank, options.devices, place, task.prepare(options, seed), task.execute)
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr, flush=True)
         os._exit(2)
@@ -160,9 +196,9 @@ def _spawned(local_rank: int, args: Namespace, place: _Place, prepare: Prepare, 
         os._exit(128 + stop.signal)
 
 
-def _spawn(args: Namespace, place: _Place, prepare: Prepare, execute: Execute, prog: str) -> int:
+def _spawn(task: Task, seed: Seed, place: _Place) -> int:
     """Spawn this node's ranks and return their exit status. If this process is stopped, the ranks are terminated."""
-    context = mp.spawn(_spawned, (args, place, prepare, execute, prog), nprocs=place.local_size, join=False)
+    context = mp.spawn(_spawned, (task, seed, place), nprocs=place.local_size, join=False)
     try:
         while not context.join():
             pass
@@ -175,10 +211,10 @@ def _spawn(args: Namespace, place: _Place, prepare: Prepare, execute: Execute, p
     return 0
 
 
-def _start(local_rank: int, args: Namespace, place: _Place, job: Any, execute: Execute) -> None:
+def _start(local_rank: int, devices: Devices, place: _Place, job: Any, execute: Execute) -> None:
     rank = place.first + local_rank
     local = int(os.environ.get("LOCAL_RANK", 0)) if place.env else local_rank
-    device = device_of(args, local)
+    device = device_of(devices, local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
@@ -187,8 +223,8 @@ def _start(local_rank: int, args: Namespace, place: _Place, job: Any, execute: E
     if place.size > 1:
         if device.type == "cpu" and not place.env and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.size))  # the ranks may share this machine
-        backend = args.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
-        url = "env://" if place.env else args.dist_url
+        backend = devices.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
+        url = "env://" if place.env else devices.dist_url
         try:
             store, *_ = next(dist.rendezvous(url, rank, place.size))
             # After a restart the launcher's store may still hold the addresses of the ranks before.
@@ -254,14 +290,16 @@ def _alive(pid: int) -> bool:
         return not Path("/proc/self").exists()  # where there is no /proc nothing is known
 
 
-def run(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute, prog: str) -> int:
-    """Do a job in one process or several, and turn what happened into an exit status.
+def run(task: Task) -> int:
+    """Do a task in one process or several, and turn what happened into an exit status.
 
-    The arguments and the status are those of `_attempt`. A rank that fails leaves at once: ending its process group in
-    good order would wait for the other ranks.
+    A rank that fails leaves at once: ending its process group in good order would wait for the other ranks.
+
+    Returns:
+        0 done, 2 a mistake of the user's, 130 or 143 after SIGINT or SIGTERM, 1 anything else.
     """
     with _quiet_pillow():
-        status = _attempt(parse, prepare, execute, prog)
+        status = _attempt(task)
     if dist.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -269,35 +307,22 @@ def run(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute, prog
     return status
 
 
-def _attempt(parse: Callable[[], Namespace], prepare: Prepare, execute: Execute, prog: str) -> int:
-    """Parse, check, start the ranks, and turn what happened into an exit status.
-
-    Args:
-        parse: the options.
-        prepare: builds a job from the options and checks all that can be wrong, before ranks are spawned or joined.
-        execute: does the job on one rank.
-        prog: the script's name, in front of messages.
-
-    Returns:
-        0 done, 2 a mistake of the user's, 130 or 143 after SIGINT or SIGTERM, 1 anything else.
-    """
+def _attempt(task: Task) -> int:
+    """Parse, check, start the ranks, and turn what happened into an exit status."""
+    prog = task.prog
     write_any_name()
     with contextlib.suppress(ValueError):  # outside the main thread the caller has its own way to stop
         signal.signal(signal.SIGTERM, _terminate)
     joined = False
     try:
-        args = parse()
-        if args.seed is None:
-            args.seed, args.seeded = random.SystemRandom().randrange(2**31), False
-        else:
-            args.seeded = True
-        place = _place(args)
-        job = prepare(args)
+        options = task.parse(task.words, prog)
+        seed, place = Seed.of(options.run.seed), _place(options.devices)
+        job = task.prepare(options, seed)
         if place.spawn:
             del job  # each rank builds its own
-            return _spawn(args, place, prepare, execute, prog)
+            return _spawn(task, seed, place)
         joined = True
-        _start(0, args, place, job, execute)
+        _start(0, options.devices, place, job, task.execute)
     except UserError as error:
         if joined or os.environ.get("LOCAL_RANK", "0") == "0":  # what is wrong before that is wrong on every rank here
             print(f"{prog}: {error}", file=sys.stderr, flush=True)
@@ -364,7 +389,7 @@ def seed_everything(seed: int, rank: int, *, seeded: bool, deterministic: bool) 
     torch.use_deterministic_algorithms(deterministic)
 
 
-def wrap(module: nn.Module, world: World, args: Namespace) -> nn.Module:
+def wrap(module: nn.Module, world: World, devices: Devices) -> nn.Module:
     """Wrap what trains: DDP among ranks; DataParallel on one process that sees several GPUs; else nothing.
 
     DDP does not broadcast buffers: flows and cost sums are equal by construction, statistics are shared when needed.
@@ -375,10 +400,10 @@ def wrap(module: nn.Module, world: World, args: Namespace) -> nn.Module:
         new = "forward_sync_buffers" in inspect.signature(ddp).parameters  # the name since torch 2.15
         no_broadcast: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
         return ddp(module, device_ids=ids, **no_broadcast)
-    return nn.DataParallel(module) if parallel_devices(world, args) > 1 else module
+    return nn.DataParallel(module) if parallel_devices(world, devices) > 1 else module
 
 
-def parallel_devices(world: World, args: Namespace) -> int:
+def parallel_devices(world: World, devices: Devices) -> int:
     """Return how many GPUs this process uses: all visible ones where it is alone and none was named."""
-    alone = world.size == 1 and args.gpu is None and args.device in ("auto", "cuda")
+    alone = world.size == 1 and devices.gpu is None and devices.device in ("auto", "cuda")
     return torch.cuda.device_count() if alone and world.device.type == "cuda" else 1

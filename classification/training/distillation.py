@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,22 +22,22 @@ from mgd.distiller import Terms
 
 def distil(job: Job, networks: Sequence[Taps]) -> Distiller:
     """Build the terms, and freeze the teachers, each in its fastest form; or let peers teach each other."""
-    args, student, teachers = job.args, networks[0], networks[1:]
-    if mutual(args.terms):
-        probes = [look(args, network, None) for network in networks]
+    student, teachers = networks[0], networks[1:]
+    if mutual(job.options.table):
+        probes = [look(job, network, None) for network in networks]
         others = [[other for other in probes if other is not own] for own in probes]
         pairs = zip(probes, others, strict=True)
         return Distiller.mutual(networks, [build_terms(job, own, rest) for own, rest in pairs])
     views = [view(job.preprocessing, seen) for seen in job.teacher_preprocessing]
-    weights = [float(teacher.get("weight", 1.0)) for teacher in args.teachers]
+    weights = [float(teacher.get("weight", 1.0)) for teacher in job.specs]
     seen = [
-        replace(look(args, network, shown), weight=weight, frozen=True)
+        replace(look(job, network, shown), weight=weight, frozen=True)
         for network, shown, weight in zip(teachers, views, weights, strict=True)
     ]
-    joint = args.teacher_mean == "probabilities"
+    joint = job.options.networks.teacher_mean == "probabilities"
     if joint:
         seen = [Probe(replace(seen[0].outputs, features=[]))]
-    terms = build_terms(job, look(args, student, None), seen)
+    terms = build_terms(job, look(job, student, None), seen)
     job.teachers = [speed_up(job, *pair) for pair in zip(teachers, views, strict=True)]
     return Distiller(student, freeze(Ensemble(job.teachers, weights)) if joint else job.teachers, terms)
 
@@ -49,8 +48,8 @@ def build_terms(job: Job, student: Probe, teachers: Sequence[Probe]) -> Terms:
     Raises:
         UserError: hyper-parameters that a term refuses, taps that it needs, tapped tensors that are no maps.
     """
-    terms, epochs = {}, config.total_epochs(job.args)
-    for name, spec in job.args.terms.items():
+    terms, epochs = {}, config.total_epochs(job.options.optimisation)
+    for name, spec in job.options.table.items():
         if "maps" in spec.needs and not student.outputs.features:
             raise UserError(
                 f"the term {name} compares feature maps: name the taps by --student-taps and --teacher-taps"
@@ -71,55 +70,60 @@ def view(student: Preprocessing, teacher: Preprocessing) -> View | None:
     return View(student.mean, student.std, teacher.mean, teacher.std, teacher.img_size)
 
 
-def look(args: Namespace, network: Taps, shown: View | None) -> Probe:
+def look(job: Job, network: Taps, shown: View | None) -> Probe:
     """Return what one dry forward tells of a network.
 
     Args:
-        args: the checked options.
+        job: with what the student sees.
         network: tapped, not folded.
         shown: what its images pass first.
 
     Raises:
         UserError: taps that are not reached, read what is no tensor, or do not say how it is laid out; no logits.
     """
-    images = torch.zeros(1, 3, args.img_size, args.img_size)
+    size = job.preprocessing.img_size
+    images = torch.zeros(1, 3, size, size)
     try:
         found = probe(network, images if shown is None else shown(images), frozen=False)
     except (ValueError, TypeError) as error:  # of the taps: what they read says that the network runs
         raise UserError(str(error)) from error
     except RuntimeError as error:
-        raise UserError(f"the networks do not run at --img-size {args.img_size} with these taps: {error}") from error
-    return replace(found, before_relu=not (args.student_taps or args.teacher_taps))
+        raise UserError(f"the networks do not run at --img-size {size} with these taps: {error}") from error
+    return replace(found, before_relu=not (job.options.student_taps or job.options.teacher_taps))
 
 
 def speed_up(job: Job, teacher: Taps, shown: View | None) -> Frozen:
     """Freeze a teacher in its fastest form: norms folded, in bfloat16 where the device has it."""
-    args, size = job.args, job.args.img_size
+    devices, size = job.options.devices, job.preprocessing.img_size
     images = torch.randn(1, 3, size, size)
     norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in teacher.modules())
     folded = fold_norms(teacher, images if shown is None else shown(images))
-    if args.teacher_dtype == "auto":
-        narrow = "float16" if args.amp == "fp16" else "float32"
-        args.teacher_dtype = "bfloat16" if has_bfloat16(launch.device_of(args)) else narrow
-    job.notes.append(f"teacher: frozen, {folded} of {norms} batch norms folded into convolutions, {args.teacher_dtype}")
-    return freeze(teacher.to(getattr(torch, args.teacher_dtype)), shown)
+    dtype = devices.teacher_dtype
+    if dtype == "auto":
+        narrow = "float16" if devices.amp == "fp16" else "float32"
+        dtype = "bfloat16" if has_bfloat16(launch.device_of(devices)) else narrow
+    job.teacher_dtype = dtype
+    job.notes.append(f"teacher: frozen, {folded} of {norms} batch norms folded into convolutions, {dtype}")
+    return freeze(teacher.to(getattr(torch, dtype)), shown)
 
 
-def tap(args: Namespace, student: nn.Module, teachers: Sequence[nn.Module]) -> list[Taps]:
+def tap(job: Job) -> list[Taps]:
     """Tap the student and its teachers where a term reads maps: at the paths given, or those of their families.
 
     Raises:
         UserError: no taps known, unknown paths, or another number of them.
     """
-    networks = [student, *teachers]
-    archs = [args.arch, *(spec["arch"] for spec in args.teachers)]
-    lists = args.teacher_taps.split(";") if args.teacher_taps else [None]
-    named = [args.student_taps, *(lists * len(teachers) if len(lists) == 1 else lists)]
+    assert job.student is not None
+    options, table, teachers = job.options, job.options.table, job.teachers
+    networks = [job.student, *teachers]
+    archs = [job.arch, *(spec["arch"] for spec in job.specs)]
+    lists = options.teacher_taps.split(";") if options.teacher_taps else [None]
+    named = [options.student_taps, *(lists * len(teachers) if len(lists) == 1 else lists)]
     if len(named) != len(networks):
         raise UserError(f"--teacher-taps names paths of {len(named) - 1} teachers, there are {len(teachers)}")
     unknown = [not given and default_taps(*pair) is None for given, *pair in zip(named, archs, networks, strict=True)]
-    wanted = needing(args.terms, "maps") or (any(named) and using(args.terms, "maps"))
-    if not using(args.terms, "maps") or (any(unknown) and not wanted):
+    wanted = needing(table, "maps") or (any(named) and using(table, "maps"))
+    if not using(table, "maps") or (any(unknown) and not wanted):
         return [Taps(network) for network in networks]
     paths = []
     for role, arch, network, chosen in zip(
@@ -134,7 +138,7 @@ def tap(args: Namespace, student: nn.Module, teachers: Sequence[nn.Module]) -> l
         depth = min(len(known) for known in paths)
         paths = [known[-depth:] for known in paths]
     for known in paths[1:]:
-        if len(known) != len(paths[0]) and (paired := pairing(args.terms)):
+        if len(known) != len(paths[0]) and (paired := pairing(table)):
             raise UserError(
                 f"student and teacher need as many taps each for {', '.join(paired)}; got {len(paths[0])} "
                 f"({', '.join(paths[0])}) and {len(known)} ({', '.join(known)})"

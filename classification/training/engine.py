@@ -36,21 +36,23 @@ class Engine:
     """
 
     def __init__(self, job: Job, world: World) -> None:
-        self.job, self.world, self.args = job, world, job.args
-        trains = job.distiller is not None and not getattr(job.args, "calibrate", 0)
+        self.job, self.world, self.options = job, world, job.options
+        trains = job.distiller is not None and not job.options.run.calibrate
         self.lock = hold(job.folder) if trains and world.first else None  # held while this lives
         if job.distiller is not None:
-            world.check_same(job_hash(job.args, job.inputs), "options, teachers or training images")
-        self.seed = world.share(job.args.seed)
-        seed_everything(self.seed, world.rank, seeded=job.args.seeded, deterministic=bool(job.args.deterministic))
-        self.workers = -(-job.args.workers // world.local_size)
+            world.check_same(job_hash(job.record(), job.inputs), "options, teachers or training images")
+        self.seed = world.share(job.seed.value)
+        seed_everything(
+            self.seed, world.rank, seeded=job.seed.typed, deterministic=bool(job.options.devices.deterministic)
+        )
+        self.workers = -(-job.options.devices.workers // world.local_size)
         for note in (*job.data.notes, *job.notes):
             world.say(f"=> {note}")
         for _, network in job.networks().values():
-            memory = torch.channels_last if job.args.channels_last else torch.preserve_format
+            memory = torch.channels_last if job.options.devices.channels_last else torch.preserve_format
             network.to(world.device)
             network.to(memory_format=memory)
-        if lacks(world.device, job.args.amp):
+        if lacks(world.device, job.options.devices.amp):
             what = NAMES.get(world.device.type, "device")
             world.say(f"=> this {what} has no bfloat16: --amp bf16 computes in float32")
         self._valid_cache = self._cache(job.data.valid)
@@ -58,7 +60,8 @@ class Engine:
         self._train_cache: Cache | None = None
         self.interrupt: Interrupt | None = None  # while training
         # Images that one device sees at once when nothing is wrapped.
-        self._share = -(-job.args.batch_size // (world.size * parallel_devices(world, job.args) * job.args.accumulate))
+        optimisation, devices = job.options.optimisation, parallel_devices(world, job.options.devices)
+        self._share = -(-optimisation.batch_size // (world.size * devices * optimisation.accumulate))
 
     # -- evaluation
 
@@ -72,9 +75,9 @@ class Engine:
                 continue
             # A frozen teacher's view turns the student's images into its own.
             found = results[role] = self.evaluate(network, None if isinstance(network, Frozen) else seen)
-            size, said = self.job.sizes[role] / 1e6, accuracy(found, self.args.num_classes, errors=True)
+            size, said = self.job.sizes[role] / 1e6, accuracy(found, self.job.num_classes, errors=True)
             self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {said}")
-            chance = 100 / self.args.num_classes
+            chance = 100 / self.job.num_classes
             if role.startswith("teacher") and found["valid_top1"] < chance + 0.1 * (100 - chance):
                 self.world.say(
                     f"!! WARNING: the {role} is near chance ({found['valid_top1']:.2f} %, chance {chance:.2f} %). "
@@ -144,14 +147,14 @@ class Engine:
     def images(self, images: Tensor, seen: Preprocessing | None = None) -> Tensor:
         """Bring bytes to the device, normalised as `seen` or as the student's, in the layout of --channels-last."""
         normal = (seen or self.job.preprocessing).normalise(self.move(images))
-        return normal if self.args.channels_last else normal.contiguous()
+        return normal if self.options.devices.channels_last else normal.contiguous()
 
     def move(self, tensor: Tensor) -> Tensor:
         """Bring a tensor to the device."""
         return tensor.to(self.world.device, non_blocking=True)
 
     def _cache(self, samples: list[tuple[str, int]]) -> Cache | None:
-        if self.args.cache == "off":
+        if self.options.data.cache == "off":
             return None
         self.world.say(f"=> decoding {len(samples)} images into memory")
         return Cache(samples, read_image)
@@ -160,7 +163,7 @@ class Engine:
 
     def autocast(self) -> torch.autocast:
         """Return the context of mixed precision that --amp asks for."""
-        return autocast(self.world.device.type, self.args.amp)
+        return autocast(self.world.device.type, self.options.devices.amp)
 
     def progress(self, loading: DataLoader[tuple[Tensor, int, int]], what: str) -> Any:
         """Show a bar on a terminal, on rank 0."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from classification.errors import shown
+from classification.options.groups import Optimisation
 from mgd import Distiller, has_bfloat16
 
 # What each keeps of a weight.
@@ -19,7 +19,9 @@ STATE = {
 }
 
 
-def build_optimizer(distiller: Distiller, args: Namespace, *, bfloat16: bool | None = None) -> torch.optim.Optimizer:
+def build_optimizer(
+    distiller: Distiller, options: Optimisation, *, bfloat16: bool | None = None
+) -> torch.optim.Optimizer:
     """Return the optimizer of all that a distiller trains.
 
     Muon moves the convolutions of the networks by their momentum, seen as a matrix (out, in * height * width) and made
@@ -34,10 +36,10 @@ def build_optimizer(distiller: Distiller, args: Namespace, *, bfloat16: bool | N
     Reference: Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
     weights = [p for p in distiller.parameters() if p.requires_grad]
-    if args.optimizer == "sgd":
-        nesterov = args.momentum > 0
+    if options.optimizer == "sgd":
+        nesterov = options.momentum > 0
         return torch.optim.SGD(
-            weights, args.lr, momentum=args.momentum, weight_decay=args.weight_decay, nesterov=nesterov
+            weights, options.lr, momentum=options.momentum, weight_decay=options.weight_decay, nesterov=nesterov
         )
     from classification.training.muon import Float32Muon, Muon  # of timm, which is slow to import
 
@@ -47,7 +49,7 @@ def build_optimizer(distiller: Distiller, args: Namespace, *, bfloat16: bool | N
         {"params": [p for p in weights if id(p) not in hidden], "use_fallback": True},
     ]
     kind = Muon if (has_bfloat16(weights[0].device) if bfloat16 is None else bfloat16) else Float32Muon
-    return kind(groups, args.lr, weight_decay=args.weight_decay, momentum=args.momentum, nesterov=True)
+    return kind(groups, options.lr, weight_decay=options.weight_decay, momentum=options.momentum, nesterov=True)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from classification.data.folders import Photos, TrainBatches, told
 from classification.data.transforms import train_transform
 from classification.errors import RunError, Stopped, UserError, shown
 from classification.options.config import describe, epoch_name, learning_rate, total_epochs
+from classification.options.options import Options
 from classification.runs.checkpoint import (
     VERSION,
     describe_student,
@@ -24,7 +25,8 @@ from classification.runs.checkpoint import (
     write_atomic,
 )
 from classification.runs.interrupt import Interrupt
-from classification.runs.launch import command
+from classification.runs.launch import World, command
+from classification.runs.memory import peak_bytes
 from classification.runs.metrics import Journal, Means
 from classification.runs.progress import Progress, epoch_line, last_lines, sum_of
 from classification.runs.random_state import random_state, set_random_state
@@ -32,7 +34,7 @@ from classification.runs.restore import take_up, whole
 from classification.training import averaging
 from classification.training.balance import balanced, dominant, gradient_shares
 from classification.training.engine import Engine
-from classification.training.memory import peak_bytes
+from classification.training.job import Job
 from classification.training.optimizer import load_optimizer
 from classification.training.step import Stepper, finite
 from classification.training.updates import update_terms
@@ -53,22 +55,32 @@ class Trainer:
     """
 
     def __init__(self, engine: Engine) -> None:
-        job, args, world = engine.job, engine.args, engine.world
+        job, options, world = engine.job, engine.options, engine.world
         assert job.distiller is not None and job.student is not None
-        self.engine, self.job, self.args, self.world = engine, job, args, world
+        self.engine = engine
         self.student = job.student
         self.distiller = job.distiller
         self.stepper = Stepper(engine)
         # What is evaluated and kept as the result.
         self.result = self.student if self.stepper.average is None else self.stepper.average.module
-        self.photos = Photos(job.data.train, train_transform(args), engine.seed, engine.train_cache())
+        self.photos = Photos(
+            job.data.train,
+            train_transform(job.preprocessing.img_size, job.train_crop, hflip=bool(options.data.hflip)),
+            engine.seed,
+            engine.train_cache(),
+        )
         self.batches = TrainBatches(
-            len(self.photos), args.batch_size, engine.seed, world.rank, world.size, args.accumulate
+            len(self.photos),
+            options.optimisation.batch_size,
+            engine.seed,
+            world.rank,
+            world.size,
+            options.optimisation.accumulate,
         )
         self.loader = engine.load(self.photos, self.batches)
         self._seed(engine.seed)
         # The state between two steps, beside that of the modules above.
-        self.epoch = args.start_epoch
+        self.epoch = options.optimisation.start_epoch
         self.step = self.seen = 0  # steps of this epoch that are done, and the images of them over all ranks
         self.seconds = 0.0  # that they took
         self.extra: dict[str, float] = {}  # what the terms logged before it
@@ -77,7 +89,22 @@ class Trainer:
         self.elapsed = 0.0  # seconds of the run, up to its last checkpoint before this process
         self.unprepared = False  # whether a term begins anew inside an epoch
         self.balance_told = False
-        self.progress, self.begun = Progress(args), time.perf_counter()
+        self.progress, self.begun = Progress(options.optimisation, options.run.print_freq), time.perf_counter()
+
+    @property
+    def job(self) -> Job:
+        """What is trained."""
+        return self.engine.job
+
+    @property
+    def world(self) -> World:
+        """This rank."""
+        return self.engine.world
+
+    @property
+    def options(self) -> Options:
+        """Of the run."""
+        return self.engine.options
 
     # -- the loop
 
@@ -89,12 +116,17 @@ class Trainer:
             RunError: a loss that is not finite, or memory that ran out.
         """
         if self.job.resume:
-            with whole(self.args.resume):
+            with whole(self.job.resume_from):
                 self._restore(self.job.resume["resume"])
         if self.world.first:
-            make_folder(self.job.folder, describe(self.args), resumed=self.job.resume is not None, bad=self.job.bad)
+            make_folder(
+                self.job.folder,
+                describe(self.options.command, self.job.record()),
+                resumed=self.job.resume is not None,
+                bad=self.job.bad,
+            )
             if self.job.changed or not self.job.resume:
-                keep_images(self.job.folder, image_names(self.job.data.train, self.args.data))
+                keep_images(self.job.folder, image_names(self.job.data.train, str(self.options.data.data)))
         self.world.say(f"=> run folder {self.job.folder}")
         self.journal = Journal(self.job.folder, self.epoch) if self.world.first else None
         if not self.job.resume:
@@ -102,10 +134,10 @@ class Trainer:
         record: dict[str, Any] = {}
         try:
             with Interrupt("the step", at_once=self.world.size == 1) as self.engine.interrupt:
-                while self.epoch < total_epochs(self.args):
+                while self.epoch < total_epochs(self.options.optimisation):
                     record = self._run_epoch()
         except Stopped as stop:
-            stop.resume = command(self.args.command[0], "--resume", str(self.job.folder)) if self.world.first else ""
+            stop.resume = command(self.options.command[0], "--resume", str(self.job.folder)) if self.world.first else ""
             raise
         if self.journal:
             self.journal.close()
@@ -149,14 +181,14 @@ class Trainer:
 
     def _train(self) -> None:
         """Do the steps of the epoch that are left."""
-        epoch, every = self.epoch, self.args.checkpoint_every_steps
+        epoch, every = self.epoch, self.options.run.checkpoint_every_steps
         self.batches.begin(epoch, self.step, self.seen)
         steps = len(self.batches)
         self.stepper.wrapped.train()
-        bar = self.engine.progress(self.loader, epoch_name(self.args, epoch))
+        bar = self.engine.progress(self.loader, epoch_name(self.options.optimisation, epoch))
         before, earlier = time.perf_counter(), self.seconds
         for batch, known in self.stepper.ahead(told(bar, self.engine.workers)):
-            self.stepper.set_rate(learning_rate(self.args, epoch, self.step / steps))
+            self.stepper.set_rate(learning_rate(self.options.optimisation, epoch, self.step / steps))
             size, past = self.batches.batch_size(self.step), self.seconds
             values = self.stepper(batch, epoch, self.step, size, known)
             if values is not None:
@@ -188,7 +220,7 @@ class Trainer:
                 record[f"gradient_share_{name}"] = means[f"{name}_share"]
         if self.stepper.skipped:
             record["skipped_steps"] = self.stepper.skipped
-        record["learning_rate"] = learning_rate(self.args, epoch, 0.0)
+        record["learning_rate"] = learning_rate(self.options.optimisation, epoch, 0.0)
         record["images_per_second"] = len(self.photos) / self.seconds
         record["train_seconds"] = self.seconds
         record["peak_memory_mib"] = peak_bytes(self.world.device) / 2**20
@@ -214,14 +246,29 @@ class Trainer:
             if isinstance(bar, tqdm):
                 bar.set_postfix_str(line)
             else:
-                self.world.say(f"{epoch_name(self.args, self.epoch)}  step {self.step}/{steps}  {line}")
+                self.world.say(f"{epoch_name(self.options.optimisation, self.epoch)}  step {self.step}/{steps}  {line}")
 
     def _say_epoch(self, record: Mapping[str, Any]) -> None:
-        self.world.say(epoch_line(self.args, record, self.best["valid_top1"], self.distiller.terms))
+        self.world.say(
+            epoch_line(
+                self.options.optimisation,
+                self.job.num_classes,
+                record,
+                self.best["valid_top1"],
+                self.distiller.terms,
+            )
+        )
 
     def _say_end(self, record: Mapping[str, Any]) -> None:
         seconds = self.elapsed + time.perf_counter() - self.begun
-        for line in last_lines(self.args, self.job.folder, self.best, record["valid_top1"], seconds):
+        for line in last_lines(
+            self.options,
+            self.job.num_classes,
+            self.job.folder,
+            self.best,
+            record["valid_top1"],
+            seconds,
+        ):
             self.world.say(line)
 
     def calibrate(self, steps: int) -> None:
@@ -235,7 +282,7 @@ class Trainer:
         """
         update_terms(self.engine, self.distiller, 0)
         self.stepper.wrapped.train()
-        courses = [self.distiller.weights(epoch) for epoch in range(total_epochs(self.args))]
+        courses = [self.distiller.weights(epoch) for epoch in range(total_epochs(self.options.optimisation))]
         means, weights = Means(self.world.device), {n: max(course[n] for course in courses) for n in courses[0]}
         groups = self.distiller.groups()[:1]
         if len(groups[0][1]) == 1:
@@ -271,7 +318,7 @@ class Trainer:
         if self.result is not self.student:
             self.world.share_state(self.result)
         if not finite(self.distiller):
-            epoch = epoch_name(self.args, self.epoch - (self.step == 0 < self.epoch))
+            epoch = epoch_name(self.options.optimisation, self.epoch - (self.step == 0 < self.epoch))
             raise RunError(
                 f"weights are not finite after {epoch}{f', step {self.step}' if self.step else ''}: lower --lr; "
                 f"{self.job.folder / 'last.pth'} is from before"
@@ -282,12 +329,13 @@ class Trainer:
         drawn = random_state(self.world)
         if not self.world.first:
             return
-        known = (self.args, self.job.data.classes, self.job.preprocessing)
-        plain = describe_student(self.result.state_dict(), *known)
-        for (name, peer), spec in zip(self._peers().items(), self.args.teachers, strict=False):
-            described = describe_student(peer.state_dict(), *known)
+        job = self.job
+        known = (job.num_classes, job.data.classes, job.preprocessing)
+        plain = describe_student(self.result.state_dict(), job.arch, *known)
+        for (name, peer), spec in zip(self._peers().items(), self.job.specs, strict=False):
+            described = describe_student(peer.state_dict(), spec["arch"], *known)
             for file in (f"{name}.pth", *([f"best_{name}.pth"] if name in better else [])):
-                write_atomic(self.job.folder / file, {**described, "arch": spec["arch"]})
+                write_atomic(self.job.folder / file, described)
         if "" in better:
             write_atomic(self.job.folder / "best.pth", plain)
         resume = {
@@ -302,7 +350,7 @@ class Trainer:
             "best": self.best,
             "skipped": self.stepper.skipped,
             "seed": self.engine.seed,
-            "config": describe(self.args),
+            "config": describe(self.options.command, self.job.record()),
             "inputs": self.job.inputs,
             "peers": {name: peer.state_dict() for name, peer in self._peers().items()},
             "terms": {name: term.state_dict() for name, term in self.distiller.terms.items()},
@@ -315,14 +363,16 @@ class Trainer:
 
     def _seed(self, seed: int) -> None:
         """Take the run's seed, which is rank 0's, or that of the checkpoint."""
-        self.args.seed = self.engine.seed = self.photos.seed = self.batches.seed = seed
+        self.engine.seed = self.photos.seed = self.batches.seed = seed
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Take up the state of a checkpoint; student and terms have theirs since the job was built."""
         anew = [*self.job.anew, *self._restore_peers(state["peers"])]
         before = state["config"]["options"].get("optimizer", "sgd")
-        if anew or before != self.args.optimizer:
-            anew.append(f"the momenta of {self.args.optimizer}" + (f", after {before}" if not anew else ""))
+        if anew or before != self.options.optimisation.optimizer:
+            anew.append(
+                f"the momenta of {self.options.optimisation.optimizer}" + (f", after {before}" if not anew else "")
+            )
         else:
             load_optimizer(self.stepper.optimizer, state["optimizer"])
         if self.stepper.scaler.is_enabled():
@@ -343,7 +393,8 @@ class Trainer:
         for term in self._terms():
             if not self.world.first:
                 term.forget()
-        if self.args.seeded and self.args.seed != state["seed"]:
+        own = self.job.seed
+        if own.typed and own.value != state["seed"]:
             self.world.say(f"=> the run keeps its own seed, {state['seed']}")
         self._seed(state["seed"])
         exact = set_random_state(state["random"], self.world)
@@ -363,7 +414,7 @@ class Trainer:
         return bool(state["inputs"]["training images"] == self.job.inputs["training images"])
 
     def _say_resumed(self, state: Mapping[str, Any], anew: Sequence[str], *, exact: bool) -> None:
-        name = epoch_name(self.args, self.epoch)
+        name = epoch_name(self.options.optimisation, self.epoch)
         if anew:
             self.world.say(f"=> what the run had does not fit its new options, and begins anew: {'; '.join(anew)}")
         if state["step"] and not self.step:

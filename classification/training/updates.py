@@ -23,7 +23,7 @@ def update_terms(engine: Engine, distiller: Distiller, epoch: int) -> dict[str, 
     Raises:
         RunError: an update that fails, or whose result differs between the ranks.
     """
-    world, when = engine.world, config.epoch_name(engine.args, epoch)
+    world, when = engine.world, config.epoch_name(engine.options.optimisation, epoch)
 
     def batches(num_images: int | None) -> Any:
         for network in distiller.networks:
@@ -49,7 +49,7 @@ def update_terms(engine: Engine, distiller: Distiller, epoch: int) -> dict[str, 
         arrays |= {key if key not in arrays else f"{name}_{key}": value for key, value in kept.items()}
     if arrays:
         world.check_same(_hash(arrays), f"what the terms found before {when}")
-        if world.first and not getattr(engine.args, "calibrate", 0):
+        if world.first and not engine.options.run.calibrate:
             save_arrays(engine.job.folder / "flow", arrays, epoch)
     return numbers
 
