@@ -10,7 +10,9 @@ from torch import nn
 
 from classification import main_base, main_mgd
 from classification.options.config import parse
+from classification.options.options import Options
 from classification.runs import launch
+from classification.runs.launch import Seed, Task
 from classification.training import alone, distilling
 from classification.training.job import Job
 
@@ -20,13 +22,13 @@ def run_changed(words: list[str], change: Callable[[Job], object], script: Any =
     module = distilling if script is main_mgd else alone
     assert script in (main_mgd, main_base)
 
-    def prepare(args: Any) -> Job:
-        job: Job = module.prepare(args)
+    def prepare(options: Options, seed: Seed) -> Job:
+        job: Job = module.prepare(options, seed)
         change(job)
         return job
 
-    read = partial(parse, words, script.PROG, distillation=script is main_mgd)
-    return launch.run(read, prepare, module.execute, script.PROG)
+    read = partial(parse, distillation=script is main_mgd)
+    return launch.run(Task(words, script.PROG, read, prepare, module.execute))
 
 
 def before_forward(job: Job, hook: Callable[[int, Any], Any]) -> None:

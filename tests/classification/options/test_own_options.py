@@ -16,7 +16,8 @@ import torch
 
 from classification import main_base, main_mgd
 from classification.errors import UserError
-from classification.options.config import parse, recorded
+from classification.options.config import parse
+from classification.options.options import recorded
 from classification.runs.checkpoint import changed_options
 from tests.classification.conftest import SMALL, STUDENT
 from tests.classification.runs.test_resume import differences, into  # noqa: F401
@@ -53,11 +54,11 @@ def saved(path: Path, options: dict[str, Any]) -> Path:
 def test_every_option_of_a_run_is_taken(words: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     words = words.replace("RECIPE", str(tmp_path / "recipe.yaml"))
-    first = recorded(vars(parse(["DIR", *words.split()], "main_mgd.py", distillation=True)))
+    first = recorded(parse(["DIR", *words.split()], "main_mgd.py", distillation=True))
     first["seeded"] = first["seed"] is not None
     path = saved(tmp_path / "last.pth", {**first, "command": ["x"]})
     for again in ([], shlex.split(words)):  # nothing is typed, or all of it once more
-        second = recorded(vars(parse(["--resume", str(tmp_path), *again], "main_mgd.py", distillation=True)))
+        second = recorded(parse(["--resume", str(tmp_path), *again], "main_mgd.py", distillation=True))
         assert second["resume"] == str(path) and second["data"] == "DIR"
         second["seeded"] = second["seed"] is not None
         same = {name for name in first if first[name] == second[name]}
@@ -68,7 +69,7 @@ def test_every_option_of_a_run_is_taken(words: str, tmp_path: Path) -> None:
 
 def test_what_is_typed_wins(tmp_path: Path) -> None:
     words = ["DIR", "--lr", "0.3", "--term", "mgd.start=1", "--term", "mgd.stop=9", "--output", "x"]
-    first = recorded(vars(parse(words, "main_mgd.py", distillation=True)))
+    first = recorded(parse(words, "main_mgd.py", distillation=True))
     path = saved(tmp_path / "last.pth", {**first, "new_option": 3})
     (tmp_path / "recipe.yaml").write_text("weight_decay: 0.5\nlr: 0.7\n")
     words = [
@@ -83,10 +84,15 @@ def test_what_is_typed_wins(tmp_path: Path) -> None:
         f"{tmp_path}/recipe.yaml",
     ]
     args = parse(words, "main_mgd.py", distillation=True)
-    assert (args.data, args.lr, args.weight_decay, args.output) == ("OTHER", 0.1, 0.5, None)
+    assert (args.data.data, args.optimisation.lr, args.optimisation.weight_decay, args.run.output) == (
+        "OTHER",
+        0.1,
+        0.5,
+        None,
+    )
     args = parse(["--resume", str(path), "--term", "mgd.stop=8"], "main_mgd.py", distillation=True)
-    schedule = args.terms["mgd"].schedule
-    assert (schedule.start, schedule.stop, args.lr) == (1, 8, 0.3)
+    schedule = args.table["mgd"].schedule
+    assert (schedule.start, schedule.stop, args.optimisation.lr) == (1, 8, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,7 @@ def test_what_is_typed_wins(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_resumed_is_refused(script: str, words: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    saved(tmp_path / "run" / "last.pth", recorded(vars(parse(["DIR"], "main_mgd.py", distillation=True))))
+    saved(tmp_path / "run" / "last.pth", recorded(parse(["DIR"], "main_mgd.py", distillation=True)))
     (tmp_path / "empty").mkdir()
     for word, name in (("RUN", "run"), ("EMPTY", "empty"), ("GONE", "gone.pth")):
         words = words.replace(word, str(tmp_path / name))
@@ -125,7 +131,7 @@ def test_what_cannot_be_resumed_is_refused(script: str, words: str, message: str
     ],
 )
 def test_damaged_options_are_named(name: str, value: Any, tmp_path: Path) -> None:
-    first = recorded(vars(parse(["DIR"], "main_mgd.py", distillation=True)))
+    first = recorded(parse(["DIR"], "main_mgd.py", distillation=True))
     path = saved(tmp_path / "last.pth", {**first, name: value})
     with pytest.raises(UserError, match=f"is damaged.*\\(its (option )?{name} (is|are)"):
         parse(["--resume", str(path)], "main_mgd.py", distillation=True)
@@ -197,9 +203,13 @@ def test_places_of_a_run_are_found_from_elsewhere(
         monkeypatch.chdir(folder)
         for more in ([], ["--evaluate"]):
             args = parse(["--resume", str(tmp_path / "run"), *more], "main_mgd.py", distillation=True)
-            assert args.data == f"{before}photos" and args.teachers[0]["resume"] == f"{before}t,1.pth"
+            assert args.data.data == f"{before}photos" and args.teachers[0]["resume"] == f"{before}t,1.pth"
         args = parse(["--resume", str(tmp_path / "run"), "--evaluate"], "main_base.py", distillation=False)
-        assert (args.data, args.batch_size, args.teacher_resume) == (f"{before}photos", 8, None)
+        assert (args.data.data, args.optimisation.batch_size, args.networks.teacher_resume) == (
+            f"{before}photos",
+            8,
+            None,
+        )
     shutil.rmtree(tmp_path / "photos")
     with pytest.raises(UserError, match=r"photos, from which the run read, does not exist: .* type it before --resume"):
         parse(["--resume", str(tmp_path / "run")], "main_mgd.py", distillation=True)

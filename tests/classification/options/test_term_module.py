@@ -54,7 +54,7 @@ def test_types_of_hyper_parameters_are_read_however_they_are_written(file: Path)
     words = ["DIR", "--term-module", str(file), "--distiller", "gap+kd"]
     changes = {"power": "absolute", "scale": "2", "floor": "null", "window": "[1, 2]"}
     given = [word for key, value in changes.items() for word in ("--term", f"gap.{key}={value}")]
-    hyper = parse([*words, *given], "main_mgd.py", distillation=True).terms["gap"].hyper
+    hyper = parse([*words, *given], "main_mgd.py", distillation=True).table["gap"].hyper
     assert (hyper.power, hyper.scale, hyper.floor, hyper.window) == ("absolute", 2.0, None, (1, 2))
     for wrong, message in {
         "power=cubed": "gap.power must be one of absolute, squared; got 'cubed'",
@@ -82,7 +82,7 @@ def test_the_file_of_the_guide_works(tmp_path: Path) -> None:
     (tmp_path / "my_terms.py").write_text(code)
     words = shlex.split(re.search(r"main_mgd.py (photos .*?)```", guide, flags=re.DOTALL)[1].replace("\\\n", " "))  # type: ignore[index]
     words[words.index("my_terms.py")] = str(tmp_path / "my_terms.py")
-    spec = parse(words, "main_mgd.py", distillation=True).terms["logit_gap"]
+    spec = parse(words, "main_mgd.py", distillation=True).table["logit_gap"]
     student, teacher = torch.randn(4, 3), torch.randn(4, 3)
     value = spec.kind(spec.hyper)(Outputs(student), [Outputs(teacher)], Batch())
     torch.testing.assert_close(value, (student - teacher).abs().mean())

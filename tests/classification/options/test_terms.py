@@ -1,18 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from classification.errors import UserError
 from classification.options.config import parse
+from classification.options.options import Options
 from classification.options.terms import Schedule, names_of
 from mgd.losses import LOSSES
 
 
-def distillation(*words: str, recipe: str | None = None, folder: Path | None = None) -> Namespace:
+def distillation(*words: str, recipe: str | None = None, folder: Path | None = None) -> Options:
     config = []
     if recipe is not None:
         assert folder is not None
@@ -22,10 +22,10 @@ def distillation(*words: str, recipe: str | None = None, folder: Path | None = N
 
 
 def test_cross_entropy_is_a_term_unless_labels_are_left_out() -> None:
-    assert list(distillation().terms) == ["ce", "mgd"]
-    assert list(distillation("--distiller", "mgd+kd").terms) == ["ce", "mgd", "kd"]
+    assert list(distillation().table) == ["ce", "mgd"]
+    assert list(distillation("--distiller", "mgd+kd").table) == ["ce", "mgd", "kd"]
     args = distillation("--distiller", "kd", "--labels", "0")
-    assert list(args.terms) == ["kd"] and args.labels == 0
+    assert list(args.table) == ["kd"] and args.labels == 0
 
 
 def test_weights_follow_the_epoch() -> None:
@@ -40,10 +40,10 @@ def test_weights_follow_the_epoch() -> None:
     assert Schedule(decay="cosine").at(4.0, 8, 4) == pytest.approx(2.0)
 
 
-def said(args: Namespace, *usual: str) -> dict[str, dict[str, object]]:
+def said(args: Options, *usual: str) -> dict[str, dict[str, object]]:
     """What the terms of a run have that is not usual; and what is usual of the keys named."""
     found = {}
-    for name, spec in args.terms.items():
+    for name, spec in args.table.items():
         plain = dataclasses.asdict(spec.kind.Hyper())
         found[name] = {k: v for k, v in spec.record().items() if k in usual or plain.get(k, "none") != v}
     return found
@@ -59,7 +59,7 @@ def test_a_recipe_lists_terms_with_weights_and_schedules(tmp_path: Path) -> None
       kd: {temperature: 2, warmup: 5}
     """
     args = distillation(recipe=recipe, folder=tmp_path)
-    assert (args.arch, args.teacher_arch, args.distiller) == ("resnet18", "resnet34", "mgd+kd")
+    assert (args.networks.arch, args.teachers[0]["arch"], args.distiller) == ("resnet18", "resnet34", "mgd+kd")
     assert said(args) == {
         "ce": {"weight": 0.5, "label_smoothing": 0.1},
         "mgd": {"weight": 1e-4, "decay": "linear", "reducer": "sp", "update_freq": 1},
@@ -80,20 +80,20 @@ def test_what_is_typed_wins_over_a_recipe(tmp_path: Path) -> None:
         "mgd": {"loss_factor": 10},
     }
     args = distillation("--kd-weight", "3", "--term", "kd.weight=4", recipe=recipe, folder=tmp_path)
-    assert args.terms["kd"].schedule.weight == 4 and said(args)["mgd"] == {"weight": 1}
+    assert args.table["kd"].schedule.weight == 4 and said(args)["mgd"] == {"weight": 1}
 
 
 def test_a_file_of_the_student_stands_in_for_a_recipes_download(tmp_path: Path) -> None:
     recipe = "student: {arch: resnet50, pretrained: true}"
     args = distillation("--student-resume", "S.pth", recipe=recipe, folder=tmp_path)
-    assert args.student_resume == "S.pth" and not args.pretrained
+    assert args.networks.student_resume == "S.pth" and not args.networks.pretrained
     with pytest.raises(UserError, match="exclude each other"):
         distillation("--student-resume", "S.pth", "--pretrained", recipe=recipe, folder=tmp_path)
 
 
 def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
     args = distillation(recipe="terms: {kd: {temperature: 2}}", folder=tmp_path)
-    assert list(args.terms) == ["kd"] and args.labels == 0
+    assert list(args.table) == ["kd"] and args.labels == 0
 
 
 @pytest.mark.parametrize(
@@ -206,12 +206,12 @@ def test_keys_that_the_command_line_leaves_without_effect_are_not(recipe: str, w
 
 def test_a_key_may_wait_for_the_command_line(tmp_path: Path) -> None:
     args = distillation(*["--distiller", "kd"], recipe="kd-temperature: 3", folder=tmp_path)
-    assert args.terms["kd"].hyper.temperature == 3
+    assert args.table["kd"].hyper.temperature == 3
 
 
 def test_kd_joins_the_terms_of_a_recipe(tmp_path: Path) -> None:
     args = distillation("--mgd-with-kd", "1", recipe="terms: {ce: {}, mgd: {}}", folder=tmp_path)
-    assert list(args.terms) == ["ce", "mgd", "kd"]
+    assert list(args.table) == ["ce", "mgd", "kd"]
 
 
 def test_sums_are_spelt_out() -> None:

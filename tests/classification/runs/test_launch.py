@@ -160,7 +160,7 @@ def test_ranks_are_numbered_node_by_node(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    place = _place(parse(["DIR", *words.split()], "main_base.py", distillation=False))
+    place = _place(parse(["DIR", *words.split()], "main_base.py", distillation=False).devices)
     assert (place.first, place.size, place.local_size, place.spawn) == expected
 
 

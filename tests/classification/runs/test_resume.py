@@ -19,7 +19,8 @@ import torch
 from classification import main_base, main_mgd
 from classification.data.folders import read_folder
 from classification.models import build
-from classification.options.config import parse, recorded
+from classification.options.config import parse
+from classification.options.options import recorded
 from classification.runs.checkpoint import changed_options, fingerprints
 from classification.runs.launch import World
 from classification.runs.metrics import Journal
@@ -222,7 +223,7 @@ def test_a_moved_folder_holds_the_same_images_and_other_labels_make_others(photo
 )
 def test_more_epochs_are_another_run_where_rates_or_weights_fall_over_all_of_them(words: str, free: bool) -> None:
     before, now = (
-        recorded(vars(parse(["DIR", *words.split(), "--epochs", epochs], "main_mgd.py", distillation=True)))
+        recorded(parse(["DIR", *words.split(), "--epochs", epochs], "main_mgd.py", distillation=True))
         for epochs in ("90", "95")
     )
     changed = changed_options(before, now)
@@ -231,11 +232,11 @@ def test_more_epochs_are_another_run_where_rates_or_weights_fall_over_all_of_the
 
 def test_a_teacher_may_lie_elsewhere_when_a_run_goes_on() -> None:
     before, now = (
-        recorded(vars(parse(["DIR", "--teacher-resume", file], "main_mgd.py", distillation=True)))
+        recorded(parse(["DIR", "--teacher-resume", file], "main_mgd.py", distillation=True))
         for file in ("a.pth", "b.pth")
     )
     assert changed_options(before, now) == []
-    other = recorded(vars(parse(["DIR", "--teacher-arch", "resnet34"], "main_mgd.py", distillation=True)))
+    other = recorded(parse(["DIR", "--teacher-arch", "resnet34"], "main_mgd.py", distillation=True))
     assert any(change.startswith("the teachers") for change in changed_options(before, other))
 
 

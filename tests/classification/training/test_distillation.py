@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from classification import main_base, main_mgd
 from classification.data.folders import Folder
 from classification.data.preprocessing import MEAN, STD, Preprocessing, normalise
 from classification.models import build
+from classification.options.options import make_options
 from classification.options.terms import TermSpec
+from classification.runs.launch import Seed
 from classification.training.distillation import view
 from classification.training.job import Job, _add_teacher
 from classification.training.sources import Sources
@@ -190,10 +191,8 @@ def test_logits_are_standardised_by_a_recipe(distil: list[str], tmp_path: Path) 
 
 def test_a_downloaded_teacher_brings_its_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("classification.training.job.load_pretrained", lambda *_, **__: "loaded")
-    args = Namespace(
-        num_classes=1000, img_size=64, train_crop="resized", evaluate=False, terms={"kd": TermSpec(KD, KD.Hyper())}
-    )
-    job = Job(args, Folder([], [], []), None, [])
+    parsed = make_options({"img_size": 64}, table={"kd": TermSpec(KD, KD.Hyper())})
+    job = Job(parsed, Seed(0, True), Folder([], [], []), num_classes=1000, preprocessing=Preprocessing.of(64))
     spec: dict[str, Any] = {"arch": "timm:tf_mobilenetv3_small_100.in1k"}
     own: dict[str, Any] = {**spec, "mean": [0.1, 0.2, 0.3]}
     plain: dict[str, Any] = {"arch": "resnet18"}

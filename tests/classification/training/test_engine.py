@@ -14,7 +14,7 @@ from classification.data.images import read_image
 from classification.data.transforms import normalise
 from classification.models import build
 from classification.options.config import parse
-from classification.runs.launch import World
+from classification.runs.launch import Seed, World
 from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.trainer import Trainer
@@ -24,8 +24,8 @@ from tests.classification.test_main import options, records
 
 def engine_of(words: list[str], script: Any = main_mgd, world: World | None = None) -> Engine:
     parsed = parse(words, script.PROG, distillation=script is main_mgd)
-    parsed.seeded = True
-    return Engine((distilling if script is main_mgd else alone).prepare(parsed), world or World())
+    job = (distilling if script is main_mgd else alone).prepare(parsed, Seed(0, True))
+    return Engine(job, world or World())
 
 
 class Second(World):
@@ -36,11 +36,9 @@ class Second(World):
 
 
 def test_ranks_take_the_seed_of_the_first(distil: list[str]) -> None:
-    words = parse(distil, "main_mgd.py", distillation=True)
-    words.seeded = True
-    engine = Engine(distilling.prepare(words), Second())
+    engine = engine_of(distil, world=Second())
     trainer = Trainer(engine)
-    assert [part.seed for part in (engine, trainer.batches, trainer.photos, trainer.args)] == [5] * 4
+    assert [part.seed for part in (engine, trainer.batches, trainer.photos)] == [5] * 3
 
 
 def test_a_matching_pass_shows_so_many_other_images_each_time_and_without_augmentation(distil: list[str]) -> None:

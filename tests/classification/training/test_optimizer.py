@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from classification import main_base, main_mgd
+from classification.options.groups import Optimisation
 from classification.training.optimizer import build_optimizer, load_optimizer
 from mgd import Distiller, Taps, freeze
 from mgd.losses import CE, OFD
@@ -29,7 +29,7 @@ def distiller() -> Distiller:
 def stepped(kind: str, momentum: float = 0.9, decay: float = 1e-4) -> torch.optim.Optimizer:
     torch.manual_seed(0)
     whole = distiller().train()
-    args = Namespace(optimizer=kind, lr=0.1, momentum=momentum, weight_decay=decay)
+    args = Optimisation(optimizer=kind, lr=0.1, momentum=momentum, weight_decay=decay)
     optimizer = build_optimizer(whole, args)
     whole(torch.randn(4, 3, 6, 6), torch.tensor([0, 1, 0, 1]))["loss"].backward()
     optimizer.step()
@@ -39,7 +39,7 @@ def stepped(kind: str, momentum: float = 0.9, decay: float = 1e-4) -> torch.opti
 @pytest.mark.parametrize("kind", ["sgd", "muon"])
 def test_everything_that_trains_is_updated_and_no_teacher(kind: str) -> None:
     whole = distiller()
-    args = Namespace(optimizer=kind, lr=0.1, momentum=0.9, weight_decay=0.0)
+    args = Optimisation(optimizer=kind, lr=0.1, momentum=0.9, weight_decay=0.0)
     held = [p for group in build_optimizer(whole, args).param_groups for p in group["params"]]
     assert len(held) == len({id(p) for p in held}) and {id(p) for p in held} == {id(p) for p in whole.parameters()}
     assert not {id(p) for p in held} & {id(p) for p in whole.teachers[0].parameters()}
@@ -54,7 +54,7 @@ def test_muon_makes_the_steps_of_the_students_convolutions_orthogonal_and_of_not
 
     weight = nn.Conv2d(8, 16, 3, bias=False)
     toy_ = Distiller(nn.Sequential(weight), freeze(nn.Identity()), {"ce": (CE(), 1.0)})
-    optimizer = build_optimizer(toy_, Namespace(optimizer="muon", lr=0.1, momentum=0.9, weight_decay=0.0))
+    optimizer = build_optimizer(toy_, Optimisation(optimizer="muon", lr=0.1, momentum=0.9, weight_decay=0.0))
     before = weight.weight.detach().clone()
     weight.weight.grad = torch.randn_like(before)
     optimizer.step()
@@ -89,7 +89,7 @@ def test_muon_orthogonalises_in_float32_where_the_device_lacks_bfloat16(
     torch.manual_seed(0)
     weight = nn.Conv2d(4, 8, 3, bias=False)
     whole = Distiller(nn.Sequential(weight), freeze(nn.Identity()), {"ce": (CE(), 1.0)})
-    args = Namespace(optimizer="muon", lr=1.0, momentum=0.0, weight_decay=0.0)
+    args = Optimisation(optimizer="muon", lr=1.0, momentum=0.0, weight_decay=0.0)
     optimizer = build_optimizer(whole, args, bfloat16=hardware)
     before = weight.weight.detach().clone()
     weight.weight.grad = torch.randn_like(before)
@@ -103,7 +103,7 @@ def test_muon_orthogonalises_in_float32_where_the_device_lacks_bfloat16(
 
 def test_muon_moves_the_convolutions_of_every_peer() -> None:
     peers = Distiller.mutual([toy(seed=n) for n in range(2)], [{"ce": (CE(), 1.0)}] * 2)
-    optimizer = build_optimizer(peers, Namespace(optimizer="muon", lr=0.1, momentum=0.9, weight_decay=0.0))
+    optimizer = build_optimizer(peers, Optimisation(optimizer="muon", lr=0.1, momentum=0.9, weight_decay=0.0))
     hidden = {id(p) for p in optimizer.param_groups[0]["params"]}
     assert hidden == {id(p) for p in peers.parameters() if p.ndim == 4}
 

@@ -11,7 +11,7 @@ import torch
 
 import mgd
 from classification import main_base, main_mgd
-from classification.data.transforms import eval_transform
+from classification.data.preprocessing import Preprocessing, Transform
 from classification.training import trainer
 from tests.classification.conftest import SMALL, STUDENT, TEACHER
 from tests.classification.runs.test_resume import differences, into  # noqa: F401
@@ -188,7 +188,11 @@ def test_the_training_accuracy_is_that_of_the_images_seen(
     distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trained network that learns nothing more, on images without augmentation: it scores as when evaluated."""
-    monkeypatch.setattr("classification.training.trainer.train_transform", eval_transform)
+
+    def plain(size: int, crop: str, **_: object) -> Transform:
+        return Preprocessing.of(size, crop).transform()
+
+    monkeypatch.setattr("classification.training.trainer.train_transform", plain)
     teacher = distil[distil.index("--teacher-resume") + 1]
     lines = [f"{p.relative_to(distil[0])} {n}\n" for n, c in enumerate(("bar", "dot", "sky"))
              for p in sorted(Path(distil[0], "train", c).iterdir())]  # fmt: skip
