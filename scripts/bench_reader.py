@@ -26,8 +26,8 @@ from classification.data.images import read_image
 from classification.data.preprocessing import Preprocessing
 from classification.data.transforms import MEAN, STD, normalise, train_transform
 from classification.options.config import parse
-from classification.runs.launch import Seed, World
 from classification.runs.memory import keep_freed_memory
+from classification.runs.world import Seed, World
 from classification.training.engine import Engine
 from classification.training.job import start_job
 from classification.training.precision import autocast

@@ -16,7 +16,7 @@ from torch import Tensor
 import mgd
 from classification.models import default_taps
 from classification.options.config import parse
-from classification.runs.launch import Seed, World
+from classification.runs.world import Seed, World
 from classification.training.engine import Engine
 from classification.training.job import start_job
 

@@ -22,7 +22,7 @@ from side_by_side import alternate, keep
 
 from classification.models import build
 from classification.options import config
-from classification.runs.launch import Seed, World
+from classification.runs.world import Seed, World
 from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.trainer import Trainer

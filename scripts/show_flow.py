@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 
 from classification.data.folders import Photos
 from classification.options.config import parse
-from classification.runs.launch import Seed
+from classification.runs.world import Seed
 from classification.training.distillation import tap
 from classification.training.job import Job, start_job
 from mgd import channel_cost, dry_forward

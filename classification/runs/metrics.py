@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from classification.errors import UserError, shown
-from classification.runs.launch import World
+from classification.runs.world import World
 
 
 class Means:

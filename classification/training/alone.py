@@ -7,7 +7,8 @@ from functools import partial
 from classification.options import config
 from classification.options.options import Options
 from classification.runs import launch
-from classification.runs.launch import Seed, Task, World
+from classification.runs.launch import Task
+from classification.runs.world import Seed, World
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job
 from classification.training.trainer import Trainer

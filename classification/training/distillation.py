@@ -14,7 +14,7 @@ from classification.errors import UserError
 from classification.models import default_taps
 from classification.options import config
 from classification.options.terms import mutual, needing, pairing, using
-from classification.runs import launch
+from classification.runs.world import device_of
 from classification.training.job import Job
 from mgd import Distiller, Ensemble, Frozen, Probe, Taps, View, fold_norms, freeze, has_bfloat16, probe
 from mgd.distiller import Terms
@@ -101,7 +101,7 @@ def speed_up(job: Job, teacher: Taps, shown: View | None) -> Frozen:
     dtype = devices.teacher_dtype
     if dtype == "auto":
         narrow = "float16" if devices.amp == "fp16" else "float32"
-        dtype = "bfloat16" if has_bfloat16(launch.device_of(devices)) else narrow
+        dtype = "bfloat16" if has_bfloat16(device_of(devices)) else narrow
     job.teacher_dtype = dtype
     job.notes.append(f"teacher: frozen, {folded} of {norms} batch norms folded into convolutions, {dtype}")
     return freeze(teacher.to(getattr(torch, dtype)), shown)

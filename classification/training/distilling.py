@@ -10,7 +10,8 @@ from classification.options import config
 from classification.options.options import Options
 from classification.options.terms import using
 from classification.runs import launch
-from classification.runs.launch import Seed, Task, World
+from classification.runs.launch import Task
+from classification.runs.world import Seed, World
 from classification.training.distillation import distil, tap
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job

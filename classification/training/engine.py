@@ -18,8 +18,8 @@ from classification.data.preprocessing import Preprocessing
 from classification.errors import Stopped
 from classification.runs.checkpoint import hold, job_hash
 from classification.runs.interrupt import Interrupt
-from classification.runs.launch import World, parallel_devices, seed_everything
 from classification.runs.metrics import accuracy, result, tally
+from classification.runs.world import World, parallel_devices, seed_everything
 from classification.training.job import Job
 from classification.training.precision import autocast, lacks
 from mgd import Frozen, logits_of

@@ -27,8 +27,8 @@ from classification.options.groups import Devices
 from classification.options.options import Options, recorded
 from classification.options.terms import mutual, needing
 from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume, run_folder
-from classification.runs.launch import Seed, device_of
 from classification.runs.restore import damaged, take_up
+from classification.runs.world import Seed, device_of
 from classification.training.precision import widen
 from classification.training.sources import Sources, find, numbered_as
 from mgd import Distiller, logits_of

@@ -16,8 +16,8 @@ from classification.data.mixing import mixing
 from classification.errors import RunError, UserError
 from classification.options.config import epoch_name
 from classification.options.options import Options
-from classification.runs.launch import World, wrap
 from classification.runs.metrics import hits
+from classification.runs.world import World, wrap
 from classification.training.averaging import average
 from classification.training.balance import gradient_shares, largest_gradient, terms_not_finite
 from classification.training.engine import Engine

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,30 +13,26 @@ from tqdm import tqdm
 
 from classification.data.folders import Photos, TrainBatches, told
 from classification.data.transforms import train_transform
-from classification.errors import RunError, Stopped, UserError, shown
+from classification.errors import Stopped, UserError
 from classification.options.config import describe, epoch_name, learning_rate, total_epochs
 from classification.options.options import Options
 from classification.runs.checkpoint import (
-    VERSION,
-    describe_student,
     image_names,
     keep_images,
     make_folder,
-    write_atomic,
 )
 from classification.runs.interrupt import Interrupt
-from classification.runs.launch import World, command
+from classification.runs.launch import command
 from classification.runs.memory import peak_bytes
 from classification.runs.metrics import Journal, Means
 from classification.runs.progress import Progress, epoch_line, last_lines, sum_of
-from classification.runs.random_state import random_state, set_random_state
-from classification.runs.restore import take_up, whole
-from classification.training import averaging
+from classification.runs.restore import whole
+from classification.runs.world import World
 from classification.training.balance import balanced, dominant, gradient_shares
 from classification.training.engine import Engine
 from classification.training.job import Job
-from classification.training.optimizer import load_optimizer
-from classification.training.step import Stepper, finite
+from classification.training.saving import restore, save
+from classification.training.step import Stepper
 from classification.training.updates import update_terms
 from mgd import Taps
 from mgd.losses import Term
@@ -78,7 +74,7 @@ class Trainer:
             options.optimisation.accumulate,
         )
         self.loader = engine.load(self.photos, self.batches)
-        self._seed(engine.seed)
+        self.take_seed(engine.seed)
         # The state between two steps, beside that of the modules above.
         self.epoch = options.optimisation.start_epoch
         self.step = self.seen = 0  # steps of this epoch that are done, and the images of them over all ranks
@@ -117,7 +113,7 @@ class Trainer:
         """
         if self.job.resume:
             with whole(self.job.resume_from):
-                self._restore(self.job.resume["resume"])
+                restore(self, self.job.resume["resume"])
         if self.world.first:
             make_folder(
                 self.job.folder,
@@ -130,7 +126,7 @@ class Trainer:
         self.world.say(f"=> run folder {self.job.folder}")
         self.journal = Journal(self.job.folder, self.epoch) if self.world.first else None
         if not self.job.resume:
-            self.save()
+            save(self)
         record: dict[str, Any] = {}
         try:
             with Interrupt("the step", at_once=self.world.size == 1) as self.engine.interrupt:
@@ -155,24 +151,24 @@ class Trainer:
         try:
             self._train()
             record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate(self.result)}
-            for name, peer in self._peers().items():
+            for name, peer in self.peers().items():
                 record |= {f"{key}_{name}": value for key, value in self.engine.evaluate(peer).items()}
         except Stopped:
             if self.progress.steps:  # else the last checkpoint holds all
-                self.save()
+                save(self)
             raise
         better = self._improved(record)
         self._say_epoch(record)
         if self.journal:
             self.journal.write(record)  # first: what a run cut here leaves behind is dropped when it goes on
         self.epoch, self.step, self.seen = epoch + 1, 0, 0
-        self.save(better=better)
+        save(self, better=better)
         self.progress.aside = time.perf_counter() - begun - (self.seconds - earlier)
         return record
 
     def _improved(self, record: Mapping[str, Any]) -> set[str]:
         """Take what is the best so far into `best`; return whose it is: "" for the student's, a peer's name."""
-        keys = {name: (f"valid_top1_{name}", f"valid_top5_{name}") for name in self._peers()}
+        keys = {name: (f"valid_top1_{name}", f"valid_top5_{name}") for name in self.peers()}
         keys[""] = ("valid_top1", "valid_top5")
         better = {name for name, (top1, _) in keys.items() if record[top1] > self.best.get(top1, -1.0)}
         self.best |= {key: record[key] for name in better for key in keys[name]}
@@ -203,7 +199,7 @@ class Trainer:
             if self.stepper.signal:
                 raise Stopped(self.stepper.signal)
             if every and self.step % every == 0 and self.step < steps:
-                self.save()
+                save(self)
         self.stepper.check_scale(epoch)
 
     # -- what is said and logged
@@ -300,149 +296,16 @@ class Trainer:
 
     # -- checkpoints
 
-    def _terms(self) -> list[Term]:
+    def terms(self) -> list[Term]:
+        """Return the terms that are trained."""
         return [term for term in self.distiller.terms.values() if isinstance(term, Term)]
 
-    def _peers(self) -> dict[str, nn.Module]:
+    def peers(self) -> dict[str, nn.Module]:
         """Return the networks that train beside the student, by the names of their records and files."""
         peers = [peer for peer in self.distiller.peers if isinstance(peer, Taps)]
         return {f"peer{n}": peer.model for n, peer in enumerate(peers, start=1)}
 
-    def save(self, *, better: Collection[str] = ()) -> None:
-        """Write last.pth, and before it the best.pth of those named: rank 0's weights and statistics, all draws.
-
-        Raises:
-            RunError: weights that are not finite; the files stay what they were.
-        """
-        self.world.share_state(self.student)
-        if self.result is not self.student:
-            self.world.share_state(self.result)
-        if not finite(self.distiller):
-            epoch = epoch_name(self.options.optimisation, self.epoch - (self.step == 0 < self.epoch))
-            raise RunError(
-                f"weights are not finite after {epoch}{f', step {self.step}' if self.step else ''}: lower --lr; "
-                f"{self.job.folder / 'last.pth'} is from before"
-            )
-        self.means.collect(self.world)
-        for term in self._terms():
-            term.collect(first=self.world.first)
-        drawn = random_state(self.world)
-        if not self.world.first:
-            return
-        job = self.job
-        known = (job.num_classes, job.data.classes, job.preprocessing)
-        plain = describe_student(self.result.state_dict(), job.arch, *known)
-        for (name, peer), spec in zip(self._peers().items(), self.job.specs, strict=False):
-            described = describe_student(peer.state_dict(), spec["arch"], *known)
-            for file in (f"{name}.pth", *([f"best_{name}.pth"] if name in better else [])):
-                write_atomic(self.job.folder / file, described)
-        if "" in better:
-            write_atomic(self.job.folder / "best.pth", plain)
-        resume = {
-            "version": VERSION,
-            "epoch": self.epoch,
-            "step": self.step,
-            "seen": self.seen,
-            "elapsed": self.elapsed + time.perf_counter() - self.begun,
-            "seconds": self.seconds,
-            "extra": self.extra,
-            "means": self.means.state_dict(),
-            "best": self.best,
-            "skipped": self.stepper.skipped,
-            "seed": self.engine.seed,
-            "config": describe(self.options.command, self.job.record()),
-            "inputs": self.job.inputs,
-            "peers": {name: peer.state_dict() for name, peer in self._peers().items()},
-            "terms": {name: term.state_dict() for name, term in self.distiller.terms.items()},
-            "optimizer": self.stepper.optimizer.state_dict(),
-            "scaler": self.stepper.scaler.state_dict(),
-            "ema": averaging.state(self.stepper.average, self.student),
-            "random": drawn,
-        }
-        write_atomic(self.job.folder / "last.pth", {**plain, "resume": resume})
-
-    def _seed(self, seed: int) -> None:
+    def take_seed(self, seed: int) -> None:
         """Take the run's seed, which is rank 0's, or that of the checkpoint."""
         self.engine.seed = self.photos.seed = self.batches.seed = seed
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of a checkpoint; student and terms have theirs since the job was built."""
-        anew = [*self.job.anew, *self._restore_peers(state["peers"])]
-        before = state["config"]["options"].get("optimizer", "sgd")
-        if anew or before != self.options.optimisation.optimizer:
-            anew.append(
-                f"the momenta of {self.options.optimisation.optimizer}" + (f", after {before}" if not anew else "")
-            )
-        else:
-            load_optimizer(self.stepper.optimizer, state["optimizer"])
-        if self.stepper.scaler.is_enabled():
-            if state["scaler"] or not self.job.changed:
-                self.stepper.scaler.load_state_dict(state["scaler"])
-            else:
-                anew.append("the scale of --amp fp16")
-        averaging.restore(self.stepper.average, self.student, state["ema"])
-        if self.stepper.average is not None and not state["ema"]:
-            anew.append("the average of --ema")
-        self.epoch, self.extra, self.best = state["epoch"], state["extra"], state["best"]
-        self.stepper.skipped, self.elapsed = state["skipped"], float(state.get("elapsed", 0.0))
-        if self._same_images(state):
-            self.step, self.seconds, self.seen = state["step"], state["seconds"], seen_images(state, len(self.photos))
-            self.means.load_state_dict(state["means"], self.world)
-            self.batches.begin(self.epoch, self.step, self.seen)  # refuses what is left before anything is written
-        self.unprepared = bool(self.job.anew) and self.step > 0
-        for term in self._terms():
-            if not self.world.first:
-                term.forget()
-        own = self.job.seed
-        if own.typed and own.value != state["seed"]:
-            self.world.say(f"=> the run keeps its own seed, {state['seed']}")
-        self._seed(state["seed"])
-        exact = set_random_state(state["random"], self.world)
-        self._say_resumed(state, anew, exact=exact)
-
-    def _restore_peers(self, states: Mapping[str, Any]) -> list[str]:
-        """Take up the peers; return those that are of another network than the run had, and begin anew."""
-        anew = []
-        for name, peer in self._peers().items():
-            if error := take_up(peer, partial(_load, peer, states.get(name))):
-                if not self.job.changed:
-                    raise error
-                anew.append(name)
-        return anew
-
-    def _same_images(self, state: Mapping[str, Any]) -> bool:
-        return bool(state["inputs"]["training images"] == self.job.inputs["training images"])
-
-    def _say_resumed(self, state: Mapping[str, Any], anew: Sequence[str], *, exact: bool) -> None:
-        name = epoch_name(self.options.optimisation, self.epoch)
-        if anew:
-            self.world.say(f"=> what the run had does not fit its new options, and begins anew: {'; '.join(anew)}")
-        if state["step"] and not self.step:
-            self.world.say(f"=> the training images are others than then: {name} begins anew")
-        left = f", step {self.step}: {len(self.photos) - self.seen} images of it are left" if self.step else ""
-        self.world.say(f"=> going on with {name}{left}")
-        if not exact:
-            self.world.say(
-                f"=> the run had {len(state['random'])} ranks and has {self.world.size} now: it goes on, and is no "
-                "longer the same bit for bit"
-            )
-
-
-def seen_images(state: Mapping[str, Any], num_images: int) -> int:
-    """Return how many images of the epoch a run had seen, over all ranks.
-
-    A checkpoint of before this was kept says it by its steps and its batch size.
-
-    Raises:
-        ValueError: a number that cannot be.
-    """
-    step = state["step"]
-    steps = -(-num_images // int(state["config"]["options"].get("batch_size", num_images)))
-    seen = state.get("seen", sum(num_images // steps + (n < num_images % steps) for n in range(step)))
-    if not (isinstance(seen, int) and step <= seen <= num_images and (step > 0 or seen == 0)):
-        raise ValueError(f"it saw {shown(seen)} of {num_images} images in {step} steps")
-    return seen
-
-
-def _load(module: nn.Module, state: Any) -> None:
-    module.load_state_dict(state)
+        self.job.seed = replace(self.job.seed, value=seed)

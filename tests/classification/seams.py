@@ -12,7 +12,8 @@ from classification import main_base, main_mgd
 from classification.options.config import parse
 from classification.options.options import Options
 from classification.runs import launch
-from classification.runs.launch import Seed, Task
+from classification.runs.launch import Task
+from classification.runs.world import Seed
 from classification.training import alone, distilling
 from classification.training.job import Job
 

@@ -79,7 +79,7 @@ def test_a_loading_process_that_dies_ends_the_run(
 ) -> None:
     import classification.training.trainer
 
-    monkeypatch.setattr(classification.training.trainer, "train_transform", lambda args: Deadly())
+    monkeypatch.setattr(classification.training.trainer, "train_transform", lambda *_, **__: Deadly())
     words = [str(photos), "-a", TEACHER, *SMALL, "--epochs", "1", "--output", str(tmp_path / "run"), "-j", "1"]
     words.remove("-j")
     words.remove("0")

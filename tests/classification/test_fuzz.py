@@ -166,7 +166,7 @@ def outputs(channels: int) -> Outputs:
 def test_recipes_of_any_values_and_the_terms_that_they_name(content: Any, file: Path) -> None:
     file.write_text(yaml.safe_dump(content, allow_unicode=True))
     args = read_recipe(file)
-    for name, spec in getattr(args, "terms", {}).items():
+    for name, spec in getattr(args, "table", {}).items():
         assert all(spec.schedule.at(1.0, 3, epoch) >= 0 for epoch in range(3))
         others = [outputs(8) for _ in args.teachers]
         if others:

@@ -20,7 +20,7 @@ from classification.options import config
 from classification.options.config import _commit, learning_rate, parse, total_epochs
 from classification.options.options import Options, recorded
 from classification.options.terms import using
-from classification.runs.launch import Seed
+from classification.runs.world import Seed
 from classification.training.distillation import tap
 from classification.training.job import Job
 from mgd import Batch, Outputs, Probe, probe

@@ -10,6 +10,7 @@ from classification.errors import Stopped, UserError
 from classification.options.options import Options, make_options
 from classification.runs import interrupt, launch
 from classification.runs.interrupt import Interrupt
+from classification.runs.world import World
 
 
 @pytest.mark.parametrize("number", interrupt.SIGNALS)
@@ -72,9 +73,9 @@ def test_a_loading_process_leaves_at_the_first_signal_once_the_job_is_over() -> 
 
 
 def test_a_job_that_is_over_says_so_to_its_loading_processes() -> None:
-    seen: list[tuple[int, launch.World]] = []
+    seen: list[tuple[int, World]] = []
 
-    def execute(job: object, world: launch.World) -> None:
+    def execute(job: object, world: World) -> None:
         seen.append((world.ending.value, world))
         raise UserError("no")
 

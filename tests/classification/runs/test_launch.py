@@ -18,7 +18,8 @@ import torch
 
 from classification import main_mgd
 from classification.options.config import parse
-from classification.runs.launch import _place, seed_everything
+from classification.runs.launch import _place
+from classification.runs.world import seed_everything
 from tests.classification.seams import fix_norms, run_changed
 from tests.classification.test_main import options, records, without
 

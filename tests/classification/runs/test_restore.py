@@ -5,9 +5,9 @@ import copy
 import pytest
 
 from classification.errors import UserError
-from classification.runs.launch import World
 from classification.runs.random_state import random_state, set_random_state
 from classification.runs.restore import whole
+from classification.runs.world import World
 
 
 @pytest.mark.parametrize("what", ["python", "numpy", "torch"])

@@ -22,9 +22,9 @@ from classification.models import build
 from classification.options.config import parse
 from classification.options.options import recorded
 from classification.runs.checkpoint import changed_options, fingerprints
-from classification.runs.launch import World
 from classification.runs.metrics import Journal
 from classification.runs.random_state import random_state, set_random_state
+from classification.runs.world import World
 from tests.classification.conftest import SMALL, STUDENT, TEACHER
 from tests.classification.seams import poison, run_changed
 from tests.classification.test_main import options, records, without

@@ -18,7 +18,7 @@ from classification.data.preprocessing import MEAN, STD, Preprocessing, normalis
 from classification.models import build
 from classification.options.options import make_options
 from classification.options.terms import TermSpec
-from classification.runs.launch import Seed
+from classification.runs.world import Seed
 from classification.training.distillation import view
 from classification.training.job import Job, _add_teacher
 from classification.training.sources import Sources

@@ -14,7 +14,7 @@ from classification.data.images import read_image
 from classification.data.transforms import normalise
 from classification.models import build
 from classification.options.config import parse
-from classification.runs.launch import Seed, World
+from classification.runs.world import Seed, World
 from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.trainer import Trainer

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from classification.models import build
 from classification.options.config import parse
-from classification.runs.launch import Seed, World
+from classification.runs.world import Seed, World
 from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.precision import MixedPrecision, WideConv2d, widen

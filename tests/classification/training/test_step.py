@@ -12,7 +12,7 @@ import torch
 import mgd
 from classification import main_base, main_mgd
 from classification.data.preprocessing import Preprocessing, Transform
-from classification.training import trainer
+from classification.training import saving, trainer
 from tests.classification.conftest import SMALL, STUDENT, TEACHER
 from tests.classification.runs.test_resume import differences, into  # noqa: F401
 from tests.classification.seams import fix_norms, run_changed
@@ -23,7 +23,7 @@ ALL = {"accumulate": "2", "ema": "0.9", "mixup": "0.2", "cutmix": "1", "distille
 
 def cut_at_save(number: int, words: list[str]) -> int:
     """Run, be interrupted behind the checkpoint of that number, and return the status."""
-    left, save = [number], trainer.Trainer.save
+    left, save = [number], saving.save
 
     def cut(self: Any, **how: Any) -> None:
         save(self, **how)
@@ -32,7 +32,7 @@ def cut_at_save(number: int, words: list[str]) -> int:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "save", cut)
+        patch.setattr(trainer, "save", cut)
         return main_mgd.main(words)
 
 
