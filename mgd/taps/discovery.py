@@ -1,0 +1,380 @@
+"""Where a network can be tapped: the last map of every resolution, before its activation, found by what it computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mgd.taps.changed import matters
+from mgd.taps.layout import readings, reorders_tokens
+from mgd.taps.norms import norms_before
+from mgd.taps.taps import Taps, dry_forward
+from mgd.taps.trace import LAYERS, Place, Trace, Value, trace
+
+ACTIVATIONS = {
+    "relu": "ReLU", "relu6": "ReLU6", "silu": "SiLU", "gelu": "GELU", "hardswish": "Hardswish", "mish": "Mish",
+    "leaky_relu": "LeakyReLU", "prelu_kernel": "PReLU", "elu": "ELU", "celu": "CELU", "softplus": "Softplus",
+}  # fmt: skip
+CUTS = ("ReLU", "ReLU6")  # 0 for everything negative
+NEARLY_CUTS = ("SiLU", "GELU", "Hardswish", "Mish")  # 0 for what is far below 0
+VIEWS = ("view", "_unsafe_view", "permute", "transpose", "t", "clone", "contiguous", "alias", "detach", "_to_copy",
+         "dropout", "expand", "reshape", "unsqueeze", "squeeze", "flatten", "_reshape_alias", "native_dropout", "slice",
+         "unflatten", "movedim", "written")  # fmt: skip
+POOLS = ("mean", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "amax", "max")
+PREFIXES = ("cls_token", "class_token", "dist_token", "distillation_token", "reg_token", "register_tokens",
+            "storage_tokens", "class_embedding")  # fmt: skip
+NUM_BY_DEPTH = 4  # taps of a network that keeps one resolution
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A place where a network can be tapped, and what is known of its map.
+
+    Args:
+        path: as `Taps` takes it.
+        channels: C.
+        size: H and W.
+        kind: "map", or "tokens" that the path turns into one.
+        norm: name of the batch normalisation whose statistics are the map's, as `norms_before` finds it, or None. A
+            group or layer normalisation gives no statistics per channel.
+        activation: the function that the network applies to the map, as "ReLU", or None.
+        margin: where a margin comes from. "norm": ReLU or ReLU6 follows, and the norm gives it. "measured": on the map
+            itself, where there is no norm, or where SiLU, GELU, Hardswish or Mish follows, which cut off most of the
+            negative side. "none": nothing cuts off the negative side.
+        depth: share of the layers with weights that run before it, from 0 to 1.
+    """
+
+    path: str
+    channels: int
+    size: tuple[int, int]
+    kind: Literal["map", "tokens"]
+    norm: str | None
+    activation: str | None
+    margin: Literal["norm", "measured", "none"]
+    depth: float
+
+
+def find_taps(model: nn.Module, images_or_size: Tensor | int | tuple[int, int]) -> list[Tap]:
+    """Find where a network can be tapped: one map per resolution, the last before the next layer reduces it.
+
+    A forward is recorded operator by operator. A map counts where all that the logits know of the images passes
+    through it, such as the sum behind a residual block; at a resolution without such a map, as in the branches of
+    HRNet, it is the last one. It is read before its activation where a module takes or returns it there. A network of
+    one resolution, as a plain ViT, is tapped at a quarter, half, three quarters and the end of its blocks.
+
+    Args:
+        model: any network of images; it is run in eval mode without a graph, and left as it was.
+        images_or_size: (B, 3, H, W), or the height and width of made images, one number for a square.
+
+    Returns:
+        From shallow to deep.
+
+    Raises:
+        ValueError: nothing that can be read is a map of the images.
+    """
+    images = _images(model, images_or_size)
+    graph = trace(model, images)
+    finder = _Finder(model, graph, images)
+    return _describe(model, finder.paths(), images, graph)
+
+
+def describe_taps(model: nn.Module, paths: Sequence[str], images_or_size: Tensor | int | tuple[int, int]) -> list[Tap]:
+    """Describe given taps of a network as `find_taps` describes those that it finds.
+
+    Args:
+        model: see `find_taps`.
+        paths: as `Taps` takes them.
+        images_or_size: see `find_taps`.
+
+    Raises:
+        ValueError: a path that `Taps` refuses.
+    """
+    images = _images(model, images_or_size)
+    return _describe(model, paths, images, trace(model, images))
+
+
+def table(taps: Sequence[Tap]) -> str:
+    """Return taps as a text table, one line each."""
+    rows = [("path", "channels", "size", "kind", "norm", "activation", "margin", "depth")]
+    for tap in taps:
+        size = f"{tap.size[0]}x{tap.size[1]}"
+        rows.append((tap.path, str(tap.channels), size, tap.kind, tap.norm or "-", tap.activation or "-", tap.margin,
+                     f"{tap.depth:.2f}"))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _images(model: nn.Module, given: Tensor | int | tuple[int, int]) -> Tensor:
+    """Return two images on the network's device: of a batch of one, no shape would tell the batch."""
+    if isinstance(given, Tensor):
+        return torch.cat([given[:2], given[:1].flip(3)])[:2]
+    size = (given, given) if isinstance(given, int) else given
+    made = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), made)
+    return made.to(parameter.device, parameter.dtype)
+
+
+def _describe(model: nn.Module, paths: Sequence[str], images: Tensor, graph: Trace) -> list[Tap]:
+    taps = Taps(model, paths)
+    try:
+        maps = dry_forward(taps, images).features
+        norms = norms_before(taps, images)
+    finally:
+        taps.close()
+    names = {module: name for name, module in model.named_modules()}
+    places = {graph.path(place): number for number, found in graph.places.items() for place in found}
+    places |= {
+        f"{graph.path(place).split('#')[0]}#{place.call - graph.calls[place.name]}": number
+        for number, found in graph.places.items()
+        for place in found
+    }
+    consumers, total = graph.consumers(), max(graph.values[-1].num_layers, 1)
+    described = []
+    for path, point, found, norm in zip(paths, taps.points, maps, norms, strict=True):
+        number = places.get(path.split("@first")[0].split("@last")[0].split("@tokens")[0])
+        activation = None if number is None else _activation_of(number, graph, consumers)
+        depth = 0.0 if number is None else graph.values[number].num_layers / total
+        margin: Literal["norm", "measured", "none"] = "none"
+        if activation in (*CUTS, *NEARLY_CUTS):
+            margin = "norm" if norm is not None and activation in CUTS else "measured"
+        name = None if norm is None else names[norm]
+        kind: Literal["map", "tokens"] = "tokens" if point.layout.kind == "tokens" else "map"
+        size = (found.shape[2], found.shape[3])
+        described.append(Tap(path, found.shape[1], size, kind, name, activation, margin, depth))
+    return described
+
+
+def _activation_of(number: int, graph: Trace, consumers: dict[int, list[Value]]) -> str | None:
+    """Return the activation that is all that reads a value, views left aside, or None."""
+    names = set()
+    for value in consumers.get(number, []):
+        if value.operator in VIEWS:
+            names.add(_activation_of(value.number, graph, consumers))
+        elif value.operator == "mul" and len(value.parents) == 2 and number in value.parents:
+            names.add(_gated(value, graph) or "-")
+        elif value.operator != "sigmoid" or not _is_swish(number, value, consumers):
+            names.add(_activation(value))
+    return names.pop() if len(names) == 1 and None not in names and "-" not in names else None
+
+
+def _gated(value: Value, graph: Trace) -> str | None:
+    """Return "SiLU" where a product is x * sigmoid(x)."""
+    one, other = (graph.values[number] for number in value.parents)
+    return "SiLU" if other.operator == "sigmoid" and other.parents == (one.number,) else None
+
+
+def _is_swish(number: int, sigmoid: Value, consumers: dict[int, list[Value]]) -> bool:
+    products = consumers.get(sigmoid.number, [])
+    return bool(products) and all(p.operator == "mul" and p.parents == (number, sigmoid.number) for p in products)
+
+
+def _activation(value: Value) -> str | None:
+    """Return the name of the activation that computed a value, or None."""
+    name, bounds = value.operator.strip("_"), value.constants
+    if name == "hardtanh" and bounds[:1] == (0.0,):
+        return "ReLU6"
+    if name in ("clamp", "clamp_min") and bounds == (0.0,):
+        return "ReLU"
+    return ACTIVATIONS.get(name)
+
+
+@dataclass(frozen=True)
+class _Map:
+    """A value of the trunk that can be read as a map.
+
+    Args:
+        value: itself.
+        size: H and W.
+        layout: the end of its path.
+        is_tokens: whether it has three dimensions.
+    """
+
+    value: Value
+    size: tuple[int, int]
+    layout: str
+    is_tokens: bool
+
+
+class _Finder:
+    """The search of `find_taps`."""
+
+    def __init__(self, model: nn.Module, graph: Trace, images: Tensor) -> None:
+        self.model, self.graph, self.images = model, graph, images
+        self.consumers = graph.consumers()
+        self.reorders = reorders_tokens(model)
+        self.prefix = _num_prefix(model)
+        self.refused: list[str] = []
+        self.trunk = _before_pool(graph.trunk())
+
+    def paths(self) -> list[str]:
+        """Return the paths of all taps, from shallow to deep."""
+        stages = self._stages(self.trunk)
+        if not stages:
+            why = f": {'; '.join(dict.fromkeys(self.refused))}" if self.refused else ""
+            raise ValueError(
+                f"found no place to tap in a {len(self.trunk)}-step way from the images to the logits{why}. Name the "
+                "paths of modules that return maps (B, C, H, W), or of others with @last or @tokens behind them"
+            )
+        if len(stages) == 1:
+            found = self._by_depth(stages[0])
+        else:
+            found = [self._choose(stage) for stage in self._with_branches(stages)]
+        return [self._path(chosen) for chosen in found]
+
+    def _stages(self, values: Sequence[Value]) -> list[list[_Map]]:
+        """Return the maps among values that can be read, those of one resolution together."""
+        stages: list[list[_Map]] = []
+        grid: tuple[int, int] | None = None
+        for value in values[1:]:
+            found = self._read(value, grid)
+            if found is None:
+                continue
+            if grid is not None and found.size[0] * found.size[1] > grid[0] * grid[1]:
+                break  # a map grows only in a head
+            grid = found.size
+            if value.number not in self.graph.places:
+                continue
+            if stages and found.size[0] > 0.75 * stages[-1][0].size[0]:
+                stages[-1].append(found)
+            else:
+                stages.append([found])
+        layers = [-1, *(stage[-1].value.num_layers for stage in stages)]  # a map that was only pooled is no stage
+        return [stage for stage, below, own in zip(stages, layers, layers[1:], strict=False) if own > max(below, 0)]
+
+    def _read(self, value: Value, grid: tuple[int, int] | None) -> _Map | None:
+        """Read a value as a map; tokens are laid out as the map was that they were made of, or half of that."""
+        shape, batch = value.shape, len(self.images)
+        if len(shape) == 4 and shape[0] == batch:
+            sides = {"first": (shape[2], shape[3]), "last": (shape[1], shape[2])}
+            found = readings(shape, self.images.shape)
+            if len(found) == 2:
+                found = [max(found, key=lambda kind: math.prod(sides[kind]) if grid is None else sides[kind] == grid)]
+            if not found or sides[found[0]][0] > self.images.shape[2]:
+                return None
+            return _Map(value, sides[found[0]], "" if found[0] == "first" else "@last", False)
+        if len(shape) != 3 or shape[0] != batch or grid is None:
+            return None
+        halves = (math.ceil(grid[0] / 2), math.ceil(grid[1] / 2))
+        for rows, columns in (grid, halves):
+            for prefix in {0, self.prefix}:
+                if shape[1] == prefix + rows * columns and not shape[2] == rows * columns:
+                    if self.reorders:
+                        self.refused.append("its tokens are in another order than that of rows and columns")
+                        return None
+                    text = "@tokens" + (f":prefix={prefix}" if prefix else "")
+                    text += "" if rows == columns else f":grid={rows}x{columns}"
+                    return _Map(value, (rows, columns), text, True)
+        if shape[2] not in (math.prod(grid), math.prod(halves)):
+            self.refused.append(
+                f"{shape[1]} tokens are not {self.prefix} in front and {grid[0]} x {grid[1]} of the image"
+            )
+        return None
+
+    def _with_branches(self, stages: list[list[_Map]]) -> list[list[_Map]]:
+        """Add the resolutions between two stages that only branches have, as in HRNet: their last value."""
+        found = list(stages)
+        reached = self._reaching()
+        trunk = {value.number for value in self.trunk}
+        for above, below in zip(stages, stages[1:], strict=False):
+            if above[-1].size[0] < 3 * below[0].size[0]:
+                continue
+            between = self.graph.values[above[-1].value.number : below[0].value.number]
+            sizes: dict[tuple[int, int], list[_Map]] = {}
+            for value in between:
+                if value.number in self.graph.places and value.number in reached and value.number not in trunk:
+                    seen = self._read(value, None)
+                    if seen and below[0].size[0] < 0.75 * seen.size[0] and seen.size[0] < 0.75 * above[-1].size[0]:
+                        sizes.setdefault(seen.size, []).append(seen)
+            found += [[maps[-1]] for maps in sizes.values()]
+        return sorted(found, key=lambda stage: -stage[-1].size[0])
+
+    def _reaching(self) -> set[int]:
+        """Return the values from which the logits are computed."""
+        found, left = set[int](), [self.graph.end or 0]
+        while left:
+            number = left.pop()
+            if number not in found:
+                found.add(number)
+                left += self.graph.values[number].parents
+        return found
+
+    def _by_depth(self, stage: list[_Map]) -> list[_Map]:
+        """Return maps of one resolution, evenly over the blocks that are siblings."""
+        blocks: dict[str, dict[str, _Map]] = {}
+        for found in stage:
+            for place in self.graph.places[found.value.number]:
+                parent, _, name = place.name.rpartition(".")
+                if not place.reads_input and name.isdigit() and self.graph.calls[place.name] == 1:
+                    blocks.setdefault(parent, {})[place.name] = found
+        if not blocks:
+            return [self._choose(stage)]
+        most = list(max(blocks.values(), key=len).values())
+        while len(most) > 1 and most[-1].is_tokens and not matters(self.model, self._path(most[-1]), self.images):
+            most.pop()  # the logits read the class token alone
+        num = min(NUM_BY_DEPTH, len(most))
+        return [most[math.ceil(len(most) * (k + 1) / num) - 1] for k in range(num)]
+
+    def _choose(self, stage: list[_Map]) -> _Map:
+        """Return the last map of a stage, or what its activation reads."""
+        last = stage[-1]
+        value, num_layers = last.value, 0
+        by_number = {found.value.number: found for found in stage}
+        while len(value.parents) == 1 or _is_norm(value):
+            above = self.graph.values[value.parents[0]]
+            if _activation(value) is not None:
+                return by_number.get(above.number) or self._read_before(above, last) or last
+            if value.operator.strip("_") in LAYERS:
+                num_layers += 1
+            # Behind an activation may follow what a DenseNet's transition has, one convolution and a pool.
+            if num_layers > 1 or _is_norm(value) or above.number not in by_number and value.operator not in VIEWS:
+                break
+            value = above
+        return last
+
+    def _read_before(self, value: Value, last: _Map) -> _Map | None:
+        """Return what an activation reads, which may be a view of what a module returns."""
+        while value.number not in self.graph.places and value.operator in VIEWS and len(value.parents) == 1:
+            value = self.graph.values[value.parents[0]]
+        return self._read(value, last.size) if value.number in self.graph.places else None
+
+    def _path(self, found: _Map) -> str:
+        places = self.graph.places[found.value.number]
+        return self.graph.path(min(places, key=self._rank)) + found.layout
+
+    def _rank(self, place: Place) -> tuple[bool, bool, bool, int]:
+        """Order places: of modules called once, outputs, no mere `Identity`, the outermost."""
+        several = self.graph.calls[place.name] > 1
+        return several, isinstance(place.module, nn.Identity), place.reads_input, place.name.count(".")
+
+
+def _is_norm(value: Value) -> bool:
+    return "norm" in value.operator
+
+
+def _before_pool(trunk: list[Value]) -> list[Value]:
+    """Return the trunk up to the pool that leaves one pixel per channel."""
+    for position, value in enumerate(trunk):
+        left = math.prod(value.shape[2:]) if len(value.shape) == 4 else 1
+        if value.operator in POOLS and (len(value.shape) == 2 or left == 1 or value.shape[-2:] == (1, 1)):
+            return trunk[:position]
+    return trunk
+
+
+def _num_prefix(model: nn.Module) -> int:
+    """Return how many tokens a network says that it puts in front of those of the image."""
+    for module in model.modules():
+        stated = getattr(module, "num_prefix_tokens", None)
+        if isinstance(stated, int):
+            return stated
+    found = 0
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] in PREFIXES:
+            found += parameter.shape[-2] if parameter.ndim == 3 else 1
+    return found
+
+
