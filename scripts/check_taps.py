@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import subprocess
+import multiprocessing
 import sys
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -35,7 +37,7 @@ mobilenetv2_050 mobilenetv3_small_050 mobilenetv3_large_100 mobilenetv4_conv_sma
 mobilenetv4_hybrid_medium mnasnet_small spnasnet_100 fbnetc_100 fbnetv3_b efficientnet_lite0 efficientnet_b0
 tf_efficientnet_b0 tf_efficientnet_lite0 tf_efficientnetv2_b0 efficientnetv2_rw_t mixnet_s tinynet_e lcnet_035
 rexnet_100 hardcorenas_a ghostnet_050 ghostnetv2_100 repghostnet_050 repvgg_a0 repvgg_b0 mobileone_s0 repvit_m0_9
-fastvit_t8@256 fastvit_sa12@256 mobileclip_b@224 hgnetv2_b0 hgnet_tiny hrnet_w18_small hrnet_w18_small_v2 dla34
+fastvit_t8@256 fastvit_sa12@256 hgnetv2_b0 hgnet_tiny hrnet_w18_small hrnet_w18_small_v2 dla34
 dla46_c dpn48b densenet121 ese_vovnet19b_dw selecsls42b inception_v3@160 inception_v4@160 inception_next_atto
 inception_resnet_v2@160 xception41 legacy_xception convnext_atto convnextv2_atto convnext_femto_ols
 starnet_s1 mambaout_femto edgenext_xx_small focalnet_tiny_srf davit_tiny@224 mobilevit_xxs mobilevitv2_050
@@ -46,7 +48,7 @@ gcvit_xxtiny@224 nextvit_small shvit_s1@224 swiftformer_xs@224 tiny_vit_5m_224@2
 swin_tiny_patch4_window7_224@224 swinv2_cr_tiny_224@224 hiera_tiny_224@224 convmixer_768_32 crossvit_tiny_240@240
 visformer_tiny@224 cait_xxs24_224@224 coat_tiny@224 convit_tiny@224 vit_tiny_patch16_224@224 vit_small_patch32_224@224
 deit_tiny_distilled_patch16_224@224 deit3_small_patch16_224@224 vit_tiny_r_s16_p8_224@224 vit_relpos_small_patch16_224@224
-vit_small_patch14_reg4_dinov2@518 vit_small_patch16_dinov3@224 eva02_tiny_patch14_224@224 beit_base_patch16_224@224
+vit_small_patch14_reg4_dinov2@224 vit_small_patch16_dinov3@224 eva02_tiny_patch14_224@224 beit_base_patch16_224@224
 mixer_s32_224@224 gmixer_12_224@224 resmlp_12_224@224 gmlp_ti16_224@224 tnt_s_patch16_224@224 pit_ti_224@224
 pit_ti_distilled_224@224 sequencer2d_s@224 tresnet_m vovnet39a volo_d1_224@224 rdnet_tiny"""
 SIZE = 128
@@ -73,12 +75,8 @@ def build(name: str) -> nn.Module:
     source, _, arch = name.partition(":")
     network: nn.Module
     if source == "timm":
-        import timm
-
-        network = timm.create_model(arch, pretrained=False)
+        network = timm.create_model(arch, pretrained=False, **({"img_size": 224} if "dinov2" in arch else {}))
     else:
-        import torchvision
-
         more = {"init_weights": False} if arch in ("googlenet", "inception_v3") else {}
         network = torchvision.models.get_model(arch, weights=None, **more)
     with torch.no_grad():
@@ -147,6 +145,23 @@ def check(name: str, size: int) -> dict[str, Any]:
     return row
 
 
+def apart(name: str, size: int) -> dict[str, Any]:
+    """Return the row of one network, checked in a process of its own."""
+    context = multiprocessing.get_context("fork")  # what is imported stays imported
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: writer.send(check(name, size)), daemon=True)
+    process.start()
+    writer.close()
+    failed = {"name": name, "size": size}
+    try:
+        found: dict[str, Any] = reader.recv() if reader.poll(SECONDS) else {**failed, "refused": f"over {SECONDS} s"}
+    except EOFError:
+        found = {**failed, "refused": "the check itself failed"}
+    process.terminate()
+    process.join()
+    return found
+
+
 def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
     if "refused" in row:
@@ -177,23 +192,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rows", type=Path, default=Path("runs/networks.jsonl"), help="one JSON object per network")
     parser.add_argument("--only", nargs="*", help="check these again")
-    parser.add_argument("--one", help="print the row of one network, as for a process of its own")
     args = parser.parse_args()
     sizes = dict(names())
-    if args.one:
-        print(json.dumps(check(args.one, sizes[args.one])))
-        return 0
     args.rows.parent.mkdir(parents=True, exist_ok=True)
     lines = args.rows.read_text().splitlines() if args.rows.exists() else []
     rows = {row["name"]: row for row in map(json.loads, lines)}
     for name in args.only or [name for name in sizes if name not in rows]:
-        command = [sys.executable, __file__, "--output", str(args.output), "--one", name]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
-            rows[name] = json.loads(done.stdout.splitlines()[-1])
-        except (subprocess.TimeoutExpired, IndexError, ValueError) as error:
-            last = done.stderr.strip().splitlines()[-1:] if not isinstance(error, subprocess.TimeoutExpired) else [error]
-            rows[name] = {"name": name, "size": sizes[name], "refused": f"could not be checked: {last}"[:300]}
+        rows[name] = apart(name, sizes[name])
         args.rows.write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
     write([rows[name] for name in sizes if name in rows], args.output)
     return 0

@@ -3,6 +3,7 @@
 from mgd.taps.discovery import Tap, describe_taps, find_taps, table
 from mgd.taps.layout import as_map, tokens_to_map
 from mgd.taps.norms import bn_margin, norms_before
+from mgd.taps.pairing import pair_taps
 from mgd.taps.probe import Probe, probe
 from mgd.taps.taps import Batch, Outputs, TapPoint, Taps, dry_forward, logits_of
 
@@ -20,6 +21,7 @@ __all__ = [
     "find_taps",
     "logits_of",
     "norms_before",
+    "pair_taps",
     "probe",
     "table",
     "tokens_to_map",

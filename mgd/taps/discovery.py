@@ -28,6 +28,7 @@ VIEWS = ("view", "_unsafe_view", "permute", "transpose", "t", "clone", "contiguo
 POOLS = ("mean", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "amax", "max")
 PREFIXES = ("cls_token", "class_token", "dist_token", "distillation_token", "reg_token", "register_tokens",
             "storage_tokens", "class_embedding")  # fmt: skip
+GROWS = 1.2  # by more than what padding adds, a map does not grow before the last pool
 NUM_BY_DEPTH = 4  # taps of a network that keeps one resolution
 
 
@@ -155,15 +156,15 @@ def _activation_of(number: int, graph: Trace, consumers: dict[int, list[Value]])
     for value in consumers.get(number, []):
         if value.operator in VIEWS:
             names.add(_activation_of(value.number, graph, consumers))
-        elif value.operator == "mul" and len(value.parents) == 2 and number in value.parents:
-            names.add(_gated(value, graph) or "-")
         elif value.operator != "sigmoid" or not _is_swish(number, value, consumers):
-            names.add(_activation(value))
-    return names.pop() if len(names) == 1 and None not in names and "-" not in names else None
+            names.add(_activation(value) or _gated(value, graph))
+    return names.pop() if len(names) == 1 else None
 
 
 def _gated(value: Value, graph: Trace) -> str | None:
     """Return "SiLU" where a product is x * sigmoid(x)."""
+    if value.operator != "mul" or len(value.parents) != 2:
+        return None
     one, other = (graph.values[number] for number in value.parents)
     return "SiLU" if other.operator == "sigmoid" and other.parents == (one.number,) else None
 
@@ -214,65 +215,71 @@ class _Finder:
     def paths(self) -> list[str]:
         """Return the paths of all taps, from shallow to deep."""
         stages = self._stages(self.trunk)
-        if not stages:
-            why = f": {'; '.join(dict.fromkeys(self.refused))}" if self.refused else ""
-            raise ValueError(
-                f"found no place to tap in a {len(self.trunk)}-step way from the images to the logits{why}. Name the "
-                "paths of modules that return maps (B, C, H, W), or of others with @last or @tokens behind them"
-            )
         if len(stages) == 1:
             found = self._by_depth(stages[0])
         else:
-            found = [self._choose(stage) for stage in self._with_branches(stages)]
+            found = [chosen for stage in self._with_branches(stages) if (chosen := self._choose(stage))]
+        if not found:
+            why = f": {'; '.join(dict.fromkeys(self.refused))}" if self.refused else ""
+            raise ValueError(
+                "found no place to tap: nothing that all of the images pass on the way to the logits is a map of them, "
+                f"taken or returned by a module{why}. Name the paths of modules that return maps (B, C, H, W), or of "
+                "others with @last or @tokens behind them"
+            )
         return [self._path(chosen) for chosen in found]
 
     def _stages(self, values: Sequence[Value]) -> list[list[_Map]]:
         """Return the maps among values that can be read, those of one resolution together."""
-        stages: list[list[_Map]] = []
-        grid: tuple[int, int] | None = None
+        found: list[_Map] = []
         for value in values[1:]:
-            found = self._read(value, grid)
-            if found is None:
-                continue
-            if grid is not None and found.size[0] * found.size[1] > grid[0] * grid[1]:
-                break  # a map grows only in a head
-            grid = found.size
-            if value.number not in self.graph.places:
-                continue
-            if stages and found.size[0] > 0.75 * stages[-1][0].size[0]:
-                stages[-1].append(found)
+            if value.number in self.graph.places and (seen := self._read(value, found[-1].size if found else None)):
+                while found and found[-1].size[0] < seen.size[0] / GROWS:
+                    found.pop()  # what had the shape of a smaller map, as windows have, was none
+                if not found or seen.size[0] <= found[-1].size[0]:  # not what was only padded
+                    found.append(seen)
+        stages: list[list[_Map]] = []
+        for seen in found:
+            if stages and seen.size[0] > 0.75 * stages[-1][0].size[0]:
+                stages[-1].append(seen)
             else:
-                stages.append([found])
-        layers = [-1, *(stage[-1].value.num_layers for stage in stages)]  # a map that was only pooled is no stage
-        return [stage for stage, below, own in zip(stages, layers, layers[1:], strict=False) if own > max(below, 0)]
+                stages.append([seen])
+        layers = [0, *(stage[-1].value.num_layers for stage in stages)]  # a map that was only pooled is no stage
+        return [stage for stage, below, own in zip(stages, layers, layers[1:], strict=False) if own > below]
 
     def _read(self, value: Value, grid: tuple[int, int] | None) -> _Map | None:
         """Read a value as a map; tokens are laid out as the map was that they were made of, or half of that."""
-        shape, batch = value.shape, len(self.images)
-        if len(shape) == 4 and shape[0] == batch:
-            sides = {"first": (shape[2], shape[3]), "last": (shape[1], shape[2])}
-            found = readings(shape, self.images.shape)
-            if len(found) == 2:
-                found = [max(found, key=lambda kind: math.prod(sides[kind]) if grid is None else sides[kind] == grid)]
-            if not found or sides[found[0]][0] > self.images.shape[2]:
-                return None
-            return _Map(value, sides[found[0]], "" if found[0] == "first" else "@last", False)
-        if len(shape) != 3 or shape[0] != batch or grid is None:
+        shape = value.shape
+        if len(shape) not in (3, 4) or shape[0] != len(self.images):
             return None
+        return self._read_map(value) if len(shape) == 4 else None if grid is None else self._read_tokens(value, grid)
+
+    def _read_map(self, value: Value) -> _Map | None:
+        shape, images = value.shape, self.images.shape
+        sides = {"first": (shape[2], shape[3]), "last": (shape[1], shape[2])}
+        found = readings(shape, images, slack=False) or readings(shape, images)
+        if not found or sides[found[0]][0] > images[2]:
+            return None
+        kind = found[0]
+        if len(found) == 2:
+            path = self._path(_Map(value, sides["last"], "@last", False))
+            kind = "last" if _accepts(self.model, path, self.images) else "first"
+        return _Map(value, sides[kind], "" if kind == "first" else "@last", False)
+
+    def _read_tokens(self, value: Value, grid: tuple[int, int]) -> _Map | None:
+        num, channels = value.shape[1:]
         halves = (math.ceil(grid[0] / 2), math.ceil(grid[1] / 2))
+        if channels in (math.prod(grid), math.prod(halves)):
+            return None  # perhaps (B, C, N)
         for rows, columns in (grid, halves):
             for prefix in {0, self.prefix}:
-                if shape[1] == prefix + rows * columns and not shape[2] == rows * columns:
+                if num == prefix + rows * columns:
                     if self.reorders:
                         self.refused.append("its tokens are in another order than that of rows and columns")
                         return None
                     text = "@tokens" + (f":prefix={prefix}" if prefix else "")
                     text += "" if rows == columns else f":grid={rows}x{columns}"
                     return _Map(value, (rows, columns), text, True)
-        if shape[2] not in (math.prod(grid), math.prod(halves)):
-            self.refused.append(
-                f"{shape[1]} tokens are not {self.prefix} in front and {grid[0]} x {grid[1]} of the image"
-            )
+        self.refused.append(f"{num} tokens are not {self.prefix} in front and {grid[0]} x {grid[1]} of the image")
         return None
 
     def _with_branches(self, stages: list[list[_Map]]) -> list[list[_Map]]:
@@ -305,34 +312,46 @@ class _Finder:
 
     def _by_depth(self, stage: list[_Map]) -> list[_Map]:
         """Return maps of one resolution, evenly over the blocks that are siblings."""
-        blocks: dict[str, dict[str, _Map]] = {}
+        blocks: dict[str, dict[int, _Map]] = {}
         for found in stage:
             for place in self.graph.places[found.value.number]:
-                parent, _, name = place.name.rpartition(".")
-                if not place.reads_input and name.isdigit() and self.graph.calls[place.name] == 1:
-                    blocks.setdefault(parent, {})[place.name] = found
-        if not blocks:
-            return [self._choose(stage)]
-        most = list(max(blocks.values(), key=len).values())
-        while len(most) > 1 and most[-1].is_tokens and not matters(self.model, self._path(most[-1]), self.images):
-            most.pop()  # the logits read the class token alone
+                family = place.name.rstrip("0123456789")
+                if not place.reads_input and family != place.name and self.graph.calls[place.name] == 1:
+                    blocks.setdefault(family, {})[found.value.number] = found
+        most = list(max(blocks.values(), key=len, default=dict[int, _Map]()).values())
+        most = self._that_matter(most)
+        if len(most) < 2:
+            chosen = self._choose(stage)
+            return [] if chosen is None else [chosen]
         num = min(NUM_BY_DEPTH, len(most))
         return [most[math.ceil(len(most) * (k + 1) / num) - 1] for k in range(num)]
 
-    def _choose(self, stage: list[_Map]) -> _Map:
+    def _that_matter(self, maps: list[_Map]) -> list[_Map]:
+        """Return tokens up to the last that the logits are made of: some read the class token alone."""
+        num = len(maps)
+        while num and "prefix" in maps[num - 1].layout:
+            if matters(self.model, self._path(maps[num - 1]), self.images):
+                break
+            num -= 1
+        return maps[:num]
+
+    def _choose(self, stage: list[_Map]) -> _Map | None:
         """Return the last map of a stage, or what its activation reads."""
+        stage = self._that_matter(stage)
+        if not stage:
+            return None
         last = stage[-1]
         value, num_layers = last.value, 0
         by_number = {found.value.number: found for found in stage}
-        while len(value.parents) == 1 or _is_norm(value):
+        while value.parents:
             above = self.graph.values[value.parents[0]]
-            if _activation(value) is not None:
+            if _gated(value, self.graph) or (len(value.parents) == 1 and _activation(value)):
                 return by_number.get(above.number) or self._read_before(above, last) or last
-            if value.operator.strip("_") in LAYERS:
-                num_layers += 1
+            layer = value.operator.strip("_") in LAYERS
             # Behind an activation may follow what a DenseNet's transition has, one convolution and a pool.
-            if num_layers > 1 or _is_norm(value) or above.number not in by_number and value.operator not in VIEWS:
+            if (layer and num_layers) or len(value.parents) > 1 or not (layer or value.operator in (*VIEWS, "avg_pool2d")):
                 break
+            num_layers += layer
             value = above
         return last
 
@@ -352,15 +371,25 @@ class _Finder:
         return several, isinstance(place.module, nn.Identity), place.reads_input, place.name.count(".")
 
 
-def _is_norm(value: Value) -> bool:
-    return "norm" in value.operator
+def _accepts(model: nn.Module, path: str, images: Tensor) -> bool:
+    """Whether `Taps` reads a path: it looks at images of other sizes where no shape tells a layout."""
+    taps = Taps(model, [path])
+    try:
+        dry_forward(taps, images)
+    except ValueError:
+        return False
+    finally:
+        taps.close()
+    return True
 
 
 def _before_pool(trunk: list[Value]) -> list[Value]:
-    """Return the trunk up to the pool that leaves one pixel per channel."""
+    """Return the trunk up to the pool in front of the last layers."""
     for position, value in enumerate(trunk):
-        left = math.prod(value.shape[2:]) if len(value.shape) == 4 else 1
-        if value.operator in POOLS and (len(value.shape) == 2 or left == 1 or value.shape[-2:] == (1, 1)):
+        if value.operator not in POOLS:
+            continue
+        one_pixel = len(value.shape) != 4 or value.shape[2:] == (1, 1)
+        if one_pixel or value.shape[2] > trunk[position - 1].shape[2]:  # a VGG's pool makes 7 x 7 of any map
             return trunk[:position]
     return trunk
 
