@@ -2,7 +2,9 @@
 
 Networks of torchvision and timm are built without weights, each in a process of its own. For every map that
 `mgd.find_taps` finds, (a) putting the map in its own place changes no logit, and putting that of another image there
-changes them; (b) a bright patch at row i and column j of an image of stride s changes the map most at (i / s, j / s).
+changes them; (b) a bright patch at row i and column j of an image changes the map, of stride s, most at (i / s, j / s)
+for three of four patches, or the centre of what it changes follows it (correlation of rows, and of columns, at least
+0.9: random weights blur a deep map, and do not mix up its order).
 Results are kept in a file beside the table; a second run does only what is missing there.
 """
 
@@ -31,23 +33,23 @@ googlenet@96 inception_v3@160 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large
 efficientnet_b1 efficientnet_v2_s shufflenet_v2_x0_5 shufflenet_v2_x1_0 regnet_x_400mf regnet_y_400mf regnet_y_800mf
 convnext_tiny swin_t swin_v2_t vit_b_32@224 maxvit_t@224"""
 TIMM = """resnet10t resnet18d seresnet18 resnet26t skresnet18 ecaresnet26t resnext26ts resnet50_gn resnetv2_18
-resnetv2_50x1_bit resnetv2_50d_frn resnetrs50 resnest14d res2net50_26w_4s cspresnet50 cspdarknet53 darknet53 nf_resnet26
-nf_regnet_b0 eca_nfnet_l0 dm_nfnet_f0 regnetx_002 regnety_002 regnetz_b16 gernet_s mobilenetv1_100
+resnetv2_50x1_bit resnetv2_50d_frn resnetrs50 resnest14d res2net50_26w_4s cspresnet50 cspdarknet53 darknet53
+nf_resnet26 nf_regnet_b0 eca_nfnet_l0 dm_nfnet_f0 regnetx_002 regnety_002 regnetz_b16 gernet_s mobilenetv1_100
 mobilenetv2_050 mobilenetv3_small_050 mobilenetv3_large_100 mobilenetv4_conv_small_035 mobilenetv4_conv_medium
 mobilenetv4_hybrid_medium mnasnet_small spnasnet_100 fbnetc_100 fbnetv3_b efficientnet_lite0 efficientnet_b0
 tf_efficientnet_b0 tf_efficientnet_lite0 tf_efficientnetv2_b0 efficientnetv2_rw_t mixnet_s tinynet_e lcnet_035
 rexnet_100 hardcorenas_a ghostnet_050 ghostnetv2_100 repghostnet_050 repvgg_a0 repvgg_b0 mobileone_s0 repvit_m0_9
-fastvit_t8@256 fastvit_sa12@256 hgnetv2_b0 hgnet_tiny hrnet_w18_small hrnet_w18_small_v2 dla34
-dla46_c dpn48b densenet121 ese_vovnet19b_dw selecsls42b inception_v3@160 inception_v4@160 inception_next_atto
-inception_resnet_v2@160 xception41 legacy_xception convnext_atto convnextv2_atto convnext_femto_ols
-starnet_s1 mambaout_femto edgenext_xx_small focalnet_tiny_srf davit_tiny@224 mobilevit_xxs mobilevitv2_050
-poolformer_s12 poolformerv2_s12 caformer_s18 convformer_s18 pvt_v2_b0 twins_pcpvt_small@224 twins_svt_small@224
-efficientformer_l1@224 efficientformerv2_s0@224 efficientvit_b0@224 efficientvit_m0@224 levit_128s@224
-levit_conv_128s@224 coatnet_pico_rw_224@224 coatnet_nano_rw_224@224 maxvit_pico_rw_256@256 maxxvit_rmlp_nano_rw_256@256
-gcvit_xxtiny@224 nextvit_small shvit_s1@224 swiftformer_xs@224 tiny_vit_5m_224@224 nest_tiny@224 xcit_nano_12_p16_224@224
-swin_tiny_patch4_window7_224@224 swinv2_cr_tiny_224@224 hiera_tiny_224@224 convmixer_768_32 crossvit_tiny_240@240
-visformer_tiny@224 cait_xxs24_224@224 coat_tiny@224 convit_tiny@224 vit_tiny_patch16_224@224 vit_small_patch32_224@224
-deit_tiny_distilled_patch16_224@224 deit3_small_patch16_224@224 vit_tiny_r_s16_p8_224@224 vit_relpos_small_patch16_224@224
+fastvit_t8@256 fastvit_sa12@256 hgnetv2_b0 hgnet_tiny hrnet_w18_small hrnet_w18_small_v2 dla34 dla46_c dpn48b
+densenet121 ese_vovnet19b_dw selecsls42b inception_v3@160 inception_v4@160 inception_next_atto inception_resnet_v2@160
+xception41 legacy_xception convnext_atto convnextv2_atto convnext_femto_ols starnet_s1 mambaout_femto edgenext_xx_small
+focalnet_tiny_srf davit_tiny@224 mobilevit_xxs mobilevitv2_050 poolformer_s12 poolformerv2_s12 caformer_s18
+convformer_s18 pvt_v2_b0 twins_pcpvt_small@224 twins_svt_small@224 efficientformer_l1@224 efficientformerv2_s0@224
+efficientvit_b0@224 efficientvit_m0@224 levit_128s@224 levit_conv_128s@224 coatnet_pico_rw_224@224
+coatnet_nano_rw_224@224 maxvit_pico_rw_256@256 maxxvit_rmlp_nano_rw_256@256 gcvit_xxtiny@224 nextvit_small shvit_s1@224
+swiftformer_xs@224 tiny_vit_5m_224@224 nest_tiny@224 xcit_nano_12_p16_224@224 swin_tiny_patch4_window7_224@224
+swinv2_cr_tiny_224@224 hiera_tiny_224@224 convmixer_768_32 crossvit_tiny_240@240 visformer_tiny@224 cait_xxs24_224@224
+coat_tiny@224 convit_tiny@224 vit_tiny_patch16_224@224 vit_small_patch32_224@224 deit_tiny_distilled_patch16_224@224
+deit3_small_patch16_224@224 vit_tiny_r_s16_p8_224@224 vit_relpos_small_patch16_224@224
 vit_small_patch14_reg4_dinov2@224 vit_small_patch16_dinov3@224 eva02_tiny_patch14_224@224 beit_base_patch16_224@224
 mixer_s32_224@224 gmixer_12_224@224 resmlp_12_224@224 gmlp_ti16_224@224 tnt_s_patch16_224@224 pit_ti_224@224
 pit_ti_distilled_224@224 sequencer2d_s@224 tresnet_m vovnet39a volo_d1_224@224 rdnet_tiny"""
@@ -59,7 +61,9 @@ Made by `python scripts/check_taps.py --output docs/networks.md`; do not edit. O
 weights. `mgd.find_taps` gives the maps from shallow to deep: side, channels, and where a margin comes from (n: the norm
 before a ReLU; m: measured; -: none, as nothing cuts off the negative side). *Folded norms*: taps whose statistics a
 batch normalisation holds. *In place*: every map, put in its own place, leaves the logits, and that of another image
-changes them. *Moves*: a bright patch in the image changes the map most where it should.
+changes them. *Moves*: a bright patch at (i, j) changes a map of stride s most at (i / s, j / s), within one position,
+for three of four patches, or the centre of what it changes follows it: the correlations of rows and of columns are at
+least 0.9. Tokens in another order fail both. Random weights make some deep maps of attention fail them too.
 """
 
 
@@ -75,7 +79,8 @@ def build(name: str) -> nn.Module:
     source, _, arch = name.partition(":")
     network: nn.Module
     if source == "timm":
-        network = timm.create_model(arch, pretrained=False, **({"img_size": 224} if "dinov2" in arch else {}))
+        more: dict[str, Any] = {"img_size": 224} if "dinov2" in arch else {}
+        network = timm.create_model(arch, pretrained=False, **more)
     else:
         more = {"init_weights": False} if arch in ("googlenet", "inception_v3") else {}
         network = torchvision.models.get_model(arch, weights=None, **more)
@@ -107,7 +112,9 @@ def moves(network: nn.Module, path: str, size: int, grid: tuple[int, int]) -> st
     """Return "yes" where patches of the image change the map where they should; else what is wrong."""
     rows, columns = (sorted({side * k // 8 for k in (1, 4, 6)}) for side in grid)
     spots = [(i, j) for i in rows for j in columns]
-    images = 0.1 * torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1)).repeat(len(spots) + 1, 1, 1, 1)
+    images = 0.1 * torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1)).repeat(
+        len(spots) + 1, 1, 1, 1
+    )
     step = size / grid[0], size / grid[1]
     for number, (i, j) in enumerate(spots):
         top, left = int(i * step[0]), int(j * step[1])
@@ -118,12 +125,18 @@ def moves(network: nn.Module, path: str, size: int, grid: tuple[int, int]) -> st
     change = (maps[:-1] - maps[-1:]).square().sum(1)
     change = change / change.sum((1, 2), keepdim=True)
     change = change - change.mean(0)  # what every patch changes alike, as at the rim
-    wrong = 0
-    for (i, j), where in zip(spots, change, strict=True):
-        row, column = divmod(int(where.argmax()), grid[1])
-        slack = 1 if min(grid) > 3 else 0
-        wrong += abs(row - i) > slack or abs(column - j) > slack
-    return "yes" if wrong <= len(spots) // 4 else f"{path}: {wrong} of {len(spots)} patches elsewhere"
+    most = [divmod(int(where.argmax()), grid[1]) for where in change]
+    near = [
+        max(abs(a - b) for a, b in zip(spot, found, strict=True)) <= (min(grid) > 3)
+        for spot, found in zip(spots, most, strict=True)
+    ]
+    weight = change.clamp_min(0) / change.clamp_min(0).sum((1, 2), keepdim=True)
+    centres = [(weight.sum(3 - axis) * torch.arange(grid[axis - 1])).sum(1) for axis in (1, 2)]
+    wanted = torch.tensor(spots, dtype=torch.float64).T
+    follows = [float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in zip(wanted, centres, strict=True)]
+    if sum(near) >= 0.75 * len(spots) or min(follows) >= 0.9:
+        return "yes"
+    return f"{path}: {sum(near)} of {len(spots)} patches near, correlation {follows[0]:.2f} and {follows[1]:.2f}"
 
 
 def check(name: str, size: int) -> dict[str, Any]:
@@ -136,12 +149,12 @@ def check(name: str, size: int) -> dict[str, Any]:
         return {**row, "refused": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     row["taps"] = [vars(tap) for tap in taps]
-    for key, say in (
-        ("stays", lambda tap: stays(network, tap.path, images)),
-        ("moves", lambda tap: moves(network, tap.path, size, tap.size)),
-    ):
-        wrong = [said for tap in taps if math.prod(tap.size) > 1 and (said := say(tap)) != "yes"]
-        row[key] = "; ".join(wrong) or "yes"
+    several = [tap for tap in taps if math.prod(tap.size) > 1]
+    said = {
+        "stays": [stays(network, tap.path, images) for tap in taps],
+        "moves": [moves(network, tap.path, size, tap.size) for tap in several],
+    }
+    row |= {key: "; ".join(text for text in texts if text != "yes") or "yes" for key, texts in said.items()}
     return row
 
 
@@ -173,14 +186,16 @@ def line(row: dict[str, Any]) -> str:
     norms = f"{sum(tap['norm'] is not None for tap in taps)} of {len(taps)}"
     channels = " ".join(str(tap["channels"]) for tap in taps)
     paths = " ".join(f"`{tap['path']}`" for tap in taps)
-    return f"| `{row['name']}` | {row['size']} | {paths} | {sizes} | {channels} | {margins} | {norms} | {row['stays']} / {row['moves']} |"
+    checks = f"{row['stays']} / {row['moves']}"
+    return f"| `{row['name']}` | {row['size']} | {paths} | {sizes} | {channels} | {margins} | {norms} | {checks} |"
 
 
 def write(rows: list[dict[str, Any]], output: Path) -> None:
     """Write the table."""
     found = [row for row in rows if "taps" in row]
     good = sum(row["stays"] == row["moves"] == "yes" for row in found)
-    said = f"{len(rows)} networks: taps found in {len(found)}, all checks passed in {good}, {len(rows) - len(found)} refused."
+    refused = len(rows) - len(found)
+    said = f"{len(rows)} networks: taps found in {len(found)}, all checks passed in {good}, {refused} refused."
     head = "| network | pixels | taps | sides (t: tokens) | channels | margins | folded norms | in place / moves |"
     table = [head, "|---|---|---|---|---|---|---|---|", *map(line, rows)]
     output.write_text("\n".join([HEAD, said, "", *table, ""]))

@@ -40,8 +40,10 @@ def run_changed(model: nn.Module, path: str, images: Tensor, change: Callable[[T
     def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         given = first_tensor(module, args, kwargs)
         new = replaced(given)
-        pick = lambda value: new if value is given else value  # noqa: E731
-        return tuple(map(pick, args)), {name: pick(value) for name, value in kwargs.items()}
+        return (
+            tuple(new if value is given else value for value in args),
+            {name: new if value is given else value for name, value in kwargs.items()},
+        )
 
     def write(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if point.element is None:

@@ -5,26 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from mgd.taps.activation import CUTS, NEARLY_CUTS, VIEWS, activation, activation_of, gated
 from mgd.taps.changed import matters
 from mgd.taps.layout import readings, reorders_tokens
 from mgd.taps.norms import norms_before
 from mgd.taps.taps import Taps, dry_forward
 from mgd.taps.trace import LAYERS, Place, Trace, Value, trace
 
-ACTIVATIONS = {
-    "relu": "ReLU", "relu6": "ReLU6", "silu": "SiLU", "gelu": "GELU", "hardswish": "Hardswish", "mish": "Mish",
-    "leaky_relu": "LeakyReLU", "prelu_kernel": "PReLU", "elu": "ELU", "celu": "CELU", "softplus": "Softplus",
-}  # fmt: skip
-CUTS = ("ReLU", "ReLU6")  # 0 for everything negative
-NEARLY_CUTS = ("SiLU", "GELU", "Hardswish", "Mish")  # 0 for what is far below 0
-VIEWS = ("view", "_unsafe_view", "permute", "transpose", "t", "clone", "contiguous", "alias", "detach", "_to_copy",
-         "dropout", "expand", "reshape", "unsqueeze", "squeeze", "flatten", "_reshape_alias", "native_dropout", "slice",
-         "unflatten", "movedim", "written")  # fmt: skip
 POOLS = ("mean", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "amax", "max")
 PREFIXES = ("cls_token", "class_token", "dist_token", "distillation_token", "reg_token", "register_tokens",
             "storage_tokens", "class_embedding")  # fmt: skip
@@ -138,50 +131,16 @@ def _describe(model: nn.Module, paths: Sequence[str], images: Tensor, graph: Tra
     described = []
     for path, point, found, norm in zip(paths, taps.points, maps, norms, strict=True):
         number = places.get(path.split("@first")[0].split("@last")[0].split("@tokens")[0])
-        activation = None if number is None else _activation_of(number, graph, consumers)
+        function = None if number is None else activation_of(number, graph, consumers)
         depth = 0.0 if number is None else graph.values[number].num_layers / total
         margin: Literal["norm", "measured", "none"] = "none"
-        if activation in (*CUTS, *NEARLY_CUTS):
-            margin = "norm" if norm is not None and activation in CUTS else "measured"
+        if function in (*CUTS, *NEARLY_CUTS):
+            margin = "norm" if norm is not None and function in CUTS else "measured"
         name = None if norm is None else names[norm]
         kind: Literal["map", "tokens"] = "tokens" if point.layout.kind == "tokens" else "map"
         size = (found.shape[2], found.shape[3])
-        described.append(Tap(path, found.shape[1], size, kind, name, activation, margin, depth))
+        described.append(Tap(path, found.shape[1], size, kind, name, function, margin, depth))
     return described
-
-
-def _activation_of(number: int, graph: Trace, consumers: dict[int, list[Value]]) -> str | None:
-    """Return the activation that is all that reads a value, views left aside, or None."""
-    names = set()
-    for value in consumers.get(number, []):
-        if value.operator in VIEWS:
-            names.add(_activation_of(value.number, graph, consumers))
-        elif value.operator != "sigmoid" or not _is_swish(number, value, consumers):
-            names.add(_activation(value) or _gated(value, graph))
-    return names.pop() if len(names) == 1 else None
-
-
-def _gated(value: Value, graph: Trace) -> str | None:
-    """Return "SiLU" where a product is x * sigmoid(x)."""
-    if value.operator != "mul" or len(value.parents) != 2:
-        return None
-    one, other = (graph.values[number] for number in value.parents)
-    return "SiLU" if other.operator == "sigmoid" and other.parents == (one.number,) else None
-
-
-def _is_swish(number: int, sigmoid: Value, consumers: dict[int, list[Value]]) -> bool:
-    products = consumers.get(sigmoid.number, [])
-    return bool(products) and all(p.operator == "mul" and p.parents == (number, sigmoid.number) for p in products)
-
-
-def _activation(value: Value) -> str | None:
-    """Return the name of the activation that computed a value, or None."""
-    name, bounds = value.operator.strip("_"), value.constants
-    if name == "hardtanh" and bounds[:1] == (0.0,):
-        return "ReLU6"
-    if name in ("clamp", "clamp_min") and bounds == (0.0,):
-        return "ReLU"
-    return ACTIVATIONS.get(name)
 
 
 @dataclass(frozen=True)
@@ -287,7 +246,7 @@ class _Finder:
         found = list(stages)
         reached = self._reaching()
         trunk = {value.number for value in self.trunk}
-        for above, below in zip(stages, stages[1:], strict=False):
+        for above, below in pairwise(stages):
             if above[-1].size[0] < 3 * below[0].size[0]:
                 continue
             between = self.graph.values[above[-1].value.number : below[0].value.number]
@@ -345,11 +304,15 @@ class _Finder:
         by_number = {found.value.number: found for found in stage}
         while value.parents:
             above = self.graph.values[value.parents[0]]
-            if _gated(value, self.graph) or (len(value.parents) == 1 and _activation(value)):
+            if gated(value, self.graph) or (len(value.parents) == 1 and activation(value)):
                 return by_number.get(above.number) or self._read_before(above, last) or last
             layer = value.operator.strip("_") in LAYERS
             # Behind an activation may follow what a DenseNet's transition has, one convolution and a pool.
-            if (layer and num_layers) or len(value.parents) > 1 or not (layer or value.operator in (*VIEWS, "avg_pool2d")):
+            if (
+                (layer and num_layers)
+                or len(value.parents) > 1
+                or not (layer or value.operator in (*VIEWS, "avg_pool2d"))
+            ):
                 break
             num_layers += layer
             value = above
@@ -405,5 +368,3 @@ def _num_prefix(model: nn.Module) -> int:
         if name.rpartition(".")[2] in PREFIXES:
             found += parameter.shape[-2] if parameter.ndim == 3 else 1
     return found
-
-

@@ -148,7 +148,9 @@ def _element(point: TapPoint, output: Any) -> Any:
     elif isinstance(output, (tuple, list)):
         names = {str(index): value for index, value in enumerate(output)}
     else:
-        raise TypeError(f"tap {point.path!r}: the module returns a {type(output).__name__}; leave out [{point.element}]")
+        raise TypeError(
+            f"tap {point.path!r}: the module returns a {type(output).__name__}; leave out [{point.element}]"
+        )
     if point.element not in names:
         raise ValueError(f"tap {point.path!r}: what the module returns has no such element, but {', '.join(names)}")
     return names[point.element]

@@ -123,7 +123,7 @@ class _Recorder(TorchDispatchMode):
     num_layers: int = 0
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._number: dict[int, int] = {}  # of the value that a tensor has, by its id
         self._written: dict[int, int] = {}  # the last change of a storage
         self._alive: list[Tensor] = []  # an id is a tensor's own while that lives
@@ -166,7 +166,7 @@ class _Recorder(TorchDispatchMode):
 
 def _storage(tensor: Tensor) -> int:
     try:
-        return tensor.untyped_storage()._cdata
+        return int(tensor.untyped_storage()._cdata)
     except NotImplementedError:  # one without a storage, as of oneDNN
         return -id(tensor)
 
