@@ -265,6 +265,24 @@ def test_elements_calls_and_keywords() -> None:
         mgd.Taps(Several(), ["twice[0]#0"])(torch.randn(1, 3, 32, 32))
 
 
+def test_what_is_changed_by_a_view_is_another_map() -> None:
+    class Partial(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.next, self.head = conv(3, 4), conv(4, 4, 2), head(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            y[:, :2] = y[:, :2].relu()
+            out: Tensor = self.head(self.next(y))
+            return out
+
+    model, images = Partial().eval(), torch.randn(2, 3, 16, 16)
+    assert found(model) == [("next@in", 4, (16, 16)), ("next", 4, (8, 8))]
+    swapped = run_changed(model, "next@in", images, lambda maps: maps.flip(0))
+    torch.testing.assert_close(swapped, model(images).flip(0))
+
+
 def test_resolutions_that_only_branches_have_are_found() -> None:
     class Branches(nn.Module):
         def __init__(self) -> None:
