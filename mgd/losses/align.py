@@ -33,6 +33,27 @@ def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
+def at_size_of(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the teacher's map at the student's resolution: averaged where it is a multiple of it, else interpolated.
+
+    Args:
+        student: (B, S, H, W).
+        teacher: (B, T, H', W').
+
+    Returns:
+        (B, T, H, W); the teacher's map itself where the sizes are equal. Interpolation is bilinear, over all pixels
+        that a pixel covers where the map shrinks.
+    """
+    size = (student.shape[2], student.shape[3])
+    own = (teacher.shape[2], teacher.shape[3])
+    if own == size:
+        return teacher
+    if all(a % b == 0 for a, b in zip(own, size, strict=True)):
+        return F.adaptive_avg_pool2d(teacher, size)
+    shrinks = any(a > b for a, b in zip(own, size, strict=True))
+    return F.interpolate(teacher.float(), size, mode="bilinear", antialias=shrinks).to(teacher.dtype)
+
+
 def pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Return the two maps of a tap as float32 maps of one resolution, the teacher's detached; see `same_size`."""
     return same_size(as_map(student).float(), as_map(teacher.detach()).float())

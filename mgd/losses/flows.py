@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mgd.flow import ChannelCost, Flow, solve_control
+from mgd.losses.align import at_size_of
 from mgd.losses.term import HyperParameters, Update, Views
 from mgd.taps import Probe
 
@@ -47,23 +48,30 @@ class FlowOptions(HyperParameters):
 
 
 def check_pairs(student: Probe, teachers: Sequence[Probe]) -> None:
-    """Refuse networks whose maps cannot be compared pixel by pixel, or that are no student and frozen teachers.
+    """Refuse networks whose taps do not pair up, or that are no student and frozen teachers.
 
     Raises:
-        ValueError: naming the taps.
+        ValueError: saying which.
     """
     for teacher in teachers:
         if not teacher.frozen:
             raise ValueError("a flow matches a student to a frozen teacher: it does not go with peers that train")
         if len(student.sizes) != len(teacher.sizes):
             raise ValueError(f"a flow needs as many taps each; got {len(student.sizes)} and {len(teacher.sizes)}")
-        for tap, sizes in enumerate(zip(student.sizes, teacher.sizes, strict=True)):
-            if sizes[0] != sizes[1]:
-                shapes = [tuple(network.outputs.features[tap].shape[1:]) for network in (student, teacher)]
-                raise ValueError(
-                    f"taps {_name(student, tap)} (student, {shapes[0]}) and {_name(teacher, tap)} (teacher, "
-                    f"{shapes[1]}) need maps of equal resolution: tap other modules"
-                )
+
+
+def say_sizes(student: Probe, teacher: Probe) -> list[str]:
+    """Say of every tap at which the teacher's map is brought to the student's resolution; see `at_size_of`."""
+    found = []
+    for tap, (ours, theirs) in enumerate(zip(student.sizes, teacher.sizes, strict=True)):
+        if ours != theirs:
+            averaged = all(a % b == 0 for a, b in zip(theirs, ours, strict=True))
+            found.append(
+                f"the teacher's map at tap {_name(teacher, tap)}, {theirs[0]} x {theirs[1]}, is "
+                f"{'averaged' if averaged else 'interpolated'} to the {ours[0]} x {ours[1]} of the student's tap "
+                f"{_name(student, tap)}"
+            )
+    return found
 
 
 def _name(network: Probe, tap: int) -> str:
@@ -109,8 +117,8 @@ def first_flows(
     ]
     for student, teachers, _ in views(options.max_images):
         for stages, teacher in zip(sums, teachers, strict=True):
-            for cost, *maps in zip(stages, student.features, teacher.features, strict=True):
-                cost.update(*maps)
+            for cost, ours, theirs in zip(stages, student.features, teacher.features, strict=True):
+                cost.update(ours, at_size_of(ours, theirs))
     for stage in (stage for stages in sums for stage in stages):
         stage.all_reduce()
     costs = [[stage.mean() for stage in stages] for stages in sums]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from mgd.checks import check_at_least_0, check_maps, check_positive
 from mgd.flow import Flow, slots
 from mgd.flow.cost import TINY
-from mgd.losses.flows import FlowOptions, check_pairs, flow_record, say_margins
+from mgd.losses.align import at_size_of
+from mgd.losses.flows import FlowOptions, check_pairs, flow_record, say_margins, say_sizes
 from mgd.losses.margin import sum_partial_l2
 from mgd.losses.reduce import reduce_channels
 from mgd.losses.stage import Stage
@@ -43,6 +44,8 @@ class ChannelMatching(Term):
         denominator is that of the images at hand: over ranks, or parts of a batch, it is a mean of such ratios.
         No ratio exceeds 100: beyond, the denominator is a constant e_i / 100, and the gradient that of 100 log e_i. It
         is so for a student far above its teacher, and for a stage whose map is nowhere positive; `dead` names those.
+
+    A teacher's map of another resolution is brought to the student's, see `align.at_size_of`.
 
     Use: `update` before every epoch, then call as a term. By hand: `observe` batches in eval mode, `rematch` to solve
     the flows. Flows, margins and cost sums are buffers; `load_state_dict` restores them.
@@ -164,6 +167,7 @@ class ChannelMatching(Term):
             terms.append(cls(student.channels, teacher.channels, margins, hyper, observe_share=share))
             terms[-1].paths = teacher.paths
             notes += [say_margins(teacher, hyper.margin)] if teacher.paths else []
+            notes += say_sizes(student, teacher)
         term = terms[0] if len(terms) == 1 else EachMatching(terms)
         term.notes = notes
         return term
@@ -307,14 +311,15 @@ class ChannelMatching(Term):
                 f"got {len(student)} of the student, {len(teacher)} of the teacher"
             )
         for number, (stage, *maps) in enumerate(zip(self._stages(), student, teacher, strict=True)):
-            check_maps(f"stage {number} of a ChannelMatching", *maps, same="resolution")
+            check_maps(f"stage {number} of a ChannelMatching", *maps)
             wanted, found = tuple(stage.cost.cosine.shape), (maps[0].shape[1], maps[1].shape[1])
             if found != wanted:
                 raise ValueError(
                     f"stage {number} of a ChannelMatching has {wanted[0]} channels of the student and {wanted[1]} of "
                     f"the teacher; got maps with {found[0]} and {found[1]}"
                 )
-        return list(zip(self._stages(), student, teacher, strict=True))
+        sized = [at_size_of(ours, theirs) for ours, theirs in zip(student, teacher, strict=True)]
+        return list(zip(self._stages(), student, sized, strict=True))
 
     def _require_flows(self) -> None:
         if not self._matched:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mgd.checks import check_maps
 from mgd.flow import Flow
 from mgd.losses.align import check_channels, pairs, regressor, start_from
-from mgd.losses.flows import FlowOptions, check_pairs, first_flows, say_margins
+from mgd.losses.flows import FlowOptions, check_pairs, first_flows, say_margins, say_sizes
 from mgd.losses.margin import MeasuredMargin, partial_l2
 from mgd.losses.term import Term, Update, Views, per_teacher
 from mgd.taps import Batch, Outputs, Probe
@@ -132,6 +132,8 @@ class OFD(Term):
         margins = [list(teacher.margins) or [None] * len(teacher.channels) for teacher in teachers]
         term = cls(student.channels, [teacher.channels for teacher in teachers], hyper, margins=margins)
         term.notes = [say_margins(teacher) for teacher in teachers if teacher.paths]
+        if hyper.init == "flow":
+            term.notes += [note for teacher in teachers for note in say_sizes(student, teacher)]
         return term
 
     def update(self, epoch: int, views: Views) -> Update:

@@ -251,7 +251,6 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         "classes": options(words, num_classes="2"),
         "tap": options(words, student_taps="layer9.0.relu@in", teacher_taps="layer3"),
         "taps count": options(words, student_taps="layer2,layer3", teacher_taps="layer3"),
-        "resolution": options(words, student_taps="layer2", teacher_taps="layer3"),
         "no map": options(words, student_taps="linear", teacher_taps="linear"),
         "ambiguous": options(words, student_taps="layer3.0.relu@in", teacher_taps="layer3"),
         "default taps": options(
@@ -280,7 +279,6 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         ("classes", "--num-classes 2 is less than the 3 class folders"),
         ("tap", "nearest are layer"),
         ("taps count", "as many taps each for mgd; got 2"),
-        ("resolution", "maps of equal resolution"),
         ("no map", "term mgd: expected a map (B, C, H, W)"),
         ("ambiguous", "'layer3.0.relu@in#-1' for the last"),
         ("default taps", "name them by --teacher-taps (its modules: stem, trunk_output"),

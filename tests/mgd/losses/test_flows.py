@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mgd import Outputs, Probe, solve_flow
 from mgd.flow import Flow
-from mgd.losses.flows import FlowOptions, check_pairs, first_flows, flow_record, say_margins
+from mgd.losses.flows import FlowOptions, check_pairs, first_flows, flow_record, say_margins, say_sizes
 from tests.mgd.nets import Seen
 
 CPU = torch.device("cpu")
@@ -89,12 +89,31 @@ def test_what_cannot_be_matched_is_refused() -> None:
         check_pairs(student, [probe((5, 4)), probe((6, 2), frozen=False)])
     with pytest.raises(ValueError, match="needs as many taps each; got 2 and 1"):
         check_pairs(student, [probe((5, 4)), probe((6,))])
-    with pytest.raises(ValueError, match=r"taps number 0 \(student, \(3, 4, 4\)\) and number 0 \(teacher, \(5, 2, 2\)"):
-        check_pairs(student, [probe((5, 4), 2)])
+
+
+def test_sizes_that_differ_are_said() -> None:
+    student = probe((3, 2), frozen=False)
+    assert say_sizes(student, probe((5, 4))) == []
+    (first, _) = say_sizes(student, probe((5, 4), 8))
+    assert first == "the teacher's map at tap number 0, 8 x 8, is averaged to the 4 x 4 of the student's tap number 0"
     named = replace(student, paths=("a", "b"))
     mixed = Probe(Outputs(torch.zeros(1, 3), [torch.zeros(1, 5, 4, 4), torch.zeros(1, 6, 4, 3)]), paths=("c", "d"))
-    with pytest.raises(ValueError, match=r"taps b .*\(2, 4, 4\)\) and d .*\(6, 4, 3\)\) need maps of equal resolution"):
-        check_pairs(named, [mixed])
+    said = "the teacher's map at tap d, 4 x 3, is interpolated to the 4 x 4 of the student's tap b"
+    assert say_sizes(named, mixed) == [said]
+
+
+def test_first_flows_of_maps_of_other_sizes_are_those_of_the_averaged_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(6, 3, 4, 4, generator=generator), torch.randn(6, 5, 8, 8, generator=generator)
+    averaged = theirs.reshape(6, 5, 4, 2, 4, 2).mean((3, 5))
+
+    def solved(maps: torch.Tensor) -> Flow:
+        seen = Seen([(Outputs(torch.zeros(6, 2), [ours]), [Outputs(torch.zeros(6, 2), [maps])])])
+        ((found,),), _ = first_flows((3,), ((5,),), FlowOptions(), seen, CPU)
+        return found
+
+    assert (solved(theirs).index == solved(averaged).index).all()
+    assert solved(theirs).total_cost == pytest.approx(solved(averaged).total_cost)
 
 
 def flow(index: list[list[int]], num_teacher: int, cost: float) -> Flow:

@@ -263,10 +263,10 @@ def test_random_regressors_are_left_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(regressors(term), before, strict=True))
 
 
-def test_peers_and_other_sizes_are_refused_where_it_starts_from_a_flow() -> None:
+def test_peers_are_refused_where_it_starts_from_a_flow_and_other_sizes_are_said() -> None:
     student, teacher = Probe(outputs(*STUDENT), frozen=False), Probe(outputs((3, 6, 2, 2), (3, 7, 2, 2)))
-    OFD.build(student, [teacher], 10)
-    with pytest.raises(ValueError, match="equal resolution"):
-        OFD.build(student, [teacher], 10, OFD.Hyper(init="flow"))
+    assert not OFD.build(student, [teacher], 10).notes
+    notes = OFD.build(student, [teacher], 10, OFD.Hyper(init="flow")).notes
+    assert "2 x 2, is interpolated to the" in notes[0]
     with pytest.raises(ValueError, match="peers that train"):
         OFD.build(student, [student], 10, OFD.Hyper(init="flow"))
