@@ -44,10 +44,12 @@ LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {
     "dml": losses.dml,
     "ssld": losses.ssld,
     "meal": losses.meal,
+    "wttm": losses.wttm,
 }
 MAP_LOSSES: dict[str, Callable[..., Tensor]] = {
     "at": losses.at,
     "map_l2": losses.map_l2,
+    "wkd_maps": losses.wkd_maps,
     "similarity": losses.similarity,
     "context_loss": context_loss,
     "afd": lambda s, t: losses.afd([s], [t], torch.ones(len(s), 1, 1)),
