@@ -297,7 +297,7 @@ def test_a_view_that_cannot_be(given: dict[str, Any]) -> None:
         View(**usual | given)
 
 
-NEED_TWO = ("dkd", "meal")
+NEED_TWO = ("dkd", "meal", "wkd_logits")
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
