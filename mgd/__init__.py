@@ -2,7 +2,7 @@
 
 from mgd import losses
 from mgd.distiller import Distiller
-from mgd.flow import ChannelCost, Flow, channel_cost, solve_flow
+from mgd.flow import ChannelCost, Flow, Plan, channel_cost, solve_flow, solve_plan
 from mgd.losses.margin import partial_l2
 from mgd.losses.mgd import ChannelMatching
 from mgd.losses.reduce import reduce_channels
@@ -34,6 +34,7 @@ __all__ = [
     "Flow",
     "Frozen",
     "Outputs",
+    "Plan",
     "Probe",
     "Tap",
     "Taps",
@@ -54,5 +55,6 @@ __all__ = [
     "probe",
     "reduce_channels",
     "solve_flow",
+    "solve_plan",
     "tokens_to_map",
 ]

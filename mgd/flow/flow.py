@@ -105,7 +105,8 @@ SOLVERS: dict[str, Callable[[Array, int, bool], Array]] = {
 }
 
 
-def _check(cost: Any) -> Array:
+def check_cost(cost: Any) -> Array:
+    """Return a cost (S, T) as float64, or raise ValueError where it is no matrix or holds NaN or -inf."""
     if "complex" in str(getattr(cost, "dtype", "")) or isinstance(cost, np.ma.MaskedArray):
         raise ValueError("cost must be real numbers, none masked: write inf where a pair is forbidden")
     if hasattr(cost, "detach"):  # a tensor, on any device and of any floating type
@@ -251,7 +252,7 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
 
     Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, equations 5 and 6.
     """
-    array = _check(cost)
+    array = check_cost(cost)
     num_student, num_teacher = array.shape
     depth = slots(num_student, num_teacher, capacity)
     name = ("sparse" if array.size > 100_000 else "scipy") if solver == "auto" else solver
@@ -292,7 +293,7 @@ def solve_control(cost: Any, assignment: str, seed: Sequence[int], **options: st
     """
     if assignment == "cheapest":
         return solve_flow(cost, **options)
-    values = _check(cost)
+    values = check_cost(cost)
     num_student, num_teacher = values.shape
     if assignment == "costliest":
         posed = -values

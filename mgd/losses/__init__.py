@@ -20,7 +20,10 @@ from mgd.losses.similarity import Similarity, similarity
 from mgd.losses.ssld import SSLD, ssld
 from mgd.losses.term import EachTeacher, HyperParameters, LogitTerm, Term, Views, standardise
 from mgd.losses.udml import UDML
+from mgd.losses.wkd_logits import WKDLogits, class_cost, wkd_logits
+from mgd.losses.wkd_maps import WKDMaps, wkd_maps
 from mgd.losses.wsl import WSL, wsl
+from mgd.losses.wttm import WTTM, wttm
 
 LOSSES: dict[str, type[Term]] = {
     "afd": AFD,
@@ -42,7 +45,10 @@ LOSSES: dict[str, type[Term]] = {
     "similarity": Similarity,
     "ssld": SSLD,
     "udml": UDML,
+    "wkd_logits": WKDLogits,
+    "wkd_maps": WKDMaps,
     "wsl": WSL,
+    "wttm": WTTM,
 }
 
 __all__ = [
@@ -61,6 +67,7 @@ __all__ = [
     "SSLD",
     "UDML",
     "WSL",
+    "WTTM",
     "ChannelMatching",
     "EachTeacher",
     "FitNet",
@@ -72,8 +79,11 @@ __all__ = [
     "Similarity",
     "Term",
     "Views",
+    "WKDLogits",
+    "WKDMaps",
     "afd",
     "at",
+    "class_cost",
     "crd",
     "dist",
     "dkd",
@@ -85,5 +95,8 @@ __all__ = [
     "similarity",
     "ssld",
     "standardise",
+    "wkd_logits",
+    "wkd_maps",
     "wsl",
+    "wttm",
 ]

@@ -306,7 +306,10 @@ class LogitTerm(Term):
             check_logits(cls.__name__.lower(), student.logits[:1], teacher.logits[:1], min_classes=cls.min_classes)
 
     def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        logits = (student.logits, teacher.logits)
+        return self.compare(*self.compared(student.logits, teacher.logits), batch.target)
+
+    def compared(self, student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both networks' logits as they are compared: standardised, where the hyper-parameters say so."""
         if getattr(self.hyper, "standardised", False):
-            logits = (standardise(logits[0]), standardise(logits[1]))
-        return self.compare(*logits, batch.target)
+            return standardise(student_logits), standardise(teacher_logits)
+        return student_logits, teacher_logits

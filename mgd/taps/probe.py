@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from mgd.taps.layout import as_map
@@ -24,6 +25,7 @@ class Probe:
         weight: of this teacher among several, > 0.
         frozen: whether the network is a frozen teacher, not a peer that trains.
         before_relu: whether the taps lie before a ReLU, so that a term whose source reads maps behind it applies one.
+        classifier: (K, D), the weight of the linear layer whose output the logits are, or None where there is none.
     """
 
     outputs: Outputs
@@ -33,6 +35,7 @@ class Probe:
     weight: float = 1.0
     frozen: bool = True
     before_relu: bool = False
+    classifier: Tensor | None = None
 
     @property
     def channels(self) -> list[int]:
@@ -66,7 +69,7 @@ def probe(network: nn.Module, images: Tensor, *, weight: float = 1.0, frozen: bo
         frozen: whether it is a frozen teacher.
     """
     taps = network if isinstance(network, Taps) else Taps(network)
-    outputs = dry_forward(taps, images)
+    outputs, classifier = _classify(taps, images)
     norms = norms_before(taps, images) if taps.paths else []
     names = {module: name for name, module in taps.model.named_modules()}
     return Probe(
@@ -76,4 +79,25 @@ def probe(network: nn.Module, images: Tensor, *, weight: float = 1.0, frozen: bo
         margins=tuple(None if norm is None else bn_margin(norm) for norm in norms),
         weight=weight,
         frozen=frozen,
+        classifier=classifier,
     )
+
+
+def _classify(taps: Taps, images: Tensor) -> tuple[Outputs, Tensor | None]:
+    """Return the outputs of one dry forward, and the weight of the linear layer whose output the logits are."""
+    made: list[tuple[nn.Linear, Tensor]] = []
+
+    def note(layer: nn.Module, _: object, output: Tensor) -> None:
+        assert isinstance(layer, nn.Linear)
+        made.append((layer, output))
+
+    handles = [layer.register_forward_hook(note) for layer in taps.modules() if isinstance(layer, nn.Linear)]
+    try:
+        outputs = dry_forward(taps, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer, output in reversed(made):
+        if output.shape == outputs.logits.shape and torch.equal(output.to(outputs.logits), outputs.logits):
+            return outputs, layer.weight.detach()
+    return outputs, None

@@ -62,6 +62,11 @@ def toy(width: int = 4, seed: int = 0) -> Toy:
     return net
 
 
+def classifier(outputs: Outputs) -> Tensor:
+    """Weights of a last layer for networks that have none but outputs."""
+    return torch.randn(outputs.logits.shape[1], 6, generator=torch.Generator().manual_seed(0))
+
+
 def built(
     kind: type[T],
     student: Outputs,
@@ -75,7 +80,10 @@ def built(
     """The term for networks of such outputs, as a run builds it."""
     weights = teacher_weights or [1.0] * len(teachers)
     given = margins or [()] * len(teachers)
-    probes = [Probe(t, weight=w, margins=m) for t, w, m in zip(teachers, weights, given, strict=True)]
+    probes = [
+        Probe(t, weight=w, margins=m, classifier=classifier(t))
+        for t, w, m in zip(teachers, weights, given, strict=True)
+    ]
     term = kind.build(Probe(student, frozen=False), probes, num_images, kind.Hyper(**values))
     assert isinstance(term, kind)
     return term

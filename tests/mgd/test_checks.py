@@ -44,10 +44,12 @@ LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {
     "dml": losses.dml,
     "ssld": losses.ssld,
     "meal": losses.meal,
+    "wttm": losses.wttm,
 }
 MAP_LOSSES: dict[str, Callable[..., Tensor]] = {
     "at": losses.at,
     "map_l2": losses.map_l2,
+    "wkd_maps": losses.wkd_maps,
     "similarity": losses.similarity,
     "context_loss": context_loss,
     "afd": lambda s, t: losses.afd([s], [t], torch.ones(len(s), 1, 1)),
@@ -295,7 +297,7 @@ def test_a_view_that_cannot_be(given: dict[str, Any]) -> None:
         View(**usual | given)
 
 
-NEED_TWO = ("dkd", "meal")
+NEED_TWO = ("dkd", "meal", "wkd_logits")
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)

@@ -95,7 +95,7 @@ def pairs(conditions: dict[str, Change]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 3.0}, {"symmetric": True}])
-@pytest.mark.parametrize("name", ["ce", "kd", "dkd", "dml", "ssld", "wsl", "meal"])
+@pytest.mark.parametrize("name", ["ce", "kd", "dkd", "dml", "ssld", "wsl", "wttm", "meal"])
 def test_a_class_left_out_by_minus_infinity_is_as_one_that_is_not_there(name: str, options: dict[str, float]) -> None:
     if not options.keys() <= hypers(name):
         return

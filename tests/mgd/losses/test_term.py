@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, dataclass, fields
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
 from typing import Any, Literal
 
 import pytest
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mgd import Batch, Distiller, Outputs, Probe, freeze, losses
 from mgd.losses.term import EachTeacher, HyperParameters, LogitTerm, Term, standardise
-from tests.mgd.nets import Seen, built, toy
+from tests.mgd.nets import Seen, built, classifier, toy
 
 TARGET = torch.tensor([0, 2, 1])
 SHARES = torch.full((3, 1, 1), 1.0)
@@ -76,7 +76,7 @@ def test_standardised_logits_have_mean_0_and_deviation_1() -> None:
 
 def test_a_temperature_that_is_none_is_refused() -> None:
     hypers = {name: t.Hyper for name, t in losses.LOSSES.items() if "temperature" in {f.name for f in fields(t.Hyper)}}
-    assert hypers.keys() == {"crd", "dist", "dkd", "kd", "wsl"}
+    assert hypers.keys() == {"crd", "dist", "dkd", "kd", "wkd_logits", "wsl"}
     for name, hyper in hypers.items():
         for temperature in (0.0, -1.0, math.nan, math.inf):
             with pytest.raises(ValueError, match=f"{name}: temperature must be positive"):
@@ -94,6 +94,9 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]]
     "rkd": (losses.rkd, (3, 4)),
     "at": (losses.at, (3, 2, 4, 4)),
     "map_l2": (losses.map_l2, (3, 2, 4, 4)),
+    "wkd_maps": (losses.wkd_maps, (3, 2, 4, 4)),
+    "wkd_logits": (lambda s, t: losses.wkd_logits(s, t, TARGET, cost=1 - torch.eye(4)), (3, 4)),
+    "wttm": (losses.wttm, (3, 4)),
     "afd": (lambda s, t: losses.afd([s], [t], SHARES), (3, 2, 4, 4)),
 }
 
@@ -109,6 +112,8 @@ def test_functions_leave_the_teacher_alone(name: str) -> None:
 
 LAYERED: dict[str, Callable[[int], Term]] = {
     "map_l2": lambda num: losses.MapL2(2, [2] * num),
+    "wkd_maps": lambda num: losses.WKDMaps(2, [2] * num),
+    "wkd_logits": lambda num: losses.WKDLogits([1 - torch.eye(4)] * num),
     "masked_generative": lambda num: losses.MaskedGenerative(2, [2] * num),
     "crd": lambda num: losses.CRD(2, [2] * num, 10),
     "reviewkd": lambda num: losses.ReviewKD([2], [[2]] * num),
@@ -136,7 +141,7 @@ def test_the_relu_is_for_both_networks() -> None:
 
 
 LOGIT_TERMS: dict[str, Any] = {
-    name: t for name, t in losses.LOSSES.items() if issubclass(t, LogitTerm) and name != "meal"
+    name: t for name, t in losses.LOSSES.items() if issubclass(t, LogitTerm) and name not in ("meal", "wkd_logits")
 }
 
 
@@ -159,7 +164,7 @@ def test_logit_terms_weigh_their_teachers(name: str) -> None:
 
 def test_terms_default_to_what_their_functions_do() -> None:
     student, teacher = randn(3, 4), randn(3, 4, seed=1)
-    for name in ("kd", "dist", "dkd", "wsl", "dml", "ssld"):
+    for name in ("kd", "dist", "dkd", "wsl", "dml", "ssld", "wttm"):
         function = losses.ssld if name == "ssld" else getattr(losses, name)
         value = LOGIT_TERMS[name]()(Outputs(student), [Outputs(teacher)], Batch(TARGET))
         torch.testing.assert_close(value, function(student, teacher, TARGET))
@@ -175,7 +180,9 @@ WEIGHTS = {
     "mgd": 5.0,
     "ofd": 1e-3,
     "similarity": 3000.0,
+    "wkd_maps": 0.02,
     "wsl": 2.5,
+    "wttm": 4.0,
 }
 
 
@@ -192,6 +199,7 @@ def test_what_terms_read() -> None:
         "masked_generative",
         "rkd",
         "similarity",
+        "wkd_maps",
     }
     assert {n for n, t in losses.LOSSES.items() if not t.paired} == {"afd", "crd", "rkd", "similarity"}
 
@@ -202,7 +210,7 @@ def test_the_value_is_float32_whatever_the_logits_are() -> None:
     assert Gap()(half, [outputs(1.0)], Batch()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["map_l2", "masked_generative", "fitnet", "ofd", "reviewkd", "afd", "crd"])
+@pytest.mark.parametrize("name", ["map_l2", "wkd_maps", "masked_generative", "fitnet", "ofd", "reviewkd", "afd", "crd"])
 def test_terms_with_layers_weigh_their_teachers(name: str) -> None:
     student, teachers = outputs(0.5), [outputs(1.0), outputs(2.0)]
     torch.manual_seed(0)
@@ -268,7 +276,7 @@ def test_hyper_parameters_are_a_frozen_dataclass_of_types_and_defaults(name: str
 def networks(num: int = 1) -> list[Probe]:
     """Of a student and of teachers, with two taps each."""
     found = [Outputs(randn(2, 5, seed=n), [randn(2, c + n, 4, 4, seed=n) for c in (3, 4)]) for n in range(num + 1)]
-    return [Probe(outputs, frozen=number > 0) for number, outputs in enumerate(found)]
+    return [Probe(outputs, frozen=number > 0, classifier=classifier(outputs)) for number, outputs in enumerate(found)]
 
 
 @pytest.mark.parametrize("name", HYPERS)
@@ -345,10 +353,10 @@ def test_equal_teachers_have_no_weights_and_others_those_of_their_probes(name: s
     student, *teachers = networks(2)
     kind = losses.LOSSES[name]
     assert kind.build(student, teachers, 20).teacher_weights in (None, [1.0, 1.0])
-    weighted = [Probe(t.outputs, weight=w) for t, w in zip(teachers, (3.0, 1.0), strict=True)]
+    weighted = [replace(t, weight=w) for t, w in zip(teachers, (3.0, 1.0), strict=True)]
     assert kind.build(student, weighted, 20).teacher_weights == [3.0, 1.0]
     with pytest.raises(ValueError, match="teacher_weights must be positive"):
-        kind.build(student, [weighted[0], Probe(teachers[1].outputs, weight=-1.0)], 20)
+        kind.build(student, [weighted[0], replace(teachers[1], weight=-1.0)], 20)
 
 
 @pytest.mark.parametrize("before_relu", [True, False])
