@@ -23,8 +23,8 @@ from matplotlib import pyplot as plt
 from classification.data.folders import Photos
 from classification.options.config import parse
 from classification.runs.world import Seed
-from classification.training.distillation import tap
 from classification.training.job import Job, start_job
+from classification.training.tapping import tap
 from mgd import channel_cost, dry_forward
 
 

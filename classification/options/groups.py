@@ -121,6 +121,13 @@ class Run:
         free=True,
         anew=True,
     )
+    show_taps: bool = option(
+        False,
+        help="print where student and teachers are tapped, with sizes, norms and margins, and leave",
+        distillation=True,
+        free=True,
+        anew=True,
+    )
     print_freq: int | None = option(
         None,
         "-p",
@@ -221,7 +228,8 @@ class Networks:
     student_taps: str | None = option(
         None,
         metavar="PATHS",
-        help="comma-separated, as layer2.1.relu@in#-1; default: by family",
+        help="comma-separated, as layer2.1.relu@in#-1, or auto, found by what the network computes; default: those of "
+        "its family, or auto",
         section=TAPS,
         distillation=True,
     )
@@ -235,7 +243,7 @@ class Networks:
     taps: str | None = option(
         None,
         metavar="PATHS",
-        help="the same paths for student and teacher",
+        help="the same paths for student and teacher, or auto",
         section=TAPS,
         distillation=True,
     )

@@ -11,9 +11,8 @@ from torch import nn
 
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
-from classification.models import default_taps
 from classification.options import config
-from classification.options.terms import mutual, needing, pairing, using
+from classification.options.terms import mutual
 from classification.runs.world import device_of
 from classification.training.job import Job
 from mgd import Distiller, Ensemble, Frozen, Probe, Taps, View, fold_norms, freeze, has_bfloat16, probe
@@ -89,7 +88,7 @@ def look(job: Job, network: Taps, shown: View | None) -> Probe:
         raise UserError(str(error)) from error
     except RuntimeError as error:
         raise UserError(f"the networks do not run at --img-size {size} with these taps: {error}") from error
-    return replace(found, before_relu=not (job.options.student_taps or job.options.teacher_taps))
+    return replace(found, before_relu=job.before_relu)
 
 
 def speed_up(job: Job, teacher: Taps, shown: View | None) -> Frozen:
@@ -105,45 +104,3 @@ def speed_up(job: Job, teacher: Taps, shown: View | None) -> Frozen:
     job.teacher_dtype = dtype
     job.notes.append(f"teacher: frozen, {folded} of {norms} batch norms folded into convolutions, {dtype}")
     return freeze(teacher.to(getattr(torch, dtype)), shown)
-
-
-def tap(job: Job) -> list[Taps]:
-    """Tap the student and its teachers where a term reads maps: at the paths given, or those of their families.
-
-    Raises:
-        UserError: no taps known, unknown paths, or another number of them.
-    """
-    assert job.student is not None
-    options, table, teachers = job.options, job.options.table, job.teachers
-    networks = [job.student, *teachers]
-    archs = [job.arch, *(spec["arch"] for spec in job.specs)]
-    lists = options.teacher_taps.split(";") if options.teacher_taps else [None]
-    named = [options.student_taps, *(lists * len(teachers) if len(lists) == 1 else lists)]
-    if len(named) != len(networks):
-        raise UserError(f"--teacher-taps names paths of {len(named) - 1} teachers, there are {len(teachers)}")
-    unknown = [not given and default_taps(*pair) is None for given, *pair in zip(named, archs, networks, strict=True)]
-    wanted = needing(table, "maps") or (any(named) and using(table, "maps"))
-    if not using(table, "maps") or (any(unknown) and not wanted):
-        return [Taps(network) for network in networks]
-    paths = []
-    for role, arch, network, chosen in zip(
-        ["student", *["teacher"] * len(teachers)], archs, networks, named, strict=True
-    ):
-        known = chosen.split(",") if chosen else default_taps(arch, network)
-        if known is None:
-            modules = ", ".join(name for name, _ in network.named_children())
-            raise UserError(f"no taps are known for {arch}: name them by --{role}-taps (its modules: {modules})")
-        paths.append(known)
-    if not any(named):  # the published pairs leave the shallowest stages unused
-        depth = min(len(known) for known in paths)
-        paths = [known[-depth:] for known in paths]
-    for known in paths[1:]:
-        if len(known) != len(paths[0]) and (paired := pairing(table)):
-            raise UserError(
-                f"student and teacher need as many taps each for {', '.join(paired)}; got {len(paths[0])} "
-                f"({', '.join(paths[0])}) and {len(known)} ({', '.join(known)})"
-            )
-    try:
-        return [Taps(network, known) for network, known in zip(networks, paths, strict=True)]
-    except ValueError as error:
-        raise UserError(str(error)) from error

@@ -12,9 +12,10 @@ from classification.options.terms import using
 from classification.runs import launch
 from classification.runs.launch import Task
 from classification.runs.world import Seed, World
-from classification.training.distillation import distil, tap
+from classification.training.distillation import distil
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job
+from classification.training.tapping import described, tap
 from classification.training.trainer import Trainer
 
 
@@ -25,6 +26,9 @@ def prepare(options: Options, seed: Seed) -> Job:
         return job
     assert job.student is not None
     networks = tap(job)
+    if options.run.show_taps:
+        job.shown = described(job, networks)
+        return job
     logits = [name for name in using(options.table, "maps") if not networks[0].paths]
     if logits:
         job.notes.append(f"no taps are known of these networks: {', '.join(logits)} compares logits")
@@ -39,6 +43,9 @@ def execute(job: Job, world: World) -> None:
     """Evaluate the networks, then distil."""
     if job.done:
         world.say(f"=> the run in {job.folder} is done")
+        return
+    if job.shown:
+        world.say(job.shown)
         return
     engine, run = Engine(job, world), job.options.run
     engine.evaluate_all()

@@ -62,6 +62,7 @@ class Job:
         sizes: parameters of each network, by role: "student", "teacher", or "teacher 1" and so on.
         preprocessing: what the student sees of an image.
         teacher_preprocessing: what each teacher sees of it.
+        before_relu: whether the taps lie before a ReLU, so that terms whose source reads maps behind it apply one.
         foreign: whether each teacher tells other classes than the run's, and serves by its maps alone.
     """
 
@@ -80,6 +81,7 @@ class Job:
     sizes: dict[str, int] = field(default_factory=dict)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     teacher_preprocessing: list[Preprocessing] = field(default_factory=list)
+    before_relu: bool = False
     foreign: list[bool] = field(default_factory=list)
     resume: dict[str, Any] | None = None
     changed: list[str] = field(default_factory=list)
@@ -89,6 +91,7 @@ class Job:
     auto: bool = False
     done: bool = False
     folder: Path = Path()
+    shown: str = ""  # what --show-taps prints, in place of a run
 
     def networks(self) -> dict[str, tuple[str, nn.Module]]:
         """Return {role: (arch, network)}, teachers first."""

@@ -253,9 +253,6 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         "taps count": options(words, student_taps="layer2,layer3", teacher_taps="layer3"),
         "no map": options(words, student_taps="linear", teacher_taps="linear"),
         "ambiguous": options(words, student_taps="layer3.0.relu@in", teacher_taps="layer3"),
-        "default taps": options(
-            words, teacher_arch="torchvision:regnet_y_400mf", teacher_resume=str(tmp_path / "r.pth")
-        ),
         "output": options(words, output=str(tmp_path / "taken")),
         "resume": [*no_output, "--resume", str(checkpoint)],
         "read only": options(words, output="/proc/run"),
@@ -281,7 +278,6 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         ("taps count", "as many taps each for mgd; got 2"),
         ("no map", "term mgd: expected a map (B, C, H, W)"),
         ("ambiguous", "'layer3.0.relu@in#-1' for the last"),
-        ("default taps", "name them by --teacher-taps (its modules: stem, trunk_output"),
         ("output", "exists already and is not overwritten"),
         ("resume", "holds weights only"),
         ("read only", "--output /proc/run cannot be made"),
@@ -292,8 +288,6 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
 def test_mistakes_get_one_line_and_status_2(
     name: str, message: str, distil: list[str], tmp_path: Path, capsys: Any
 ) -> None:
-    if name == "default taps":
-        torch.save(build("torchvision:regnet_y_400mf", 3).state_dict(), tmp_path / "r.pth")
     words = mistake(name, distil, tmp_path)
     assert main_mgd.main(words) == 2
     captured = capsys.readouterr()

@@ -21,8 +21,8 @@ from classification.options.config import _commit, learning_rate, parse, total_e
 from classification.options.options import Options, recorded
 from classification.options.terms import using
 from classification.runs.world import Seed
-from classification.training.distillation import tap
 from classification.training.job import Job
+from classification.training.tapping import tap
 from mgd import Batch, Outputs, Probe, probe
 from mgd.losses import ChannelMatching
 from tests.mgd.nets import Seen
