@@ -98,3 +98,12 @@ def test_a_network_is_left_as_it_was(tapped: bool) -> None:
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, state[name], rtol=0, atol=0)
     assert not net.bn1._forward_hooks and not net.bn2._forward_pre_hooks
+
+
+def test_the_classifier_is_the_linear_layer_whose_output_the_logits_are() -> None:
+    images, network = torch.randn(2, 3, 8, 8), toy()
+    found = probe(Taps(network, TOY_TAPS), images).classifier
+    assert found is not None and torch.equal(found, network.fc.weight) and not found.requires_grad
+    scaled = nn.Sequential(network, nn.Softmax(dim=1))  # whose logits are another layer's output
+    assert probe(scaled, images).classifier is None
+    assert not network.fc._forward_hooks
