@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import warnings
@@ -19,8 +18,6 @@ from torch import Tensor, nn
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models.trained import Trained, open_trained
-
-OLDEST_OPSET = 18  # torch's exporter writes no older one
 
 
 @dataclass(frozen=True)
@@ -91,12 +88,6 @@ def versions(kind: str) -> str:
     if kind in ("onnx", "int8"):
         found += [f"{name} {metadata.version(name)}" for name in ("onnx", "onnxruntime")]
     return ", ".join(found)
-
-
-def needed_packages(kind: str) -> list[str]:
-    """Return the packages that a kind of file needs and that are not installed."""
-    needed = ("onnx", "onnxscript", "onnxruntime") if kind in ("onnx", "int8") else ()
-    return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
 def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = None) -> bytes:
