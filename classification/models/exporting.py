@@ -120,7 +120,9 @@ def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = 
     model = program.model_proto
     found = next(entry.version for entry in model.opset_import if entry.domain == "")
     if opset is not None and found != opset:
-        raise UserError(f"{trained.arch} cannot be written in --opset {opset}: it needs {found}; leave the option out")
+        raise UserError(
+            f"--opset {opset} cannot be had for {trained.arch}: the exporter writes {found} instead; leave the option out"
+        )
     for node in model.graph.node:  # the exporter notes where each stands in the code, with the paths of this machine
         del node.metadata_props[:]
         node.doc_string = ""
