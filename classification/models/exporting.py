@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -102,8 +104,7 @@ def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = 
         UserError: the network does not go into the format.
     """
     program: Any = None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of how torch is built
+    with quiet():
         try:
             program = torch.onnx.export(
                 _module(trained, takes_bytes),
@@ -121,7 +122,7 @@ def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = 
     found = next(entry.version for entry in model.opset_import if entry.domain == "")
     if opset is not None and found != opset:
         raise UserError(
-            f"--opset {opset} cannot be had for {trained.arch}: the exporter writes {found} instead; leave the option out"
+            f"--opset {opset} cannot be had for {trained.arch}: the exporter writes {found} instead; leave it out"
         )
     for node in model.graph.node:  # the exporter notes where each stands in the code, with the paths of this machine
         del node.metadata_props[:]
@@ -129,6 +130,19 @@ def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = 
     describe_onnx(model, description(trained, takes_bytes=takes_bytes))
     content: bytes = model.SerializeToString()
     return content
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out what exporters print, warn of and log: what is wrong in the end, they raise."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def describe_onnx(model: Any, said: dict[str, str]) -> None:

@@ -87,6 +87,16 @@ def test_onnx_names_no_path_of_this_machine(teacher: Path, tmp_path: Path) -> No
 
 
 @needs_onnx
+def test_an_opset_of_the_future_is_one_sentence(
+    teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(teacher), "--to", "onnx", "--opset", "999", "--output", str(tmp_path / "a")]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("export.py: --opset 999 cannot be had") and len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@needs_onnx
 def test_int8_is_quantised_per_channel_and_compared(
     teacher: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
