@@ -87,7 +87,7 @@ class ChannelCost(nn.Module):
     def mean(self) -> Tensor:
         """Return the (S, T) float64 cost; raise RuntimeError where no image was seen."""
         if int(self.count) == 0:
-            raise RuntimeError("no images were observed: call update(student, teacher) first")
+            raise RuntimeError("no images were observed: add batches of maps before matching")
         cost: Tensor = 2 - 2 * self.cosine / self.count
         return cost
 

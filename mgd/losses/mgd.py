@@ -40,22 +40,23 @@ class ChannelMatching(Term):
         the teacher's scale.
     "mean": loss = sum_i e_i / (B S H W), the error per element. Where a stage halves the side and doubles the channels,
         this is the sum over its last stage's S H W: the same at every image size.
-    "relative": loss = sum_i e_i / |max(target_i, 0)|^2. Free of the teacher's scale too; n for a student at 0. The
-        denominator is that of the images at hand: over ranks, or parts of a batch, it is a mean of such ratios.
+    "relative": loss = sum_i e_i / |max(target_i, 0)|^2. Free of the teacher's scale too; about n for a student at 0.
+        The denominator is that of the images at hand: over ranks, or parts of a batch, it is a mean of such ratios.
         No ratio exceeds 100: beyond, the denominator is a constant e_i / 100, and the gradient that of 100 log e_i. It
         is so for a student far above its teacher, and for a stage whose map is nowhere positive; `dead` names those.
 
     A teacher's map of another resolution is brought to the student's, see `align.at_size_of`.
 
     Use: `update` before every epoch, then call as a term. By hand: `observe` batches in eval mode, `rematch` to solve
-    the flows. Flows, margins and cost sums are buffers; `load_state_dict` restores them.
+    the flows. Costs are `channel_cost` of the maps themselves, before BN_i, averaged over the images observed.
+    Flows, margins and cost sums are buffers; `load_state_dict` restores them.
 
     Args:
         student_channels: S of every stage.
         teacher_channels: T of every stage.
         margins: (T,) per stage, or None for a stage whose margin is measured on the map while observing.
         hyper: the hyper-parameters, see `Term`.
-        seed: of the assignment "random".
+        seed: of the assignment "random" in a `rematch` by hand; `update` takes the run's.
         observe_share: share of each training batch whose costs `forward` adds to the sums, in [0, 1]; 0 for none.
         values: the hyper-parameters by name.
 
@@ -78,7 +79,7 @@ class ChannelMatching(Term):
             capacity: see `FlowOptions`; None for "spread", or for "single" where the reducer is "sm".
             form: "sum", "mean" or "relative", see `ChannelMatching`.
             loss_factor: in the form "sum" the term's weight is one over it; 1e4 suits 224 px.
-            update_freq: epochs between two matchings; 0 for one alone, before training.
+            update_freq: match before epochs 0, n, 2n ...; 0: once, before training.
             observe: "pass", costs are measured in a pass before each matching, or "online", on a share of each training
                 batch, except for the first matching.
             margin: "bn", from the norm before the tap where there is one, "map", measured, or "none".
@@ -269,7 +270,8 @@ class ChannelMatching(Term):
             ValueError: another number of teachers or maps, or maps of another size.
         """
         if len(teachers) != 1:
-            raise ValueError(f"a ChannelMatching has one teacher and got {len(teachers)}: use mgd.losses.EachTeacher")
+            how = "ChannelMatching.build makes one per teacher"
+            raise ValueError(f"a ChannelMatching has one teacher and got {len(teachers)}: {how}")
         self._require_flows()
         if self.training and self.observe_share:
             self.observe(*([m[: self._observed(len(m))] for m in o.features] for o in (student, teachers[0])))
@@ -365,7 +367,7 @@ def _update(terms: Sequence[ChannelMatching], epoch: int, views: Views) -> Updat
         flows += term.rematch()
         for stage in term.dead:
             where = f"tap {term.paths[stage]} (stage {stage})" if term.paths else f"stage {stage}"
-            text = f"the teacher's map at {where} is nowhere positive, and nothing is taught there: tap another module"
+            text = f"the teacher's map at {where} is nowhere positive: the student is only pushed below it; tap another"
             warnings.warn(text, stacklevel=3)
     costs = [cost for term in terms for cost in term.costs]
     return flow_record(flows, costs, time.perf_counter() - start, before)

@@ -58,12 +58,13 @@ class Term(nn.Module):
     A term is built from `Probe`s, renewed before every epoch by `update`, and called with `Outputs`. A new one names
     its hyper-parameters in a frozen dataclass `Hyper`, and says by class attributes what it needs:
 
-    `weight` is the factor of the term in a sum, as its source has it. `needs` names what the term cannot do without:
-    "labels", "maps" (of both networks), "index" (of the images in the data set); `uses` what it takes where it is
-    there. `paired` says whether it compares the networks' maps tap by tap, `rectified` whether its source reads maps
-    behind the ReLU; with `rectify` set, maps pass one first, and may be tapped in front of it as for others.
-    `alone` says that it reads no teacher, `label_free` that it is meant to train without labels, `mutual` that its
-    teachers are peers that train too, `fuses` that `torch.compile` makes one fast kernel of it.
+    `weight` is the factor that its source gives the term in a sum; the term itself does not apply it. `needs` names
+    what it cannot do without: "labels", "maps" (of both networks), "index" (of the images in the data set), "frozen"
+    (teachers that do not train); `uses` what it takes where it is there. `paired` says whether it compares the
+    networks' maps tap by tap, `rectified` whether its source reads maps behind the ReLU; with `rectify` set, a ReLU is
+    applied to both networks' maps first, because the taps lie before it. `alone` says that it reads no teacher,
+    `label_free` that it is meant to train without labels, `mutual` that its teachers are peers that train too, `fuses`
+    that `torch.compile` makes one fast kernel of it.
 
     Args:
         hyper: the hyper-parameters; None for those in `values`, or the defaults.

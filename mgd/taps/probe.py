@@ -57,7 +57,9 @@ class Probe:
         return self.outputs.logits.shape[1]
 
 
-def probe(network: nn.Module, images: Tensor, *, weight: float = 1.0, frozen: bool = True) -> Probe:
+def probe(
+    network: nn.Module, images: Tensor, *, weight: float = 1.0, frozen: bool = True, before_relu: bool = False
+) -> Probe:
     """Run a network once, in eval mode and without gradients, and note what a term needs to be built.
 
     Call it before norms are folded: margins come from them.
@@ -67,6 +69,7 @@ def probe(network: nn.Module, images: Tensor, *, weight: float = 1.0, frozen: bo
         images: (B, 3, H, W) as this network sees them, any content; one image is enough.
         weight: of this teacher among several.
         frozen: whether it is a frozen teacher.
+        before_relu: whether the taps lie before a ReLU, see `Probe`.
     """
     taps = network if isinstance(network, Taps) else Taps(network)
     outputs, classifier = _classify(taps, images)
@@ -79,6 +82,7 @@ def probe(network: nn.Module, images: Tensor, *, weight: float = 1.0, frozen: bo
         margins=tuple(None if norm is None else bn_margin(norm) for norm in norms),
         weight=weight,
         frozen=frozen,
+        before_relu=before_relu,
         classifier=classifier,
     )
 
