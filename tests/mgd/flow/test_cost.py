@@ -111,3 +111,9 @@ def test_no_scale_takes_a_cost_out_of_its_range(scale: float) -> None:
         assert (cost == 2).all()
     else:
         torch.testing.assert_close(cost, channel_cost(maps, maps), rtol=0, atol=1e-5)
+
+
+def test_the_mean_keeps_no_graph_of_the_networks() -> None:
+    running = ChannelCost(3, 5)
+    running.update(torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 5, 4, 4, requires_grad=True))
+    assert not running.cosine.requires_grad and not running.mean().requires_grad

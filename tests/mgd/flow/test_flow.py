@@ -259,3 +259,33 @@ def test_a_dear_pair_that_cannot_be_avoided_takes_no_digits(solver: str) -> None
         cost[:2, 1:] = 2.0**30  # two rows want one column
         found = solve_flow(cost, solver=solver).total_cost
         assert found == pytest.approx(literal.best_total(cost, "spread"), rel=0, abs=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["ortools", "sparse"])
+def test_a_dear_pair_takes_no_digits_where_most_pairs_are_forbidden(solver: str) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        blocks = rng.integers(1, 2**20, (4, 3, 3)) / 2**20
+        blocks[0, :2, 1:] = 2.0**30  # two rows want one column
+        cost = np.full((12, 12), np.inf)
+        for number, block in enumerate(blocks):
+            cost[3 * number : 3 * number + 3, 3 * number : 3 * number + 3] = block
+        expected = sum(literal.best_total(block, "spread") for block in blocks)
+        assert solve_flow(cost, solver=solver).total_cost == pytest.approx(expected, rel=0, abs=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["ortools", "sparse"])
+def test_a_row_that_gains_far_more_than_the_others_takes_no_digits(solver: str) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        cost = rng.integers(1, 2**20, (7, 7)) / 2**20
+        cost[0, :3] = -(2.0**30)  # the first row takes one of these, whichever leaves the others most
+        rest = min(literal.best_total(np.delete(cost[1:], column, axis=1), "single") for column in range(3))
+        found = solve_flow(cost, solver=solver).total_cost
+        assert found == pytest.approx(rest - 2.0**30, rel=0, abs=1e-6)
+
+
+@pytest.mark.parametrize("assignment", ["best", "worst"])
+def test_an_unknown_assignment_is_refused(assignment: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown assignment '{assignment}'; choose from cheapest"):
+        solve_control(np.zeros((2, 4)), assignment, (0,))

@@ -139,3 +139,13 @@ def test_forbidden_arcs_are_not_used(suppliers: int, receivers: int, demand: int
         dense, sparse = dense_flow(cost, demand, leave_out), sparse_flow(cost, demand, leave_out, degree)
         assert np.isfinite(total(cost, dense))
         assert total(cost, sparse) == pytest.approx(total(cost, dense), abs=1e-7)
+
+
+def test_the_degree_is_the_number_of_likely_arcs_per_supplier() -> None:
+    found = [likely_arcs(correlated(400, 200, seed), 10).shape[1] / 400 for seed in range(4)]
+    assert all(10 * 0.9 < degree < (10 + 1) * 1.1 for degree in found)  # and one way out
+
+
+@pytest.mark.parametrize("degree", [10, 24])
+def test_with_as_many_arcs_as_receivers_all_are_likely(degree: int) -> None:
+    assert likely_arcs(correlated(40, 10, 0), degree).shape[1] == 40 * 10

@@ -109,3 +109,10 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(TypeError):
         built(AFD, outputs(*STUDENT), [outputs(*TEACHER)], 10, heads=2)
     assert AFD.weight == 50 and AFD([1], [[1]]).attentions[0].student_position.shape == (1, 128)
+
+
+@pytest.mark.parametrize(("num_student", "num_teacher"), [(1, 3), (3, 3), (2, 2), (2, 4)])
+def test_another_number_of_taps_than_it_was_built_for_is_refused(num_student: int, num_teacher: int) -> None:
+    attention = TapAttention([5, 5], [6, 6, 6], 8)
+    with pytest.raises(ValueError, match="zip"):
+        attention([torch.randn(3, 5, 2, 2)] * num_student, [torch.randn(3, 6, 2, 2)] * num_teacher)

@@ -132,3 +132,8 @@ def test_what_varies_little_counts_as_anything_else() -> None:
     teacher = student + 0.5 * torch.randn(6, 5)
     expected = literal.dist(student.numpy(), teacher.numpy(), 1e4, 1.0, 1.0)
     assert dist(student, teacher, temperature=1e4).item() == pytest.approx(expected, rel=1e-2)
+
+
+def test_hyper_parameters_come_by_name_alone() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        dist(*draw(), None, 4.0)  # type: ignore[call-arg]

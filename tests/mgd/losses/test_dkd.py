@@ -108,3 +108,8 @@ def test_one_class_or_mixed_labels_are_refused() -> None:
         dkd(torch.zeros(2, 1), torch.zeros(2, 1))
     with pytest.raises(ValueError, match=r"a class index per image, \(2,\) int64; got a target \(2, 3\)"):
         dkd(torch.zeros(2, 3), torch.zeros(2, 3), torch.full((2, 3), 1 / 3))
+
+
+def test_hyper_parameters_come_by_name_alone() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        dkd(*draw(), 4.0)  # type: ignore[call-arg]

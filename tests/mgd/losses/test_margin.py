@@ -155,3 +155,20 @@ def test_zeros_are_no_negative_values() -> None:
     measured = MeasuredMargin(1)
     measured.update(torch.tensor([-2.0, 0.0, 0.0, 3.0]).view(1, 1, 1, 4))
     assert measured.mean().tolist() == [-2.0]
+
+
+def test_the_measured_margin_keeps_no_graph_of_the_teacher() -> None:
+    measured = MeasuredMargin(2)
+    measured.update(torch.randn(1, 2, 3, 3, requires_grad=True))
+    assert not measured.total.requires_grad and not measured.mean().requires_grad
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_targets_are_made_in_float32_whatever_autocast_says(outside: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, c, 4, 4, generator=generator) for c in (3, 6))
+    mix, margin = torch.rand(3, 6, generator=generator), torch.zeros(3)
+    expected = literal.partial_l2(student.numpy(), np.einsum("st,bthw->bshw", mix, teacher), margin.numpy())
+    with torch.autocast("cpu", torch.bfloat16, enabled=outside):
+        found, _ = sum_partial_l2(student, teacher, lambda part: (torch.einsum("st,bthw->bshw", mix, part), margin))
+    assert found.item() == pytest.approx(expected, rel=1e-5)

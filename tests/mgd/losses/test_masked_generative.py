@@ -125,6 +125,8 @@ def test_wrong_use_is_refused() -> None:
             term(student, student, **options)
     with pytest.raises(TypeError):
         term(student, student, alpha=1.0)
+    with pytest.raises(TypeError, match="positional"):
+        MaskedGenerative(3, [3], None, [1.0])  # type: ignore[call-arg]
 
 
 def test_the_share_that_is_masked_by_default() -> None:

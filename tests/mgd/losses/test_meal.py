@@ -119,6 +119,9 @@ def test_wrong_use_is_refused() -> None:
         MEAL(5, teacher_weights=[1, 2])(Outputs(student), [Outputs(first)], Batch())
     with pytest.raises(ValueError, match="0 teachers"):
         MEAL(5)(Outputs(student), [], Batch())
+    for teachers in (first[:, :1], [first, second[:1]]):  # each would broadcast
+        with pytest.raises(ValueError, match="meal"):
+            meal(student, teachers)
     with pytest.raises(TypeError, match="temperature"):
         built(MEAL, Outputs(student), [Outputs(first), Outputs(second)], 6, temperature=2.0)
 

@@ -256,3 +256,17 @@ def test_flows_that_name_other_channels_are_refused(channel: int) -> None:
     matching.stages[0].get_buffer("index")[0, 0] = channel
     with pytest.raises(ValueError, match="the flow of stage 0 names channels"):
         matching.check_state()
+
+
+@pytest.mark.parametrize("reducer", ["amp", "sp", "sp_mean", "rd"])
+@pytest.mark.parametrize("capacity", ["spread", "truncate", "reference", "single"])
+def test_reducers_of_several_channels_go_with_every_capacity(reducer: Any, capacity: Any) -> None:
+    assert ChannelMatching.Hyper(reducer=reducer, capacity=capacity).used_capacity() == capacity
+
+
+@pytest.mark.parametrize(("num_student", "num_teacher"), [(3, 3), (1, 1), (3, 2), (2, 3)])
+def test_another_number_of_maps_than_of_stages_is_refused(num_student: int, num_teacher: int) -> None:
+    own, other = outputs((*STUDENT, 3), 0).features[:num_student], outputs((*TEACHER, 3), 1).features[:num_teacher]
+    message = f"expected 2 maps a network; got {num_student} of the student, {num_teacher} of the teacher"
+    with pytest.raises(ValueError, match=message):
+        term().observe(own, other)
