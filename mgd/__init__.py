@@ -1,12 +1,27 @@
 """Matching guided distillation: tensors in, tensors out."""
 
 from mgd import losses
-from mgd.distiller import Distiller, Mutual
-from mgd.flow import ChannelCost, Flow, channel_cost, solve_flow
-from mgd.losses.margin import bn_margin, partial_l2
-from mgd.losses.mgd import ChannelMatching, matchings
+from mgd.distiller import Distiller
+from mgd.flow import ChannelCost, Flow, Plan, channel_cost, solve_flow, solve_plan
+from mgd.losses.margin import partial_l2
+from mgd.losses.mgd import ChannelMatching
 from mgd.losses.reduce import reduce_channels
-from mgd.taps import Batch, Outputs, Taps, dry_forward, logits_of, norms_before, tokens_to_map
+from mgd.taps import (
+    Batch,
+    Outputs,
+    Probe,
+    Tap,
+    Taps,
+    bn_margin,
+    describe_taps,
+    dry_forward,
+    find_taps,
+    logits_of,
+    norms_before,
+    pair_taps,
+    probe,
+    tokens_to_map,
+)
 from mgd.teachers import Ahead, Ensemble, Frozen, View, fold_norms, freeze, has_bfloat16
 
 __all__ = [
@@ -18,22 +33,28 @@ __all__ = [
     "Ensemble",
     "Flow",
     "Frozen",
-    "Mutual",
     "Outputs",
+    "Plan",
+    "Probe",
+    "Tap",
     "Taps",
     "View",
     "bn_margin",
     "channel_cost",
+    "describe_taps",
     "dry_forward",
+    "find_taps",
     "fold_norms",
     "freeze",
     "has_bfloat16",
     "logits_of",
     "losses",
-    "matchings",
     "norms_before",
+    "pair_taps",
     "partial_l2",
+    "probe",
     "reduce_channels",
     "solve_flow",
+    "solve_plan",
     "tokens_to_map",
 ]

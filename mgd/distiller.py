@@ -1,23 +1,31 @@
-"""One student, its teachers and a weighted sum of terms; or several networks that teach each other."""
+"""Networks that learn, who teaches them, and the weighted sum of their terms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from mgd.losses.mgd import matchings
+from mgd.losses.term import Term, Update
 from mgd.taps import Batch, Outputs, Taps
 from mgd.teachers import Frozen
 
 Weight = float | Callable[[int], float]
+Terms = Mapping[str, tuple[nn.Module, Weight]]
+Batches = Iterable[Sequence[Tensor]] | Callable[[int | None], Iterable[Sequence[Tensor]]]
 
 
 class Distiller(nn.Module):
     """Compute the loss of a student: the weighted sum of terms over its and its teachers' outputs.
 
     loss = sum over terms of weight * term(student outputs, teachers' outputs, batch)
+
+    In mutual learning (`Distiller.mutual`) several networks learn, each from the outputs of the others, taken as
+    constants; the loss is the sum over all of them.
 
     Teachers are not submodules: their weights stay out of `parameters()`, of `state_dict()` and of whatever wraps the
     distiller; `.to()` moves them along.
@@ -32,29 +40,61 @@ class Distiller(nn.Module):
         ValueError: a teacher that was not frozen; no terms; a term named "loss" or "logits".
     """
 
-    def __init__(
-        self,
-        student: nn.Module,
-        teachers: nn.Module | Sequence[nn.Module],
-        terms: Mapping[str, tuple[nn.Module, Weight]],
-    ) -> None:
+    def __init__(self, student: nn.Module, teachers: nn.Module | Sequence[nn.Module], terms: Terms) -> None:
         super().__init__()
-        self.student = student if isinstance(student, Taps) else Taps(student)
         self.teachers = (teachers,) if isinstance(teachers, nn.Module) else tuple(teachers)
         for teacher in self.teachers:
             if not isinstance(teacher, Frozen):
                 raise ValueError(f"a {type(teacher).__name__} is not frozen: pass mgd.freeze(teacher)")
-        _check_names(terms)
-        self.terms = nn.ModuleDict({name: term for name, (term, _) in terms.items()})
-        self._weights = {name: weight for name, (_, weight) in terms.items()}
+        self._learn([student], [terms])
+
+    @classmethod
+    def mutual(cls, networks: Sequence[nn.Module], terms: Sequence[Terms]) -> Distiller:
+        """Return a distiller of networks that teach each other: the first is the student, the others are its peers.
+
+        Terms of peer n, counted from 1, are called name_peern.
+
+        Args:
+            networks: at least two, tapped or not.
+            terms: for each network its own {name: (term, weight)}, the same names for all.
+
+        Raises:
+            ValueError: fewer than two networks, a frozen one, other terms for one than for another.
+        """
+        if len(networks) < 2 or len(networks) != len(terms) or len({frozenset(named) for named in terms}) != 1:
+            raise ValueError("mutual learning needs two networks or more, and the same names of terms for each")
+        if any(isinstance(network, Frozen) for network in networks):
+            raise ValueError("mutual learning trains every network: none may be frozen")
+        found = cls(networks[0], [], terms[0])
+        found._learn(networks, terms)
+        return found
+
+    def _learn(self, networks: Sequence[nn.Module], terms: Sequence[Terms]) -> None:
+        if not terms[0] or {"loss", "logits"} & set(terms[0]):
+            raise ValueError('terms must hold at least one term, and none named "loss" or "logits"')
+        student, *peers = (network if isinstance(network, Taps) else Taps(network) for network in networks)
+        self.student, self.peers = student, nn.ModuleList(peers)
+        self.terms = nn.ModuleDict()
+        self._weights: dict[str, Weight] = {}
+        for number, named in enumerate(terms):
+            for name, (term, weight) in named.items():
+                self.terms[_of_peer(name, number)], self._weights[_of_peer(name, number)] = term, weight
+        self._names = list(terms[0])
+        if len(self.terms) < sum(map(len, terms)):
+            raise ValueError(f"names of terms must not look like those of peers; got {', '.join(self._names)}")
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks that learn: the student, and in mutual learning its peers."""
+        return [self.student, *self.peers]
 
     def weights(self, epoch: int) -> dict[str, float]:
         """Return the weight of each term in `epoch`, counted from 0."""
         return {name: float(w(epoch) if callable(w) else w) for name, w in self._weights.items()}
 
     def groups(self) -> list[tuple[nn.Module, list[str]]]:
-        """Return the network that trains, and the names of its terms."""
-        return [(self.student, list(self._weights))]
+        """Return every network that learns, and the names of its terms."""
+        return [(net, [_of_peer(name, number) for name in self._names]) for number, net in enumerate(self.networks)]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distiller:
         for teacher in self.teachers:
@@ -63,15 +103,48 @@ class Distiller(nn.Module):
         return self
 
     def compile(self, *args: Any, student: bool = True, **options: Any) -> None:
-        """Have `torch.compile` translate networks and matching at their first forward, on a GPU into fused kernels.
+        """Have `torch.compile` translate networks and the terms that gain by it at their first forward.
 
         Args:
             args: those of `torch.nn.Module.compile`.
-            student: whether that is translated too: on a processor some students train slower then.
+            student: whether the networks that learn are translated too: on a processor some train slower then.
             options: likewise.
         """
-        for module in (*([self.student] if student else []), *self.teachers, *matchings(self.terms)):
+        fusing = [term for term in self.terms.modules() if getattr(term, "fuses", False)]
+        for module in (*(self.networks if student or self.peers else []), *self.teachers, *fusing):
             module.compile(*args, **options)
+
+    def update(
+        self,
+        epoch: int,
+        batches: Batches,
+        *,
+        seed: int = 0,
+        context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> dict[str, Update]:
+        """Have every term renew what it takes from the networks, before an epoch: see `Term.update`.
+
+        Args:
+            epoch: counted from 0.
+            batches: batches of training images (images, target, index), the last two where there are some, or a
+                function of a number of images that returns so many.
+            seed: of the run, equal on all ranks.
+            context: around each forward, as `torch.autocast`.
+
+        Returns:
+            {name of the term: (numbers to log, arrays to keep)}.
+
+        Raises:
+            TypeError: an iterator, which the second term that looks at images would find empty.
+        """
+        if isinstance(batches, Iterator):
+            raise TypeError("batches can be read once only: pass what can be iterated again, or a function")
+        found: dict[str, Update] = {}
+        for number, (network, names) in enumerate(self.groups()):
+            others = [other for position, other in enumerate(self.networks) if position != number]
+            views = _Views(network, self.teachers or others, batches, epoch, seed, context)
+            found |= {n: term.update(epoch, views) for n in names if isinstance(term := self.terms[n], Term)}
+        return found
 
     def forward(
         self,
@@ -88,77 +161,17 @@ class Distiller(nn.Module):
             target: (B,) class indices, (B, K) probabilities where images were mixed, or None.
             index: (B,) positions of the images in the data set, for terms with a memory.
             epoch: epoch of training, counted from 0.
-            taught: the teachers' outputs for `images`, where they are known already (`Ahead`).
+            taught: the frozen teachers' outputs for `images`, where they are there already (`Ahead`).
         """
         teachers = [teacher(images) for teacher in self.teachers] if taught is None else taught
-        student: Outputs = self.student(images)
-        batch = Batch(target, index, epoch)
-        values: dict[str, Tensor] = {name: term(student, teachers, batch) for name, term in self.terms.items()}
-        weights = self.weights(epoch)
-        loss = sum((weights[name] * value for name, value in values.items()), student.logits.new_zeros(()))
-        return {"loss": loss, "logits": student.logits, **values}
-
-
-class Mutual(nn.Module):
-    """Several networks that all train, each taught by the others: the sum of each one's weighted terms.
-
-    loss = sum over networks i and terms of weight * term_i(outputs of i, outputs of the others without graph, batch)
-
-    Args:
-        networks: at least two, tapped or not; the first is the student.
-        terms: for each network its own {name: (term, weight)}, the same names for all.
-
-    Raises:
-        ValueError: fewer than two networks, a frozen one, other terms for one than for another.
-    """
-
-    def __init__(self, networks: Sequence[nn.Module], terms: Sequence[Mapping[str, tuple[nn.Module, Weight]]]) -> None:
-        super().__init__()
-        if len(networks) < 2 or len(networks) != len(terms) or len({frozenset(named) for named in terms}) != 1:
-            raise ValueError("mutual learning needs two networks or more, and the same names of terms for each")
-        if any(isinstance(network, Frozen) for network in networks):
-            raise ValueError("mutual learning trains every network: none may be frozen")
-        _check_names(terms[0])
-        self.networks = nn.ModuleList(n if isinstance(n, Taps) else Taps(n) for n in networks)
-        self.terms = nn.ModuleDict()
-        self._weights: dict[str, Weight] = {}
-        for number, named in enumerate(terms):
-            for name, (term, weight) in named.items():
-                self.terms[_of_peer(name, number)], self._weights[_of_peer(name, number)] = term, weight
-        self._names = list(terms[0])
-        if len(self.terms) < sum(map(len, terms)):
-            raise ValueError(f"names of terms must not look like those of peers; got {', '.join(self._names)}")
-
-    @property
-    def student(self) -> nn.Module:
-        """The first network, tapped."""
-        return self.networks[0]
-
-    def weights(self, epoch: int) -> dict[str, float]:
-        """Return the weight of each term of each network in `epoch`, counted from 0."""
-        return {name: float(w(epoch) if callable(w) else w) for name, w in self._weights.items()}
-
-    def groups(self) -> list[tuple[nn.Module, list[str]]]:
-        """Return every network, and the names of its terms."""
-        return [(net, [_of_peer(name, number) for name in self._names]) for number, net in enumerate(self.networks)]
-
-    def compile(self, *args: Any, **options: Any) -> None:
-        """Have `torch.compile` translate each network at its first forward."""
-        for network in self.networks:
-            network.compile(*args, **options)
-
-    def forward(
-        self, images: Tensor, target: Tensor | None = None, index: Tensor | None = None, epoch: int = 0
-    ) -> dict[str, Tensor]:
-        """Return {"loss": scalar, "logits" of the first, name: raw value}; those of peer n are called name_peern."""
         outputs: list[Outputs] = [network(images) for network in self.networks]
-        detached = [Outputs(o.logits.detach(), [f.detach() for f in o.features]) for o in outputs]
+        constants = [_detached(output) for output in outputs] if len(outputs) > 1 else []
         batch, weights = Batch(target, index, epoch), self.weights(epoch)
         values: dict[str, Tensor] = {}
-        for number, output in enumerate(outputs):
-            others = [other for position, other in enumerate(detached) if position != number]
-            for name in self._names:
-                values[_of_peer(name, number)] = self.terms[_of_peer(name, number)](output, others, batch)
+        for number, (output, (_, names)) in enumerate(zip(outputs, self.groups(), strict=True)):
+            others = [constant for position, constant in enumerate(constants) if position != number]
+            for name in names:
+                values[name] = self.terms[name](output, [*teachers, *others], batch)
         loss = sum((weights[name] * value for name, value in values.items()), outputs[0].logits.new_zeros(()))
         return {"loss": loss, "logits": outputs[0].logits, **values}
 
@@ -167,6 +180,36 @@ def _of_peer(name: str, number: int) -> str:
     return name if number == 0 else f"{name}_peer{number}"
 
 
-def _check_names(terms: Mapping[str, object]) -> None:
-    if not terms or {"loss", "logits"} & set(terms):
-        raise ValueError('terms must hold at least one term, and none named "loss" or "logits"')
+def _detached(outputs: Outputs) -> Outputs:
+    return Outputs(outputs.logits.detach(), [feature.detach() for feature in outputs.features])
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Images as a learner and its teachers see them: `mgd.losses.Views`."""
+
+    network: nn.Module
+    teachers: Sequence[nn.Module]
+    batches: Batches
+    epoch: int
+    seed: int
+    context: Callable[[], contextlib.AbstractContextManager[Any]]
+
+    @torch.no_grad()
+    def __call__(self, num_images: int | None = None) -> Iterator[tuple[Outputs, list[Outputs], Batch]]:
+        networks, seen = (self.network, *self.teachers), 0
+        modes = {module: module.training for network in networks for module in network.modules()}
+        for network in networks:
+            network.eval()
+        try:
+            for images, *more in self.batches(num_images) if callable(self.batches) else self.batches:
+                target, index = (*more, None, None)[:2]
+                with self.context():
+                    outputs = [network(images) for network in networks]
+                    yield outputs[0], outputs[1:], Batch(target, index, self.epoch)
+                seen += len(images)
+                if num_images is not None and seen >= num_images:
+                    break
+        finally:
+            for module, mode in modes.items():
+                module.training = mode

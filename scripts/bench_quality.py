@@ -28,6 +28,7 @@ from prepare_digits import write_digits
 from results_table import Record, keep_record, read_keys
 
 from classification.options.config import total_epochs
+from classification.options.options import make_options
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -103,7 +104,7 @@ def is_done(folder: Path) -> bool:
         return False
     options = json.loads((folder / "config.json").read_text())["options"]
     last = torch.load(folder / "last.pth", weights_only=True)
-    return bool(last["resume"]["epoch"] >= total_epochs(argparse.Namespace(**options)))
+    return bool(last["resume"]["epoch"] >= total_epochs(make_options(options).optimisation))
 
 
 def read_suites(cells: Path, work: Path) -> list[Suite]:

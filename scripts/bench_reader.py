@@ -9,7 +9,6 @@ anything is timed the evaluation's pixels must be torchvision's. Writes results/
 from __future__ import annotations
 
 import argparse
-from argparse import Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -24,17 +23,17 @@ from torchvision import transforms as T
 from classification.data.cache import Cache
 from classification.data.folders import FixedBatches, Photos, TrainBatches, loader, read_folder
 from classification.data.images import read_image
-from classification.data.transforms import MEAN, STD, eval_transform, normalise, train_transform
+from classification.data.preprocessing import Preprocessing
+from classification.data.transforms import MEAN, STD, normalise, train_transform
 from classification.options.config import parse
-from classification.runs.launch import World
+from classification.runs.memory import keep_freed_memory
+from classification.runs.world import Seed, World
 from classification.training.engine import Engine
 from classification.training.job import start_job
-from classification.training.memory import keep_freed_memory
 from classification.training.precision import autocast
 
 CPU, SIZE, BATCH = torch.device("cpu"), 224, 64
 Loader = DataLoader[tuple[Tensor, int, int]]
-PICK = {"img_size": SIZE, "train_crop": "resized", "hflip": 1}
 
 
 def theirs(root: Path, *, training: bool) -> DataLoader[tuple[Tensor, int]]:
@@ -46,7 +45,7 @@ def theirs(root: Path, *, training: bool) -> DataLoader[tuple[Tensor, int]]:
 
 def ours(samples: list[tuple[str, int]], *, training: bool, cache: Cache | None = None) -> Loader:
     """Our way."""
-    transform = (train_transform if training else eval_transform)(Namespace(**PICK))
+    transform = train_transform(SIZE, "resized") if training else Preprocessing.of(SIZE).transform()
     photos = Photos(samples, transform, 0, cache)
     batches = TrainBatches(len(samples), BATCH, 0) if training else FixedBatches(list(range(len(samples))), BATCH)
     return loader(photos, batches, 0, CPU)
@@ -75,9 +74,10 @@ def check(root: Path, samples: list[tuple[str, int]]) -> None:
 
 def evaluations(folder: Path, arch: str) -> dict[str, Callable[[], object]]:
     """Return an evaluation of one network by our engine, and by timm's loader with a plain loop."""
-    args = parse([str(folder), "-a", arch, "-b", str(BATCH), "-j", "1", "--amp", "bf16", "-e"], "", distillation=False)
-    args.teachers, args.terms, args.labels, args.seed, args.seeded = [], {"ce": {}}, 1, 0, True
-    engine = Engine(start_job(args, with_teacher=False), World())
+    options = parse(
+        [str(folder), "-a", arch, "-b", str(BATCH), "-j", "1", "--amp", "bf16", "-e"], "", distillation=False
+    )
+    engine = Engine(start_job(options, Seed(0, True), with_teacher=False), World())
     network = engine.job.student
     assert network is not None
     dataset = timm.data.create_dataset("", str(folder / "valid"))

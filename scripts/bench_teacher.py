@@ -16,7 +16,7 @@ from torch import Tensor
 import mgd
 from classification.models import default_taps
 from classification.options.config import parse
-from classification.runs.launch import World
+from classification.runs.world import Seed, World
 from classification.training.engine import Engine
 from classification.training.job import start_job
 
@@ -38,9 +38,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     words = [args.folder, "-a", args.arch, "--student-resume", args.weights, "-e", "-b", "100", "-j", "0"]
-    job_args = parse([*words, *args.options], "", distillation=False)
-    job_args.teachers, job_args.terms, job_args.labels, job_args.seed, job_args.seeded = [], {"ce": {}}, 1, 0, True
-    engine = Engine(start_job(job_args, with_teacher=False), World())
+    options = parse([*words, *args.options], "", distillation=False)
+    engine = Engine(start_job(options, Seed(0, True), with_teacher=False), World())
     model = engine.job.student
     assert model is not None
     slow = mgd.Taps(model, default_taps(args.arch, model) or []).eval()

@@ -22,10 +22,11 @@ from side_by_side import alternate, keep
 
 from classification.models import build
 from classification.options import config
-from classification.runs.launch import World
+from classification.runs.world import Seed, World
 from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.trainer import Trainer
+from classification.training.updates import update_terms
 
 CELLS = Path(__file__).parent / "quality.yaml"
 GROUPS = ("main", "terms")
@@ -49,12 +50,11 @@ def make_step(suite: dict[str, Any], cell: dict[str, Any], root: Path) -> Callab
     distils = cell.get("script", "main_mgd") == "main_mgd"
     if distils and cell.get("teacher", True):
         words += [*shlex.split(suite["teacher"]), "--teacher-resume", str(root / "teacher.pth")]
-    args = config.parse(words, "", distillation=distils)
-    args.seeded = True
-    job = (distilling if distils else alone).prepare(args)
+    options = config.parse(words, "", distillation=distils)
+    job = (distilling if distils else alone).prepare(options, Seed(0, True))
     trainer = Trainer(Engine(job, World()))
     if distils:
-        distilling.before_epoch(trainer, 0)
+        update_terms(trainer.engine, trainer.distiller, 0)
     trainer.stepper.wrapped.train()
     batch = next(iter(trainer.loader))
 

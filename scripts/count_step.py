@@ -23,8 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from classification.models import build, default_taps
-from mgd import ChannelMatching, Distiller, Taps, bn_margin, dry_forward, fold_norms, freeze, norms_before
-from mgd.losses import LOSSES
+from mgd import ChannelMatching, Distiller, Taps, fold_norms, freeze, probe
+from mgd.losses import LOSSES, OFD
 
 STORED = Path(__file__).parents[1] / "tests" / "data" / "step_costs.json"
 TOLERANCE = 0.02
@@ -71,23 +71,21 @@ def make_distiller(recipe: str, images: Tensor) -> Distiller:
     """Build the distiller of a recipe, its flows solved; the teacher is frozen and its norms are folded."""
     torch.manual_seed(0)
     student, teacher = tapped(STUDENT), tapped(TEACHER)
-    outputs = [dry_forward(taps, images) for taps in (student, teacher)]
-    margins = [None if norm is None else bn_margin(norm) for norm in norms_before(teacher, images)]
-    widths, teacher_widths = ([features.shape[1] for features in output.features] for output in outputs)
+    probes = [probe(network, images) for network in (student, teacher)]
     terms: dict[str, tuple[nn.Module, float]] = {"ce": (LOSSES["ce"](), 1.0)}
     if recipe == "ofd":
-        terms["ofd"] = (LOSSES["ofd"].from_outputs(outputs[0], outputs[1:], NUM_IMAGES, margins=[margins]), 1e-3)
+        terms["ofd"] = (OFD.build(probes[0], probes[1:], NUM_IMAGES), 1e-3)
     else:
         online = recipe == "mgd-rd-kd"
-        reducer, share = ("rd", 0.05) if online else ("amp", 0.0)
-        matching = ChannelMatching(widths, teacher_widths, margins, reducer=reducer, observe_share=share)
-        matching.observe(*outputs)
-        matching.rematch()
-        terms["mgd"] = (matching, 1e-3)
+        # Of 1000 images, a matching observes 5 % online.
+        hyper = ChannelMatching.Hyper(reducer="rd", observe="online", max_images=50, update_freq=1) if online else None
+        terms["mgd"] = (ChannelMatching.build(probes[0], probes[1:], 1000, hyper), 1e-3)
         if online:
             terms["kd"] = (LOSSES["kd"](), 1.0)
+    distiller = Distiller(student, freeze(teacher), terms)
+    distiller.update(0, [[images]])
     fold_norms(teacher, images[:1])
-    return Distiller(student, freeze(teacher), terms)
+    return distiller
 
 
 def tapped(arch: str) -> Taps:

@@ -9,6 +9,7 @@ where scripts/collect_run.py keeps the runs of `make demo`. A record whose comma
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import json
 import re
@@ -17,13 +18,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 from statistics import mean, stdev
+from typing import Any
 
 from cells import RESULTS, ROOT, read_quality
 from draw import draw_growth, draw_quality, draw_speed, rows_of
 from results_table import Record, TableError, read_table
 
 from classification.options.parser import build_parser
-from classification.options.terms import hyper_parameters
 from mgd.losses import LOSSES
 
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("losses", "options", "quality", "speed")))
@@ -67,8 +68,7 @@ def losses_table() -> str:
     for name, kind in LOSSES.items():
         module = inspect.getmodule(kind)
         method = (module.__doc__ or "").strip().rstrip(".")
-        found = inspect.signature(kind).parameters
-        keys = [f"`{key}` {found[key].default}" for key in hyper_parameters(name)]
+        keys = [f"`{field.name}` {field.default}" for field in dataclasses.fields(kind.Hyper)]
         where = {"maps": "maps, where tapped", "labels": "labels, where there are any"}
         reads = [*sorted(kind.needs), *(where[what] for what in sorted(kind.uses))]
         lines.append(f"| `{name}` | {method} | {kind.weight:g} | {', '.join(reads) or 'logits'} | {', '.join(keys)} |")
@@ -137,9 +137,8 @@ def check_teacher(name: str, results: list[Record]) -> None:
         sys.exit(f"{name}: {' and '.join(found.values())} had different teachers: run them again by one")
 
 
-def changes_table() -> str:
+def changes_table(cells: dict[str, dict[str, Any]], results: dict[str, dict[int, Record]]) -> str:
     """One line a cell that matched more than once: how many of its pairs each later matching changed."""
-    cells, results = read_quality()
     lines = [
         "| % of the pairs changed, mean over seeds | n | 2nd matching | 3rd | 4th | last |",
         "|---|---|---|---|---|---|",
@@ -154,9 +153,8 @@ def changes_table() -> str:
     return "\n".join(lines)
 
 
-def time_table() -> str:
+def time_table(cells: dict[str, dict[str, Any]], results: dict[str, dict[int, Record]]) -> str:
     """One line a cell that measures time, where it had both cores to itself."""
-    cells, results = read_quality()
     lines = ["| 2 threads | training and matching, min | whole command, min | top-1 % |", "|---|---|---|---|"]
     names = [name for name, cell in cells.items() if cell["group"] == "time"]
     found = [r for name in names for r in results[name].values() if r.threads == 2 and r.wall_seconds]
@@ -238,8 +236,8 @@ MADE: dict[str, Callable[[], str]] = {
     "digits": partial(results_table, "demo"),
     "speed": speed_table,
     "terms": terms_table,
-    "cell-time": time_table,
-    "flow-changes": changes_table,
+    "cell-time": lambda: time_table(*read_quality()),
+    "flow-changes": lambda: changes_table(*read_quality()),
     "speed-float32": partial(speed_table, "speed-float32"),
     "speed-short": partial(speed_table, only=HEADLINES),
 }

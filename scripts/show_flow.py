@@ -22,8 +22,9 @@ from matplotlib import pyplot as plt
 
 from classification.data.folders import Photos
 from classification.options.config import parse
-from classification.training.distillation import tap
+from classification.runs.world import Seed
 from classification.training.job import Job, start_job
+from classification.training.tapping import tap
 from mgd import channel_cost, dry_forward
 
 
@@ -32,9 +33,8 @@ def load_job(run: Path) -> Job:
     words = json.loads((run / "config.json").read_text())["command"][1:]
     if "--output" in words:
         del words[words.index("--output") : words.index("--output") + 2]
-    args = parse(words, "show_flow.py", distillation=True)
-    args.seed = 0
-    job = start_job(args, with_teacher=True)
+    options = parse(words, "show_flow.py", distillation=True)
+    job = start_job(options, Seed(0, True), with_teacher=True)
     assert job.student is not None
     job.student.load_state_dict(torch.load(run / "last.pth", weights_only=True)["state_dict"])
     return job
@@ -51,7 +51,7 @@ def draw(run: Path, stage: int, num_images: int, num_channels: int, output: Path
     pictures = torch.stack([photos[0, i][0] for i in range(0, len(photos), step)][:64])  # (B, H, W, 3), bytes
     images = job.preprocessing.normalise(pictures)
     assert job.student is not None
-    taps = tap(job.args, job.student, job.teachers)
+    taps = tap(job)
     student, teacher = (dry_forward(network, images).features[stage] for network in taps)
     cost = channel_cost(student, teacher).numpy()
     own = np.array([cost[s, column[column >= 0]].mean() for s, column in enumerate(index.T)])

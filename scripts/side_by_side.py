@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median, quantiles
@@ -58,7 +57,7 @@ def question(what: str, seconds: Mapping[str, list[float]], slow: str, fast: str
 def keep(name: str, content: Mapping[str, Any]) -> None:
     """Write NAME.json into `RESULTS`: command, versions, commit, machine and what was found."""
     own = ("options", "command", "folder")
-    about = {key: value for key, value in describe(Namespace(command=[])).items() if key not in own}
+    about = {key: value for key, value in describe([], {}).items() if key not in own}
     words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     command = " ".join(["python", f"scripts/{Path(sys.argv[0]).name}", *words])
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-
-
 def test_the_table_holds_the_mean_over_the_seeds(tmp_path: Path) -> None:
     import demo
 

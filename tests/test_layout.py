@@ -28,6 +28,7 @@ STANDARD = {
     "re",
     "time",
     "typing",
+    "warnings",
 }
 ROOMS = {"mgd", "classification", "scripts", "tests"}
 

@@ -17,8 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def prepare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+def prepare() -> Callable[..., None]:
     from prepare_photos import main
 
     return lambda *words: main([str(word) for word in words])

@@ -27,7 +27,6 @@ digits:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     cells = tmp_path / "cells.yaml"
     cells.write_text(CELLS)
@@ -92,9 +91,8 @@ def test_a_teacher_is_trained_for_cells_that_name_it_alone(bench: list[str], tmp
 
 
 def test_the_chosen_images_are_unpacked_beside_a_folder_that_another_process_made_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     from prepare_cifar10 import ORDER, prepare
 
     labels = [line.split()[:3] for line in ORDER.read_text().splitlines()]
@@ -137,16 +135,14 @@ def test_unknown_cells_are_refused(bench: list[str]) -> None:
         main([*bench, "--only", "nothing"])
 
 
-def test_differences_are_paired(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+def test_differences_are_paired() -> None:
     from make_tables import differences
 
     assert differences([1.0, 2.0, 3.0]) == "+2.00 ± 0.58"
     assert differences([-0.5, 2.0]) == "-0.50, +2.00"  # two make no deviation worth the name
 
 
-def test_students_of_different_teachers_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+def test_students_of_different_teachers_are_not_compared() -> None:
     from make_tables import check_teacher
 
     old, alone = record("amp", 0, teacher=None), record("alone", 0, teacher="none")
@@ -156,8 +152,7 @@ def test_students_of_different_teachers_are_not_compared(monkeypatch: pytest.Mon
         check_teacher("amp", [alone, first, second])
 
 
-def test_tables_of_changed_pairs_and_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+def test_tables_of_changed_pairs_and_of_time() -> None:
     import make_tables
 
     results = {
@@ -168,10 +163,10 @@ def test_tables_of_changed_pairs_and_of_time(monkeypatch: pytest.MonkeyPatch) ->
         "kept": {0: record("kept", 0, threads=1, wall_seconds=90.0, curve=[{}])},
     }
     cells = {name: {"row": name.upper(), "group": "main"} for name in results}
-    monkeypatch.setattr(make_tables, "read_quality", lambda: (cells, results))
-    assert make_tables.changes_table().splitlines()[2:] == ["| AMP | 2 | 20.0 |  |  | 20.0 |"]  # it alone matched again
-    assert "AMP" not in make_tables.time_table()  # cells of other groups had company
+    changes = make_tables.changes_table(cells, results)
+    assert changes.splitlines()[2:] == ["| AMP | 2 | 20.0 |  |  | 20.0 |"]  # it alone matched again
+    assert "AMP" not in make_tables.time_table(cells, results)  # cells of other groups had company
     timed = {name: {**cell, "group": "time"} for name, cell in cells.items()}
-    monkeypatch.setattr(make_tables, "read_quality", lambda: (timed, results))
-    assert make_tables.time_table().splitlines()[2:3] == ["| AMP | 1.0 | 1.5 | 50.00 |"]  # in one go, on two threads
-    assert "KEPT" not in make_tables.time_table()
+    times = make_tables.time_table(timed, results)
+    assert times.splitlines()[2:3] == ["| AMP | 1.0 | 1.5 | 50.00 |"]  # in one go, on two threads
+    assert "KEPT" not in times

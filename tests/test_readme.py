@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,8 @@ def test_a_students_file_is_used_as_it_is_evaluated(
     preprocessing: Preprocessing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     student = build("mobilenet_v1", 4)
-    args = Namespace(arch="mobilenet_v1", num_classes=4)
     (tmp_path / "runs" / "student").mkdir(parents=True)
-    content = describe_student(student.state_dict(), args, list("abcd"), preprocessing)
+    content = describe_student(student.state_dict(), "mobilenet_v1", 4, list("abcd"), preprocessing)
     torch.save(content, tmp_path / "runs" / "student" / "best.pth")
     noise = np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8)
     turned = Image.Exif()
@@ -75,7 +73,7 @@ def test_the_quick_start_of_the_library_runs(monkeypatch: pytest.MonkeyPatch) ->
     exec(code, scope)
     torch.set_rng_state(before)
     assert torch.isfinite(scope["values"]["loss"])
-    assert [flow.matrix.shape for flow in scope["flows"]] == [(192, 512), (576, 1024), (960, 2048)]
+    assert [flow.matrix.shape for flow in scope["matching"].flows] == [(192, 512), (576, 1024), (960, 2048)]
 
 
 def test_options_in_commands_exist() -> None:

@@ -24,15 +24,16 @@ class Cache:
     Args:
         samples: (path, class index) of every image.
         read: path -> RGB image; its errors pass through.
+        free: bytes of memory that are free; what the system says by default.
 
     Raises:
         UserError: the images need more memory than is free.
     """
 
-    def __init__(self, samples: list[Sample], read: Callable[[str], Image.Image]) -> None:
+    def __init__(self, samples: list[Sample], read: Callable[[str], Image.Image], free: int | None = None) -> None:
         self.sizes = np.array([image_size(path) for path, _ in samples])  # (N, 2): height, width
         self.ends = np.cumsum(3 * self.sizes.prod(1))
-        need, free = int(self.ends[-1]), _free_bytes()
+        need, free = int(self.ends[-1]), _free_bytes() if free is None else free
         if need > 0.8 * free:
             raise UserError(
                 f"--cache ram needs {need / 2**30:.1f} GiB for {len(samples)} decoded images, and "

@@ -20,7 +20,7 @@ from classification.data.lists import numbered_classes, read_list
 from classification.data.transforms import Transform
 from classification.errors import RunError, UserError
 from classification.paths import exists, is_folder
-from classification.runs.interrupt import ENDING, outlast
+from classification.runs.interrupt import outlast
 
 MOST_COMPARED = 100_000  # images whose contents are compared at the start of a run
 
@@ -160,13 +160,13 @@ def check_heif(data: Folder) -> None:
         )
 
 
-def shared_images(data: Folder) -> list[str]:
+def shared_images(data: Folder, most: int = MOST_COMPARED) -> list[str]:
     """Return a warning if an image of valid is in train too, byte for byte.
 
-    More than `MOST_COMPARED` images are compared by path alone: asking for the size of each would take too long.
+    More than `most` images are compared by path alone: asking for the size of each would take too long.
     """
     train, valid = ([path for path, _ in part] for part in (data.train, data.valid))
-    if len(train) + len(valid) > MOST_COMPARED:
+    if len(train) + len(valid) > most:
         listed = set(valid).intersection(train)
         pairs = [(path, path) for path in sorted(listed)]
     else:
@@ -345,15 +345,25 @@ def loader(
     device: torch.device,
     *,
     persistent: bool = True,
+    ending: Any = None,
 ) -> DataLoader[tuple[Tensor, int, int]]:
-    """Load `batches` of `photos`, as bytes for `normalise`; with `persistent`, workers stay alive between epochs."""
+    """Load `batches` of `photos`, as bytes for `normalise`.
+
+    Args:
+        photos: the images.
+        batches: indices of each batch.
+        workers: loading processes; 0 to load in this one.
+        device: that the batches go to.
+        persistent: keep the processes alive between epochs.
+        ending: as in `outlast`.
+    """
     return DataLoader(
         photos,
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=persistent and workers > 0,
         pin_memory=device.type == "cuda",
-        worker_init_fn=partial(outlast, ending=ENDING),
+        worker_init_fn=partial(outlast, ending=ending),
         generator=torch.Generator(),  # of the processes' seeds: the default one would be drawn from at every start
     )
 

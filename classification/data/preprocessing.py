@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
 
+from classification.data.resizing import Fit
 from classification.errors import UserError, shown
 from classification.options.names import LARGEST_SIZE
 
@@ -107,12 +107,7 @@ class Preprocessing:
 
     def transform(self) -> Transform:
         """Return the evaluation transform, of (3, H, W) bytes to (3, img_size, img_size) bytes."""
-        how = InterpolationMode(self.interpolation)
-        if self.crop == "center" and self.resize == self.img_size:
-            return Fit(self.img_size, how)
-        resize = self.resize if self.crop == "center" else [self.resize, self.resize]
-        both: Transform = v2.Compose([v2.Resize(resize, how, antialias=True), v2.CenterCrop(self.img_size)])
-        return both
+        return Fit(self.img_size, self.resize, self.interpolation, squash=self.crop == "squash")
 
     def normalise(self, images: Tensor) -> Tensor:
         """Turn bytes (B, H, W, 3) into what the network sees: (B, 3, H, W) float32."""
@@ -227,17 +222,6 @@ def of_torchvision(transforms: Any, *, transform_input: bool = False) -> Preproc
 def interpolation(name: str) -> str:
     """Return our name of an interpolation, or of the one that is most alike."""
     return name if name in INTERPOLATIONS else ALIKE.get(name, "bilinear")
-
-
-class Fit(v2.Compose):
-    """Resize the short side and crop the centre; an image that fits passes at once."""
-
-    def __init__(self, size: int, interpolation: InterpolationMode = InterpolationMode.BILINEAR) -> None:
-        super().__init__([v2.Resize(size, interpolation, antialias=True), v2.CenterCrop(size)])
-        self.size = size
-
-    def forward(self, image: Tensor) -> Tensor:
-        return image if image.shape[1:] == (self.size, self.size) else super().forward(image)
 
 
 def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:

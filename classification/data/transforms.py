@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
-from classification.data.preprocessing import MEAN, STD, Fit, Preprocessing, Transform, normalise
+from classification.data.preprocessing import MEAN, STD, Transform, normalise
+from classification.data.resizing import Fit, random_box, resize
 
-__all__ = ["MEAN", "STD", "Transform", "eval_transform", "normalise", "train_transform"]
-
-
-def train_transform(args: Namespace) -> Transform:
-    """Random resized crop, or with --train-crop pad a shift by an eighth of the side; mirror. Of (3, H, W) bytes."""
-    size = args.img_size
-    crop = [Fit(size), _PadCrop(size)] if args.train_crop == "pad" else [_RandomResized(size)]
-    whole: Transform = v2.Compose([*crop, _Mirror()] if args.hflip else crop)
-    return whole
+__all__ = ["MEAN", "STD", "Transform", "normalise", "train_transform"]
 
 
-def eval_transform(args: Namespace) -> Transform:
-    """Resize to img-size * 256/224 and crop the centre; with --train-crop pad, resize to img-size alone."""
-    return Preprocessing.of(args.img_size, args.train_crop).transform()
+def train_transform(size: int, crop: str, *, hflip: bool = True) -> Transform:
+    """Random resized crop, or with the crop "pad" a shift by an eighth of the side; mirror. Of (3, H, W) bytes.
+
+    Args:
+        size: side of the square that the network sees, in pixels.
+        crop: "resized" or "pad".
+        hflip: whether half of the images are mirrored.
+    """
+    cut = [Fit(size), _PadCrop(size)] if crop == "pad" else [_RandomResized(size)]
+    return torch.nn.Sequential(*cut, *([_Mirror()] if hflip else []))
 
 
 class _PadCrop(torch.nn.Module):
@@ -40,18 +37,17 @@ class _PadCrop(torch.nn.Module):
         return wide[:, top : top + self.size, left : left + self.size]
 
 
-class _RandomResized(v2.RandomResizedCrop):
-    """The crop of torchvision, kept in the layout of the bytes, in which resizing is fastest."""
+class _RandomResized(torch.nn.Module):
+    """A random part of the image, resized: the crop that networks for ImageNet are trained with."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(size, antialias=True)
+        super().__init__()
+        self.size = size
 
     def forward(self, image: Tensor) -> Tensor:
-        place = self.make_params([image])
-        top, left, height, width = (place[name] for name in ("top", "left", "height", "width"))
-        part = image[None, :, top : top + height, left : left + width]
-        part = part.contiguous(memory_format=torch.channels_last)
-        return F.interpolate(part, self.size, mode="bilinear", antialias=True)[0]
+        top, left, height, width = random_box(*image.shape[1:])
+        part = image[:, top : top + height, left : left + width]
+        return resize(part, (self.size, self.size))
 
 
 class _Mirror(torch.nn.Module):

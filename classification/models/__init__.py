@@ -4,35 +4,65 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
-import timm
-import torchvision
 from torch import nn
-from torchvision.models.mobilenetv2 import mobilenet_v2
 
 from classification.errors import UserError
-from classification.models.cifar import CifarResNet, WideResNet, cifar_resnet
-from classification.models.mobilenet import MobileNetV1, cifar_mobilenet_v2, mobilenet_v2_mgd
-from classification.models.pplcnet import pplcnet_x2_5
-from classification.models.shufflenet import shufflenet_v2
+from classification.models import published
 
-# The named networks: how to build each for a number of classes, and torchvision's name for its pretrained weights.
-NETWORKS: dict[str, tuple[Callable[..., nn.Module], str | None]] = {
-    "mobilenet_v1": (MobileNetV1, None),
-    "mobilenet_v2": (mobilenet_v2, "mobilenet_v2"),
-    "mobilenet_v2_mgd": (mobilenet_v2_mgd, "mobilenet_v2"),
-    "shufflenet_v2": (shufflenet_v2, "shufflenet_v2_x1_0"),
-    "pplcnet_x2_5": (pplcnet_x2_5, None),
-    **{f"resnet{n}": (getattr(torchvision.models, f"resnet{n}"), f"resnet{n}") for n in (18, 34, 50, 101, 152)},
-    **{f"cifar_resnet{n}": (partial(cifar_resnet, n), None) for n in (20, 32, 44, 56, 110)},
-    "cifar_resnet8x4": (partial(CifarResNet, 1, (32, 64, 128, 256)), None),
-    "cifar_resnet32x4": (partial(CifarResNet, 5, (32, 64, 128, 256)), None),
-    "cifar_mobilenet_v2": (cifar_mobilenet_v2, None),
-    "wrn_16_2": (partial(WideResNet, 16, 2), None),
-    "wrn_40_2": (partial(WideResNet, 40, 2), None),
+
+@dataclass(frozen=True)
+class Network:
+    """A named network, which a file of this room builds; the file is imported then, as torchvision and timm are slow.
+
+    Where the file has a function `taps(arch, model)`, that gives the paths of its taps, deepest last, or None.
+
+    Args:
+        file: ".name" of a file of this room, or a module.
+        function: in it, called with num_classes.
+        source: torchvision's name for its pretrained weights, or None.
+        options: of the function.
+    """
+
+    file: str
+    function: str
+    source: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, **more: Any) -> nn.Module:
+        """Build it with fresh weights."""
+        network: nn.Module = getattr(import_module(self.file, __name__), self.function)(**self.options, **more)
+        return network
+
+    def taps(self, arch: str, model: nn.Module | None) -> list[str] | None:
+        """Return the paths of its taps."""
+        taps: Callable[..., list[str] | None] = getattr(import_module(self.file, __name__), "taps", _no_taps)
+        return taps(arch, model)
+
+
+def _no_taps(arch: str, model: nn.Module | None) -> None:
+    return None
+
+
+WIDE = (32, 64, 128, 256)
+
+NETWORKS = {
+    "mobilenet_v1": Network(".mobilenet", "MobileNetV1"),
+    "mobilenet_v2": Network(".mobilenet", "mobilenet_v2", "mobilenet_v2"),
+    "mobilenet_v2_mgd": Network(".mobilenet", "mobilenet_v2_mgd", "mobilenet_v2"),
+    "shufflenet_v2": Network(".shufflenet", "shufflenet_v2", "shufflenet_v2_x1_0"),
+    "pplcnet_x2_5": Network(".pplcnet", "pplcnet_x2_5"),
+    **{f"resnet{n}": Network(".resnet", "resnet", f"resnet{n}", {"layers": n}) for n in (18, 34, 50, 101, 152)},
+    **{f"cifar_resnet{n}": Network(".cifar", "cifar_resnet", None, {"layers": n}) for n in (20, 32, 44, 56, 110)},
+    "cifar_resnet8x4": Network(".cifar", "CifarResNet", None, {"depth": 1, "widths": WIDE}),
+    "cifar_resnet32x4": Network(".cifar", "CifarResNet", None, {"depth": 5, "widths": WIDE}),
+    "cifar_mobilenet_v2": Network(".mobilenet", "cifar_mobilenet_v2"),
+    "wrn_16_2": Network(".cifar", "WideResNet", None, {"depth": 16, "width": 2}),
+    "wrn_40_2": Network(".cifar", "WideResNet", None, {"depth": 40, "width": 2}),
 }
 
 _WIDTH = re.compile(
@@ -40,36 +70,28 @@ _WIDTH = re.compile(
 )
 
 
-def _last_blocks(*blocks: int) -> list[str]:
-    """The sum before the last ReLU of each stage, in a ResNet of so many blocks a stage."""
-    return [f"layer{stage}.{number - 1}.relu@in#-1" for stage, number in enumerate(blocks, start=1)]
-
-
-_TAPS: dict[str, list[str]] = {
-    "mobilenet_v1": [f"model.{block}.5@in" for block in (3, 5, 11, 13)],
-    "mobilenet_v2": [f"features.{block}.conv.1.2@in" for block in (6, 13, 17)],
-    "mobilenet_v2_mgd": [f"features.{block}.conv.1.2@in" for block in (7, 11, 17)],
-    "cifar_mobilenet_v2": [f"features.{block}.conv.1.2@in" for block in (3, 5, 8)],
-    "shufflenet_v2": ["stage2", "stage3", "stage4.3"],
-    "pplcnet_x2_5": [f"blocks.{end}.bn2.act@in" for end in ("1.1", "2.1", "4.3", "5.1")],
-    "resnet18": _last_blocks(2, 2, 2, 2),
-    "resnet34": _last_blocks(3, 4, 6, 3),
-    "resnet50": _last_blocks(3, 4, 6, 3),
-    "resnet101": _last_blocks(3, 4, 23, 3),
-    "resnet152": _last_blocks(3, 8, 36, 3),
-}
-
 # The teachers of the published pairs; every other student gets resnet50.
 DEFAULT_TEACHER = {"resnet50": "resnet152"}
 
+# Networks that take published weights and compute something else.
+OTHER_SHAPES = {"mobilenet_v2_mgd"}
 
-def default_taps(arch: str, model: nn.Module) -> list[str] | None:
+
+def default_taps(arch: str, model: nn.Module | None) -> list[str] | None:
     """Return the tap paths of a named family, deepest last, or None where the user has to name them."""
-    if isinstance(model, CifarResNet):
-        return _last_blocks(*(len(getattr(model, f"layer{stage}")) for stage in (1, 2, 3)))
-    if isinstance(model, WideResNet):
-        return ["layer2.0.relu1@in", "layer3.0.relu1@in", "relu@in"]
-    return _TAPS.get(arch.removeprefix("torchvision:"))
+    name = arch.removeprefix("torchvision:")
+    network = NETWORKS.get(name) or _cifar(name)
+    return None if network is None else network.taps(name, model)
+
+
+def _cifar(arch: str) -> Network | None:
+    """Return the ResNet for 32-pixel images that a name describes, or None."""
+    match = _WIDTH.fullmatch(arch)
+    if match is None:
+        return None
+    widths = tuple(int(width) for width in match["widths"].split("-")) if match["widths"] else None
+    options = {"layers": int(match["layers"]), "factor": float(match["factor"] or 1), "widths": widths}
+    return Network(".cifar", "cifar_resnet", None, options)
 
 
 def _unknown(arch: str, known: list[str]) -> UserError:
@@ -77,26 +99,22 @@ def _unknown(arch: str, known: list[str]) -> UserError:
     return UserError(f"unknown architecture {arch!r}; close ones are {', '.join(near)}")
 
 
-def _builder(arch: str) -> tuple[Callable[..., nn.Module], str | None]:
-    """Return how to build `arch`, and torchvision's name for its weights ("timm" where timm loads them)."""
+def _network(arch: str) -> Network:
+    """Return how to build `arch`; its source is "timm" where timm loads its weights."""
     if arch.startswith("torchvision:"):
-        name, known = arch.removeprefix("torchvision:"), torchvision.models.list_models(module=torchvision.models)
+        name, known = arch.removeprefix("torchvision:"), published.torchvision_names()
         if name not in known:
             raise _unknown(arch, [f"torchvision:{n}" for n in known])
-        options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
-        return partial(torchvision.models.get_model, name, **options), name
+        return Network(".published", "from_torchvision", name, {"name": name})
     if arch.startswith("timm:"):
-        name, known = arch.removeprefix("timm:"), timm.list_models()
+        name, known = arch.removeprefix("timm:"), published.timm_names()
         if name.split(".")[0] not in known:
             raise _unknown(arch, [f"timm:{n}" for n in known])
-        return partial(timm.create_model, name), "timm"
-    if arch in NETWORKS:
-        return NETWORKS[arch]
-    match = _WIDTH.fullmatch(arch)
-    if match is None:
-        raise _unknown(arch, [*NETWORKS, *(f"torchvision:{n}" for n in torchvision.models.list_models())])
-    widths = tuple(int(width) for width in match["widths"].split("-")) if match["widths"] else None
-    return partial(cifar_resnet, int(match["layers"]), float(match["factor"] or 1), widths=widths), None
+        return Network(".published", "from_timm", "timm", {"name": name})
+    network = NETWORKS.get(arch) or _cifar(arch)
+    if network is None:
+        raise _unknown(arch, [*NETWORKS, *(f"torchvision:{n}" for n in published.torchvision_names())])
+    return network
 
 
 def build(arch: str, num_classes: int) -> nn.Module:
@@ -110,29 +128,28 @@ def build(arch: str, num_classes: int) -> nn.Module:
     Raises:
         UserError: unknown name, with close matches.
     """
-    builder, _ = _builder(arch)
+    network = _network(arch)
     try:
-        return builder(num_classes=num_classes)
+        return network.build(num_classes=num_classes)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"cannot build {arch!r}: {error}") from error
 
 
 def pretrained_source(arch: str) -> str | None:
     """Return torchvision's name for the pretrained weights of `arch`, "timm" for timm's, None where there are none."""
-    return _builder(arch)[1]
+    return _network(arch).source
 
 
 def build_published(source: str, weights: Any) -> nn.Module:
     """Build a network with the weights that torchvision publishes, names of earlier versions turned into its own."""
-    builder, _ = _builder(f"torchvision:{source}")
-    return builder(weights=weights, progress=False)
+    return _network(f"torchvision:{source}").build(weights=weights, progress=False)
 
 
 def known_name(arch: str) -> str | None:
     """Return our name of a network that others may call without torchvision:, timm: or cifar_; None where unknown."""
     for name in (arch, f"timm:{arch}", f"torchvision:{arch}", f"cifar_{arch}"):
         try:
-            _builder(name)
+            _network(name)
         except UserError:
             continue
         return name
@@ -147,8 +164,8 @@ def may_be_same(one: str, other: str) -> bool:
 
 def _parts(arch: str) -> tuple[str, str]:
     """Return where a name comes from, "" where it does not say, and the name itself in small letters and numbers."""
-    source = NETWORKS[arch][1] if arch in NETWORKS else None
-    if source is not None and NETWORKS[arch][0] is not mobilenet_v2_mgd:
+    source = NETWORKS[arch].source if arch in NETWORKS else None
+    if source is not None and arch not in OTHER_SHAPES:
         return "", _plain(source)  # torchvision's own, or one that computes the same from the same weights
     origin, colon, name = arch.partition(":")
     if not colon:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from classification.models.resnet import last_blocks
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around an option A shortcut: subsampled, missing channels zero, half on each side."""
@@ -128,3 +130,12 @@ def cifar_resnet(
     if not one <= two <= three:
         raise ValueError(f"option A shortcuts cannot narrow: the widths {one}-{two}-{three} must not fall")
     return CifarResNet((layers - 2) // 6, (one, one, two, three), num_classes)
+
+
+def taps(arch: str, model: nn.Module | None) -> list[str] | None:
+    """Return the paths of the taps, deepest last."""
+    if isinstance(model, WideResNet):
+        return ["layer2.0.relu1@in", "layer3.0.relu1@in", "relu@in"]
+    if not isinstance(model, CifarResNet):
+        return None
+    return last_blocks(*(len(getattr(model, f"layer{stage}")) for stage in (1, 2, 3)))

@@ -6,6 +6,7 @@ import argparse
 import codecs
 import collections
 import datetime
+import json
 import pathlib
 import re
 import types
@@ -17,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file as load_safetensors
+from torch import Tensor
 
 from classification.errors import UserError, shown
 from classification.paths import exists, is_file, is_folder
@@ -105,9 +108,19 @@ def load(path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what a broken file looks like
         if _is_safetensors(path):
-            return load_safetensors(path)
+            return _with_description(path, load_safetensors(path))
         with torch.serialization.safe_globals(HARMLESS), path.open("rb") as file:  # a path would be read by its suffix
             return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _with_description(path: Path, state: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the weights of a safetensors file; one that export.py wrote says in its metadata what they are."""
+    with safe_open(path, "pt") as file:
+        said = file.metadata() or {}
+    if not {"arch", "num_classes", "classes", "preprocessing"} <= set(said):
+        return dict(state)
+    about = {name: json.loads(said[name]) for name in ("arch", "num_classes", "classes")}
+    return {"format": FORMAT, "state_dict": state, **about, **json.loads(said["preprocessing"])}
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import MobileNetV2
+
+from classification.models.published import from_torchvision
+
+if TYPE_CHECKING:
+    from torchvision.models.mobilenetv2 import MobileNetV2
 
 # Output channels and stride of the 13 depthwise separable blocks (Howard et al., 2017, arXiv:1704.04861, table 1).
 _BLOCKS = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
@@ -38,6 +42,8 @@ class MobileNetV1(nn.Module):
 
 def mobilenet_v2_mgd(num_classes: int = 1000) -> MobileNetV2:
     """MobileNet-V2 whose third stride of 2 sits on the 96-channel stage; torchvision's has it on the 64-channel one."""
+    from torchvision.models.mobilenetv2 import MobileNetV2  # slow to import
+
     setting = [
         # expansion, channels, blocks, stride
         [1, 16, 1, 1],
@@ -53,8 +59,28 @@ def mobilenet_v2_mgd(num_classes: int = 1000) -> MobileNetV2:
 
 def cifar_mobilenet_v2(num_classes: int = 10) -> MobileNetV2:
     """Inverted residuals for 32 px: three resolutions, 16, 32 and 64 hidden channels in the last block of each."""
+    from torchvision.models.mobilenetv2 import MobileNetV2  # slow to import
+
     setting = [[1, 8, 1, 1], [2, 8, 2, 1], [2, 16, 2, 2], [2, 32, 3, 2]]
     network = MobileNetV2(num_classes=num_classes, inverted_residual_setting=setting, dropout=0.0)
     stem: Any = network.features[0]
     stem[0].stride = (1, 1)
     return network
+
+
+def mobilenet_v2(**options: Any) -> nn.Module:
+    """Build MobileNet-V2 as torchvision has it."""
+    return from_torchvision("mobilenet_v2", **options)
+
+
+PATHS = {
+    "mobilenet_v1": [f"model.{block}.5@in" for block in (3, 5, 11, 13)],
+    "mobilenet_v2": [f"features.{block}.conv.1.2@in" for block in (6, 13, 17)],
+    "mobilenet_v2_mgd": [f"features.{block}.conv.1.2@in" for block in (7, 11, 17)],
+    "cifar_mobilenet_v2": [f"features.{block}.conv.1.2@in" for block in (3, 5, 8)],
+}
+
+
+def taps(arch: str, model: nn.Module | None) -> list[str]:
+    """Return the paths of the taps, deepest last."""
+    return PATHS[arch]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from timm.models.mobilenetv3 import MobileNetV3, _gen_lcnet
+from torch import nn
 
 
 def pplcnet_x2_5(num_classes: int = 1000) -> MobileNetV3:
@@ -12,3 +13,8 @@ def pplcnet_x2_5(num_classes: int = 1000) -> MobileNetV3:
     """
     # timm looks up a variant's defaults by name and has none of this width: of "lcnet_150" only those are used.
     return _gen_lcnet("lcnet_150", 2.5, num_classes=num_classes, drop_rate=0.2)
+
+
+def taps(arch: str, model: nn.Module | None) -> list[str]:
+    """Return the paths of the taps, deepest last."""
+    return [f"blocks.{end}.bn2.act@in" for end in ("1.1", "2.1", "4.3", "5.1")]

@@ -38,3 +38,8 @@ def shufflenet_v2(num_classes: int = 1000) -> ShuffleNetV2:
     model = ShuffleNetV2([4, 8, 4], [24, 116, 232, 464, 1024], num_classes, inverted_residual=_Unit)
     model.stage4.add_module("relu", nn.ReLU())
     return model
+
+
+def taps(arch: str, model: nn.Module | None) -> list[str]:
+    """Return the paths of the taps, deepest last."""
+    return ["stage2", "stage3", "stage4.3"]

@@ -9,11 +9,8 @@ from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlparse
 
-import huggingface_hub
 import numpy as np
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from classification.data.preprocessing import Preprocessing, of_timm, of_torchvision, read
@@ -315,12 +312,16 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | Non
 
 def _published(arch: str, source: str, name: str | None) -> dict[str, Tensor]:
     if source == "timm":
+        import timm  # slow to import, as torchvision
+
         timm.models.set_pretrained_check_hash()
         return dict(timm.create_model(arch.removeprefix("timm:"), pretrained=True).state_dict())
     return dict(build_published(source, _weights(source, name)).state_dict())
 
 
 def _weights(source: str, name: str | None) -> Any:
+    import torchvision
+
     return torchvision.models.get_model_weights(source)[name or "IMAGENET1K_V1"]
 
 
@@ -333,6 +334,9 @@ def _cached(arch: str, source: str, name: str | None) -> list[Path]:
         except KeyError:
             return []
         return [path for path in [folder / Path(urlparse(url).path).name] if path.is_file()]
+    import huggingface_hub
+    import timm
+
     cfg = timm.models.get_pretrained_cfg(arch.removeprefix("timm:"))
     found = [folder / Path(urlparse(cfg.url).path).name] if cfg and cfg.url and isinstance(cfg.url, str) else []
     if cfg is not None and cfg.hf_hub_id:

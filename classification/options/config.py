@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import platform
 import subprocess
 from argparse import Namespace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,21 @@ import torch
 
 from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER
-from classification.options.effects import KEYS, check_recipe, check_typed
+from classification.options.choose import check_teachers, choose_terms
+from classification.options.effects import check_recipe, check_typed
+from classification.options.groups import Devices, Optimisation
+from classification.options.options import Options, make_options, names_where
 from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser
+from classification.options.published import LABELLED, entries_of, without_aliases
 from classification.options.recipe import read_recipe
-from classification.options.terms import (
-    LABEL_FREE,
-    check_schedules,
-    names_of,
-    needing,
-    needing_flows,
-    single_class,
-    term_table,
-)
+from classification.options.term_module import digest_of, known_terms
+from classification.options.terms import Known, mutual, term_table
 from classification.paths import is_file
 from mgd import has_bfloat16
 
-# Options for which an empty string (an unset shell variable) must be an error.
-FILES = {"config", "output", "resume", "student_resume", "teacher_resume", "train_list", "valid_list"}
 
-
-def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
+def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
     """Parse and check the command line, a recipe's values standing in for defaults.
 
     Raises:
@@ -46,6 +41,7 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     recipe = Parser(add_help=False, allow_abbrev=False)
     recipe.add_argument("--config")
     recipe.add_argument("--resume")
+    recipe.add_argument("--term-module")
     recipe.add_argument("-e", "--evaluate", action="store_true")
     chosen, _ = recipe.parse_known_args(argv)
     nested: dict[str, Any] = {}
@@ -55,37 +51,69 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Namespace:
     named = bool(chosen.resume) and parser.parse_args(argv).data is not None
     if chosen.resume and chosen.resume != "auto" and not (chosen.evaluate and named):
         given = {*typed, *(["data"] if named else [])}
-        own, nested = own_options(checkpoint_of(chosen.resume), parser, given, evaluate=chosen.evaluate)
+        own, nested = own_options(
+            checkpoint_of(chosen.resume), parser, given, evaluate=chosen.evaluate, term_module=chosen.term_module
+        )
         parser.set_defaults(**{**own, **({"term": []} if "term" in typed else {})})
     if chosen.config:
         words, nested, keys = read_recipe(parser, Path(chosen.config), distillation)
         try:
-            values = parser.parse_args(words)
+            read = parser.parse_args(words)
         except UserError as error:
             raise UserError(f"recipe {chosen.config}: {error}") from error
-        alone = _alone(values, nested, distillation)
-        parser.set_defaults(**{key: value for key, value in vars(values).items() if key not in ("data", "config")})
-    args = parser.parse_args(argv)
-    args.command = [prog, *argv]
-    if "student_resume" in typed and not {"pretrained", "use_pretrained"} & set(typed):
-        args.pretrained, args.use_pretrained = False, 0  # a file in the place of the recipe's download
-    for name in sorted(FILES & set(typed)):
-        if getattr(args, name) == "":
+        alone = _alone(read, nested, distillation)
+        parser.set_defaults(**{key: value for key, value in vars(read).items() if key not in ("data", "config")})
+    values = vars(parser.parse_args(argv))
+    for name in sorted(names_where("file") & set(typed)):
+        if values[name] == "":
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
-    if args.data is None:
+    if values["data"] is None:
         raise UserError(f"name the folder of photographs, as in {prog} DIR; --resume RUN alone takes that of a run")
-    args.resume = args.resume and checkpoint_of(args.resume)
-    if not (args.arch or args.student_resume or args.resume):  # else their files say
-        args.arch = "resnet18"
-    _check(args, distillation)
-    if distillation:
-        _set_terms(args, copy.deepcopy(nested.get("terms", {})), typed)
-        args.teachers = _teachers(args, [] if "teacher_arch" in typed else nested.get("teachers", []))
-        _check_teachers(args)
-    if not args.evaluate:
-        check_typed(args, typed)
-        check_recipe(args, alone, keys, nested, typed)
-    return args
+    if "student_resume" in typed and not {"pretrained", "use_pretrained"} & set(typed):
+        values |= {"pretrained": False, "use_pretrained": 0}  # a file in the place of the recipe's download
+    values["resume"] = values["resume"] and checkpoint_of(values["resume"])
+    if not (values["arch"] or values["student_resume"] or values["resume"]):  # else their files say
+        values["arch"] = "resnet18"
+    recipe_teachers = [] if "teacher_arch" in typed else nested.get("teachers", [])
+    options = _settled(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (prog, *argv))
+    if not options.run.evaluate:
+        check_typed(options, typed)
+        check_recipe(options, alone, keys, nested, typed)
+    return options
+
+
+def _settled(
+    values: dict[str, Any],
+    terms: dict[str, Any],
+    teachers: list[dict[str, Any]],
+    typed: Collection[str],
+    distillation: bool,
+    command: tuple[str, ...] = (),
+) -> Options:
+    """Check the values of the options, and join them with a recipe's terms and teachers.
+
+    Args:
+        values: by name, as the parser gives them.
+        terms: those of a recipe.
+        teachers: likewise.
+        typed: the options that were typed.
+        distillation: whether they are those of main_mgd.py.
+        command: the words of the command line.
+    """
+    options = make_options(values, command=command, distils=distillation)
+    _check(options, distillation)
+    if not distillation:
+        table = term_table(entries_of([LABELLED], terms, values), [], known_terms(None))
+        given = options.networks.teacher_resume or options.networks.teacher_arch
+        alone = {"arch": options.networks.teacher_arch, "resume": options.networks.teacher_resume}
+        labels = 1 if options.data.labels is None else options.data.labels
+        return replace(options, table=table, teachers=(alone,) if given else (), labels=labels)
+    file, epochs = options.terms.term_module, total_epochs(options.optimisation)
+    chosen = choose_terms(values, terms, typed, known_terms(file), epochs)
+    options = replace(options, **chosen, term_digest=digest_of(file) if file else None)
+    options = replace(options, teachers=tuple(_teachers(options, teachers)))
+    check_teachers(options.table, options.teachers, joined=options.networks.teacher_mean == "probabilities")
+    return options
 
 
 def _typed(parser: Parser, argv: list[str]) -> dict[str, str]:
@@ -94,88 +122,102 @@ def _typed(parser: Parser, argv: list[str]) -> dict[str, str]:
     return {action.dest: option for action in parser._actions for option in action.option_strings if option in words}
 
 
-def _alone(values: Namespace, nested: dict[str, Any], distillation: bool) -> Namespace | None:
+def _alone(values: Namespace, nested: dict[str, Any], distillation: bool) -> Options | None:
     """Return the options of a recipe with nothing typed over it, or None where they make no sense."""
-    alone = copy.deepcopy(values)
     try:
-        if distillation:
-            _check_distillation(alone)
-            _set_terms(alone, copy.deepcopy(nested["terms"]), {})
-    except UserError:
+        return _settled({**vars(values), "arch": values.arch or "resnet18"}, nested["terms"], [], (), distillation)
+    except (UserError, KeyError):
         return None
-    return alone
 
 
-def _check(args: Namespace, distillation: bool) -> None:
-    if args.start_epoch >= total_epochs(args):
-        raise UserError(f"--start-epoch {args.start_epoch} leaves nothing to do: epochs end at {total_epochs(args)}")
-    if args.lr_drop_epochs != sorted(args.lr_drop_epochs):
-        raise UserError(f"--lr-drop-epochs must rise; got {args.lr_drop_epochs}")
-    if args.resume == "auto" and not args.output:
+def _check(options: Options, distillation: bool) -> None:
+    optimisation, run, networks = options.optimisation, options.run, options.networks
+    if optimisation.start_epoch >= total_epochs(optimisation):
+        raise UserError(
+            f"--start-epoch {optimisation.start_epoch} leaves nothing to do: epochs end at {total_epochs(optimisation)}"
+        )
+    if list(optimisation.lr_drop_epochs) != sorted(optimisation.lr_drop_epochs):
+        raise UserError(f"--lr-drop-epochs must rise; got {list(optimisation.lr_drop_epochs)}")
+    if run.resume == "auto" and not run.output:
         raise UserError("--resume auto goes on in the folder of --output: name it")
-    if args.resume == "auto" and args.evaluate:
+    if run.resume == "auto" and run.evaluate:
         raise UserError("--evaluate takes a file: --resume FILE or --student-resume FILE")
     if (
-        args.resume not in ("", "auto")
-        and args.output
-        and Path(args.output).resolve() != Path(args.resume).resolve().parent
+        run.resume not in ("", "auto")
+        and run.output
+        and Path(run.output).resolve() != Path(run.resume).resolve().parent
     ):
         raise UserError("--resume goes on in the folder of its file: leave --output out")
-    if args.evaluate and getattr(args, "calibrate", None):
+    if run.evaluate and getattr(options, "calibrate", None):
         raise UserError("--calibrate and --evaluate exclude each other: each does its work and leaves")
-    if (args.pretrained or args.use_pretrained) and args.student_resume:
+    if (networks.pretrained or networks.use_pretrained) and networks.student_resume:
         raise UserError("--student-resume and pretrained weights exclude each other")
-    if args.accumulate > args.batch_size:
-        raise UserError(f"--accumulate {args.accumulate} divides batches of {args.batch_size} images: raise -b")
-    _check_devices(args)
+    if optimisation.accumulate > optimisation.batch_size:
+        raise UserError(
+            f"--accumulate {optimisation.accumulate} divides batches of {optimisation.batch_size} images: raise -b"
+        )
+    _check_devices(options.devices)
     if distillation:
-        _check_distillation(args)
-    elif not args.evaluate and (args.teacher_resume or args.teacher_arch):
+        _check_distillation(options)
+    elif not run.evaluate and (networks.teacher_resume or networks.teacher_arch):
         raise UserError("main_base.py trains one network; a teacher belongs to --evaluate, or to main_mgd.py")
 
 
-def _check_devices(args: Namespace) -> None:
+def _check_devices(devices: Devices) -> None:
     try:
-        device = torch.device(args.device) if args.device != "auto" else None
+        device = torch.device(devices.device) if devices.device != "auto" else None
     except RuntimeError:
-        raise UserError(f"unknown device {args.device!r}: use auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"unknown device {devices.device!r}: use auto, cpu, cuda or cuda:N") from None
     gpus = torch.cuda.device_count()
     if device is not None and device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {args.device} is not supported: use auto, cpu, cuda or cuda:N")
-    if args.gpu is not None and args.device not in ("auto", "cuda", f"cuda:{args.gpu}"):
-        raise UserError(f"--gpu {args.gpu} and --device {args.device} exclude each other")
-    if args.multiprocessing_distributed and (args.gpu is not None or (device is not None and device.index is not None)):
+        raise UserError(f"--device {devices.device} is not supported: use auto, cpu, cuda or cuda:N")
+    if devices.gpu is not None and devices.device not in (
+        "auto",
+        "cuda",
+        f"cuda:{devices.gpu}",
+    ):
+        raise UserError(f"--gpu {devices.gpu} and --device {devices.device} exclude each other")
+    if devices.multiprocessing_distributed and (
+        devices.gpu is not None or (device is not None and device.index is not None)
+    ):
         raise UserError("--multiprocessing-distributed takes every visible GPU: leave --gpu and the device number out")
     if device is not None and device.type == "cuda" and (device.index or 0) >= gpus:
-        raise UserError(f"--device {args.device}: this machine shows {gpus} GPUs")
-    if args.gpu is not None and args.gpu >= gpus:
-        raise UserError(f"--gpu {args.gpu}: this machine shows {gpus} GPUs")
-    on_gpu = args.gpu is not None or (device.type == "cuda" if device is not None else gpus > 0)
-    if args.amp == "fp16" and not on_gpu:
+        raise UserError(f"--device {devices.device}: this machine shows {gpus} GPUs")
+    if devices.gpu is not None and devices.gpu >= gpus:
+        raise UserError(f"--gpu {devices.gpu}: this machine shows {gpus} GPUs")
+    on_gpu = devices.gpu is not None or (device.type == "cuda" if device is not None else gpus > 0)
+    if devices.amp == "fp16" and not on_gpu:
         raise UserError("--amp fp16 needs a GPU: use bf16 or off")
-    if getattr(args, "teacher_threads", 0) and on_gpu:
+    if devices.teacher_threads and on_gpu:
         raise UserError("--teacher-threads divides a processor's cores: on a GPU leave it out")
-    if args.sync_bn and not on_gpu:
+    if devices.sync_bn and not on_gpu:
         raise UserError("--sync-bn 1 needs GPUs: torch has no CPU form of it")
-    if args.sync_bn and not (args.world_size > 1 or args.multiprocessing_distributed or "RANK" in os.environ):
+    if devices.sync_bn and not (devices.world_size > 1 or devices.multiprocessing_distributed or "RANK" in os.environ):
         raise UserError("--sync-bn 1 needs several ranks: --multiprocessing-distributed, --world-size or torchrun")
-    alone = args.world_size <= 1 and not args.multiprocessing_distributed and "RANK" not in os.environ
-    if args.compile and alone and on_gpu and gpus > 1 and args.gpu is None and (device is None or device.index is None):
+    alone = devices.world_size <= 1 and not devices.multiprocessing_distributed and "RANK" not in os.environ
+    if (
+        devices.compile
+        and alone
+        and on_gpu
+        and gpus > 1
+        and devices.gpu is None
+        and (device is None or device.index is None)
+    ):
         raise UserError("--compile 1 does not go with DataParallel: name one GPU by --gpu, or start ranks by torchrun")
-    if args.compile:
+    if devices.compile:
         _check_compiler()
-    if args.dist_backend == "nccl" and not on_gpu:
+    if devices.dist_backend == "nccl" and not on_gpu:
         raise UserError("--dist-backend nccl needs GPUs: use gloo")
-    if args.world_size == 0 or args.world_size < -1:
-        raise UserError(f"--world-size must be positive; got {args.world_size}")
-    size = max(args.world_size, 1)
-    env = args.dist_url == "env://"
-    if args.rank == -1:
-        wrong = args.world_size > 1 and not env
+    if devices.world_size == 0 or devices.world_size < -1:
+        raise UserError(f"--world-size must be positive; got {devices.world_size}")
+    size = max(devices.world_size, 1)
+    env = devices.dist_url == "env://"
+    if devices.rank == -1:
+        wrong = devices.world_size > 1 and not env
     else:
-        wrong = not 0 <= args.rank < size and not (env and args.world_size == -1)
+        wrong = not 0 <= devices.rank < size and not (env and devices.world_size == -1)
     if wrong:
-        raise UserError(f"--world-size {size} needs --rank between 0 and {size - 1}; got {args.rank}")
+        raise UserError(f"--world-size {size} needs --rank between 0 and {size - 1}; got {devices.rank}")
 
 
 def _check_compiler() -> None:
@@ -187,77 +229,36 @@ def _check_compiler() -> None:
         raise UserError("--compile 1 needs a C++ compiler, as g++: install one, or leave it out") from error
 
 
-def _check_distillation(args: Namespace) -> None:
-    names = names_of(args.distiller)
-    if args.mgd_observe == "online" and not args.mgd_update_freq:
-        raise UserError("--mgd-observe online goes with a --mgd-update-freq of at least 1")
-    if args.mgd_with_kd and "mgd" not in names:
-        raise UserError("--mgd-with-kd 1 goes with --distiller mgd")
-    if args.mgd_reducer == "sm" and args.mgd_capacity not in (None, "single"):
-        raise UserError(f"--mgd-reducer sm matches one to one: --mgd-capacity {args.mgd_capacity} does not go with it")
-    args.mgd_capacity = args.mgd_capacity or ("single" if args.mgd_reducer == "sm" else "spread")
-    if args.mgd_with_kd and "kd" not in names:
-        args.distiller += "+kd"
-    if args.teacher_threads and (args.mixup or args.cutmix or args.accumulate > 1):
+def _check_distillation(options: Options) -> None:
+    data, networks, ahead = options.data, options.networks, options.devices.teacher_threads
+    if ahead and (data.mixup or data.cutmix or options.optimisation.accumulate > 1):
         raise UserError(
             "--teacher-threads needs batches as they are read: leave --mixup, --cutmix and --accumulate out"
         )
-    if (threads := torch.get_num_threads()) <= args.teacher_threads > 0:
-        raise UserError(f"--teacher-threads {args.teacher_threads} leaves the student none of {threads} threads")
-    if args.taps and (args.student_taps or args.teacher_taps):
+    if (threads := torch.get_num_threads()) <= ahead > 0:
+        raise UserError(f"--teacher-threads {ahead} leaves the student none of {threads} threads")
+    if networks.taps and (networks.student_taps or networks.teacher_taps):
         raise UserError("--taps names the paths of both networks: leave --student-taps and --teacher-taps out")
-    args.student_taps, args.teacher_taps = args.student_taps or args.taps, args.teacher_taps or args.taps
 
 
-def _set_terms(args: Namespace, recipe: dict[str, Any], typed: dict[str, str]) -> None:
-    """Settle which terms there are and what is known of each; what was typed wins over the recipe."""
-    for dest, (name, key) in KEYS.items():
-        if dest in typed and recipe.get(name):
-            recipe[name] = {k: value for k, value in recipe[name].items() if k != key}
-    if recipe and "distiller" not in typed:
-        listed = [name for name in recipe if name != "ce"]
-        names, labelled = names_of("+".join(listed)) if listed else [], "ce" in recipe
-        if args.mgd_with_kd and "mgd" not in names:
-            raise UserError("--mgd-with-kd 1 goes with the term mgd, and the recipe has none")
-        names += ["kd"] if args.mgd_with_kd and "kd" not in names else []
-    else:
-        names = names_of(args.distiller)
-        labelled = args.labels == 1 or not set(names) <= LABEL_FREE
-    if args.labels == 0 and (needed := needing(names, "labels")):
-        raise UserError(f"--labels 0 does not go with {', '.join(needed)}, which cannot do without labels")
-    ce = ["ce"] if labelled and args.labels != 0 else []
-    args.terms = term_table([*ce, *names], recipe, args.term)
-    if not args.terms:
-        raise UserError("no terms are left to train with")
-    check_schedules(args.terms, total_epochs(args))
-    if args.mixup or args.cutmix:
-        single = single_class(args.terms)
-        if single:
-            raise UserError(f"--mixup and --cutmix mix images of two classes, and {', '.join(single)} needs one")
-    args.labels = int(bool(needing(args.terms, "labels"))) if args.labels is None else args.labels
-    args.distiller = "+".join(names)
-    if args.kd_temperature is None:
-        args.kd_temperature = 1.5 if "mgd" in names else 4.0
-
-
-def _teachers(args: Namespace, recipe: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _teachers(options: Options, recipe: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return what is known of each teacher: arch, resume, and of a recipe's weights, weight, img_size, frozen."""
-    mutual = "dml" in args.terms
+    peers = bool(mutual(options.table))
     if recipe:
-        files = _files(args.teacher_resume, len(recipe)) if args.teacher_resume else []
+        files = _files(options.networks.teacher_resume, len(recipe)) if options.networks.teacher_resume else []
         if files and len(files) != len(recipe):
             raise UserError(f"--teacher-resume names {len(files)} files for the recipe's {len(recipe)} teachers")
         return [{**teacher, "resume": file} for teacher, file in zip(recipe, files, strict=True)] if files else recipe
-    archs: list[str | None] = list(args.teacher_arch.split(",")) if args.teacher_arch else []
-    files = _files(args.teacher_resume, len(archs)) if args.teacher_resume else []
-    if not archs and not files and args.arch:
-        archs = [args.arch if mutual else DEFAULT_TEACHER.get(args.arch, "resnet50")]
+    archs: list[str | None] = list(options.networks.teacher_arch.split(",")) if options.networks.teacher_arch else []
+    files = _files(options.networks.teacher_resume, len(archs)) if options.networks.teacher_resume else []
+    if not archs and not files and options.networks.arch:
+        archs = [options.networks.arch if peers else DEFAULT_TEACHER.get(options.networks.arch, "resnet50")]
     archs = archs or [None] * max(1, len(files))  # which their files say
     files = files or [""] * len(archs)
     if len(files) != len(archs):
         names = ", ".join(map(str, archs))
         raise UserError(f"--teacher-resume names {len(files)} files for {len(archs)} teachers ({names})")
-    return [{"arch": arch, "resume": file, "frozen": not mutual} for arch, file in zip(archs, files, strict=True)]
+    return [{"arch": arch, "resume": file, "frozen": not peers} for arch, file in zip(archs, files, strict=True)]
 
 
 def _files(text: str, number: int) -> list[str]:
@@ -284,56 +285,44 @@ def _files(text: str, number: int) -> list[str]:
     return min(fitting, key=len) if fitting else parts
 
 
-def _check_teachers(args: Namespace) -> None:
-    mutual = "dml" in args.terms
-    for teacher in args.teachers:
-        name = teacher["arch"] or "the teacher"
-        if mutual and teacher.get("frozen", True):
-            raise UserError(f"dml trains every network, and {name} is frozen: use ssld, or frozen: false")
-        if not mutual and not teacher.get("frozen", True):
-            raise UserError(f"{name} is not frozen: only dml and udml train several networks")
-        if mutual and (keys := [key for key in ("weights", "weight", "img_size", "mean", "std") if key in teacher]):
-            raise UserError(f"{name} trains as the student does: leave {', '.join(keys)} out")
-    if args.teacher_mean == "probabilities":
-        if len(args.teachers) < 2 or mutual:
-            raise UserError("--teacher-mean probabilities goes with several frozen teachers")
-        if maps := needing(args.terms, "maps"):
-            raise UserError(f"--teacher-mean probabilities gives no maps, which {', '.join(maps)} needs: leave it out")
-    if mutual and "mgd" in args.terms:
-        raise UserError("mgd matches a student to a frozen teacher: it does not go with dml")
-    if mutual and (names := needing_flows(args.terms)):
-        raise UserError(f"{names[0]}.init=flow matches a student to a frozen teacher: it does not go with dml")
-    if all(teacher["arch"] for teacher in args.teachers):
-        args.teacher_arch = ",".join(teacher["arch"] for teacher in args.teachers)
-
-
-def total_epochs(args: Namespace) -> int:
+def total_epochs(optimisation: Optimisation) -> int:
     """Return how many epochs there are, those of the warmup included."""
-    return int(args.epochs + (args.warmup_epochs if args.warmup else 0))
+    return int(optimisation.epochs + (optimisation.warmup_epochs if optimisation.warmup else 0))
 
 
-def epoch_name(args: Namespace, epoch: int) -> str:
+def epoch_name(optimisation: Optimisation, epoch: int) -> str:
     """Name an epoch, counted from 0, as people count: "epoch 1/20"."""
-    return f"epoch {epoch + 1}/{total_epochs(args)}"
+    return f"epoch {epoch + 1}/{total_epochs(optimisation)}"
 
 
-def learning_rate(args: Namespace, epoch: int, part: float) -> float:
+def learning_rate(optimisation: Optimisation, epoch: int, part: float) -> float:
     """Return the rate in `epoch` (from 0), `part` of it done.
 
     Steps and warmup change by the epoch: lr * ratio^(drops passed), and in the warmup lr * (0.1 + 0.9 e / E_w). Cosine
     changes by the step: lr/2 * (1 + cos(pi * share of the epochs after the warmup)).
     """
-    warmup = args.warmup_epochs if args.warmup else 0
-    rate = float(args.lr)
+    warmup = optimisation.warmup_epochs if optimisation.warmup else 0
+    rate = float(optimisation.lr)
     if epoch < warmup:
         return rate * (0.1 + 0.9 * epoch / warmup)
-    if args.lr_schedule == "cosine":
-        return rate * 0.5 * (1 + math.cos(math.pi * (epoch - warmup + part) / args.epochs))
-    drops = sum(epoch >= drop + warmup for drop in args.lr_drop_epochs)
-    return float(rate * args.lr_drop_ratio**drops)
+    if optimisation.lr_schedule == "cosine":
+        return rate * 0.5 * (1 + math.cos(math.pi * (epoch - warmup + part) / optimisation.epochs))
+    drops = sum(epoch >= drop + warmup for drop in optimisation.lr_drop_epochs)
+    return float(rate * optimisation.lr_drop_ratio**drops)
 
 
-def describe(args: Namespace) -> dict[str, Any]:
+def recorded_then(options: Mapping[str, Any], known: Known) -> dict[str, Any]:
+    """Return the options of a run folder, also of an earlier version, as `recorded` would give them now.
+
+    Args:
+        options: as recorded then.
+        known: the classes of terms, by name.
+    """
+    rest, entries = without_aliases(options)
+    return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], known).items()}}
+
+
+def describe(command: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
     """Return what a run folder keeps about how it was made: options, versions, commit, machine."""
     versions = {"python": platform.python_version()}
     for package in ("torch", "torchvision", "numpy", "scipy", "ortools", "timm"):
@@ -342,9 +331,9 @@ def describe(args: Namespace) -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = "not installed"
     return {
-        "command": args.command,
+        "command": list(command),
         "folder": str(Path.cwd()),
-        "options": {name: value for name, value in vars(args).items() if name != "command"},
+        "options": options,
         "versions": versions,
         "commit": _commit(),
         "machine": {

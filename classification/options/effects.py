@@ -2,67 +2,67 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from classification.errors import UserError
-from classification.options.terms import needing_flows, using
-
-# Options that say a key of a term's entry.
-KEYS = {
-    "kd_weight": ("kd", "weight"),
-    "loss_factor": ("mgd", "weight"),
-    "mgd_weight": ("mgd", "weight"),
-    "label_smoothing": ("ce", "label_smoothing"),
-}
+from classification.options.options import Options
+from classification.options.published import ALIASES, LABELLED, REPLACED, WITH_KD
+from classification.options.terms import Table, mutual, using
 
 
-def without_effect(args: Namespace) -> dict[str, str]:
+def without_effect(options: Options) -> dict[str, str]:
     """Return the options that a run does not look at, and for each what it goes with."""
-    terms = getattr(args, "terms", {"ce": {}})
-    of_flows = {"mgd_assignment", "mgd_capacity", "mgd_max_images", "mgd_solver"}
-    of_mgd = {name for name in vars(args) if name.startswith("mgd_")} - of_flows | {"loss_factor"}
+    terms: Table = options.table
     rules = [
-        ("--distiller mgd", "mgd" in terms, of_mgd),
-        ("--distiller mgd or --term ofd.init=flow", bool(needing_flows(terms)), of_flows),
+        (f"the term {WITH_KD[0]}", WITH_KD[0] in terms, {"mgd_with_kd"}),
         ("a term that reads maps", bool(using(terms, "maps")), {"taps", "student_taps", "teacher_taps"}),
-        ("the term ce", "ce" in terms, {"label_smoothing"}),
-        ("a frozen teacher", "dml" not in terms, {"teacher_dtype", "teacher_threads", "compile_student"}),
-        ("--mgd-with-kd 1 or --distiller kd", "kd" in terms, {"kd_weight", "kd_temperature"}),
-        ("--lr-schedule step", args.lr_schedule == "step", {"lr_drop_ratio", "lr_drop_epochs"}),
-        ("--mgd-form sum", getattr(args, "mgd_form", "sum") == "sum", {"loss_factor"}),
-        ("--mgd-form mean or relative", getattr(args, "mgd_form", "sum") != "sum", {"mgd_weight"}),
-        ("--compile 1", bool(args.compile), {"compile_student"}),
-        ("--warmup 1", bool(args.warmup), {"warmup_epochs"}),
-        ("main_mgd.py", hasattr(args, "terms") or args.labels != 0, {"labels"}),  # main_base.py cannot do without
-        ("a run without --resume", not args.resume, {"start_epoch"}),
+        ("a frozen teacher", not mutual(terms), {"teacher_dtype", "teacher_threads", "compile_student"}),
+        ("--lr-schedule step", options.optimisation.lr_schedule == "step", {"lr_drop_ratio", "lr_drop_epochs"}),
+        ("--compile 1", bool(options.devices.compile), {"compile_student"}),
+        ("--warmup 1", bool(options.optimisation.warmup), {"warmup_epochs"}),
+        ("main_mgd.py", options.distils or options.data.labels != 0, {"labels"}),  # main_base.py cannot do without
+        ("a run without --resume", not options.run.resume, {"start_epoch"}),
     ]
     found: dict[str, str] = {}
     for needed, present, names in rules:
         for name in () if present else sorted(names):
             found.setdefault(name, needed)
+    return found | _aliases(terms)
+
+
+def _aliases(terms: Table) -> dict[str, str]:
+    """Return the published spellings that say a key of no term here, or one without effect."""
+    found: dict[str, str] = {}
+    for option, keys in ALIASES.items():
+        needed = []
+        for name, key in (key.split(".") for key in keys):
+            spec = terms.get(name)
+            needed.append(f"the term {name}" if spec is None else spec.without_effect().get(key, ""))
+        if all(needed):
+            present = [why for why in needed if not why.startswith("the term ")]
+            found[option] = " or ".join(present or needed)
     return found
 
 
-def check_typed(args: Namespace, typed: Mapping[str, str]) -> None:
+def check_typed(options: Options, typed: Mapping[str, str]) -> None:
     """Refuse options of the command line that would change nothing.
 
     Args:
-        args: the checked options.
+        options: the checked options.
         typed: {destination: the option as typed}.
 
     Raises:
         UserError: it names the option and what it goes with.
     """
-    for name, needed in without_effect(args).items():
+    for name, needed in without_effect(options).items():
         if name in typed:
             raise UserError(f"{typed[name]} has no effect here: it goes with {needed}")
 
 
 def check_recipe(
-    args: Namespace,
-    alone: Namespace | None,
+    options: Options,
+    alone: Options | None,
     keys: Mapping[str, str],
     nested: Mapping[str, Any],
     typed: Mapping[str, str],
@@ -70,7 +70,7 @@ def check_recipe(
     """Refuse keys of a recipe that would change nothing; not those that the command line alone leaves without effect.
 
     Args:
-        args: the checked options of the run.
+        options: the checked options of the run.
         alone: those of the recipe with nothing typed over it; None where these make no sense.
         keys: {destination: key} of the options that the recipe gives.
         nested: its terms and teachers.
@@ -82,25 +82,26 @@ def check_recipe(
     if alone is None:
         return
     idle = without_effect(alone)
-    for name, needed in without_effect(args).items():
+    for name, needed in without_effect(options).items():
         if name in keys and name in idle and name not in typed:
-            raise UserError(f"recipe {args.config}: {keys[name]} has no effect: it goes with {needed}")
+            raise UserError(f"recipe {options.run.config}: {keys[name]} has no effect: it goes with {needed}")
     for key, why in [*_terms(alone, keys, nested.get("terms", {}), typed), *_teachers(keys, nested, typed)]:
-        raise UserError(f"recipe {args.config}: {key} has no effect: {why}")
+        raise UserError(f"recipe {options.run.config}: {key} has no effect: {why}")
 
 
 def _terms(
-    alone: Namespace, keys: Mapping[str, str], terms: Mapping[str, Any], typed: Mapping[str, str]
+    alone: Options, keys: Mapping[str, str], terms: Mapping[str, Any], typed: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    for option, (name, key) in KEYS.items():
-        if option in keys and option not in typed and key in (terms.get(name) or {}):
-            yield keys[option], f"terms.{name}.{key} says the same"
-    for change in getattr(alone, "term", []):
+    for option, aliased in ALIASES.items():
+        for name, key in (key.split(".") for key in (*aliased, REPLACED.get(option, "."))):
+            if option in keys and option not in typed and key in (terms.get(name) or {}):
+                yield keys[option], f"terms.{name}.{key} says the same"
+    for change in alone.terms.term:
         name, _, key = change.partition("=")[0].partition(".")
         if key in (terms.get(name) or {}):
             yield f"terms.{name}.{key}", f"term {change} says the same"
-    if "labels" in keys and "labels" not in typed and "ce" in terms and "ce" not in alone.terms:
-        yield "terms.ce", f"{keys['labels']} is 0"
+    if "labels" in keys and "labels" not in typed and LABELLED in terms and LABELLED not in alone.table:
+        yield f"terms.{LABELLED}", f"{keys['labels']} is 0"
 
 
 def _teachers(

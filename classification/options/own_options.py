@@ -9,20 +9,13 @@ from typing import Any
 
 from classification.errors import UserError, shown
 from classification.models.files import read_checkpoint
+from classification.options.options import names_where
+from classification.options.published import without_aliases
+from classification.options.term_module import check_digest
 from classification.options.terms import is_number
 from classification.paths import exists, is_folder
 from classification.runs.restore import damaged
-
-# What each command says anew: where it writes, what it does, and how a run is started.
-ANEW = {
-    "config", "output", "resume", "resume_override", "evaluate", "calibrate", "start_epoch", "pretrained",
-    "use_pretrained", "student_resume",
-}  # fmt: skip
-PLACES = ("data", "train_list", "valid_list")
-# What an evaluation takes of a run: its images, and how they are read.
-READING = {
-    *PLACES, "num_classes", "bad_images", "batch_size", "workers", "cache", "channels_last", "device", "gpu", "amp",
-}  # fmt: skip
+from mgd.losses import LOSSES
 
 
 def checkpoint_of(resume: str) -> str:
@@ -40,7 +33,12 @@ def checkpoint_of(resume: str) -> str:
 
 
 def own_options(
-    path: str, parser: argparse.ArgumentParser, typed: Collection[str] = (), *, evaluate: bool = False
+    path: str,
+    parser: argparse.ArgumentParser,
+    typed: Collection[str] = (),
+    *,
+    evaluate: bool = False,
+    term_module: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the options of a run, and what no single option says: its terms and teachers.
 
@@ -51,6 +49,7 @@ def own_options(
         parser: the parser of the script that resumes it.
         typed: the options that are given anew.
         evaluate: whether it is evaluated, for which its images and teachers alone count.
+        term_module: the file of --term-module, as it was typed.
 
     Raises:
         UserError: not such a file, or a run of the other script; its photographs, lists or teachers are gone.
@@ -64,36 +63,39 @@ def own_options(
     options = config.get("options") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not isinstance(options, dict):
         raise damaged(path, f"its options are {shown(options)}")
+    for name in ("terms", "teachers"):
+        if options.get(name):
+            _check_entries(path, name, options[name])
+    options, entries = without_aliases(options)
     script = "main_mgd.py" if "distiller" in options else "main_base.py"
     if parser.prog != script and not evaluate:
         raise UserError(f"{path} is of a run of {script}: resume it by {script} --resume {path}")
-    known = {action.dest: action for action in parser._actions}
-    own = {name: value for name, value in options.items() if name in known and name not in ANEW}
+    actions = {action.dest: action for action in parser._actions}
+    own = {name: value for name, value in options.items() if name in actions and name not in names_where("anew")}
     for name, value in own.items():
-        if not _fits(known[name], value):
+        if not _fits(actions[name], value):
             raise damaged(path, f"its option {name} is {shown(value)}")
     started = config.get("folder", "")
-    own |= {name: _seen_from_here(started, own[name]) for name in PLACES if own.get(name)}
+    own |= {name: _seen_from_here(started, own[name]) for name in names_where("place") if own.get(name)}
     if evaluate:
-        own = {name: value for name, value in own.items() if name in READING}
+        own = {name: value for name, value in own.items() if name in names_where("reading")}
     if not options.get("seeded"):
         own.pop("seed", None)
     if not options.get("img_size_asked", True):
         own.pop("img_size", None)  # the networks' files say it
     if own.get("taps"):  # which says both
         own["student_taps"] = own["teacher_taps"] = None
-    if own.get("mgd_capacity") == ("single" if own.get("mgd_reducer") == "sm" else "spread"):
-        own["mgd_capacity"] = None  # as the reducer has it
     if "main_base.py" in (script, parser.prog):
         _check_places(own if started else {}, [], typed)
-        return own, {}
-    kept = {"terms": options.get("terms"), "teachers": options.get("teachers")}
-    nested = {name: value for name, value in kept.items() if value and _entries(path, name, value)}
-    if evaluate and "dml" in nested.pop("terms", {}):
+        return own, {"terms": entries}
+    if not evaluate:
+        check_digest(term_module, options.get("term_digest"), path)
+    if evaluate and any(name in LOSSES and LOSSES[name].mutual for name in entries):
         raise UserError(f"{path} is of a run whose networks all train: evaluate each by main_base.py --student-resume")
+    nested: dict[str, Any] = {} if evaluate else {"terms": entries}
     nested["teachers"] = [
         {**spec, "resume": _seen_from_here(started, spec["resume"])} if spec.get("resume") else spec
-        for spec in nested.get("teachers", [])
+        for spec in options.get("teachers") or []
     ]
     if own.get("teacher_resume"):
         own["teacher_resume"] = ",".join(str(spec.get("resume", "")) for spec in nested["teachers"])
@@ -128,8 +130,9 @@ def _fits(action: argparse.Action, value: Any) -> bool:
     return is_number(value) if action.type is not None else isinstance(value, bool if action.nargs == 0 else str)
 
 
-def _entries(path: str, name: str, value: Any) -> bool:
+def _check_entries(path: str, name: str, value: Any) -> None:
     entries = list(value.values()) if isinstance(value, dict) else value
-    if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
-        return True
-    raise damaged(path, f"its {name} are {shown(value)}")
+    if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
+        raise damaged(path, f"its {name} are {shown(value)}")
+    if isinstance(value, dict) != (name == "terms"):
+        raise damaged(path, f"its {name} are {shown(value)}")

@@ -1,16 +1,14 @@
-"""Every option of the main scripts, its kind and its default."""
+"""The parser of the main scripts, built from the fields that declare their options."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import math
-import os
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from classification.errors import UserError
-from classification.options.names import ASSIGNMENTS, FORMS, LARGEST_SIZE, SOLVERS
+from classification.options.fields import Option
+from classification.options.options import all_options
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,273 +31,21 @@ class _Help(argparse.HelpFormatter):
         return action.help if told else f"{action.help} (default: %(default)s)"
 
 
-def _number(kind: type, low: float, high: float = math.inf, *, open_low: bool = False) -> Callable[[str], Any]:
-    """A type for argparse: a finite number in [low, high], or above `low` with `open_low`."""
-
-    def parse(text: str) -> Any:
-        bound = f"{'above' if open_low else 'at least'} {low:g}" + (f", at most {high:g}" if high < math.inf else "")
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        # A NaN fails the first comparison.
-        if not low <= value <= high or value == math.inf or (open_low and value == low):
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"expected {what} {bound}; got {text!r}")
-        return value
-
-    return parse
-
-
-_count = _number(int, 1)
-_whole = _number(int, 0)
-_positive = _number(float, 0, open_low=True)
-_nonnegative = _number(float, 0)
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("photographs and run").add_argument
-    add(
-        "data",
-        metavar="DIR",
-        nargs="?",
-        help="folder of photographs: train/CLASS/*.jpg and valid/CLASS/*.jpg (or val/); with --resume, the run's own",
-    )
-    add("--train-list", metavar="FILE", help="list of `path label` lines that takes the place of train/")
-    add("--valid-list", metavar="FILE", help="the same for valid/; with both, labels are the class names")
-    add("--config", metavar="FILE", help="recipe: a YAML mapping of option names to values; the command line wins")
-    add(
-        "-a",
-        "--arch",
-        help="the network to train: a name, torchvision:NAME or timm:NAME; default: that of the file in "
-        "--student-resume, or resnet18",
-    )
-    add(
-        "--num-classes",
-        type=_number(int, 1, 1_000_000),
-        help="default: the number of class folders in train/, or largest label + 1",
-    )
-    add(
-        "--img-size",
-        type=_number(int, 8, LARGEST_SIZE),
-        help="side of the square the networks see, in pixels; default: that of each network's weights, or 224",
-    )
-    add("--output", metavar="FOLDER", help="run folder; default: a new one under runs/")
-    add("--epochs", type=_count, default=100, help="epochs of training, those of the warmup not counted")
-    add("--start-epoch", type=_whole, default=0, help="epoch to begin with, counted from 0")
-    add("-b", "--batch-size", type=_count, default=256, help="images a step, over all devices and ranks together")
-    add(
-        "--accumulate",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="pass each batch in N parts, to save memory; batch norms and terms see the parts",
-    )
-    add(
-        "--resume",
-        metavar="RUN",
-        default="",
-        help="resume a run: its folder, or the last.pth in it; what is not typed is as the run had it; auto: that in "
-        "--output, if there is one, with the options that are typed",
-    )
-    add(
-        "--resume-override", type=int, choices=(0, 1), default=0, help="1: go on though other options change the result"
-    )
-    add("--checkpoint-every-steps", type=_count, metavar="N", help="write last.pth every N steps, beside every epoch")
-    add("--skip-nonfinite", type=_whole, default=0, metavar="N", help="steps left out where the loss is not finite")
-    add("-e", "--evaluate", action="store_true", help="evaluate and leave")
-    add("-p", "--print-freq", type=_count, metavar="N", help="print every N steps; default: about every 10 seconds")
-    add(
-        "--seed",
-        type=_number(int, 0, 2**31 - 1),
-        help="seed of everything random; default: a fresh one, written to config.json",
-    )
-    add(
-        "-j",
-        "--workers",
-        type=_number(int, 0, 1024),
-        default=min(8, os.cpu_count() or 1),
-        help="loading processes, shared by the ranks that one command starts",
-    )
-    add(
-        "--bad-images",
-        choices=("stop", "skip"),
-        default="stop",
-        help="stop at an image that cannot be read, or read all first, leave such images out and list them",
-    )
-    add("--cache", choices=("off", "ram"), default="off", help="ram: decode every image once and keep it in memory")
-    add("--channels-last", type=int, choices=(0, 1), default=1, help="memory layout of maps: 1 is faster nearly always")
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("training").add_argument
-    add(
-        "--optimizer",
-        choices=("sgd", "muon"),
-        default="sgd",
-        help="muon: orthogonal steps of convolutions; begin with --lr 0.03 --wd 0.05",
-    )
-    add("--lr", "--learning-rate", type=_positive, default=0.1, help="learning rate")
-    add("--momentum", type=_number(float, 0, 0.9999), default=0.9, help="Nesterov momentum")
-    add("--wd", "--weight-decay", dest="weight_decay", type=_nonnegative, default=1e-4, help="weight decay")
-    add("--lr-schedule", choices=("step", "cosine"), default="step", help="drops at epochs, or half a cosine to 0")
-    add("--lr-drop-ratio", type=_positive, default=0.1, help="step: factor at every drop")
-    add("--lr-drop-epochs", type=_count, nargs="+", default=[31, 61, 81], help="step: epochs of the drops")
-    add("--warmup", type=int, choices=(0, 1), default=0, help="1: linear warmup from 0.1 of the rate, added in front")
-    add("--warmup-epochs", type=_count, default=10, help="epochs that --warmup 1 adds in front")
-    add("--labels", type=int, choices=(0, 1), help="0: train/ holds images without labels; default: by the terms")
-    add("--label-smoothing", type=_number(float, 0, 0.9999), default=0.0, help="of the cross-entropy, in [0, 1)")
-    add(
-        "--train-crop",
-        choices=("resized", "pad"),
-        help="pad: images fill the frame already (CIFAR); default: resized",
-    )
-    add("--hflip", type=int, choices=(0, 1), default=1, help="0: no mirrored images (digits, text)")
-    add("--mixup", type=_nonnegative, default=0.0, metavar="ALPHA", help="mix pairs of images; 0.2 is usual, 0 is off")
-    add("--cutmix", type=_nonnegative, default=0.0, metavar="ALPHA", help="paste parts of images; 1 is usual, 0 is off")
-    add(
-        "--ema",
-        type=_number(float, 0, 0.999999),
-        default=0.0,
-        metavar="DECAY",
-        help="evaluate and keep an average of the student over its steps; 0.999 to 0.9999 is usual, 0 is off",
-    )
-    add("--compile", type=int, choices=(0, 1), default=0, help="1: torch.compile; slow to start")
-
-
-def _add_networks(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("weights and teachers").add_argument
-    add("--pretrained", action="store_true", help="start from the published ImageNet weights")
-    add("--use-pretrained", type=int, choices=(0, 1), default=0, help="1: the same as --pretrained")
-    add("--student-resume", metavar="FILE", help="weights to evaluate, or to start from, with another head if need be")
-    add(
-        "--teacher-arch",
-        help="the teacher's network, or several, comma-separated; default: that of its file, or resnet50 (resnet152 "
-        "for the student resnet50); with dml, the student's peers, kept as peer1.pth, best_peer1.pth ...; default: one "
-        "more of the student",
-    )
-    add("--teacher-resume", metavar="FILE", help="weights of the teacher, or of each, comma-separated")
-
-
-def _add_devices(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("devices").add_argument
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ...")
-    add("--gpu", type=_whole, help="use this GPU only")
-    add(
-        "--amp",
-        choices=("off", "bf16", "fp16"),
-        default="off",
-        help="mixed precision; bf16 runs anywhere (in float32 where the device lacks it), fp16 on GPUs",
-    )
-    add("--world-size", type=int, default=-1, help="nodes (with --multiprocessing-distributed), or else ranks")
-    add("--rank", type=int, default=-1, help="number of this node, or of this rank")
-    add("--dist-url", default="tcp://127.0.0.1:23456", help="where rank 0 listens; env:// takes the environment's")
-    add("--dist-backend", choices=("nccl", "gloo"), help="how ranks talk; default: nccl on GPUs, gloo on CPUs")
-    add("--multiprocessing-distributed", action="store_true", help="one process per GPU of this node")
-    add(
-        "--deterministic",
-        type=int,
-        choices=(0, 1),
-        default=0,
-        help="1: the same bits on the same GPU, at some cost in speed; the CPU gives them anyway",
-    )
-    add("--sync-bn", type=int, choices=(0, 1), default=0, help="1: batch statistics over all GPUs of a DDP run")
-
-
-def _add_terms(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("terms").add_argument
-    add("--distiller", default="mgd", help="a term, or a sum of terms as mgd+kd; cross-entropy is added to it")
-    add(
-        "--term",
-        action="append",
-        metavar="NAME.KEY=VALUE",
-        default=[],
-        help="a term's weight, warmup, start, stop, decay or hyper-parameter, as dkd.beta=2; repeatable, and wins",
-    )
-    add("--calibrate", type=_count, metavar="STEPS", help="print weights that balance the terms' gradients, and leave")
-    add("--kd-weight", type=_nonnegative, default=1.0, help="factor of the kd term")
-    add("--kd-temperature", type=_positive, help="softens both networks' logits; default: 1.5 beside mgd, 4 alone")
-
-
-def _add_matching(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("matching guided distillation").add_argument
-    add("--loss-factor", type=_positive, default=1e4, help="form sum: mgd is divided by it (1e4 suits 224 px)")
-    add(
-        "--mgd-form",
-        choices=FORMS,
-        default="sum",
-        help="sum: as published; mean: per element, for every image size; relative: to the teacher's maps",
-    )
-    add("--mgd-weight", type=_nonnegative, default=5.0, help="forms mean and relative: factor of the mgd term")
-    add(
-        "--mgd-assignment",
-        choices=ASSIGNMENTS,
-        default="cheapest",
-        help="which flow; all but cheapest are controls that show what matching is worth",
-    )
-    add(
-        "--mgd-reducer", choices=("amp", "rd", "sp", "sm"), default="amp", help="how teacher channels become one target"
-    )
-    add("--mgd-update-freq", type=_whole, default=2, help="epochs between two matchings; 0: once, before training")
-    add("--mgd-with-kd", type=int, choices=(0, 1), default=0, help="1: the same as --distiller mgd+kd")
-    add(
-        "--mgd-capacity",
-        choices=("spread", "truncate", "reference", "single"),
-        help="how many teacher channels guide one; default: spread, for sm single",
-    )
-    add("--mgd-solver", choices=("auto", *SOLVERS), default="auto", help="exact solver of the flow")
-    add(
-        "--mgd-observe",
-        choices=("pass", "online"),
-        default="pass",
-        help="how costs are measured: in a pass of their own before a matching; online: on a share of each training "
-        "batch, but for the first matching",
-    )
-    add(
-        "--mgd-max-images",
-        type=_count,
-        default=20_000,
-        help="images observed for a matching",
-    )
-    add(
-        "--mgd-margin",
-        choices=("bn", "map", "none"),
-        default="bn",
-        help="bn: from the norm before the tap, or else map",
-    )
-
-
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("frozen teachers and taps").add_argument
-    add(
-        "--teacher-dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="number type of the frozen teacher; auto: bfloat16 where the device computes in it, else that of --amp",
-    )
-    add(
-        "--compile-student",
-        type=int,
-        choices=(0, 1),
-        help="with --compile 1: whether the student is translated too, or teachers and matching alone; default: on a "
-        "GPU only: on a CPU it makes small ResNets faster and MobileNets slower",
-    )
-    add(
-        "--teacher-threads",
-        type=_whole,
-        default=0,
-        help="on a CPU: threads on which the teachers compute the next batch while the student trains on the others; "
-        "0: in turn, each on all. Half of the cores is a good start",
-    )
-    add(
-        "--teacher-mean",
-        choices=("terms", "probabilities"),
-        default="terms",
-        help="several teachers: mean of each term over them, or each term against the mean of their probabilities",
-    )
-    add("--student-taps", metavar="PATHS", help="comma-separated, as layer2.1.relu@in#-1; default: by family")
-    add("--teacher-taps", metavar="PATHS", help="the same for the teacher; for several, separated by ;")
-    add("--taps", metavar="PATHS", help="the same paths for student and teacher")
+def _add(group: argparse._ArgumentGroup, option: Option) -> None:
+    about: dict[str, Any] = {"help": option.help, "default": option.default}
+    if option.is_flag:
+        about["action"] = "store_true"
+    else:
+        about |= {"metavar": option.metavar, "choices": option.choices, "type": option.kind}
+        if option.repeats:
+            about["action"] = "append"
+        elif option.nargs:
+            about["nargs"] = option.nargs
+    if isinstance(option.default, tuple):
+        about["default"] = list(option.default)
+    if option.flags:
+        about["dest"] = option.name
+    group.add_argument(*(option.flags or (option.name,)), **about)
 
 
 # The options of a first run, and what one types then.
@@ -350,9 +96,9 @@ def build_parser(prog: str, *, distillation: bool) -> Parser:
     parser.add_argument(
         "--help-all", action="help", default=argparse.SUPPRESS, help="show every option, group by group, and leave"
     )
-    for add in (_add_run, _add_training, _add_networks, _add_devices):
-        add(parser)
-    if distillation:
-        for add in (_add_terms, _add_matching, _add_reading):
-            add(parser)
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in all_options(distillation=distillation):
+        if option.section not in groups:
+            groups[option.section] = parser.add_argument_group(option.section)
+        _add(groups[option.section], option)
     return parser

@@ -11,7 +11,7 @@ from typing import Any
 from classification.errors import UserError, shown
 from classification.options.names import LARGEST_SIZE
 from classification.options.strict_yaml import read_yaml
-from classification.options.terms import is_number, option_of
+from classification.options.terms import is_number
 
 LONGEST = 1 << 16  # bytes; ours have hundreds
 STUDENT = {"arch": "--arch", "resume": "--student-resume", "pretrained": "--pretrained"}
@@ -58,8 +58,7 @@ def read_recipe(parser: argparse.ArgumentParser, path: Path, distillation: bool)
                 if key in content and not content[key]:
                     raise UserError(f"{key} is empty: leave it out, or name one")
             nested["teachers"] = _teachers(content.pop("teachers", []))
-            nested["terms"], more = _terms(content.pop("terms", {}))
-            given += more
+            nested["terms"] = _terms(content.pop("terms", {}))
         words, keys = _words(parser, [*given, *_options(parser, content)])
         return words, nested, keys
     except UserError as error:
@@ -89,7 +88,7 @@ Given = tuple[str, str, Any]  # option, how the recipe calls it, value
 
 def _options(parser: argparse.ArgumentParser, content: dict[Any, Any]) -> list[Given]:
     flags = {o for action in parser._actions for o in action.option_strings if o.startswith("--")}
-    flags -= {"--help", "--help-all", "--config"}
+    flags -= {"--help", "--help-all", "--config", "--term-module"}  # no recipe brings code along
     given = []
     for key, value in content.items():
         option = "--" + str(key).replace("_", "-")
@@ -157,19 +156,13 @@ def _teachers(value: Any) -> list[dict[str, Any]]:
     return [{"arch": "", **teacher} for teacher in value]
 
 
-def _terms(value: Any) -> tuple[dict[str, dict[str, Any]], list[Given]]:
-    """Split terms into what is kept as a mapping, and what mgd, kd and ce have options for."""
+def _terms(value: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(value, dict):
         raise UserError(f"terms must be a mapping of names to mappings; got {shown(value)}")
-    kept: dict[str, dict[str, Any]] = {}
-    given: list[Given] = []
     for name, entry in value.items():
-        entry = {} if entry is None else entry
-        if not isinstance(entry, dict):
+        if not isinstance(entry, (dict, type(None))):
             raise UserError(f"terms.{name} must be a mapping; got {shown(entry)}")
-        for word in (name, *entry):
+        for word in (name, *(entry or ())):
             if not isinstance(word, str):
                 raise UserError(f"terms and their keys are names; got {shown(word)}")
-        kept[name] = {key: v for key, v in entry.items() if option_of(name, key) is None}
-        given += [(o, f"terms.{name}.{key}", v) for key, v in entry.items() if (o := option_of(name, key))]
-    return kept, given
+    return {name: entry or {} for name, entry in value.items()}

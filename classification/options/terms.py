@@ -3,71 +3,138 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
-import inspect
-from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil, cos, isfinite, pi
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 
 from classification.errors import UserError, shown
+from classification.options.published import LABELLED
 from classification.options.strict_yaml import read_yaml
-from mgd import Outputs
-from mgd.losses import LOSSES, Term
-from mgd.losses.align import channels
+from mgd.losses import Term
 
-# Names that stand for a sum of terms.
-SUMS = {"udml": ("dml", "map_l2")}
-# Terms that are meant to train without labels: beside them alone, ce is left out.
-LABEL_FREE = {"ssld", "meal"}
-SCHEDULE = ("weight", "warmup", "start", "stop", "decay")
-DECAYS = ("constant", "linear", "cosine")
-HIDDEN = ("teacher_weights", "margins")  # hyper-parameters that a recipe's teachers say
-
-Table = dict[str, dict[str, Any]]
+Known = Mapping[str, type[Term]]
 
 
-def names_of(distiller: str) -> list[str]:
-    """Return the terms that `--distiller` names, sums spelt out.
+@dataclass(frozen=True)
+class Schedule:
+    """The weight of a term over the epochs.
+
+    Args:
+        weight: its factor; None for the term's own.
+        warmup: epochs over which it grows from 0.
+        start: its first epoch, counted from 0.
+        stop: the epoch before which it ends; None for the end of the run.
+        decay: "constant", or falling to 0 over all epochs by a line or half a cosine.
+    """
+
+    weight: float | None = None
+    warmup: float = 0
+    start: float = 0
+    stop: float | None = None
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "warmup", "start", "stop"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must be a number of at least 0; got {value}")
+
+    def at(self, own: float, epochs: int, epoch: int) -> float:
+        """Return the weight in `epoch`, counted from 0.
+
+        weight, times (epoch + 1 - start) / warmup until that is 1; 0 before `start` and from `stop` on; times the
+        decay.
+
+        Args:
+            own: the term's weight, where the schedule says none.
+            epochs: of the run.
+            epoch: counted from 0.
+        """
+        if not self.start <= epoch < (epochs if self.stop is None else self.stop):
+            return 0.0
+        part = epoch / epochs
+        fall = {"constant": 1.0, "linear": 1 - part, "cosine": 0.5 * (1 + cos(pi * part))}[self.decay]
+        weight = float(own if self.weight is None else self.weight)
+        return weight * fall * (min(1.0, (epoch + 1 - self.start) / self.warmup) if self.warmup else 1.0)
+
+
+@dataclass(frozen=True)
+class TermSpec:
+    """One term of a run: its class, its hyper-parameters, its weight over the epochs."""
+
+    kind: type[Term]
+    hyper: Any
+    schedule: Schedule = dataclasses.field(default_factory=Schedule)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the term cannot do without, with these hyper-parameters."""
+        return self.kind.needed(self.hyper)
+
+    def without_effect(self) -> Mapping[str, str]:
+        """Return the keys that change nothing beside the others, and for each what it goes with."""
+        idle: Mapping[str, str] = getattr(self.hyper, "without_effect", dict)()
+        return idle
+
+    def record(self) -> dict[str, Any]:
+        """Return all keys, as a run keeps them; those of the schedule where they are not the usual ones."""
+        usual, own = dataclasses.asdict(Schedule()), dataclasses.asdict(self.schedule)
+        return {k: v for k, v in own.items() if v != usual[k]} | dataclasses.asdict(self.hyper)
+
+
+Table = Mapping[str, TermSpec]
+
+
+def names_of(distiller: str, known: Known) -> list[str]:
+    """Return the terms that `--distiller` names.
 
     Raises:
         UserError: an unknown name, or one twice.
     """
-    names = [name for word in distiller.split("+") for name in SUMS.get(word, (word,))]
-    known = ["mgd", *LOSSES, *SUMS]
+    names = distiller.split("+")
     for name in names:
-        if name == "ce":
-            raise UserError("ce is there by itself wherever labels are used: leave it out of --distiller")
+        if name == LABELLED:
+            raise UserError(f"{name} is there by itself wherever labels are used: leave it out of --distiller")
         if not name:
             raise UserError(f"--distiller {shown(distiller)} names a term that is empty: write a sum as mgd+kd")
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f"; close ones are {', '.join(near)}" if near else ""
             raise UserError(
-                f"unknown distiller {name!r}: use one of {', '.join(n for n in known if n != 'ce')}, or a sum as "
-                f"mgd+kd{hint}"
+                f"unknown distiller {name!r}: use one of {', '.join(n for n in known if n != LABELLED)}, "
+                f"or a sum as mgd+kd{close_ones(name, known)}"
             )
     if len(set(names)) < len(names):
         raise UserError(f"--distiller {distiller} names a term twice")
     return names
 
 
-def term_table(names: Sequence[str], recipe: Mapping[str, Any], changes: Sequence[str]) -> Table:
-    """Join what a recipe says of the terms `names` with the --term words; every key is checked here.
+def close_ones(name: str, known: Iterable[str]) -> str:
+    """Return "; close ones are a, b" where some of the known names look like a name, else nothing."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"; close ones are {', '.join(near)}" if near else ""
+
+
+def term_table(entries: Mapping[str, Mapping[str, Any]], changes: Sequence[str], known: Known) -> dict[str, TermSpec]:
+    """Make the terms of a run; every key is checked here.
 
     Args:
-        names: the terms, "ce" among them where labels are used.
-        recipe: {name: {key: value}} of the recipe's `terms`, those of other names being left out.
-        changes: NAME.KEY=VALUE, which win.
+        entries: {name: {key: value}} of a recipe and the options.
+        changes: NAME.KEY=VALUE of --term, which win.
+        known: the classes of terms, by name.
 
     Raises:
         UserError: a term that is not there, an unknown key, a value of the wrong kind.
     """
-    for name, entry in recipe.items():
-        if name in SUMS and entry:
-            raise UserError(f"{name} stands for {' and '.join(SUMS[name])}: list those terms with their keys")
-    table: Table = {name: dict(recipe.get(name) or {}) for name in names}
+    if unknown := [name for name in entries if name not in known]:
+        raise UserError(f"unknown term {shown(unknown[0])}: use {', '.join(known)}{close_ones(unknown[0], known)}")
+    table = {name: {key: _as_number(value) for key, value in entry.items()} for name, entry in entries.items()}
     for change in changes:
         where, equals, text = change.partition("=")
         name, dot, key = where.partition(".")
@@ -76,13 +143,10 @@ def term_table(names: Sequence[str], recipe: Mapping[str, Any], changes: Sequenc
         if name not in table:
             raise UserError(f"--term {change}: this run has the terms {', '.join(table)}, and no {name}")
         try:
-            table[name][key] = read_yaml(text)
+            table[name][key] = _as_number(read_yaml(text))
         except UserError as error:
             raise UserError(f"--term {shown(change)}: {error}") from error
-    for name, entry in table.items():
-        table[name] = {key: _as_number(value) for key, value in entry.items()}
-        _check(name, table[name])
-    return table
+    return {name: _spec(name, known[name], entry) for name, entry in table.items()}
 
 
 def _as_number(value: Any) -> Any:
@@ -92,69 +156,75 @@ def _as_number(value: Any) -> Any:
     return value
 
 
-def _check(name: str, entry: dict[str, Any]) -> None:
-    options = {} if name == "mgd" else hyper_parameters(name)
-    for key, value in entry.items():
-        if option := option_of(name, key):
-            raise UserError(f"{name}.{key}: write it as the option {option}")
-        if key not in (*SCHEDULE, *options):
-            near = difflib.get_close_matches(key, (*SCHEDULE, *options), n=2, cutoff=0.5)
-            hint = f"; close ones are {', '.join(near)}" if near else ""
-            raise UserError(f"term {name} has no {key!r}: it takes {', '.join((*SCHEDULE, *options))}{hint}")
-        if key == "decay":
-            if value not in DECAYS:
-                raise UserError(f"{name}.decay must be one of {', '.join(DECAYS)}; got {shown(value)}")
-        elif key in SCHEDULE and not (is_number(value) and value >= 0):
-            raise UserError(f"{name}.{key} must be a number of at least 0; got {shown(value)}")
-        elif key in options and not any(KINDS[kind][1](value) for kind in options[key]):
-            kinds = " or ".join(KINDS[kind][0] for kind in options[key])
-            raise UserError(f"{name}.{key} must be {kinds}; got {shown(value)}")
-        elif key == "label_smoothing" and not 0 <= value < 1:
-            raise UserError(f"{name}.{key} must be at least 0 and below 1; got {shown(value)}")
+def _spec(name: str, kind: type[Term], entry: Mapping[str, Any]) -> TermSpec:
+    timing, hyper = fields_of(Schedule), fields_of(kind.Hyper)
+    for key in entry:
+        if key not in {**timing, **hyper}:
+            known = [*timing, *hyper]
+            raise UserError(f"term {name} has no {key!r}: it takes {', '.join(known)}{close_ones(key, known)}")
+    values = {key: _checked(f"{name}.{key}", {**timing, **hyper}[key], value) for key, value in entry.items()}
+    try:
+        return TermSpec(
+            kind,
+            kind.Hyper(**{key: value for key, value in values.items() if key in hyper}),
+            Schedule(**{key: value for key, value in values.items() if key in timing}),
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"term {name}: {error}") from error
 
 
-def option_of(name: str, key: str) -> str | None:
-    """Return the option of the command line that says a term's hyper-parameter, where there is one."""
-    has_one = key not in SCHEDULE if name == "mgd" else (name, key) == ("kd", "temperature")
-    return f"--{name}-{key.replace('_', '-')}" if has_one else None
+def fields_of(kind: type[Any]) -> dict[str, Any]:
+    """Return {name: type} of the fields of a dataclass.
+
+    Raises:
+        UserError: a class that is no dataclass, or types that cannot be read.
+    """
+    if not dataclasses.is_dataclass(kind):
+        raise UserError(f"{kind.__qualname__} must be a dataclass: write @dataclass(frozen=True) above it")
+    try:
+        hints = typing.get_type_hints(kind)
+    except Exception as error:  # a name that is not imported, or anything else that an annotation may do
+        raise UserError(f"the types of {kind.__qualname__} cannot be read: {error}") from error
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def _checked(where: str, hint: Any, value: Any) -> Any:
+    """Return a value of a recipe as its type wants it: a list of numbers becomes a tuple, say.
+
+    Raises:
+        UserError: a value of another type.
+    """
+    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    try:
+        return TypeAdapter(hint, config=config).validate_json(json.dumps(value))
+    except PydanticUserError as error:
+        raise UserError(f"{where} has a type that no recipe can say, {_called(hint)}: leave it out") from error
+    except (ValueError, TypeError) as error:  # pydantic's own, or what JSON cannot hold
+        raise UserError(f"{where} must be {_called(hint)}; got {shown(value)}") from error
+
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
+
+
+def _called(hint: Any) -> str:
+    """Say in words what a type takes."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if hint in WORDS:
+        return WORDS[hint]
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, parts))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_called, parts))
+    if origin in (tuple, list, Sequence) and parts and parts[0] is not Ellipsis:
+        kinds = " or ".join(sorted({_called(part) for part in parts if part is not Ellipsis}))
+        what = {"a number": "numbers", "a whole number": "whole numbers", "a word": "words"}.get(kinds, "values")
+        return f"a list of {what}" if Ellipsis in parts or origin is not tuple else f"a list of {len(parts)} {what}"
+    return str(getattr(hint, "__name__", hint))
 
 
 def is_number(value: Any) -> bool:
     """Return whether a value is a number, finite, and not true or false."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
-
-
-# Types of hyper-parameters: how they are called, and what they take.
-KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "float": ("a number", is_number),
-    "int": ("a whole number", lambda value: is_number(value) and isinstance(value, int)),
-    "bool": ("true or false", lambda value: isinstance(value, bool)),
-    "str": ("a word", lambda value: isinstance(value, str)),
-    "Sequence[float]": ("a list of numbers", lambda value: isinstance(value, list) and all(map(is_number, value))),
-    "None": ("null", lambda value: value is None),
-}
-
-
-def hyper_parameters(name: str) -> dict[str, list[str]]:
-    """Return a term's hyper-parameters and their `KINDS`."""
-    found = inspect.signature(LOSSES[name]).parameters.values()
-    named = [p for p in found if p.default is not p.empty and p.name not in HIDDEN]
-    return {p.name: p.annotation.split(" | ") for p in named}
-
-
-def weight_at(entry: Mapping[str, Any], weight: float, epochs: int, epoch: int) -> float:
-    """Return a term's weight in `epoch`, counted from 0.
-
-    weight, times (epoch + 1 - start) / warmup until that is 1; 0 before `start` and from `stop` on; and by `decay`
-    constant, or falling to 0 over all epochs by a line or half a cosine.
-    """
-    start = entry.get("start", 0)
-    if not start <= epoch < entry.get("stop", epochs):
-        return 0.0
-    part = epoch / epochs
-    fall = {"constant": 1.0, "linear": 1 - part, "cosine": 0.5 * (1 + cos(pi * part))}[entry.get("decay", "constant")]
-    warmup = entry.get("warmup", 0)
-    return weight * fall * (min(1.0, (epoch + 1 - start) / warmup) if warmup else 1.0)
 
 
 def check_schedules(table: Table, epochs: int) -> None:
@@ -163,90 +233,37 @@ def check_schedules(table: Table, epochs: int) -> None:
     Raises:
         UserError: it names them.
     """
-    for name, entry in table.items():
-        start, stop = entry.get("start", 0), min(entry.get("stop", epochs), epochs)
+    turns = {0}
+    for name, spec in table.items():
+        start, stop = spec.schedule.start, min(epochs if spec.schedule.stop is None else spec.schedule.stop, epochs)
         if start >= stop:
-            raise UserError(f"the term {name} never acts: it starts in epoch {start} and ends before epoch {stop}")
-    turns = {0, *(ceil(entry[key]) for entry in table.values() for key in ("start", "stop") if key in entry)}
+            raise UserError(f"the term {name} never acts: it starts in epoch {start:g} and ends before epoch {stop:g}")
+        turns |= {ceil(start), ceil(stop)}
     for epoch in sorted(turn for turn in turns if turn < epochs):
-        if not any(weight_at(entry, entry.get("weight", 1.0), epochs, epoch) for entry in table.values()):
+        if not any(spec.schedule.at(1.0, epochs, epoch) for spec in table.values()):
             raise UserError(f"no term acts in epoch {epoch}: their weights, or starts and stops, leave it without any")
 
 
-def schedule(args: Namespace, name: str, weight: float, epochs: int) -> Any:
-    """Return the weight of a term as a function of the epoch."""
-    entry = args.terms[name]
-    return partial(weight_at, entry, float(entry.get("weight", weight)), epochs)
+def needing(table: Table, what: str) -> list[str]:
+    """Return the terms that cannot do without "labels", "maps", "index" or "frozen" teachers."""
+    return [name for name, spec in table.items() if what in spec.needs]
 
 
-def build_term(
-    args: Namespace, name: str, student: Outputs, teachers: Sequence[Outputs], num_images: int, **more: Any
-) -> Term:
-    """Build one of `LOSSES` for networks of such outputs.
-
-    At the networks' own taps, which lie before a ReLU, a term whose source reads maps behind it applies one; maps that
-    are tapped by name are taken as they are.
-
-    Args:
-        args: the checked options.
-        name: of the term.
-        student: of a dry forward.
-        teachers: the same, one a teacher.
-        num_images: training images.
-        more: what no option says.
-
-    Raises:
-        UserError: hyper-parameters that it refuses, taps that it needs, tapped tensors that are no maps.
-    """
-    kind = LOSSES[name]
-    options = {key: value for key, value in args.terms[name].items() if key not in SCHEDULE}
-    options = {**more, **given(args, name), **options}
-    if "maps" in kind.needs and not student.features:
-        raise UserError(f"the term {name} compares feature maps: name the taps by --student-taps and --teacher-taps")
-    try:
-        if using([name], "maps"):
-            for outputs in (student, *teachers):
-                channels(outputs)
-        term = kind.from_outputs(student, teachers, num_images, **options)
-        term.rectify = kind.rectified and not (args.student_taps or args.teacher_taps)
-        return term
-    except (ValueError, TypeError, RuntimeError) as error:  # torch's own: shapes, or memory that is not there
-        raise UserError(f"term {name}: {error}") from error
+def using(table: Table, what: str) -> list[str]:
+    """Return the terms that need "maps", or use them where they are there."""
+    return [name for name, spec in table.items() if what in spec.needs | spec.kind.uses]
 
 
-def given(args: Namespace, name: str) -> dict[str, Any]:
-    """Return what options of their own, and a recipe's teachers, say of a term."""
-    if name == "ce":
-        return {"label_smoothing": args.label_smoothing}
-    found: dict[str, Any] = {"temperature": args.kd_temperature} if name == "kd" else {}
-    weights = [float(teacher.get("weight", 1.0)) for teacher in args.teachers]
-    unequal = len(set(weights)) > 1 and args.teacher_mean == "terms"
-    return {**found, "teacher_weights": weights} if unequal else found
+def mutual(table: Table) -> list[str]:
+    """Return the terms whose teachers are peers that train too."""
+    return [name for name, spec in table.items() if spec.kind.mutual]
 
 
-def needing(names: Iterable[str], what: str) -> list[str]:
-    """Return those of the terms that cannot do without "labels" or "maps"."""
-    return [name for name in names if (what == "maps" if name == "mgd" else what in LOSSES[name].needs)]
+def pairing(table: Table) -> list[str]:
+    """Return the terms that compare maps tap by tap, and need as many of each network."""
+    return [name for name in using(table, "maps") if table[name].kind.paired]
 
 
-def using(names: Iterable[str], what: str) -> list[str]:
-    """Return those of the terms that need "maps", or use them where they are there."""
-    return [name for name in names if name == "mgd" or what in LOSSES[name].needs | LOSSES[name].uses]
-
-
-def needing_flows(table: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return those of the terms that want student and teacher matched: mgd, and what begins with a flow."""
-    return [name for name, entry in table.items() if name == "mgd" or entry.get("init") == "flow"]
-
-
-def pairing(names: Iterable[str]) -> list[str]:
-    """Return those of the terms that compare maps tap by tap, and need as many of each network."""
-    kinds = {name: LOSSES[name] for name in names if name != "mgd"}
-    paired = [n for n, kind in kinds.items() if kind.paired and "maps" in kind.needs | kind.uses]
-    return (["mgd"] if "mgd" in names else []) + paired
-
-
-def single_class(names: Iterable[str]) -> list[str]:
-    """Return those of the terms that take one class an image, or know images by their number: none may be mixed."""
-    kinds = {name: LOSSES[name] for name in names if name != "mgd"}
-    return [name for name, kind in kinds.items() if "labels" in kind.uses or "index" in kind.needs]
+def single_class(table: Table) -> list[str]:
+    """Return the terms that take one class per image, or know images by their number: none may be mixed."""
+    return [name for name, spec in table.items() if "labels" in spec.kind.uses or "index" in spec.needs]

@@ -12,9 +12,10 @@ import pickle
 import platform
 import time
 import zlib
-from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,25 +28,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError, one_line, shown
 from classification.models.files import FORMAT, read_checkpoint
+from classification.options.config import recorded_then
+from classification.options.groups import Run
+from classification.options.options import Options, names_where
+from classification.options.term_module import check_digest
 from classification.paths import exists, is_folder
-from classification.data.preprocessing import Preprocessing
 from classification.runs.restore import check_whole, whole
-from mgd import Flow
+from mgd.losses import LOSSES
 
 VERSION = 3
 
 save: Callable[[Any, Any], None] = torch.save
 
-# Options that may differ when a run goes on: they change where and how fast it runs, not what it computes.
-FREE = {
-    "data", "config", "output", "resume", "resume_override", "evaluate", "calibrate", "print_freq", "workers", "cache",
-    "device", "gpu", "world_size", "rank", "dist_url", "dist_backend", "multiprocessing_distributed", "start_epoch",
-    "checkpoint_every_steps", "skip_nonfinite", "bad_images", "student_resume", "teacher_resume", "pretrained",
-    "use_pretrained", "seeded", "train_list", "valid_list", "teacher_threads", "img_size_asked",
-}  # fmt: skip
-NESTED = ("terms", "teachers")  # which no single option says
+# What a record holds beside options: how some of them came to be.
+NOTED = frozenset({"command", "seeded", "img_size_asked"})
 LOCK = ".lock"  # the first file of a run folder
 IMAGES = "train_images.txt.gz"
 
@@ -82,7 +81,7 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def describe_student(
-    state_dict: dict[str, Tensor], args: Namespace, classes: list[str], preprocessing: Preprocessing
+    state_dict: dict[str, Tensor], arch: str, num_classes: int, classes: list[str], preprocessing: Preprocessing
 ) -> dict[str, Any]:
     """Return the plain content of `best.pth`: everything one needs to use the network elsewhere."""
     state = OrderedDict((name, value.detach().cpu()) for name, value in state_dict.items())
@@ -91,24 +90,38 @@ def describe_student(
     return {
         "format": FORMAT,
         "state_dict": state,
-        "arch": args.arch,
-        "num_classes": args.num_classes,
+        "arch": arch,
+        "num_classes": num_classes,
         "classes": classes,
         **preprocessing.describe(),
     }
 
 
-def read_resume(
-    path: str, args: Namespace, classes: list[str], inputs: dict[str, Any], images: Sequence[str]
-) -> tuple[dict[str, Any], list[str]]:
+@dataclass(frozen=True)
+class Now:
+    """What a resumed run is compared by with the run that it resumes.
+
+    Args:
+        record: its options as they would be kept.
+        options: of the run.
+        classes: names in order of index.
+        inputs: see `fingerprints`.
+        images: the training images, as `image_names` gives them.
+    """
+
+    record: dict[str, Any]
+    options: Options
+    classes: list[str]
+    inputs: dict[str, Any]
+    images: Sequence[str]
+
+
+def read_resume(path: str, now: Now) -> tuple[dict[str, Any], list[str]]:
     """Read the `last.pth` of a run that this one is to go on with; return it, and what differs from that run.
 
     Args:
         path: the file.
-        args: the effective options of this run.
-        classes: names in order of index.
-        inputs: see `fingerprints`.
-        images: the training images, as `image_names` gives them.
+        now: this run.
 
     Raises:
         UserError: not such a file; of another network or other classes; or of other options that change the result,
@@ -118,44 +131,41 @@ def read_resume(
     if not isinstance(content.get("resume"), dict):
         raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
     with whole(path):
-        return content, _compare(path, content, args, classes, inputs, images)
+        return content, _compare(path, content, now)
 
 
-def _compare(
-    path: str,
-    content: dict[str, Any],
-    args: Namespace,
-    classes: list[str],
-    inputs: dict[str, Any],
-    images: Sequence[str],
-) -> list[str]:
+def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
+    inputs, own = now.inputs, {**now.record, "classes": now.classes}
     resume = content["resume"]
     if resume.get("version") != VERSION:
         raise UserError(f"{path} has format {shown(resume.get('version'))}; this code reads format {VERSION}")
     check_whole(path, content)
-    for what, ours in (("arch", args.arch), ("num_classes", args.num_classes), ("classes", classes)):
-        if content[what] != ours:
-            raise UserError(f"{path} is of a run with {what} {content[what]}; this run has {ours}")
+    for what in ("arch", "num_classes", "classes"):
+        if content[what] != own[what]:
+            raise UserError(f"{path} is of a run with {what} {content[what]}; this run has {own[what]}")
     theirs = list(resume["terms"])
     if theirs != inputs["terms"]:
         raise UserError(
             f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(inputs['terms'])}"
         )
-    options = changed_options(resume["config"]["options"], vars(args))
+    then = resume["config"]["options"]
+    check_digest(now.options.terms.term_module, then.get("term_digest"), path)
+    known = {**LOSSES, **{name: spec.kind for name, spec in now.options.table.items()}}
+    options = changed_options(recorded_then(then, known), now.record)
     changed = [f"other options: {'; '.join(options)}"] if options else []
     if resume["inputs"]["teachers"] != inputs["teachers"] and not any(
         text.startswith("the teachers") for text in options
     ):
         changed.append("other weights of the teachers")
-    then = resume["inputs"].get("preprocessing", inputs["preprocessing"])  # runs of earlier formats do not say
+    seen_then = resume["inputs"].get("preprocessing", inputs["preprocessing"])  # runs of earlier formats do not say
     changed += [
-        f"a {role} that sees {then.get(role)}, now {seen}"
+        f"a {role} that sees {seen_then.get(role)}, now {seen}"
         for role, seen in inputs["preprocessing"].items()
-        if then.get(role) != seen
+        if seen_then.get(role) != seen
     ]
     if resume["inputs"]["training images"] != inputs["training images"]:
-        changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, images)}")
-    if changed and not args.resume_override:
+        changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, now.images)}")
+    if changed and not now.options.run.resume_override:
         raise UserError(
             f"{path} is of a run with {', and '.join(changed)}. Give those of the run, or --resume-override 1 to go on "
             "with the new ones"
@@ -200,18 +210,29 @@ def keep_images(folder: Path, names: Sequence[str]) -> None:
 
 def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Name the options that change what is computed: "--lr 0.1, was 0.2"."""
-    free = FREE | (set() if now.get("seeded") else {"seed"})
+    free = {*names_where("free"), *NOTED, *(() if now.get("seeded") else ("seed",))}
     decays = [entry.get("decay", "constant") for entry in now.get("terms", {}).values()]
     if now.get("lr_schedule") == "step" and set(decays) <= {"constant"}:
         free.add("epochs")  # more of them change nothing that was computed
     if now.get("terms") == before.get("terms"):
         free.add("term")  # typed in another way
-    names = sorted((set(before) | set(now)) - free - {"command"})
+    before, now = _flat(before), _flat(now)
+    names = sorted((set(before) | set(now)) - free)
     return [
-        f"{'the ' if name in NESTED else '--'}{name.replace('_', '-')} {_known(now, name)}, was {_known(before, name)}"
+        f"{_called(name)} {_known(now, name)}, was {_known(before, name)}"
         for name in names
         if _known(before, name) != _known(now, name)
     ]
+
+
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options with the keys of the terms beside them, as "mgd.reducer"."""
+    flat = {name: value for name, value in options.items() if name != "terms"}
+    return flat | {f"{name}.{key}": v for name, entry in options.get("terms", {}).items() for key, v in entry.items()}
+
+
+def _called(name: str) -> str:
+    return name if "." in name else f"the {name}" if name == "teachers" else f"--{name.replace('_', '-')}"
 
 
 def _known(options: dict[str, Any], name: str) -> Any:
@@ -244,31 +265,27 @@ def _bytes(value: Any) -> bytes:
     return plain.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def job_hash(args: Namespace, inputs: dict[str, Any]) -> int:
+def job_hash(record: Mapping[str, Any], inputs: dict[str, Any]) -> int:
     """Hash options and inputs (without the seed) to a 63-bit number, so that ranks can check they run the same job."""
-    options = {name: _known(vars(args), name) for name in set(vars(args)) - FREE - {"command", "seed"}}
-    text = json.dumps([options, inputs], sort_keys=True, default=str)
+    kept = {name: _known(dict(record), name) for name in set(record) - names_where("free") - NOTED - {"seed"}}
+    text = json.dumps([kept, inputs], sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def run_folder(args: Namespace, name: str) -> Path:
+def run_folder(run: Run, name: str) -> Path:
     """Return the folder that this run writes to; one named by --output is made, to see whether it can be.
-
-    With --resume auto, `args.resume` becomes the last.pth in it, or nothing where there is none.
 
     Raises:
         UserError: it holds something already, is a file, or cannot be made.
     """
-    if args.resume and args.resume != "auto":
-        return Path(args.resume).resolve().parent
-    if not args.output:
+    if run.resume and run.resume != "auto":
+        return Path(run.resume).resolve().parent
+    if not run.output:
         return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    folder = Path(args.output)
-    again = args.resume == "auto" and (exists(folder / LOCK) or exists(folder / "config.json"))
-    if args.resume == "auto":
-        args.resume = str(folder / "last.pth") if exists(folder / "last.pth") else ""
+    folder = Path(run.output)
+    again = run.resume == "auto" and any(exists(folder / name) for name in (LOCK, "config.json", "last.pth"))
     taken = exists(folder) and (not is_folder(folder) or any(path.name != LOCK for path in folder.iterdir()))
-    if taken and not again and not args.resume:
+    if taken and not again:
         raise UserError(
             f"--output {folder} exists already and is not overwritten: give another, or --resume its last.pth"
         )
@@ -335,20 +352,23 @@ def make_folder(folder: Path, config: dict[str, Any], *, resumed: bool, bad: dic
         _replace(folder / "bad_images.txt", lambda file: file.write(lines))
 
 
-def save_flows(folder: Path, number: int, flows: list[Flow], costs: list[Tensor], epoch: int) -> None:
-    """Save update `number`: index, shape, total and matrix of costs of every stage.
+def save_arrays(folder: Path, arrays: Mapping[str, Any], epoch: int) -> None:
+    """Save what the terms kept before an epoch as the next of the files NNNN.npz; those of later epochs are replaced.
 
-    Cost matrices are large and kept of the last update only: the one before loses them.
+    Arrays whose names begin with "cost" are large and kept of the last update only: the one before loses them.
     """
-    path, before = (folder / f"{n:04d}.npz" for n in (number, number - 1))
-    if before.exists():
+    number = 0
+    for before in sorted(folder.glob("[0-9]*.npz")):
         with np.load(before) as saved:
+            if int(saved["epoch"]) >= epoch:
+                break
             kept = {name: saved[name] for name in saved if not name.startswith("cost")}
-        _replace(before, lambda file: np.savez_compressed(file, **kept))
-    arrays: dict[str, Any] = {"epoch": epoch}
-    for stage, (flow, cost) in enumerate(zip(flows, costs, strict=True)):
-        arrays[f"cost{stage}"] = cost.cpu().numpy().astype(np.float32)
-        arrays[f"index{stage}"] = flow.index
-        arrays[f"num_teacher{stage}"] = flow.num_teacher
-        arrays[f"total_cost{stage}"] = flow.total_cost
-    _replace(path, lambda file: np.savez_compressed(file, **arrays))
+            slim = len(kept) == len(saved.files)
+        if not slim:
+            _replace(before, partial(_write_arrays, kept))
+        number += 1
+    _replace(folder / f"{number:04d}.npz", partial(_write_arrays, {"epoch": epoch, **arrays}))
+
+
+def _write_arrays(arrays: Mapping[str, Any], file: BinaryIO) -> None:
+    np.savez_compressed(file, **arrays)

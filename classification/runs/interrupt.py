@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
@@ -13,7 +12,6 @@ from typing import Any
 from classification.errors import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-ENDING = multiprocessing.RawValue("b", 0)  # 1 once the job is over: loading processes then leave at the first signal
 
 
 class Interrupt:

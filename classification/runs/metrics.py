@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensorboardX import SummaryWriter
 from torch import Tensor
 from torch.nn import functional as F
 
 from classification.errors import UserError, shown
-from classification.runs.launch import World
+from classification.runs.world import World
 
 
 class Means:
@@ -105,6 +104,8 @@ class Journal:
             beside = self.path.with_name("metrics.jsonl.new")
             beside.write_text("".join(kept))
             beside.replace(self.path)
+        from tensorboardX import SummaryWriter  # not needed before a run writes
+
         self.events = SummaryWriter(str(folder), purge_step=start or None)
 
     def write(self, record: dict[str, Any]) -> None:

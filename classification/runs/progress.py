@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from classification.options.config import epoch_name, total_epochs
+from classification.options.groups import Optimisation
+from classification.options.options import Options
 from classification.runs.launch import command
 from classification.runs.metrics import accuracy
 
@@ -20,11 +21,15 @@ class Progress:
     """Decide which steps are printed, and foresee how long the run will take.
 
     Args:
-        args: the options.
+        optimisation: the epochs of the run.
+        print_freq: steps between two lines; None for a line every ten seconds.
+        clock: seconds, as of `time.perf_counter`.
     """
 
-    def __init__(self, args: Namespace) -> None:
-        self.args = args
+    def __init__(
+        self, optimisation: Optimisation, print_freq: int | None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.optimisation, self.print_freq, self.clock = optimisation, print_freq, clock
         self.steps = 0  # that this process did
         self.seconds = self.first = 0.0  # that they took, and the first of them, which is slower
         self.aside = 0.0  # seconds of the last epoch beside its steps: evaluation, matching, writing
@@ -38,7 +43,7 @@ class Progress:
 
     def due(self, step: int) -> bool:
         """Whether step `step` of the epoch, counted from 1, is printed: the first, then by time or --print-freq."""
-        now, every = time.perf_counter(), self.args.print_freq
+        now, every = self.clock(), self.print_freq
         if self.steps > 1 and (step % every if every else now - self._told < EVERY):
             return False
         self._told = now
@@ -48,7 +53,7 @@ class Progress:
         """Return "ETA 1:02:03" after the first steps: what is left of the run, at the speed so far."""
         if self.steps < 2:
             return ""
-        epochs = total_epochs(self.args) - epoch
+        epochs = total_epochs(self.optimisation) - epoch
         todo = steps - step + (epochs - 1) * steps
         pace = (self.seconds - self.first) / (self.steps - 1)
         return f"ETA {duration(todo * pace + epochs * self.aside)}"
@@ -65,27 +70,32 @@ def sum_of(loss: float, weighted: Mapping[str, float]) -> str:
     return f"loss {loss:.4f} = {parts}"
 
 
-def epoch_line(args: Namespace, record: Mapping[str, Any], best: float, terms: Iterable[str]) -> str:
+def epoch_line(
+    optimisation: Optimisation, num_classes: int, record: Mapping[str, Any], best: float, terms: Iterable[str]
+) -> str:
     """Write an epoch in a line."""
     weighted = {name: record[f"train_{name}_weighted"] for name in terms}
     return "  ".join(
         (
-            epoch_name(args, record["epoch"]),
+            epoch_name(optimisation, record["epoch"]),
             sum_of(record["train_loss"], weighted),
-            accuracy(record, args.num_classes),
+            accuracy(record, num_classes),
             f"best {best:.2f}",
             f"{record['images_per_second']:.1f} images/s",
         )
     )
 
 
-def last_lines(args: Namespace, folder: Path, best: Mapping[str, float], last: float, seconds: float) -> list[str]:
+def last_lines(
+    options: Options, num_classes: int, folder: Path, best: Mapping[str, float], last: float, seconds: float
+) -> list[str]:
     """Say how a run ended, and how to evaluate what it made."""
-    where = f" ({epoch_name(args, int(best['epoch']))})" if "epoch" in best else ""
-    words = [args.data, *(["--valid-list", args.valid_list] if args.valid_list else [])]
-    if args.train_list and args.valid_list:  # which name the classes
-        words += [*(["--train-list", args.train_list] if args.labels else []), "--num-classes", str(args.num_classes)]
-    words += ["--bad-images", "skip"] if args.bad_images == "skip" else []
+    data = options.data
+    where = f" ({epoch_name(options.optimisation, int(best['epoch']))})" if "epoch" in best else ""
+    words = [str(data.data), *(["--valid-list", data.valid_list] if data.valid_list else [])]
+    if data.train_list and data.valid_list:  # which name the classes
+        words += [*(["--train-list", data.train_list] if options.labels else []), "--num-classes", str(num_classes)]
+    words += ["--bad-images", "skip"] if data.bad_images == "skip" else []
     evaluate = command("main_base.py", *words, "--evaluate", "--student-resume", str(folder / "best.pth"))
     return [
         f"=> done in {duration(seconds)}: best top-1 {best['valid_top1']:.2f}{where}, last {last:.2f}",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from classification.runs.launch import World
+from classification.runs.world import World
 
 
 def random_state(world: World) -> list[dict[str, Any]]:

@@ -7,11 +7,10 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from classification.errors import UserError, shown
 from classification.options.terms import is_number
-from mgd import ChannelMatching
 
 # The parts and their kinds; numbers are not negative.
 PARTS: dict[str, Any] = {"state_dict": dict, "arch": str, "num_classes": int, "classes": list, "resume": dict}
@@ -84,15 +83,3 @@ def whole(path: str) -> Iterator[None]:
     except Exception as error:  # a broken state raises whatever it happens to mean
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise damaged(path, f"{kind}{' '.join(str(error).split())[:200]}") from error
-
-
-def check_flows(matching: ChannelMatching) -> None:
-    """Refuse flows that name channels which the teacher lacks.
-
-    Raises:
-        ValueError: naming the stage.
-    """
-    for number, stage in enumerate(matching.stages):
-        assert isinstance(stage.index, Tensor) and isinstance(stage.margin, Tensor)
-        if ((stage.index < -1) | (stage.index >= stage.margin.numel())).any():
-            raise ValueError(f"the flow of stage {number} names channels that the teacher lacks")

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from functools import partial
 
 from classification.options import config
+from classification.options.options import Options
 from classification.runs import launch
-from classification.runs.launch import World
+from classification.runs.launch import Task
+from classification.runs.world import Seed, World
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job
 from classification.training.trainer import Trainer
 from mgd import Distiller
-from mgd.losses import CE
 
 
-def prepare(args: Namespace) -> Job:
+def prepare(options: Options, seed: Seed) -> Job:
     """Build and check the job: data, network, cross-entropy."""
-    given = args.teacher_resume or args.teacher_arch
-    args.teachers = [{"arch": args.teacher_arch, "resume": args.teacher_resume}] if given else []
-    args.terms, args.labels = {"ce": {}}, 1
-    job = start_job(args, with_teacher=bool(given))
-    if not args.evaluate:
+    job = start_job(options, seed, with_teacher=bool(options.teachers))
+    if not options.run.evaluate:
         assert job.student is not None
-        job.set_distiller(Distiller(job.student, [], {"ce": (CE(args.label_smoothing), 1.0)}))
+        terms = {name: (spec.kind(spec.hyper), 1.0) for name, spec in options.table.items()}
+        job.set_distiller(Distiller(job.student, [], terms))
     return job
 
 
@@ -32,12 +31,12 @@ def execute(job: Job, world: World) -> None:
         world.say(f"=> the run in {job.folder} is done")
         return
     engine = Engine(job, world)
-    if job.args.evaluate or job.notes:
+    if job.options.run.evaluate or job.notes:
         engine.evaluate_all()
-    if not job.args.evaluate:
+    if not job.options.run.evaluate:
         Trainer(engine).fit()
 
 
 def run(words: list[str], prog: str) -> int:
     """Do what was typed; return the exit status."""
-    return launch.run(lambda: config.parse(words, prog, distillation=False), prepare, execute, prog)
+    return launch.run(Task(words, prog, partial(config.parse, distillation=False), prepare, execute))

@@ -76,6 +76,5 @@ def dominant(weighted: Mapping[str, float]) -> str | None:
     rest = sum(value for other, value in weighted.items() if other != name)
     if not 0 < 30 * rest < weighted[name]:
         return None
-    option = " (--mgd-weight; of the published sum, raise --loss-factor)" if name == "mgd" else ""
-    how = f"if the student does not learn, lower its weight{option}"
+    how = f"if the student does not learn, lower its weight by --term {name}.weight=NUMBER"
     return f"!! WARNING: the term {name} is {weighted[name] / rest:.0f} times all others together: {how}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from classification.data.cache import Cache
@@ -18,8 +18,8 @@ from classification.data.preprocessing import Preprocessing
 from classification.errors import Stopped
 from classification.runs.checkpoint import hold, job_hash
 from classification.runs.interrupt import Interrupt
-from classification.runs.launch import World, parallel_devices, seed_everything
 from classification.runs.metrics import accuracy, result, tally
+from classification.runs.world import World, parallel_devices, seed_everything
 from classification.training.job import Job
 from classification.training.precision import autocast, lacks
 from mgd import Frozen, logits_of
@@ -36,21 +36,23 @@ class Engine:
     """
 
     def __init__(self, job: Job, world: World) -> None:
-        self.job, self.world, self.args = job, world, job.args
-        trains = job.distiller is not None and not getattr(job.args, "calibrate", 0)
+        self.job, self.world, self.options = job, world, job.options
+        trains = job.distiller is not None and not job.options.run.calibrate
         self.lock = hold(job.folder) if trains and world.first else None  # held while this lives
         if job.distiller is not None:
-            world.check_same(job_hash(job.args, job.inputs), "options, teachers or training images")
-        self.seed = world.share(job.args.seed)
-        seed_everything(self.seed, world.rank, seeded=job.args.seeded, deterministic=bool(job.args.deterministic))
-        self.workers = -(-job.args.workers // world.local_size)
+            world.check_same(job_hash(job.record(), job.inputs), "options, teachers or training images")
+        self.seed = world.share(job.seed.value)
+        seed_everything(
+            self.seed, world.rank, seeded=job.seed.typed, deterministic=bool(job.options.devices.deterministic)
+        )
+        self.workers = -(-job.options.devices.workers // world.local_size)
         for note in (*job.data.notes, *job.notes):
             world.say(f"=> {note}")
         for _, network in job.networks().values():
-            memory = torch.channels_last if job.args.channels_last else torch.preserve_format
+            memory = torch.channels_last if job.options.devices.channels_last else torch.preserve_format
             network.to(world.device)
             network.to(memory_format=memory)
-        if lacks(world.device, job.args.amp):
+        if lacks(world.device, job.options.devices.amp):
             what = NAMES.get(world.device.type, "device")
             world.say(f"=> this {what} has no bfloat16: --amp bf16 computes in float32")
         self._valid_cache = self._cache(job.data.valid)
@@ -58,7 +60,8 @@ class Engine:
         self._train_cache: Cache | None = None
         self.interrupt: Interrupt | None = None  # while training
         # Images that one device sees at once when nothing is wrapped.
-        self._share = -(-job.args.batch_size // (world.size * parallel_devices(world, job.args) * job.args.accumulate))
+        optimisation, devices = job.options.optimisation, parallel_devices(world, job.options.devices)
+        self._share = -(-optimisation.batch_size // (world.size * devices * optimisation.accumulate))
 
     # -- evaluation
 
@@ -72,9 +75,9 @@ class Engine:
                 continue
             # A frozen teacher's view turns the student's images into its own.
             found = results[role] = self.evaluate(network, None if isinstance(network, Frozen) else seen)
-            size, said = self.job.sizes[role] / 1e6, accuracy(found, self.args.num_classes, errors=True)
+            size, said = self.job.sizes[role] / 1e6, accuracy(found, self.job.num_classes, errors=True)
             self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {said}")
-            chance = 100 / self.args.num_classes
+            chance = 100 / self.job.num_classes
             if role.startswith("teacher") and found["valid_top1"] < chance + 0.1 * (100 - chance):
                 self.world.say(
                     f"!! WARNING: the {role} is near chance ({found['valid_top1']:.2f} %, chance {chance:.2f} %). "
@@ -108,19 +111,32 @@ class Engine:
         if seen not in self._valid_loaders:
             photos = Photos(self.job.data.valid, seen.transform(), cache=self._valid_cache)
             batches = FixedBatches(list(range(len(photos))), self._share, self.world.rank, self.world.size)
-            self._valid_loaders[seen] = loader(photos, batches, self.workers, self.world.device)
+            self._valid_loaders[seen] = self.load(photos, batches)
         for images, target, _ in told(self.progress(self._valid_loaders[seen], "evaluate"), self.workers):
             yield self.images(images, seen), self.move(target)
 
-    def matching_images(self, epoch: int) -> Iterable[Tensor]:
-        """Yield batches of training images under the evaluation transform: this rank's share of a matching pass."""
-        chosen = subset(len(self.job.data.train), self.args.mgd_max_images, self.seed, epoch)
+    def training_images(self, epoch: int, num_images: int | None = None) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
+        """Yield training images under the evaluation transform, classes and positions: this rank's share of a pass.
+
+        Args:
+            epoch: before which the pass is made; it draws other images for each.
+            num_images: how many of them, over all ranks; None for all.
+        """
+        total = len(self.job.data.train)
+        chosen = subset(total, total if num_images is None else num_images, self.seed, epoch)
         batches = FixedBatches(chosen, self._share, self.world.rank, self.world.size)
         photos = Photos(self.job.data.train, self.job.preprocessing.transform(), cache=self.train_cache())
-        loading = loader(photos, batches, self.workers, self.world.device, persistent=False)
-        for images, _, _ in told(self.progress(loading, "match"), self.workers):
+        loading = self.load(photos, batches, persistent=False)
+        for images, target, index in told(self.progress(loading, "match"), self.workers):
             self._leave_if_asked()
-            yield self.images(images)
+            yield self.images(images), self.move(target), self.move(index)
+
+    def load(
+        self, photos: Photos, batches: Sampler[list[tuple[int, int]]], *, persistent: bool = True
+    ) -> DataLoader[tuple[Tensor, int, int]]:
+        """Return what loads batches of images for this rank; `persistent` as in `loader`."""
+        world = self.world
+        return loader(photos, batches, self.workers, world.device, persistent=persistent, ending=world.ending)
 
     def train_cache(self) -> Cache | None:
         """Return the decoded training images, or None where --cache is off."""
@@ -131,14 +147,14 @@ class Engine:
     def images(self, images: Tensor, seen: Preprocessing | None = None) -> Tensor:
         """Bring bytes to the device, normalised as `seen` or as the student's, in the layout of --channels-last."""
         normal = (seen or self.job.preprocessing).normalise(self.move(images))
-        return normal if self.args.channels_last else normal.contiguous()
+        return normal if self.options.devices.channels_last else normal.contiguous()
 
     def move(self, tensor: Tensor) -> Tensor:
         """Bring a tensor to the device."""
         return tensor.to(self.world.device, non_blocking=True)
 
     def _cache(self, samples: list[tuple[str, int]]) -> Cache | None:
-        if self.args.cache == "off":
+        if self.options.data.cache == "off":
             return None
         self.world.say(f"=> decoding {len(samples)} images into memory")
         return Cache(samples, read_image)
@@ -147,7 +163,7 @@ class Engine:
 
     def autocast(self) -> torch.autocast:
         """Return the context of mixed precision that --amp asks for."""
-        return autocast(self.world.device.type, self.args.amp)
+        return autocast(self.world.device.type, self.options.devices.amp)
 
     def progress(self, loading: DataLoader[tuple[Tensor, int, int]], what: str) -> Any:
         """Show a bar on a terminal, on rank 0."""

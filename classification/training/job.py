@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-from argparse import Namespace
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,13 +23,16 @@ from classification.models.weights import (
     published_preprocessing,
 )
 from classification.options.config import total_epochs
-from classification.options.terms import needing
-from classification.runs.checkpoint import fingerprints, image_names, read_resume, run_folder
-from classification.runs.launch import device_of
-from classification.runs.restore import check_flows, damaged, take_up
+from classification.options.groups import Devices
+from classification.options.options import Options, recorded
+from classification.options.terms import mutual, needing
+from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume, run_folder
+from classification.runs.restore import damaged, take_up
+from classification.runs.world import Seed, device_of
 from classification.training.precision import widen
 from classification.training.sources import Sources, find, numbered_as
-from mgd import ChannelMatching, Distiller, Mutual, logits_of, matchings
+from mgd import Distiller, logits_of
+from mgd.losses import Term
 
 
 @dataclass
@@ -39,7 +40,13 @@ class Job:
     """Everything that `Engine` needs; all of it on the CPU.
 
     Args:
-        args: the checked options.
+        options: of the run.
+        seed: of the run, drawn or typed; a resumed run has that of its checkpoint.
+        arch: the student's network.
+        specs: what is known of each teacher, its network settled.
+        num_classes: K.
+        resume_from: the checkpoint to resume from, or an empty string.
+        teacher_dtype: number type of the frozen teachers, as it was settled.
         data: the folder's splits.
         student: the network to train or evaluate; None where only a teacher is evaluated.
         teachers: the networks beside it: frozen, or in mutual learning its peers.
@@ -52,23 +59,29 @@ class Job:
         bad: images that were left out, and why.
         auto: whether --resume auto was given, with which a run that is done is no mistake.
         done: whether the checkpoint is of a run that is done.
-        starts: matchings, one a teacher, that are solved once, for the terms that begin with a flow.
         sizes: parameters of each network, by role: "student", "teacher", or "teacher 1" and so on.
         preprocessing: what the student sees of an image.
         teacher_preprocessing: what each teacher sees of it.
+        before_relu: whether the taps lie before a ReLU, so that terms whose source reads maps behind it apply one.
         foreign: whether each teacher tells other classes than the run's, and serves by its maps alone.
     """
 
-    args: Namespace
+    options: Options
+    seed: Seed
     data: Folder
-    student: nn.Module | None
-    teachers: list[nn.Module]
-    distiller: Distiller | Mutual | None = None
+    student: nn.Module | None = None
+    teachers: list[nn.Module] = field(default_factory=list)
+    arch: str = ""
+    specs: list[dict[str, Any]] = field(default_factory=list)
+    num_classes: int = 0
+    resume_from: str = ""
+    teacher_dtype: str = ""
+    distiller: Distiller | None = None
     notes: list[str] = field(default_factory=list)
-    starts: list[ChannelMatching] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     teacher_preprocessing: list[Preprocessing] = field(default_factory=list)
+    before_relu: bool = False
     foreign: list[bool] = field(default_factory=list)
     resume: dict[str, Any] | None = None
     changed: list[str] = field(default_factory=list)
@@ -78,12 +91,13 @@ class Job:
     auto: bool = False
     done: bool = False
     folder: Path = Path()
+    shown: str = ""  # what --show-taps prints, in place of a run
 
     def networks(self) -> dict[str, tuple[str, nn.Module]]:
         """Return {role: (arch, network)}, teachers first."""
-        pairs = zip(self.args.teachers, self.teachers, strict=False)
+        pairs = zip(self.specs, self.teachers, strict=False)
         found = {role: (spec["arch"], network) for role, (spec, network) in zip(self._roles(), pairs, strict=True)}
-        return found if self.student is None else {**found, "student": (self.args.arch, self.student)}
+        return found if self.student is None else {**found, "student": (self.arch, self.student)}
 
     def seen(self) -> dict[str, Preprocessing | None]:
         """Return {role: preprocessing} of the networks, None for those that tell other classes."""
@@ -92,93 +106,122 @@ class Job:
         return {**found, "student": self.preprocessing}
 
     def _roles(self) -> list[str]:
-        name = "peer" if "dml" in getattr(self.args, "terms", {}) else "teacher"
+        name = "peer" if mutual(self.options.table) else "teacher"
         return [name] if len(self.teachers) == 1 else [f"{name} {number + 1}" for number in range(len(self.teachers))]
 
-    def set_distiller(self, distiller: Distiller | Mutual) -> None:
+    @property
+    def train_crop(self) -> str:
+        """How training images are cropped."""
+        return self.options.data.train_crop or "resized"
+
+    def record(self) -> dict[str, Any]:
+        """Return the options as the run keeps them, with what was found out of files and folders."""
+        asked = self.options.data.img_size is not None
+        found: dict[str, Any] = {
+            "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.specs,
+            "num_classes": self.num_classes, "img_size": self.preprocessing.img_size, "img_size_asked": asked,
+            "train_crop": self.train_crop, "resume": self.resume_from,
+        }  # fmt: skip
+        names = ",".join(spec["arch"] for spec in self.specs)
+        found["teacher_arch"] = names or self.options.networks.teacher_arch
+        if self.teacher_dtype:
+            found["teacher_dtype"] = self.teacher_dtype
+        return recorded(self.options, **found)
+
+    def set_distiller(self, distiller: Distiller) -> None:
         """Take the distiller, and the checkpoint to go on from if there is one."""
-        args = self.args
+        data, run = self.options.data, self.options.run
+        assert data.data is not None
         self.distiller = distiller
-        self.folder = run_folder(args, f"{args.arch.replace(':', '-')}-{'+'.join(args.terms)}")
-        frozen = [] if isinstance(distiller, Mutual) else self.teachers
-        self.inputs = fingerprints(frozen, self.data.train, args.data, distiller.terms)
+        self.folder = run_folder(run, f"{self.arch.replace(':', '-')}-{'+'.join(self.options.table)}")
+        frozen = [] if distiller.peers else self.teachers
+        self.inputs = fingerprints(frozen, self.data.train, data.data, distiller.terms)
         self.inputs["preprocessing"] = {
             role: str(seen) for role, seen in zip(self._roles(), self.teacher_preprocessing, strict=True)
         }
-        if not args.resume:
+        if not self.resume_from:
             return
-        images = image_names(self.data.train, args.data)
-        self.resume, self.changed = read_resume(args.resume, args, self.data.classes, self.inputs, images)
+        images = image_names(self.data.train, data.data)
+        now = Now(self.record(), self.options, self.data.classes, self.inputs, images)
+        self.resume, self.changed = read_resume(self.resume_from, now)
         if self.changed:
-            self.notes.append(f"going on with {', and '.join(self.changed)}")
-        self.done = self.resume["resume"]["epoch"] >= total_epochs(args)
+            self.notes.append(f"going on with {', '.join(self.changed)}")
+        self.done = self.resume["resume"]["epoch"] >= total_epochs(self.options.optimisation)
         if self.done and not self.auto:
-            raise UserError(f"{args.resume} is of a run that is done: raise --epochs to go on")
+            raise UserError(f"{self.resume_from} is of a run that is done: raise --epochs to go on")
         self._load_resume(self.resume, distiller)
 
-    def _load_resume(self, resume: dict[str, Any], distiller: Distiller | Mutual) -> None:
+    def _load_resume(self, resume: dict[str, Any], distiller: Distiller) -> None:
         """Take up the student and the terms; a term of changed options, which its state does not fit, begins anew."""
         assert self.student is not None
-        source = f"{self.args.resume} is damaged: it"
-        load_strictly(self.student, resume["state_dict"], source, self.args.arch)
+        load_strictly(self.student, resume["state_dict"], f"{self.resume_from} is damaged: it", self.arch)
         for name, term in distiller.terms.items():
             if error := take_up(term, partial(_load_term, term, resume["resume"]["terms"].get(name))):
                 if not self.changed:
                     what = f"the state of the term {name} does not fit: {' '.join(str(error).split())[:200]}"
-                    raise damaged(self.args.resume, what) from error
+                    raise damaged(self.resume_from, what) from error
                 self.anew.append(f"the term {name}")
 
 
 def _load_term(term: nn.Module, state: dict[str, Any]) -> None:
     term.load_state_dict(state)
-    for matching in matchings(term):
-        check_flows(matching)
+    if isinstance(term, Term):
+        term.check_state()
 
 
-def start_job(args: Namespace, *, with_teacher: bool) -> Job:
-    """Read the folder and build the networks that `args` asks for.
+def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
+    """Read the folder and build the networks that the options ask for.
 
     What the options leave to the networks' files is settled first: architectures, the size of images, the crop.
 
     Raises:
         UserError: whatever the user can mend.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # its warnings do not say which file they concern
-    data = read_folder(
-        args.data,
-        labels=bool(getattr(args, "labels", 1)),
-        train_list=args.train_list,
-        valid_list=args.valid_list,
-        num_classes=args.num_classes,
-        evaluate=args.evaluate,
-    )
-    if args.evaluate:
-        data = replace(data, train=[])
-    bad: dict[str, str] = {}
-    if args.bad_images == "skip":
-        data, bad = without_unreadable(data, args.workers)
-    else:
-        check_heif(data)
-    if not args.evaluate:
-        data.notes.extend(shared_images(data))
-    weights = args.student_resume or args.resume or args.pretrained or args.use_pretrained
-    only_teacher = args.evaluate and with_teacher and not weights
-    sources = find(args, with_student=not only_teacher, with_teacher=with_teacher)
-    if args.evaluate and args.num_classes is None:
+    run, networks = options.run, options.networks
+    data, bad = _read_data(options)
+    weights = networks.student_resume or run.resume or networks.pretrained or networks.use_pretrained
+    only_teacher = run.evaluate and with_teacher and not weights
+    sources = find(options, with_student=not only_teacher, with_teacher=with_teacher)
+    number = options.data.num_classes
+    if run.evaluate and number is None:
         data = numbered_as(data, sources.classes)
-    if args.num_classes is None:
-        args.num_classes = len(data.classes)
-    if args.num_classes < len(data.classes):
-        raise UserError(f"--num-classes {args.num_classes} is less than the {len(data.classes)} class folders")
-    torch.manual_seed(args.seed)
-    job = Job(args, data, None, [], auto=args.resume == "auto", bad=bad, notes=sources.notes)
+    number = len(data.classes) if number is None else number
+    if number < len(data.classes):
+        raise UserError(f"--num-classes {number} is less than the {len(data.classes)} class folders")
+    torch.manual_seed(seed.value)
+    job = Job(options, seed, data, auto=run.resume == "auto", bad=bad, notes=sources.notes, num_classes=number)
+    job.arch, job.specs, job.resume_from = sources.arch, sources.specs, sources.resume
     _add_student(job, sources, build_it=not only_teacher)
     if with_teacher:
-        for spec, file in zip(args.teachers, sources.teachers, strict=True):
+        for spec, file in zip(job.specs, sources.teachers, strict=True):
             _add_teacher(job, sources, spec, file)
-    networks = job.networks()
-    job.sizes = {role: sum(p.numel() for p in network.parameters()) for role, (_, network) in networks.items()}
+    found = job.networks()
+    job.sizes = {role: sum(p.numel() for p in network.parameters()) for role, (_, network) in found.items()}
     return job
+
+
+def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
+    """Return the images of a run, and those that are left out because they cannot be read."""
+    asked = options.data
+    assert asked.data is not None
+    data = read_folder(
+        asked.data,
+        labels=bool(options.labels),
+        train_list=asked.train_list,
+        valid_list=asked.valid_list,
+        num_classes=asked.num_classes,
+        evaluate=options.run.evaluate,
+    )
+    if options.run.evaluate:
+        data = replace(data, train=[])
+    bad: dict[str, str] = {}
+    if asked.bad_images == "skip":
+        data, bad = without_unreadable(data, options.devices.workers)
+    else:
+        check_heif(data)
+    if not options.run.evaluate:
+        data.notes.extend(shared_images(data))
+    return data, bad
 
 
 @torch.no_grad()
@@ -199,31 +242,31 @@ def _try(arch: str, model: nn.Module, size: int, num_classes: int) -> None:
 
 def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
     """Build the student and load it; settle what it sees, and with it --img-size and --train-crop."""
-    args, published = job.args, None
+    options, published = job.options, None
+    evaluate = options.run.evaluate
     if build_it:
-        model = _trainable(args, build(args.arch, args.num_classes))
-        downloads = (args.pretrained or args.use_pretrained) and not sources.goes_on
-        if downloads or (sources.student is not None and args.arch.startswith("timm:")):
-            published = published_preprocessing(model, args.arch)
-    job.preprocessing = sources.student_sees(args, published)
-    args.img_size, args.train_crop = job.preprocessing.img_size, args.train_crop or "resized"
-    args.img_size_asked = sources.img_size is not None
+        model = _trainable(options.devices, build(job.arch, job.num_classes))
+        downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.goes_on
+        if downloads or (sources.student is not None and job.arch.startswith("timm:")):
+            published = published_preprocessing(model, job.arch)
+    job.preprocessing = sources.student_sees(evaluate, published)
+    size = job.preprocessing.img_size
     if not build_it:
         return
     if sources.student is not None:
-        job.notes.append(_load(job, model, sources.student, args.arch, args.img_size, new_head=not args.evaluate))
+        job.notes.append(_load(job, model, sources.student, job.arch, size, new_head=not evaluate))
     elif downloads:
-        job.notes.append(load_pretrained(model, args.arch, option="--student-resume"))
-    elif args.evaluate:
+        job.notes.append(load_pretrained(model, job.arch, option="--student-resume"))
+    elif evaluate:
         raise UserError("--evaluate has no weights to evaluate: give a file by --student-resume, or --pretrained")
-    _say_preprocessing(job, "student", args.arch, job.preprocessing, sources.student or sources.resumed)
-    job.student = nn.SyncBatchNorm.convert_sync_batchnorm(model) if args.sync_bn else model
-    _try(args.arch, job.student, args.img_size, args.num_classes)
+    _say_preprocessing(job, "student", job.arch, job.preprocessing, sources.student or sources.resumed)
+    job.student = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options.devices.sync_bn else model
+    _try(job.arch, job.student, size, job.num_classes)
 
 
-def _trainable(args: Namespace, model: nn.Module) -> nn.Module:
+def _trainable(devices: Devices, model: nn.Module) -> nn.Module:
     """Replace the layers whose gradient a processor is slow at in bfloat16, before anything is tapped."""
-    if args.amp == "bf16" and device_of(args).type == "cpu":
+    if devices.amp == "bf16" and device_of(devices).type == "cpu":
         widen(model)
     return model
 
@@ -231,7 +274,7 @@ def _trainable(args: Namespace, model: nn.Module) -> nn.Module:
 def _say_preprocessing(
     job: Job, role: str, arch: str, seen: Preprocessing, file: WeightFile | None, recipe: bool = False
 ) -> None:
-    if seen != Preprocessing.of(job.args.img_size, job.args.train_crop):
+    if seen != Preprocessing.of(job.preprocessing.img_size, job.train_crop):
         what = "published weights" if file is None or not file.seen else "file"
         how = f"as its {what} had them"
         if recipe:
@@ -249,7 +292,7 @@ def _load(job: Job, model: nn.Module, file: WeightFile, arch: str, img_size: int
             model,
             file,
             arch=arch,
-            num_classes=job.args.num_classes,
+            num_classes=job.num_classes,
             classes=job.data.classes,
             img_size=img_size,
             new_head=new_head,
@@ -260,9 +303,10 @@ def _load(job: Job, model: nn.Module, file: WeightFile, arch: str, img_size: int
 
 def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightFile | None) -> None:
     """Build a teacher, or a peer of mutual learning, and load it."""
-    args, arch, classes = job.args, spec["arch"], job.args.num_classes
+    options, arch, classes = job.options, spec["arch"], job.num_classes
+    evaluate = options.run.evaluate
     model, published, outputs = build(arch, classes), None, None
-    if not spec.get("frozen", True) and not (args.evaluate and file is not None):  # it trains on the student's images
+    if not spec.get("frozen", True) and not (evaluate and file is not None):  # it trains on the student's images
         seen = job.preprocessing
         if file is not None:
             job.notes.append(_load(job, model, file, arch, seen.img_size))
@@ -271,13 +315,13 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
     else:
         if file is None or arch.startswith("timm:"):
             published = published_preprocessing(model, arch, spec.get("weights"))
-        seen = sources.teacher_sees(args, spec, file, published)
+        seen = sources.teacher_sees(job.preprocessing, spec, file, published)
         if file is not None:
             outputs = other_outputs(model, file, classes, job.data.classes)
         elif classes != 1000:
             outputs = 1000
         there = file is not None or pretrained_source(arch) is not None
-        if outputs is not None and there and _reads_maps_alone(args):
+        if outputs is not None and there and _reads_maps_alone(options):
             model = build(arch, outputs)
             job.notes.append(f"the teacher {arch} has {outputs} outputs of other classes: its maps alone are read")
         elif file is None and outputs is not None:
@@ -290,8 +334,8 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
         job.notes.append(_load_teacher(job, model, spec, file, seen, outputs))
         role = "teacher" if spec.get("frozen", True) else "peer"
         _say_preprocessing(job, role, arch, seen, file, recipe=bool({"img_size", "mean", "std"} & set(spec)))
-    if args.evaluate or not spec.get("frozen", True):
-        model = _trainable(args, model)
+    if evaluate or not spec.get("frozen", True):
+        model = _trainable(options.devices, model)
     _try(arch, model, seen.img_size, outputs or classes)
     job.teachers.append(model)
     job.teacher_preprocessing.append(seen)
@@ -310,7 +354,7 @@ def _load_teacher(
     return load_file(model, file, arch=arch, num_classes=outputs, classes=None, img_size=seen.img_size)
 
 
-def _reads_maps_alone(args: Namespace) -> bool:
+def _reads_maps_alone(options: Options) -> bool:
     """Return whether a training's terms read nothing but maps of the teachers."""
-    names = [name for name in args.terms if name != "ce"]  # which reads the student alone
-    return not args.evaluate and bool(names) and set(names) <= set(needing(names, "maps"))
+    names = [name for name, spec in options.table.items() if not spec.kind.alone]
+    return not options.run.evaluate and bool(names) and set(names) <= set(needing(options.table, "maps"))

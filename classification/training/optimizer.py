@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from timm.optim import Muon
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from classification.errors import shown
-from mgd import Distiller, Mutual, has_bfloat16
+from classification.options.groups import Optimisation
+from mgd import Distiller, has_bfloat16
 
 # What each keeps of a weight.
 STATE = {
@@ -21,49 +19,37 @@ STATE = {
 }
 
 
-class _InFloat32(TorchFunctionMode):
-    """Turn casts to bfloat16 into casts to float32."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is Tensor.to and kwargs.get("dtype") is torch.bfloat16:
-            kwargs = {**kwargs, "dtype": torch.float32}
-        return func(*args, **kwargs)
-
-
-class Float32Muon(Muon):
-    """Muon that orthogonalises in float32, for devices without bfloat16.
-
-    timm casts to bfloat16 whatever the device; where that is emulated, a step of a ResNet-18 takes a minute.
-    """
-
-    def step(self, closure: Any = None) -> Any:
-        with _InFloat32():
-            return Muon.step(self, closure)
-
-
-def build_optimizer(distiller: Distiller | Mutual, args: Namespace) -> torch.optim.Optimizer:
+def build_optimizer(
+    distiller: Distiller, options: Optimisation, *, bfloat16: bool | None = None
+) -> torch.optim.Optimizer:
     """Return the optimizer of all that a distiller trains.
 
     Muon moves the convolutions of the networks by their momentum, seen as a matrix (out, in * height * width) and made
     orthogonal; all else (depthwise convolutions, norms, heads, what the terms train) moves by Adam with Nesterov
     momentum, at the same rate.
 
+    Args:
+        distiller: what trains.
+        args: the options.
+        bfloat16: whether Muon computes in bfloat16; where the device has it by default.
+
     Reference: Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
     weights = [p for p in distiller.parameters() if p.requires_grad]
-    if args.optimizer == "sgd":
-        nesterov = args.momentum > 0
+    if options.optimizer == "sgd":
+        nesterov = options.momentum > 0
         return torch.optim.SGD(
-            weights, args.lr, momentum=args.momentum, weight_decay=args.weight_decay, nesterov=nesterov
+            weights, options.lr, momentum=options.momentum, weight_decay=options.weight_decay, nesterov=nesterov
         )
+    from classification.training.muon import Float32Muon, Muon  # of timm, which is slow to import
+
     hidden = {id(p) for network, _ in distiller.groups() for p in network.parameters() if p.ndim == 4}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in weights if id(p) in hidden]},
         {"params": [p for p in weights if id(p) not in hidden], "use_fallback": True},
     ]
-    kind = Muon if has_bfloat16(weights[0].device) else Float32Muon
-    return kind(groups, args.lr, weight_decay=args.weight_decay, momentum=args.momentum, nesterov=True)
+    kind = Muon if (has_bfloat16(weights[0].device) if bfloat16 is None else bfloat16) else Float32Muon
+    return kind(groups, options.lr, weight_decay=options.weight_decay, momentum=options.momentum, nesterov=True)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
@@ -74,8 +60,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
     """
     own = optimizer.state_dict()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    kept = STATE["sgd" if isinstance(optimizer, torch.optim.SGD) else "muon"]
     for number, entry in saved["state"].items():
-        if not 0 <= number < len(weights) or set(entry) - STATE["muon" if isinstance(optimizer, Muon) else "sgd"]:
+        if not 0 <= number < len(weights) or set(entry) - kept:
             raise ValueError(f"its optimizer has a state {shown(number)} of {shown(list(entry))}")
         for name, value in entry.items():
             if isinstance(value, Tensor):

@@ -17,30 +17,32 @@ class MixedPrecision(nn.Module):
         module: what to run.
         device: whose autocast.
         kind: "off", "bf16" or "fp16".
+        bfloat16: whether the device has it; what it says by default.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, kind: str) -> None:
+    def __init__(self, module: nn.Module, device: torch.device, kind: str, bfloat16: bool | None = None) -> None:
         super().__init__()
-        self.module, self.device_type, self.kind = module, device.type, kind
+        self.module, self.device_type, self.kind, self._bfloat16 = module, device.type, kind, bfloat16
 
     def forward(self, *inputs: Any) -> Any:
-        with autocast(self.device_type, self.kind):
+        with autocast(self.device_type, self.kind, self._bfloat16):
             return self.module(*inputs)
 
 
-def autocast(device_type: str, kind: str) -> torch.autocast:
+def autocast(device_type: str, kind: str, bfloat16: bool | None = None) -> torch.autocast:
     """Return the context of "bf16" or "fp16", or one that does nothing.
 
     It does nothing for "off", and for "bf16" on a device without bfloat16: there every product (convolutions, linear
     layers, attention, einsum) is emulated, and takes ten to fifty times as long as in float32.
     """
     dtype = torch.float16 if kind == "fp16" else torch.bfloat16
-    return torch.autocast(device_type, dtype, enabled=kind != "off" and not lacks(torch.device(device_type), kind))
+    enabled = kind != "off" and not lacks(torch.device(device_type), kind, bfloat16)
+    return torch.autocast(device_type, dtype, enabled=enabled)
 
 
-def lacks(device: torch.device, kind: str) -> bool:
+def lacks(device: torch.device, kind: str, bfloat16: bool | None = None) -> bool:
     """Whether "bf16" is asked for on a device without bfloat16, so that all is computed in float32."""
-    return kind == "bf16" and not has_bfloat16(device)
+    return kind == "bf16" and not (has_bfloat16(device) if bfloat16 is None else bfloat16)
 
 
 class WideConv2d(nn.Conv2d):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER, known_name
 from classification.models.files import read_checkpoint
 from classification.models.weights import WeightFile, describe_file, read_weights
+from classification.options.options import Options
 from classification.paths import exists
 
 
@@ -23,6 +23,9 @@ class Sources:
 
     Args:
         goes_on: whether the run resumes another.
+        resume: its checkpoint, or an empty string.
+        arch: the student's network.
+        specs: what is known of each teacher, its network settled.
         student: the file whose weights the student takes, or None.
         resumed: the description of the run that this one resumes, or None.
         teachers: the file of each teacher, or None.
@@ -32,6 +35,9 @@ class Sources:
     """
 
     goes_on: bool = False
+    resume: str = ""
+    arch: str = ""
+    specs: list[dict[str, Any]] = field(default_factory=list)
     student: WeightFile | None = None
     resumed: WeightFile | None = None
     teachers: list[WeightFile | None] = field(default_factory=list)
@@ -44,30 +50,34 @@ class Sources:
         """The class names of the first file that has some."""
         return next((file.classes for file in (self.student, *self.teachers) if file and file.classes), None)
 
-    def student_sees(self, args: Namespace, published: Preprocessing | None) -> Preprocessing:
+    def student_sees(self, evaluate: bool, published: Preprocessing | None) -> Preprocessing:
         """Return the student's preprocessing: of its file, of published weights, or the usual one.
 
         What was asked for by --img-size wins; --train-crop wins where a run begins. Evaluations and resumed runs crop
         as their file says.
 
         Args:
-            args: the options.
+            evaluate: whether the networks are evaluated alone.
             published: that of the published weights, where they are taken or timm's file says nothing.
         """
         file = self.student or self.resumed
         usual = Preprocessing.of(self.img_size or 224, self.train_crop or "resized")
         found = _of_file(file, usual, published)
-        kept = (args.evaluate or self.resumed is not None) and file is not None and "resize" in file.seen
+        kept = (evaluate or self.resumed is not None) and file is not None and "resize" in file.seen
         crop = None if kept else self.train_crop
         return found if (self.img_size, crop) == (None, None) else found.at(self.img_size or found.img_size, crop)
 
     def teacher_sees(
-        self, args: Namespace, spec: Mapping[str, Any], file: WeightFile | None, published: Preprocessing | None
+        self,
+        student: Preprocessing,
+        spec: Mapping[str, Any],
+        file: WeightFile | None,
+        published: Preprocessing | None,
     ) -> Preprocessing:
         """Return a teacher's preprocessing: that of its recipe, then --img-size, then its file or published weights.
 
         Args:
-            args: the options, img_size and train_crop settled.
+            student: what the student sees.
             spec: what is known of the teacher.
             file: of its weights, or None.
             published: as in `student_sees`.
@@ -75,7 +85,7 @@ class Sources:
         Raises:
             UserError: the recipe's values make no sense.
         """
-        found = _of_file(file, Preprocessing.of(args.img_size, args.train_crop), published)
+        found = _of_file(file, Preprocessing.of(student.img_size, self.train_crop or "resized"), published)
         found = found if self.img_size is None else found.at(self.img_size)
         try:
             return found.with_values({key: spec[key] for key in ("img_size", "mean", "std") if key in spec})
@@ -89,34 +99,37 @@ def _of_file(file: WeightFile | None, usual: Preprocessing, published: Preproces
     return usual if file is None else file.preprocessing(usual)
 
 
-def find(args: Namespace, *, with_student: bool, with_teacher: bool) -> Sources:
+def find(options: Options, *, with_student: bool, with_teacher: bool) -> Sources:
     """Read the files of a run's networks, and settle the architectures that were left to them.
 
     Raises:
         UserError: a file that cannot be read, or one of a network that is not known.
     """
-    goes_on = bool(args.resume) and (args.resume != "auto" or exists(Path(args.output, "last.pth")))
-    sources = Sources(goes_on, img_size=args.img_size, train_crop=args.train_crop)
-    if with_student and (args.evaluate or not goes_on):
-        file = (args.resume if args.evaluate else "") or args.student_resume
+    run, networks = options.run, options.networks
+    last = str(Path(run.output, "last.pth")) if run.resume == "auto" and run.output else run.resume
+    goes_on = bool(run.resume) and (run.resume != "auto" or exists(last))
+    sources = Sources(
+        goes_on, last if goes_on else "", img_size=options.data.img_size, train_crop=options.data.train_crop
+    )
+    if with_student and (run.evaluate or not goes_on):
+        file = (run.resume if run.evaluate else "") or networks.student_resume
         sources.student = read_weights(file) if file else None
     elif with_student:
-        last = args.resume if args.resume != "auto" else Path(args.output, "last.pth")
         sources.resumed = describe_file(last, read_checkpoint(last), {})
     sources.teachers = [
-        read_weights(spec["resume"]) if with_teacher and spec.get("resume") else None for spec in args.teachers
+        read_weights(spec["resume"]) if with_teacher and spec.get("resume") else None for spec in options.teachers
     ]
-    args.arch = args.arch or _arch(sources.student or sources.resumed, sources.notes, "-a") or "resnet18"
-    args.teachers = [
-        spec if spec["arch"] else {**spec, "arch": _teacher_arch(args, spec, file, sources.notes)}
-        for spec, file in zip(args.teachers, sources.teachers, strict=True)
+    arch = networks.arch or _arch(sources.student or sources.resumed, sources.notes, "-a") or "resnet18"
+    sources.arch = arch
+    sources.specs = [
+        {**spec, "arch": spec["arch"] or _teacher_arch(arch, spec, file, sources.notes)}
+        for spec, file in zip(options.teachers, sources.teachers, strict=True)
     ]
-    args.teacher_arch = ",".join(spec["arch"] for spec in args.teachers) or args.teacher_arch
     return sources
 
 
-def _teacher_arch(args: Namespace, spec: Mapping[str, Any], file: WeightFile | None, notes: list[str]) -> str:
-    usual = DEFAULT_TEACHER.get(args.arch, "resnet50") if spec.get("frozen", True) else str(args.arch)
+def _teacher_arch(student: str, spec: Mapping[str, Any], file: WeightFile | None, notes: list[str]) -> str:
+    usual = DEFAULT_TEACHER.get(student, "resnet50") if spec.get("frozen", True) else student
     return _arch(file, notes, "--teacher-arch") or usual
 
 

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from classification.data.mixing import mixing
 from classification.errors import RunError, UserError
 from classification.options.config import epoch_name
-from classification.runs.launch import wrap
+from classification.options.options import Options
 from classification.runs.metrics import hits
+from classification.runs.world import World, wrap
 from classification.training.averaging import average
 from classification.training.balance import gradient_shares, largest_gradient, terms_not_finite
 from classification.training.engine import Engine
+from classification.training.job import Job
 from classification.training.optimizer import build_optimizer
 from classification.training.precision import MixedPrecision
-from mgd import Ahead, Distiller, Outputs
+from mgd import Ahead, Outputs
 
 Loaded = Sequence[Tensor]  # images, target and index, as the loader gives them
 Known = Future[list[Outputs]] | None  # what the teachers say of a batch, where it is computed ahead
@@ -38,34 +40,53 @@ class Stepper:
     """
 
     def __init__(self, engine: Engine) -> None:
-        job, args, self.world = engine.job, engine.args, engine.world
+        job, options, world = engine.job, engine.options, engine.world
         assert job.distiller is not None and job.student is not None
-        self.engine, self.job, self.args = engine, job, args
-        self.student, self.distiller = job.student, job.distiller.to(self.world.device)
-        self.optimizer = build_optimizer(self.distiller, args)
-        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=args.amp == "fp16")
-        if args.compile:
+        self.engine = engine
+        self.student, self.distiller = job.student, job.distiller.to(world.device)
+        self.optimizer = build_optimizer(self.distiller, options.optimisation)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.devices.amp == "fp16")
+        if options.devices.compile:
             self._compile()
-        self.wrapped = wrap(MixedPrecision(self.distiller, self.world.device, args.amp), self.world, args)
-        self.average = average(self.student, args.ema) if args.ema else None
-        self.mix = mixing(args)
+        self.wrapped = wrap(MixedPrecision(self.distiller, world.device, options.devices.amp), world, options.devices)
+        self.average = average(self.student, options.optimisation.ema) if options.optimisation.ema else None
+        self.mix = mixing(options.data, job.num_classes)
         self._ahead = self._teachers_ahead()
         self.skipped = 0  # steps left out because their loss or gradient was not finite
         self.signal = 0  # that came to any rank before its last step; 0 for none
-        self._flags = torch.zeros(3, device=self.world.device)  # kept: see World.kept
+        self._flags = torch.zeros(3, device=world.device)  # kept: see World.kept
+
+    @property
+    def job(self) -> Job:
+        """What is trained."""
+        return self.engine.job
+
+    @property
+    def world(self) -> World:
+        """This rank."""
+        return self.engine.world
+
+    @property
+    def options(self) -> Options:
+        """Of the run."""
+        return self.engine.options
 
     def _compile(self) -> None:
-        torch._functorch.config.donated_buffer = False  # shares of the gradient take one graph several times
-        choice = getattr(self.args, "compile_student", 1)
+        choice = self.options.devices.compile_student
         student = self.world.device.type == "cuda" if choice is None else bool(choice)
-        frozen = {"student": student} if isinstance(self.distiller, Distiller) else {}
-        self.distiller.compile(**frozen, dynamic=False)  # the batches of an epoch have two sizes
+        self.distiller.compile(student=student, dynamic=False)  # the batches of an epoch have two sizes
+
+    def _translating(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of a forward: what --compile translates in it keeps its buffers, for several backwards."""
+        if not self.options.devices.compile:
+            return contextlib.nullcontext()
+        keep: contextlib.AbstractContextManager[Any] = torch._functorch.config.patch(donated_buffer=False)
+        return keep
 
     def _teachers_ahead(self) -> Ahead | None:
-        threads = getattr(self.args, "teacher_threads", 0)
+        threads = self.options.devices.teacher_threads
         if not threads:
             return None
-        assert isinstance(self.distiller, Distiller)
         try:
             return Ahead(self.distiller.teachers, threads)
         except ValueError as error:
@@ -88,10 +109,11 @@ class Stepper:
     ) -> dict[str, Tensor]:
         """Return the distiller's values for a batch as the loader gives it; without labels `target` is left out."""
         images, index = self.engine.images(images), self.engine.move(index)
-        target = self.engine.move(target) if target is not None and self.args.labels else None
+        target = self.engine.move(target) if target is not None and self.options.labels else None
         mixed, soft = self.mix(images, target) if self.mix else (images, target)
         taught = [known.result()] if known else []
-        values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *taught)
+        with self._translating():
+            values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *taught)
         if target is not None and not self.mix:
             values["train_hits"] = hits(values["logits"].detach().float(), target)[:1] / len(target)
         return values
@@ -114,14 +136,14 @@ class Stepper:
         Raises:
             RunError: a loss or gradient that is not finite, or memory that ran out.
         """
-        images, where = batch[0], f"{epoch_name(self.args, epoch)}, step {step + 1}"
+        images, where = batch[0], f"{epoch_name(self.options.optimisation, epoch)}, step {step + 1}"
         try:
             return self._step(batch, epoch, step, size, known)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            few, size = len(images) // self.args.accumulate, images.shape[-2]
-            lower = ", or lower --accumulate" if self.args.accumulate > 1 else ""
+            few, size = len(images) // self.options.optimisation.accumulate, images.shape[-2]
+            lower = ", or lower --accumulate" if self.options.optimisation.accumulate > 1 else ""
             raise UserError(
                 f"a batch norm cannot train on {few} image of {size} px: raise -b or --img-size{lower}"
             ) from error
@@ -139,9 +161,9 @@ class Stepper:
             ) from error
 
     def _step(self, batch: Loaded, epoch: int, step: int, size: int, known: Known) -> dict[str, Tensor] | None:
-        before = self._buffers() if self.args.skip_nonfinite else {}
+        before = self._buffers() if self.options.run.skip_nonfinite else {}
         drawn = _generators(self.world.device)
-        parts = list(zip(*(tensor.tensor_split(self.args.accumulate) for tensor in batch), strict=True))
+        parts = list(zip(*(tensor.tensor_split(self.options.optimisation.accumulate) for tensor in batch), strict=True))
         found: list[dict[str, Tensor]] = []
         shares: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
@@ -158,7 +180,7 @@ class Stepper:
             del values["logits"]
             found.append({name: value.detach() for name, value in values.items()})
         if what := self._not_finite(found):
-            where = f"{epoch_name(self.args, epoch)}, step {step + 1}"
+            where = f"{epoch_name(self.options.optimisation, epoch)}, step {step + 1}"
             cause = (
                 self._bad_losses(parts, found) if what == "loss" else self._bad_gradients(parts, epoch, known, drawn)
             )
@@ -239,7 +261,7 @@ class Stepper:
         self.skipped += 1
         self.optimizer.zero_grad(set_to_none=True)
         last, best = (self.job.folder / f"{name}.pth" for name in ("last", "best"))
-        if self.skipped > self.args.skip_nonfinite:
+        if self.skipped > self.options.run.skip_nonfinite:
             raise RunError(
                 f"{what}: lower --lr or the term's weight, look at the images, or allow some by --skip-nonfinite N; "
                 f"{last} is from before{f', and {best} from the best epoch' if best.exists() else ''}"
@@ -249,7 +271,7 @@ class Stepper:
         for name, value in self.distiller.named_buffers():
             if name in before:
                 value.copy_(before[name])
-        self.world.say(f"!! WARNING: {what}: left out, {self.skipped} of {self.args.skip_nonfinite}")
+        self.world.say(f"!! WARNING: {what}: left out, {self.skipped} of {self.options.run.skip_nonfinite}")
 
     def check_scale(self, epoch: int) -> None:
         """Stop a run of --amp fp16 whose gradients never fit.
@@ -258,9 +280,10 @@ class Stepper:
             RunError: the scaler has lowered its scale step after step.
         """
         if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            when = epoch_name(self.options.optimisation, epoch)
             raise RunError(
-                f"the gradients are not finite in float16 at any scale, in {epoch_name(self.args, epoch)}: use --amp "
-                "bf16 or off, or lower the weights of the terms"
+                f"the gradients are not finite in float16 at any scale, in {when}: use --amp bf16 or off, or lower the "
+                "weights of the terms"
             )
 
     def set_rate(self, rate: float) -> None:

@@ -4,41 +4,40 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from classification.data.folders import Photos, TrainBatches, loader, told
+from classification.data.folders import Photos, TrainBatches, told
 from classification.data.transforms import train_transform
-from classification.errors import RunError, Stopped, UserError, shown
+from classification.errors import Stopped, UserError
 from classification.options.config import describe, epoch_name, learning_rate, total_epochs
+from classification.options.options import Options
 from classification.runs.checkpoint import (
-    VERSION,
-    describe_student,
     image_names,
     keep_images,
     make_folder,
-    write_atomic,
 )
 from classification.runs.interrupt import Interrupt
 from classification.runs.launch import command
+from classification.runs.memory import peak_bytes
 from classification.runs.metrics import Journal, Means
 from classification.runs.progress import Progress, epoch_line, last_lines, sum_of
-from classification.runs.random_state import random_state, set_random_state
-from classification.runs.restore import take_up, whole
-from classification.training import averaging
+from classification.runs.restore import whole
+from classification.runs.world import World
 from classification.training.balance import balanced, dominant, gradient_shares
 from classification.training.engine import Engine
-from classification.training.memory import peak_bytes
-from classification.training.optimizer import load_optimizer
-from classification.training.step import Stepper, finite
-from mgd import Mutual, Taps, matchings
+from classification.training.job import Job
+from classification.training.saving import restore, save
+from classification.training.step import Stepper
+from classification.training.updates import update_terms
+from mgd import Taps
+from mgd.losses import Term
 
 SETTLED = 10  # steps after which terms are compared
-BeforeEpoch = Callable[["Trainer", int], dict[str, float]]
 
 
 class Trainer:
@@ -49,36 +48,59 @@ class Trainer:
 
     Args:
         engine: the job on this rank.
-        before_epoch: called with this object and the epoch, before its first step; returns values for its record.
     """
 
-    def __init__(self, engine: Engine, before_epoch: BeforeEpoch | None = None) -> None:
-        job, args, world = engine.job, engine.args, engine.world
+    def __init__(self, engine: Engine) -> None:
+        job, options, world = engine.job, engine.options, engine.world
         assert job.distiller is not None and job.student is not None
-        self.engine, self.job, self.args, self.world = engine, job, args, world
-        self.before_epoch = before_epoch
+        self.engine = engine
         self.student = job.student
         self.distiller = job.distiller
         self.stepper = Stepper(engine)
         # What is evaluated and kept as the result.
         self.result = self.student if self.stepper.average is None else self.stepper.average.module
-        self.photos = Photos(job.data.train, train_transform(args), engine.seed, engine.train_cache())
-        self.batches = TrainBatches(
-            len(self.photos), args.batch_size, engine.seed, world.rank, world.size, args.accumulate
+        self.photos = Photos(
+            job.data.train,
+            train_transform(job.preprocessing.img_size, job.train_crop, hflip=bool(options.data.hflip)),
+            engine.seed,
+            engine.train_cache(),
         )
-        self.loader = loader(self.photos, self.batches, engine.workers, world.device)
-        self._seed(engine.seed)
+        self.batches = TrainBatches(
+            len(self.photos),
+            options.optimisation.batch_size,
+            engine.seed,
+            world.rank,
+            world.size,
+            options.optimisation.accumulate,
+        )
+        self.loader = engine.load(self.photos, self.batches)
+        self.take_seed(engine.seed)
         # The state between two steps, beside that of the modules above.
-        self.epoch = args.start_epoch
+        self.epoch = options.optimisation.start_epoch
         self.step = self.seen = 0  # steps of this epoch that are done, and the images of them over all ranks
         self.seconds = 0.0  # that they took
-        self.extra: dict[str, float] = {}  # what before_epoch returned
+        self.extra: dict[str, float] = {}  # what the terms logged before it
         self.means = Means(world.device)
         self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
         self.elapsed = 0.0  # seconds of the run, up to its last checkpoint before this process
         self.unprepared = False  # whether a term begins anew inside an epoch
         self.balance_told = False
-        self.progress, self.begun = Progress(args), time.perf_counter()
+        self.progress, self.begun = Progress(options.optimisation, options.run.print_freq), time.perf_counter()
+
+    @property
+    def job(self) -> Job:
+        """What is trained."""
+        return self.engine.job
+
+    @property
+    def world(self) -> World:
+        """This rank."""
+        return self.engine.world
+
+    @property
+    def options(self) -> Options:
+        """Of the run."""
+        return self.engine.options
 
     # -- the loop
 
@@ -90,23 +112,28 @@ class Trainer:
             RunError: a loss that is not finite, or memory that ran out.
         """
         if self.job.resume:
-            with whole(self.args.resume):
-                self._restore(self.job.resume["resume"])
+            with whole(self.job.resume_from):
+                restore(self, self.job.resume["resume"])
         if self.world.first:
-            make_folder(self.job.folder, describe(self.args), resumed=self.job.resume is not None, bad=self.job.bad)
+            make_folder(
+                self.job.folder,
+                describe(self.options.command, self.job.record()),
+                resumed=self.job.resume is not None,
+                bad=self.job.bad,
+            )
             if self.job.changed or not self.job.resume:
-                keep_images(self.job.folder, image_names(self.job.data.train, self.args.data))
+                keep_images(self.job.folder, image_names(self.job.data.train, str(self.options.data.data)))
         self.world.say(f"=> run folder {self.job.folder}")
         self.journal = Journal(self.job.folder, self.epoch) if self.world.first else None
         if not self.job.resume:
-            self.save()
+            save(self)
         record: dict[str, Any] = {}
         try:
             with Interrupt("the step", at_once=self.world.size == 1) as self.engine.interrupt:
-                while self.epoch < total_epochs(self.args):
+                while self.epoch < total_epochs(self.options.optimisation):
                     record = self._run_epoch()
         except Stopped as stop:
-            stop.resume = command(self.args.command[0], "--resume", str(self.job.folder)) if self.world.first else ""
+            stop.resume = command(self.options.command[0], "--resume", str(self.job.folder)) if self.world.first else ""
             raise
         if self.journal:
             self.journal.close()
@@ -116,7 +143,7 @@ class Trainer:
     def _run_epoch(self) -> dict[str, Any]:
         epoch, begun = self.epoch, time.perf_counter()
         if self.step == 0 or self.unprepared:
-            self.extra = self.before_epoch(self, epoch) if self.before_epoch else {}
+            self.extra = update_terms(self.engine, self.distiller, epoch)
             self.unprepared = False
         if self.step == 0:
             self.means, self.seconds = Means(self.world.device), 0.0
@@ -124,24 +151,24 @@ class Trainer:
         try:
             self._train()
             record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate(self.result)}
-            for name, peer in self._peers().items():
+            for name, peer in self.peers().items():
                 record |= {f"{key}_{name}": value for key, value in self.engine.evaluate(peer).items()}
         except Stopped:
             if self.progress.steps:  # else the last checkpoint holds all
-                self.save()
+                save(self)
             raise
         better = self._improved(record)
         self._say_epoch(record)
         if self.journal:
             self.journal.write(record)  # first: what a run cut here leaves behind is dropped when it goes on
         self.epoch, self.step, self.seen = epoch + 1, 0, 0
-        self.save(better=better)
+        save(self, better=better)
         self.progress.aside = time.perf_counter() - begun - (self.seconds - earlier)
         return record
 
     def _improved(self, record: Mapping[str, Any]) -> set[str]:
         """Take what is the best so far into `best`; return whose it is: "" for the student's, a peer's name."""
-        keys = {name: (f"valid_top1_{name}", f"valid_top5_{name}") for name in self._peers()}
+        keys = {name: (f"valid_top1_{name}", f"valid_top5_{name}") for name in self.peers()}
         keys[""] = ("valid_top1", "valid_top5")
         better = {name for name, (top1, _) in keys.items() if record[top1] > self.best.get(top1, -1.0)}
         self.best |= {key: record[key] for name in better for key in keys[name]}
@@ -150,14 +177,14 @@ class Trainer:
 
     def _train(self) -> None:
         """Do the steps of the epoch that are left."""
-        epoch, every = self.epoch, self.args.checkpoint_every_steps
+        epoch, every = self.epoch, self.options.run.checkpoint_every_steps
         self.batches.begin(epoch, self.step, self.seen)
         steps = len(self.batches)
         self.stepper.wrapped.train()
-        bar = self.engine.progress(self.loader, epoch_name(self.args, epoch))
+        bar = self.engine.progress(self.loader, epoch_name(self.options.optimisation, epoch))
         before, earlier = time.perf_counter(), self.seconds
         for batch, known in self.stepper.ahead(told(bar, self.engine.workers)):
-            self.stepper.set_rate(learning_rate(self.args, epoch, self.step / steps))
+            self.stepper.set_rate(learning_rate(self.options.optimisation, epoch, self.step / steps))
             size, past = self.batches.batch_size(self.step), self.seconds
             values = self.stepper(batch, epoch, self.step, size, known)
             if values is not None:
@@ -172,7 +199,7 @@ class Trainer:
             if self.stepper.signal:
                 raise Stopped(self.stepper.signal)
             if every and self.step % every == 0 and self.step < steps:
-                self.save()
+                save(self)
         self.stepper.check_scale(epoch)
 
     # -- what is said and logged
@@ -189,7 +216,7 @@ class Trainer:
                 record[f"gradient_share_{name}"] = means[f"{name}_share"]
         if self.stepper.skipped:
             record["skipped_steps"] = self.stepper.skipped
-        record["learning_rate"] = learning_rate(self.args, epoch, 0.0)
+        record["learning_rate"] = learning_rate(self.options.optimisation, epoch, 0.0)
         record["images_per_second"] = len(self.photos) / self.seconds
         record["train_seconds"] = self.seconds
         record["peak_memory_mib"] = peak_bytes(self.world.device) / 2**20
@@ -215,14 +242,29 @@ class Trainer:
             if isinstance(bar, tqdm):
                 bar.set_postfix_str(line)
             else:
-                self.world.say(f"{epoch_name(self.args, self.epoch)}  step {self.step}/{steps}  {line}")
+                self.world.say(f"{epoch_name(self.options.optimisation, self.epoch)}  step {self.step}/{steps}  {line}")
 
     def _say_epoch(self, record: Mapping[str, Any]) -> None:
-        self.world.say(epoch_line(self.args, record, self.best["valid_top1"], self.distiller.terms))
+        self.world.say(
+            epoch_line(
+                self.options.optimisation,
+                self.job.num_classes,
+                record,
+                self.best["valid_top1"],
+                self.distiller.terms,
+            )
+        )
 
     def _say_end(self, record: Mapping[str, Any]) -> None:
         seconds = self.elapsed + time.perf_counter() - self.begun
-        for line in last_lines(self.args, self.job.folder, self.best, record["valid_top1"], seconds):
+        for line in last_lines(
+            self.options,
+            self.job.num_classes,
+            self.job.folder,
+            self.best,
+            record["valid_top1"],
+            seconds,
+        ):
             self.world.say(line)
 
     def calibrate(self, steps: int) -> None:
@@ -234,10 +276,9 @@ class Trainer:
         Raises:
             UserError: there is one term only.
         """
-        if self.before_epoch:
-            self.before_epoch(self, 0)
+        update_terms(self.engine, self.distiller, 0)
         self.stepper.wrapped.train()
-        courses = [self.distiller.weights(epoch) for epoch in range(total_epochs(self.args))]
+        courses = [self.distiller.weights(epoch) for epoch in range(total_epochs(self.options.optimisation))]
         means, weights = Means(self.world.device), {n: max(course[n] for course in courses) for n in courses[0]}
         groups = self.distiller.groups()[:1]
         if len(groups[0][1]) == 1:
@@ -255,146 +296,16 @@ class Trainer:
 
     # -- checkpoints
 
-    def _peers(self) -> dict[str, nn.Module]:
+    def terms(self) -> list[Term]:
+        """Return the terms that are trained."""
+        return [term for term in self.distiller.terms.values() if isinstance(term, Term)]
+
+    def peers(self) -> dict[str, nn.Module]:
         """Return the networks that train beside the student, by the names of their records and files."""
-        if not isinstance(self.distiller, Mutual):
-            return {}
-        peers = [network for network in self.distiller.networks if isinstance(network, Taps)][1:]
-        return {f"peer{n}": network.model for n, network in enumerate(peers, start=1)}
+        peers = [peer for peer in self.distiller.peers if isinstance(peer, Taps)]
+        return {f"peer{n}": peer.model for n, peer in enumerate(peers, start=1)}
 
-    def save(self, *, better: Collection[str] = ()) -> None:
-        """Write last.pth, and before it the best.pth of those named: rank 0's weights and statistics, all draws.
-
-        Raises:
-            RunError: weights that are not finite; the files stay what they were.
-        """
-        self.world.share_state(self.student)
-        if self.result is not self.student:
-            self.world.share_state(self.result)
-        if not finite(self.distiller):
-            epoch = epoch_name(self.args, self.epoch - (self.step == 0 < self.epoch))
-            raise RunError(
-                f"weights are not finite after {epoch}{f', step {self.step}' if self.step else ''}: lower --lr; "
-                f"{self.job.folder / 'last.pth'} is from before"
-            )
-        self.means.collect(self.world)
-        for matching in matchings(self.distiller.terms):
-            matching.collect(first=self.world.first)
-        drawn = random_state(self.world)
-        if not self.world.first:
-            return
-        known = (self.args, self.job.data.classes, self.job.preprocessing)
-        plain = describe_student(self.result.state_dict(), *known)
-        for (name, peer), spec in zip(self._peers().items(), self.args.teachers, strict=False):
-            described = describe_student(peer.state_dict(), *known)
-            for file in (f"{name}.pth", *([f"best_{name}.pth"] if name in better else [])):
-                write_atomic(self.job.folder / file, {**described, "arch": spec["arch"]})
-        if "" in better:
-            write_atomic(self.job.folder / "best.pth", plain)
-        resume = {
-            "version": VERSION,
-            "epoch": self.epoch,
-            "step": self.step,
-            "seen": self.seen,
-            "elapsed": self.elapsed + time.perf_counter() - self.begun,
-            "seconds": self.seconds,
-            "extra": self.extra,
-            "means": self.means.state_dict(),
-            "best": self.best,
-            "skipped": self.stepper.skipped,
-            "seed": self.engine.seed,
-            "config": describe(self.args),
-            "inputs": self.job.inputs,
-            "peers": {name: peer.state_dict() for name, peer in self._peers().items()},
-            "terms": {name: term.state_dict() for name, term in self.distiller.terms.items()},
-            "optimizer": self.stepper.optimizer.state_dict(),
-            "scaler": self.stepper.scaler.state_dict(),
-            "ema": averaging.state(self.stepper.average, self.student),
-            "random": drawn,
-        }
-        write_atomic(self.job.folder / "last.pth", {**plain, "resume": resume})
-
-    def _seed(self, seed: int) -> None:
+    def take_seed(self, seed: int) -> None:
         """Take the run's seed, which is rank 0's, or that of the checkpoint."""
-        self.args.seed = self.engine.seed = self.photos.seed = self.batches.seed = seed
-        for matching in matchings(self.distiller.terms):
-            matching.seed = seed
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        """Take up the state of a checkpoint; student and terms have theirs since the job was built."""
-        anew = [*self.job.anew, *self._restore_peers(state["peers"])]
-        before = state["config"]["options"].get("optimizer", "sgd")
-        if anew or before != self.args.optimizer:
-            anew.append(f"the momenta of {self.args.optimizer}" + (f", after {before}" if not anew else ""))
-        else:
-            load_optimizer(self.stepper.optimizer, state["optimizer"])
-        if self.stepper.scaler.is_enabled():
-            if state["scaler"] or not self.job.changed:
-                self.stepper.scaler.load_state_dict(state["scaler"])
-            else:
-                anew.append("the scale of --amp fp16")
-        averaging.restore(self.stepper.average, self.student, state["ema"])
-        if self.stepper.average is not None and not state["ema"]:
-            anew.append("the average of --ema")
-        self.epoch, self.extra, self.best = state["epoch"], state["extra"], state["best"]
-        self.stepper.skipped, self.elapsed = state["skipped"], float(state.get("elapsed", 0.0))
-        if self._same_images(state):
-            self.step, self.seconds, self.seen = state["step"], state["seconds"], seen_images(state, len(self.photos))
-            self.means.load_state_dict(state["means"], self.world)
-            self.batches.begin(self.epoch, self.step, self.seen)  # refuses what is left before anything is written
-        self.unprepared = bool(self.job.anew) and self.step > 0
-        for matching in matchings(self.distiller.terms):
-            if not self.world.first:
-                matching.forget()
-        if self.args.seeded and self.args.seed != state["seed"]:
-            self.world.say(f"=> the run keeps its own seed, {state['seed']}")
-        self._seed(state["seed"])
-        exact = set_random_state(state["random"], self.world)
-        self._say_resumed(state, anew, exact=exact)
-
-    def _restore_peers(self, states: Mapping[str, Any]) -> list[str]:
-        """Take up the peers; return those that are of another network than the run had, and begin anew."""
-        anew = []
-        for name, peer in self._peers().items():
-            if error := take_up(peer, partial(_load, peer, states.get(name))):
-                if not self.job.changed:
-                    raise error
-                anew.append(name)
-        return anew
-
-    def _same_images(self, state: Mapping[str, Any]) -> bool:
-        return bool(state["inputs"]["training images"] == self.job.inputs["training images"])
-
-    def _say_resumed(self, state: Mapping[str, Any], anew: Sequence[str], *, exact: bool) -> None:
-        name = epoch_name(self.args, self.epoch)
-        if anew:
-            self.world.say(f"=> what the run had does not fit its new options, and begins anew: {'; '.join(anew)}")
-        if state["step"] and not self.step:
-            self.world.say(f"=> the training images are others than then: {name} begins anew")
-        left = f", step {self.step}: {len(self.photos) - self.seen} images of it are left" if self.step else ""
-        self.world.say(f"=> going on with {name}{left}")
-        if not exact:
-            self.world.say(
-                f"=> the run had {len(state['random'])} ranks and has {self.world.size} now: it goes on, and is no "
-                "longer the same bit for bit"
-            )
-
-
-def seen_images(state: Mapping[str, Any], num_images: int) -> int:
-    """Return how many images of the epoch a run had seen, over all ranks.
-
-    A checkpoint of before this was kept says it by its steps and its batch size.
-
-    Raises:
-        ValueError: a number that cannot be.
-    """
-    step = state["step"]
-    steps = -(-num_images // int(state["config"]["options"].get("batch_size", num_images)))
-    seen = state.get("seen", sum(num_images // steps + (n < num_images % steps) for n in range(step)))
-    if not (isinstance(seen, int) and step <= seen <= num_images and (step > 0 or seen == 0)):
-        raise ValueError(f"it saw {shown(seen)} of {num_images} images in {step} steps")
-    return seen
-
-
-def _load(module: nn.Module, state: Any) -> None:
-    module.load_state_dict(state)
+        self.engine.seed = self.photos.seed = self.batches.seed = seed
+        self.job.seed = replace(self.job.seed, value=seed)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from mgd.flow.min_cost import InfeasibleError, dense_flow, sparse_flow
 
@@ -76,6 +75,8 @@ def slots(num_student: int, num_teacher: int, capacity: str = "spread") -> int:
 
 def _assignment(cost: Array, demand: int, leave_out: bool) -> Array:
     """Solve the same problem as a linear assignment, each receiver repeated once per unit."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and of use here alone
+
     suppliers, receivers = cost.shape
     columns = np.repeat(np.arange(receivers), demand)
     tiled = cost[:, columns]
@@ -104,7 +105,8 @@ SOLVERS: dict[str, Callable[[Array, int, bool], Array]] = {
 }
 
 
-def _check(cost: Any) -> Array:
+def check_cost(cost: Any) -> Array:
+    """Return a cost (S, T) as float64, or raise ValueError where it is no matrix or holds NaN or -inf."""
     if "complex" in str(getattr(cost, "dtype", "")) or isinstance(cost, np.ma.MaskedArray):
         raise ValueError("cost must be real numbers, none masked: write inf where a pair is forbidden")
     if hasattr(cost, "detach"):  # a tensor, on any device and of any floating type
@@ -250,7 +252,7 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
 
     Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, equations 5 and 6.
     """
-    array = _check(cost)
+    array = check_cost(cost)
     num_student, num_teacher = array.shape
     depth = slots(num_student, num_teacher, capacity)
     name = ("sparse" if array.size > 100_000 else "scipy") if solver == "auto" else solver
@@ -291,7 +293,7 @@ def solve_control(cost: Any, assignment: str, seed: Sequence[int], **options: st
     """
     if assignment == "cheapest":
         return solve_flow(cost, **options)
-    values = _check(cost)
+    values = check_cost(cost)
     num_student, num_teacher = values.shape
     if assignment == "costliest":
         posed = -values

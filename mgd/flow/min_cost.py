@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from ortools.graph.python import min_cost_flow
 
 Array = NDArray[Any]
 
@@ -43,6 +42,8 @@ def solve_arcs(cost: Array, shape: tuple[int, int], arcs: Array, demand: int, le
         InfeasibleError: there is no flow on these arcs.
         RuntimeError: the solver found no optimum.
     """
+    from ortools.graph.python import min_cost_flow  # slow to import, and of use here alone
+
     suppliers, receivers = shape
     surplus = suppliers - receivers * demand
     graph = min_cost_flow.SimpleMinCostFlow()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgd.checks import check_maps, check_tensors
-from mgd.losses.align import as_map, channels
 from mgd.losses.at import energy
-from mgd.losses.term import Term
-from mgd.taps import Batch, Outputs
+from mgd.losses.term import HyperParameters, Term, per_teacher
+from mgd.taps import Batch, Outputs, Probe, as_map
 
 
 def afd(student: Sequence[Tensor], teacher: Sequence[Tensor], attention: Tensor) -> Tensor:
@@ -105,11 +105,12 @@ class AFD(Term):
     Args:
         student_channels: S of every tap.
         teacher_channels: T of every tap, one list a teacher.
-        width: of queries, keys and positions.
+        hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
+        values: the hyper-parameters by name.
 
     Raises:
-        ValueError: a network without taps, no teacher, or a width below 1.
+        ValueError: a network without taps, or no teacher.
 
     Reference: Ji, Heo, Park, 2021, arXiv:2102.02973, section 3.
     """
@@ -117,29 +118,48 @@ class AFD(Term):
     needs = frozenset({"maps"})
     rectified = True
     paired = False
-    weight: ClassVar[float] = 50.0
+    weight = 50.0
+
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(HyperParameters):
+        """Hyper-parameters of `AFD`.
+
+        Args:
+            width: of queries, keys and positions, at least 1.
+        """
+
+        width: int = 128
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.width < 1:
+                raise ValueError(f"width must be at least 1; got {self.width}")
+
+    hyper: Hyper
 
     def __init__(
         self,
         student_channels: Sequence[int],
         teacher_channels: Sequence[Sequence[int]],
+        hyper: Hyper | None = None,
         *,
-        width: int = 128,
         teacher_weights: Sequence[float] | None = None,
+        **values: Any,
     ) -> None:
-        if not student_channels or not teacher_channels or not all(teacher_channels) or width < 1:
+        if not student_channels or not teacher_channels or not all(teacher_channels):
             raise ValueError(
-                f"expected at least one tap of every network, one teacher and a positive width; "
-                f"got {student_channels=}, {teacher_channels=}, {width=}"
+                f"expected at least one tap of every network, and one teacher; "
+                f"got {student_channels=}, {teacher_channels=}"
             )
-        super().__init__([1.0] * len(teacher_channels) if teacher_weights is None else teacher_weights)
+        super().__init__(hyper, teacher_weights=per_teacher(teacher_weights, teacher_channels), **values)
+        width = self.hyper.width
         self.attentions = nn.ModuleList(TapAttention(student_channels, widths, width) for widths in teacher_channels)
 
     @classmethod
-    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> AFD:
-        return cls(channels(student), [channels(teacher) for teacher in teachers], **options)
+    def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Any) -> AFD:
+        return cls(student.channels, [teacher.channels for teacher in teachers], hyper)
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         student_maps = [as_map(x) for x in student.features]
         teacher_maps = [as_map(x.detach()) for x in teacher.features]
         with torch.autocast(student.logits.device.type, enabled=False):

@@ -10,24 +10,7 @@ from torch.nn import functional as F
 
 from mgd.checks import check_maps
 from mgd.flow import Flow
-from mgd.taps import Outputs
-
-
-def as_map(x: Tensor) -> Tensor:
-    """Return a tapped map unchanged, and refuse what is none: no layout is guessed from a shape.
-
-    Args:
-        x: (B, C, H, W).
-
-    Raises:
-        ValueError: another number of dimensions.
-    """
-    if x.ndim == 4:
-        return x
-    raise ValueError(
-        f"expected a map (B, C, H, W); got the shape {tuple(x.shape)}: tokens (B, N, C) become one where the tap's "
-        "path ends in @tokens, or by mgd.tokens_to_map; tap another module where it is neither"
-    )
+from mgd.taps import Outputs, as_map
 
 
 def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,6 +33,27 @@ def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return first, second
 
 
+def at_size_of(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the teacher's map at the student's resolution: averaged where it is a multiple of it, else interpolated.
+
+    Args:
+        student: (B, S, H, W).
+        teacher: (B, T, H', W').
+
+    Returns:
+        (B, T, H, W); the teacher's map itself where the sizes are equal. Interpolation is bilinear, over all pixels
+        that a pixel covers where the map shrinks.
+    """
+    size = (student.shape[2], student.shape[3])
+    own = (teacher.shape[2], teacher.shape[3])
+    if own == size:
+        return teacher
+    if all(a % b == 0 for a, b in zip(own, size, strict=True)):
+        return F.adaptive_avg_pool2d(teacher, size)
+    shrinks = any(a > b for a, b in zip(own, size, strict=True))
+    return F.interpolate(teacher.float(), size, mode="bilinear", antialias=shrinks).to(teacher.dtype)
+
+
 def pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Return the two maps of a tap as float32 maps of one resolution, the teacher's detached; see `same_size`."""
     return same_size(as_map(student).float(), as_map(teacher.detach()).float())
@@ -68,11 +72,6 @@ def pairs(student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
             f"got {num_student} of the student, {num_teacher} of the teacher"
         )
     return [pair(a, b) for a, b in zip(student.features, teacher.features, strict=True)]
-
-
-def channels(outputs: Outputs) -> list[int]:
-    """Return the width of the map at every tap."""
-    return [as_map(feature).shape[1] for feature in outputs.features]
 
 
 def check_channels(student_channels: Sequence[int], teacher_channels: Sequence[Sequence[int]]) -> None:

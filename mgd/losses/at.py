@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,15 +45,13 @@ class AT(Term):
 
     The published weight 1000 goes with the mean over images and pixels and the sum over taps.
 
-    Args:
-        teacher_weights: see `Term`.
     """
 
     needs = frozenset({"maps"})
     rectified = True
-    weight: ClassVar[float] = 1000.0
+    weight = 1000.0
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         total = student.logits.new_zeros((), dtype=student.logits.float().dtype)
         for student_map, teacher_map in pairs(student, teacher):
             total = total + at(student_map, teacher_map)

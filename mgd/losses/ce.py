@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 from torch.nn import functional as F
 
 from mgd.checks import check_logits, check_target
-from mgd.losses.term import Term
+from mgd.losses.term import HyperParameters, Term
 from mgd.taps import Batch, Outputs
 
 
 class CE(Term):
-    """Cross-entropy of the student's logits against the target, batch mean.
-
-    Args:
-        label_smoothing: share of the target mass spread over all classes, in [0, 1).
-
-    Raises:
-        ValueError: a label_smoothing outside [0, 1).
-    """
+    """Cross-entropy of the student's logits against the target, batch mean."""
 
     needs = frozenset({"labels"})
+    alone = True
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be at least 0 and below 1; got {label_smoothing}")
-        self.label_smoothing = label_smoothing
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(HyperParameters):
+        """Hyper-parameters of `CE`.
+
+        Args:
+            label_smoothing: share of the target mass spread over all classes, in [0, 1).
+
+        Raises:
+            ValueError: a label_smoothing outside [0, 1).
+        """
+
+        label_smoothing: float = 0.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if not 0 <= self.label_smoothing < 1:
+                raise ValueError(f"label_smoothing must be at least 0 and below 1; got {self.label_smoothing}")
+
+    hyper: Hyper
 
     def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Tensor:
         if batch.target is None:
@@ -34,4 +44,4 @@ class CE(Term):
         check_logits("ce", student.logits, student.logits)
         check_target("ce", batch.target, student.logits, mixed=True)
         target = batch.target.float() if batch.target.is_floating_point() else batch.target
-        return F.cross_entropy(student.logits.float(), target, label_smoothing=self.label_smoothing)
+        return F.cross_entropy(student.logits.float(), target, label_smoothing=self.hyper.label_smoothing)

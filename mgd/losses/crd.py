@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgd.checks import check_positive, check_tensors
-from mgd.losses.align import as_map
 from mgd.losses.gather import gather
-from mgd.losses.term import Term
-from mgd.taps import Batch, Outputs
+from mgd.losses.term import HyperParameters, Term, per_teacher
+from mgd.taps import Batch, Outputs, Probe, as_map
 
 
 def crd(scores: Tensor, log_normaliser: Tensor, *, num_images: int) -> Tensor:
@@ -107,21 +107,10 @@ class _Contrast(nn.Module):
     log_normalisers: Tensor
     steps: Tensor
 
-    def __init__(
-        self,
-        num_student: int,
-        num_teacher: int,
-        num_images: int,
-        *,
-        num_negatives: int,
-        dimension: int,
-        temperature: float,
-        momentum: float,
-        seed: int,
-    ) -> None:
+    def __init__(self, num_student: int, num_teacher: int, num_images: int, hyper: CRD.Hyper) -> None:
         super().__init__()
-        self.num_images, self.num_negatives = num_images, min(num_negatives, num_images - 1)
-        self.temperature, self.momentum, self.seed = temperature, momentum, seed
+        self.num_images, self.num_negatives = num_images, min(hyper.num_negatives, num_images - 1)
+        self.hyper, dimension, seed = hyper, hyper.dimension, hyper.seed
         self.student_head = nn.Linear(num_student, dimension)
         self.teacher_head = nn.Linear(num_teacher, dimension)
         generator = torch.Generator().manual_seed(seed)  # not the default one, which differs between ranks
@@ -139,7 +128,7 @@ class _Contrast(nn.Module):
     def _contrast(self, student: Tensor, teacher: Tensor, index: Tensor) -> Tensor:
         student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
         # One more than wanted: an anchor that is among them takes the last in its own place.
-        drawn = candidates(int(self.steps), self.num_negatives + 1, self.num_images, self.seed).to(index.device)
+        drawn = candidates(int(self.steps), self.num_negatives + 1, self.num_images, self.hyper.seed).to(index.device)
         scores = [
             self._scores(student, self.teacher_bank, index, drawn),
             self._scores(teacher, self.student_bank, index, drawn),
@@ -159,7 +148,7 @@ class _Contrast(nn.Module):
         positives = (anchors * bank[index]).sum(dim=1, keepdim=True)
         others = anchors @ bank[drawn].T  # (B, K + 1)
         negatives = torch.where(index[:, None] == drawn[:-1], others[:, -1:], others[:, :-1])
-        return torch.cat([positives, negatives], dim=1) / self.temperature
+        return torch.cat([positives, negatives], dim=1) / self.hyper.temperature
 
     @torch.no_grad()
     def _remember(self, whole: Tensor, index: Tensor, logs: Tensor) -> None:
@@ -169,7 +158,7 @@ class _Contrast(nn.Module):
         embeddings = whole[first, :-2].chunk(2, dim=1)
         for bank, embedding in zip((self.student_bank, self.teacher_bank), embeddings, strict=True):
             old = bank[index]
-            new = F.normalize(self.momentum * old + (1 - self.momentum) * embedding, dim=1)
+            new = F.normalize(self.hyper.momentum * old + (1 - self.hyper.momentum) * embedding, dim=1)
             bank.index_copy_(0, index, torch.where(new.isfinite().all(dim=1, keepdim=True), new, old))
         self.log_normalisers.copy_(logs)
         self.steps += 1
@@ -201,15 +190,12 @@ class CRD(Term):
         student_channels: length of the student's vector.
         teacher_channels: length of the vector of every teacher.
         num_images: N, training images; `Batch.index` lies in [0, N).
-        num_negatives: K; N - 1 where there are no more.
-        dimension: length of an embedding.
-        temperature: of the scores, > 0.
-        momentum: share of a bank's old entry, in [0, 1).
-        seed: of the banks' first content and of the draws.
+        hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
+        values: the hyper-parameters by name.
 
     Raises:
-        ValueError: fewer than two images, or a hyper-parameter outside its range.
+        ValueError: fewer than two images.
 
     Reference: Tian, Krishnan, Isola, 2019, arXiv:1910.10699, section 3.1; Z after Wu et al., 2018, arXiv:1805.01978.
     """
@@ -218,49 +204,64 @@ class CRD(Term):
     uses = frozenset({"maps"})
     rectified = True
     paired = False
-    weight: ClassVar[float] = 0.8
+    weight = 0.8
+
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(HyperParameters):
+        """Hyper-parameters of `CRD`.
+
+        Args:
+            num_negatives: K; N - 1 where there are no more.
+            dimension: length of an embedding.
+            temperature: of the scores, > 0.
+            momentum: share of a bank's old entry, in [0, 1).
+            seed: of the banks' first content and of the draws.
+
+        Raises:
+            ValueError: a value outside its range.
+        """
+
+        num_negatives: int = 16384
+        dimension: int = 128
+        temperature: float = 0.07
+        momentum: float = 0.5
+        seed: int = 0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.num_negatives < 1 or self.dimension < 1:
+                raise ValueError(
+                    f"num_negatives and dimension must be at least 1; got {self.num_negatives} and {self.dimension}"
+                )
+            check_positive("crd", temperature=self.temperature)
+            if not 0 <= self.momentum < 1:
+                raise ValueError(f"momentum is the share of the old entry, in [0, 1); got {self.momentum}")
+
+    hyper: Hyper
 
     def __init__(
         self,
         student_channels: int,
         teacher_channels: Sequence[int],
         num_images: int,
+        hyper: Hyper | None = None,
         *,
-        num_negatives: int = 16384,
-        dimension: int = 128,
-        temperature: float = 0.07,
-        momentum: float = 0.5,
-        seed: int = 0,
         teacher_weights: Sequence[float] | None = None,
+        **values: Any,
     ) -> None:
-        super().__init__([1.0] * len(teacher_channels) if teacher_weights is None else teacher_weights)
+        super().__init__(hyper, teacher_weights=per_teacher(teacher_weights, teacher_channels), **values)
         if num_images < 2:
             raise ValueError(f"contrast needs at least two training images; got {num_images}")
-        if num_negatives < 1 or dimension < 1:
-            raise ValueError(f"num_negatives and dimension must be at least 1; got {num_negatives} and {dimension}")
-        check_positive("crd", temperature=temperature)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum is the share of the old entry, in [0, 1); got {momentum}")
         self.contrasts = nn.ModuleList(
-            _Contrast(
-                student_channels,
-                channels,
-                num_images,
-                num_negatives=num_negatives,
-                dimension=dimension,
-                temperature=temperature,
-                momentum=momentum,
-                seed=seed,
-            )
-            for channels in teacher_channels
+            _Contrast(student_channels, channels, num_images, self.hyper) for channels in teacher_channels
         )
 
     @classmethod
-    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> CRD:
-        widths = [_vector(outputs).shape[1] for outputs in (student, *teachers)]
-        return cls(widths[0], widths[1:], num_images, **options)
+    def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Any) -> CRD:
+        widths = [_vector(network.outputs).shape[1] for network in (student, *teachers)]
+        return cls(widths[0], widths[1:], num_images, hyper)
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if getattr(self, "_is_replica", False):
             raise RuntimeError("crd keeps a memory, which DataParallel loses: run one process per GPU")
         assert batch.index is not None

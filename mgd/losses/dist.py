@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -72,37 +72,41 @@ def _unit(logs: Tensor, dim: int) -> Tensor:
 
 
 class DIST(LogitTerm):
-    """`dist` of the batch over all ranks, as a term.
-
-    Args:
-        temperature: tau > 0.
-        beta: weight of the correlation over the classes of an image, at least 0.
-        gamma: weight of the correlation over the images for a class, at least 0.
-        standardised: see `LogitTerm`.
-        teacher_weights: see `Term`.
-    """
+    """`dist` of the batch over all ranks, as a term."""
 
     weight = 2.0
 
-    def __init__(
-        self,
-        temperature: float = 1.0,
-        beta: float = 1.0,
-        gamma: float = 1.0,
-        *,
-        standardised: bool = False,
-        teacher_weights: Sequence[float] | None = None,
-    ) -> None:
-        check_at_least_0("dist", beta=beta, gamma=gamma)
-        super().__init__(
-            dist,
-            standardised=standardised,
-            teacher_weights=teacher_weights,
-            temperature=temperature,
-            beta=beta,
-            gamma=gamma,
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(LogitTerm.Hyper):
+        """Hyper-parameters of `DIST`.
+
+        Args:
+            temperature: tau > 0.
+            beta: weight of the correlation over the classes of an image, at least 0.
+            gamma: weight of the correlation over the images for a class, at least 0.
+        """
+
+        temperature: float = 1.0
+        beta: float = 1.0
+        gamma: float = 1.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_positive("dist", temperature=self.temperature)
+            check_at_least_0("dist", beta=self.beta, gamma=self.gamma)
+
+    hyper: Hyper
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
+        return dist(
+            student_logits,
+            teacher_logits,
+            target,
+            temperature=self.hyper.temperature,
+            beta=self.hyper.beta,
+            gamma=self.hyper.gamma,
         )
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         student, teacher = Outputs(gather(student.logits.float())), Outputs(gather(teacher.logits.detach().float()))
-        return super().compare(number, student, teacher, Batch(epoch=batch.epoch))
+        return super().against(number, student, teacher, Batch(epoch=batch.epoch))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -69,34 +69,38 @@ def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class DKD(LogitTerm):
-    """`dkd` as a term; images without labels take the teacher's class.
-
-    Args:
-        temperature: tau > 0.
-        alpha: weight of the two masses, at least 0.
-        beta: weight of the classes that are not the target, at least 0.
-        standardised: see `LogitTerm`.
-        teacher_weights: see `Term`.
-    """
+    """`dkd` as a term; images without labels take the teacher's class."""
 
     uses = frozenset({"labels"})
     min_classes = 2
 
-    def __init__(
-        self,
-        temperature: float = 1.0,
-        alpha: float = 1.0,
-        beta: float = 0.5,
-        *,
-        standardised: bool = False,
-        teacher_weights: Sequence[float] | None = None,
-    ) -> None:
-        check_at_least_0("dkd", alpha=alpha, beta=beta)
-        super().__init__(
-            dkd,
-            standardised=standardised,
-            teacher_weights=teacher_weights,
-            temperature=temperature,
-            alpha=alpha,
-            beta=beta,
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(LogitTerm.Hyper):
+        """Hyper-parameters of `DKD`.
+
+        Args:
+            temperature: tau > 0.
+            alpha: weight of the two masses, at least 0.
+            beta: weight of the classes that are not the target, at least 0.
+        """
+
+        temperature: float = 1.0
+        alpha: float = 1.0
+        beta: float = 0.5
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_positive("dkd", temperature=self.temperature)
+            check_at_least_0("dkd", alpha=self.alpha, beta=self.beta)
+
+    hyper: Hyper
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
+        return dkd(
+            student_logits,
+            teacher_logits,
+            target,
+            temperature=self.hyper.temperature,
+            alpha=self.hyper.alpha,
+            beta=self.hyper.beta,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -55,20 +55,23 @@ def dml(
 class DML(LogitTerm):
     """`dml` as a term, averaged over the peers.
 
-    In `mgd.Mutual` each network has its own such term with its peers as constants. Of two networks with the symmetric
-    form, their gradients together are those of one symmetric term that trains both.
-
-    Args:
-        symmetric: see `dml`.
-        standardised: see `LogitTerm`.
-        teacher_weights: see `Term`.
+    In mutual learning each network has its own such term with its peers as constants. Of two networks with the
+    symmetric form, their gradients together are those of one symmetric term that trains both.
     """
 
-    def __init__(
-        self,
-        symmetric: bool = False,
-        *,
-        standardised: bool = False,
-        teacher_weights: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(dml, standardised=standardised, teacher_weights=teacher_weights, symmetric=symmetric)
+    mutual = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(LogitTerm.Hyper):
+        """Hyper-parameters of `DML`.
+
+        Args:
+            symmetric: see `dml`.
+        """
+
+        symmetric: bool = False
+
+    hyper: Hyper
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
+        return dml(student_logits, teacher_logits, target, symmetric=self.hyper.symmetric)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from mgd.losses.align import channels, check_channels, pair, regressor
+from mgd.losses.align import check_channels, pair, regressor
 from mgd.losses.map_l2 import map_l2
-from mgd.losses.term import Term
-from mgd.taps import Batch, Outputs
+from mgd.losses.term import HyperParameters, Term, per_teacher
+from mgd.taps import Batch, Outputs, Probe
 
 
 class FitNet(Term):
@@ -22,9 +23,9 @@ class FitNet(Term):
     Args:
         student_channels: S of every tap.
         teacher_channels: T of every tap, one list a teacher.
-        tap: which one holds the hint, negative ones counted from the end; None for the middle one, number n // 2 of n
-            (of four stages the third, which holds the middle layer of the usual residual nets).
+        hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
+        values: the hyper-parameters by name.
 
     Raises:
         ValueError: lists of different length, or no such tap.
@@ -34,19 +35,33 @@ class FitNet(Term):
 
     needs = frozenset({"maps"})
     rectified = True
-    weight: ClassVar[float] = 100.0
+    weight = 100.0
+
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(HyperParameters):
+        """Hyper-parameters of `FitNet`.
+
+        Args:
+            tap: which one holds the hint, negative ones counted from the end; None for the middle one, number n // 2 of
+                n (of four stages the third, which holds the middle layer of the usual residual nets).
+        """
+
+        tap: int | None = None
+
+    hyper: Hyper
 
     def __init__(
         self,
         student_channels: Sequence[int],
         teacher_channels: Sequence[Sequence[int]],
+        hyper: Hyper | None = None,
         *,
-        tap: int | None = None,
         teacher_weights: Sequence[float] | None = None,
+        **values: Any,
     ) -> None:
         check_channels(student_channels, teacher_channels)
-        super().__init__([1.0] * len(teacher_channels) if teacher_weights is None else teacher_weights)
-        num_taps = len(student_channels)
+        super().__init__(hyper, teacher_weights=per_teacher(teacher_weights, teacher_channels), **values)
+        num_taps, tap = len(student_channels), self.hyper.tap
         self.tap = num_taps // 2 if tap is None else tap
         if not -num_taps <= self.tap < num_taps:
             raise ValueError(f"expected tap in [{-num_taps}, {num_taps}), as there are {num_taps} taps; got {tap}")
@@ -55,9 +70,9 @@ class FitNet(Term):
         )
 
     @classmethod
-    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> FitNet:
-        return cls(channels(student), [channels(teacher) for teacher in teachers], **options)
+    def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Any) -> FitNet:
+        return cls(student.channels, [teacher.channels for teacher in teachers], hyper)
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         student_map, hint = pair(student.features[self.tap], teacher.features[self.tap])
         return map_l2(self.regressors[number](student_map), hint)

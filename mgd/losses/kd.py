@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,19 +39,23 @@ def kd(
 
 
 class KD(LogitTerm):
-    """`kd` as a term.
+    """`kd` as a term."""
 
-    Args:
-        temperature: tau > 0.
-        standardised: see `LogitTerm`.
-        teacher_weights: see `Term`.
-    """
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(LogitTerm.Hyper):
+        """Hyper-parameters of `KD`.
 
-    def __init__(
-        self,
-        temperature: float = 4.0,
-        *,
-        standardised: bool = False,
-        teacher_weights: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(kd, standardised=standardised, teacher_weights=teacher_weights, temperature=temperature)
+        Args:
+            temperature: tau > 0.
+        """
+
+        temperature: float = 4.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_positive("kd", temperature=self.temperature)
+
+    hyper: Hyper
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
+        return kd(student_logits, teacher_logits, target, temperature=self.hyper.temperature)

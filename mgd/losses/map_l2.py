@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgd.checks import check_maps
-from mgd.losses.align import as_map, same_size
-from mgd.losses.term import Term
-from mgd.taps import Batch, Outputs
+from mgd.losses.align import same_size
+from mgd.losses.term import HyperParameters, Term, per_teacher
+from mgd.taps import Batch, Outputs, Probe, as_map
 
 
 def tapped(outputs: Outputs, tap: int) -> Tensor:
@@ -63,32 +64,43 @@ class MapL2(Term):
     Args:
         student_channels: width of the student's map.
         teacher_channels: width of the map of every teacher.
-        tap: which tap, of the student and of every teacher; -1 is the last.
+        hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
+        values: the hyper-parameters by name.
     """
 
     needs = frozenset({"maps"})
-    weight: ClassVar[float] = 1.0
+
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(HyperParameters):
+        """Hyper-parameters of `MapL2`.
+
+        Args:
+            tap: which tap, of the student and of every teacher; -1 is the last.
+        """
+
+        tap: int = -1
+
+    hyper: Hyper
 
     def __init__(
         self,
         student_channels: int,
         teacher_channels: Sequence[int],
+        hyper: Hyper | None = None,
         *,
-        tap: int = -1,
         teacher_weights: Sequence[float] | None = None,
+        **values: Any,
     ) -> None:
-        super().__init__([1.0] * len(teacher_channels) if teacher_weights is None else teacher_weights)
-        self.tap = tap
+        super().__init__(hyper, teacher_weights=per_teacher(teacher_weights, teacher_channels), **values)
         self.adapters = nn.ModuleList(width_adapter(student_channels, channels) for channels in teacher_channels)
 
     @classmethod
-    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> MapL2:
-        tap = options.get("tap", -1)
-        widths = [tapped(outputs, tap).shape[1] for outputs in (student, *teachers)]
-        return cls(widths[0], widths[1:], **options)
+    def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Any) -> MapL2:
+        widths = [tapped(network.outputs, hyper.tap).shape[1] for network in (student, *teachers)]
+        return cls(widths[0], widths[1:], hyper)
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         # Pooling commutes with a 1x1 convolution: pooled first, there is less to convolve.
-        student_map, teacher_map = same_size(tapped(student, self.tap), tapped(teacher, self.tap))
+        student_map, teacher_map = same_size(tapped(student, self.hyper.tap), tapped(teacher, self.hyper.tap))
         return map_l2(self.adapters[number](student_map), teacher_map)

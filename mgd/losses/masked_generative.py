@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from mgd.checks import check_maps
 from mgd.losses.align import same_size
 from mgd.losses.map_l2 import map_l2, tapped, width_adapter
-from mgd.losses.term import Term
-from mgd.taps import Batch, Outputs
+from mgd.losses.term import HyperParameters, Term, per_teacher
+from mgd.taps import Batch, Outputs, Probe
 
 MASKS = ("channels", "pixels")
 
@@ -72,50 +73,59 @@ class MaskedGenerative(Term):
     Args:
         student_channels: width of the student's map.
         teacher_channels: width of the map of every teacher.
-        ratio: probability that an entry is masked, in [0, 1).
-        mask: "channels" or "pixels", see `draw_mask`.
-        tap: which tap, of the student and of every teacher; -1 is the last.
+        hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
-
-    Raises:
-        ValueError: a ratio outside [0, 1), an unknown mask.
+        values: the hyper-parameters by name.
 
     Reference: Yang et al., 2022, arXiv:2205.01529, section 3.
     """
 
     needs = frozenset({"maps"})
     rectified = True
-    weight: ClassVar[float] = 1.0
+
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(HyperParameters):
+        """Hyper-parameters of `MaskedGenerative`.
+
+        Args:
+            ratio: probability that an entry is masked, in [0, 1).
+            mask: what is masked, see `draw_mask`.
+            tap: which tap, of the student and of every teacher; -1 is the last.
+        """
+
+        ratio: float = 0.15
+        mask: Literal["channels", "pixels"] = "channels"
+        tap: int = -1
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            _check_mask(self.ratio, self.mask)
+
+    hyper: Hyper
 
     def __init__(
         self,
         student_channels: int,
         teacher_channels: Sequence[int],
+        hyper: Hyper | None = None,
         *,
-        ratio: float = 0.15,
-        mask: str = "channels",
-        tap: int = -1,
         teacher_weights: Sequence[float] | None = None,
+        **values: Any,
     ) -> None:
-        super().__init__([1.0] * len(teacher_channels) if teacher_weights is None else teacher_weights)
-        _check_mask(ratio, mask)
-        self.ratio, self.mask, self.tap = ratio, mask, tap
+        super().__init__(hyper, teacher_weights=per_teacher(teacher_weights, teacher_channels), **values)
         self.generator: torch.Generator | None = None
         self.restorers = nn.ModuleList(_Restorer(student_channels, channels) for channels in teacher_channels)
 
     @classmethod
-    def from_outputs(
-        cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any
-    ) -> MaskedGenerative:
-        tap = options.get("tap", -1)
-        widths = [tapped(outputs, tap).shape[1] for outputs in (student, *teachers)]
-        return cls(widths[0], widths[1:], **options)
+    def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Any) -> MaskedGenerative:
+        widths = [tapped(network.outputs, hyper.tap).shape[1] for network in (student, *teachers)]
+        return cls(widths[0], widths[1:], hyper)
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         restorer = self.restorers[number]
         assert isinstance(restorer, _Restorer)
-        student_map, teacher_map = same_size(tapped(student, self.tap), tapped(teacher, self.tap))
+        student_map, teacher_map = same_size(tapped(student, self.hyper.tap), tapped(teacher, self.hyper.tap))
         aligned = restorer.align(student_map)
         if self.training:
-            aligned = aligned * draw_mask(aligned, self.ratio, self.mask, self.generator)
+            aligned = aligned * draw_mask(aligned, self.hyper.ratio, self.hyper.mask, self.generator)
         return map_l2(restorer.generator(aligned), teacher_map)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from mgd.checks import check_at_least_0, check_logits, check_positive, check_unused_target
 from mgd.losses.term import LogitTerm, log_probabilities, standardise
-from mgd.taps import Batch, Outputs
+from mgd.taps import Batch, Outputs, Probe
 
 
 def meal(
@@ -68,49 +69,65 @@ class MEAL(LogitTerm):
 
     Args:
         num_classes: K, at least 2.
-        similarity: a, at least 0.
-        discriminator: b, at least 0.
-        standardised: see `LogitTerm`.
+        hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
+        values: the hyper-parameters by name.
 
     Reference: Shen, Savvides, 2020, arXiv:2009.08453, section 3.
     """
 
     min_classes = 2
+    label_free = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(LogitTerm.Hyper):
+        """Hyper-parameters of `MEAL`.
+
+        Args:
+            similarity: a, at least 0.
+            discriminator: b, at least 0.
+        """
+
+        similarity: float = 1.0
+        discriminator: float = 1.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_at_least_0("meal", similarity=self.similarity, discriminator=self.discriminator)
+
+    hyper: Hyper
 
     def __init__(
         self,
         num_classes: int,
-        similarity: float = 1.0,
-        discriminator: float = 1.0,
+        hyper: Hyper | None = None,
         *,
-        standardised: bool = False,
         teacher_weights: Sequence[float] | None = None,
+        **values: Any,
     ) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2; got {num_classes}")
-        check_at_least_0("meal", similarity=similarity, discriminator=discriminator)
-        super().__init__(meal, standardised=standardised, teacher_weights=teacher_weights)
-        self.factors = (similarity, discriminator)
+        super().__init__(hyper, teacher_weights=teacher_weights, **values)
         first, second = max(num_classes // 8, 2), max(num_classes // 64, 2)
         self.discriminator = nn.Sequential(
             nn.Linear(num_classes, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, 2)
         )
 
     @classmethod
-    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> MEAL:
-        cls.check_outputs(student, teachers)
-        return cls(student.logits.shape[1], **options)
+    def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Any) -> MEAL:
+        cls.check_outputs(student.outputs, [teacher.outputs for teacher in teachers])
+        return cls(student.num_classes, hyper)
 
     def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch) -> Tensor:
         student_logits = student.logits.float()
         teacher_logits = [teacher.logits.detach().float() for teacher in teachers]
-        if self.standardised:
+        if self.hyper.standardised:
             student_logits = standardise(student_logits)
             teacher_logits = [standardise(logits) for logits in teacher_logits]
         similarity = meal(student_logits, teacher_logits, teacher_weights=self.teacher_weights)
         ensemble_logits = _mean(teacher_logits, self.teacher_weights)
-        return self.factors[0] * similarity + self.factors[1] * self._discriminate(student_logits, ensemble_logits)
+        told_apart = self._discriminate(student_logits, ensemble_logits)
+        return self.hyper.similarity * similarity + self.hyper.discriminator * told_apart
 
     def _discriminate(self, student_logits: Tensor, ensemble_logits: Tensor) -> Tensor:
         """Return the binary cross-entropy of the discriminator's answers, both inputs (B, K)."""

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from mgd.checks import check_maps
 from mgd.flow import Flow
-from mgd.losses.align import channels, check_channels, pairs, regressor, start_from
+from mgd.losses.align import check_channels, pairs, regressor, start_from
+from mgd.losses.flows import FlowOptions, check_pairs, first_flows, say_margins, say_sizes
 from mgd.losses.margin import MeasuredMargin, partial_l2
-from mgd.losses.term import Term
-from mgd.taps import Batch, Outputs
-
-INITS = ("random", "flow")
+from mgd.losses.term import Term, Update, Views, per_teacher
+from mgd.taps import Batch, Outputs, Probe
 
 
 class _Stage(nn.Module):
@@ -61,32 +61,51 @@ class OFD(Term):
         teacher_channels: T of every tap, one list a teacher.
         margins: one list a teacher of (T,) per tap, as `bn_margin` gives it, or None for a tap (or all) whose margin is
             measured: the mean of the negative values of all the maps seen in training, on all ranks, kept in buffers.
-        init: how W_i begins: "random", as published, or "flow", by `start`, with one student channel for each teacher
-            channel: that which a matching pairs with it.
+        hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
+        values: the hyper-parameters by name.
 
     Raises:
-        ValueError: lists of different length, margins of the wrong shape, another `init`.
-        RuntimeError: in the first forward, `init` "flow" without a `start`.
+        ValueError: lists of different length, margins of the wrong shape.
+        RuntimeError: in the first forward, `init` "flow" without an `update`, or a `start`.
 
     Reference: Heo et al., 2019, arXiv:1904.01866, section 3.
     """
 
     needs = frozenset({"maps"})
-    weight: ClassVar[float] = 1e-3
+    weight = 1e-3
+
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(FlowOptions):
+        """Hyper-parameters of `OFD`; those of `FlowOptions` go with `init` "flow".
+
+        Args:
+            init: how W_i begins: "random", as published, or "flow", with one student channel per teacher channel: the
+                one that a matching before training pairs with it.
+        """
+
+        init: Literal["random", "flow"] = "random"
+
+        def without_effect(self) -> dict[str, str]:
+            names = () if self.init == "flow" else ("assignment", "capacity", "solver", "max_images")
+            return dict.fromkeys(names, "init flow")
+
+    hyper: Hyper
     started: Tensor | None
 
     def __init__(
         self,
         student_channels: Sequence[int],
         teacher_channels: Sequence[Sequence[int]],
+        hyper: Hyper | None = None,
         *,
         margins: Sequence[Sequence[Tensor | None]] | None = None,
-        init: str = "random",
         teacher_weights: Sequence[float] | None = None,
+        **values: Any,
     ) -> None:
         check_channels(student_channels, teacher_channels)
-        super().__init__([1.0] * len(teacher_channels) if teacher_weights is None else teacher_weights)
+        super().__init__(hyper, teacher_weights=per_teacher(teacher_weights, teacher_channels), **values)
+        self.channels = (tuple(student_channels), [tuple(widths) for widths in teacher_channels])
         if margins is None:
             margins = [[None] * len(widths) for widths in teacher_channels]
         if [len(stages) for stages in margins] != [len(widths) for widths in teacher_channels]:
@@ -94,9 +113,7 @@ class OFD(Term):
                 f"expected margins of {len(teacher_channels)} teachers, each a list of {len(student_channels)} taps; "
                 f"got lists of {[len(stages) for stages in margins]}"
             )
-        if init not in INITS:
-            raise ValueError(f"unknown init {init!r}; choose from {', '.join(INITS)}")
-        self.ready = init == "random"  # to be trained with
+        self.ready = self.hyper.init == "random"  # to be trained with
         self.register_buffer("started", None if self.ready else torch.tensor(False))
         self.register_load_state_dict_post_hook(_mark_loaded)  # type: ignore[no-untyped-call]
         self.stages = nn.ModuleList(
@@ -105,11 +122,30 @@ class OFD(Term):
         )
 
     @classmethod
-    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> OFD:
-        return cls(channels(student), [channels(teacher) for teacher in teachers], **options)
+    def needed(cls, hyper: Hyper) -> frozenset[str]:
+        return cls.needs | {"frozen"} if hyper.init == "flow" else cls.needs
+
+    @classmethod
+    def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Hyper) -> OFD:
+        if hyper.init == "flow":
+            check_pairs(student, teachers)
+        margins = [list(teacher.margins) or [None] * len(teacher.channels) for teacher in teachers]
+        term = cls(student.channels, [teacher.channels for teacher in teachers], hyper, margins=margins)
+        term.notes = [say_margins(teacher) for teacher in teachers if teacher.paths]
+        if hyper.init == "flow":
+            term.notes += [note for teacher in teachers for note in say_sizes(student, teacher)]
+        return term
+
+    def update(self, epoch: int, views: Views) -> Update:
+        """Start the regressors from flows, where `init` is "flow" and that has not been done."""
+        if self.ready:
+            return {}, {}
+        flows, record = first_flows(*self.channels, self.hyper, views, next(self.parameters()).device)
+        self.start([flow for stages in flows for flow in stages])
+        return record
 
     def start(self, flows: Sequence[Flow]) -> None:
-        """Let the regressors begin with flows between the channels of the student and of its teachers.
+        """Start the regressors from flows between the channels of the student and of its teachers.
 
         Args:
             flows: one a tap, teacher by teacher, as `ChannelMatching.rematch` returns them.
@@ -126,9 +162,9 @@ class OFD(Term):
         if self.started is not None:
             self.started.fill_(True)
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if not self.ready:
-            raise RuntimeError("OFD with init 'flow' begins with flows: call start(flows) before training")
+            raise RuntimeError("OFD with init 'flow' starts from flows: call update or start(flows) before training")
         stages = self.stages[number]
         assert isinstance(stages, nn.ModuleList)
         total = student.logits.new_zeros((), dtype=student.logits.float().dtype)

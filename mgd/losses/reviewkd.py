@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgd.checks import check_maps
-from mgd.losses.align import as_map, same_size
-from mgd.losses.term import Term
-from mgd.taps import Batch, Outputs
+from mgd.losses.align import same_size
+from mgd.losses.term import HyperParameters, Term, per_teacher
+from mgd.taps import Batch, Outputs, Probe, as_map
 
 
 def context_loss(student: Tensor, teacher: Tensor, *, sizes: Sequence[int] = (4, 2, 1)) -> Tensor:
@@ -81,35 +82,51 @@ class ReviewKD(Term):
     Args:
         student_channels: width of the student's map at every tap, the shallowest first.
         teacher_channels: the same of every teacher.
-        width: channels of e_k and f_k; None for those of the student's last tap, at most 512: 64 in nets for CIFAR.
+        hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
+        values: the hyper-parameters by name.
 
     Raises:
-        ValueError: no taps, a teacher with another number of them, a width below 1.
+        ValueError: no taps, or a teacher with another number of them.
 
     Reference: Chen et al., 2021, arXiv:2104.09044, section 3.
     """
 
     needs = frozenset({"maps"})
-    weight: ClassVar[float] = 1.0
+
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(HyperParameters):
+        """Hyper-parameters of `ReviewKD`.
+
+        Args:
+            width: channels of e_k and f_k, at least 1; None for those of the student's last tap, at most 512
+                (64 in nets for CIFAR).
+        """
+
+        width: int | None = None
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.width is not None and self.width < 1:
+                raise ValueError(f"width must be at least 1; got {self.width}")
+
+    hyper: Hyper
 
     def __init__(
         self,
         student_channels: Sequence[int],
         teacher_channels: Sequence[Sequence[int]],
+        hyper: Hyper | None = None,
         *,
-        width: int | None = None,
         teacher_weights: Sequence[float] | None = None,
+        **values: Any,
     ) -> None:
-        super().__init__([1.0] * len(teacher_channels) if teacher_weights is None else teacher_weights)
+        super().__init__(hyper, teacher_weights=per_teacher(teacher_weights, teacher_channels), **values)
         num = len(student_channels)
         if num == 0 or any(len(channels) != num for channels in teacher_channels):
             counts = ", ".join(str(len(channels)) for channels in teacher_channels)
             raise ValueError(f"expected one tap a stage in every network; the student has {num}, the teachers {counts}")
-        if width is None:
-            width = min(512, student_channels[-1])
-        if width < 1:
-            raise ValueError(f"width must be at least 1; got {width}")
+        width = min(512, student_channels[-1]) if self.hyper.width is None else self.hyper.width
         self.fusions = nn.ModuleList(
             nn.ModuleList(
                 _Fusion(s, t, width, deepest=stage == num - 1)
@@ -119,11 +136,10 @@ class ReviewKD(Term):
         )
 
     @classmethod
-    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> ReviewKD:
-        widths = [[as_map(feature).shape[1] for feature in outputs.features] for outputs in (student, *teachers)]
-        return cls(widths[0], widths[1:], **options)
+    def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Any) -> ReviewKD:
+        return cls(student.channels, [teacher.channels for teacher in teachers], hyper)
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         fusions = self.fusions[number]
         assert isinstance(fusions, nn.ModuleList)
         stages = list(zip(fusions, student.features, teacher.features, strict=True))

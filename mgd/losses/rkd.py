@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mgd.checks import check_at_least_0, check_tensors
-from mgd.losses.align import as_map
 from mgd.losses.gather import gather
-from mgd.losses.term import Term
-from mgd.taps import Batch, Outputs
+from mgd.losses.term import HyperParameters, Term
+from mgd.taps import Batch, Outputs, as_map
 
 
 def _distances(x: Tensor) -> Tensor:
@@ -74,33 +73,41 @@ class RKD(Term):
     """`rkd` as a term, over the images of all ranks.
 
     The embedding is the last tapped map, averaged over its pixels, or the logits where either network has no taps.
-
-    Args:
-        distance: weight of the distances, at least 0.
-        angle: weight of the angles, at least 0.
-        teacher_weights: see `Term`.
-
-    Raises:
-        ValueError: a negative weight, or both 0.
     """
 
     uses = frozenset({"maps"})
     rectified = True
     paired = False
 
-    def __init__(
-        self, distance: float = 25.0, angle: float = 50.0, teacher_weights: Sequence[float] | None = None
-    ) -> None:
-        super().__init__(teacher_weights)
-        if not (0 <= distance < math.inf and 0 <= angle < math.inf) or distance == angle == 0:
-            raise ValueError(
-                f"distance and angle must be at least 0, and one of them positive; got {distance} and {angle}"
-            )
-        self.distance, self.angle = distance, angle
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(HyperParameters):
+        """Hyper-parameters of `RKD`.
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        Args:
+            distance: weight of the distances, at least 0.
+            angle: weight of the angles, at least 0.
+
+        Raises:
+            ValueError: a negative weight, or both 0.
+        """
+
+        distance: float = 25.0
+        angle: float = 50.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            distance, angle = self.distance, self.angle
+            if not (0 <= distance < math.inf and 0 <= angle < math.inf) or distance == angle == 0:
+                raise ValueError(
+                    f"distance and angle must be at least 0, and one of them positive; got {distance} and {angle}"
+                )
+
+    hyper: Hyper
+
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         embeddings = (student.logits, teacher.logits.detach())
         if student.features and teacher.features:
             maps = (as_map(student.features[-1]).float(), as_map(teacher.features[-1].detach()).float())
             embeddings = (maps[0].mean(dim=(2, 3)), maps[1].mean(dim=(2, 3)))
-        return rkd(gather(embeddings[0]), gather(embeddings[1]), distance=self.distance, angle=self.angle)
+        gathered = (gather(embeddings[0]), gather(embeddings[1]))
+        return rkd(*gathered, distance=self.hyper.distance, angle=self.hyper.angle)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -46,7 +44,7 @@ class Similarity(Term):
     needs = frozenset({"maps"})
     rectified = True
     paired = False
-    weight: ClassVar[float] = 3000.0
+    weight = 3000.0
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return similarity(gather(tapped(student, -1)), gather(tapped(teacher, -1).detach()))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from mgd.checks import check_logits, check_unused_target
@@ -33,12 +31,9 @@ def ssld(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None =
 
 
 class SSLD(LogitTerm):
-    """`ssld` as a term, which needs no labels.
+    """`ssld` as a term, which needs no labels."""
 
-    Args:
-        standardised: see `LogitTerm`.
-        teacher_weights: see `Term`.
-    """
+    label_free = True
 
-    def __init__(self, *, standardised: bool = False, teacher_weights: Sequence[float] | None = None) -> None:
-        super().__init__(ssld, standardised=standardised, teacher_weights=teacher_weights)
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
+        return ssld(student_logits, teacher_logits, target)

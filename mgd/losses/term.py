@@ -1,58 +1,166 @@
-"""What every term shares: what it needs, how it averages over teachers, and logit functions as terms."""
+"""What every term shares: hyper-parameters, how it is built and renewed, how it averages over teachers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgd.checks import check_logits, check_positive
-from mgd.taps import Batch, Outputs
+from mgd.checks import check_logits
+from mgd.taps import Batch, Outputs, Probe
+
+Update = tuple[dict[str, float], dict[str, Any]]  # what is logged, and what is kept
+
+
+class Views(Protocol):
+    """Images as the networks see them, for `Term.update`; `Distiller.update` makes them.
+
+    Called, it yields (student outputs, teachers' outputs, batch) of about as many images, all of them for None: in eval
+    mode and without gradients. `seed` is the run's, equal on all ranks.
+    """
+
+    @property
+    def seed(self) -> int: ...
+
+    def __call__(self, num_images: int | None = None) -> Iterator[tuple[Outputs, list[Outputs], Batch]]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class HyperParameters:
+    """Hyper-parameters of a term: a frozen dataclass whose fields have types and defaults.
+
+    Raises:
+        ValueError: a value that is none of those that a `Literal` names.
+    """
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            for kind in (hint, *typing.get_args(hint)):  # a Literal, or one of a union
+                words = typing.get_args(kind)
+                if typing.get_origin(kind) is Literal and value is not None and value not in words:
+                    raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(map(str, words))}")
+
+    def without_effect(self) -> Mapping[str, str]:
+        """Return the fields that change nothing beside these values, and for each what it goes with."""
+        return {}
 
 
 class Term(nn.Module):
-    """One loss: (student, teachers, batch) -> scalar, the weighted mean of `compare` over the teachers.
+    """One loss: (student, teachers, batch) -> scalar, the weighted mean of `against` over the teachers.
 
-    `weight` is the default factor of the term in a sum, as its source has it. `needs` names what it cannot do without:
+    A term is built from `Probe`s, renewed before every epoch by `update`, and called with `Outputs`. A new one names
+    its hyper-parameters in a frozen dataclass `Hyper`, and says by class attributes what it needs:
+
+    `weight` is the factor of the term in a sum, as its source has it. `needs` names what the term cannot do without:
     "labels", "maps" (of both networks), "index" (of the images in the data set); `uses` what it takes where it is
     there. `paired` says whether it compares the networks' maps tap by tap, `rectified` whether its source reads maps
-    behind the ReLU; with `rectify` set, maps pass one first, and may be tapped in front of it as for others. A term
-    whose layers depend on shapes is built from `Outputs` of a dry forward; see `from_outputs`.
+    behind the ReLU; with `rectify` set, maps pass one first, and may be tapped in front of it as for others.
+    `alone` says that it reads no teacher, `label_free` that it is meant to train without labels, `mutual` that its
+    teachers are peers that train too, `fuses` that `torch.compile` makes one fast kernel of it.
 
     Args:
-        teacher_weights: one positive factor a teacher, normalised to sum to 1; None for equal ones.
+        hyper: the hyper-parameters; None for those in `values`, or the defaults.
+        teacher_weights: one positive factor per teacher, normalised to sum to 1; None for equal ones.
+        values: the hyper-parameters by name, in place of `hyper`.
+
+    Raises:
+        ValueError: weights or hyper-parameters outside their range.
+        TypeError: a hyper-parameter that the term does not have.
     """
 
-    weight: ClassVar[float] = 1.0
+    Hyper: ClassVar[type[Any]] = HyperParameters
+    hyper: Any
+    weight: float = 1.0
     needs: ClassVar[frozenset[str]] = frozenset()
     uses: ClassVar[frozenset[str]] = frozenset()
     paired: ClassVar[bool] = True
     rectified: ClassVar[bool] = False
+    alone: ClassVar[bool] = False
+    label_free: ClassVar[bool] = False
+    mutual: ClassVar[bool] = False
+    fuses: ClassVar[bool] = False
     rectify: bool = False
+    notes: Sequence[str] = ()  # what a user should know of how it was built
 
-    def __init__(self, teacher_weights: Sequence[float] | None = None) -> None:
+    def __init__(self, hyper: Any = None, *, teacher_weights: Sequence[float] | None = None, **values: Any) -> None:
         super().__init__()
-        if teacher_weights is not None and not (teacher_weights and all(0 < w < inf for w in teacher_weights)):
-            raise ValueError(f"teacher_weights must be positive; got {teacher_weights}")
-        self.teacher_weights = teacher_weights
+        if hyper is not None and values:
+            raise TypeError(f"{type(self).__name__} takes hyper-parameters as one object or by name, not both")
+        self.hyper = self._hyper(hyper, **values)
+        self.teacher_weights = _checked(teacher_weights)
 
     @classmethod
-    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> Term:
-        """Build the term for networks that return such outputs.
+    def _hyper(cls, hyper: Any, **values: Any) -> Any:
+        if hyper is not None and type(hyper) is not cls.Hyper:
+            raise TypeError(f"{cls.__name__} takes a {cls.Hyper.__qualname__}; got a {type(hyper).__qualname__}")
+        return cls.Hyper(**values) if hyper is None else hyper
+
+    @classmethod
+    def needed(cls, hyper: Any) -> frozenset[str]:
+        """Return what the term cannot do without, where that depends on hyper-parameters; "frozen" are teachers."""
+        return cls.needs
+
+    @classmethod
+    def build(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Any = None) -> Term:
+        """Build the term for the networks of a run.
 
         Args:
-            student: outputs of one dry forward of any batch size.
-            teachers: the same, one a teacher.
+            student: of the network that it trains.
+            teachers: one per teacher, with its weight.
             num_images: training images, for terms with a memory.
-            options: hyper-parameters, as of the constructor.
-        """
-        return cls(**options)
+            hyper: the hyper-parameters; None for the defaults.
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        Raises:
+            ValueError: networks, taps or hyper-parameters that it cannot work with.
+        """
+        hyper = cls._hyper(hyper)
+        if "maps" in cls.needs and not student.outputs.features:
+            raise ValueError(f"the term {cls.__name__} compares feature maps: tap both networks (mgd.Taps)")
+        if "maps" in cls.needs | cls.uses:
+            for network in (student, *teachers):
+                _ = network.channels  # refuses what is no map
+        term = cls.make(student, teachers, num_images, hyper)
+        term.rectify = cls.rectified and student.before_relu
+        weights = [teacher.weight for teacher in teachers]
+        if len(set(weights)) > 1:
+            term.teacher_weights = _checked(weights)
+        return term
+
+    @classmethod
+    def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Any) -> Term:
+        """Make the term and its layers; the arguments are those of `build`, which sets the teachers' weights."""
+        return cls(hyper)
+
+    def update(self, epoch: int, views: Views) -> Update:
+        """Renew what the term takes from the networks; called before every epoch, on every rank.
+
+        Args:
+            epoch: counted from 0.
+            views: images as the networks see them.
+
+        Returns:
+            {name: number} to log, and {name: array} to keep. Arrays of whole numbers must be equal on all ranks; those
+            whose names begin with "cost" are large, and kept of the last update only.
+        """
+        return {}, {}
+
+    def check_state(self) -> None:
+        """Raise ValueError where a state that was loaded makes no sense."""
+
+    def collect(self, *, first: bool) -> None:
+        """Bring what all ranks have gathered to the first one, as for a checkpoint."""
+
+    def forget(self) -> None:
+        """Forget what this rank has gathered since the last `update`."""
+
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the loss against teacher `number`, a float32 scalar."""
         raise NotImplementedError
 
@@ -76,23 +184,49 @@ class Term(nn.Module):
             student, *teachers = (Outputs(o.logits, [F.relu(f) for f in o.features]) for o in (student, *teachers))
         total = student.logits.new_zeros((), dtype=student.logits.float().dtype)
         for number, (weight, teacher) in enumerate(zip(weights, teachers, strict=True)):
-            total = total + weight / sum(weights) * self.compare(number, student, teacher, batch)
+            total = total + weight / sum(weights) * self.against(number, student, teacher, batch)
         return total
+
+
+def per_teacher(weights: Sequence[float] | None, teachers: Sequence[object]) -> Sequence[float]:
+    """Return the teachers' weights, equal ones where none are given; a term then refuses another number of them."""
+    return [1.0] * len(teachers) if weights is None else weights
+
+
+def _checked(weights: Sequence[float] | None) -> Sequence[float] | None:
+    if weights is not None and not (weights and all(0 < w < inf for w in weights)):
+        raise ValueError(f"teacher_weights must be positive; got {weights}")
+    return weights
 
 
 class EachTeacher(Term):
     """A term of its own for every teacher, and their weighted mean.
 
     Args:
-        terms: one a teacher, each (student, [teacher], batch) -> scalar.
+        terms: one per teacher, each (student, [teacher], batch) -> scalar.
         teacher_weights: see `Term`.
     """
 
     def __init__(self, terms: Sequence[nn.Module], teacher_weights: Sequence[float] | None = None) -> None:
-        super().__init__([1.0] * len(terms) if teacher_weights is None else teacher_weights)
+        super().__init__(teacher_weights=per_teacher(teacher_weights, terms))
         self.terms = nn.ModuleList(terms)
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def check_state(self) -> None:
+        for term in self._each():
+            term.check_state()
+
+    def collect(self, *, first: bool) -> None:
+        for term in self._each():
+            term.collect(first=first)
+
+    def forget(self) -> None:
+        for term in self._each():
+            term.forget()
+
+    def _each(self) -> list[Term]:
+        return [term for term in self.terms if isinstance(term, Term)]
+
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         loss: Tensor = self.terms[number](student, [teacher], batch)
         return loss
 
@@ -132,31 +266,34 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 class LogitTerm(Term):
-    """A logit loss as a term.
-
-    Args:
-        function: (student_logits, teacher_logits, target=None, *, hyper-parameters) -> scalar.
-        standardised: whether both networks' logits pass `standardise` first.
-        teacher_weights: see `Term`.
-        hyper: the hyper-parameters.
-
-    Raises:
-        ValueError: a temperature that is not positive.
-    """
+    """A loss of logits as a term: it needs a `Hyper` and a `compare`."""
 
     min_classes: ClassVar[int] = 1  # fewer are refused when the term is built
 
-    def __init__(
-        self,
-        function: Callable[..., Tensor],
-        *,
-        standardised: bool = False,
-        teacher_weights: Sequence[float] | None = None,
-        **hyper: float,
-    ) -> None:
-        super().__init__(teacher_weights)
-        check_positive(type(self).__name__.lower(), temperature=hyper.get("temperature", 1.0))
-        self.function, self.standardised, self.hyper = function, standardised, hyper
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(HyperParameters):
+        """Hyper-parameters that every logit loss here has.
+
+        Args:
+            standardised: whether both networks' logits pass `standardise` first.
+        """
+
+        standardised: bool = False
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
+        """Return the loss of logits (B, K) against a teacher's, a scalar.
+
+        Args:
+            student_logits: the gradient flows here only.
+            teacher_logits: without a graph.
+            target: (B,) class indices, (B, K) probabilities, or None.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Any) -> Term:
+        cls.check_outputs(student.outputs, [teacher.outputs for teacher in teachers])
+        return super().make(student, teachers, num_images, hyper)
 
     @classmethod
     def check_outputs(cls, student: Outputs, teachers: Sequence[Outputs]) -> None:
@@ -168,13 +305,11 @@ class LogitTerm(Term):
         for teacher in teachers:
             check_logits(cls.__name__.lower(), student.logits[:1], teacher.logits[:1], min_classes=cls.min_classes)
 
-    @classmethod
-    def from_outputs(cls, student: Outputs, teachers: Sequence[Outputs], num_images: int, **options: Any) -> Term:
-        cls.check_outputs(student, teachers)
-        return cls(**options)
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        return self.compare(*self.compared(student.logits, teacher.logits), batch.target)
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        logits = (student.logits, teacher.logits)
-        if self.standardised:
-            logits = (standardise(logits[0]), standardise(logits[1]))
-        return self.function(*logits, batch.target, **self.hyper)
+    def compared(self, student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return both networks' logits as they are compared: standardised, where the hyper-parameters say so."""
+        if getattr(self.hyper, "standardised", False):
+            return standardise(student_logits), standardise(teacher_logits)
+        return student_logits, teacher_logits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -49,22 +49,26 @@ def wsl(
 
 
 class WSL(LogitTerm):
-    """`wsl` as a term.
-
-    Args:
-        temperature: tau > 0.
-        standardised: see `LogitTerm`; the weights are then of standardised logits as well.
-        teacher_weights: see `Term`.
-    """
+    """`wsl` as a term; with standardised logits its weights are of those as well."""
 
     needs = frozenset({"labels"})
     weight = 2.5
 
-    def __init__(
-        self,
-        temperature: float = 2.0,
-        *,
-        standardised: bool = False,
-        teacher_weights: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__(wsl, standardised=standardised, teacher_weights=teacher_weights, temperature=temperature)
+    @dataclass(frozen=True, kw_only=True)
+    class Hyper(LogitTerm.Hyper):
+        """Hyper-parameters of `WSL`.
+
+        Args:
+            temperature: tau > 0.
+        """
+
+        temperature: float = 2.0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_positive("wsl", temperature=self.temperature)
+
+    hyper: Hyper
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
+        return wsl(student_logits, teacher_logits, target, temperature=self.hyper.temperature)

@@ -1,16 +1,28 @@
 """Reading maps of any network: taps by module path, layouts, the norm in front of a tap."""
 
-from mgd.taps.layout import tokens_to_map
-from mgd.taps.norms import norms_before
+from mgd.taps.discovery import Tap, describe_taps, find_taps, table
+from mgd.taps.layout import as_map, tokens_to_map
+from mgd.taps.norms import bn_margin, norms_before
+from mgd.taps.pairing import pair_taps
+from mgd.taps.probe import Probe, probe
 from mgd.taps.taps import Batch, Outputs, TapPoint, Taps, dry_forward, logits_of
 
 __all__ = [
     "Batch",
     "Outputs",
+    "Probe",
+    "Tap",
     "TapPoint",
     "Taps",
+    "as_map",
+    "bn_margin",
+    "describe_taps",
     "dry_forward",
+    "find_taps",
     "logits_of",
     "norms_before",
+    "pair_taps",
+    "probe",
+    "table",
     "tokens_to_map",
 ]

@@ -148,3 +148,20 @@ def check_found(path: str, layout: Layout, shape: Sequence[int], found: str | No
         f"tap {path!r} reads {given} with its channels {found}, as the other dimensions are those of the image: "
         f"leave out @{said}{' and write @last' if found == 'last' else ''}"
     )
+
+
+def as_map(x: Tensor) -> Tensor:
+    """Return a tapped map unchanged, and refuse what is none: no layout is guessed from a shape.
+
+    Args:
+        x: (B, C, H, W).
+
+    Raises:
+        ValueError: another number of dimensions.
+    """
+    if x.ndim == 4:
+        return x
+    raise ValueError(
+        f"expected a map (B, C, H, W); got the shape {tuple(x.shape)}: tokens (B, N, C) become one where the tap's "
+        "path ends in @tokens, or by mgd.tokens_to_map; tap another module where it is neither"
+    )

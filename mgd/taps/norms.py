@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,38 @@ def norms_before(taps: Taps, images: Tensor) -> list[nn.BatchNorm2d | None]:
         else:
             found.append(last.norm)
     return found
+
+
+def bn_margin(bn: nn.BatchNorm2d) -> Tensor:
+    """Expect the negative response of each channel behind a batch normalisation.
+
+    With s = |weight| and m = bias, a channel is taken as N(m, s^2). Where Phi(-m/s) > 0.001,
+    margin = E[x | x < 0] = m - s phi(m/s) / Phi(-m/s); else margin = -3 s; where s = 0, min(m, 0).
+
+    Args:
+        bn: batch normalisation of T channels, its weights loaded; without affine weights m = 0 and s = 1.
+
+    Returns:
+        (T,), detached, in the type and on the device of the weights; computed in float64.
+
+    Raises:
+        TypeError: a layer that is no batch normalisation.
+
+    Reference: Heo et al., 2019, arXiv:1904.01866, section 3.2.
+    """
+    if not hasattr(bn, "running_var"):
+        raise TypeError(f"bn_margin needs a batch normalisation; got a {type(bn).__name__}")
+    if bn.weight is None:
+        return torch.full((bn.num_features,), -math.sqrt(2 / math.pi))
+    scale = bn.weight.detach().double().abs()
+    mean = bn.bias.detach().double()
+    ratio = mean / scale.masked_fill(scale == 0, 1)
+    below = torch.special.ndtr(-ratio)
+    density = torch.exp(-0.5 * ratio.square()) / math.sqrt(2 * math.pi)
+    expected = mean - scale * density / below.clamp_min(1e-12)
+    margin = torch.where(below > 1e-3, expected, -3 * scale)
+    margin = torch.where(scale == 0, mean.clamp_max(0), margin)
+    return margin.to(bn.weight.dtype)
 
 
 @dataclass(frozen=True)

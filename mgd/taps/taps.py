@@ -79,20 +79,21 @@ def logits_of(output: Any) -> Tensor:
 
 
 _PATH = re.compile(
-    r"^(?P<module>[^@#]+)(?P<side>@in)?(#(?P<call>-?\d{1,9}))?"
+    r"^(?P<module>[^@#\[\]]+)(\[(?P<element>[^@#\[\]]+)\]|(?P<side>@in))?(#(?P<call>-?\d{1,9}))?"
     r"(?P<layout>@first|@last|@tokens(:prefix=\d{1,9}|:grid=\d{1,9}x\d{1,9}){0,2})?$"
 )
 
 
 @dataclass(frozen=True)
 class TapPoint:
-    """One parsed path: which module, its input or its output, of which call, and how that is laid out."""
+    """One parsed path: which module, its input, output or an element of that, of which call, and how it is laid out."""
 
     path: str
     module: nn.Module
     reads_input: bool
     call: int | None  # None: the module must be called exactly once
     layout: Layout
+    element: str | None = None  # index or name in what the module returns
 
 
 def _parse(model: nn.Module, path: str) -> TapPoint:
@@ -109,7 +110,8 @@ def _parse(model: nn.Module, path: str) -> TapPoint:
         near = difflib.get_close_matches(name, names, n=4, cutoff=0.3) or names[:4]
         raise ValueError(f"unknown tap path {path!r}: no module {name!r}; nearest are {', '.join(near)}")
     call = None if match["call"] is None else int(match["call"])
-    return TapPoint(path, modules[name], match["side"] is not None, call, parse_layout(match["layout"]))
+    layout = parse_layout(match["layout"])
+    return TapPoint(path, modules[name], match["side"] is not None, call, layout, match["element"])
 
 
 @dataclass
@@ -130,6 +132,30 @@ def _in_order(module: nn.Module, kwargs: dict[str, Any]) -> list[Any]:
     ]
 
 
+def first_tensor(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what counts as a module's input: the first tensor among its arguments, in the order of its forward."""
+    given = [*args, *_in_order(module, kwargs)]
+    tensors = [value for value in given if isinstance(value, Tensor)]
+    return (tensors or given or [None])[0]
+
+
+def _element(point: TapPoint, output: Any) -> Any:
+    """Return what a path names of a module's output: all of it, or one element of a tuple or a mapping."""
+    if point.element is None:
+        return output
+    if isinstance(output, Mapping):
+        names = {str(name): value for name, value in output.items()}
+    elif isinstance(output, (tuple, list)):
+        names = {str(index): value for index, value in enumerate(output)}
+    else:
+        raise TypeError(
+            f"tap {point.path!r}: the module returns a {type(output).__name__}; leave out [{point.element}]"
+        )
+    if point.element not in names:
+        raise ValueError(f"tap {point.path!r}: what the module returns has no such element, but {', '.join(names)}")
+    return names[point.element]
+
+
 class _Reader:
     """What a hook calls: it hands one tap's tensor to `Taps`, and does nothing in a network that was saved alone."""
 
@@ -142,13 +168,11 @@ class _Reader:
 
     def read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.taps is not None:
-            given = [*args, *_in_order(module, kwargs)]
-            tensors = [value for value in given if isinstance(value, Tensor)]
-            self.taps._record(self.number, (tensors or given or [None])[0])
+            self.taps._record(self.number, first_tensor(module, args, kwargs))
 
     def read_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.taps is not None:
-            self.taps._record(self.number, output)
+            self.taps._record(self.number, _element(self.taps.points[self.number], output))
 
 
 class Taps(nn.Module):

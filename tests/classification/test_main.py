@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,10 @@ import torch
 
 from classification import main_base, main_mgd
 from classification.models import build
-from classification.training import distilling
 from classification.training.engine import Engine
 from classification.training.job import Job
-from classification.training.step import Stepper
 from tests.classification.conftest import CLASSES, SMALL, STUDENT, TEACHER
+from tests.classification.seams import before_forward, run_changed
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -65,7 +64,8 @@ def test_distillation_writes_its_run_folder(reducer: str, with_kd: str, distil: 
     assert lines[1]["train_mgd"] < lines[0]["train_mgd"]
     config = json.loads((folder / "config.json").read_text())
     assert (
-        config["options"]["mgd_reducer"] == reducer and config["versions"]["torch"] == torch.__version__.split("+")[0]
+        config["options"]["terms"]["mgd"]["reducer"] == reducer
+        and config["versions"]["torch"] == torch.__version__.split("+")[0]
     )
     flows = [np.load(folder / "flow" / f"{number:04d}.npz") for number in (0, 1)]
     assert flows[1]["cost2"].shape == (32, 64) and {"index0", "index1", "index2"} <= set(flows[0])
@@ -112,17 +112,13 @@ def test_best_pth_loads_in_plain_pytorch(distil: list[str]) -> None:
     build(best["arch"], best["num_classes"]).load_state_dict(best["state_dict"])
 
 
-def test_the_teacher_is_not_trained(distil: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_teacher_is_not_trained(distil: list[str]) -> None:
     jobs: list[tuple[Job, dict[str, torch.Tensor]]] = []
 
-    def prepare(args: Namespace) -> Job:
-        job = real(args)
+    def note(job: Job) -> None:
         jobs.append((job, copy.deepcopy(job.teachers[0].state_dict())))
-        return job
 
-    real = distilling.prepare
-    monkeypatch.setattr(distilling, "prepare", prepare)
-    assert main_mgd.main(options(distil, epochs="1")) == 0
+    assert run_changed(options(distil, epochs="1"), note) == 0
     ((job, before),) = jobs
     for name, value in job.teachers[0].state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -255,12 +251,8 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         "classes": options(words, num_classes="2"),
         "tap": options(words, student_taps="layer9.0.relu@in", teacher_taps="layer3"),
         "taps count": options(words, student_taps="layer2,layer3", teacher_taps="layer3"),
-        "resolution": options(words, student_taps="layer2", teacher_taps="layer3"),
         "no map": options(words, student_taps="linear", teacher_taps="linear"),
         "ambiguous": options(words, student_taps="layer3.0.relu@in", teacher_taps="layer3"),
-        "default taps": options(
-            words, teacher_arch="torchvision:regnet_y_400mf", teacher_resume=str(tmp_path / "r.pth")
-        ),
         "output": options(words, output=str(tmp_path / "taken")),
         "resume": [*no_output, "--resume", str(checkpoint)],
         "read only": options(words, output="/proc/run"),
@@ -284,10 +276,8 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         ("classes", "--num-classes 2 is less than the 3 class folders"),
         ("tap", "nearest are layer"),
         ("taps count", "as many taps each for mgd; got 2"),
-        ("resolution", "maps of equal resolution"),
-        ("no map", "maps of equal resolution"),
+        ("no map", "term mgd: expected a map (B, C, H, W)"),
         ("ambiguous", "'layer3.0.relu@in#-1' for the last"),
-        ("default taps", "name them by --teacher-taps (its modules: stem, trunk_output"),
         ("output", "exists already and is not overwritten"),
         ("resume", "holds weights only"),
         ("read only", "--output /proc/run cannot be made"),
@@ -298,8 +288,6 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
 def test_mistakes_get_one_line_and_status_2(
     name: str, message: str, distil: list[str], tmp_path: Path, capsys: Any
 ) -> None:
-    if name == "default taps":
-        torch.save(build("torchvision:regnet_y_400mf", 3).state_dict(), tmp_path / "r.pth")
     words = mistake(name, distil, tmp_path)
     assert main_mgd.main(words) == 2
     captured = capsys.readouterr()
@@ -312,7 +300,7 @@ def test_resuming_with_another_reducer_is_refused(distil: list[str], capsys: Any
     assert main_mgd.main(options(distil, epochs="1")) == 0
     words = options(distil, mgd_reducer="sm", resume=str(Path(distil[-1]) / "last.pth"))
     assert main_mgd.main(words) == 2
-    assert "--mgd-reducer sm, was amp" in capsys.readouterr().err
+    assert "mgd.reducer sm, was amp" in capsys.readouterr().err
     assert main_mgd.main(options(distil, epochs="1", resume=str(Path(distil[-1]) / "last.pth"))) == 2
     assert "run that is done: raise --epochs" in capsys.readouterr().err
 
@@ -370,16 +358,14 @@ def test_labels_are_smoothed_by_the_option(script: Any, distil: list[str], tmp_p
 
 
 def test_calibration_takes_the_largest_weight_of_a_schedule_and_so_many_steps(
-    distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    distil: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    forward, passed = Stepper.forward, []
+    passed: list[int] = []
 
-    def counted(self: Stepper, *inputs: Any, **named: Any) -> Any:
-        passed.append(1)
-        return forward(self, *inputs, **named)
+    def note(number: int, _: torch.Tensor) -> None:
+        passed.append(number)
 
-    monkeypatch.setattr(Stepper, "forward", counted)
     words = [*options(distil, distiller="mgd+kd", epochs="4"), "--term", "kd.weight=3", "--term", "kd.warmup=2"]
-    assert main_mgd.main([*words, "--calibrate", "2"]) == 0
+    assert run_changed([*words, "--calibrate", "2"], partial(before_forward, hook=note)) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("kd ") and "share" in line]
     assert "weight 3 " in line and len(passed) == 2

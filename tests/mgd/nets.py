@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
+
+from mgd import Batch, Outputs, Probe
+from mgd.losses import Term
+
+T = TypeVar("T", bound=Term)
 
 
 class Toy(nn.Module):
@@ -51,3 +60,51 @@ def toy(width: int = 4, seed: int = 0) -> Toy:
         nn.init.normal_(bn.running_mean)
         nn.init.uniform_(bn.running_var, 0.5, 2)
     return net
+
+
+def classifier(outputs: Outputs) -> Tensor:
+    """Weights of a last layer for networks that have none but outputs."""
+    return torch.randn(outputs.logits.shape[1], 6, generator=torch.Generator().manual_seed(0))
+
+
+def built(
+    kind: type[T],
+    student: Outputs,
+    teachers: Sequence[Outputs],
+    num_images: int = 10,
+    *,
+    teacher_weights: Sequence[float] | None = None,
+    margins: Sequence[Sequence[Tensor | None]] | None = None,
+    **values: Any,
+) -> T:
+    """The term for networks of such outputs, as a run builds it."""
+    weights = teacher_weights or [1.0] * len(teachers)
+    given = margins or [()] * len(teachers)
+    probes = [
+        Probe(t, weight=w, margins=m, classifier=classifier(t))
+        for t, w, m in zip(teachers, weights, given, strict=True)
+    ]
+    term = kind.build(Probe(student, frozen=False), probes, num_images, kind.Hyper(**values))
+    assert isinstance(term, kind)
+    return term
+
+
+@dataclass
+class Seen:
+    """`mgd.losses.Views` of outputs that the networks have given: (student, teachers) of every batch."""
+
+    batches: Sequence[tuple[Outputs, Sequence[Outputs]]]
+    seed: int = 0
+    asked: list[int | None] = field(default_factory=list)  # numbers of images, one per pass
+
+    def __call__(self, num_images: int | None = None) -> Iterator[tuple[Outputs, list[Outputs], Batch]]:
+        self.asked.append(num_images)
+        for student, teachers in self.batches:
+            yield student, list(teachers), Batch()
+
+
+def ready(kind: type[T], student: Outputs, teachers: Sequence[Outputs], num_images: int = 10, **options: Any) -> T:
+    """`built`, and brought up to date on these outputs, as before an epoch."""
+    term = built(kind, student, teachers, num_images, **options)
+    term.update(0, Seen([(student, teachers)]))
+    return term

@@ -32,6 +32,7 @@ from mgd.losses.crd import candidates, crd
 from mgd.losses.margin import MeasuredMargin, sum_partial_l2
 from mgd.losses.masked_generative import draw_mask
 from mgd.losses.reviewkd import context_loss
+from tests.mgd.nets import built, ready
 
 TARGET = torch.tensor([0, 4, 2, 1])
 MAPS = torch.zeros(2, 3, 4, 4)
@@ -43,10 +44,12 @@ LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {
     "dml": losses.dml,
     "ssld": losses.ssld,
     "meal": losses.meal,
+    "wttm": losses.wttm,
 }
 MAP_LOSSES: dict[str, Callable[..., Tensor]] = {
     "at": losses.at,
     "map_l2": losses.map_l2,
+    "wkd_maps": losses.wkd_maps,
     "similarity": losses.similarity,
     "context_loss": context_loss,
     "afd": lambda s, t: losses.afd([s], [t], torch.ones(len(s), 1, 1)),
@@ -252,11 +255,13 @@ def test_positions_in_the_data_set(index: Tensor, message: str) -> None:
 def test_a_teacher_of_one_channel_or_none_is_no_map_to_compare(name: str) -> None:
     student = Outputs(torch.zeros(4, 5), [torch.randn(4, 3, 2, 2)])
     teachers = [Outputs(torch.zeros(4, 5), [torch.randn(4, c, 2, 2)]) for c in (6, 1)]
-    term = losses.LOSSES[name].from_outputs(student, teachers[:1], 20)
+    term = ready(losses.LOSSES[name], student, teachers[:1], 20)
     if name not in ("at", "similarity", "afd"):  # which compare maps of any width, or refuse by a product of matrices
-        with pytest.raises(ValueError, match=r"got \(4, 6, 2, 2\) of the student, \(4, 1, 2, 2\) of the teacher"):
+        found = r"got \(4, 6, 2, 2\) of the student, \(4, 1, 2, 2\) of the teacher"
+        with pytest.raises(ValueError, match="got maps with 3 and 1" if name == "mgd" else found):
             term(student, teachers[1:], Batch())
-    with pytest.raises(ValueError, match="compares feature maps: tap both networks"):
+    none = "got 1 of the student, 0 of the teacher" if name == "mgd" else "compares feature maps: tap both networks"
+    with pytest.raises(ValueError, match=none):
         term(student, [Outputs(torch.zeros(4, 5))], Batch())
 
 
@@ -292,7 +297,7 @@ def test_a_view_that_cannot_be(given: dict[str, Any]) -> None:
         View(**usual | given)
 
 
-NEED_TWO = ("dkd", "meal")
+NEED_TWO = ("dkd", "meal", "wkd_logits")
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)
@@ -301,9 +306,9 @@ def test_one_class_is_refused_when_a_term_is_built_or_works(name: str) -> None:
     kind = losses.LOSSES[name]
     if name in NEED_TWO:
         with pytest.raises(ValueError, match=f"{name} needs 2 classes or more; got .1, 1. of the student"):
-            kind.from_outputs(networks[0], networks[1:], 20)
+            built(kind, networks[0], networks[1:], 20)
         return
-    loss = kind.from_outputs(networks[0], networks[1:], 20)(
+    loss = ready(kind, networks[0], networks[1:], 20)(
         *networks[:1], networks[1:], Batch(torch.zeros(4).long(), torch.arange(4))
     )
     assert loss.isfinite()
@@ -312,7 +317,7 @@ def test_one_class_is_refused_when_a_term_is_built_or_works(name: str) -> None:
 @pytest.mark.parametrize("name", LOGIT_LOSSES)
 def test_a_teacher_of_other_classes_is_refused_when_a_term_of_logits_is_built(name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} compares logits .*; got \(1, 5\) of the student, \(1, 1\)"):
-        losses.LOSSES[name].from_outputs(Outputs(torch.zeros(2, 5)), [Outputs(torch.zeros(2, 1))], 20)
+        built(losses.LOSSES[name], Outputs(torch.zeros(2, 5)), [Outputs(torch.zeros(2, 1))], 20)
 
 
 def test_checks_read_no_values_on_another_device() -> None:

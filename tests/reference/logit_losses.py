@@ -85,3 +85,49 @@ def discriminator(student: np.ndarray, ensemble: np.ndarray, layers: list[tuple[
                 sigmoid = 1 / (1 + math.exp(-value))
                 total -= math.log(sigmoid if wanted else 1 - sigmoid)
     return total / (2 * (len(student) + len(ensemble)))
+
+
+def wttm(student: np.ndarray, teacher: np.ndarray, exponent: float) -> float:
+    total = 0.0
+    for zs, zt in zip(student, teacher, strict=True):
+        powers = [p**exponent for p in softmax(zt)]
+        total += sum(powers) * kl([power / sum(powers) for power in powers], softmax(zs))
+    return total / len(student)
+
+
+def class_cost(prototypes: np.ndarray, sharpening: float) -> list[list[float]]:
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+
+    return [[1 - math.exp(-sharpening * (1 - cosine(a, b))) for b in prototypes] for a in prototypes]
+
+
+def transport(p: list[float], q: list[float], cost: list[list[float]], epsilon: float, iterations: int) -> float:
+    """Sinkhorn iterations of one pair of distributions, all sums written out; the last makes the row sums p."""
+    num = len(p)
+    u = [1 / num] * num
+    v = u
+    for _ in range(iterations):
+        v = [q[j] / sum(u[i] * math.exp(-cost[i][j] / epsilon) for i in range(num)) for j in range(num)]
+        u = [p[i] / sum(v[j] * math.exp(-cost[i][j] / epsilon) for j in range(num)) for i in range(num)]
+    return sum(u[i] * math.exp(-cost[i][j] / epsilon) * v[j] * cost[i][j] for i in range(num) for j in range(num))
+
+
+def wkd_logits(
+    student: np.ndarray,
+    teacher: np.ndarray,
+    target: np.ndarray,
+    cost: list[list[float]],
+    temperature: float,
+    wasserstein_weight: float,
+    epsilon: float,
+    iterations: int,
+) -> float:
+    total = 0.0
+    for zs, zt, y in zip(student, teacher, target, strict=True):
+        total -= softmax(zt)[y] * math.log(softmax(zs)[y])
+        others = [k for k in range(len(zs)) if k != y]
+        p, q = softmax(zs[others], temperature), softmax(zt[others], temperature)
+        inner = [[cost[i][j] for j in others] for i in others]
+        total += wasserstein_weight * transport(p, q, inner, epsilon, iterations)
+    return total / len(student)

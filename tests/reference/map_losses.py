@@ -159,3 +159,26 @@ def afd(students: list[np.ndarray], teachers: list[np.ndarray], attention: np.nd
                 squares = [(x - y) ** 2 for x, y in zip(unit(pooled[b]), unit(goal[b]), strict=True)]
                 total += float(attention[b, t, s]) * sum(squares) / len(squares)
     return total / batch
+
+
+def wkd_maps(student: np.ndarray, teacher: np.ndarray, mean_weight: float, grid: int) -> float:
+    """Maps of one size that the grid divides."""
+    images, channels, height, width = student.shape
+    high, wide = height // grid, width // grid
+
+    def statistics(maps: np.ndarray, b: int, c: int, i: int, j: int) -> tuple[float, float]:
+        values = [
+            float(maps[b, c, y, x]) for y in range(i * high, (i + 1) * high) for x in range(j * wide, (j + 1) * wide)
+        ]
+        mean = sum(values) / len(values)
+        return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) + 1e-5)
+
+    total: float = 0.0
+    for b in range(images):
+        for c in range(channels):
+            for i in range(grid):
+                for j in range(grid):
+                    mean_s, std_s = statistics(student, b, c, i, j)
+                    mean_t, std_t = statistics(teacher, b, c, i, j)
+                    total += mean_weight * (mean_s - mean_t) ** 2 + (std_s - std_t) ** 2
+    return float(total / (grid**2 * images))

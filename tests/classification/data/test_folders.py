@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +26,11 @@ from classification.data.folders import (
 )
 from classification.data.image_files import LeftOut, find_images, identical
 from classification.data.images import read_image
-from classification.data.transforms import eval_transform, train_transform
+from classification.data.preprocessing import Preprocessing
+from classification.data.transforms import train_transform
 from classification.errors import UserError
 from tests.classification.conftest import CLASSES, SMALL, STUDENT, write_photos
 
-ARGS = Namespace(img_size=16, train_crop="resized", hflip=1)
 CPU = torch.device("cpu")
 
 
@@ -134,7 +133,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_only(photos: Path) -> None
 
     def image(seed: int, epoch: int, index: int) -> torch.Tensor:
         torch.manual_seed(torch.seed() % 1000)  # whatever the state outside is
-        return Photos(samples, train_transform(ARGS), seed)[epoch, index][0]
+        return Photos(samples, train_transform(16, "resized"), seed)[epoch, index][0]
 
     assert torch.equal(image(0, 0, 3), image(0, 0, 3))
     assert not torch.equal(image(0, 0, 3), image(0, 1, 3))
@@ -145,7 +144,7 @@ def test_loading_leaves_the_global_generator_alone(photos: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    Photos(read_folder(photos).train, train_transform(ARGS))[0, 0]
+    Photos(read_folder(photos).train, train_transform(16, "resized"))[0, 0]
     assert torch.equal(torch.rand(1), expected)
 
 
@@ -153,7 +152,7 @@ def test_workers_change_nothing(photos: Path) -> None:
     found = []
     for workers in (0, 2):
         batches = TrainBatches(27, 8, seed=1)
-        loading = loader(Photos(read_folder(photos).train, train_transform(ARGS)), batches, workers, CPU)
+        loading = loader(Photos(read_folder(photos).train, train_transform(16, "resized")), batches, workers, CPU)
         for batches.epoch in (0, 1):
             found.append([torch.cat(parts) for parts in zip(*loading, strict=True)])
     for a, b in zip(found[:2], found[2:], strict=True):
@@ -171,16 +170,15 @@ def test_a_cache_holds_what_the_files_hold(photos: Path) -> None:
     samples = read_folder(photos).train
     cache = Cache(samples, read_image)
     for cached in (None, cache):
-        photo = Photos(samples, train_transform(ARGS), 3, cached)
-        assert torch.equal(photo[1, 4][0], Photos(samples, train_transform(ARGS), 3)[1, 4][0])
+        photo = Photos(samples, train_transform(16, "resized"), 3, cached)
+        assert torch.equal(photo[1, 4][0], Photos(samples, train_transform(16, "resized"), 3)[1, 4][0])
     for index, (path, _) in enumerate(samples):
         assert np.array_equal(np.asarray(cache[index]), np.asarray(pil_loader(path)))
 
 
-def test_a_cache_that_does_not_fit_is_refused(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("classification.data.cache._free_bytes", lambda: 1000)
+def test_a_cache_that_does_not_fit_is_refused(photos: Path) -> None:
     with pytest.raises(UserError, match="--cache ram needs"):
-        Cache(read_folder(photos).train, read_image)
+        Cache(read_folder(photos).train, read_image, free=1000)
 
 
 def test_a_cache_names_the_image_it_cannot_read(tmp_path: Path) -> None:
@@ -194,7 +192,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"x\.png cannot be read"):
-        Photos([(str(path), 0)], eval_transform(ARGS))[0, 0]
+        Photos([(str(path), 0)], Preprocessing.of(16).transform())[0, 0]
 
 
 def test_names_in_capitals_and_folders_in_class_folders_count(tmp_path: Path) -> None:
@@ -326,9 +324,8 @@ def test_an_image_in_train_and_in_valid_is_told(tmp_path: Path, monkeypatch: pyt
     (note,) = shared_images(Folder([], train, valid))
     assert note.startswith("warning: 2 images both in train and in valid, byte for byte (")
     assert f"{tmp_path}/g = {tmp_path}/a" in note or f"{tmp_path}/f = {tmp_path}/c" in note
-    monkeypatch.setattr("classification.data.folders.MOST_COMPARED", 3)  # from there on by path alone
-    assert shared_images(Folder([], train, valid)) == []
-    (note,) = shared_images(Folder([], train, [*valid, train[1]]))
+    assert shared_images(Folder([], train, valid), most=3) == []  # more are compared by path alone
+    (note,) = shared_images(Folder([], train, [*valid, train[1]]), most=3)
     assert note.startswith(f"warning: 1 image both in train and in valid, byte for byte ({tmp_path}/b)")
 
 
@@ -357,11 +354,9 @@ def test_free_memory_is_told_in_bytes() -> None:
     assert whole / 500 < _free_bytes() <= whole
 
 
-def test_a_cache_leaves_some_memory_free(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_leaves_some_memory_free(photos: Path) -> None:
     samples = read_folder(photos).train
     need = 3 * 16 * 16 * len(samples)
-    monkeypatch.setattr("classification.data.cache._free_bytes", lambda: need)
     with pytest.raises(UserError, match="--cache ram needs"):
-        Cache(samples, read_image)
-    monkeypatch.setattr("classification.data.cache._free_bytes", lambda: 2 * need)
-    Cache(samples, read_image)
+        Cache(samples, read_image, free=need)
+    Cache(samples, read_image, free=2 * need)

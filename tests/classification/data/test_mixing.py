@@ -1,19 +1,19 @@
 from __future__ import annotations
 
-from argparse import Namespace
 from typing import Any
 
 import pytest
 import torch
 
 from classification.data.mixing import mixing
+from classification.options.groups import Data
 
 IMAGES = torch.eye(6)[:, None, :, None].expand(6, 3, 6, 5).clone()  # image n is 1 in row n, else 0
 TARGET = torch.arange(6)
 
 
 def mix(mixup: float = 0.0, cutmix: float = 0.0) -> Any:
-    return mixing(Namespace(mixup=mixup, cutmix=cutmix, num_classes=6))
+    return mixing(Data(mixup=mixup, cutmix=cutmix), 6)
 
 
 def test_mixup_gives_labels_the_share_of_their_images() -> None:

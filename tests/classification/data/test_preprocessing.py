@@ -252,7 +252,7 @@ def test_a_folder_of_fewer_classes_is_numbered_as_the_file_does(tmp_path: Path) 
         [str(photos), "-e", "-j", "0", "--seed", "0", "--student-resume", str(tmp_path / "w.pth")], main_base
     ).job
     assert job.data.classes == names and [target for _, target in job.data.valid] == [1, 2, 3]
-    assert job.args.num_classes == 4
+    assert job.num_classes == 4
 
 
 def test_a_teacher_of_other_classes_serves_terms_that_read_maps(
@@ -322,5 +322,5 @@ def test_peers_are_evaluated_as_their_files_say(photos: Path, tmp_path: Path) ->
         engine = engine_of(
             [str(photos), "-e", "-j", "0", "--seed", "0", "--config", str(tmp_path / "r.yaml")], main_mgd
         )
-        assert engine.job.args.teachers[0]["arch"] == STUDENT
+        assert engine.job.specs[0]["arch"] == STUDENT
         assert engine.job.teacher_preprocessing == [Preprocessing(24, 30, mean=HALF, std=(0.25, 0.25, 0.25))]

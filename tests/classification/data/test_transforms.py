@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from argparse import Namespace
-
 import numpy as np
 import pytest
 import torch
@@ -9,11 +7,8 @@ from PIL import Image
 from torchvision import transforms as T
 
 from classification.data.images import to_bytes
-from classification.data.transforms import MEAN, STD, eval_transform, normalise, train_transform
-
-
-def args(size: int, crop: str = "resized", hflip: int = 0) -> Namespace:
-    return Namespace(img_size=size, train_crop=crop, hflip=hflip)
+from classification.data.preprocessing import Preprocessing
+from classification.data.transforms import MEAN, STD, normalise, train_transform
 
 
 def photo(height: int, width: int) -> Image.Image:
@@ -31,7 +26,7 @@ def bytes_of(image: Image.Image) -> torch.Tensor:
 def test_evaluation_keeps_the_centre(crop: str) -> None:
     pixels = torch.zeros(3, 16, 16, dtype=torch.uint8)
     pixels[0, 8:] = 255
-    image = eval_transform(args(16, crop))(pixels).int() - 100
+    image = Preprocessing.of(16, crop).transform()(pixels).int() - 100
     assert image.shape == (3, 16, 16)
     # Resize to 16 * 256/224 = 18 and cropping 16 leaves 16/18 of the picture, centred.
     assert (image[0, 8:] > 0).all() and (image[0, :7] < 0).all()
@@ -42,7 +37,7 @@ def test_evaluation_keeps_the_centre(crop: str) -> None:
 def test_evaluation_gives_the_pixels_of_torchvision(size: tuple[int, int]) -> None:
     image = photo(*size)
     expected = bytes_of(T.Compose([T.Resize(256), T.CenterCrop(224)])(image)).int()
-    difference = (eval_transform(args(224))(bytes_of(image)).int() - expected).abs()
+    difference = (Preprocessing.of(224).transform()(bytes_of(image)).int() - expected).abs()
     assert difference.max() <= 1 and difference.float().mean() < 0.05  # rounding
 
 
@@ -53,7 +48,7 @@ def test_training_gives_the_crops_and_pixels_of_torchvision(size: tuple[int, int
         torch.manual_seed(seed)
         expected = bytes_of(T.Compose([T.RandomResizedCrop(224), T.RandomHorizontalFlip()])(image)).int()
         torch.manual_seed(seed)
-        difference = (train_transform(args(224, hflip=1))(bytes_of(image)).int() - expected).abs()
+        difference = (train_transform(224, "resized")(bytes_of(image)).int() - expected).abs()
         assert difference.max() <= 1 and difference.float().mean() < 0.05
 
 
@@ -63,7 +58,7 @@ def test_a_padded_crop_shifts_and_mirrors() -> None:
     places = set()
     for seed in range(200):
         torch.manual_seed(seed)
-        rows, columns = torch.nonzero(train_transform(args(32, "pad", 1))(image)[0]).T
+        rows, columns = torch.nonzero(train_transform(32, "pad")(image)[0]).T
         assert len(rows) == 1
         places.add((int(rows[0]), int(columns[0])))
     assert {row for row, _ in places} == set(range(12, 21))  # 16 -+ 4
@@ -83,7 +78,7 @@ def test_nothing_is_mirrored_where_that_is_switched_off() -> None:
     for crop in ("resized", "pad"):
         for seed in range(20):
             torch.manual_seed(seed)
-            row = train_transform(args(8, crop))(image)[0, 3].int()
+            row = train_transform(8, crop, hflip=False)(image)[0, 3].int()
             row = row[row > 0]  # black at the sides
             assert (row.diff() >= 0).all(), (crop, seed)
 
@@ -92,11 +87,11 @@ def test_nothing_is_mirrored_where_that_is_switched_off() -> None:
 def test_images_of_another_size_are_made_to_fit_before_a_padded_crop(size: tuple[int, int]) -> None:
     image = photo(*size)
     expected = bytes_of(T.Compose([T.Resize(32), T.CenterCrop(32)])(image)).int()
-    difference = (eval_transform(args(32, "pad"))(bytes_of(image)).int() - expected).abs()
+    difference = (Preprocessing.of(32, "pad").transform()(bytes_of(image)).int() - expected).abs()
     assert difference.max() <= 1 and difference.float().mean() < 0.05
     torch.manual_seed(0)
     top, left = torch.randint(9, (2,)).tolist()
     torch.manual_seed(0)
-    shifted = train_transform(args(32, "pad"))(bytes_of(image)).int()
+    shifted = train_transform(32, "pad", hflip=False)(bytes_of(image)).int()
     padded = torch.nn.functional.pad(expected, [4] * 4)[:, top : top + 32, left : left + 32]
     assert (shifted - padded).abs().max() <= 1

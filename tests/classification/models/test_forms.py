@@ -153,8 +153,7 @@ def test_versions_of_modules_are_kept_and_not_asked_for(tmp_path: Path) -> None:
     from classification.runs.checkpoint import describe_student
 
     model = Versioned()
-    args = argparse.Namespace(arch="net", num_classes=3)
-    torch.save(describe_student(model.state_dict(), args, CLASSES, Preprocessing()), tmp_path / "best.pth")
+    torch.save(describe_student(model.state_dict(), "net", 3, CLASSES, Preprocessing()), tmp_path / "best.pth")
     Versioned().load_state_dict(torch.load(tmp_path / "best.pth", weights_only=True)["state_dict"])  # plain PyTorch
     again = Versioned()
     load_strictly(again, dict(model.state_dict()), "a file", "net")  # a plain dict has no versions

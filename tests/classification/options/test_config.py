@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import re
 import subprocess
-from argparse import Namespace
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -14,18 +13,24 @@ import torch
 import yaml
 from torch import nn
 
+from classification.data.folders import Folder
 from classification.errors import UserError
 from classification.models import build, pretrained_source
 from classification.options import config
 from classification.options.config import _commit, learning_rate, parse, total_epochs
-from classification.options.terms import build_term, using
-from classification.training.distillation import match, tap
-from mgd import Batch, Outputs, dry_forward
+from classification.options.options import Options, recorded
+from classification.options.terms import using
+from classification.runs.world import Seed
+from classification.training.job import Job
+from classification.training.tapping import tap
+from mgd import Batch, Outputs, Probe, probe
+from mgd.losses import ChannelMatching
+from tests.mgd.nets import Seen
 
 RECIPES = Path(config.__file__).parents[1] / "recipes"
 
 
-def distillation(*words: str) -> Namespace:
+def distillation(*words: str) -> Options:
     return parse(["DIR", *words], "main_mgd.py", distillation=True)
 
 
@@ -45,34 +50,33 @@ def test_defaults_are_the_published_ones() -> None:
         "lr_drop_ratio": 0.1,
         "lr_drop_epochs": [31, 61, 81],
         "use_pretrained": 0,
-        "loss_factor": 1e4,
         "distiller": "mgd",
-        "mgd_reducer": "amp",
-        "mgd_update_freq": 2,
         "mgd_with_kd": 0,
         "sync_bn": 0,
         "warmup": 0,
         "warmup_epochs": 10,
         "img_size": None,  # that of the weights, or 224
-        "kd_weight": 1.0,
-        "kd_temperature": 1.5,
-        "mgd_capacity": "spread",
-        "mgd_max_images": 20_000,
     }
-    assert {name: getattr(args, name) for name in published} == published
+    found = recorded(args)
+    assert {name: found[name] for name in published} == published
+    mgd = args.table["mgd"].hyper
+    assert (mgd.reducer, mgd.update_freq, mgd.used_capacity(), mgd.max_images) == ("amp", 2, "spread", 20_000)
+    assert ChannelMatching([1], [1], [None], mgd).weight == 1e-4  # one over the loss factor
+    kd = distillation("--mgd-with-kd", "1").table["kd"]
+    assert (kd.hyper.temperature, kd.kind.weight, kd.schedule.weight) == (1.5, 1.0, None)
 
 
 def test_what_one_option_implies_of_another() -> None:
-    assert distillation("--mgd-reducer", "sm").mgd_capacity == "single"
-    assert distillation("--distiller", "kd").kd_temperature == 4.0
+    assert distillation("--mgd-reducer", "sm").table["mgd"].hyper.used_capacity() == "single"
+    assert distillation("--distiller", "kd").table["kd"].hyper.temperature == 4.0
     assert distillation("--mgd-with-kd", "1").distiller == distillation("--distiller", "mgd+kd").distiller == "mgd+kd"
     assert distillation("--taps", "a,b").teacher_taps == "a,b"
 
 
 def test_published_schedule() -> None:
     args = distillation("--warmup", "1", "--epochs", "120")
-    assert total_epochs(args) == 130
-    rates = [learning_rate(args, epoch, 0.5) for epoch in range(130)]
+    assert total_epochs(args.optimisation) == 130
+    rates = [learning_rate(args.optimisation, epoch, 0.5) for epoch in range(130)]
     assert rates[0] == pytest.approx(0.01) and rates[5] == pytest.approx(0.055) and rates[10] == pytest.approx(0.1)
     drops = [epoch for epoch in range(11, 130) if rates[epoch] < 0.5 * rates[epoch - 1]]
     assert drops == [41, 71, 91] and rates[-1] == pytest.approx(1e-4)
@@ -80,17 +84,18 @@ def test_published_schedule() -> None:
 
 def test_cosine_ends_at_zero() -> None:
     args = distillation("--lr-schedule", "cosine", "--epochs", "20")
-    assert learning_rate(args, 0, 0.0) == 0.1
-    assert learning_rate(args, 10, 0.0) == pytest.approx(0.05)
-    assert learning_rate(args, 19, 1.0) == pytest.approx(0, abs=1e-12)
+    assert learning_rate(args.optimisation, 0, 0.0) == 0.1
+    assert learning_rate(args.optimisation, 10, 0.0) == pytest.approx(0.05)
+    assert learning_rate(args.optimisation, 19, 1.0) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_recipe_stands_in_for_defaults_and_the_command_line_wins(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("arch: mobilenet_v1\nlr_drop_epochs: [3, 5]\nmgd-reducer: sp\nepochs: 7\nevaluate: true\n")
     args = distillation("--config", str(recipe), "--epochs", "9")
-    assert (args.arch, args.lr_drop_epochs, args.mgd_reducer, args.epochs) == ("mobilenet_v1", [3, 5], "sp", 9)
-    assert args.evaluate and args.data == "DIR"
+    assert (args.networks.arch, args.optimisation.lr_drop_epochs) == ("mobilenet_v1", (3, 5))
+    assert (args.terms.mgd_reducer, args.optimisation.epochs) == ("sp", 9)
+    assert args.run.evaluate and args.data.data == "DIR"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,7 @@ def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
         ("--mgd-reducer max", "choose from"),
         ("--distiller mgdd", "close ones are mgd"),
         ("--distiller kd --mgd-with-kd 1", "goes with"),
-        ("--mgd-reducer sm --mgd-capacity spread", "does not go with it"),
+        ("--mgd-reducer sm --mgd-capacity spread", "capacity must be 'single', not 'spread'"),
         ("--device tpu9000", "unknown device"),
         ("--world-size 2", "--rank between 0 and 1"),
         ("--world-size 2 --rank 2", "--rank between 0 and 1"),
@@ -155,10 +160,13 @@ def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
         ("--device meta", "not supported"),
         ("--device cpu --multiprocessing-distributed --gpu 0", "this machine shows|exclude"),
         ("--seed 99999999999999999999", "at most"),
-        ("--distiller kd --mgd-reducer sp", "--mgd-reducer has no effect here: it goes with --distiller mgd"),
-        ("--distiller ofd --mgd-solver scipy", "it goes with --distiller mgd or --term ofd.init=flow"),
+        ("--distiller kd --mgd-reducer sp", "--mgd-reducer has no effect here: it goes with the term mgd"),
+        ("--distiller ofd --mgd-solver scipy", "it goes with init flow"),
         ("--distiller ofd --term ofd.init=flow --mgd-update-freq 2", "--mgd-update-freq has no effect"),
-        ("--distiller dml+ofd --term ofd.init=flow", "ofd.init=flow matches a student to a frozen teacher"),
+        (
+            "--distiller dml+ofd --term ofd.init=flow",
+            "ofd matches a student to a frozen teacher",
+        ),
         ("--distiller kd --taps a", "--taps has no effect"),
         ("--kd-weight 2", "--kd-weight has no effect here"),
         ("--lr-schedule cosine --lr-drop-epochs 3", "--lr-schedule step"),
@@ -187,7 +195,7 @@ def test_main_base_refuses_what_has_no_effect_there() -> None:
     assert str(caught.value) == message  # no hint of other options
     with pytest.raises(UserError, match=r"main_mgd\.py"):
         parse(["DIR", "--teacher-resume", "x"], "main_base.py", distillation=False)
-    assert math.isclose(parse(["DIR"], "main_base.py", distillation=False).lr, 0.1)
+    assert math.isclose(parse(["DIR"], "main_base.py", distillation=False).optimisation.lr, 0.1)
 
 
 RECIPE = pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
@@ -205,10 +213,10 @@ def test_every_recipe_is_read_and_says_where_it_comes_from(recipe: Path) -> None
     assert f"--config recipes/{recipe.name}" in head
     assert "ot run here" in head or "README" in head
     if "terms" in content:  # none left out, none added; its weights and its arch are those of the run
-        assert list(args.terms) == list(content["terms"])
-        assert args.arch == content["student"]["arch"]
+        assert list(args.table) == list(content["terms"])
+        assert args.networks.arch == content["student"]["arch"]
         for name, entry in content["terms"].items():
-            assert args.terms[name]["weight"] == entry["weight"]
+            assert args.table[name].schedule.weight == entry["weight"]
     if "--teacher-resume" in head and "terms" in content:  # its teacher cannot be downloaded: the file must be heeded
         typed = distillation("--config", str(recipe), "--teacher-resume", "TEACHER.pth")
         assert [teacher["resume"] for teacher in typed.teachers] == ["TEACHER.pth"]
@@ -230,8 +238,9 @@ def test_recipes_of_mobilenet_have_the_numbers_of_their_sources(
     term: str, weight: float, batch: int, rate: float
 ) -> None:
     args = distillation("--config", str(RECIPES / f"imagenet_mobilenet_v1_{term}.yaml"))
-    assert args.terms[term]["weight"] == pytest.approx(weight, rel=1e-3)
-    assert (args.batch_size, args.lr, args.epochs, args.lr_drop_epochs) == (batch, rate, 100, [30, 60, 90])
+    assert args.table[term].schedule.weight == pytest.approx(weight, rel=1e-3)
+    rates = args.optimisation
+    assert (rates.batch_size, rates.lr, rates.epochs, rates.lr_drop_epochs) == (batch, rate, 100, (30, 60, 90))
 
 
 @cache
@@ -246,19 +255,20 @@ def test_the_terms_of_every_recipe_fit_its_networks(recipe: Path) -> None:
     args, content = distillation("--config", str(recipe)), yaml.safe_load(recipe.read_text())
     if not {"terms", "distiller"} & set(content):
         pytest.skip("it leaves distillation to the command line")
-    args.seed, args.img_size = 0, 32 if args.img_size == 32 else 64
-    archs = [args.arch, *(teacher["arch"] for teacher in args.teachers)]
+    size = 32 if args.data.img_size == 32 else 64
+    archs = [args.networks.arch, *(teacher["arch"] for teacher in args.teachers)]
     torch.manual_seed(0)
     # Three images: two are at one distance, and RKD has nothing to compare.
     outputs = [Outputs(torch.randn(3, 7, requires_grad=True)), *(Outputs(torch.randn(3, 7)) for _ in args.teachers)]
-    if using(args.terms, "maps"):
-        networks = [network(arch, 7, position) for position, arch in enumerate(archs)]
-        tapped = tap(args, networks[0], networks[1:])
-        images = torch.randn(3, 3, args.img_size, args.img_size)
-        outputs = [dry_forward(taps, images) for taps in tapped]
-        if "mgd" in args.terms:
-            student, teacher = tapped
-            match(args, student, teacher, None)
+    probes = [Probe(output) for output in outputs]
+    if using(args.table, "maps"):
+        student, *teachers = (network(arch, 7, position) for position, arch in enumerate(archs))
+        specs = [dict(teacher) for teacher in args.teachers]
+        job = Job(args, Seed(0, True), Folder([], [], []), student, teachers, archs[0], specs)
+        tapped = tap(job)
+        images = torch.randn(3, 3, size, size)
+        probes = [probe(taps, images) for taps in tapped]
+        outputs = [found.outputs for found in probes]
         for taps in tapped:
             taps.close()
     else:  # logits will do: the names are looked up, and the large networks among them not built
@@ -266,10 +276,11 @@ def test_the_terms_of_every_recipe_fit_its_networks(recipe: Path) -> None:
             assert not arch.startswith("timm:") or arch.removeprefix("timm:") in timm.list_pretrained()
             pretrained_source(arch)
     batch = Batch(torch.tensor([0, 1, 2]), torch.tensor([3, 8, 5]))
-    for name in args.terms:
-        if name != "mgd":
-            value = build_term(args, name, outputs[0], outputs[1:], 10)(outputs[0], outputs[1:], batch)
-            assert value.shape == () and value.isfinite() and value > 0
+    for spec in args.table.values():
+        term = spec.kind.build(probes[0], probes[1:], 10, spec.hyper)
+        term.update(0, Seen([(outputs[0], outputs[1:])]))
+        value = term(outputs[0], outputs[1:], batch)
+        assert value.shape == () and value.isfinite() and value > 0
 
 
 def test_options_of_another_form_of_the_matching_term_are_refused() -> None:
@@ -280,9 +291,9 @@ def test_options_of_another_form_of_the_matching_term_are_refused() -> None:
 
 
 def test_the_published_imagenet_run_is_its_recipe() -> None:
-    recipe = vars(distillation("--config", str(RECIPES / "imagenet_mobilenet_v1_mgd.yaml")))
+    recipe = recorded(distillation("--config", str(RECIPES / "imagenet_mobilenet_v1_mgd.yaml")))
     words = "--arch mobilenet_v1 --epochs 120 --batch-size 256 --learning-rate 0.1 --mgd-update-freq 1 --warmup 1"
-    typed = vars(distillation(*words.split()))
+    typed = recorded(distillation(*words.split()))
     same = set(recipe) - {"config", "command"}
     assert {name: recipe[name] for name in same} == {name: typed[name] for name in same}
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import torch
 from classification import main_base, main_mgd
 from classification.errors import UserError
 from classification.options.config import parse
+from classification.options.options import recorded
 from classification.runs.checkpoint import changed_options
-from classification.training.step import Stepper
 from tests.classification.conftest import SMALL, STUDENT
 from tests.classification.runs.test_resume import differences, into  # noqa: F401
+from tests.classification.seams import before_forward, run_changed
 from tests.classification.test_main import options
 
 RECIPE = """
@@ -52,11 +54,11 @@ def saved(path: Path, options: dict[str, Any]) -> Path:
 def test_every_option_of_a_run_is_taken(words: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     words = words.replace("RECIPE", str(tmp_path / "recipe.yaml"))
-    first = vars(parse(["DIR", *words.split()], "main_mgd.py", distillation=True))
+    first = recorded(parse(["DIR", *words.split()], "main_mgd.py", distillation=True))
     first["seeded"] = first["seed"] is not None
     path = saved(tmp_path / "last.pth", {**first, "command": ["x"]})
     for again in ([], shlex.split(words)):  # nothing is typed, or all of it once more
-        second = vars(parse(["--resume", str(tmp_path), *again], "main_mgd.py", distillation=True))
+        second = recorded(parse(["--resume", str(tmp_path), *again], "main_mgd.py", distillation=True))
         assert second["resume"] == str(path) and second["data"] == "DIR"
         second["seeded"] = second["seed"] is not None
         same = {name for name in first if first[name] == second[name]}
@@ -67,7 +69,7 @@ def test_every_option_of_a_run_is_taken(words: str, tmp_path: Path) -> None:
 
 def test_what_is_typed_wins(tmp_path: Path) -> None:
     words = ["DIR", "--lr", "0.3", "--term", "mgd.start=1", "--term", "mgd.stop=9", "--output", "x"]
-    first = vars(parse(words, "main_mgd.py", distillation=True))
+    first = recorded(parse(words, "main_mgd.py", distillation=True))
     path = saved(tmp_path / "last.pth", {**first, "new_option": 3})
     (tmp_path / "recipe.yaml").write_text("weight_decay: 0.5\nlr: 0.7\n")
     words = [
@@ -82,9 +84,15 @@ def test_what_is_typed_wins(tmp_path: Path) -> None:
         f"{tmp_path}/recipe.yaml",
     ]
     args = parse(words, "main_mgd.py", distillation=True)
-    assert (args.data, args.lr, args.weight_decay, args.output) == ("OTHER", 0.1, 0.5, None)
+    assert (args.data.data, args.optimisation.lr, args.optimisation.weight_decay, args.run.output) == (
+        "OTHER",
+        0.1,
+        0.5,
+        None,
+    )
     args = parse(["--resume", str(path), "--term", "mgd.stop=8"], "main_mgd.py", distillation=True)
-    assert args.terms["mgd"] == {"start": 1, "stop": 8} and args.lr == 0.3
+    schedule = args.table["mgd"].schedule
+    assert (schedule.start, schedule.stop, args.optimisation.lr) == (1, 8, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +110,7 @@ def test_what_is_typed_wins(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_resumed_is_refused(script: str, words: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    saved(tmp_path / "run" / "last.pth", vars(parse(["DIR"], "main_mgd.py", distillation=True)))
+    saved(tmp_path / "run" / "last.pth", recorded(parse(["DIR"], "main_mgd.py", distillation=True)))
     (tmp_path / "empty").mkdir()
     for word, name in (("RUN", "run"), ("EMPTY", "empty"), ("GONE", "gone.pth")):
         words = words.replace(word, str(tmp_path / name))
@@ -123,7 +131,7 @@ def test_what_cannot_be_resumed_is_refused(script: str, words: str, message: str
     ],
 )
 def test_damaged_options_are_named(name: str, value: Any, tmp_path: Path) -> None:
-    first = vars(parse(["DIR"], "main_mgd.py", distillation=True))
+    first = recorded(parse(["DIR"], "main_mgd.py", distillation=True))
     path = saved(tmp_path / "last.pth", {**first, name: value})
     with pytest.raises(UserError, match=f"is damaged.*\\(its (option )?{name} (is|are)"):
         parse(["--resume", str(path)], "main_mgd.py", distillation=True)
@@ -142,29 +150,26 @@ def test_a_run_of_the_other_script_is_named_by_its_own(photos: Path, tmp_path: P
 def test_a_run_that_is_stopped_says_the_line_that_resumes_it_with_the_same_bits(
     distil: list[str],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     differences: Any,  # noqa: F811
 ) -> None:
     words = options(distil, distiller="mgd+kd", mgd_reducer="rd", term="kd.warmup=2", optimizer="muon")
     assert main_mgd.main(into(words, tmp_path / "whole")) == 0
-    step, calls, finished = Stepper._step, [0], []
 
-    def signalled(self: Stepper, *inputs: Any) -> Any:
-        calls[0] += 1
-        if calls[0] in (1, 4):
+    def signalled(number: int, _: torch.Tensor, *, stop: int, finished: list[int]) -> None:
+        if number == stop:
             os.kill(os.getpid(), signal.SIGTERM)
-        finished.append(calls[0])
-        return step(self, *inputs)
+        finished.append(number)
 
     folder = tmp_path / "a run's folder"
-    monkeypatch.setattr(Stepper, "_step", signalled)
     words = into(words, folder)
-    for stop in (1, 4):  # in the first step of a process nothing is to be saved, and it leaves at once
-        assert main_mgd.main(words) == 143
+    for stop in (1, 3):  # in the first step of a process nothing is to be saved, and it leaves at once
+        finished: list[int] = []
+        hook = partial(signalled, stop=stop, finished=finished)
+        assert run_changed(words, partial(before_forward, hook=hook)) == 143
         error = capsys.readouterr().err
         assert "main_mgd.py: SIGTERM: the state is saved; to resume the run:" in error
-        assert ("finishing the step" in error) == (stop in finished) == (stop == 4)
+        assert ("finishing the step" in error) == (stop in finished) == (stop == 3)
         line = shlex.split(error.splitlines()[-1])
         assert Path(line[1]).name == "main_mgd.py" and line[2:] == ["--resume", str(folder)]
         words = line[2:]
@@ -198,9 +203,13 @@ def test_places_of_a_run_are_found_from_elsewhere(
         monkeypatch.chdir(folder)
         for more in ([], ["--evaluate"]):
             args = parse(["--resume", str(tmp_path / "run"), *more], "main_mgd.py", distillation=True)
-            assert args.data == f"{before}photos" and args.teachers[0]["resume"] == f"{before}t,1.pth"
+            assert args.data.data == f"{before}photos" and args.teachers[0]["resume"] == f"{before}t,1.pth"
         args = parse(["--resume", str(tmp_path / "run"), "--evaluate"], "main_base.py", distillation=False)
-        assert (args.data, args.batch_size, args.teacher_resume) == (f"{before}photos", 8, None)
+        assert (args.data.data, args.optimisation.batch_size, args.networks.teacher_resume) == (
+            f"{before}photos",
+            8,
+            None,
+        )
     shutil.rmtree(tmp_path / "photos")
     with pytest.raises(UserError, match=r"photos, from which the run read, does not exist: .* type it before --resume"):
         parse(["--resume", str(tmp_path / "run")], "main_mgd.py", distillation=True)

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
-from argparse import Namespace
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from classification.errors import UserError
 from classification.options.config import parse
-from classification.options.terms import names_of, weight_at
+from classification.options.options import Options
+from classification.options.terms import Schedule, names_of
+from mgd.losses import LOSSES
 
 
-def distillation(*words: str, recipe: str | None = None, folder: Path | None = None) -> Namespace:
+def distillation(*words: str, recipe: str | None = None, folder: Path | None = None) -> Options:
     config = []
     if recipe is not None:
         assert folder is not None
@@ -20,19 +22,31 @@ def distillation(*words: str, recipe: str | None = None, folder: Path | None = N
 
 
 def test_cross_entropy_is_a_term_unless_labels_are_left_out() -> None:
-    assert list(distillation().terms) == ["ce", "mgd"]
-    assert list(distillation("--distiller", "mgd+kd").terms) == ["ce", "mgd", "kd"]
+    assert list(distillation().table) == ["ce", "mgd"]
+    assert list(distillation("--distiller", "mgd+kd").table) == ["ce", "mgd", "kd"]
     args = distillation("--distiller", "kd", "--labels", "0")
-    assert list(args.terms) == ["kd"] and args.labels == 0
+    assert list(args.table) == ["kd"] and args.labels == 0
 
 
 def test_weights_follow_the_epoch() -> None:
-    assert [weight_at({}, 2.0, 10, epoch) for epoch in (0, 9)] == [2.0, 2.0]
-    assert [weight_at({"warmup": 4}, 2.0, 10, epoch) for epoch in range(5)] == [0.5, 1.0, 1.5, 2.0, 2.0]
-    assert [weight_at({"start": 2, "stop": 4}, 1.0, 10, epoch) for epoch in range(5)] == [0, 0, 1, 1, 0]
-    assert [weight_at({"start": 2, "warmup": 2}, 1.0, 10, epoch) for epoch in range(5)] == [0, 0, 0.5, 1, 1]
-    assert weight_at({"decay": "linear"}, 4.0, 8, 6) == 1.0
-    assert weight_at({"decay": "cosine"}, 4.0, 8, 4) == pytest.approx(2.0)
+    def over(schedule: Schedule, own: float, epochs: int = 5) -> list[float]:
+        return [schedule.at(own, 10, epoch) for epoch in range(epochs)]
+
+    assert over(Schedule(), 2.0, 10) == [2.0] * 10 and over(Schedule(weight=3), 2.0) == [3.0] * 5
+    assert over(Schedule(warmup=4), 2.0) == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert over(Schedule(start=2, stop=4), 1.0) == [0, 0, 1, 1, 0]
+    assert over(Schedule(start=2, warmup=2), 1.0) == [0, 0, 0.5, 1, 1]
+    assert Schedule(decay="linear").at(4.0, 8, 6) == 1.0
+    assert Schedule(decay="cosine").at(4.0, 8, 4) == pytest.approx(2.0)
+
+
+def said(args: Options, *usual: str) -> dict[str, dict[str, object]]:
+    """What the terms of a run have that is not usual; and what is usual of the keys named."""
+    found = {}
+    for name, spec in args.table.items():
+        plain = dataclasses.asdict(spec.kind.Hyper())
+        found[name] = {k: v for k, v in spec.record().items() if k in usual or plain.get(k, "none") != v}
+    return found
 
 
 def test_a_recipe_lists_terms_with_weights_and_schedules(tmp_path: Path) -> None:
@@ -45,43 +59,47 @@ def test_a_recipe_lists_terms_with_weights_and_schedules(tmp_path: Path) -> None
       kd: {temperature: 2, warmup: 5}
     """
     args = distillation(recipe=recipe, folder=tmp_path)
-    assert (args.arch, args.teacher_arch, args.distiller) == ("resnet18", "resnet34", "mgd+kd")
-    assert args.terms == {
+    assert (args.networks.arch, args.teachers[0]["arch"], args.distiller) == ("resnet18", "resnet34", "mgd+kd")
+    assert said(args) == {
         "ce": {"weight": 0.5, "label_smoothing": 0.1},
-        "mgd": {"weight": 1e-4, "decay": "linear"},
-        "kd": {"warmup": 5},
+        "mgd": {"weight": 1e-4, "decay": "linear", "reducer": "sp", "update_freq": 1},
+        "kd": {"warmup": 5, "temperature": 2},
     }
-    assert (args.mgd_reducer, args.mgd_update_freq, args.kd_temperature, args.labels) == ("sp", 1, 2.0, 1)
+    assert args.labels == 1
     typed = distillation("--distiller", "kd", "--term", "kd.warmup=7", recipe=recipe, folder=tmp_path)
-    assert typed.terms == {"ce": {"weight": 0.5, "label_smoothing": 0.1}, "kd": {"warmup": 7}}
+    assert said(typed) == {"ce": {"weight": 0.5, "label_smoothing": 0.1}, "kd": {"warmup": 7, "temperature": 2}}
 
 
 def test_what_is_typed_wins_over_a_recipe(tmp_path: Path) -> None:
     recipe = "terms: {ce: {label_smoothing: 0.2}, kd: {weight: 0.5, standardised: true}, mgd: {weight: 1}}"
     words = ("--kd-weight", "3", "--label-smoothing", "0", "--loss-factor", "10")
     args = distillation(*words, recipe=recipe, folder=tmp_path)
-    assert args.terms == {"ce": {}, "kd": {"standardised": True}, "mgd": {}}
+    assert said(args, "label_smoothing") == {
+        "ce": {"label_smoothing": 0},
+        "kd": {"weight": 3, "standardised": True, "temperature": 1.5},
+        "mgd": {"loss_factor": 10},
+    }
     args = distillation("--kd-weight", "3", "--term", "kd.weight=4", recipe=recipe, folder=tmp_path)
-    assert args.terms["kd"]["weight"] == 4 and args.terms["mgd"] == {"weight": 1}
+    assert args.table["kd"].schedule.weight == 4 and said(args)["mgd"] == {"weight": 1}
 
 
 def test_a_file_of_the_student_stands_in_for_a_recipes_download(tmp_path: Path) -> None:
     recipe = "student: {arch: resnet50, pretrained: true}"
     args = distillation("--student-resume", "S.pth", recipe=recipe, folder=tmp_path)
-    assert args.student_resume == "S.pth" and not args.pretrained
+    assert args.networks.student_resume == "S.pth" and not args.networks.pretrained
     with pytest.raises(UserError, match="exclude each other"):
         distillation("--student-resume", "S.pth", "--pretrained", recipe=recipe, folder=tmp_path)
 
 
 def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
     args = distillation(recipe="terms: {kd: {temperature: 2}}", folder=tmp_path)
-    assert list(args.terms) == ["kd"] and args.labels == 0
+    assert list(args.table) == ["kd"] and args.labels == 0
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--distiller nothing", "unknown distiller 'nothing': use one of mgd, afd"),
+        ("--distiller nothing", "unknown distiller 'nothing': use one of afd, at"),
         ("--distiller ce", "ce is there by itself wherever labels are used"),
         ("--distiller kd+", "names a term that is empty: write a sum as mgd\\+kd"),
         ("--distiller kd --term kd.start=100", "the term kd never acts: it starts in epoch 100"),
@@ -91,10 +109,19 @@ def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
         ("--distiller kd+kd", "names a term twice"),
         ("--term kd.weight=2", "this run has the terms ce, mgd, and no kd"),
         ("--term weight", "expected NAME.KEY=VALUE"),
-        ("--term mgd.weigth=2", "write it as the option --mgd-weigth"),
-        ("--term mgd.reducer=sp", "write it as the option --mgd-reducer"),
+        ("--term mgd.weigth=2", "term mgd has no 'weigth': it takes weight.*close ones are weight"),
+        ("--term mgd.reducer=spp", "mgd.reducer must be one of amp, sp, sp_mean, rd, sm; got 'spp'"),
+        ("--mgd-reducer sm --mgd-capacity spread", "term mgd: reducer 'sm' matches one to one"),
+        (
+            "--mgd-observe online --mgd-update-freq 0",
+            "term mgd: observe 'online' goes with an update_freq of at",
+        ),
+        ("--distiller fitnet --term fitnet.tap=first", "fitnet.tap must be a whole number or null; got 'first'"),
+        ("--term mgd.stage_weights=[a]", "mgd.stage_weights must be a list of numbers or null"),
+        ("--term ce.label_smoothing=1", "term ce: label_smoothing must be at least 0 and below 1; got 1"),
+        ("--distiller kd --term kd.temperature=true", "kd.temperature must be a number; got True"),
         ("--term mgd.weight=-1", "at least 0; got -1"),
-        ("--term mgd.weight=much", "at least 0; got 'much'"),
+        ("--term mgd.weight=much", "mgd.weight must be a number or null; got 'much'"),
         ("--term mgd.decay=fast", "must be one of constant, linear, cosine; got 'fast'"),
         ("--term ce.smoothing=0.1", "term ce has no 'smoothing': it takes weight.*close ones are label_smoothing"),
         ("--teacher-arch resnet18,resnet34 --teacher-resume a", "names 1 files for 2 teachers"),
@@ -111,14 +138,14 @@ def test_terms_that_make_no_sense_are_refused(words: str, message: str) -> None:
     [
         ("terms: [ce]", "terms must be a mapping"),
         ("terms: {ce: 1}", r"terms\.ce must be a mapping; got 1"),
-        ("terms: {mgd: {reducr: sp}}", "close ones are --mgd-reducer"),
+        ("terms: {mgd: {reducr: sp}}", "close ones are reducer"),
         ("terms: {wrong: {}}", "unknown distiller 'wrong'"),
         ("student: resnet18", "student must be a mapping"),
         ("student: {archh: resnet18}", "student has no 'archh': it takes arch"),
         ("teachers: {arch: resnet18}", "teachers must be a list"),
         ("teachers: [{weight: 1}]", "a teacher needs an arch"),
         ("teachers: [{arch: resnet18, mean: 3}]", "mean of a teacher must be three numbers"),
-        ("teachers: [{arch: resnet18, frozen: false}]", "only dml and udml train several networks"),
+        ("teachers: [{arch: resnet18, frozen: false}]", "only mutual learning, as by dml, trains several networks"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(recipe: str, message: str, tmp_path: Path) -> None:
@@ -132,16 +159,16 @@ ONE = "teachers: [{arch: resnet18, %s}]"
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("mgd_reducer: sp\ndistiller: kd", "mgd_reducer has no effect: it goes with --distiller mgd"),
-        ("mgd-update-freq: 1\nterms: {ce: {}, kd: {}}", "mgd-update-freq has no effect: it goes with --distiller mgd"),
-        ("mgd-solver: scipy\ndistiller: ofd", "mgd-solver has no effect: it goes with --distiller mgd or --term ofd"),
-        ("kd_weight: 2", "kd_weight has no effect: it goes with --mgd-with-kd 1 or --distiller kd"),
+        ("mgd_reducer: sp\ndistiller: kd", "mgd_reducer has no effect: it goes with the term mgd"),
+        ("mgd-update-freq: 1\nterms: {ce: {}, kd: {}}", "mgd-update-freq has no effect: it goes with the term mgd"),
+        ("mgd-solver: scipy\ndistiller: ofd", "mgd-solver has no effect: it goes with init flow"),
+        ("kd_weight: 2", "kd_weight has no effect: it goes with the term kd"),
         ("taps: layer1\nterms: {ce: {}, kd: {}}", "taps has no effect: it goes with a term that reads maps"),
         ("lr-drop-epochs: [3]\nlr-schedule: cosine", "lr-drop-epochs has no effect: it goes with --lr-schedule step"),
         ("warmup-epochs: 3", "warmup-epochs has no effect: it goes with --warmup 1"),
-        ("mgd-form: relative\nloss-factor: 3", "loss-factor has no effect: it goes with --mgd-form sum"),
-        ("terms: {mgd: {form: mean}}\nloss-factor: 3", "loss-factor has no effect: it goes with --mgd-form sum"),
-        ("mgd-weight: 3", "mgd-weight has no effect: it goes with --mgd-form mean or relative"),
+        ("mgd-form: relative\nloss-factor: 3", "loss-factor has no effect: it goes with the form sum"),
+        ("terms: {mgd: {form: mean}}\nloss-factor: 3", "loss-factor has no effect: it goes with the form sum"),
+        ("mgd-weight: 3", "mgd-weight has no effect: it goes with the form mean or relative"),
         ("label-smoothing: 0.1\nterms: {kd: {}}", "label-smoothing has no effect: it goes with the term ce"),
         ("terms: {ce: {}, kd: {weight: 2}}\nkd-weight: 3", "kd-weight has no effect: terms.kd.weight says the same"),
         ("terms: {mgd: {weight: 2}}\nloss-factor: 3", "loss-factor has no effect: terms.mgd.weight says the same"),
@@ -179,13 +206,13 @@ def test_keys_that_the_command_line_leaves_without_effect_are_not(recipe: str, w
 
 def test_a_key_may_wait_for_the_command_line(tmp_path: Path) -> None:
     args = distillation(*["--distiller", "kd"], recipe="kd-temperature: 3", folder=tmp_path)
-    assert args.kd_temperature == 3
+    assert args.table["kd"].hyper.temperature == 3
 
 
 def test_kd_joins_the_terms_of_a_recipe(tmp_path: Path) -> None:
     args = distillation("--mgd-with-kd", "1", recipe="terms: {ce: {}, mgd: {}}", folder=tmp_path)
-    assert list(args.terms) == ["ce", "mgd", "kd"]
+    assert list(args.table) == ["ce", "mgd", "kd"]
 
 
 def test_sums_are_spelt_out() -> None:
-    assert names_of("mgd+kd") == ["mgd", "kd"]
+    assert names_of("mgd+kd", LOSSES) == ["mgd", "kd"]

@@ -43,11 +43,6 @@ CASES = [
         main_mgd,
     ),
     Case(
-        "taps of maps that differ in resolution",
-        lambda p: p.distil("--student-taps", "layer2", "--teacher-taps", "layer3"),
-        main_mgd,
-    ),
-    Case(
         "--calibrate with one term",
         lambda p: p.distil("--calibrate", "1", "--distiller", "kd", "--labels", "0"),
         main_mgd,

@@ -15,8 +15,8 @@ from classification import main_base, main_mgd
 from classification.data.folders import TrainBatches
 from classification.errors import UserError
 from classification.runs.checkpoint import IMAGES, _other_images, keep_images
+from classification.training.saving import seen_images
 from classification.training.step import Stepper
-from classification.training.trainer import seen_images
 from tests.classification.conftest import SMALL, STUDENT
 from tests.classification.test_main import options, without
 

@@ -3,17 +3,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from argparse import Namespace
 
 import pytest
 
-from classification.errors import Stopped
-from classification.runs import interrupt
-from classification.runs.interrupt import Interrupt
-from classification.runs import interrupt
-from classification.runs import launch
 from classification.errors import Stopped, UserError
+from classification.options.options import Options, make_options
+from classification.runs import interrupt, launch
 from classification.runs.interrupt import Interrupt
+from classification.runs.world import World
 
 
 @pytest.mark.parametrize("number", interrupt.SIGNALS)
@@ -76,13 +73,15 @@ def test_a_loading_process_leaves_at_the_first_signal_once_the_job_is_over() -> 
 
 
 def test_a_job_that_is_over_says_so_to_its_loading_processes() -> None:
-    seen: list[int] = []
+    seen: list[tuple[int, World]] = []
 
-    def execute(job: object, world: launch.World) -> None:
-        seen.append(interrupt.ENDING.value)
+    def execute(job: object, world: World) -> None:
+        seen.append((world.ending.value, world))
         raise UserError("no")
 
-    args = Namespace(seed=0, world_size=-1, rank=-1, dist_url="", multiprocessing_distributed=False, gpu=None)
-    args.device = "cpu"
-    assert launch.run(lambda: args, lambda _: None, execute, "main.py") == 2
-    assert seen == [0] and interrupt.ENDING.value == 1
+    def parse(words: list[str], prog: str) -> Options:
+        return make_options({"device": "cpu"})
+
+    assert launch.run(launch.Task([], "main.py", parse, lambda *_: None, execute)) == 2
+    ((during, world),) = seen
+    assert (during, world.ending.value) == (0, 1)

@@ -18,9 +18,10 @@ import torch
 
 from classification import main_mgd
 from classification.options.config import parse
-from classification.runs.launch import _place, seed_everything
+from classification.runs.launch import _place
+from classification.runs.world import seed_everything
+from tests.classification.seams import fix_norms, run_changed
 from tests.classification.test_main import options, records, without
-from tests.classification.training.test_step import without_norms
 
 SCRIPT = str(Path(main_mgd.__file__))
 ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -105,9 +106,8 @@ def test_the_script_runs_from_inside_its_folder(distil: list[str]) -> None:
 
 
 def test_a_killed_rank_is_named_and_the_restarted_run_ends_as_the_one_left_alone(
-    distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    distil: list[str], tmp_path: Path
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(SCRIPT).parents[1] / "scripts"))
     from torture import differences
 
     words = options(distil, epochs="3", distiller="mgd+kd", mgd_reducer="rd", checkpoint_every_steps="2", resume="auto")
@@ -161,7 +161,7 @@ def test_ranks_are_numbered_node_by_node(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    place = _place(parse(["DIR", *words.split()], "main_base.py", distillation=False))
+    place = _place(parse(["DIR", *words.split()], "main_base.py", distillation=False).devices)
     assert (place.first, place.size, place.local_size, place.spawn) == expected
 
 
@@ -239,14 +239,11 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_left_out_on_all(distil: list[s
     assert records(Path(distil[-1]))[0]["skipped_steps"] == 1
 
 
-def test_parts_of_a_batch_on_two_ranks_give_the_update_of_the_whole(
-    distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_norms(monkeypatch)
+def test_parts_of_a_batch_on_two_ranks_give_the_update_of_the_whole(distil: list[str], tmp_path: Path) -> None:
     words = options(without(distil, "--loss-factor"), distiller="kd", epochs="1", b="9", momentum="0")
     found = two_ranks("fixed", options(words, output=str(tmp_path / "two"), accumulate="2"), tmp_path)
     assert [status for status, *_ in found] == [0, 0], found
-    assert main_mgd.main(options(words, output=str(tmp_path / "one"))) == 0
+    assert run_changed(options(words, output=str(tmp_path / "one")), fix_norms) == 0
     one, two = (torch.load(tmp_path / name / "last.pth", weights_only=True)["state_dict"] for name in ("one", "two"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5, msg=name)

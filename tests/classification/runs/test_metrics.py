@@ -10,8 +10,8 @@ import torch
 from tensorboardX.proto.event_pb2 import Event
 
 from classification.errors import UserError
-from classification.runs.launch import World
 from classification.runs.metrics import Journal, Means, hits
+from classification.runs.world import World
 
 
 def events(folder: Path) -> Iterator[Event]:

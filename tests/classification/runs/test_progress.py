@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import time
-
 import math
 import re
 import shlex
-from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from classification import main_base, main_mgd
-from classification.runs import progress
+from classification.options.groups import Optimisation
+from classification.options.options import make_options
 from classification.runs.metrics import accuracy, result, tally
 from classification.runs.progress import Progress, last_lines, sum_of
 from tests.classification.test_main import options, records, without
 
-
-def args(**changes: Any) -> Namespace:
-    return Namespace(**{"print_freq": None, "epochs": 3, "warmup": 0, **changes})
+EPOCHS = Optimisation(epochs=3)
 
 
-def test_the_first_step_is_printed_and_later_ones_by_time_or_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_step_is_printed_and_later_ones_by_time_or_number() -> None:
     for freq, expected in ((None, [1, 5, 9]), (4, [1, 4, 8])):
-        clock, shown = iter([100.0 + 2.6 * n for n in range(99)]), Progress(args(print_freq=freq))
-        monkeypatch.setattr(time, "perf_counter", lambda ticks=clock: next(ticks))
+        shown = Progress(EPOCHS, freq, iter([100.0 + 2.6 * n for n in range(99)]).__next__)
         told = []
         for step in range(1, 11):
             shown.stepped(2.6)
@@ -37,7 +31,7 @@ def test_the_first_step_is_printed_and_later_ones_by_time_or_number(monkeypatch:
 
 
 def test_the_time_left_is_that_of_steps_behind_the_first_and_of_what_is_beside_them() -> None:
-    shown = Progress(args())
+    shown = Progress(EPOCHS, None)
     shown.stepped(50.0)
     assert shown.left(0, 1, 10) == ""  # the first step says nothing
     for _ in range(2):
@@ -105,13 +99,12 @@ def test_lines_of_a_run_count_from_1_add_up_and_end_with_what_to_do_next(
 
 
 def test_the_last_lines_name_a_run_in_quotes() -> None:
-    run = args(data="my photos", num_classes=3, labels=1, train_list=None, valid_list=None, bad_images="stop")
-    lines = last_lines(run, Path("a run"), {"valid_top1": 50.0}, 40.0, 3723.4)
+    lines = last_lines(make_options({"data": "my photos"}), 3, Path("a run"), {"valid_top1": 50.0}, 40.0, 3723.4)
     assert lines[0] == "=> done in 1:02:03: best top-1 50.00, last 40.00"
     assert (
         lines[1].endswith("--evaluate --student-resume 'a run/best.pth'")
         and "main_base.py 'my photos' --evaluate" in lines[1]
     )
-    listed = Namespace(**{**vars(run), "train_list": "a", "valid_list": "b", "bad_images": "skip"})
+    listed = make_options({"data": "my photos", "train_list": "a", "valid_list": "b", "bad_images": "skip"})
     words = "'my photos' --valid-list b --train-list a --num-classes 3 --bad-images skip --evaluate --student-resume"
-    assert words in last_lines(listed, Path("a run"), {"valid_top1": 50.0}, 40.0, 3723.4)[1]
+    assert words in last_lines(listed, 3, Path("a run"), {"valid_top1": 50.0}, 40.0, 3723.4)[1]

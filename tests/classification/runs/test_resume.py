@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,18 @@ from classification import main_base, main_mgd
 from classification.data.folders import read_folder
 from classification.models import build
 from classification.options.config import parse
+from classification.options.options import recorded
 from classification.runs.checkpoint import changed_options, fingerprints
-from classification.runs.launch import World
 from classification.runs.metrics import Journal
 from classification.runs.random_state import random_state, set_random_state
-from classification.training.step import Stepper
+from classification.runs.world import World
 from tests.classification.conftest import SMALL, STUDENT, TEACHER
-from tests.classification.test_faults import poisoned
+from tests.classification.seams import poison, run_changed
 from tests.classification.test_main import options, records, without
-
-SCRIPTS = Path(__file__).parents[3] / "scripts"
 
 
 @pytest.fixture
-def differences(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+def differences() -> Any:
     import torture
 
     return torture.differences
@@ -128,7 +126,7 @@ def test_resume_auto_starts_goes_on_and_ends(
     [
         ({"b": "6"}, "--batch-size 6, was 8"),
         ({"lr": "0.5"}, "--lr 0.5, was 0.05"),
-        ({"mgd_reducer": "sp"}, "--mgd-reducer sp, was amp"),
+        ({"mgd_reducer": "sp"}, "mgd.reducer sp, was amp"),
         ({"seed": "1"}, "--seed 1, was 0"),
         ({"distiller": "mgd+kd"}, "terms ce+mgd; this run has ce+mgd+kd"),
         ({"term": "mgd.weight=3"}, "--term"),
@@ -225,7 +223,7 @@ def test_a_moved_folder_holds_the_same_images_and_other_labels_make_others(photo
 )
 def test_more_epochs_are_another_run_where_rates_or_weights_fall_over_all_of_them(words: str, free: bool) -> None:
     before, now = (
-        vars(parse(["DIR", *words.split(), "--epochs", epochs], "main_mgd.py", distillation=True))
+        recorded(parse(["DIR", *words.split(), "--epochs", epochs], "main_mgd.py", distillation=True))
         for epochs in ("90", "95")
     )
     changed = changed_options(before, now)
@@ -234,10 +232,11 @@ def test_more_epochs_are_another_run_where_rates_or_weights_fall_over_all_of_the
 
 def test_a_teacher_may_lie_elsewhere_when_a_run_goes_on() -> None:
     before, now = (
-        vars(parse(["DIR", "--teacher-resume", file], "main_mgd.py", distillation=True)) for file in ("a.pth", "b.pth")
+        recorded(parse(["DIR", "--teacher-resume", file], "main_mgd.py", distillation=True))
+        for file in ("a.pth", "b.pth")
     )
     assert changed_options(before, now) == []
-    other = vars(parse(["DIR", "--teacher-arch", "resnet34"], "main_mgd.py", distillation=True))
+    other = recorded(parse(["DIR", "--teacher-arch", "resnet34"], "main_mgd.py", distillation=True))
     assert any(change.startswith("the teachers") for change in changed_options(before, other))
 
 
@@ -257,13 +256,12 @@ def test_peers_go_on_as_if_uncut(
 
 
 def test_steps_left_out_before_a_cut_count_after_it(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(photos), "-a", STUDENT, *SMALL, "--output", str(tmp_path / "run"), "--resume", "auto"]
     for epochs, status in (("1", 0), ("2", 1)):
-        with monkeypatch.context() as patch:
-            patch.setattr(Stepper, "_step", poisoned({2}))
-            assert main_base.main([*words, "--epochs", epochs, "--skip-nonfinite", "1"]) == status
+        more = ["--epochs", epochs, "--skip-nonfinite", "1"]
+        assert run_changed([*words, *more], partial(poison, steps={2}), main_base) == status
     assert "epoch 2/2, step 2" in capsys.readouterr().err
 
 

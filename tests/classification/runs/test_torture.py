@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[3]
 
 
 def test_a_run_that_is_killed_five_times_ends_as_the_one_left_alone(
-    photos: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     import torture
 
     small = [*torture.OPTIONS, "--img-size", "16", "-b", "4", "--epochs", "10", "--mgd-max-images", "20"]

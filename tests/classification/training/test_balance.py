@@ -52,7 +52,7 @@ def test_a_term_that_drowns_the_others_is_named() -> None:
     assert dominant({"ce": 1.0, "mgd": 20.0}) is None
     assert dominant({"ce": 1.0}) is None
     warning = dominant({"ce": 1.0, "mgd": 40.0})
-    assert warning is not None and "mgd is 40 times" in warning and "--mgd-weight; of the published sum" in warning
+    assert warning is not None and "mgd is 40 times" in warning and "--term mgd.weight=" in warning
     warning = dominant({"ce": 1.0, "kd": 40.0})
     assert warning is not None and "lower its weight" in warning
     with pytest.raises(ValueError, match="empty"):

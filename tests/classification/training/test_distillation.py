@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torchvision import transforms as T
@@ -17,11 +16,13 @@ from classification import main_base, main_mgd
 from classification.data.folders import Folder
 from classification.data.preprocessing import MEAN, STD, Preprocessing, normalise
 from classification.models import build
-from classification.options.terms import LABEL_FREE, names_of
-from classification.training.distillation import margin, observe_share, view
+from classification.options.options import make_options
+from classification.options.terms import TermSpec
+from classification.runs.world import Seed
+from classification.training.distillation import view
 from classification.training.job import Job, _add_teacher
 from classification.training.sources import Sources
-from mgd.losses import LOSSES
+from mgd.losses import KD, LOSSES
 from tests.classification.conftest import SMALL
 from tests.classification.runs.test_resume import differences  # noqa: F401
 from tests.classification.test_main import options, records, without
@@ -32,17 +33,16 @@ def run(words: list[str]) -> list[dict[str, Any]]:
     return records(Path(words[words.index("--output") + 1]))
 
 
-@pytest.mark.parametrize("name", sorted({*LOSSES, "udml"} - {"ce", "dml"}))
+@pytest.mark.parametrize("name", sorted(LOSSES.keys() - {"ce", "dml"}))
 def test_every_term_trains_by_its_name(name: str, distil: list[str]) -> None:
     words = options(without(distil, "--loss-factor"), distiller=name, epochs="1")
     if name == "udml":
         words = without(words, "--teacher-arch", "--teacher-resume")
     (record,) = run(words)
-    for term in names_of(name):
-        assert record[f"train_{term}"] > 0
+    assert record[f"train_{name}"] > 0
     weighted = sum(value for key, value in record.items() if key.endswith("_weighted"))
     assert weighted == pytest.approx(record["train_loss"], rel=1e-5)
-    assert ("train_ce" in record) == (name not in LABEL_FREE)
+    assert ("train_ce" in record) == (name not in ("meal", "ssld"))
 
 
 def test_parameters_of_a_term_train_and_resume(distil: list[str]) -> None:
@@ -63,7 +63,7 @@ def test_all_terms_at_once_go_on_as_if_uncut(
     tmp_path: Path,
     differences: Any,  # noqa: F811
 ) -> None:
-    words = options(distil, distiller="+".join(["mgd", *sorted({*LOSSES} - {"ce", "dml"})]), lr_drop_epochs="90")
+    words = options(distil, distiller="+".join(sorted(LOSSES.keys() - {"ce", "dml", "udml"})), lr_drop_epochs="90")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run(options(words, epochs="2", output=str(whole)))
     run(options(words, epochs="1", output=str(cut)))
@@ -191,8 +191,8 @@ def test_logits_are_standardised_by_a_recipe(distil: list[str], tmp_path: Path) 
 
 def test_a_downloaded_teacher_brings_its_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("classification.training.job.load_pretrained", lambda *_, **__: "loaded")
-    args = Namespace(num_classes=1000, img_size=64, train_crop="resized", evaluate=False, terms={"kd": {}})
-    job = Job(args, Folder([], [], []), None, [])
+    parsed = make_options({"img_size": 64}, table={"kd": TermSpec(KD, KD.Hyper())})
+    job = Job(parsed, Seed(0, True), Folder([], [], []), num_classes=1000, preprocessing=Preprocessing.of(64))
     spec: dict[str, Any] = {"arch": "timm:tf_mobilenetv3_small_100.in1k"}
     own: dict[str, Any] = {**spec, "mean": [0.1, 0.2, 0.3]}
     plain: dict[str, Any] = {"arch": "resnet18"}
@@ -262,25 +262,6 @@ def test_a_view_shows_a_teacher_the_images_that_it_knows() -> None:
     assert larger is not None and larger(normalise(pixels)).shape == (2, 3, 24, 24)
 
 
-def test_margins_are_those_that_are_asked_for() -> None:
-    norm, maps = torch.nn.BatchNorm2d(4), torch.zeros(1, 4, 2, 2)
-    none, of_norm = margin("none", norm, maps), margin("bn", norm, maps)
-    assert none is not None and none.tolist() == [-math.inf] * 4
-    assert of_norm is not None and of_norm.shape == (4,) and of_norm.isfinite().all() and (of_norm < 0).all()
-    assert margin("map", norm, maps) is None and margin("bn", None, maps) is None
-
-
-def test_a_period_sees_as_many_images_online_as_a_pass_would() -> None:
-    for observe, freq, most, expected in (
-        ("pass", 2, 50, 0.0),
-        ("online", 2, 50, 0.25),
-        ("online", 1, 50, 0.5),
-        ("online", 2, 10_000, 1.0),
-    ):
-        asked = Namespace(mgd_observe=observe, mgd_update_freq=freq, mgd_max_images=most)
-        assert observe_share(asked, 100) == expected
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "weight"),
     [
@@ -324,3 +305,16 @@ def test_dkd_of_one_class_is_refused_before_training(
     words = options(without(distil, "--loss-factor"), distiller="dkd", teacher_resume=str(tmp_path / "one.pth"))
     assert main_mgd.main([str(tmp_path / "one"), *words[1:]]) == 2
     assert "term dkd: dkd needs 2 classes or more; got (1, 1) of the student" in capsys.readouterr().err
+
+
+def test_two_terms_that_match_keep_and_log_each_its_own(distil: list[str]) -> None:
+    """OFD starts from flows that it finds by itself: before training, those of mgd on the same maps and images."""
+    words = [*options(distil, distiller="mgd+ofd", mgd_update_freq="1"), "--term", "ofd.init=flow"]
+    first, second = run(words)
+    assert first["flow_cost"] == pytest.approx(first["ofd_flow_cost"]) and "ofd_flow_cost" not in second
+    folder = Path(words[words.index("--output") + 1]) / "flow"
+    with np.load(folder / "0000.npz") as kept:
+        for stage in range(3):
+            assert np.array_equal(kept[f"index{stage}"], kept[f"ofd_index{stage}"])
+    with np.load(folder / "0001.npz") as later:
+        assert not [name for name in later if name.startswith("ofd_")]

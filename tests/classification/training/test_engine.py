@@ -14,7 +14,7 @@ from classification.data.images import read_image
 from classification.data.transforms import normalise
 from classification.models import build
 from classification.options.config import parse
-from classification.runs.launch import World
+from classification.runs.world import Seed, World
 from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.trainer import Trainer
@@ -22,10 +22,10 @@ from tests.classification.conftest import SMALL, TEACHER
 from tests.classification.test_main import options, records
 
 
-def engine_of(words: list[str], script: Any = main_mgd) -> Engine:
+def engine_of(words: list[str], script: Any = main_mgd, world: World | None = None) -> Engine:
     parsed = parse(words, script.PROG, distillation=script is main_mgd)
-    parsed.seeded = True
-    return Engine((distilling if script is main_mgd else alone).prepare(parsed), World())
+    job = (distilling if script is main_mgd else alone).prepare(parsed, Seed(0, True))
+    return Engine(job, world or World())
 
 
 class Second(World):
@@ -36,21 +36,20 @@ class Second(World):
 
 
 def test_ranks_take_the_seed_of_the_first(distil: list[str]) -> None:
-    words = parse(distil, "main_mgd.py", distillation=True)
-    words.seeded = True
-    engine = Engine(distilling.prepare(words), Second())
+    engine = engine_of(distil, world=Second())
     trainer = Trainer(engine)
-    matching = trainer.distiller.terms["mgd"]
-    assert [part.seed for part in (engine, trainer.batches, trainer.photos, matching, trainer.args)] == [5] * 5
+    assert [part.seed for part in (engine, trainer.batches, trainer.photos)] == [5] * 3
 
 
 def test_a_matching_pass_shows_so_many_other_images_each_time_and_without_augmentation(distil: list[str]) -> None:
-    engine = engine_of(options(distil, mgd_max_images="10", b="4"))
-    first, again, later = (torch.cat(list(engine.matching_images(epoch))) for epoch in (0, 0, 1))
+    def shown(engine: Engine, epoch: int, number: int) -> torch.Tensor:
+        return torch.cat([images for images, _, _ in engine.training_images(epoch, number)])
+
+    engine = engine_of(options(distil, b="4"))
+    first, again, later = (shown(engine, epoch, 10) for epoch in (0, 0, 1))
     assert len(first) == len(later) == 10
     assert torch.equal(first, again) and not torch.equal(first, later)
-    whole = engine_of(options(distil, mgd_max_images="1000"))
-    found = torch.cat(list(whole.matching_images(3)))
+    found = shown(engine, 3, 1000)
     samples = read_folder(distil[0]).train
     plain = torch.stack([torch.from_numpy(np.array(read_image(path))) for path, _ in samples])
     torch.testing.assert_close(found, normalise(plain))
@@ -98,15 +97,20 @@ def test_a_cache_changes_nothing_but_how_often_files_are_read(
     assert records(tmp_path / "off")[1]["valid_top1"] == records(tmp_path / "ram")[1]["valid_top1"]
 
 
-def test_all_ranks_evaluate_the_network_of_the_first(
-    photos: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = engine_of([str(photos), "-a", TEACHER, *SMALL, "--student-resume", str(teacher), "-e"], main_base)
+def test_all_ranks_evaluate_the_network_of_the_first(photos: Path, teacher: Path) -> None:
+    class Second(World):
+        def share_state(self, module: torch.nn.Module) -> None:
+            """Take the weights of the first."""
+            module.load_state_dict(states[0])
+
+    states: list[dict[str, torch.Tensor]] = []
+    words = [str(photos), "-a", TEACHER, *SMALL, "--student-resume", str(teacher), "-e"]
+    engine, second = engine_of(words, main_base), engine_of(words, main_base, Second())
     trained = engine.job.student
     assert trained is not None
     torch.manual_seed(0)
     other = build(TEACHER, 3)
     expected = engine.evaluate(trained)
     assert engine.evaluate(other) != expected
-    monkeypatch.setattr(World, "share_state", lambda _, module: module.load_state_dict(trained.state_dict()))
-    assert engine.evaluate(other) == expected
+    states.append(trained.state_dict())
+    assert second.evaluate(other) == expected

@@ -15,7 +15,7 @@ from classification.data.folders import read_folder
 from classification.training.balance import largest_gradient, terms_not_finite
 from classification.training.step import SMALLEST_SCALE, Stepper
 from mgd import Batch, Outputs
-from mgd.losses import LOSSES, Term
+from mgd.losses import Term
 from tests.classification.test_main import options, records
 
 BAD = 5  # the image whose gradient is not finite
@@ -26,16 +26,18 @@ class Root(Term):
 
     needs = frozenset({"index"})
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> torch.Tensor:
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> torch.Tensor:
         assert batch.index is not None
         zero = (student.logits.float() * torch.rand(()) * 0).sum()
         return zero.sqrt() if bool((batch.index == BAD).any()) else zero
 
 
 @pytest.fixture
-def words(distil: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setitem(LOSSES, "root", Root)
-    return [*options(distil[: distil.index("--loss-factor")], distiller="kd+root"), *distil[-4:]]
+def words(distil: list[str], tmp_path: Path) -> list[str]:
+    file = tmp_path / "root.py"
+    file.write_text(f'from {__name__} import Root\n\nTERMS = {{"root": Root}}\n')
+    rest = options(distil[: distil.index("--loss-factor")], distiller="kd+root", term_module=str(file))
+    return [*rest, *distil[-4:]]
 
 
 def test_the_largest_gradient_is_the_largest_and_not_finite_where_one_is_not() -> None:

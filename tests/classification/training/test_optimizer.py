@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,12 @@ import pytest
 import torch
 from timm.optim import Muon
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from classification import main_base, main_mgd
+from classification.options.groups import Optimisation
 from classification.training.optimizer import build_optimizer, load_optimizer
-from mgd import Distiller, Mutual, Taps, freeze
+from mgd import Distiller, Taps, freeze
 from mgd.losses import CE, OFD
 from tests.classification.conftest import SMALL, STUDENT
 from tests.classification.test_main import options, records
@@ -28,7 +29,7 @@ def distiller() -> Distiller:
 def stepped(kind: str, momentum: float = 0.9, decay: float = 1e-4) -> torch.optim.Optimizer:
     torch.manual_seed(0)
     whole = distiller().train()
-    args = Namespace(optimizer=kind, lr=0.1, momentum=momentum, weight_decay=decay)
+    args = Optimisation(optimizer=kind, lr=0.1, momentum=momentum, weight_decay=decay)
     optimizer = build_optimizer(whole, args)
     whole(torch.randn(4, 3, 6, 6), torch.tensor([0, 1, 0, 1]))["loss"].backward()
     optimizer.step()
@@ -38,7 +39,7 @@ def stepped(kind: str, momentum: float = 0.9, decay: float = 1e-4) -> torch.opti
 @pytest.mark.parametrize("kind", ["sgd", "muon"])
 def test_everything_that_trains_is_updated_and_no_teacher(kind: str) -> None:
     whole = distiller()
-    args = Namespace(optimizer=kind, lr=0.1, momentum=0.9, weight_decay=0.0)
+    args = Optimisation(optimizer=kind, lr=0.1, momentum=0.9, weight_decay=0.0)
     held = [p for group in build_optimizer(whole, args).param_groups for p in group["params"]]
     assert len(held) == len({id(p) for p in held}) and {id(p) for p in held} == {id(p) for p in whole.parameters()}
     assert not {id(p) for p in held} & {id(p) for p in whole.teachers[0].parameters()}
@@ -53,7 +54,7 @@ def test_muon_makes_the_steps_of_the_students_convolutions_orthogonal_and_of_not
 
     weight = nn.Conv2d(8, 16, 3, bias=False)
     toy_ = Distiller(nn.Sequential(weight), freeze(nn.Identity()), {"ce": (CE(), 1.0)})
-    optimizer = build_optimizer(toy_, Namespace(optimizer="muon", lr=0.1, momentum=0.9, weight_decay=0.0))
+    optimizer = build_optimizer(toy_, Optimisation(optimizer="muon", lr=0.1, momentum=0.9, weight_decay=0.0))
     before = weight.weight.detach().clone()
     weight.weight.grad = torch.randn_like(before)
     optimizer.step()
@@ -83,13 +84,13 @@ def orthogonalised(gradient: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("hardware", [True, False])
 def test_muon_orthogonalises_in_float32_where_the_device_lacks_bfloat16(
-    hardware: bool, monkeypatch: pytest.MonkeyPatch
+    hardware: bool,
 ) -> None:
-    monkeypatch.setattr("classification.training.optimizer.has_bfloat16", lambda device: hardware)
     torch.manual_seed(0)
     weight = nn.Conv2d(4, 8, 3, bias=False)
     whole = Distiller(nn.Sequential(weight), freeze(nn.Identity()), {"ce": (CE(), 1.0)})
-    optimizer = build_optimizer(whole, Namespace(optimizer="muon", lr=1.0, momentum=0.0, weight_decay=0.0))
+    args = Optimisation(optimizer="muon", lr=1.0, momentum=0.0, weight_decay=0.0)
+    optimizer = build_optimizer(whole, args, bfloat16=hardware)
     before = weight.weight.detach().clone()
     weight.weight.grad = torch.randn_like(before)
     optimizer.step()
@@ -97,13 +98,12 @@ def test_muon_orthogonalises_in_float32_where_the_device_lacks_bfloat16(
     wrong = float((weight.weight.detach().flatten(1) - expected).abs().max())
     assert wrong > 1e-3 if hardware else wrong < 1e-5
     saved = optimizer.state_dict()
-    monkeypatch.setattr("classification.training.optimizer.has_bfloat16", lambda device: not hardware)
-    load_optimizer(build_optimizer(whole, Namespace(optimizer="muon", lr=1, momentum=0, weight_decay=0)), saved)
+    load_optimizer(build_optimizer(whole, args, bfloat16=not hardware), saved)
 
 
 def test_muon_moves_the_convolutions_of_every_peer() -> None:
-    peers = Mutual([toy(seed=n) for n in range(2)], [{"ce": (CE(), 1.0)}] * 2)
-    optimizer = build_optimizer(peers, Namespace(optimizer="muon", lr=0.1, momentum=0.9, weight_decay=0.0))
+    peers = Distiller.mutual([toy(seed=n) for n in range(2)], [{"ce": (CE(), 1.0)}] * 2)
+    optimizer = build_optimizer(peers, Optimisation(optimizer="muon", lr=0.1, momentum=0.9, weight_decay=0.0))
     hidden = {id(p) for p in optimizer.param_groups[0]["params"]}
     assert hidden == {id(p) for p in peers.parameters() if p.ndim == 4}
 
@@ -141,9 +141,7 @@ def test_momenta_of_something_else_are_refused(kind: str, number: int, entry: di
         load_optimizer(stepped(kind), saved)
 
 
-def test_a_run_with_muon_learns_and_goes_on_with_the_same_bits(
-    distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_muon_learns_and_goes_on_with_the_same_bits(distil: list[str], tmp_path: Path) -> None:
     words = options(distil, optimizer="muon", lr="0.03", wd="0.05", epochs="4", mgd_update_freq="2")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main_mgd.main(options(words, output=str(whole))) == 0
@@ -156,20 +154,17 @@ def test_a_run_with_muon_learns_and_goes_on_with_the_same_bits(
 
 
 @pytest.mark.parametrize("more", ["--lr-drop-epochs 1 2", "--lr-schedule cosine", "--warmup 1 --warmup-epochs 2"])
-def test_steps_are_made_at_the_rate_of_the_schedule(
-    more: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_are_made_at_the_rate_of_the_schedule(more: str, photos: Path, tmp_path: Path) -> None:
     rates: list[float] = []
-    step = torch.optim.SGD.step
 
-    def noted(self: torch.optim.SGD, *inputs: Any) -> Any:
-        rates.append(self.param_groups[0]["lr"])
-        return step(self, *inputs)
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        rates.append(optimizer.param_groups[0]["lr"])
 
-    monkeypatch.setattr(torch.optim.SGD, "step", noted)
     epochs = "1" if "warmup" in more else "3"
     words = [str(photos), "-a", STUDENT, *SMALL, "--epochs", epochs, "--output", str(tmp_path / "run"), *more.split()]
+    handle = register_optimizer_step_pre_hook(note)
     assert main_base.main(words) == 0
+    handle.remove()
     expected = {
         "--lr-drop-epochs 1 2": [0.05] * 4 + [0.005] * 4 + [0.0005] * 4,
         "--lr-schedule cosine": [0.025 * (1 + math.cos(math.pi * n / 12)) for n in range(12)],

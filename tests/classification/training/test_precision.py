@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from classification.models import build
 from classification.options.config import parse
-from classification.runs.launch import World
+from classification.runs.world import Seed, World
 from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.precision import MixedPrecision, WideConv2d, widen
@@ -91,9 +90,8 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("hardware", [True, False])
 def test_nothing_is_computed_in_bfloat16_where_the_device_lacks_it(
-    hardware: bool, monkeypatch: pytest.MonkeyPatch
+    hardware: bool,
 ) -> None:
-    monkeypatch.setattr("classification.training.precision.has_bfloat16", lambda device: hardware)
     found: set[torch.dtype] = set()
 
     class Noted(TorchDispatchMode):
@@ -106,7 +104,7 @@ def test_nothing_is_computed_in_bfloat16_where_the_device_lacks_it(
             return out
 
     with Noted():
-        MixedPrecision(Attention(), CPU, "bf16")(torch.randn(2, 3, 8, 8)).float().sum().backward()
+        MixedPrecision(Attention(), CPU, "bf16", hardware)(torch.randn(2, 3, 8, 8)).float().sum().backward()
     assert (torch.bfloat16 in found) == hardware and torch.float32 in found
 
 
@@ -118,7 +116,7 @@ def test_a_run_on_a_processor_widens_what_it_trains_and_not_its_teacher(
     torch.save(build("cifar_mobilenet_v2", 3).state_dict(), teacher)
     both = {"a": "cifar_mobilenet_v2", "teacher_arch": "cifar_mobilenet_v2", "teacher_resume": str(teacher)}
     words = options(distil[: distil.index("--loss-factor")], **both, distiller="kd", amp=kind, device="cpu")
-    job = distilling.prepare(seeded(parse(words, "", distillation=True)))
+    job = distilling.prepare(parse(words, "", distillation=True), Seed(0, True))
     assert job.student is not None
     assert any(isinstance(m, WideConv2d) for m in job.student.modules()) == expected
     assert not any(isinstance(m, WideConv2d) for m in job.teachers[0].modules())
@@ -129,10 +127,5 @@ def test_a_run_says_that_it_computes_in_float32(
 ) -> None:
     monkeypatch.setattr("classification.training.precision.has_bfloat16", lambda device: False)
     words = [str(photos), "-a", "cifar_resnet8", *SMALL, "--amp", "bf16", "--device", "cpu"]
-    Engine(alone.prepare(seeded(parse(words, "", distillation=False))), World())
+    Engine(alone.prepare(parse(words, "", distillation=False), Seed(0, True)), World())
     assert "this processor has no bfloat16: --amp bf16 computes in float32" in capsys.readouterr().out
-
-
-def seeded(args: Namespace) -> Namespace:
-    args.seeded = True
-    return args

@@ -8,33 +8,22 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import mgd
 from classification import main_base, main_mgd
-from classification.data.transforms import eval_transform
-from classification.training import trainer
+from classification.data.preprocessing import Preprocessing, Transform
+from classification.training import saving, trainer
 from tests.classification.conftest import SMALL, STUDENT, TEACHER
 from tests.classification.runs.test_resume import differences, into  # noqa: F401
+from tests.classification.seams import fix_norms, run_changed
 from tests.classification.test_main import options, records
 
 ALL = {"accumulate": "2", "ema": "0.9", "mixup": "0.2", "cutmix": "1", "distiller": "mgd+kd", "mgd_reducer": "rd"}
 
 
-def without_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make norms use fixed statistics: a batch in parts is then the same function as the whole batch."""
-    forward = nn.BatchNorm2d.forward
-
-    def fixed(self: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
-        self.training = False
-        return forward(self, x)
-
-    monkeypatch.setattr(nn.BatchNorm2d, "forward", fixed)
-
-
 def cut_at_save(number: int, words: list[str]) -> int:
     """Run, be interrupted behind the checkpoint of that number, and return the status."""
-    left, save = [number], trainer.Trainer.save
+    left, save = [number], saving.save
 
     def cut(self: Any, **how: Any) -> None:
         save(self, **how)
@@ -43,7 +32,7 @@ def cut_at_save(number: int, words: list[str]) -> int:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer.Trainer, "save", cut)
+        patch.setattr(trainer, "save", cut)
         return main_mgd.main(words)
 
 
@@ -52,13 +41,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_a_batch_in_parts_gives_the_update_of_the_whole(
-    distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_norms(monkeypatch)
+def test_a_batch_in_parts_gives_the_update_of_the_whole(distil: list[str], tmp_path: Path) -> None:
     words = options(distil, epochs="1", momentum="0")
     for parts in ("1", "3"):  # batches of 7 and 6 images: parts of 3, 2, 2 and of 2
-        assert main_mgd.main(options(into(words, tmp_path / parts), accumulate=parts)) == 0
+        assert run_changed(options(into(words, tmp_path / parts), accumulate=parts), fix_norms) == 0
     for (name, whole), in_parts in zip(weights(tmp_path / "1").items(), weights(tmp_path / "3").values(), strict=True):
         torch.testing.assert_close(in_parts, whole, rtol=1e-3, atol=1e-5, msg=name)
     first, other = records(tmp_path / "1")[0], records(tmp_path / "3")[0]
@@ -202,8 +188,11 @@ def test_the_training_accuracy_is_that_of_the_images_seen(
     distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trained network that learns nothing more, on images without augmentation: it scores as when evaluated."""
-    monkeypatch.setattr("classification.training.trainer.train_transform", eval_transform)
-    without_norms(monkeypatch)
+
+    def plain(size: int, crop: str, **_: object) -> Transform:
+        return Preprocessing.of(size, crop).transform()
+
+    monkeypatch.setattr("classification.training.trainer.train_transform", plain)
     teacher = distil[distil.index("--teacher-resume") + 1]
     lines = [f"{p.relative_to(distil[0])} {n}\n" for n, c in enumerate(("bar", "dot", "sky"))
              for p in sorted(Path(distil[0], "train", c).iterdir())]  # fmt: skip
@@ -214,6 +203,6 @@ def test_the_training_accuracy_is_that_of_the_images_seen(
     state = torch.load(teacher, weights_only=True)["state_dict"]
     torch.save(state, tmp_path / "w.pth")
     run = ["--student-resume", str(tmp_path / "w.pth"), "--output", str(tmp_path / "run")]
-    assert main_base.main([*words, *run]) == 0
+    assert run_changed([*words, *run], fix_norms, main_base) == 0
     (record,) = records(tmp_path / "run")
     assert record["train_top1"] == pytest.approx(record["valid_top1"]) and 0 < record["train_top1"] < 100

@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor, nn
 
 from classification import main_base, main_mgd
-from classification.models import NETWORKS, build
+from classification.models import NETWORKS, Network, build
 from tests.classification.test_main import options, records, without
 
 
@@ -22,10 +22,10 @@ def test_a_run_says_where_every_margin_comes_from_and_how_many_norms_were_folded
     assert main_mgd.main([*words, *taps]) == 0
     said = capsys.readouterr().out
     sources = "layer1 measured, layer2.0.relu@in#-1 norm layer2.0.bn2, bn1 norm bn1"
-    assert f"=> margins of mgd: {sources}\n" in said and f"=> margins of ofd: {sources}\n" in said
+    assert f"=> mgd: margins: {sources}\n" in said and f"=> ofd: margins: {sources}\n" in said
     assert "=> teacher: frozen, 6 of 7 batch norms folded into convolutions" in said  # a tapped one stays
     assert main_mgd.main([*options(words, output=str(tmp_path / "other")), *taps, "--mgd-margin", "none"]) == 0
-    assert "=> margins of mgd: layer1 none, layer2.0.relu@in#-1 none, bn1 none\n" in capsys.readouterr().out
+    assert "=> mgd: margins: layer1 none, layer2.0.relu@in#-1 none, bn1 none\n" in capsys.readouterr().out
 
 
 class Wrapped(nn.Module):
@@ -43,7 +43,7 @@ def test_networks_that_return_more_than_logits_train_teach_and_are_evaluated(
     distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for key in ("object", "logits", "prediction"):
-        monkeypatch.setitem(NETWORKS, f"wrapped_{key}", (lambda num_classes, key=key: Wrapped(num_classes, key), None))
+        monkeypatch.setitem(NETWORKS, f"wrapped_{key}", Network(__name__, "Wrapped", None, {"key": key}))
     words = without(distil, "--teacher-arch", "--teacher-resume", "--loss-factor", "--distiller", "--mgd-update-freq")
     words = options(without(words, "--mgd-max-images"), arch="wrapped_object", epochs="1", output=str(tmp_path / "own"))
     assert main_base.main(words) == 0

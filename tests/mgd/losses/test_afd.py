@@ -5,6 +5,7 @@ import torch
 
 from mgd import Batch, Outputs
 from mgd.losses.afd import AFD, TapAttention, afd
+from tests.mgd.nets import built
 from tests.reference import map_losses
 
 STUDENT = ((5, 4, 6, 6), (5, 5, 3, 3))
@@ -25,7 +26,7 @@ def _seed() -> None:
 def test_equals_the_literal_formula() -> None:
     student, teacher = outputs(*STUDENT), outputs(*TEACHER, seed=1)
     arrays = [[x.detach().numpy() for x in net.features] for net in (student, teacher)]
-    term = AFD.from_outputs(student, [teacher], 10, width=8)
+    term = built(AFD, student, [teacher], 10, width=8)
     layers = {name: value.numpy() for name, value in term.attentions[0].state_dict().items()}
     expected = map_losses.tap_attention(arrays[0], arrays[1], layers)
     attention = term.attentions[0](student.features, teacher.features)
@@ -65,14 +66,14 @@ def test_scale_and_order_of_the_channels_change_no_distance() -> None:
 
 def test_several_teachers_have_attentions_of_their_own() -> None:
     student, teachers = outputs(*STUDENT), [outputs(*TEACHER, seed=1), outputs(*STUDENT, seed=2)]
-    term = AFD.from_outputs(student, teachers, 10, teacher_weights=[3.0, 1.0])
-    each = [term.compare(i, student, teacher, Batch()) for i, teacher in enumerate(teachers)]
+    term = built(AFD, student, teachers, 10, teacher_weights=[3.0, 1.0])
+    each = [term.against(i, student, teacher, Batch()) for i, teacher in enumerate(teachers)]
     torch.testing.assert_close(term(student, teachers, Batch()), (3 * each[0] + each[1]) / 4)
 
 
 def test_gradient_reaches_the_student_and_the_attention_only() -> None:
     student, teacher = outputs(*STUDENT), outputs(*TEACHER, seed=1)
-    term = AFD.from_outputs(student, [teacher], 10, width=8)
+    term = built(AFD, student, [teacher], 10, width=8)
     term(student, [teacher], Batch()).backward()
     assert all(x.grad is not None and x.grad.any() for x in student.features)
     assert all(x.grad is None for x in teacher.features)
@@ -84,7 +85,7 @@ def test_gradient_reaches_the_student_and_the_attention_only() -> None:
 def test_bf16_is_near_float32() -> None:
     student = outputs(*STUDENT, dtype=torch.bfloat16)
     teacher = outputs(*TEACHER, seed=1, dtype=torch.bfloat16)
-    term = AFD.from_outputs(student, [teacher], 10)
+    term = built(AFD, student, [teacher], 10)
     wide = [Outputs(x.logits, [f.detach().float() for f in x.features]) for x in (student, teacher)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = term(student, [teacher], Batch())
@@ -96,15 +97,15 @@ def test_tokens_are_no_maps() -> None:
     student, teacher = outputs(*STUDENT), outputs(*TEACHER, seed=1)
     tokens = Outputs(student.logits, [x.flatten(2).transpose(1, 2) for x in student.features])
     with pytest.raises(ValueError, match=r"expected a map .*@tokens"):
-        AFD.from_outputs(tokens, [teacher], 10, width=8)
+        built(AFD, tokens, [teacher], 10, width=8)
 
 
 def test_wrong_use_is_refused() -> None:
     for arguments in (([], [[1]]), ([1], []), ([1], [[1], []])):
         with pytest.raises(ValueError, match="at least one tap of every network"):
             AFD(*arguments)
-    with pytest.raises(ValueError, match="width=0"):
+    with pytest.raises(ValueError, match="width must be at least 1; got 0"):
         AFD([1], [[1]], width=0)
     with pytest.raises(TypeError):
-        AFD.from_outputs(outputs(*STUDENT), [outputs(*TEACHER)], 10, heads=2)
+        built(AFD, outputs(*STUDENT), [outputs(*TEACHER)], 10, heads=2)
     assert AFD.weight == 50 and AFD([1], [[1]]).attentions[0].student_position.shape == (1, 128)

@@ -107,7 +107,7 @@ def test_cross_entropy_and_kd_with_weights_equal_their_loss_with_labels() -> Non
     module = losses.KDLoss(*PATHS, temperature=5.0, alpha=0.3)
 
     def ours(z: Tensor) -> Tensor:
-        parts = [term(Outputs(z), [Outputs(teacher)], Batch(target)) for term in (CE(), KD(5.0))]
+        parts = [term(Outputs(z), [Outputs(teacher)], Batch(target)) for term in (CE(), KD(temperature=5.0))]
         value: Tensor = 0.3 * parts[0] + 0.7 * parts[1]
         return value
 
@@ -120,7 +120,7 @@ def test_standardised_kd_equals_their_loss_at_the_temperature_of_the_other_devia
     # Their standard deviation divides by K - 1, ours by K; their eps is added, ours a lower bound.
     theirs_tau = tau * math.sqrt((num_classes - 1) / num_classes)
     module = losses.LogitStdKDLoss(*PATHS, temperature=theirs_tau, eps=0.0, alpha=0.0)
-    term = KD(tau, standardised=True)
+    term = KD(temperature=tau, standardised=True)
     # Without labels theirs has no factor tau^2.
     check(
         lambda z: term(Outputs(z), [Outputs(teacher)], Batch()),

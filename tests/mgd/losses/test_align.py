@@ -5,20 +5,7 @@ import pytest
 import torch
 
 from mgd import Outputs, solve_flow
-from mgd.losses.align import as_map, channels, check_channels, pair, pairs, regressor, same_size, start_from
-
-
-def test_a_map_is_returned_unchanged() -> None:
-    x = torch.zeros(2, 3, 4, 5)
-    assert as_map(x) is x
-
-
-@pytest.mark.parametrize(
-    "shape", [(2, 9, 3), (2, 10, 3), (50, 2, 512), (2, 256, 49), (2, 7, 3), (2, 3), (2, 3, 4, 5, 6)]
-)
-def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected a map .* got the shape"):
-        as_map(torch.zeros(shape))
+from mgd.losses.align import at_size_of, check_channels, pair, pairs, regressor, same_size, start_from
 
 
 def test_the_larger_side_is_averaged_per_side() -> None:
@@ -31,6 +18,22 @@ def test_the_larger_side_is_averaged_per_side() -> None:
 def test_equal_sizes_are_returned_unchanged() -> None:
     a, b = torch.zeros(1, 1, 4, 5), torch.zeros(1, 2, 4, 5)
     assert same_size(a, b)[0] is a and same_size(a, b)[1] is b
+
+
+def test_the_teacher_takes_the_resolution_of_the_student() -> None:
+    student, teacher = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 4, 4)
+    assert at_size_of(student, teacher) is teacher
+    large = torch.randn(2, 5, 8, 12, dtype=torch.float64)
+    averaged = large.reshape(2, 5, 4, 2, 4, 3).mean((3, 5))
+    torch.testing.assert_close(at_size_of(student, large), averaged)
+    # Between the centres of 2 pixels, 0 and 8, the centres of 4 lie at 0, a quarter, three quarters and 8.
+    ramp = torch.tensor([0.0, 8.0]).expand(1, 1, 2, 2)
+    assert at_size_of(student, ramp)[0, 0].tolist() == [[0, 2, 6, 8]] * 4
+    # A pixel of 4 covers one and a quarter of 5: the mean of a constant slope is that slope's.
+    slope = torch.arange(5.0).expand(1, 1, 5, 5).bfloat16()
+    fitted = at_size_of(torch.zeros(1, 1, 5, 4), slope)
+    assert fitted.dtype == torch.bfloat16 and fitted.shape == (1, 1, 5, 4)
+    assert fitted[0, 0, 0, 1:3].float().tolist() == pytest.approx([1.375, 2.625], abs=0.05)
 
 
 def test_a_pair_is_float32_of_one_size_without_gradient_to_the_teacher() -> None:
@@ -48,12 +51,6 @@ def test_pairs_need_as_many_taps_of_both() -> None:
     for student, teacher in ((two, one), (one, none), (none, none)):
         with pytest.raises(ValueError, match=r"got . of the student, . of the teacher"):
             pairs(student, teacher)
-
-
-def test_channels_are_read_from_maps() -> None:
-    assert channels(Outputs(torch.zeros(2, 3), [torch.zeros(2, 5, 4, 4), torch.zeros(2, 7, 1, 1)])) == [5, 7]
-    with pytest.raises(ValueError, match="expected a map"):
-        channels(Outputs(torch.zeros(2, 3), [torch.zeros(2, 10, 7)]))
 
 
 @pytest.mark.parametrize(("student", "teachers"), [([], [[]]), ([3], []), ([3], [[4, 5]]), ([3, 4], [[5, 6], [7]])])

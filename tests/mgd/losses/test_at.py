@@ -7,6 +7,7 @@ import torch
 
 from mgd import Batch, Outputs
 from mgd.losses.at import AT, at
+from tests.mgd.nets import built
 from tests.reference import map_losses
 
 
@@ -45,7 +46,7 @@ def test_taps_are_summed_and_teachers_averaged() -> None:
     teachers = [outputs((3, 5, 8, 8), (3, 9, 2, 2), seed=1), outputs((3, 2, 4, 4), (3, 3, 4, 4), seed=2)]
     each = [sum(at(s, t) for s, t in zip(student.features, x.features, strict=True)) for x in teachers]
     torch.testing.assert_close(AT()(student, teachers, Batch()), (each[0] + each[1]) / 2)
-    term = AT.from_outputs(student, teachers, 10, teacher_weights=[1.0, 3.0])
+    term = built(AT, student, teachers, 10, teacher_weights=[1.0, 3.0])
     torch.testing.assert_close(term(student, teachers, Batch()), (each[0] + 3 * each[1]) / 4)
 
 
@@ -74,5 +75,5 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="tap both networks"):
         AT()(outputs(), [outputs()], Batch())
     with pytest.raises(TypeError):
-        AT.from_outputs(outputs((3, 4, 4, 4)), [outputs((3, 4, 4, 4))], 10, power=2)
+        built(AT, outputs((3, 4, 4, 4)), [outputs((3, 4, 4, 4))], 10, power=2)
     assert AT.weight == 1000

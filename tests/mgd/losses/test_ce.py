@@ -20,7 +20,7 @@ def test_by_hand() -> None:
 def test_smoothing_and_mixed_labels_spread_the_mass() -> None:
     outputs, target = Outputs(torch.randn(3, 4)), torch.tensor([0, 3, 1])
     spread = 0.8 * torch.eye(4)[target] + 0.2 / 4
-    smoothed, mixed = CE(0.2)(outputs, [], Batch(target)), CE()(outputs, [], Batch(spread))
+    smoothed, mixed = CE(label_smoothing=0.2)(outputs, [], Batch(target)), CE()(outputs, [], Batch(spread))
     torch.testing.assert_close(smoothed, mixed)
 
 
@@ -31,6 +31,6 @@ def test_bf16_is_computed_in_float32() -> None:
 def test_wrong_use_is_refused() -> None:
     for share in (-0.1, 1.0, math.nan):
         with pytest.raises(ValueError, match="at least 0 and below 1"):
-            CE(share)
+            CE(label_smoothing=share)
     with pytest.raises(ValueError, match="needs labels"):
         CE()(Outputs(torch.zeros(1, 2)), [], Batch())

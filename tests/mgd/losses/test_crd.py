@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mgd import Batch, Outputs
 from mgd.losses.crd import CRD, candidates, crd
 from tests.mgd.losses.ranks import Loss, check_two_ranks
-from tests.mgd.nets import has_gradient
+from tests.mgd.nets import built, has_gradient
 from tests.reference import other_losses
 
 NUM_IMAGES = 12
@@ -152,7 +152,7 @@ def test_gradient_reaches_the_student_and_both_heads_but_not_the_teacher() -> No
 
 def test_without_taps_the_logits_are_contrasted() -> None:
     student, teacher = Outputs(torch.randn(4, 5, requires_grad=True)), Outputs(torch.randn(4, 5))
-    loss = CRD.from_outputs(student, [teacher], NUM_IMAGES, num_negatives=6)
+    loss = built(CRD, student, [teacher], NUM_IMAGES, num_negatives=6)
     loss(student, [teacher], Batch(index=INDEX)).backward()
     assert has_gradient(student.logits) and memory_of(loss).student_bank.shape == (NUM_IMAGES, 128)
 
@@ -175,7 +175,7 @@ def test_a_sharp_temperature_stays_finite() -> None:
 def test_each_teacher_has_a_memory_of_its_own_and_the_term_averages() -> None:
     student, teachers, batch = outputs(3, 1), [outputs(4, 2), outputs(5, 3)], Batch(index=INDEX)
     loss = term(3, 4, 5, teacher_weights=[3.0, 1.0]).eval()
-    parts = [loss.compare(n, student, teacher, batch) for n, teacher in enumerate(teachers)]
+    parts = [loss.against(n, student, teacher, batch) for n, teacher in enumerate(teachers)]
     torch.testing.assert_close(loss(student, teachers, batch), 0.75 * parts[0] + 0.25 * parts[1])
 
 
@@ -245,7 +245,7 @@ def test_an_embedding_that_is_not_finite_leaves_the_memory_alone() -> None:
 
 def test_defaults_and_momentum_of_crd() -> None:
     memory = memory_of(CRD(3, [3], 20000))
-    assert (memory.num_negatives, memory.temperature, memory.momentum) == (16384, 0.07, 0.5)
+    assert (memory.num_negatives, memory.hyper.temperature, memory.hyper.momentum) == (16384, 0.07, 0.5)
     for momentum in (-0.1, 1.0):
         with pytest.raises(ValueError, match="momentum"):
             CRD(3, [3], 12, momentum=momentum)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mgd import Batch, Outputs
 from mgd.losses.dist import DIST, dist
 from tests.mgd.losses.ranks import Loss, check_two_ranks
+from tests.mgd.nets import built
 from tests.reference import logit_losses as literal
 
 
@@ -106,7 +107,7 @@ def test_the_term_averages_over_teachers() -> None:
     student, first = draw()
     teachers = [first, draw(1)[1]]
     expected = torch.stack([dist(student, t, temperature=2.0, gamma=3.0) for t in teachers]).mean()
-    term = DIST(2.0, gamma=3.0)
+    term = DIST(temperature=2.0, gamma=3.0)
     torch.testing.assert_close(term(Outputs(student), [Outputs(t) for t in teachers], Batch()), expected)
 
 
@@ -119,7 +120,7 @@ def test_wrong_hyper_parameters_are_refused() -> None:
                 make(**wrong)
     student, teacher = draw()
     with pytest.raises(TypeError, match="alpha"):
-        DIST.from_outputs(Outputs(student), [Outputs(teacher)], 6, alpha=1.0)
+        built(DIST, Outputs(student), [Outputs(teacher)], 6, alpha=1.0)
 
 
 def test_two_ranks_compute_the_loss_and_gradients_of_one() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from mgd import Batch, Outputs
 from mgd.losses.dkd import DKD, dkd
 from mgd.losses.kd import kd
+from tests.mgd.nets import built
 from tests.reference import logit_losses as literal
 
 
@@ -85,7 +86,7 @@ def test_the_term_averages_over_teachers() -> None:
     student, first, target = draw()
     teachers = [first, draw(1)[1]]
     first_loss, second_loss = (dkd(student, t, target, temperature=2.0, beta=1.0) for t in teachers)
-    term = DKD(2.0, beta=1.0, teacher_weights=[3, 1])
+    term = DKD(temperature=2.0, beta=1.0, teacher_weights=[3, 1])
     value = term(Outputs(student), [Outputs(t) for t in teachers], Batch(target))
     torch.testing.assert_close(value, 0.75 * first_loss + 0.25 * second_loss)
 
@@ -99,7 +100,7 @@ def test_wrong_hyper_parameters_are_refused() -> None:
                 make(**wrong)
     student, teacher, _ = draw()
     with pytest.raises(TypeError, match="tau"):
-        DKD.from_outputs(Outputs(student), [Outputs(teacher)], 6, tau=2.0)
+        built(DKD, Outputs(student), [Outputs(teacher)], 6, tau=2.0)
 
 
 def test_one_class_or_mixed_labels_are_refused() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from mgd import Batch, Outputs
 from mgd.losses.dml import DML, dml
+from tests.mgd.nets import built
 from tests.reference import logit_losses as literal
 
 
@@ -90,7 +92,7 @@ def test_the_term_averages_over_peers() -> None:
 def test_unknown_options_are_refused() -> None:
     student, teacher = draw()
     with pytest.raises(TypeError, match="temperature"):
-        DML.from_outputs(Outputs(student), [Outputs(teacher)], 6, temperature=2.0)
+        built(DML, Outputs(student), [Outputs(teacher)], 6, temperature=2.0)
 
 
 def test_each_of_several_networks_learns_from_the_mean_over_its_peers() -> None:
@@ -98,7 +100,7 @@ def test_each_of_several_networks_learns_from_the_mean_over_its_peers() -> None:
     for number, own in enumerate(logits):
         peers = [Outputs(other) for position, other in enumerate(logits) if position != number]
         expected = sum(divergence(own, peer.logits) for peer in peers) / 2
-        term = DML.from_outputs(Outputs(own), peers, 6)
+        term = built(DML, Outputs(own), peers, 6)
         assert term(Outputs(own), peers, Batch()).item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -119,8 +121,13 @@ def test_the_form_is_the_one_that_was_chosen_whatever_the_number_of_peers(peers:
     outputs = [Outputs(other) for other in others]
     plain = sum(divergence(student, other) for other in others) / peers
     both = sum(literal.dml(student.numpy(), other.numpy()) for other in others) / peers
-    for options, expected in (({}, plain), ({"symmetric": False}, plain), ({"symmetric": True}, both)):
-        term = DML.from_outputs(Outputs(student), outputs, 6, **options)
+    cases: tuple[tuple[dict[str, Any], float], ...] = (
+        ({}, plain),
+        ({"symmetric": False}, plain),
+        ({"symmetric": True}, both),
+    )
+    for options, expected in cases:
+        term = built(DML, Outputs(student), outputs, 6, **options)
         assert term(Outputs(student), outputs, Batch()).item() == pytest.approx(expected, rel=1e-4)
 
 

@@ -5,6 +5,7 @@ import torch
 
 from mgd import Batch, Outputs
 from mgd.losses.fitnet import FitNet
+from tests.mgd.nets import built
 from tests.reference import map_losses
 
 
@@ -26,7 +27,7 @@ def _seed() -> None:
 @pytest.mark.parametrize(("tap", "used"), [(None, 1), (0, 0), (-1, 2)])
 def test_equals_the_literal_formula(tap: int | None, used: int) -> None:
     student, teacher = outputs(*STUDENT), outputs(*TEACHER, seed=1)
-    term = FitNet.from_outputs(student, [teacher], 10, tap=tap)
+    term = built(FitNet, student, [teacher], 10, tap=tap)
     weight = term.get_parameter("regressors.0.0.weight").detach().numpy()[:, :, 0, 0]
     own, hint = (x.features[used].detach().numpy() for x in (student, teacher))
     expected = map_losses.fitnet(own, hint, weight)
@@ -48,7 +49,7 @@ def test_the_middle_tap_is_the_hint(num_taps: int, middle: int) -> None:
 
 def test_scale_and_shift_of_the_students_map_change_nothing() -> None:
     student, teacher = outputs(*STUDENT), outputs(*TEACHER, seed=1)
-    term = FitNet.from_outputs(student, [teacher], 10)
+    term = built(FitNet, student, [teacher], 10)
     moved = Outputs(student.logits, [7 * x - 3 for x in student.features])
     expected = term(student, [teacher], Batch())
     torch.testing.assert_close(term(moved, [teacher], Batch()), expected, rtol=1e-4, atol=1e-5)
@@ -56,15 +57,15 @@ def test_scale_and_shift_of_the_students_map_change_nothing() -> None:
 
 def test_several_teachers_have_regressors_of_their_own() -> None:
     student, teachers = outputs(*STUDENT), [outputs(*TEACHER, seed=1), outputs(*STUDENT, seed=2)]
-    term = FitNet.from_outputs(student, teachers, 10, teacher_weights=[3.0, 1.0])
-    each = [term.compare(i, student, teacher, Batch()) for i, teacher in enumerate(teachers)]
+    term = built(FitNet, student, teachers, 10, teacher_weights=[3.0, 1.0])
+    each = [term.against(i, student, teacher, Batch()) for i, teacher in enumerate(teachers)]
     torch.testing.assert_close(term(student, teachers, Batch()), (3 * each[0] + each[1]) / 4)
     assert [len(r.get_parameter("0.weight")) for r in term.regressors] == [8, 5]
 
 
 def test_gradient_reaches_the_student_and_the_regressor_only() -> None:
     student, teacher = outputs(*STUDENT), outputs(*TEACHER, seed=1)
-    term = FitNet.from_outputs(student, [teacher], 10)
+    term = built(FitNet, student, [teacher], 10)
     term(student, [teacher], Batch()).backward()
     assert student.features[1].grad is not None and student.features[1].grad.any()
     assert all(x.grad is None for x in (student.features[0], *teacher.features))
@@ -74,7 +75,7 @@ def test_gradient_reaches_the_student_and_the_regressor_only() -> None:
 def test_bf16_is_near_float32() -> None:
     student = outputs(*STUDENT, dtype=torch.bfloat16)
     teacher = outputs(*TEACHER, seed=1, dtype=torch.bfloat16)
-    term = FitNet.from_outputs(student, [teacher], 10)
+    term = built(FitNet, student, [teacher], 10)
     plain = term(student, [teacher], Batch())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = term(student, [teacher], Batch())
@@ -91,5 +92,5 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="1 teacher weights and got 2 teachers"):
         FitNet([4], [[7]])(outputs(STUDENT[0]), [outputs(TEACHER[0])] * 2, Batch())
     with pytest.raises(TypeError):
-        FitNet.from_outputs(outputs(*STUDENT), [outputs(*TEACHER)], 10, layer=1)
+        built(FitNet, outputs(*STUDENT), [outputs(*TEACHER)], 10, layer=1)
     assert FitNet.weight == 100

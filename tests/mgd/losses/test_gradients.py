@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mgd import Batch, ChannelMatching, Outputs, losses
 from mgd.losses import LOSSES, Term, standardise
+from tests.mgd.nets import built, ready
 
 Change = Callable[[Tensor], Tensor]
 
@@ -76,8 +77,13 @@ def check(make: Callable[[Outputs, Outputs], torch.nn.Module], pair: list[Output
     assert loss.isfinite() or "1e+18" in what or "1e+30" in what, f"{what}: the loss is {loss.item()}"
 
 
+def hypers(name: str) -> set[str]:
+    """Names of a term's hyper-parameters."""
+    return {field.name for field in fields(LOSSES[name].Hyper)}
+
+
 def variants(name: str) -> list[dict[str, Any]]:
-    known = inspect.signature(LOSSES[name]).parameters
+    known = hypers(name)
     scales = [{"temperature": t} for t in (0.1, 1.0, 20.0)] if "temperature" in known and name != "crd" else [{}]
     both = [{"symmetric": True}] if "symmetric" in known else []
     return [*scales, *both, *([{"standardised": True}] if "standardised" in known else [])]
@@ -89,9 +95,9 @@ def pairs(conditions: dict[str, Change]) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 3.0}, {"symmetric": True}])
-@pytest.mark.parametrize("name", ["ce", "kd", "dkd", "dml", "ssld", "wsl", "meal"])
+@pytest.mark.parametrize("name", ["ce", "kd", "dkd", "dml", "ssld", "wsl", "wttm", "meal"])
 def test_a_class_left_out_by_minus_infinity_is_as_one_that_is_not_there(name: str, options: dict[str, float]) -> None:
-    if not options.keys() <= inspect.signature(LOSSES[name]).parameters.keys():
+    if not options.keys() <= hypers(name):
         return
     function: Any = torch.nn.functional.cross_entropy if name == "ce" else getattr(losses, name)
     generator = torch.Generator().manual_seed(0)
@@ -112,13 +118,11 @@ def test_a_class_left_out_by_minus_infinity_is_as_one_that_is_not_there(name: st
 
 
 @pytest.mark.parametrize("standardised", [False, True])
-@pytest.mark.parametrize(
-    "name", [name for name in LOSSES if "standardised" in inspect.signature(LOSSES[name]).parameters]
-)
+@pytest.mark.parametrize("name", [name for name in LOSSES if "standardised" in hypers(name)])
 def test_a_loss_of_logits_that_are_nan_is_nan(name: str, standardised: bool) -> None:
     good, bad = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     bad[1, 2] = torch.nan
-    term = LOSSES[name].from_outputs(Outputs(good), [Outputs(good)], 20, standardised=standardised)
+    term = built(LOSSES[name], Outputs(good), [Outputs(good)], 20, standardised=standardised)
     for pair in ((good, bad), (bad, good), (bad, bad)):
         assert term(Outputs(pair[0]), [Outputs(pair[1])], Batch(torch.tensor([0, 1, 2, 1]))).isnan()
 
@@ -138,7 +142,7 @@ def test_of_hard_logits(name: str) -> None:
                     outputs(images, 1, (5, 9), LOGITS[b], lambda m: m),
                 ]
                 bare = [Outputs(o.logits) for o in both]
-                check(lambda s, t, o=options: build.from_outputs(s, [t], 20, **o), bare, f"{name} {options} {a}, {b}")  # type: ignore[misc]
+                check(lambda s, t, o=options: built(build, s, [t], 20, **o), bare, f"{name} {options} {a}, {b}")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", [name for name, term in LOSSES.items() if "maps" in term.needs | term.uses])
@@ -147,7 +151,7 @@ def test_of_hard_maps(name: str) -> None:
     for images in (4, 2) if name == "afd" else (4, 1):
         for a, b in pairs(MAPS):
             both = [outputs(images, 0, (4, 6), lambda z: z, MAPS[a]), outputs(images, 1, (5, 9), lambda z: z, MAPS[b])]
-            check(lambda s, t: build.from_outputs(s, [t], 20), both, f"{name} {images} {a}, {b}")
+            check(lambda s, t: ready(build, s, [t], 20), both, f"{name} {images} {a}, {b}")
 
 
 @pytest.mark.parametrize("form", ["sum", "mean", "relative"])

@@ -44,14 +44,14 @@ def test_gradient_reaches_the_student_only_also_from_bf16() -> None:
 def test_the_term_averages_over_teachers() -> None:
     student, teachers = Outputs(torch.randn(4, 3)), [Outputs(torch.randn(4, 3)) for _ in range(2)]
     expected = sum(kd(student.logits, t.logits, temperature=2.0) for t in teachers) / 2
-    torch.testing.assert_close(KD(2.0)(student, teachers, Batch()), expected)
+    torch.testing.assert_close(KD(temperature=2.0)(student, teachers, Batch()), expected)
 
 
 def test_label_smoothing_of_ce() -> None:
     logits, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
     log_p = logits.log_softmax(1)
     expected = -(0.9 * log_p[range(4), target] + 0.1 * log_p.mean(1)).mean()
-    torch.testing.assert_close(CE(0.1)(Outputs(logits), [], Batch(target)), expected)
+    torch.testing.assert_close(CE(label_smoothing=0.1)(Outputs(logits), [], Batch(target)), expected)
 
 
 def test_registry_names_its_terms() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from mgd import Batch, Outputs
 from mgd.losses.map_l2 import MapL2, map_l2
-from tests.mgd.nets import has_gradient
+from tests.mgd.nets import built, has_gradient
 from tests.reference import other_losses
 
 
@@ -19,7 +19,7 @@ def outputs(channels: int, side: int, seed: int, grad: bool = False) -> Outputs:
 
 def term(*teachers: Outputs, **options: Any) -> MapL2:
     torch.manual_seed(0)
-    return MapL2.from_outputs(outputs(4, 4, 0), teachers, 10, **options)
+    return built(MapL2, outputs(4, 4, 0), teachers, 10, **options)
 
 
 def test_equals_the_literal_formula_also_where_the_student_is_larger_or_smaller() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from mgd import Batch, Outputs
 from mgd.losses.masked_generative import MaskedGenerative, draw_mask
-from tests.mgd.nets import has_gradient
+from tests.mgd.nets import built, has_gradient
 from tests.reference import other_losses
 
 
@@ -20,7 +20,7 @@ def outputs(channels: int, side: int, seed: int, grad: bool = False) -> Outputs:
 
 def term(student: Outputs, *teachers: Outputs, **options: Any) -> MaskedGenerative:
     torch.manual_seed(0)
-    return MaskedGenerative.from_outputs(student, teachers, 10, **options)
+    return built(MaskedGenerative, student, teachers, 10, **options)
 
 
 def literal(loss: MaskedGenerative, number: int, student: np.ndarray, teacher: np.ndarray, mask: np.ndarray) -> float:
@@ -114,7 +114,7 @@ def test_bf16_gives_a_float32_value_near_the_float32_one() -> None:
 def test_each_teacher_has_layers_of_its_own_and_the_term_averages() -> None:
     student, teachers = outputs(3, 4, 1), [outputs(3, 4, 2), outputs(5, 4, 3)]
     loss = term(student, *teachers, teacher_weights=[3.0, 1.0]).eval()
-    parts = [loss.compare(n, student, teacher, Batch()) for n, teacher in enumerate(teachers)]
+    parts = [loss.against(n, student, teacher, Batch()) for n, teacher in enumerate(teachers)]
     torch.testing.assert_close(loss(student, teachers, Batch()), 0.75 * parts[0] + 0.25 * parts[1])
 
 
@@ -128,4 +128,4 @@ def test_wrong_use_is_refused() -> None:
 
 
 def test_the_share_that_is_masked_by_default() -> None:
-    assert MaskedGenerative(3, [3]).ratio == 0.15
+    assert MaskedGenerative(3, [3]).hyper.ratio == 0.15

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mgd import Batch, Outputs
 from mgd.losses.meal import MEAL, meal
 from mgd.losses.term import standardise
+from tests.mgd.nets import built
 from tests.reference import logit_losses as literal
 
 
@@ -63,10 +64,10 @@ def test_the_order_of_teachers_and_a_shift_of_logits_change_nothing_in_the_simil
 
 def test_widths_are_those_of_the_source_and_never_below_two() -> None:
     for classes, widths in ((1000, [1000, 125, 15, 2]), (10, [10, 2, 2, 2])):
-        term = MEAL.from_outputs(Outputs(torch.zeros(1, classes)), [], 6, similarity=0.5)
+        term = built(MEAL, Outputs(torch.zeros(1, classes)), [], 6, similarity=0.5)
         linear = [layer for layer in term.discriminator if isinstance(layer, nn.Linear)]
         assert [linear[0].in_features, *(layer.out_features for layer in linear)] == widths
-        assert term.factors == (0.5, 1.0)
+        assert (term.hyper.similarity, term.hyper.discriminator) == (0.5, 1.0)
 
 
 def test_joint_descent_teaches_the_discriminator_and_moves_the_student_the_same_way() -> None:
@@ -119,7 +120,7 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="0 teachers"):
         MEAL(5)(Outputs(student), [], Batch())
     with pytest.raises(TypeError, match="temperature"):
-        MEAL.from_outputs(Outputs(student), [Outputs(first), Outputs(second)], 6, temperature=2.0)
+        built(MEAL, Outputs(student), [Outputs(first), Outputs(second)], 6, temperature=2.0)
 
 
 def test_meal_weighs_its_teachers_in_both_parts() -> None:

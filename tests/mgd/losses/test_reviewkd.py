@@ -8,7 +8,7 @@ import torch
 
 from mgd import Batch, Outputs
 from mgd.losses.reviewkd import ReviewKD, context_loss
-from tests.mgd.nets import has_gradient
+from tests.mgd.nets import built, has_gradient
 from tests.reference import other_losses
 
 STUDENT, TEACHER = (2, 3, 4), (3, 2, 5)
@@ -119,7 +119,7 @@ def test_bf16_gives_a_float32_value_near_the_float32_one() -> None:
 def test_each_teacher_has_layers_of_its_own_and_the_term_averages() -> None:
     student, teachers = outputs(STUDENT, 1), [outputs(TEACHER, 2), outputs((2, 2, 2), 3)]
     loss = term(TEACHER, (2, 2, 2), teacher_weights=[3.0, 1.0]).eval()
-    parts = [loss.compare(n, student, teacher, Batch()) for n, teacher in enumerate(teachers)]
+    parts = [loss.against(n, student, teacher, Batch()) for n, teacher in enumerate(teachers)]
     torch.testing.assert_close(loss(student, teachers, Batch()), 0.75 * parts[0] + 0.25 * parts[1])
 
 
@@ -129,7 +129,7 @@ def width_of(loss: ReviewKD) -> int:
 
 def test_the_width_follows_the_last_stage_up_to_512() -> None:
     student = Outputs(torch.zeros(1, 5), [torch.zeros(1, c, 1, 1) for c in (8, 600)])
-    loss = ReviewKD.from_outputs(student, [student], 10)
+    loss = built(ReviewKD, student, [student], 10)
     assert width_of(loss) == 512 and width_of(term()) == 4 and width_of(term(width=7)) == 7
 
 
@@ -141,7 +141,7 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="width"):
         term(width=0)
     with pytest.raises(TypeError):
-        ReviewKD.from_outputs(outputs(STUDENT, 1), [outputs(TEACHER, 2)], 10, middle=3)
+        built(ReviewKD, outputs(STUDENT, 1), [outputs(TEACHER, 2)], 10, middle=3)
 
 
 def test_context_sizes_are_those_below_the_smaller_side() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mgd import Batch, Outputs
 from mgd.losses.rkd import RKD, rkd
 from tests.mgd.losses.ranks import Loss, check_two_ranks
+from tests.mgd.nets import built
 from tests.reference import map_losses
 
 
@@ -83,16 +84,16 @@ def test_the_embedding_is_the_last_map_averaged_over_pixels_or_the_logits() -> N
 def test_the_term_averages_over_teachers() -> None:
     student, teachers = Outputs(randn(4, 3)), [Outputs(randn(4, 5, seed=s)) for s in (1, 2)]
     each = [rkd(student.logits, t.logits, distance=1, angle=2) for t in teachers]
-    term = RKD.from_outputs(student, teachers, 10, distance=1, angle=2, teacher_weights=[3.0, 1.0])
+    term = built(RKD, student, teachers, 10, distance=1, angle=2, teacher_weights=[3.0, 1.0])
     torch.testing.assert_close(term(student, teachers, Batch()), (3 * each[0] + each[1]) / 4)
 
 
 def test_wrong_use_is_refused() -> None:
     for weights in ((-1.0, 1.0), (1.0, -1.0), (0.0, 0.0), (1.0, math.nan), (math.inf, 1.0)):
         with pytest.raises(ValueError, match="one of them positive"):
-            RKD(*weights)
+            RKD(distance=weights[0], angle=weights[1])
     with pytest.raises(TypeError):
-        RKD.from_outputs(Outputs(randn(4, 3)), [], 10, tau=2)
+        built(RKD, Outputs(randn(4, 3)), [], 10, tau=2)
     assert RKD.weight == 1 and RKD.needs == frozenset()
 
 

@@ -73,7 +73,8 @@ def test_the_term_takes_the_last_map_and_averages_over_teachers() -> None:
     maps = [randn(4, 3, 2, 2, seed=s) for s in range(4)]
     student, teachers = Outputs(torch.zeros(4, 2), maps[:2]), [Outputs(torch.zeros(4, 2), [m]) for m in maps[2:]]
     each = [similarity(maps[1], m) for m in maps[2:]]
-    torch.testing.assert_close(Similarity([3, 1])(student, teachers, Batch()), (3 * each[0] + each[1]) / 4)
+    term = Similarity(teacher_weights=[3, 1])
+    torch.testing.assert_close(term(student, teachers, Batch()), (3 * each[0] + each[1]) / 4)
 
 
 def test_torchdistill_takes_another_norm() -> None:

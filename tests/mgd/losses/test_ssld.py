@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mgd import Batch, Outputs
 from mgd.losses.ssld import SSLD
+from tests.mgd.nets import built
 from tests.reference import logit_losses as literal
 
 
@@ -58,4 +59,4 @@ def test_the_term_averages_over_teachers() -> None:
 def test_a_teacher_that_trains_is_refused_as_an_option() -> None:
     student, teacher = draw()
     with pytest.raises(TypeError, match="detach"):
-        SSLD.from_outputs(Outputs(student), [Outputs(teacher)], 6, detach=False)
+        built(SSLD, Outputs(student), [Outputs(teacher)], 6, detach=False)

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import FrozenInstanceError, dataclass, fields, replace
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mgd import Batch, Outputs, losses
-from mgd.losses.term import EachTeacher, LogitTerm, Term, standardise
+from mgd import Batch, Distiller, Outputs, Probe, freeze, losses
+from mgd.losses.term import EachTeacher, HyperParameters, LogitTerm, Term, standardise
+from tests.mgd.nets import Seen, built, classifier, toy
 
 TARGET = torch.tensor([0, 2, 1])
 SHARES = torch.full((3, 1, 1), 1.0)
@@ -18,7 +20,7 @@ SHARES = torch.full((3, 1, 1), 1.0)
 class Gap(Term):
     """The mean distance of the last maps, or of the logits."""
 
-    def compare(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+    def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         a, b = (o.features[-1] if o.features else o.logits for o in (student, teacher))
         return (a - b).abs().mean()
 
@@ -34,15 +36,15 @@ def outputs(value: float) -> Outputs:
 def test_teachers_count_by_their_weights() -> None:
     teachers = [outputs(1.0), outputs(5.0)]
     assert Gap()(outputs(0.0), teachers, Batch()).item() == 3.0
-    assert Gap([3, 1])(outputs(0.0), teachers, Batch()).item() == 2.0
+    assert Gap(teacher_weights=[3, 1])(outputs(0.0), teachers, Batch()).item() == 2.0
     with pytest.raises(ValueError, match="has 2 teacher weights and got 1 teachers"):
-        Gap([3, 1])(outputs(0.0), teachers[:1], Batch())
+        Gap(teacher_weights=[3, 1])(outputs(0.0), teachers[:1], Batch())
 
 
 @pytest.mark.parametrize("weights", [[], [1.0, 0.0], [1.0, -1.0], [math.nan], [math.inf]])
 def test_weights_that_are_none_are_refused(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="teacher_weights must be positive"):
-        Gap(weights)
+        Gap(teacher_weights=weights)
 
 
 def test_each_teacher_may_have_a_term_of_its_own() -> None:
@@ -73,9 +75,12 @@ def test_standardised_logits_have_mean_0_and_deviation_1() -> None:
 
 
 def test_a_temperature_that_is_none_is_refused() -> None:
-    for temperature in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="temperature must be positive"):
-            LogitTerm(losses.kd, temperature=temperature)
+    hypers = {name: t.Hyper for name, t in losses.LOSSES.items() if "temperature" in {f.name for f in fields(t.Hyper)}}
+    assert hypers.keys() == {"crd", "dist", "dkd", "kd", "wkd_logits", "wsl"}
+    for name, hyper in hypers.items():
+        for temperature in (0.0, -1.0, math.nan, math.inf):
+            with pytest.raises(ValueError, match=f"{name}: temperature must be positive"):
+                hyper(temperature=temperature)
 
 
 FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
@@ -89,6 +94,9 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]]
     "rkd": (losses.rkd, (3, 4)),
     "at": (losses.at, (3, 2, 4, 4)),
     "map_l2": (losses.map_l2, (3, 2, 4, 4)),
+    "wkd_maps": (losses.wkd_maps, (3, 2, 4, 4)),
+    "wkd_logits": (lambda s, t: losses.wkd_logits(s, t, TARGET, cost=1 - torch.eye(4)), (3, 4)),
+    "wttm": (losses.wttm, (3, 4)),
     "afd": (lambda s, t: losses.afd([s], [t], SHARES), (3, 2, 4, 4)),
 }
 
@@ -104,6 +112,8 @@ def test_functions_leave_the_teacher_alone(name: str) -> None:
 
 LAYERED: dict[str, Callable[[int], Term]] = {
     "map_l2": lambda num: losses.MapL2(2, [2] * num),
+    "wkd_maps": lambda num: losses.WKDMaps(2, [2] * num),
+    "wkd_logits": lambda num: losses.WKDLogits([1 - torch.eye(4)] * num),
     "masked_generative": lambda num: losses.MaskedGenerative(2, [2] * num),
     "crd": lambda num: losses.CRD(2, [2] * num, 10),
     "reviewkd": lambda num: losses.ReviewKD([2], [[2]] * num),
@@ -116,9 +126,9 @@ LAYERED: dict[str, Callable[[int], Term]] = {
 @pytest.mark.parametrize("name", LAYERED)
 def test_terms_with_layers_know_how_many_teachers_they_were_built_for(name: str) -> None:
     batch = Batch(TARGET, torch.arange(3))
-    for built, called in ((1, 2), (2, 1)):
-        with pytest.raises(ValueError, match=f"has {built} teacher weights and got {called} teachers"):
-            LAYERED[name](built)(outputs(0.5), [outputs(1.0)] * called, batch)
+    for made, called in ((1, 2), (2, 1)):
+        with pytest.raises(ValueError, match=f"has {made} teacher weights and got {called} teachers"):
+            LAYERED[name](made)(outputs(0.5), [outputs(1.0)] * called, batch)
     with pytest.raises(ValueError, match="teacher"):
         LAYERED[name](0)
 
@@ -131,7 +141,7 @@ def test_the_relu_is_for_both_networks() -> None:
 
 
 LOGIT_TERMS: dict[str, Any] = {
-    name: t for name, t in losses.LOSSES.items() if issubclass(t, LogitTerm) and name != "meal"
+    name: t for name, t in losses.LOSSES.items() if issubclass(t, LogitTerm) and name not in ("meal", "wkd_logits")
 }
 
 
@@ -148,13 +158,13 @@ def test_standardised_terms_see_both_networks_standardised(name: str) -> None:
 def test_logit_terms_weigh_their_teachers(name: str) -> None:
     student, teachers, batch = Outputs(randn(3, 4)), [Outputs(randn(3, 4, seed=s)) for s in (1, 2)], Batch(TARGET)
     term = LOGIT_TERMS[name](teacher_weights=[3, 1])
-    each = [term.compare(n, student, teacher, batch) for n, teacher in enumerate(teachers)]
+    each = [term.against(n, student, teacher, batch) for n, teacher in enumerate(teachers)]
     torch.testing.assert_close(term(student, teachers, batch), (3 * each[0] + each[1]) / 4)
 
 
 def test_terms_default_to_what_their_functions_do() -> None:
     student, teacher = randn(3, 4), randn(3, 4, seed=1)
-    for name in ("kd", "dist", "dkd", "wsl", "dml", "ssld"):
+    for name in ("kd", "dist", "dkd", "wsl", "dml", "ssld", "wttm"):
         function = losses.ssld if name == "ssld" else getattr(losses, name)
         value = LOGIT_TERMS[name]()(Outputs(student), [Outputs(teacher)], Batch(TARGET))
         torch.testing.assert_close(value, function(student, teacher, TARGET))
@@ -167,9 +177,12 @@ WEIGHTS = {
     "crd": 0.8,
     "dist": 2.0,
     "fitnet": 100.0,
+    "mgd": 5.0,
     "ofd": 1e-3,
     "similarity": 3000.0,
+    "wkd_maps": 0.02,
     "wsl": 2.5,
+    "wttm": 4.0,
 }
 
 
@@ -186,6 +199,7 @@ def test_what_terms_read() -> None:
         "masked_generative",
         "rkd",
         "similarity",
+        "wkd_maps",
     }
     assert {n for n, t in losses.LOSSES.items() if not t.paired} == {"afd", "crd", "rkd", "similarity"}
 
@@ -196,13 +210,13 @@ def test_the_value_is_float32_whatever_the_logits_are() -> None:
     assert Gap()(half, [outputs(1.0)], Batch()).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["map_l2", "masked_generative", "fitnet", "ofd", "reviewkd", "afd", "crd"])
+@pytest.mark.parametrize("name", ["map_l2", "wkd_maps", "masked_generative", "fitnet", "ofd", "reviewkd", "afd", "crd"])
 def test_terms_with_layers_weigh_their_teachers(name: str) -> None:
     student, teachers = outputs(0.5), [outputs(1.0), outputs(2.0)]
     torch.manual_seed(0)
-    term = losses.LOSSES[name].from_outputs(student, teachers, 10, teacher_weights=[3.0, 1.0]).eval()
+    term = built(losses.LOSSES[name], student, teachers, 10, teacher_weights=[3.0, 1.0]).eval()
     batch = Batch(TARGET, torch.arange(3))
-    each = [term.compare(n, student, teacher, batch) for n, teacher in enumerate(teachers)]
+    each = [term.against(n, student, teacher, batch) for n, teacher in enumerate(teachers)]
     torch.testing.assert_close(term(student, teachers, batch), 0.75 * each[0] + 0.25 * each[1])
 
 
@@ -213,8 +227,142 @@ def test_another_tap_than_the_last_is_compared(name: str) -> None:
         for s, widths in ((0, (3, 4)), (10, (5, 6)))
     )
     torch.manual_seed(0)
-    term = losses.LOSSES[name].from_outputs(student, [teacher], 10, tap=0).eval()
+    term = built(losses.LOSSES[name], student, [teacher], 10, tap=0).eval()
     alone = [Outputs(o.logits, o.features[:1]) for o in (student, teacher)]
     torch.manual_seed(0)
-    other = losses.LOSSES[name].from_outputs(alone[0], alone[1:], 10).eval()
+    other = built(losses.LOSSES[name], alone[0], alone[1:], 10).eval()
     torch.testing.assert_close(term(student, [teacher], Batch()), other(alone[0], alone[1:], Batch()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words(HyperParameters):
+    """Hyper-parameters with a word, one that may be left out, and a number."""
+
+    word: Literal["one", "two"] = "one"
+    maybe: Literal["three", "four"] | None = None
+    number: float = 1.0
+
+
+def test_words_that_a_literal_does_not_name_are_refused() -> None:
+    found = Words(word="two", maybe="four", number=-1.0)
+    assert (found.word, found.maybe, found.number) == ("two", "four", -1.0) and not found.without_effect()
+    with pytest.raises(ValueError, match="unknown word 'three'; choose from one, two"):
+        Words(word="three")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown maybe 'one'; choose from three, four"):
+        Words(maybe="one")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="words"):
+        Words(words="one")  # type: ignore[call-arg]
+    with pytest.raises(FrozenInstanceError):
+        found.word = "one"  # type: ignore[misc]
+
+
+HYPERS = {name: term.Hyper for name, term in losses.LOSSES.items()}
+
+
+@pytest.mark.parametrize("name", HYPERS)
+def test_hyper_parameters_are_a_frozen_dataclass_of_types_and_defaults(name: str) -> None:
+    hyper = HYPERS[name]()
+    assert isinstance(hyper, HyperParameters) and HYPERS[name]() == hyper
+    for field in fields(hyper):
+        with pytest.raises(FrozenInstanceError):
+            setattr(hyper, field.name, getattr(hyper, field.name))
+        with pytest.raises(TypeError, match="positional"):
+            HYPERS[name](getattr(hyper, field.name))
+    with pytest.raises(TypeError, match="heads"):
+        HYPERS[name](heads=2)
+    assert hyper.without_effect().keys() <= {field.name for field in fields(hyper)} | {"weight"}
+
+
+def networks(num: int = 1) -> list[Probe]:
+    """Of a student and of teachers, with two taps each."""
+    found = [Outputs(randn(2, 5, seed=n), [randn(2, c + n, 4, 4, seed=n) for c in (3, 4)]) for n in range(num + 1)]
+    return [Probe(outputs, frozen=number > 0, classifier=classifier(outputs)) for number, outputs in enumerate(found)]
+
+
+@pytest.mark.parametrize("name", HYPERS)
+def test_a_term_is_built_with_its_hyper_parameters_or_the_defaults(name: str) -> None:
+    kind, (student, *teachers) = losses.LOSSES[name], networks()
+    assert kind.build(student, teachers, 20).hyper == kind.Hyper()
+    hyper = kind.Hyper()
+    assert kind.build(student, teachers, 20, hyper).hyper is hyper
+
+
+@pytest.mark.parametrize("name", HYPERS)
+def test_hyper_parameters_of_another_term_are_refused(name: str) -> None:
+    kind, (student, *teachers) = losses.LOSSES[name], networks()
+    for other in ("kd", "crd", "ofd"):
+        if other != name:
+            with pytest.raises(TypeError, match=f"{kind.__name__} takes a .*Hyper"):
+                kind.build(student, teachers, 20, HYPERS[other]())
+
+
+def test_hyper_parameters_come_as_one_or_by_name() -> None:
+    hyper = losses.KD.Hyper(temperature=2.0)
+    assert losses.KD(hyper).hyper is hyper and losses.KD(temperature=2.0).hyper == hyper
+    with pytest.raises(TypeError, match="as one object or by name, not both"):
+        losses.KD(hyper, temperature=2.0)
+    for wrong in (losses.DKD.Hyper(), 2.0, {"temperature": 2.0}):
+        with pytest.raises(TypeError, match=r"KD takes a KD\.Hyper"):
+            losses.KD(wrong)
+    with pytest.raises(TypeError, match="tau"):
+        losses.KD(tau=2.0)
+
+
+class Squares(LogitTerm):
+    """A user's loss: nothing but hyper-parameters and a comparison."""
+
+    @dataclass(frozen=True)
+    class Hyper:
+        scale: float = 3.0
+
+    def compare(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
+        value: Tensor = self.hyper.scale * (student_logits - teacher_logits).square().mean()
+        return value
+
+
+def test_a_loss_of_logits_needs_hyper_parameters_and_a_comparison_only() -> None:
+    images, target = randn(4, 3, 6, 6), torch.tensor([0, 1, 2, 0])
+    student, teachers = toy(), [toy(8, seed=1), toy(8, seed=2)]
+    logits = [net.eval()(images) for net in (student, *teachers)]
+    each = [(logits[0] - other).square().mean() for other in logits[1:]]
+    probes = [Probe(Outputs(z), weight=w) for z, w in zip(logits, (1.0, 3.0, 1.0), strict=True)]
+    for hyper, scale in ((None, 3.0), (Squares.Hyper(scale=5.0), 5.0)):
+        term = Squares.build(probes[0], probes[1:], 10, hyper)
+        whole = Distiller(student, [freeze(net) for net in teachers], {"squares": (term, 2.0)}).eval()
+        out = whole(images, target)
+        expected = scale * (0.75 * each[0] + 0.25 * each[1])
+        torch.testing.assert_close(out["squares"], expected)
+        torch.testing.assert_close(out["loss"], 2 * expected)
+        assert whole.update(0, [(images,)]) == {"squares": ({}, {})}
+    assert Squares(scale=5.0).hyper == Squares.Hyper(scale=5.0)
+    with pytest.raises(TypeError, match=r"Squares takes a Squares\.Hyper"):
+        Squares.build(probes[0], probes[1:], 10, losses.KD.Hyper())
+    with pytest.raises(ValueError, match=r"squares compares logits .*got \(1, 3\) of the student, \(1, 4\)"):
+        Squares.build(probes[0], [Probe(Outputs(torch.zeros(2, 4)))], 10)
+
+
+@pytest.mark.parametrize("name", sorted(losses.LOSSES.keys() - {"mgd"}))
+def test_terms_without_flows_renew_nothing(name: str) -> None:
+    student, teacher = networks()
+    views = Seen([(student.outputs, [teacher.outputs])])
+    assert losses.LOSSES[name].build(student, [teacher], 20).update(0, views) == ({}, {}) and not views.asked
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_equal_teachers_have_no_weights_and_others_those_of_their_probes(name: str) -> None:
+    student, *teachers = networks(2)
+    kind = losses.LOSSES[name]
+    assert kind.build(student, teachers, 20).teacher_weights in (None, [1.0, 1.0])
+    weighted = [replace(t, weight=w) for t, w in zip(teachers, (3.0, 1.0), strict=True)]
+    assert kind.build(student, weighted, 20).teacher_weights == [3.0, 1.0]
+    with pytest.raises(ValueError, match="teacher_weights must be positive"):
+        kind.build(student, [weighted[0], replace(teachers[1], weight=-1.0)], 20)
+
+
+@pytest.mark.parametrize("before_relu", [True, False])
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_maps_tapped_before_a_relu_pass_one_where_the_source_reads_behind_it(name: str, before_relu: bool) -> None:
+    student, teacher = networks()
+    student = Probe(student.outputs, frozen=False, before_relu=before_relu)
+    term = losses.LOSSES[name].build(student, [teacher], 20)
+    assert term.rectify == (before_relu and losses.LOSSES[name].rectified)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mgd import Batch, Outputs
 from mgd.losses.wsl import WSL, wsl
+from tests.mgd.nets import built
 from tests.reference import logit_losses as literal
 
 
@@ -78,7 +79,9 @@ def test_the_term_averages_over_teachers() -> None:
     student, first, target = draw()
     teachers = [first, draw(1)[1]]
     expected = torch.stack([wsl(student, t, target, temperature=3.0) for t in teachers]).mean()
-    torch.testing.assert_close(WSL(3.0)(Outputs(student), [Outputs(t) for t in teachers], Batch(target)), expected)
+    torch.testing.assert_close(
+        WSL(temperature=3.0)(Outputs(student), [Outputs(t) for t in teachers], Batch(target)), expected
+    )
 
 
 def test_a_batch_without_labels_and_wrong_options_are_refused() -> None:
@@ -88,6 +91,6 @@ def test_a_batch_without_labels_and_wrong_options_are_refused() -> None:
     with pytest.raises(ValueError, match="got no target"):
         wsl(student, teacher)
     with pytest.raises(ValueError, match="temperature must be positive; got 0"):
-        WSL(0.0)
+        WSL(temperature=0.0)
     with pytest.raises(TypeError, match="tau"):
-        WSL.from_outputs(Outputs(student), [Outputs(teacher)], 6, tau=2.0)
+        built(WSL, Outputs(student), [Outputs(teacher)], 6, tau=2.0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import mgd
-from mgd.taps.layout import moved, readings
+from mgd.taps.layout import as_map, moved, readings
 
 
 class Layer(nn.Module):
@@ -221,3 +221,16 @@ def test_shapes_in_the_images_proportion_can_be_read() -> None:
         ((2, 3, 4, 9), wide, ["last"]),
     ):
         assert readings(shape, image) == expected
+
+
+def test_a_map_is_returned_unchanged() -> None:
+    x = torch.zeros(2, 3, 4, 5)
+    assert as_map(x) is x
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 9, 3), (2, 10, 3), (50, 2, 512), (2, 256, 49), (2, 7, 3), (2, 3), (2, 3, 4, 5, 6)]
+)
+def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected a map .* got the shape"):
+        as_map(torch.zeros(shape))

@@ -74,7 +74,7 @@ def test_somebody_must_be_left_to_train(threads: int) -> None:
 
 def test_a_distiller_takes_what_is_known() -> None:
     student, teacher = toy(seed=1), mgd.freeze(toy())
-    distiller = mgd.Distiller(student, teacher, {"kd": (mgd.losses.KD(4.0), 1.0)}).eval()
+    distiller = mgd.Distiller(student, teacher, {"kd": (mgd.losses.KD(temperature=4.0), 1.0)}).eval()
     images = torch.randn(4, 3, 6, 6)
     expected = distiller(images)["kd"]
     assert torch.equal(distiller(images, taught=[teacher(images)])["kd"], expected)

@@ -1,0 +1,204 @@
+"""Write a trained network as a file that other programs run: python export.py CHECKPOINT --to onnx --output FILE"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from classification.errors import RunError, UserError
+from classification.options.fields import number
+from classification.options.first_look import write_any_name
+from classification.options.parser import Parser
+from classification.paths import is_file, is_folder
+from classification.runs.exit_status import attempt
+from classification.runs.new_files import check_new, folder_beside, free_name, move, write
+
+if TYPE_CHECKING:
+    from classification.data.trial import Trial
+    from classification.models.fidelity import Fidelity
+    from classification.models.trained import Trained
+
+PROG = "export.py"
+OLDEST_OPSET = 18  # torch's exporter writes no older one
+CALIBRATION_BATCH = 8  # images whose activations are kept at a time
+KINDS = {
+    "onnx": "one ONNX file; input `images`, output `logits`, any batch size",
+    "pt2": "torch.export, any batch size",
+    "safetensors": "the weights, and a model card FILE.md beside them",
+    "int8": "ONNX with weights and activations of 8 bits, calibrated on images of --data",
+}
+EXAMPLE = "example: python classification/export.py runs/student/best.pth --to int8 --output student.onnx --data photos"
+
+
+def build_parser() -> Parser:
+    """Return the parser; it needs no torch."""
+    told = "; ".join(f"{name}: {text}" for name, text in KINDS.items())
+    parser = Parser(PROG, description=__doc__, epilog=EXAMPLE, allow_abbrev=False)
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", help="a best.pth, another file of weights, or a run folder")
+    add("--to", required=True, choices=KINDS, help=told)
+    add("--output", required=True, metavar="FILE", type=Path, help="the file to write")
+    add("--force", action="store_true", help="replace FILE if it exists")
+    add("--data", metavar="DIR", help="images to compare on, in valid/ (int8 calibrates on train/); or any folder")
+    add(
+        "--tolerance",
+        type=number(float, 0),
+        default=0.5,
+        help="points that top-1 may fall; if the 95%% interval lies below, the file is kept as FILE.rejected (0.5)",
+    )
+    add("--with-preprocessing", action="store_true", help="the file takes bytes 0 to 255 and normalises them itself")
+    add("--opset", type=number(int, OLDEST_OPSET), metavar="N", help="version of ONNX's operators, 18 or later")
+    add("--arch", metavar="NAME", help="the network, if the checkpoint does not say it")
+    add("--network", default="student", metavar="NAME", help="of a mutual run: student, peer1, peer2 ... (student)")
+    add("--calibration", choices=("minmax", "entropy", "percentile"), default="minmax", help="int8: ranges (minmax)")
+    add("--calibration-images", type=number(int, 1), default=256, metavar="N", help="int8: how many (256)")
+    add("--reduce-range", choices=("auto", "on", "off"), default="auto", help="int8: weights of 7 bits; auto: no VNNI")
+    add("--bad-images", choices=("stop", "skip"), default="stop", help="what to do about unreadable images (stop)")
+    add("-b", "--batch-size", type=number(int, 1), default=32, metavar="N", help="images of a batch (32)")
+    add("-j", "--workers", type=number(int, 0), default=0, metavar="N", help="processes that read images (0)")
+    return parser
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Return the options, checked as far as that needs no torch.
+
+    Raises:
+        UserError: a mistake in them.
+    """
+    args = build_parser().parse_args(words)
+    if args.to == "int8" and args.data is None:
+        raise UserError("--to int8 needs --data DIR: the images to calibrate on, in DIR/train or in DIR itself")
+    if args.to == "safetensors" and args.with_preprocessing:
+        raise UserError("--with-preprocessing needs a graph, which safetensors does not hold: use --to onnx or pt2")
+    if args.to not in ("onnx", "int8") and args.opset is not None:
+        raise UserError("--opset goes with --to onnx or int8 only")
+    if missing := missing_packages(args.to):
+        names = " ".join(missing)
+        raise UserError(f"--to {args.to} needs {names}: `pip install {names}`, or the extra [export] of this project")
+    args.checkpoint = _checkpoint(Path(args.checkpoint), args.network)
+    for path in (args.output, *([_card(args.output)] if args.to == "safetensors" else [])):
+        check_new(path, force=args.force)
+    if args.output.resolve() == args.checkpoint.resolve():
+        raise UserError(f"--output {args.output} is the checkpoint itself: give another")
+    return args
+
+
+def missing_packages(kind: str) -> list[str]:
+    """Return the packages that a kind of file needs and that are not installed."""
+    needed = ("onnx", "onnxscript", "onnxruntime") if kind in ("onnx", "int8") else ()
+    return [name for name in needed if importlib.util.find_spec(name) is None]
+
+
+def _checkpoint(path: Path, network: str) -> Path:
+    """Return the file of one network of a run."""
+    if is_folder(path) and is_file(path / "best.pth"):
+        path = path / "best.pth"
+    if network == "student":
+        return path
+    found = path.with_name(f"{'best_' if path.name.startswith('best') else ''}{network}.pth")
+    if not network.startswith("peer") or not is_file(found):
+        names = sorted(file.stem.removeprefix("best_") for file in path.parent.glob("*peer*.pth"))
+        there = ", ".join(["student", *dict.fromkeys(names)])
+        raise UserError(f"--network {network}: no file {found}; the networks beside {path} are {there}")
+    return found
+
+
+def _card(path: Path) -> Path:
+    return path.with_name(f"{path.name}.md")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write the file, run it again, and print it beside the network that it comes from.
+
+    Raises:
+        UserError: a mistake of the user's.
+        RunError: the file is not as good as the network; it is kept under another name.
+    """
+    from classification.data.trial import random_trial, read_trial
+    from classification.models.card import write_card
+    from classification.models.trained import open_trained
+
+    trained = open_trained(args.checkpoint, args.arch)
+    print(f"=> {trained.note}")
+    seen = trained.preprocessing
+    if args.data is None:
+        trial = random_trial(seen)
+    else:
+        known, how = (trained.classes, trained.num_classes), {"skip_bad": args.bad_images == "skip"}
+        trial = read_trial(args.data, seen, *known, calibrate=args.to == "int8", workers=args.workers, **how)
+    for note in trial.notes:
+        print(f"=> {note}")
+    with folder_beside(args.output) as folder:
+        file = folder / args.output.name
+        write(file, _content(args, trained, trial))
+        found = _check(args, trained, trial, file)
+        if args.to == "safetensors":
+            write(_card(file), write_card(trained, args.output.name).encode(errors="backslashreplace"))
+        if fault := found.fault(args.tolerance, exact=args.to != "int8"):
+            kept = free_name(args.output.with_name(f"{args.output.name}.rejected"))
+            move(file, kept)
+            raise RunError(f"rejected, {fault}; the file is kept as {kept}")
+        move(file, args.output)
+        if args.to == "safetensors":
+            move(_card(file), _card(args.output))
+    print(f"=> done: {args.output}", flush=True)
+
+
+def _content(args: argparse.Namespace, trained: Trained, trial: Trial) -> bytes:
+    """Return the file's bytes."""
+    from classification.models import exporting, quantised
+
+    graph: dict[str, Any] = {"takes_bytes": args.with_preprocessing}
+    if args.to == "safetensors":
+        return exporting.to_safetensors(trained)
+    if args.to == "pt2":
+        return exporting.to_pt2(trained, **graph)
+    model = exporting.to_onnx(trained, opset=args.opset, **graph)
+    if args.to == "onnx":
+        return model
+    reduced = args.reduce_range == "on" or (args.reduce_range == "auto" and not quantised.wide_instructions())
+    count = min(args.calibration_images, len(trial.data.train))
+    print(f"=> int8: {count} images for calibration by {args.calibration}, weights of {7 if reduced else 8} bits")
+    prepare = exporting.input_of(trained, **graph)
+    images = [prepare(batch) for batch in trial.calibration(args.calibration_images, CALIBRATION_BATCH, args.workers)]
+    said = exporting.description(trained, **graph)
+    return quantised.to_int8(model, images, said, method=args.calibration, reduce_range=reduced)
+
+
+def _check(args: argparse.Namespace, trained: Trained, trial: Trial, file: Path) -> Fidelity:
+    """Run the file again, print both side by side, and return what was found."""
+    import torch
+
+    from classification.models import exporting, fidelity, quantised
+
+    before = exporting.torch_runtime(trained)
+    after = exporting.file_runtime(file, args.to, trained, takes_bytes=args.with_preprocessing)
+    print(f"=> compared on {trial.said}")
+    found = fidelity.compare(before, after, trial.batches(args.batch_size, args.workers))
+    latencies = {}
+    first, _ = next(iter(trial.batches(1)))
+    for size in fidelity.SIZES:
+        images = first.expand(size, -1, -1, -1)
+        ours, theirs = before.prepare(images), after.prepare(images)
+        latencies[size] = fidelity.latency(lambda x=ours: before.compute(x), lambda x=theirs: after.compute(x))  # type: ignore[misc]
+    weights = sum(value.nbytes for value in trained.network.state_dict().values())
+    print("\n".join(fidelity.table(found, (weights, file.stat().st_size), latencies)))
+    print(f"=> {torch.get_num_threads()} threads, {quantised.instruction_set()}; {exporting.versions(args.to)}")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script; return its exit status."""
+    write_any_name()
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        return attempt(lambda: export(parse(words)), PROG)
+    except SystemExit:  # a help text was printed
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""An exported file beside the network it comes from: accuracy, agreement, size, latency, and whether it may be used."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DRAWS = 10_000  # of the bootstrap
+EXACT = 1e-3  # of the largest logit: what rounding may change in a file that computes in float32
+SIZES = (1, 32)  # batches whose latency is measured
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Two networks on the same images.
+
+    Args:
+        images: their number.
+        labelled: whether their classes are known.
+        right: images that both have right, the first alone, the second alone, neither.
+        agree: images on which both have the same class first.
+        difference: the largest between two logits; not finite where a logit is not.
+        largest: the largest logit of the first.
+    """
+
+    images: int
+    labelled: bool
+    right: tuple[int, int, int, int]
+    agree: int
+    difference: float
+    largest: float
+
+    def top1(self) -> tuple[float, float]:
+        """Return the accuracy of both in percent."""
+        both, first, second, _ = self.right
+        return 100 * (both + first) / self.images, 100 * (both + second) / self.images
+
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of the difference of top-1, in points: paired bootstrap over the images.
+
+        To draw images with replacement is to draw the counts of `right` from a multinomial distribution.
+        """
+        drawn = np.random.default_rng(0).multinomial(self.images, np.array(self.right) / self.images, DRAWS)
+        low, high = np.quantile(100 * (drawn[:, 2] - drawn[:, 1]) / self.images, [0.025, 0.975])
+        return float(low), float(high)
+
+    def fault(self, tolerance: float, *, exact: bool) -> str | None:
+        """Say why the second may not stand for the first; None where it may.
+
+        Args:
+            tolerance: how far top-1 may fall, in points: the whole interval must lie below that to be a fault.
+            exact: whether the second computes the same in the same precision.
+        """
+        if not np.isfinite(self.difference):
+            return "its logits are not finite"
+        if self.labelled and (interval := self.interval())[1] < -tolerance:
+            before, after = self.top1()
+            low, high = interval
+            return (
+                f"top-1 changes by {after - before:+.2f} points (95 % interval {low:+.2f} to {high:+.2f}), "
+                f"and --tolerance allows it to fall by {tolerance:g}"
+            )
+        if exact and self.difference > EXACT * self.largest:
+            return f"its logits differ by up to {self.difference:.3g}, where the largest is {self.largest:.3g}"
+        return None
+
+
+def compare(
+    before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
+) -> Fidelity:
+    """Compare logits over batches of (images, classes); a class of -1 is not known."""
+    right, agree, images, difference, largest = torch.zeros(4, dtype=torch.int64), 0, 0, 0.0, 0.0
+    labelled = True
+    for pixels, target in batches:
+        ours, theirs = before(pixels), after(pixels)
+        first, second = ours.argmax(1), theirs.argmax(1)
+        kind = 2 * (first != target).long() + (second != target).long()  # 0 both right ... 3 neither
+        right += torch.bincount(kind, minlength=4)
+        agree += int((first == second).sum())
+        images += len(target)
+        labelled &= bool((target >= 0).all())
+        gap = (ours - theirs).abs().max().item()
+        difference = gap if not np.isfinite(gap) else max(difference, gap)
+        largest = max(largest, ours.abs().max().item())
+        if not np.isfinite(difference):
+            break
+    both, one, other, neither = right.tolist()
+    return Fidelity(images, labelled, (both, one, other, neither), agree, difference, largest)
+
+
+def latency(
+    before: Callable[[], object], after: Callable[[], object], *, seconds: float = 2.0, most: int = 50
+) -> tuple[float, float]:
+    """Return the median milliseconds of two calls, measured in alternation after a warm-up.
+
+    Args:
+        before: the first call.
+        after: the second.
+        seconds: how long to measure; three times each at least.
+        most: calls of each at most.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
+    for call in (before, after) * 2:
+        call()
+    end = time.perf_counter() + seconds
+    while len(times[0]) < 3 or (len(times[0]) < most and time.perf_counter() < end):
+        for call, kept in zip((before, after), times, strict=True):
+            start = time.perf_counter()
+            call()
+            kept.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+def table(found: Fidelity, sizes: tuple[int, int], latencies: dict[int, tuple[float, float]]) -> list[str]:
+    """Return the lines that set both side by side.
+
+    Args:
+        found: logits compared.
+        sizes: bytes of the weights before, and of the file.
+        latencies: milliseconds before and after, by batch size.
+    """
+    rows = [("", "before", "after", "")]
+    if found.labelled:
+        before, after = found.top1()
+        low, high = found.interval()
+        change = f"{after - before:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})"
+        rows.append(("top-1, %", f"{before:.2f}", f"{after:.2f}", change))
+    rows.append(("agreement, %", "", f"{100 * found.agree / found.images:.2f}", f"of {found.images} images"))
+    rows.append(("largest difference of logits", "", f"{found.difference:.3g}", f"of logits up to {found.largest:.3g}"))
+    rows.append(("bytes", f"{sizes[0]:,}", f"{sizes[1]:,}", f"{sizes[1] / sizes[0]:.2f} x"))
+    rows += [
+        (f"latency of batch {size}, ms", f"{one:.2f}", f"{other:.2f}", f"{other / one:.2f} x")
+        for size, (one, other) in latencies.items()
+    ]
+    return [f"{name:<30}{one:>12}{other:>12}  {note}".rstrip() for name, one, other, note in rows]

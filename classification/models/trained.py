@@ -1,0 +1,68 @@
+"""A network out of a checkpoint, with what the file says of it: what every command that uses one begins with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from classification.data.preprocessing import Preprocessing
+from classification.errors import UserError
+from classification.models import build, known_name
+from classification.models.weights import WeightFile, load_file, published_preprocessing, read_weights
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its weights, in eval mode.
+
+    Args:
+        path: the checkpoint.
+        network: on the CPU.
+        arch: its name here.
+        num_classes: its number of outputs.
+        classes: their names in order of index, or None where the file has none.
+        preprocessing: what it sees of an image.
+        note: what was loaded, in a line.
+    """
+
+    path: Path
+    network: nn.Module
+    arch: str
+    num_classes: int
+    classes: list[str] | None
+    preprocessing: Preprocessing
+    note: str
+
+
+def open_trained(path: str | Path, arch: str | None = None) -> Trained:
+    """Build the network of a checkpoint and load it: a best.pth, or weights as other code saves them.
+
+    Args:
+        path: the file.
+        arch: its network, for a file that does not say it.
+
+    Raises:
+        UserError: a file that cannot be read, or does not say what it holds.
+    """
+    file = read_weights(path)
+    name = arch or (known_name(file.arch) if file.arch else None)
+    if name is None:
+        said = f"says {file.arch!r}, which is no network here" if file.arch else "does not say its network"
+        raise UserError(f"checkpoint {path} {said}: name it by --arch")
+    number = file.num_classes or len(file.classes or ()) or _outputs(file)
+    network = build(name, number)
+    note = load_file(network, file, arch=name, num_classes=number, classes=file.classes)
+    usual = None if "mean" in file.seen else published_preprocessing(network, name)
+    seen = file.preprocessing(usual or Preprocessing())
+    return Trained(Path(path), network.eval(), name, number, file.classes, seen, note)
+
+
+def _outputs(file: WeightFile) -> int:
+    """Return the rows of the last matrix of a file: those of its head, which strict loading then checks."""
+    state = next(iter(file.states.values()))
+    rows = [value.shape[0] for value in state.values() if value.ndim >= 2]
+    if not rows:
+        raise UserError(f"checkpoint {file.path} holds no matrix of weights")
+    return rows[-1]

@@ -1,0 +1,88 @@
+"""Which terms a run has: from --distiller, --term, --labels, the published spellings and a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from classification.errors import UserError
+from classification.options.published import LABELLED, WITH_KD, entries_of
+from classification.options.terms import (
+    Known,
+    Table,
+    check_schedules,
+    mutual,
+    names_of,
+    needing,
+    single_class,
+    term_table,
+)
+
+
+def choose_terms(
+    options: Mapping[str, Any], recipe: Mapping[str, Any], typed: Collection[str], known: Known, epochs: int
+) -> dict[str, Any]:
+    """Return the table of terms, and what follows of them for the options: {"table", "distiller", "labels"}.
+
+    Args:
+        options: {option: value} of the command line, else of the recipe's options.
+        recipe: {name: {key: value}} of the recipe's `terms`; empty where it has none.
+        typed: the options that were typed.
+        known: the classes of terms, by name.
+        epochs: of the run.
+
+    Raises:
+        UserError: terms that do not go together, or not with the other options.
+    """
+    base, added = WITH_KD
+    if recipe and "distiller" not in typed:
+        listed = [name for name in recipe if name != LABELLED]
+        names, labelled = names_of("+".join(listed), known) if listed else [], LABELLED in recipe
+    else:
+        names, labelled = names_of(options["distiller"], known), True
+        labelled = options["labels"] == 1 or not all(known[name].label_free for name in names)
+    if options["mgd_with_kd"]:
+        if base not in names:
+            raise UserError(f"--mgd-with-kd 1 goes with the term {base}: name it by --distiller, or in the recipe")
+        names += [] if added in names else [added]
+    labels = options["labels"]
+    listed = [*([LABELLED] if labelled and labels != 0 else []), *names]
+    table = term_table(entries_of(listed, recipe, options), options["term"], known)
+    if labels == 0 and (needed := needing(table, "labels")):
+        raise UserError(f"--labels 0 does not go with {', '.join(needed)}, which cannot do without labels")
+    if not table:
+        raise UserError("no terms are left to train with")
+    check_schedules(table, epochs)
+    if (options["mixup"] or options["cutmix"]) and (single := single_class(table)):
+        raise UserError(f"--mixup and --cutmix mix images of two classes, and {', '.join(single)} needs one")
+    labels = int(bool(needing(table, "labels"))) if labels is None else labels
+    return {"table": table, "distiller": "+".join(names), "labels": labels}
+
+
+def check_teachers(table: Table, teachers: Sequence[Mapping[str, Any]], *, joined: bool) -> None:
+    """Refuse teachers that do not go with the terms.
+
+    Args:
+        table: the terms.
+        teachers: what is known of each.
+        joined: whether their probabilities are averaged to those of one teacher.
+
+    Raises:
+        UserError: naming the term or the teacher.
+    """
+    peers = mutual(table)
+    for teacher in teachers:
+        name = teacher["arch"] or "the teacher"
+        if peers and teacher.get("frozen", True):
+            raise UserError(f"{peers[0]} trains every network, and {name} is frozen: say frozen: false of it")
+        if not peers and not teacher.get("frozen", True):
+            raise UserError(f"{name} is not frozen: only mutual learning, as by dml, trains several networks")
+        if peers and (keys := [key for key in ("weights", "weight", "img_size", "mean", "std") if key in teacher]):
+            raise UserError(f"{name} trains as the student does: leave {', '.join(keys)} out")
+    if joined:
+        if len(teachers) < 2 or peers:
+            raise UserError("--teacher-mean probabilities goes with several frozen teachers")
+        if maps := needing(table, "maps"):
+            raise UserError(f"--teacher-mean probabilities gives no maps, which {', '.join(maps)} needs: leave it out")
+    if peers and (names := needing(table, "frozen")):
+        raise UserError(f"{names[0]} matches a student to a frozen teacher: it does not go with {peers[0]}")

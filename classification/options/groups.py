@@ -1,0 +1,313 @@
+"""Every option of the main scripts as a field of a frozen dataclass, with its default, its check and its help."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from classification.options.fields import count, nonnegative, number, option, positive, switch, whole
+from classification.options.names import LARGEST_SIZE
+
+
+@dataclass(frozen=True)
+class Data:
+    """Photographs"""
+
+    data: str | None = option(
+        None,
+        positional=True,
+        metavar="DIR",
+        nargs="?",
+        help="folder of photographs: train/CLASS/*.jpg and valid/CLASS/*.jpg (or val/); with --resume, the run's own",
+        free=True,
+        reading=True,
+        place=True,
+    )
+    train_list: str | None = option(
+        None,
+        metavar="FILE",
+        help="list of `path label` lines that takes the place of train/",
+        free=True,
+        reading=True,
+        file=True,
+        place=True,
+    )
+    valid_list: str | None = option(
+        None,
+        metavar="FILE",
+        help="the same for valid/; with both, labels are the class names",
+        free=True,
+        reading=True,
+        file=True,
+        place=True,
+    )
+    num_classes: int | None = option(
+        None,
+        kind=number(int, 1, 1_000_000),
+        help="default: the number of class folders in train/, or largest label + 1",
+        reading=True,
+    )
+    labels: int | None = switch(None, help="0: train/ holds images without labels; default: by the terms")
+    img_size: int | None = option(
+        None,
+        kind=number(int, 8, LARGEST_SIZE),
+        help="side of the square the networks see, in pixels; default: that of each network's weights, or 224",
+    )
+    train_crop: str | None = option(
+        None, choices=("resized", "pad"), help="pad: images fill the frame already (CIFAR); default: resized"
+    )
+    hflip: int = switch(1, help="0: no mirrored images (digits, text)")
+    mixup: float = option(0.0, kind=nonnegative, metavar="ALPHA", help="mix pairs of images; 0.2 is usual, 0 is off")
+    cutmix: float = option(0.0, kind=nonnegative, metavar="ALPHA", help="paste parts of images; 1 is usual, 0 is off")
+    bad_images: str = option(
+        "stop",
+        choices=("stop", "skip"),
+        help="stop at an image that cannot be read, or read all first, leave such images out and list them",
+        free=True,
+        reading=True,
+    )
+    cache: str = option(
+        "off",
+        choices=("off", "ram"),
+        help="ram: decode every image once and keep it in memory",
+        free=True,
+        reading=True,
+    )
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run"""
+
+    config: str | None = option(
+        None,
+        metavar="FILE",
+        help="recipe: a YAML mapping of option names to values; the command line wins",
+        free=True,
+        anew=True,
+        file=True,
+    )
+    output: str | None = option(
+        None,
+        metavar="FOLDER",
+        help="run folder; default: a new one under runs/",
+        free=True,
+        anew=True,
+        file=True,
+    )
+    resume: str = option(
+        "",
+        metavar="RUN",
+        help="resume a run: its folder, or the last.pth in it; what is not typed is as the run had it; auto: that in "
+        "--output, if there is one, with the options that are typed",
+        free=True,
+        anew=True,
+        file=True,
+    )
+    resume_override: int = switch(0, help="1: go on though other options change the result", free=True, anew=True)
+    checkpoint_every_steps: int | None = option(
+        None, kind=count, metavar="N", help="write last.pth every N steps, beside every epoch", free=True
+    )
+    skip_nonfinite: int = option(
+        0, kind=whole, metavar="N", help="steps left out where the loss is not finite", free=True
+    )
+    evaluate: bool = option(False, "-e", "--evaluate", help="evaluate and leave", free=True, anew=True)
+    calibrate: int | None = option(
+        None,
+        kind=count,
+        metavar="STEPS",
+        help="print weights that balance the terms' gradients, and leave",
+        distillation=True,
+        free=True,
+        anew=True,
+    )
+    show_taps: bool = option(
+        False,
+        help="print where student and teachers are tapped, with sizes, norms and margins, and leave",
+        distillation=True,
+        free=True,
+        anew=True,
+    )
+    print_freq: int | None = option(
+        None,
+        "-p",
+        "--print-freq",
+        kind=count,
+        metavar="N",
+        help="print every N steps; default: about every 10 seconds",
+        free=True,
+    )
+    seed: int | None = option(
+        None,
+        kind=number(int, 0, 2**31 - 1),
+        help="seed of everything random; default: a fresh one, written to config.json",
+    )
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Training"""
+
+    epochs: int = option(100, kind=count, help="epochs of training, those of the warmup not counted")
+    start_epoch: int = option(0, kind=whole, help="epoch to begin with, counted from 0", free=True, anew=True)
+    batch_size: int = option(
+        256,
+        "-b",
+        "--batch-size",
+        kind=count,
+        help="images a step, over all devices and ranks together",
+        reading=True,
+    )
+    accumulate: int = option(
+        1,
+        kind=count,
+        metavar="N",
+        help="pass each batch in N parts, to save memory; batch norms and terms see the parts",
+    )
+    optimizer: str = option(
+        "sgd",
+        choices=("sgd", "muon"),
+        help="muon: orthogonal steps of convolutions; begin with --lr 0.03 --wd 0.05",
+    )
+    lr: float = option(0.1, "--lr", "--learning-rate", kind=positive, help="learning rate")
+    momentum: float = option(0.9, kind=number(float, 0, 0.9999), help="Nesterov momentum")
+    weight_decay: float = option(1e-4, "--wd", "--weight-decay", kind=nonnegative, help="weight decay")
+    lr_schedule: str = option("step", choices=("step", "cosine"), help="drops at epochs, or half a cosine to 0")
+    lr_drop_ratio: float = option(0.1, kind=positive, help="step: factor at every drop")
+    lr_drop_epochs: tuple[int, ...] = option((31, 61, 81), kind=count, nargs="+", help="step: epochs of the drops")
+    warmup: int = switch(0, help="1: linear warmup from 0.1 of the rate, added in front")
+    warmup_epochs: int = option(10, kind=count, help="epochs that --warmup 1 adds in front")
+    ema: float = option(
+        0.0,
+        kind=number(float, 0, 0.999999),
+        metavar="DECAY",
+        help="evaluate and keep an average of the student over its steps; 0.999 to 0.9999 is usual, 0 is off",
+    )
+
+
+TAPS = "frozen teachers and taps"
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Weights and teachers"""
+
+    arch: str | None = option(
+        None,
+        "-a",
+        "--arch",
+        help="the network to train: a name, torchvision:NAME or timm:NAME; default: that of the file in "
+        "--student-resume, or resnet18",
+    )
+    pretrained: bool = option(False, help="start from the published ImageNet weights", free=True, anew=True)
+    use_pretrained: int = switch(0, help="1: the same as --pretrained", free=True, anew=True)
+    student_resume: str | None = option(
+        None,
+        metavar="FILE",
+        help="weights to evaluate, or to start from, with another head if need be",
+        free=True,
+        anew=True,
+        file=True,
+    )
+    teacher_arch: str | None = option(
+        None,
+        help="the teacher's network, or several, comma-separated; default: that of its file, or resnet50 (resnet152 "
+        "for the student resnet50); with dml, the student's peers, kept as peer1.pth, best_peer1.pth ...; default: one "
+        "more of the student",
+    )
+    teacher_resume: str | None = option(
+        None, metavar="FILE", help="weights of the teacher, or of each, comma-separated", free=True, file=True
+    )
+    teacher_mean: str = option(
+        "terms",
+        choices=("terms", "probabilities"),
+        help="several teachers: mean of each term over them, or each term against the mean of their probabilities",
+        section=TAPS,
+        distillation=True,
+    )
+    student_taps: str | None = option(
+        None,
+        metavar="PATHS",
+        help="comma-separated, as layer2.1.relu@in#-1, or auto, found by what the network computes; default: those of "
+        "its family, or auto",
+        section=TAPS,
+        distillation=True,
+    )
+    teacher_taps: str | None = option(
+        None,
+        metavar="PATHS",
+        help="the same for the teacher; for several, separated by ;",
+        section=TAPS,
+        distillation=True,
+    )
+    taps: str | None = option(
+        None,
+        metavar="PATHS",
+        help="the same paths for student and teacher, or auto",
+        section=TAPS,
+        distillation=True,
+    )
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Devices"""
+
+    device: str = option("auto", help="auto, cpu, cuda, cuda:1 ...", free=True, reading=True)
+    gpu: int | None = option(None, kind=whole, help="use this GPU only", free=True, reading=True)
+    amp: str = option(
+        "off",
+        choices=("off", "bf16", "fp16"),
+        help="mixed precision; bf16 runs anywhere (in float32 where the device lacks it), fp16 on GPUs",
+        reading=True,
+    )
+    workers: int = option(
+        min(8, os.cpu_count() or 1),
+        "-j",
+        "--workers",
+        kind=number(int, 0, 1024),
+        help="loading processes, shared by the ranks that one command starts",
+        free=True,
+        reading=True,
+    )
+    channels_last: int = switch(1, help="memory layout of maps: 1 is faster nearly always", reading=True)
+    compile: int = switch(0, help="1: torch.compile; slow to start")
+    world_size: int = option(-1, kind=int, help="nodes (with --multiprocessing-distributed), or else ranks", free=True)
+    rank: int = option(-1, kind=int, help="number of this node, or of this rank", free=True)
+    dist_url: str = option(
+        "tcp://127.0.0.1:23456", help="where rank 0 listens; env:// takes the environment's", free=True
+    )
+    dist_backend: str | None = option(
+        None,
+        choices=("nccl", "gloo"),
+        help="how ranks talk; default: nccl on GPUs, gloo on CPUs",
+        free=True,
+    )
+    multiprocessing_distributed: bool = option(False, help="one process per GPU of this node", free=True)
+    deterministic: int = switch(
+        0, help="1: the same bits on the same GPU, at some cost in speed; the CPU gives them anyway"
+    )
+    sync_bn: int = switch(0, help="1: batch statistics over all GPUs of a DDP run")
+    teacher_dtype: str = option(
+        "auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="number type of the frozen teacher; auto: bfloat16 where the device computes in it, else that of --amp",
+        section=TAPS,
+        distillation=True,
+    )
+    compile_student: int | None = switch(
+        None,
+        help="with --compile 1: whether the student is translated too, or teachers and matching alone; default: on a "
+        "GPU only: on a CPU it makes small ResNets faster and MobileNets slower",
+        section=TAPS,
+        distillation=True,
+    )
+    teacher_threads: int = option(
+        0,
+        kind=whole,
+        help="on a CPU: threads on which the teachers compute the next batch while the student trains on the others; "
+        "0: in turn, each on all. Half of the cores is a good start",
+        section=TAPS,
+        distillation=True,
+        free=True,
+    )

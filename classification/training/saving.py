@@ -1,0 +1,165 @@
+"""Checkpoints of a training: written between two steps, and taken up again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from classification.errors import RunError, shown
+from classification.options.config import describe, epoch_name
+from classification.runs.checkpoint import VERSION, describe_student, write_atomic
+from classification.runs.random_state import random_state, set_random_state
+from classification.runs.restore import take_up
+from classification.training import averaging
+from classification.training.optimizer import load_optimizer
+from classification.training.step import finite
+
+if TYPE_CHECKING:
+    from classification.training.trainer import Trainer
+
+
+def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
+    """Write last.pth, and before it the best.pth of those named: rank 0's weights and statistics, all draws.
+
+    Raises:
+        RunError: weights that are not finite; the files stay what they were.
+    """
+    trainer.world.share_state(trainer.student)
+    if trainer.result is not trainer.student:
+        trainer.world.share_state(trainer.result)
+    if not finite(trainer.distiller):
+        epoch = epoch_name(trainer.options.optimisation, trainer.epoch - (trainer.step == 0 < trainer.epoch))
+        raise RunError(
+            f"weights are not finite after {epoch}{f', step {trainer.step}' if trainer.step else ''}: lower --lr; "
+            f"{trainer.job.folder / 'last.pth'} is from before"
+        )
+    trainer.means.collect(trainer.world)
+    for term in trainer.terms():
+        term.collect(first=trainer.world.first)
+    drawn = random_state(trainer.world)
+    if not trainer.world.first:
+        return
+    job = trainer.job
+    known = (job.num_classes, job.data.classes, job.preprocessing)
+    plain = describe_student(trainer.result.state_dict(), job.arch, *known)
+    for (name, peer), spec in zip(trainer.peers().items(), trainer.job.specs, strict=False):
+        described = describe_student(peer.state_dict(), spec["arch"], *known)
+        for file in (f"{name}.pth", *([f"best_{name}.pth"] if name in better else [])):
+            write_atomic(trainer.job.folder / file, described)
+    if "" in better:
+        write_atomic(trainer.job.folder / "best.pth", plain)
+    resume = {
+        "version": VERSION,
+        "epoch": trainer.epoch,
+        "step": trainer.step,
+        "seen": trainer.seen,
+        "elapsed": trainer.elapsed + time.perf_counter() - trainer.begun,
+        "seconds": trainer.seconds,
+        "extra": trainer.extra,
+        "means": trainer.means.state_dict(),
+        "best": trainer.best,
+        "skipped": trainer.stepper.skipped,
+        "seed": trainer.engine.seed,
+        "config": describe(trainer.options.command, trainer.job.record()),
+        "inputs": trainer.job.inputs,
+        "peers": {name: peer.state_dict() for name, peer in trainer.peers().items()},
+        "terms": {name: term.state_dict() for name, term in trainer.distiller.terms.items()},
+        "optimizer": trainer.stepper.optimizer.state_dict(),
+        "scaler": trainer.stepper.scaler.state_dict(),
+        "ema": averaging.state(trainer.stepper.average, trainer.student),
+        "random": drawn,
+    }
+    write_atomic(trainer.job.folder / "last.pth", {**plain, "resume": resume})
+
+
+def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
+    """Take up the state of a checkpoint; student and terms have theirs since the job was built."""
+    anew = [*trainer.job.anew, *_restore_peers(trainer, state["peers"])]
+    before = state["config"]["options"].get("optimizer", "sgd")
+    if anew or before != trainer.options.optimisation.optimizer:
+        anew.append(
+            f"the momenta of {trainer.options.optimisation.optimizer}" + (f", after {before}" if not anew else "")
+        )
+    else:
+        load_optimizer(trainer.stepper.optimizer, state["optimizer"])
+    if trainer.stepper.scaler.is_enabled():
+        if state["scaler"] or not trainer.job.changed:
+            trainer.stepper.scaler.load_state_dict(state["scaler"])
+        else:
+            anew.append("the scale of --amp fp16")
+    averaging.restore(trainer.stepper.average, trainer.student, state["ema"])
+    if trainer.stepper.average is not None and not state["ema"]:
+        anew.append("the average of --ema")
+    trainer.epoch, trainer.extra, trainer.best = state["epoch"], state["extra"], state["best"]
+    trainer.stepper.skipped, trainer.elapsed = state["skipped"], float(state.get("elapsed", 0.0))
+    if _same_images(trainer, state):
+        trainer.step, trainer.seconds = state["step"], state["seconds"]
+        trainer.seen = seen_images(state, len(trainer.photos))
+        trainer.means.load_state_dict(state["means"], trainer.world)
+        trainer.batches.begin(
+            trainer.epoch, trainer.step, trainer.seen
+        )  # refuses what is left before anything is written
+    trainer.unprepared = bool(trainer.job.anew) and trainer.step > 0
+    for term in trainer.terms():
+        if not trainer.world.first:
+            term.forget()
+    own = trainer.job.seed
+    if own.typed and own.value != state["seed"]:
+        trainer.world.say(f"=> the run keeps its own seed, {state['seed']}")
+    trainer.take_seed(state["seed"])
+    exact = set_random_state(state["random"], trainer.world)
+    _say_resumed(trainer, state, anew, exact=exact)
+
+
+def _restore_peers(trainer: Trainer, states: Mapping[str, Any]) -> list[str]:
+    """Take up the peers; return those that are of another network than the run had, and begin anew."""
+    anew = []
+    for name, peer in trainer.peers().items():
+        if error := take_up(peer, partial(_load, peer, states.get(name))):
+            if not trainer.job.changed:
+                raise error
+            anew.append(name)
+    return anew
+
+
+def _same_images(trainer: Trainer, state: Mapping[str, Any]) -> bool:
+    return bool(state["inputs"]["training images"] == trainer.job.inputs["training images"])
+
+
+def _say_resumed(trainer: Trainer, state: Mapping[str, Any], anew: Sequence[str], *, exact: bool) -> None:
+    name = epoch_name(trainer.options.optimisation, trainer.epoch)
+    if anew:
+        trainer.world.say(f"=> what the run had does not fit its new options, and begins anew: {'; '.join(anew)}")
+    if state["step"] and not trainer.step:
+        trainer.world.say(f"=> the training images are others than then: {name} begins anew")
+    left = f", step {trainer.step}: {len(trainer.photos) - trainer.seen} images of it are left" if trainer.step else ""
+    trainer.world.say(f"=> going on with {name}{left}")
+    if not exact:
+        trainer.world.say(
+            f"=> the run had {len(state['random'])} ranks and has {trainer.world.size} now: it goes on, and is no "
+            "longer the same bit for bit"
+        )
+
+
+def seen_images(state: Mapping[str, Any], num_images: int) -> int:
+    """Return how many images of the epoch a run had seen, over all ranks.
+
+    A checkpoint of before this was kept says it by its steps and its batch size.
+
+    Raises:
+        ValueError: a number that cannot be.
+    """
+    step = state["step"]
+    steps = -(-num_images // int(state["config"]["options"].get("batch_size", num_images)))
+    seen = state.get("seen", sum(num_images // steps + (n < num_images % steps) for n in range(step)))
+    if not (isinstance(seen, int) and step <= seen <= num_images and (step > 0 or seen == 0)):
+        raise ValueError(f"it saw {shown(seen)} of {num_images} images in {step} steps")
+    return seen
+
+
+def _load(module: nn.Module, state: Any) -> None:
+    module.load_state_dict(state)

@@ -1,0 +1,117 @@
+"""Where the networks of a run are tapped: at the paths that were named, those of their families, or found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from classification.errors import UserError
+from classification.models import default_taps
+from classification.options.terms import needing, pairing, using
+from classification.training.job import Job
+from mgd import Tap, Taps, describe_taps, find_taps, pair_taps
+
+AUTO = "auto"  # of --taps, --student-taps and --teacher-taps
+RELUS = ("ReLU", "ReLU6")
+
+
+def tap(job: Job) -> list[Taps]:
+    """Tap the student and its teachers where a term reads maps.
+
+    Raises:
+        UserError: unknown paths, another number of them than the terms need, or no maps that go together.
+    """
+    assert job.student is not None
+    table, networks, named = job.options.table, [job.student, *job.teachers], _named(job)
+    if not using(table, "maps"):
+        return [Taps(network) for network in networks]
+    archs = [job.arch, *(spec["arch"] for spec in job.specs)]
+    known = [
+        chosen.split(",") if chosen and chosen != AUTO else None if chosen else default_taps(arch, network)
+        for chosen, arch, network in zip(named, archs, networks, strict=True)
+    ]
+    unknown = [paths is None for paths in known]
+    if any(unknown) and not (needing(table, "maps") or any(named)):
+        return [Taps(network) for network in networks]
+    if any(unknown):
+        return _found(job, networks, known)
+    job.before_relu = not any(named)
+    return _tapped(job, networks, [paths for paths in known if paths is not None], shorten=not any(named))
+
+
+def _named(job: Job) -> list[str | None]:
+    """Return what was typed for the student and for each teacher."""
+    options, number = job.options, len(job.teachers)
+    lists = options.teacher_taps.split(";") if options.teacher_taps else [None]
+    named = [options.student_taps, *(lists * number if len(lists) == 1 else lists)]
+    if len(named) != number + 1:
+        raise UserError(f"--teacher-taps names paths of {len(named) - 1} teachers, there are {number}")
+    return named
+
+
+def _tapped(job: Job, networks: Sequence[nn.Module], paths: list[list[str]], *, shorten: bool) -> list[Taps]:
+    if shorten:  # the published pairs leave the shallowest stages unused
+        depth = min(len(known) for known in paths)
+        paths = [known[-depth:] for known in paths]
+    for known in paths[1:]:
+        if len(known) != len(paths[0]) and (paired := pairing(job.options.table)):
+            raise UserError(
+                f"student and teacher need as many taps each for {', '.join(paired)}; got {len(paths[0])} "
+                f"({', '.join(paths[0])}) and {len(known)} ({', '.join(known)})"
+            )
+    try:
+        return [Taps(network, known) for network, known in zip(networks, paths, strict=True)]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _found(job: Job, networks: Sequence[nn.Module], known: Sequence[list[str] | None]) -> list[Taps]:
+    """Find the taps of the networks that have none, and pair them with those of the others, by resolution."""
+    sizes = [job.preprocessing.img_size, *(seen.img_size for seen in job.teacher_preprocessing)]
+    try:
+        taps = [
+            find_taps(network, size) if paths is None else describe_taps(network, paths, size)
+            for network, paths, size in zip(networks, known, sizes, strict=True)
+        ]
+        pairs = [pair_taps(taps[0], others, sizes[0], size) for others, size in zip(taps[1:], sizes[1:], strict=True)]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    shared = [tap for tap in taps[0] if all(tap in [own for own, _ in found] for found in pairs)]
+    chosen = [shared, *([dict(_by_path(found))[tap.path] for tap in shared] for found in pairs)]
+    if not shared:
+        raise UserError("no tap of the student goes with one of every teacher: name taps by --student-taps")
+    job.before_relu = all(tap.activation in RELUS for row in chosen for tap in row)
+    job.notes.append(f"taps were found:\n{show(chosen)}")
+    return _tapped(job, networks, [[tap.path for tap in row] for row in chosen], shorten=False)
+
+
+def _by_path(pairs: Sequence[tuple[Tap, Tap]]) -> list[tuple[str, Tap]]:
+    return [(own.path, other) for own, other in pairs]
+
+
+def show(taps: Sequence[Sequence[Tap]]) -> str:
+    """Return the taps of a student and of its teachers as one table, a pair on neighbouring lines.
+
+    Args:
+        taps: those of the student, then those of each teacher, as many.
+    """
+    roles = ["student", *(["teacher"] if len(taps) == 2 else [f"teacher {n}" for n in range(1, len(taps))])]
+    rows = [("", "path", "channels", "size", "norm", "activation", "margin")]
+    for pair in zip(*taps, strict=True):
+        for role, tap in zip(roles, pair, strict=True):
+            size = f"{tap.size[0]}x{tap.size[1]}"
+            rows.append((role, tap.path, str(tap.channels), size, tap.norm or "-", tap.activation or "-", tap.margin))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def described(job: Job, networks: Sequence[Taps]) -> str:
+    """Return the table of the taps of a run: of --show-taps."""
+    if not networks[0].paths:
+        return "no term of this run reads maps"
+    sizes = [job.preprocessing.img_size, *(seen.img_size for seen in job.teacher_preprocessing)]
+    found = [describe_taps(n.model, n.paths, size) for n, size in zip(networks, sizes, strict=True)]
+    if len({len(row) for row in found}) > 1:
+        return "\n".join(show([row]) for row in found)
+    return show(found)

@@ -1,0 +1,98 @@
+"""What a network computes where the map at one tap is another: whether it matters, and what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mgd.taps.layout import tokens_to_map
+from mgd.taps.taps import TapPoint, Taps, first_tensor, logits_of
+
+
+@torch.no_grad()
+def run_changed(model: nn.Module, path: str, images: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the logits of a network in eval mode whose map at a tap is replaced by `change(map)`.
+
+    Args:
+        model: left as it was.
+        path: of the tap.
+        images: (B, 3, H, W).
+        change: (B, C, H, W) -> (B, C, H, W); tokens in front of those of the image stay.
+
+    Raises:
+        RuntimeError: the tap was not reached.
+    """
+    taps = Taps(model, [path])
+    point, calls, done = taps.points[0], 0, False
+    wanted = _call(taps, images)
+
+    def replaced(tensor: Tensor) -> Tensor:
+        nonlocal calls, done
+        calls += 1
+        if calls - 1 != wanted:
+            return tensor
+        done = True
+        return _replace(tensor, point, change)
+
+    def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        given = first_tensor(module, args, kwargs)
+        new = replaced(given)
+        return (
+            tuple(new if value is given else value for value in args),
+            {name: new if value is given else value for name, value in kwargs.items()},
+        )
+
+    def write(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if point.element is None:
+            return replaced(output)
+        if isinstance(output, Mapping):
+            return type(output)({k: replaced(v) if str(k) == point.element else v for k, v in output.items()})  # type: ignore[call-arg]
+        return type(output)(replaced(v) if str(i) == point.element else v for i, v in enumerate(output))
+
+    if point.reads_input:
+        handle = point.module.register_forward_pre_hook(read, with_kwargs=True)
+    else:
+        handle = point.module.register_forward_hook(write)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        logits = logits_of(model(images))
+    finally:
+        handle.remove()
+        taps.close()
+        for module, mode in modes.items():
+            module.training = mode
+    if not done:
+        raise RuntimeError(f"tap {path!r} was not reached by the forward pass")
+    return logits
+
+
+def matters(model: nn.Module, path: str, images: Tensor) -> bool:
+    """Whether the logits change where the map at a tap becomes that of another image."""
+    same = run_changed(model, path, images, torch.clone)
+    if torch.equal(same, same.flip(0)):
+        return True  # as where the last layer starts at 0: nothing tells
+    return not torch.equal(run_changed(model, path, images, lambda maps: maps.flip(0)), same)
+
+
+def _call(taps: Taps, images: Tensor) -> int:
+    """Return the number of the call that a tap reads."""
+    stated = taps.points[0].call
+    if stated is None or stated >= 0:
+        return stated or 0
+    with torch.no_grad():
+        _, slots = taps._run(images[:1])
+    return len(slots[0].calls) + stated
+
+
+def _replace(tensor: Tensor, point: TapPoint, change: Callable[[Tensor], Tensor]) -> Tensor:
+    layout = point.layout
+    if layout.kind == "last":
+        return change(tensor.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+    if layout.kind != "tokens":
+        return change(tensor)
+    new = change(tokens_to_map(tensor, prefix=layout.prefix, grid=layout.grid))
+    return torch.cat([tensor[:, : layout.prefix], new.flatten(2).transpose(1, 2)], 1)

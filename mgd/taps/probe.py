@@ -1,0 +1,103 @@
+"""What one dry forward tells of a tapped network: what terms are built from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mgd.taps.layout import as_map
+from mgd.taps.norms import bn_margin, norms_before
+from mgd.taps.taps import Outputs, Taps, dry_forward
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a term may know of a network when it is built.
+
+    Args:
+        outputs: of one dry forward, of any batch size.
+        paths: of the taps, where they have some.
+        norms: name of the batch normalisation in front of each tap, as `norms_before` finds it, or None.
+        margins: (C,) of each tap as its norm gives it, or None where a margin has to be measured on the map.
+        weight: of this teacher among several, > 0.
+        frozen: whether the network is a frozen teacher, not a peer that trains.
+        before_relu: whether the taps lie before a ReLU, so that a term whose source reads maps behind it applies one.
+        classifier: (K, D), the weight of the linear layer whose output the logits are, or None where there is none.
+    """
+
+    outputs: Outputs
+    paths: Sequence[str] = ()
+    norms: Sequence[str | None] = ()
+    margins: Sequence[Tensor | None] = ()
+    weight: float = 1.0
+    frozen: bool = True
+    before_relu: bool = False
+    classifier: Tensor | None = None
+
+    @property
+    def channels(self) -> list[int]:
+        """The width of the map at every tap.
+
+        Raises:
+            ValueError: a tapped tensor that is no map.
+        """
+        return [as_map(feature).shape[1] for feature in self.outputs.features]
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of the map at every tap."""
+        return [(feature.shape[2], feature.shape[3]) for feature in map(as_map, self.outputs.features)]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of logits."""
+        return self.outputs.logits.shape[1]
+
+
+def probe(network: nn.Module, images: Tensor, *, weight: float = 1.0, frozen: bool = True) -> Probe:
+    """Run a network once, in eval mode and without gradients, and note what a term needs to be built.
+
+    Call it before norms are folded: margins come from them.
+
+    Args:
+        network: `Taps`, or a network without taps.
+        images: (B, 3, H, W) as this network sees them, any content; one image is enough.
+        weight: of this teacher among several.
+        frozen: whether it is a frozen teacher.
+    """
+    taps = network if isinstance(network, Taps) else Taps(network)
+    outputs, classifier = _classify(taps, images)
+    norms = norms_before(taps, images) if taps.paths else []
+    names = {module: name for name, module in taps.model.named_modules()}
+    return Probe(
+        outputs,
+        paths=tuple(taps.paths),
+        norms=tuple(None if norm is None else names[norm] for norm in norms),
+        margins=tuple(None if norm is None else bn_margin(norm) for norm in norms),
+        weight=weight,
+        frozen=frozen,
+        classifier=classifier,
+    )
+
+
+def _classify(taps: Taps, images: Tensor) -> tuple[Outputs, Tensor | None]:
+    """Return the outputs of one dry forward, and the weight of the linear layer whose output the logits are."""
+    made: list[tuple[nn.Linear, Tensor]] = []
+
+    def note(layer: nn.Module, _: object, output: Tensor) -> None:
+        assert isinstance(layer, nn.Linear)
+        made.append((layer, output))
+
+    handles = [layer.register_forward_hook(note) for layer in taps.modules() if isinstance(layer, nn.Linear)]
+    try:
+        outputs = dry_forward(taps, images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer, output in reversed(made):
+        if output.shape == outputs.logits.shape and torch.equal(output.to(outputs.logits), outputs.logits):
+            return outputs, layer.weight.detach()
+    return outputs, None

@@ -1,0 +1,126 @@
+"""Transport plans against POT, exact flows and what must not change them."""
+
+from __future__ import annotations
+
+import numpy as np
+import ot
+import pytest
+import torch
+
+from mgd import solve_flow, solve_plan
+from mgd.flow.plan import Array
+
+
+def random_cost(num_student: int, num_teacher: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).uniform(0, 4, (num_student, num_teacher))
+
+
+def masses(cost: Array) -> tuple[Array, Array]:
+    return np.full(len(cost), 1 / len(cost)), np.full(cost.shape[1], 1 / cost.shape[1])
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (8, 8), (9, 4), (1, 5)])
+@pytest.mark.parametrize("epsilon", [0.2, 1.0, 20.0])
+def test_it_agrees_with_pot(shape: tuple[int, int], epsilon: float) -> None:
+    cost = random_cost(*shape)
+    plan = solve_plan(cost, epsilon=epsilon)
+    expected = ot.sinkhorn(*masses(cost), cost, epsilon, method="sinkhorn_log", numItermax=100_000, stopThr=1e-12)
+    np.testing.assert_allclose(plan.matrix, expected, atol=1e-6)
+    assert plan.matrix.dtype == np.float64
+    assert plan.total_cost == pytest.approx((expected * cost).sum(), abs=1e-6)
+    assert plan.matrix.sum() == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("strength", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("shape", [(3, 7), (7, 3)])
+def test_it_agrees_with_pot_where_unbalanced(shape: tuple[int, int], strength: float) -> None:
+    cost = random_cost(*shape)
+    plan = solve_plan(cost, epsilon=0.2, unbalanced=strength)
+    expected = ot.unbalanced.sinkhorn_unbalanced(
+        *masses(cost), cost, 0.2, strength, reg_type="kl", numItermax=100_000, stopThr=1e-13
+    )
+    np.testing.assert_allclose(plan.matrix, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 12), (6, 6), (8, 24)])
+def test_a_tiny_epsilon_gives_the_exact_flow(shape: tuple[int, int]) -> None:
+    cost = random_cost(*shape, seed=1)
+    flow = solve_flow(cost)
+    plan = solve_plan(torch.from_numpy(cost), epsilon=1e-4)
+    np.testing.assert_allclose(plan.matrix, flow.matrix / shape[1], atol=1e-6)
+    assert plan.total_cost == pytest.approx(flow.total_cost / shape[1], abs=1e-6)
+
+
+def test_ties_share_the_mass() -> None:
+    np.testing.assert_allclose(solve_plan(np.ones((3, 6)), epsilon=1e-3).matrix, np.full((3, 6), 1 / 18), atol=1e-9)
+
+
+def test_two_by_two_by_hand() -> None:
+    # The diagonal holds x each, the rest 1/2 - x each, and x / (1/2 - x) = exp(1 / epsilon).
+    plan = solve_plan([[0.0, 1.0], [1.0, 0.0]], epsilon=0.5)
+    x = 0.5 * np.exp(2) / (1 + np.exp(2))
+    np.testing.assert_allclose(plan.matrix, [[x, 0.5 - x], [0.5 - x, x]], atol=1e-9)
+    assert plan.total_cost == pytest.approx(1 - 2 * x, abs=1e-9)
+
+
+def test_offsets_change_no_balanced_plan() -> None:
+    cost = random_cost(4, 9)
+    shifted = cost + np.array([[0.0], [5.0], [-3.0], [1e6]])
+    np.testing.assert_allclose(solve_plan(shifted, epsilon=0.1).matrix, solve_plan(cost, epsilon=0.1).matrix, atol=1e-8)
+
+
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_a_permutation_moves_with_the_channels(strength: float | None) -> None:
+    cost, generator = random_cost(5, 8), np.random.default_rng(3)
+    rows, columns = generator.permutation(5), generator.permutation(8)
+    plan = solve_plan(cost, epsilon=0.1, unbalanced=strength)
+    moved = solve_plan(cost[rows][:, columns], epsilon=0.1, unbalanced=strength)
+    np.testing.assert_allclose(moved.matrix, plan.matrix[rows][:, columns], atol=1e-8)
+
+
+def test_inf_forbids_a_pair() -> None:
+    cost = random_cost(3, 6)
+    cost[0, :3] = np.inf
+    plan = solve_plan(cost, epsilon=0.1)
+    assert (plan.matrix[0, :3] == 0).all()
+    np.testing.assert_allclose(plan.matrix.sum(axis=1), 1 / 3, atol=1e-9)
+    assert np.isfinite(plan.total_cost)
+
+
+def test_a_teacher_that_costs_too_much_teaches_nobody() -> None:
+    cost = random_cost(3, 6)
+    cost[:, 2], cost[:, 4] = 100, np.inf
+    plan = solve_plan(cost, epsilon=0.1, unbalanced=1.0)
+    assert plan.matrix[:, 2].sum() < 1e-12
+    assert plan.matrix[:, 4].sum() == 0
+    assert plan.matrix.sum() > 0.1
+
+
+def test_refusals() -> None:
+    cost = random_cost(3, 6)
+    with pytest.raises(ValueError, match="epsilon must be positive"):
+        solve_plan(cost, epsilon=0.0)
+    with pytest.raises(ValueError, match="unbalanced must be positive"):
+        solve_plan(cost, epsilon=1.0, unbalanced=-1.0)
+    with pytest.raises(ValueError, match="too small"):
+        solve_plan(cost, epsilon=1e-305)
+    with pytest.raises(ValueError, match="NaN"):
+        solve_plan(np.where(cost == cost[0, 0], np.nan, cost), epsilon=1.0)
+    with pytest.raises(ValueError, match="every pair of some"):
+        solve_plan(np.where(np.arange(6) == 2, np.inf, cost), epsilon=1.0)
+    with pytest.raises(RuntimeError, match="did not converge"):
+        solve_plan(cost, epsilon=0.01, max_iterations=3)
+
+
+def test_no_plan_exists() -> None:
+    # Two students may take from one teacher only, which has half of what they need.
+    cost = np.array([[0.0, np.inf, np.inf], [0.0, np.inf, np.inf], [0.0, 0.0, 0.0]])
+    with pytest.raises(RuntimeError, match="there may be no plan"):
+        solve_plan(cost, epsilon=1.0, max_iterations=2000)
+
+
+def test_a_plan_that_plain_steps_reach_in_200_000_takes_a_few_thousand() -> None:
+    plan = solve_plan(random_cost(8, 8), epsilon=0.05)
+    assert plan.num_iterations < 10_000
+    np.testing.assert_allclose(plan.matrix.sum(axis=1), 1 / 8, atol=1e-9)
+    np.testing.assert_allclose(plan.matrix.sum(axis=0), 1 / 8, atol=1e-9)
