@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from classification.models.trained import Trained
 
 PROG = "export.py"
+OLDEST_OPSET = 18  # torch's exporter writes no older one
 CALIBRATION_BATCH = 8  # images whose activations are kept at a time
 KINDS = {
     "onnx": "one ONNX file; input `images`, output `logits`, any batch size",
@@ -48,7 +50,7 @@ def build_parser() -> Parser:
         help="points that top-1 may fall; if the 95%% interval lies below, the file is kept as FILE.rejected (0.5)",
     )
     add("--with-preprocessing", action="store_true", help="the file takes bytes 0 to 255 and normalises them itself")
-    add("--opset", type=number(int, 18), metavar="N", help="version of ONNX's operators, 18 or later")
+    add("--opset", type=number(int, OLDEST_OPSET), metavar="N", help="version of ONNX's operators, 18 or later")
     add("--arch", metavar="NAME", help="the network, if the checkpoint does not say it")
     add("--network", default="student", metavar="NAME", help="of a mutual run: student, peer1, peer2 ... (student)")
     add("--calibration", choices=("minmax", "entropy", "percentile"), default="minmax", help="int8: ranges (minmax)")
@@ -73,12 +75,21 @@ def parse(words: list[str]) -> argparse.Namespace:
         raise UserError("--with-preprocessing needs a graph, which safetensors does not hold: use --to onnx or pt2")
     if args.to not in ("onnx", "int8") and args.opset is not None:
         raise UserError("--opset goes with --to onnx or int8 only")
+    if missing := missing_packages(args.to):
+        names = " ".join(missing)
+        raise UserError(f"--to {args.to} needs {names}: `pip install {names}`, or the extra [export] of this project")
     args.checkpoint = _checkpoint(Path(args.checkpoint), args.network)
     for path in (args.output, *([_card(args.output)] if args.to == "safetensors" else [])):
         check_new(path, force=args.force)
     if args.output.resolve() == args.checkpoint.resolve():
         raise UserError(f"--output {args.output} is the checkpoint itself: give another")
     return args
+
+
+def missing_packages(kind: str) -> list[str]:
+    """Return the packages that a kind of file needs and that are not installed."""
+    needed = ("onnx", "onnxscript", "onnxruntime") if kind in ("onnx", "int8") else ()
+    return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
 def _checkpoint(path: Path, network: str) -> Path:
@@ -107,13 +118,9 @@ def export(args: argparse.Namespace) -> None:
         RunError: the file is not as good as the network; it is kept under another name.
     """
     from classification.data.trial import random_trial, read_trial
-    from classification.models import exporting
     from classification.models.card import write_card
     from classification.models.trained import open_trained
 
-    if missing := exporting.needed_packages(args.to):
-        names = " ".join(missing)
-        raise UserError(f"--to {args.to} needs {names}: `pip install {names}`, or the extra [export] of this project")
     trained = open_trained(args.checkpoint, args.arch)
     print(f"=> {trained.note}")
     seen = trained.preprocessing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import warnings
@@ -19,8 +18,6 @@ from torch import Tensor, nn
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models.trained import Trained, open_trained
-
-OLDEST_OPSET = 18  # torch's exporter writes no older one
 
 
 @dataclass(frozen=True)
@@ -93,12 +90,6 @@ def versions(kind: str) -> str:
     return ", ".join(found)
 
 
-def needed_packages(kind: str) -> list[str]:
-    """Return the packages that a kind of file needs and that are not installed."""
-    needed = ("onnx", "onnxscript", "onnxruntime") if kind in ("onnx", "int8") else ()
-    return [name for name in needed if importlib.util.find_spec(name) is None]
-
-
 def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = None) -> bytes:
     """Return an ONNX file: input "images", output "logits", any batch size, weights inside.
 
@@ -129,7 +120,9 @@ def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = 
     model = program.model_proto
     found = next(entry.version for entry in model.opset_import if entry.domain == "")
     if opset is not None and found != opset:
-        raise UserError(f"{trained.arch} cannot be written in --opset {opset}: it needs {found}; leave the option out")
+        raise UserError(
+            f"--opset {opset} cannot be had for {trained.arch}: the exporter writes {found} instead; leave the option out"
+        )
     for node in model.graph.node:  # the exporter notes where each stands in the code, with the paths of this machine
         del node.metadata_props[:]
         node.doc_string = ""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def to_int8(
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         source, prepared, target = (Path(folder, f"{name}.onnx") for name in ("float", "prepared", "int8"))
         source.write_bytes(model)
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
@@ -79,6 +80,18 @@ def to_int8(
     describe_onnx(quantised, said)
     content: bytes = quantised.SerializeToString()
     return content
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out the progress that onnxruntime prints, and its warnings of every tensor without channels."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _reader(batches: Sequence[Tensor]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+DISTILLER = "mgd"  # the terms of a run that names none
 LABELLED = "ce"  # the term that is added wherever labels are used
 WITH_KD = ("mgd", "kd")  # --mgd-with-kd 1 adds the second to the first
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from classification.options.fields import count, nonnegative, number, option, positive, switch, whole
 from classification.options.names import ASSIGNMENTS, FORMS, SOLVERS
+from classification.options.published import DISTILLER
 
 MATCHING = "matching guided distillation"
 
@@ -18,7 +19,7 @@ class Terms:
         None, kind=number(float, 0, 0.9999), help="of the cross-entropy, in [0, 1); default: 0", section="training"
     )
     distiller: str = option(
-        "mgd", help="a term, or a sum of terms as mgd+kd; cross-entropy is added to it", distillation=True
+        DISTILLER, help="a term, or a sum of terms as mgd+kd; cross-entropy is added to it", distillation=True
     )
     term: tuple[str, ...] = option(
         (),

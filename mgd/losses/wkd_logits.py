@@ -31,8 +31,8 @@ def class_cost(prototypes: Tensor, *, sharpening: float = 1.0) -> Tensor:
     Raises:
         ValueError: no matrix, a sharpening that is not positive.
 
-    Reference: Lv, Yang, Li, 2024, arXiv:2412.08139: the similarity by prototypes. Their published numbers use the CKA
-        of the features of each class's training images, from files that belong to their teachers.
+    Reference: Lv, Yang, Li, 2024, arXiv:2412.08139, by the option "fc" of the authors' code. Their published numbers
+        use another similarity, the CKA of the features of each class's training images: do not compare with them.
     """
     check_tensors("class_cost", prototypes=prototypes)
     check_positive("class_cost", sharpening=sharpening)

@@ -47,10 +47,6 @@ CASES = [
     case("taps that are not there", "--distiller", "at", "--taps", "layer9"),
     case("more taps of the student", "--distiller", "at", *TWO_AND_ONE),
     case("taps where no term reads maps", "--distiller", "kd", "--taps", "layer3"),
-    Case("a map term without known taps", lambda p: [
-        str(p.photos), "-a", "timm:resnet10t", "--img-size", "32", "--distiller", "udml",
-        "--teacher-arch", "timm:resnet10t",
-    ], main_mgd),
     peer("a frozen peer", "frozen: true"),
     peer("a peer with weights of its own", "frozen: false, weights: V1"),
     Case("a term of labels on images without", **recipe("terms: {wsl: }\nlabels: 0\n")),
