@@ -58,6 +58,14 @@ def read_image(path: str) -> Image.Image:
         ) from error
 
 
+def image_or_cause(path: str) -> Image.Image | str:
+    """Read an image as `read_image` does; return why it cannot be read instead of raising."""
+    try:
+        return _read(path)
+    except Exception as error:  # a broken file raises whatever its broken bytes happen to mean
+        return _cause(path, error)
+
+
 def to_bytes(image: Image.Image) -> Tensor:
     """Return an RGB image as (height, width, 3) bytes."""
     return torch.from_numpy(np.array(image))
@@ -202,11 +210,8 @@ def unreadable(paths: list[str], workers: int) -> dict[str, str]:
     """Read every file; return those that cannot be read, and why."""
 
     def why(path: str) -> str:
-        try:
-            _read(path)
-        except Exception as error:
-            return _cause(path, error)
-        return ""
+        found = image_or_cause(path)
+        return found if isinstance(found, str) else ""
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         return {path: text for path, text in zip(paths, pool.map(why, paths), strict=True) if text}

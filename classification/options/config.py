@@ -156,14 +156,19 @@ def _check(options: Options, distillation: bool) -> None:
         raise UserError(
             f"--accumulate {optimisation.accumulate} divides batches of {optimisation.batch_size} images: raise -b"
         )
-    _check_devices(options.devices)
+    check_devices(options.devices)
     if distillation:
         _check_distillation(options)
     elif not run.evaluate and (networks.teacher_resume or networks.teacher_arch):
         raise UserError("main_base.py trains one network; a teacher belongs to --evaluate, or to main_mgd.py")
 
 
-def _check_devices(devices: Devices) -> None:
+def check_devices(devices: Devices) -> None:
+    """Refuse devices that this machine lacks, and options that exclude each other.
+
+    Raises:
+        UserError: one of these.
+    """
     try:
         device = torch.device(devices.device) if devices.device != "auto" else None
     except RuntimeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import traceback
@@ -36,6 +37,9 @@ def attempt(work: Callable[[], object], prog: str) -> int:
     except Stopped as stop:
         print(f"{prog}: terminated", file=sys.stderr, flush=True)
         return 128 + stop.signal
+    except BrokenPipeError:  # the reader of our output, as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        return 1
     except Exception:
         traceback.print_exc()
         return 1

@@ -10,31 +10,32 @@ from itertools import count
 from pathlib import Path
 
 from classification.errors import UserError
-from classification.paths import exists, is_folder
+from classification.paths import exists, is_file, is_folder
 
 
-def check_new(path: Path, *, force: bool = False) -> None:
+def check_new(path: Path, *, force: bool = False, option: str = "--output") -> None:
     """Refuse a file that could not be written, before any work is done.
 
     Args:
         path: the file.
         force: whether an existing file may be replaced.
+        option: that names it, for the message.
 
     Raises:
         UserError: there is such a file already, it is a folder, or its folder is missing or closed.
     """
     if is_folder(path):
-        raise UserError(f"--output {path} is a folder: give a file in it")
+        raise UserError(f"{option} {path} is a folder: give a file in it")
     if exists(path) and not force:
-        raise UserError(f"--output {path} exists already and is not overwritten: give another, or --force")
+        raise UserError(f"{option} {path} exists already and is not overwritten: give another, or --force")
     if not is_folder(path.parent):
-        raise UserError(f"--output {path}: the folder {path.parent} does not exist: make it first")
+        raise UserError(f"{option} {path}: the folder {path.parent} does not exist: make it first")
     if not os.access(path.parent, os.W_OK):
-        raise UserError(f"--output {path}: the folder {path.parent} cannot be written to: give another")
+        raise UserError(f"{option} {path}: the folder {path.parent} cannot be written to: give another")
 
 
 @contextlib.contextmanager
-def folder_beside(path: Path) -> Iterator[Path]:
+def folder_beside(path: Path, option: str = "--output") -> Iterator[Path]:
     """Make a folder for files that `move` will bring to where `path` stands; it is removed in the end.
 
     Raises:
@@ -44,7 +45,7 @@ def folder_beside(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=f".{path.name[:100]}.", dir=path.parent) as folder:
             yield Path(folder)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): make room, or give another --output") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}): make room, or give another {option}") from error
 
 
 def write(path: Path, content: bytes) -> None:
@@ -63,6 +64,22 @@ def move(source: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_whole(path: Path, content: bytes, option: str = "--output") -> None:
+    """Write a file, over one of that name; a device or pipe, as /dev/stdout, is written to.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to; what was at `path` is still there.
+    """
+    if exists(path) and not is_file(path):
+        with path.open("wb") as stream:
+            stream.write(content)
+        return
+    target = path.resolve()  # a link stays one
+    with folder_beside(target, option) as folder:
+        write(folder / target.name, content)
+        move(folder / target.name, target)
 
 
 def free_name(path: Path) -> Path:

@@ -1,0 +1,177 @@
+"""Images to predict: which files are meant by the paths that a user types, and batches of them as networks see them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from classification.data.folders import told
+from classification.data.image_files import SUFFIXES, LeftOut, find_images, is_image
+from classification.data.images import image_or_cause, to_bytes
+from classification.data.preprocessing import Preprocessing
+from classification.data.transforms import Transform
+from classification.errors import UserError, shown
+from classification.paths import exists, is_file, is_folder
+from classification.runs.interrupt import outlast
+
+LONGEST_LINE = 1 << 16  # bytes; a file that is no list may be one line without end
+STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files to predict.
+
+    Args:
+        paths: of the images, in the order in which they were typed; folders are sorted.
+        notes: what was left out, one line each.
+    """
+
+    paths: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+def find_paths(words: Iterable[str], stdin: BinaryIO) -> Found:
+    """Return the images that `words` name.
+
+    A word is an image; a folder, whose images count at any depth; a list, one path per line, seen from the current
+    folder; or `-`, a list on stdin. A file is an image if its name or its content says so, and a list otherwise.
+
+    Args:
+        words: what was typed.
+        stdin: for `-`.
+
+    Raises:
+        UserError: there is no such path, a list is none, or no image was found.
+    """
+    paths: list[str] = []
+    left = LeftOut()
+    words = list(words)
+    for word in words:
+        if word == STDIN:
+            paths += _read_list(stdin, "stdin")
+        elif is_folder(word):
+            paths += [os.path.join(top, name) for top, names in find_images(Path(word), left) for name in names]  # noqa: PTH118
+        elif is_image(word) or (is_file(word) and _looks_like_image(word)):
+            if not exists(word):
+                raise UserError(f"image {word} does not exist")
+            paths.append(word)
+        elif exists(word):
+            paths += _open_list(word)
+        else:
+            raise UserError(f"{word} does not exist: give images, folders, lists of paths, or - for a list on stdin")
+    if not paths:
+        beside = f" ({contents})" if (contents := left.contents()) else ""
+        where = ", ".join(words[:3]) + (" ..." if len(words) > 3 else "")
+        raise UserError(f"no image found in {where}{beside}: images end in {' '.join(SUFFIXES)}")
+    return Found(paths, left.notes())
+
+
+def _looks_like_image(path: str) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # a broken file raises whatever its broken bytes happen to mean
+        return False
+
+
+def _open_list(path: str) -> list[str]:
+    try:
+        with Path(path).open("rb") as file:
+            found = _read_list(file, path)
+    except OSError as error:
+        raise UserError(f"list {path} cannot be read: {error.strerror}") from error
+    if found and not any(map(exists, found)):
+        raise UserError(
+            f"{path} is neither an image nor a list of images: its first line, {shown(found[0])}, is no path of a file"
+        )
+    return found
+
+
+def _read_list(file: BinaryIO, name: str) -> list[str]:
+    """Return the lines of a list that are not empty; bytes that are no text are kept, as in names of files."""
+    found, number = [], 0
+    while line := file.readline(LONGEST_LINE):
+        number += 1
+        if b"\0" in line or len(line) == LONGEST_LINE:
+            raise UserError(f"{name} is neither an image nor a list of images: line {number} is no path")
+        if path := line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").rstrip(b"\r\n"):
+            found.append(os.fsdecode(path))
+    return found
+
+
+@dataclass(frozen=True)
+class PixelBatch:
+    """Images that were read together.
+
+    Args:
+        paths: of those that could be read.
+        pixels: bytes (B, H, W, 3), in their order.
+        unreadable: why the others could not, by path.
+    """
+
+    paths: list[str]
+    pixels: Tensor
+    unreadable: list[tuple[str, str]]
+
+
+class _Pixels(Dataset[tuple[str, Tensor | str]]):
+    """(path, bytes as the network sees them, or why there are none) of every image."""
+
+    def __init__(self, paths: Sequence[str], transform: Transform) -> None:
+        self.paths, self.transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[str, Tensor | str]:
+        path = self.paths[index]
+        image = image_or_cause(path)
+        if isinstance(image, str):
+            return path, image
+        return path, self.transform(to_bytes(image).permute(2, 0, 1)).permute(1, 2, 0).contiguous()
+
+
+def _collate(samples: list[tuple[str, Tensor | str]]) -> PixelBatch:
+    read = [(path, pixels) for path, pixels in samples if isinstance(pixels, Tensor)]
+    causes = [(path, cause) for path, cause in samples if isinstance(cause, str)]
+    pixels = torch.stack([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
+    return PixelBatch([path for path, _ in read], pixels, causes)
+
+
+def read_batches(paths: Sequence[str], seen: Preprocessing, size: int, workers: int = 0) -> Iterator[PixelBatch]:
+    """Read images as evaluation does; those that cannot be read are reported in their batch.
+
+    Args:
+        paths: of the images.
+        seen: what the network sees of them.
+        size: images of a batch.
+        workers: loading processes at most; 0 to load in this one.
+
+    Raises:
+        RunError: a loading process died.
+    """
+    workers = min(workers, (len(paths) - 1) // size)  # a process costs more than the batch that it would read
+    ending = multiprocessing.RawValue("b", 0)
+    loading = DataLoader(
+        _Pixels(paths, seen.transform()),
+        size,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=partial(outlast, ending=ending),
+        generator=torch.Generator(),
+    )
+    try:
+        yield from told(loading, workers)
+    finally:
+        ending.value = 1

@@ -1,0 +1,158 @@
+"""Say what is on images, by a trained network: python predict.py CHECKPOINT PATH..."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from classification.errors import RunError, UserError, one_line
+from classification.options.fields import count, number
+from classification.options.first_look import write_any_name
+from classification.options.parser import Parser
+from classification.paths import exists, is_file, is_folder
+from classification.runs.exit_status import attempt
+from classification.runs.new_files import check_new, write_whole
+
+if TYPE_CHECKING:
+    from torch import device
+
+    from classification.data.inference import PixelBatch
+    from classification.models.trained import Trained
+    from classification.runs.predictions import Prediction, Table
+
+PROG = "predict.py"
+EXAMPLE = "example: python classification/predict.py runs/student/best.pth holidays --csv holidays.csv"
+
+
+def build_parser() -> Parser:
+    """Return the parser; it needs no torch."""
+    parser = Parser(PROG, description=__doc__, epilog=EXAMPLE, allow_abbrev=False)
+    add = parser.add_argument
+    add("checkpoint", metavar="CHECKPOINT", type=Path, help="a best.pth, another file of weights, or a run folder")
+    about = "an image; a folder, with those in it; a list, one path per line; - for a list on stdin"
+    add("paths", metavar="PATH", nargs="+", help=about)
+    add("--top-k", type=count, default=5, metavar="K", help="classes per image, the likeliest first (5)")
+    add("--csv", type=Path, metavar="FILE", help="write path, rank, class and probability")
+    add("--json", type=Path, metavar="FILE", help="write class_ids, scores, file_name and label_names")
+    add("--class-names", type=Path, metavar="FILE", help="one name per line, instead of those of the checkpoint")
+    add("-b", "--batch-size", type=count, default=32, metavar="N", help="images of a batch (32)")
+    usual = min(4, os.cpu_count() or 1)
+    add("-j", "--workers", type=number(int, 0, 1024), default=usual, metavar="N", help=f"loading processes ({usual})")
+    add("--arch", metavar="NAME", help="the network, if the checkpoint does not say it")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    return parser
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Return the options, checked as far as that needs no torch.
+
+    Raises:
+        UserError: a mistake in them.
+    """
+    args = build_parser().parse_intermixed_args(words)
+    if is_folder(args.checkpoint) and is_file(args.checkpoint / "best.pth"):
+        args.checkpoint /= "best.pth"
+    inputs = {"the checkpoint": args.checkpoint, "the file of --class-names": args.class_names}
+    taken = {path.resolve(): name for name, path in inputs.items() if path is not None}
+    for option, path in (("--csv", args.csv), ("--json", args.json)):
+        if path is None:
+            continue
+        if not exists(path) or is_file(path) or is_folder(path):  # not /dev/stdout
+            check_new(path, force=True, option=option)
+        if path.resolve() in taken:
+            raise UserError(f"{option} {path} is {taken[path.resolve()]}: give another file")
+        taken[path.resolve()] = f"the file of {option}"
+    return args
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Print the classes of every image, and write the files.
+
+    Raises:
+        UserError: a mistake of the user's, found before work starts.
+        RunError: some images could not be read; what was found of the others is written.
+    """
+    from classification.data.inference import find_paths, read_batches
+    from classification.models.trained import open_trained
+    from classification.options.config import check_devices
+    from classification.options.groups import Devices
+    from classification.runs import predictions
+    from classification.runs.world import device_of
+
+    devices = Devices(device=args.device)
+    check_devices(devices)
+    found = find_paths(args.paths, sys.stdin.buffer)
+    trained = open_trained(args.checkpoint, args.arch)
+    names = predictions.class_names(args.class_names, trained.classes, trained.num_classes)
+    _check_inputs(args, found.paths)
+    notes = [*found.notes, trained.note]
+    if args.top_k > trained.num_classes:
+        notes.append(f"--top-k {args.top_k}: there are {trained.num_classes} classes, and all are shown")
+    for note in notes:
+        print(f"=> {one_line(note)}", file=sys.stderr)
+    batches = read_batches(found.paths, trained.preprocessing, args.batch_size, args.workers)
+    table, top = predictions.Table(found.paths, names), min(args.top_k, trained.num_classes)
+    said, bad = _said(trained, batches, table, top, len(found.paths), device_of(devices))
+    if args.csv is not None:
+        write_whole(args.csv, predictions.to_csv(said, names), "--csv")
+    if args.json is not None:
+        write_whole(args.json, predictions.to_json(said, names), "--json")
+    if bad:
+        raise RunError(f"{bad} of {len(found.paths)} images could not be read and were skipped")
+
+
+def _check_inputs(args: argparse.Namespace, paths: list[str]) -> None:
+    """Refuse to write over an image."""
+    for option, path in (("--csv", args.csv), ("--json", args.json)):
+        if path is not None and is_file(path) and any(Path(image).resolve() == path.resolve() for image in paths):
+            raise UserError(f"{option} {path} is one of the images: give another file")
+
+
+def _said(
+    trained: Trained, batches: Iterator[PixelBatch], table: Table, top: int, total: int, where: device
+) -> tuple[list[Prediction], int]:
+    """Print the line of every image; return all predictions, and how many images could not be read."""
+    import torch
+    from tqdm import tqdm
+
+    from classification.runs.predictions import predictions
+    from mgd import logits_of
+
+    network = trained.network.to(where)
+    said, bad = [], 0
+    with torch.inference_mode(), tqdm(total=total, leave=False, disable=None, dynamic_ncols=True) as bar:
+        for batch in batches:
+            for path, cause in batch.unreadable:
+                bar.write(one_line(f"{PROG}: image {path} cannot be read ({cause})"), file=sys.stderr)
+            bad += len(batch.unreadable)
+            if batch.paths:
+                try:
+                    logits = logits_of(network(trained.preprocessing.normalise(batch.pixels.to(where)).contiguous()))
+                except torch.OutOfMemoryError as error:
+                    raise RunError(f"a batch of {len(batch.paths)} images needs too much memory: lower -b") from error
+                new = predictions(batch.paths, logits.float(), top)
+                bar.write("\n".join(map(table.line, new)))
+                said += new
+            bar.update(len(batch.paths) + len(batch.unreadable))
+    return said, bad
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script; return its exit status."""
+    write_any_name()
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # they do not name the file that they concern
+            return attempt(lambda: predict(parse(words)), PROG)
+    except SystemExit:  # a help text was printed
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
