@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -187,6 +188,10 @@ def test_terms_are_told_labels_index_and_epoch() -> None:
         assert term.batch.target is TARGET and term.batch.index is index and term.batch.epoch == 7
         total = sum(value for name, value in out.items() if name.startswith("told"))
         torch.testing.assert_close(out["loss"], 7 * total)
+        with pytest.raises(FrozenInstanceError):
+            term.batch.epoch = 8  # type: ignore[misc]
+        make(term)(IMAGES)
+        assert term.batch == mgd.Batch(None, None, 0)  # the first epoch, unless another is said
 
 
 def test_the_first_network_is_the_student() -> None:

@@ -57,6 +57,33 @@ def test_each_teacher_may_have_a_term_of_its_own() -> None:
     assert term(outputs(0.0), teachers, Batch()).item() == pytest.approx((2 + 3 * 40) / 4)
 
 
+class Notes(Gap):
+    """Keep which of its calls came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[object] = []
+
+    def check_state(self) -> None:
+        self.calls.append("checked")
+
+    def collect(self, *, first: bool) -> None:
+        self.calls.append(first)
+
+    def forget(self) -> None:
+        self.calls.append("forgotten")
+
+
+def test_the_terms_of_teachers_are_checked_collected_and_forgotten_each() -> None:
+    terms = [Notes(), Notes()]
+    whole = EachTeacher([terms[0], nn.Identity(), terms[1]])
+    whole.check_state()
+    whole.collect(first=True)
+    whole.collect(first=False)
+    whole.forget()
+    assert [term.calls for term in terms] == [["checked", True, False, "forgotten"]] * 2
+
+
 def test_maps_pass_a_relu_where_they_should() -> None:
     term = Gap()
     assert term(outputs(-1.0), [outputs(2.0)], Batch()).item() == 3.0
@@ -202,6 +229,8 @@ def test_what_terms_read() -> None:
         "wkd_maps",
     }
     assert {n for n, t in losses.LOSSES.items() if not t.paired} == {"afd", "crd", "rkd", "similarity"}
+    assert {n for n, t in losses.LOSSES.items() if t.label_free} == {"meal", "ssld"}
+    assert {n for n, t in losses.LOSSES.items() if t.mutual} == {"dml", "udml"}
 
 
 def test_the_value_is_float32_whatever_the_logits_are() -> None:

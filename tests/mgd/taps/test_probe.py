@@ -40,6 +40,7 @@ def test_widths_and_sizes_of_the_maps() -> None:
 def test_what_is_said_of_a_teacher_is_kept() -> None:
     found = probe(toy(), IMAGES[:1], weight=2.5, frozen=False)
     assert (found.weight, found.frozen) == (2.5, False)
+    assert Probe(found.outputs).frozen  # a teacher unless a peer is meant
 
 
 def test_the_norm_in_front_of_a_tap_is_named_and_gives_its_margin() -> None:

@@ -68,6 +68,12 @@ def test_ensemble_weights_are_checked() -> None:
             mgd.Ensemble(models, weights)
 
 
+def test_networks_of_other_classes_are_no_ensemble() -> None:
+    ensemble = mgd.Ensemble([toy(), nn.Sequential(toy(), nn.Linear(3, 5))])
+    with pytest.raises(ValueError, match=r"one number of classes; got \[\(2, 3\), \(2, 5\)\]"):
+        ensemble(torch.randn(2, 3, 6, 6))
+
+
 def test_folding_changes_neither_logits_nor_maps() -> None:
     net, images = toy().eval(), torch.randn(4, 3, 6, 6)
     taps = mgd.Taps(net, TOY_TAPS)
