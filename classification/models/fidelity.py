@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DRAWS = 10_000  # of the bootstrap
+from classification.runs.scores import difference_interval
+
 EXACT = 1e-3  # of the largest logit: what rounding may change in a file that computes in float32
 SIZES = (1, 32)  # batches whose latency is measured
 
@@ -42,13 +43,8 @@ class Fidelity:
         return 100 * (both + first) / self.images, 100 * (both + second) / self.images
 
     def interval(self) -> tuple[float, float]:
-        """Return the 95 % interval of the difference of top-1, in points: paired bootstrap over the images.
-
-        To draw images with replacement is to draw the counts of `right` from a multinomial distribution.
-        """
-        drawn = np.random.default_rng(0).multinomial(self.images, np.array(self.right) / self.images, DRAWS)
-        low, high = np.quantile(100 * (drawn[:, 2] - drawn[:, 1]) / self.images, [0.025, 0.975])
-        return float(low), float(high)
+        """Return the 95 % interval of the difference of top-1, in points: paired bootstrap over the images."""
+        return difference_interval(self.right)
 
     def fault(self, tolerance: float, *, exact: bool) -> str | None:
         """Say why the second may not stand for the first; None where it may.
