@@ -111,7 +111,14 @@ class Run:
     skip_nonfinite: int = option(
         0, kind=whole, metavar="N", help="steps left out where the loss is not finite", free=True
     )
-    evaluate: bool = option(False, "-e", "--evaluate", help="evaluate and leave", free=True, anew=True)
+    evaluate: bool = option(
+        False,
+        "-e",
+        "--evaluate",
+        help="evaluate, write evaluation.json into --output or beside the weights, and leave",
+        free=True,
+        anew=True,
+    )
     calibrate: int | None = option(
         None,
         kind=count,

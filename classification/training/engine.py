@@ -16,9 +16,11 @@ from classification.data.folders import FixedBatches, Photos, loader, subset, to
 from classification.data.images import read_image
 from classification.data.preprocessing import Preprocessing
 from classification.errors import Stopped
+from classification.runs import evaluation
 from classification.runs.checkpoint import hold, job_hash
 from classification.runs.interrupt import Interrupt
 from classification.runs.metrics import accuracy, result, tally
+from classification.runs.scores import COLUMNS, Predictions, per_image
 from classification.runs.world import World, parallel_devices, seed_everything
 from classification.training.job import Job
 from classification.training.precision import autocast, lacks
@@ -67,14 +69,19 @@ class Engine:
 
     def evaluate_all(self) -> dict[str, dict[str, float]]:
         """Evaluate every network of the job, each on images as it sees them; warn of a teacher that knows nothing."""
-        results = {}
+        results, rows = {}, {}
+        run = self.options.run
+        file = evaluation.place(run.output, self._checkpoints()) if run.evaluate and self.world.first else None
         for role, (arch, network) in self.job.networks().items():
             seen = self.job.seen()[role]
             if seen is None:
                 self.world.say(f"=> {role} {arch}: not evaluated, its outputs are of other classes")
                 continue
+            if run.evaluate:
+                rows[role] = torch.zeros(len(self.job.data.valid), COLUMNS, dtype=torch.float64)
             # A frozen teacher's view turns the student's images into its own.
-            found = results[role] = self.evaluate(network, None if isinstance(network, Frozen) else seen)
+            own = None if isinstance(network, Frozen) else seen
+            found = results[role] = self.evaluate(network, own, rows.get(role))
             size, said = self.job.sizes[role] / 1e6, accuracy(found, self.job.num_classes, errors=True)
             self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {said}")
             chance = 100 / self.job.num_classes
@@ -83,16 +90,30 @@ class Engine:
                     f"!! WARNING: the {role} is near chance ({found['valid_top1']:.2f} %, chance {chance:.2f} %). "
                     "Nothing good can be learned from it: check its weights, --img-size and the class folders."
                 )
+        if rows and self.world.first:
+            scored = {role: Predictions.of(part) for role, part in rows.items()}
+            summary = evaluation.summary(scored, self.job.networks(), self.job.data.classes)
+            self.world.say("\n".join(evaluation.table(summary)))
+            self.world.say(f"=> {evaluation.keep(summary, file, typed=run.output is not None)}")
         return results
 
+    def _checkpoints(self) -> list[str | None]:
+        """Return the files of the networks' weights, the student's first."""
+        teachers = [spec.get("resume") for spec in self.options.teachers]
+        return [self.options.networks.student_resume, self.options.run.resume, *teachers]
+
     @torch.no_grad()
-    def evaluate(self, network: nn.Module, seen: Preprocessing | None = None) -> dict[str, float]:
+    def evaluate(
+        self, network: nn.Module, seen: Preprocessing | None = None, rows: Tensor | None = None
+    ) -> dict[str, float]:
         """Return top-1, top-5 in percent and the mean loss over the validation images, each once over all ranks.
 
         Args:
             network: on the device.
             seen: its preprocessing; None for the student's.
+            rows: zeros, which `per_image` of every image is written to.
         """
+        parts: list[Tensor] = []
         self.world.share_state(network)
         total = torch.zeros(4, dtype=torch.float64, device=self.world.device)
         network.eval()
@@ -100,7 +121,15 @@ class Engine:
             self._leave_if_asked()
             with self.autocast():
                 outputs = network(images)
-            total += tally(logits_of(outputs).float(), target)
+            logits = logits_of(outputs).float()
+            total += tally(logits, target)
+            if rows is not None:
+                parts.append(per_image(logits, target))
+        if rows is not None:
+            own = torch.zeros_like(rows, device=self.world.device)
+            if parts:
+                own[self.world.rank :: self.world.size] = torch.cat(parts)  # the images that `FixedBatches` dealt out
+            rows.copy_(self.world.sum(own))
         return result(self.world.sum(total))
 
     # -- images

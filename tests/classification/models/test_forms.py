@@ -354,10 +354,13 @@ def test_files_with_commas_in_their_names_are_told_apart(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["format3_best.pth", "format3_last.pth", "format4_best.pth"])
-def test_files_of_earlier_formats_are_evaluated(name: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_of_earlier_formats_are_evaluated(
+    name: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """They were trained on photographs like these, of which they knew all."""
     crop = [] if "4" in name else ["--train-crop", "pad"]  # which format 3 does not keep
-    assert main_base.main([str(photos), "-e", "-j", "0", "--student-resume", str(DATA / name), *crop]) == 0
+    own = ["--output", str(tmp_path)]
+    assert main_base.main([str(photos), "-e", "-j", "0", "--student-resume", str(DATA / name), *crop, *own]) == 0
     out = capsys.readouterr().out
     assert "=> student cifar_resnet8_4-4-8" in out and "top-1 100.00" in out
 
