@@ -375,7 +375,7 @@ def published_preprocessing(model: nn.Module, arch: str, name: str | None = None
 
 
 def load_with_new_head(model: nn.Module, state: Mapping[str, Tensor], arch: str, source: str, head: list[str]) -> str:
-    """Load `state` but for the tensors of a head of other classes, and say so."""
+    """Load `state` except for the tensors of a head of other classes, and say so."""
     own = model.state_dict()
     kept = {name: own[name] if name in head else value for name, value in state.items()}
     load_strictly(model, kept, source, arch)

@@ -64,7 +64,7 @@ def check_teachers(table: Table, teachers: Sequence[Mapping[str, Any]], *, joine
 
     Args:
         table: the terms.
-        teachers: what is known of each.
+        teachers: the description of each.
         joined: whether their probabilities are averaged to those of one teacher.
 
     Raises:

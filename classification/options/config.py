@@ -106,8 +106,7 @@ def _settled(
         table = term_table(entries_of([LABELLED], terms, values), [], known_terms(None))
         given = options.networks.teacher_resume or options.networks.teacher_arch
         alone = {"arch": options.networks.teacher_arch, "resume": options.networks.teacher_resume}
-        labels = 1 if options.data.labels is None else options.data.labels
-        return replace(options, table=table, teachers=(alone,) if given else (), labels=labels)
+        return replace(options, table=table, teachers=(alone,) if given else ())
     file, epochs = options.terms.term_module, total_epochs(options.optimisation)
     chosen = choose_terms(values, terms, typed, known_terms(file), epochs)
     options = replace(options, **chosen, term_digest=digest_of(file) if file else None)
@@ -125,8 +124,9 @@ def _typed(parser: Parser, argv: list[str]) -> dict[str, str]:
 def _alone(values: Namespace, nested: dict[str, Any], distillation: bool) -> Options | None:
     """Return the options of a recipe with nothing typed over it, or None where they make no sense."""
     try:
-        return _settled({**vars(values), "arch": values.arch or "resnet18"}, nested["terms"], [], (), distillation)
-    except (UserError, KeyError):
+        given = {**vars(values), "arch": values.arch or "resnet18"}
+        return _settled(given, nested.get("terms", {}), nested.get("teachers", []), (), distillation)
+    except UserError:
         return None
 
 
@@ -247,7 +247,7 @@ def _check_distillation(options: Options) -> None:
 
 
 def _teachers(options: Options, recipe: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what is known of each teacher: arch, resume, and of a recipe's weights, weight, img_size, frozen."""
+    """Return the description of each teacher: arch, resume, and of a recipe's weights, weight, img_size, frozen."""
     peers = bool(mutual(options.table))
     if recipe:
         files = _files(options.networks.teacher_resume, len(recipe)) if options.networks.teacher_resume else []

@@ -13,7 +13,7 @@ Kind = Callable[[str], Any]  # turns a word into a value, or raises `argparse.Ar
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of an option.
+    """The declaration of an option.
 
     Args:
         default: its value where nothing says another. False: the option takes no word, and stands for True.

@@ -47,7 +47,7 @@ class Options:
         command: the words of the command line, the script first.
         distils: whether it is a run of main_mgd.py.
         table: the terms by name, out of options and recipe.
-        teachers: what is known of each teacher: arch, resume, frozen, and of a recipe's weights, weight, img_size ...
+        teachers: the description of each teacher: arch, resume, frozen, and of a recipe's weights, weight, img_size ...
         distiller: the names of the terms except that of the labels, joined by +.
         labels: whether the terms use labels, 1 or 0.
         term_digest: of the file of --term-module, or None.

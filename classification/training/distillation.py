@@ -29,10 +29,7 @@ def distil(job: Job, networks: Sequence[Taps]) -> Distiller:
         return Distiller.mutual(networks, [build_terms(job, own, rest) for own, rest in pairs])
     views = [view(job.preprocessing, seen) for seen in job.teacher_preprocessing]
     weights = [float(teacher.get("weight", 1.0)) for teacher in job.specs]
-    seen = [
-        replace(look(job, network, shown), weight=weight, frozen=True)
-        for network, shown, weight in zip(teachers, views, weights, strict=True)
-    ]
+    seen = [look(job, network, shown, weight) for network, shown, weight in zip(teachers, views, weights, strict=True)]
     joint = job.options.networks.teacher_mean == "probabilities"
     if joint:
         seen = [Probe(replace(seen[0].outputs, features=[]))]
@@ -69,13 +66,14 @@ def view(student: Preprocessing, teacher: Preprocessing) -> View | None:
     return View(student.mean, student.std, teacher.mean, teacher.std, teacher.img_size)
 
 
-def look(job: Job, network: Taps, shown: View | None) -> Probe:
+def look(job: Job, network: Taps, shown: View | None, weight: float | None = None) -> Probe:
     """Return what one dry forward tells of a network.
 
     Args:
         job: with what the student sees.
         network: tapped, not folded.
         shown: what its images pass first.
+        weight: of a frozen teacher among several; None for a network that trains.
 
     Raises:
         UserError: taps that are not reached, read what is no tensor, or do not say how it is laid out; no logits.
@@ -83,7 +81,8 @@ def look(job: Job, network: Taps, shown: View | None) -> Probe:
     size = job.preprocessing.img_size
     images = torch.zeros(1, 3, size, size)
     try:
-        found = probe(network, images if shown is None else shown(images), frozen=False)
+        seen = images if shown is None else shown(images)
+        found = probe(network, seen, weight=1.0 if weight is None else weight, frozen=weight is not None)
     except (ValueError, TypeError) as error:  # of the taps: what they read says that the network runs
         raise UserError(str(error)) from error
     except RuntimeError as error:

@@ -43,7 +43,7 @@ class Job:
         options: of the run.
         seed: of the run, drawn or typed; a resumed run has that of its checkpoint.
         arch: the student's network.
-        specs: what is known of each teacher, its network settled.
+        specs: the description of each teacher, its network settled.
         num_classes: K.
         resume_from: the checkpoint to resume from, or an empty string.
         teacher_dtype: number type of the frozen teachers, as it was settled.

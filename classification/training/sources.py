@@ -25,7 +25,7 @@ class Sources:
         goes_on: whether the run resumes another.
         resume: its checkpoint, or an empty string.
         arch: the student's network.
-        specs: what is known of each teacher, its network settled.
+        specs: the description of each teacher, its network settled.
         student: the file whose weights the student takes, or None.
         resumed: the description of the run that this one resumes, or None.
         teachers: the file of each teacher, or None.

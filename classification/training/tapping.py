@@ -11,6 +11,7 @@ from classification.models import default_taps
 from classification.options.terms import needing, pairing, using
 from classification.training.job import Job
 from mgd import Tap, Taps, describe_taps, find_taps, pair_taps
+from mgd.taps.discovery import table
 
 AUTO = "auto"  # of --taps, --student-taps and --teacher-taps
 RELUS = ("ReLU", "ReLU6")
@@ -23,8 +24,8 @@ def tap(job: Job) -> list[Taps]:
         UserError: unknown paths, another number of them than the terms need, or no maps that go together.
     """
     assert job.student is not None
-    table, networks, named = job.options.table, [job.student, *job.teachers], _named(job)
-    if not using(table, "maps"):
+    terms, networks, named = job.options.table, [job.student, *job.teachers], _named(job)
+    if not using(terms, "maps"):
         return [Taps(network) for network in networks]
     archs = [job.arch, *(spec["arch"] for spec in job.specs)]
     known = [
@@ -32,7 +33,7 @@ def tap(job: Job) -> list[Taps]:
         for chosen, arch, network in zip(named, archs, networks, strict=True)
     ]
     unknown = [paths is None for paths in known]
-    if any(unknown) and not (needing(table, "maps") or any(named)):
+    if any(unknown) and not (needing(terms, "maps") or any(named)):
         return [Taps(network) for network in networks]
     if any(unknown):
         return _found(job, networks, known)
@@ -78,7 +79,8 @@ def _found(job: Job, networks: Sequence[nn.Module], known: Sequence[list[str] | 
     except ValueError as error:
         raise UserError(str(error)) from error
     shared = [tap for tap in taps[0] if all(tap in [own for own, _ in found] for found in pairs)]
-    chosen = [shared, *([dict(_by_path(found))[tap.path] for tap in shared] for found in pairs)]
+    partners = [{own.path: other for own, other in found} for found in pairs]
+    chosen = [shared, *([partner[tap.path] for tap in shared] for partner in partners)]
     if not shared:
         raise UserError("no tap of the student goes with one of every teacher: name taps by --student-taps")
     job.before_relu = all(tap.activation in RELUS for row in chosen for tap in row)
@@ -86,24 +88,10 @@ def _found(job: Job, networks: Sequence[nn.Module], known: Sequence[list[str] | 
     return _tapped(job, networks, [[tap.path for tap in row] for row in chosen], shorten=False)
 
 
-def _by_path(pairs: Sequence[tuple[Tap, Tap]]) -> list[tuple[str, Tap]]:
-    return [(own.path, other) for own, other in pairs]
-
-
 def show(taps: Sequence[Sequence[Tap]]) -> str:
-    """Return the taps of a student and of its teachers as one table, a pair on neighbouring lines.
-
-    Args:
-        taps: those of the student, then those of each teacher, as many.
-    """
+    """Return one table per network: the student's taps, then those of each teacher."""
     roles = ["student", *(["teacher"] if len(taps) == 2 else [f"teacher {n}" for n in range(1, len(taps))])]
-    rows = [("", "path", "channels", "size", "norm", "activation", "margin")]
-    for pair in zip(*taps, strict=True):
-        for role, tap in zip(roles, pair, strict=True):
-            size = f"{tap.size[0]}x{tap.size[1]}"
-            rows.append((role, tap.path, str(tap.channels), size, tap.norm or "-", tap.activation or "-", tap.margin))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(f"{role}:\n{table(row)}" for role, row in zip(roles, taps, strict=True))
 
 
 def described(job: Job, networks: Sequence[Taps]) -> str:
@@ -111,7 +99,4 @@ def described(job: Job, networks: Sequence[Taps]) -> str:
     if not networks[0].paths:
         return "no term of this run reads maps"
     sizes = [job.preprocessing.img_size, *(seen.img_size for seen in job.teacher_preprocessing)]
-    found = [describe_taps(n.model, n.paths, size) for n, size in zip(networks, sizes, strict=True)]
-    if len({len(row) for row in found}) > 1:
-        return "\n".join(show([row]) for row in found)
-    return show(found)
+    return show([describe_taps(n.model, n.paths, size) for n, size in zip(networks, sizes, strict=True)])

@@ -21,7 +21,8 @@ class Probe:
         outputs: of one dry forward, of any batch size.
         paths: of the taps, where they have some.
         norms: name of the batch normalisation in front of each tap, as `norms_before` finds it, or None.
-        margins: (C,) of each tap as its norm gives it, or None where a margin has to be measured on the map.
+        margins: (C,) of each tap as its norm gives it, or None where a margin has to be measured on the map. A
+            network that trains has none.
         weight: of this teacher among several, > 0.
         frozen: whether the network is a frozen teacher, not a peer that trains.
         before_relu: whether the taps lie before a ReLU, so that a term whose source reads maps behind it applies one.
@@ -73,7 +74,8 @@ def probe(
     """
     taps = network if isinstance(network, Taps) else Taps(network)
     outputs, classifier = _classify(taps, images)
-    norms = norms_before(taps, images) if taps.paths else []
+    # The norms of a network that trains change, and its margins with them: those are measured.
+    norms = norms_before(taps, images) if frozen and taps.paths else [None] * len(taps.paths)
     names = {module: name for name, module in taps.model.named_modules()}
     return Probe(
         outputs,

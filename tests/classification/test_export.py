@@ -145,7 +145,7 @@ def test_pt2_runs_without_our_code(teacher: Path, photos: Path, tmp_path: Path) 
     torch.save({"images": images.permute(0, 3, 1, 2)}, tmp_path / "images.pth")
     code = (
         "import sys, torch\n"
-        f"images = torch.load({str(tmp_path / 'images.pth')!r})['images']\n"
+        f"images = torch.load({str(tmp_path / 'images.pth')!r}, weights_only=True)['images']\n"
         "about = {'classes.json': ''}\n"
         f"network = torch.export.load({str(path)!r}, extra_files=about).module()\n"
         "found = [network(images[:count]) for count in (1, 7)]\n"
@@ -153,7 +153,7 @@ def test_pt2_runs_without_our_code(teacher: Path, photos: Path, tmp_path: Path) 
         f"torch.save((found, about), {str(tmp_path / 'found.pth')!r})"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    (one, seven), about = torch.load(tmp_path / "found.pth")
+    (one, seven), about = torch.load(tmp_path / "found.pth", weights_only=True)
     expected = plain_logits(teacher, normal(images))
     torch.testing.assert_close(seven, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(one, expected[:1], rtol=1e-4, atol=1e-4)

@@ -315,3 +315,16 @@ def test_a_commit_is_dirty_where_code_differs_and_not_where_results_do(tmp_path:
     assert _commit(tmp_path) == clean
     (tmp_path / "code.py").write_text("2\n")
     assert _commit(tmp_path) == f"{clean}-dirty"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "distils"),
+    [
+        ("warmup-epochs: 3", False),
+        ("warmup-epochs: 3\nteacher-mean: probabilities\nterms: {kd: {}}\nteachers: [{arch: a}, {arch: b}]", True),
+    ],
+)
+def test_recipes_of_any_script_and_number_of_teachers_are_checked(recipe: str, distils: bool, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(recipe)
+    with pytest.raises(UserError, match="warmup-epochs has no effect: it goes with --warmup 1"):
+        parse(["DIR", "--config", str(tmp_path / "r.yaml")], "main.py", distillation=distils)

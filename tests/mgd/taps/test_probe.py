@@ -108,3 +108,9 @@ def test_the_classifier_is_the_linear_layer_whose_output_the_logits_are() -> Non
     scaled = nn.Sequential(network, nn.Softmax(dim=1))  # whose logits are another layer's output
     assert probe(scaled, images).classifier is None
     assert not network.fc._forward_hooks
+
+
+def test_margins_of_a_network_that_trains_are_measured() -> None:
+    net = toy()
+    frozen, peer = (probe(Taps(net, TOY_TAPS), IMAGES, frozen=frozen) for frozen in (True, False))
+    assert frozen.margins[0] is not None and list(peer.margins) == list(peer.norms) == [None, None]
