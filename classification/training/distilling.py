@@ -13,6 +13,7 @@ from classification.runs import launch
 from classification.runs.launch import Task
 from classification.runs.world import Seed, World
 from classification.training.distillation import distil
+from classification.training.agreement import check_ranks
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job
 from classification.training.tapping import described, tap
@@ -41,6 +42,7 @@ def prepare(options: Options, seed: Seed) -> Job:
 
 def execute(job: Job, world: World) -> None:
     """Evaluate the networks, then distil."""
+    check_ranks(job, world)
     if job.done:
         world.say(f"=> the run in {job.folder} is done")
         return

@@ -54,7 +54,8 @@ class Stepper:
         self._ahead = self._teachers_ahead()
         self.skipped = 0  # steps left out because their loss or gradient was not finite
         self.signal = 0  # that came to any rank before its last step; 0 for none
-        self._flags = torch.zeros(3, device=world.device)  # kept: see World.kept
+        self.save_asked = False  # whether SIGUSR1 came to any rank before its last step
+        self._flags = torch.zeros(4, device=world.device)  # kept: see World.kept
 
     @property
     def job(self) -> Job:
@@ -211,11 +212,13 @@ class Stepper:
         self._flags[0] = ~losses.isfinite().all()
         if not self.scaler.is_enabled():
             self._flags[1] = ~largest_gradient(self.distiller).isfinite()
-        self._flags[2] = self.engine.interrupt.signal if self.engine.interrupt is not None else 0
+        interrupt = self.engine.interrupt
+        self._flags[2] = interrupt.signal if interrupt is not None else 0
+        self._flags[3] = interrupt is not None and interrupt.take_save()
         if self.world.size > 1:
             dist.all_reduce(self._flags, op=dist.ReduceOp.MAX)
-        loss, gradient, signal = self._flags.tolist()
-        self.signal = int(signal)
+        loss, gradient, signal, save = self._flags.tolist()
+        self.signal, self.save_asked = int(signal), bool(save)
         return "loss" if loss else "gradient" if gradient else ""
 
     def _bad_losses(self, parts: Sequence[Loaded], found: Sequence[Mapping[str, Tensor]]) -> str:

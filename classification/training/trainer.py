@@ -128,13 +128,15 @@ class Trainer:
         if not self.job.resume:
             save(self)
         record: dict[str, Any] = {}
-        try:
-            with Interrupt("the step", at_once=self.world.size == 1) as self.engine.interrupt:
+        with Interrupt("the step", at_once=self.world.size == 1) as self.engine.interrupt:
+            try:
                 while self.epoch < total_epochs(self.options.optimisation):
                     record = self._run_epoch()
-        except Stopped as stop:
-            stop.resume = command(self.options.command[0], "--resume", str(self.job.folder)) if self.world.first else ""
-            raise
+            except Stopped as stop:
+                self.world.wait()  # for rank 0's file: a launcher ends the others as soon as one rank leaves
+                words = (self.options.command[0], "--resume", str(self.job.folder))
+                stop.resume = command(*words) if self.world.first else ""
+                raise
         if self.journal:
             self.journal.close()
         self._say_end(record)
@@ -148,15 +150,12 @@ class Trainer:
         if self.step == 0:
             self.means, self.seconds = Means(self.world.device), 0.0
         earlier = self.seconds
-        try:
+        if self.step < len(self.batches) or not self.step:
             self._train()
-            record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate(self.result)}
-            for name, peer in self.peers().items():
-                record |= {f"{key}_{name}": value for key, value in self.engine.evaluate(peer).items()}
-        except Stopped:
-            if self.progress.steps:  # else the last checkpoint holds all
-                save(self)
-            raise
+            save(self)  # before the evaluation, which a signal may cut
+        record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate(self.result)}
+        for name, peer in self.peers().items():
+            record |= {f"{key}_{name}": value for key, value in self.engine.evaluate(peer).items()}
         better = self._improved(record)
         self._say_epoch(record)
         if self.journal:
@@ -196,9 +195,11 @@ class Trainer:
             self.progress.stepped(self.seconds - past)
             if values is not None:
                 self._say_step(values, bar)
+            self.world.passed()
             if self.stepper.signal:
+                save(self)
                 raise Stopped(self.stepper.signal)
-            if every and self.step % every == 0 and self.step < steps:
+            if self.step < steps and ((every and self.step % every == 0) or self.stepper.save_asked):
                 save(self)
         self.stepper.check_scale(epoch)
 
