@@ -34,7 +34,6 @@ from classification.runs.memory import keep_freed_memory
 from classification.runs.place import Place, find_place
 from classification.runs.world import Seed, World, device_of
 
-
 PATIENCE = 30.0  # seconds that the other ranks have to leave after one has failed
 
 Parse = Callable[[list[str], str], Options]

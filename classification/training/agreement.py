@@ -53,7 +53,7 @@ def _digest(path: Path) -> str:
 def _files(samples: Sequence[tuple[str, int]], root: str) -> list[str]:
     """Return names, classes and sizes of files, and the content of a few: other bytes may hide under the same names."""
     names = [f"{os.path.relpath(path, root)} {target}" for path, target in samples]
-    sizes = [str(os.stat(path).st_size) for path, _ in samples[:: max(1, len(samples) // MOST)]]
+    sizes = [str(Path(path).stat().st_size) for path, _ in samples[:: max(1, len(samples) // MOST)]]
     read = [_digest(Path(path)) for path, _ in samples[:: max(1, len(samples) // READ)]]
     return [*names, *sizes, *read]
 

@@ -12,8 +12,8 @@ from classification.options.terms import using
 from classification.runs import launch
 from classification.runs.launch import Task
 from classification.runs.world import Seed, World
-from classification.training.distillation import distil
 from classification.training.agreement import check_ranks
+from classification.training.distillation import distil
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job
 from classification.training.tapping import described, tap

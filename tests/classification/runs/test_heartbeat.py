@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 
 from classification.runs.heartbeat import SILENT, Heartbeat, Mate, shared_devices
@@ -16,9 +18,7 @@ class Shared:
         self.now = 0.0
         self.values: dict[str, bytes] = {}
         self.said: list[list[str]] = [[], [], []]
-        self.ranks = [
-            Heartbeat(self, rank, MATES, 1800, self.said[rank].append, lambda: self.now) for rank in range(3)
-        ]
+        self.ranks = [Heartbeat(self, rank, MATES, 1800, self.said[rank].append, lambda: self.now) for rank in range(3)]
 
     def set(self, key: str, value: str) -> None:
         self.values[key] = value.encode()
@@ -29,7 +29,7 @@ class Shared:
     def get(self, key: str) -> bytes:
         return self.values[key]
 
-    def run(self, seconds: int, beating: set[int], moving: set[int]) -> None:
+    def run(self, seconds: int, beating: Collection[int], moving: Collection[int]) -> None:
         for _ in range(seconds):
             self.now += 1
             for rank in beating:
@@ -57,7 +57,9 @@ def test_a_rank_that_hangs_is_named_once_by_the_first_of_the_others(beats: bool)
     assert shared.said == [[], [], []]
     shared.run(100, beating=rest, moving=set())
     assert [len(said) for said in shared.said] == [1, 0, 0]
-    assert "waiting for rank 1 (process 12 on one)" in shared.said[0][0] and "--dist-timeout 1800 s" in shared.said[0][0]
+    assert (
+        "waiting for rank 1 (process 12 on one)" in shared.said[0][0] and "--dist-timeout 1800 s" in shared.said[0][0]
+    )
 
 
 def test_rank_0_is_named_by_rank_1_where_it_hangs() -> None:

@@ -14,7 +14,6 @@ from classification.runs import interrupt, launch
 from classification.runs.interrupt import Interrupt
 from classification.runs.world import World
 
-
 INT, TERM = signal.SIGINT, signal.SIGTERM
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -9,14 +10,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from classification import main_mgd
+from classification.runs import launch
 from classification.runs.world import seed_everything
 from tests.classification.seams import fix_norms, run_changed
 from tests.classification.test_main import options, records, without
@@ -222,3 +225,32 @@ def test_parts_of_a_batch_on_two_ranks_give_the_update_of_the_whole(distil: list
     alone, both = records(tmp_path / "one")[0], records(tmp_path / "two")[0]
     for key in ("train_loss", "train_ce", "train_kd", "train_top1", "valid_top1"):
         assert both[key] == pytest.approx(alone[key], rel=1e-3)
+
+
+def _leave(status: int, seconds: float) -> None:
+    def stop(number: int, _: object) -> None:
+        os._exit(status + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    time.sleep(seconds)
+    os._exit(status)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "signalled", "status"),
+    [
+        ([(0, 0.0), (0, 0.3)], False, 0),
+        ([(0, 0.0), (3, 0.3)], False, 3),
+        ([(3, 0.0), (5, 0.5)], False, 3),  # the first that failed; the other still ends by itself
+        ([(100, 60.0), (100, 60.0)], True, 100 + signal.SIGTERM),  # a signal to the launcher reaches all
+    ],
+)
+def test_spawned_ranks_end_by_themselves(ranks: list[tuple[int, float]], signalled: bool, status: int) -> None:
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=_leave, args=rank) for rank in ranks]
+    for process in processes:
+        process.start()
+    if signalled:
+        threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert launch._join(processes) == status
+    assert all(process.exitcode in (rank[0], status) for process, rank in zip(processes, ranks, strict=True))
