@@ -196,10 +196,10 @@ class Trainer:
             if values is not None:
                 self._say_step(values, bar)
             self.world.passed()
-            if self.stepper.signal:
+            if signal := self.stepper.met.signal:
                 save(self)
-                raise Stopped(self.stepper.signal)
-            if self.step < steps and ((every and self.step % every == 0) or self.stepper.save_asked):
+                raise Stopped(signal)
+            if self.step < steps and ((every and self.step % every == 0) or self.stepper.met.save):
                 save(self)
         self.stepper.check_scale(epoch)
 

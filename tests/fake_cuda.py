@@ -1,0 +1,191 @@
+"""The real step on a pretended GPU: python tests/fake_cuda.py PHOTOS TEACHER 'WORDS' 'WORDS' ...
+
+Fake tensors know shape, type and device, and compute nothing: they run the code of a step on a `cuda:0` that is not
+there. A mode below them raises where devices mix, and counts what would have the processor wait for the GPU, with the
+line of the project that asked. For each WORDS, options of main_mgd.py, one JSON object is printed.
+
+The backward pass needs a driver, so gradients are zeros of the right shapes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+ROOT = Path(__file__).resolve().parents[1]
+READS = ("aten::_local_scalar_dense", "aten::is_nonzero", "aten::item")
+SIZES = ("aten::nonzero", "aten::masked_select", "aten::equal", "aten::unique", "aten::_unique2")  # results of a size
+
+
+def pretend_gpu() -> None:
+    """Have torch believe in two GPUs. For a process of its own: nothing is taken back."""
+    mode: Any = FakeTensorMode
+    mode.avoid_device_init = True
+    torch._C._ensureCUDADeviceGuardSet()
+    cuda: Any = torch.cuda
+    cuda.is_available = lambda: True
+    cuda.device_count = lambda: 2
+    cuda.is_bf16_supported = lambda including_emulation=True: True
+    cuda.set_device = lambda device: None
+    cuda.get_rng_state = lambda device=None: torch.zeros(0, dtype=torch.uint8)
+    cuda.Event = _Event
+    cuda.manual_seed_all = lambda seed: None
+    common: Any = importlib.import_module("torch.cuda.amp.common")
+    common.amp_definitely_not_available = lambda: False
+    module: Any = nn.Module
+    module._apply = _apply
+    tensor: Any = Tensor
+    tensor.backward = _no_backward
+    tensor.pin_memory = lambda self, device=None: self
+    tensor.is_pinned = lambda self, device=None: False
+    autograd: Any = torch.autograd
+    autograd.grad = lambda value, inputs, **_: [torch.zeros_like(part) for part in inputs]
+
+
+class _Event:
+    """What was copied in the background is there."""
+
+    def record(self) -> None: ...
+    def synchronize(self) -> None: ...
+
+
+def _apply(self: nn.Module, change: Any, recurse: bool = True) -> nn.Module:
+    """Replace parameters and buffers: torch would write fake values into the real ones. Frozen teachers pass it on."""
+    for child in self.children():
+        child._apply(change)
+    for name, weight in self._parameters.items():
+        if weight is not None:
+            self._parameters[name] = nn.Parameter(change(weight.detach()), weight.requires_grad)
+    for name, value in self._buffers.items():
+        if value is not None:
+            self._buffers[name] = change(value)
+    return self
+
+
+TRAINED: list[nn.Module] = []
+
+
+def _no_backward(value: Tensor, *_: Any, **__: Any) -> None:
+    assert value.requires_grad and value.device.type == "cuda" and value.ndim == 0, (value.device, value.shape)
+    for module in TRAINED:
+        for weight in module.parameters():
+            if weight.requires_grad:
+                weight.grad = torch.zeros_like(weight)
+
+
+class Waits(TorchDispatchMode):
+    """Count what waits for the GPU, by kind and line; answer reads of numbers, which fake tensors do not have."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.name()
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        on_gpu = any(tensor.device.type == "cuda" for tensor in tensors)
+        if name in READS and (on_gpu or isinstance(tensors[0], FakeTensor)):
+            if on_gpu:
+                self._count("reads a number")
+            return _some_number(tensors[0])
+        if name in SIZES and on_gpu:
+            self._count("reads a size")
+        if name == "aten::index.Tensor" and on_gpu and any(t.dtype == torch.bool for t in tensors[1:]):
+            self._count("reads a size")
+        found = func(*args, **kwargs)
+        source, target = None, None
+        if name == "aten::_to_copy":
+            source, target = tensors[0], found
+        elif name == "aten::copy_" and len(tensors) > 1:
+            source, target = tensors[1], tensors[0]
+        if source is not None and target is not None and source.device.type != target.device.type:
+            blocking = not (kwargs.get("non_blocking") or (name == "aten::copy_" and len(args) > 2 and args[2]))
+            if blocking and source.numel():
+                self._count(f"copies {source.device.type} to {target.device.type}")
+        return found
+
+    def _count(self, what: str) -> None:
+        self.seen[f"{what}: {_asked()}"] += 1
+
+
+def _some_number(tensor: Tensor) -> Any:
+    """Return what a branch on it takes as harmless: no flag is raised on the GPU."""
+    number = int(tensor.device.type == "cpu" and tensor.dtype == torch.bool)
+    return bool(number) if tensor.dtype == torch.bool else float(number) if tensor.is_floating_point() else number
+
+
+def _asked() -> str:
+    here = str(Path(__file__).resolve())
+    for frame in reversed(traceback.extract_stack()):
+        if frame.filename.startswith(str(ROOT)) and frame.filename != here:
+            return f"{frame.filename[len(str(ROOT)) + 1 :]}:{frame.lineno} {frame.line}"
+    return "tests"
+
+
+def count_waits(words: list[str], steps: int = 3) -> dict[str, int]:
+    """Return what waits for the GPU in the last of some steps of a run with these options."""
+    from classification.options.config import parse
+    from classification.runs.world import Seed, World
+    from classification.training.distilling import prepare
+    from classification.training.engine import Engine
+    from classification.training.step import Stepper
+
+    options = parse(words, "main_mgd.py", distillation=True)
+    job = prepare(options, Seed(0, False))
+    assert job.distiller is not None
+    with FakeTensorMode(allow_non_fake_inputs=True), Waits() as waits:
+        engine = Engine(job, World(0, 1, 1, torch.device("cuda", 0)))
+        TRAINED[:] = [job.distiller]
+        stepper = Stepper(engine)
+        stepper.wrapped.train()
+        _match(job.distiller)
+        size, batch = job.preprocessing.img_size, options.optimisation.batch_size
+        for step in range(steps):
+            waits.seen.clear()
+            images = torch.zeros(batch, size, size, 3, dtype=torch.uint8)
+            loaded = [images, torch.zeros(batch, dtype=torch.int64), torch.arange(batch)]
+            stepper.set_rate(0.1)
+            values = stepper(loaded, 0, step + 1, batch)
+            assert values is not None and all(value.device.type == "cuda" for value in values.values())
+    return dict(waits.seen)
+
+
+def _match(distiller: Any) -> None:
+    """Mark what needs a flow as matched: solvers need numbers."""
+    for term in distiller.terms.modules():
+        for name in ("_matched", "ready"):
+            if hasattr(term, name):
+                setattr(term, name, True)
+
+
+def main() -> None:
+    photos, teacher, *cases = sys.argv[1:]
+    pretend_gpu()
+    base = [photos, "-a", "cifar_resnet8_w0.5", "--teacher-arch", "cifar_resnet8", "--teacher-resume", teacher]
+    base += ["--img-size", "16", "-b", "8", "-j", "0", "--gpu", "0", "--train-crop", "pad"]
+    for case in cases:
+        print(json.dumps({"words": case, **_tried(base + case.split())}), flush=True)
+
+
+def _tried(words: list[str]) -> dict[str, Any]:
+    try:
+        return {"waits": count_waits(words)}
+    except Exception as error:
+        lines = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
+        return {"error": f"{type(error).__name__}: {error}"[:400], "at": lines[-6:]}
+
+
+if __name__ == "__main__":
+    main()
