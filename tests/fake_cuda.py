@@ -14,6 +14,7 @@ import json
 import sys
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +122,11 @@ class Waits(TorchDispatchMode):
 
 
 def _some_number(tensor: Tensor) -> Any:
-    """Return what a branch on it takes as harmless: no flag is raised on the GPU."""
-    number = int(tensor.device.type == "cpu" and tensor.dtype == torch.bool)
-    return bool(number) if tensor.dtype == torch.bool else float(number) if tensor.is_floating_point() else number
+    """Return a number that goes on: no flag is raised on the GPU; the processor's are true, or 1.0, or index 0."""
+    here = tensor.device.type == "cpu"
+    if tensor.dtype == torch.bool:
+        return here
+    return float(here) if tensor.is_floating_point() else 0
 
 
 def _asked() -> str:
@@ -162,6 +165,61 @@ def count_waits(words: list[str], steps: int = 3) -> dict[str, int]:
     return dict(waits.seen)
 
 
+def replicate(words: list[str]) -> dict[str, int]:
+    """Run a step as DataParallel does, on replicas for two GPUs by torch's own function; raise where devices mix."""
+    from classification.options.config import parse
+    from classification.runs.world import Seed, World
+    from classification.training.distilling import prepare
+    from classification.training.engine import Engine
+    from classification.training.step import Stepper
+
+    module: Any = importlib.import_module("torch.nn.parallel.replicate")
+    module._broadcast_coalesced_reshape = lambda tensors, devices, detach=False: [
+        [tensor.to(f"cuda:{device}") for tensor in tensors] for device in devices
+    ]
+    split: Any = module.replicate
+    job = prepare(parse(words, "main_mgd.py", distillation=True), Seed(0, False))
+    assert job.distiller is not None
+    with FakeTensorMode(allow_non_fake_inputs=True), Waits():
+        engine = Engine(job, World(0, 1, 1, torch.device("cuda", 0)))
+        TRAINED[:] = [job.distiller]
+        stepper = Stepper(engine)
+        stepper.wrapped.train()
+        _match(job.distiller)
+        size = job.preprocessing.img_size
+        images = engine.images(torch.zeros(8, size, size, 3, dtype=torch.uint8))
+        for device, replica in enumerate(split(stepper.wrapped, [0, 1])):
+            target, index = torch.zeros(4, dtype=torch.int64), torch.arange(4)
+            given = [tensor.to(f"cuda:{device}") for tensor in (images[:4], target, index)]
+            values = replica(*given, 0)
+            assert all(value.device.index == device for value in values.values()), values
+    return {}
+
+
+def controls() -> dict[str, Any]:
+    """Return what the mode sees of the kinds of waits that it is to count, and of devices that mix."""
+    found: dict[str, Any] = {}
+    with FakeTensorMode(), Waits() as waits:
+        on_gpu, mask = torch.zeros(4, device="cuda:0"), torch.ones(4, dtype=torch.bool, device="cuda:0")
+        for name, what in {
+            "item": lambda: on_gpu.sum().item(),
+            "if": lambda: bool(mask.any()),
+            "mask": lambda: on_gpu[mask],
+            "pageable copy": lambda: torch.zeros(4).to("cuda:0"),
+            "copy back": lambda: on_gpu.cpu(),
+            "background copy": lambda: torch.zeros(4).to("cuda:0", non_blocking=True),
+            "plain step": lambda: (on_gpu * 2).add_(1).sum(),
+            "two devices": lambda: on_gpu + torch.zeros(4, device="cuda:1"),
+        }.items():
+            waits.seen.clear()
+            try:
+                what()
+                found[name] = sum(waits.seen.values())
+            except Exception as error:
+                found[name] = type(error).__name__
+    return found
+
+
 def _match(distiller: Any) -> None:
     """Mark what needs a flow as matched: solvers need numbers."""
     for term in distiller.terms.modules():
@@ -173,15 +231,19 @@ def _match(distiller: Any) -> None:
 def main() -> None:
     photos, teacher, *cases = sys.argv[1:]
     pretend_gpu()
+    print(json.dumps({"words": "controls", "waits": controls()}), flush=True)
     base = [photos, "-a", "cifar_resnet8_w0.5", "--teacher-arch", "cifar_resnet8", "--teacher-resume", teacher]
-    base += ["--img-size", "16", "-b", "8", "-j", "0", "--gpu", "0", "--train-crop", "pad"]
+    base += ["--img-size", "16", "-b", "8", "-j", "0", "--train-crop", "pad", "--gpu", "0"]
     for case in cases:
-        print(json.dumps({"words": case, **_tried(base + case.split())}), flush=True)
+        parallel, words = case.startswith("DataParallel "), case.removeprefix("DataParallel ").split()
+        words = [*(base[:3] + base[7:] if "--config" in words else base), *words]
+        done = _tried(replicate if parallel else count_waits, words)
+        print(json.dumps({"words": case, **done}), flush=True)
 
 
-def _tried(words: list[str]) -> dict[str, Any]:
+def _tried(work: Callable[[list[str]], dict[str, int]], words: list[str]) -> dict[str, Any]:
     try:
-        return {"waits": count_waits(words)}
+        return {"waits": work(words)}
     except Exception as error:
         lines = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
         return {"error": f"{type(error).__name__}: {error}"[:400], "at": lines[-6:]}

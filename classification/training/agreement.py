@@ -7,9 +7,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from classification.errors import UserError
 from classification.runs.checkpoint import job_hash
-from classification.runs.world import World
+from classification.runs.world import World, parallel_devices
 from classification.training.job import Job
+from mgd.losses import Term
 
 MOST = 100_000  # files of a list whose sizes are compared; of longer lists evenly spaced ones
 READ = 64  # files of a list that are read
@@ -32,6 +34,26 @@ def check_ranks(job: Job, world: World) -> None:
     root = str(job.options.data.data)
     for name, samples in (("training images", job.data.train), ("validation images", job.data.valid)):
         world.check_same(_number(_files(samples, root)), name)
+
+
+def check_parallel(job: Job, world: World) -> None:
+    """Refuse what DataParallel cannot do, and say what it changes: each GPU sees a part of the batch.
+
+    Raises:
+        UserError: a term whose memory the replicas would lose.
+    """
+    if job.distiller is None or parallel_devices(world, job.options.devices) == 1:
+        return
+    terms = {name: term for name, term in job.distiller.terms.items() if isinstance(term, Term)}
+    if lost := [name for name, term in terms.items() if term.remembers]:
+        raise UserError(
+            f"{', '.join(lost)} keeps a memory, which DataParallel loses: start one rank per GPU by torchrun or "
+            "--multiprocessing-distributed, or name one GPU by --gpu"
+        )
+    if parts := [name for name, term in terms.items() if term.relational]:
+        job.notes.append(
+            f"DataParallel: {', '.join(parts)} compares the images of each GPU's part with each other only"
+        )
 
 
 def _checkpoint(job: Job) -> list[str]:

@@ -218,6 +218,7 @@ class CRD(Term):
     uses = frozenset({"maps"})
     rectified = True
     paired = False
+    remembers = True
     weight = 0.8
 
     @dataclass(frozen=True, kw_only=True)
@@ -276,8 +277,6 @@ class CRD(Term):
         return cls(widths[0], widths[1:], num_images, hyper)
 
     def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        if getattr(self, "_is_replica", False):
-            raise RuntimeError("crd keeps a memory, which DataParallel loses: run one process per GPU")
         assert batch.index is not None
         contrast = self.contrasts[number]
         assert isinstance(contrast, _Contrast)
