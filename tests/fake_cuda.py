@@ -177,7 +177,7 @@ def replicate(words: list[str]) -> dict[str, int]:
     module._broadcast_coalesced_reshape = lambda tensors, devices, detach=False: [
         [tensor.to(f"cuda:{device}") for tensor in tensors] for device in devices
     ]
-    split: Any = module.replicate
+    split: Callable[[nn.Module, list[int]], list[nn.Module]] = module.replicate
     job = prepare(parse(words, "main_mgd.py", distillation=True), Seed(0, False))
     assert job.distiller is not None
     with FakeTensorMode(allow_non_fake_inputs=True), Waits():
@@ -201,7 +201,7 @@ def controls() -> dict[str, Any]:
     found: dict[str, Any] = {}
     with FakeTensorMode(), Waits() as waits:
         on_gpu, mask = torch.zeros(4, device="cuda:0"), torch.ones(4, dtype=torch.bool, device="cuda:0")
-        for name, what in {
+        tried: dict[str, Callable[[], Any]] = {
             "item": lambda: on_gpu.sum().item(),
             "if": lambda: bool(mask.any()),
             "mask": lambda: on_gpu[mask],
@@ -210,7 +210,8 @@ def controls() -> dict[str, Any]:
             "background copy": lambda: torch.zeros(4).to("cuda:0", non_blocking=True),
             "plain step": lambda: (on_gpu * 2).add_(1).sum(),
             "two devices": lambda: on_gpu + torch.zeros(4, device="cuda:1"),
-        }.items():
+        }
+        for name, what in tried.items():
             waits.seen.clear()
             try:
                 what()

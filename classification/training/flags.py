@@ -80,5 +80,5 @@ class Flags:
 
 
 def _read(flags: Tensor) -> Met:
-    loss, gradient, signal, save = flags.tolist()
+    loss, gradient, signal, save = flags.int().tolist()
     return Met(bool(loss), bool(gradient), int(signal), bool(save))

@@ -31,7 +31,7 @@ PLAIN = [
 # The gradient scaler of torch asks whether gradients overflowed; a step can only be left out if that is known in time.
 WAITING = {
     "--distiller mgd+kd --amp fp16": "self.scaler.step(self.optimizer)",
-    "--distiller kd --skip-nonfinite 3": "flags.tolist()",
+    "--distiller kd --skip-nonfinite 3": "flags.int().tolist()",
 }
 PARALLEL = [f"DataParallel --distiller {name}" for name in LOSSES if name not in ("ce", "crd")]
 
