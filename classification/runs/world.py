@@ -128,20 +128,20 @@ def device_of(devices: Devices, local_rank: int = 0) -> torch.device:
     return torch.device(devices.device)
 
 
-def seed_everything(seed: int, rank: int, *, seeded: bool, deterministic: bool) -> None:
+def seed_everything(seed: int, rank: int, *, deterministic: bool) -> None:
     """Seed Python, NumPy and torch, each rank in its own way.
 
     Args:
         seed: shared by the ranks.
         rank: of this process.
-        seeded: whether the user named the seed; GPU convolutions are then chosen by rule, not by timing.
-        deterministic: whether every operation must be; one that has no such form stops the run.
+        deterministic: whether every operation must be; one that has no such form stops the run. GPU convolutions are
+            then chosen by rule; else by their speed, which may differ from run to run.
     """
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)
-    torch.backends.cudnn.deterministic = seeded or deterministic
-    torch.backends.cudnn.benchmark = not (seeded or deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)

@@ -43,9 +43,7 @@ class Engine:
         trains = job.distiller is not None and not job.options.run.calibrate
         self.lock = hold(job.folder) if trains and world.first else None  # held while this lives
         self.seed = world.share(job.seed.value)
-        seed_everything(
-            self.seed, world.rank, seeded=job.seed.typed, deterministic=bool(job.options.devices.deterministic)
-        )
+        seed_everything(self.seed, world.rank, deterministic=bool(job.options.devices.deterministic))
         self.workers = -(-job.options.devices.workers // world.local_size)
         for note in (*job.data.notes, *job.notes):
             world.say(f"=> {note}")

@@ -189,7 +189,8 @@ class Stepper:
                 images, target, index = part
                 values = self.forward(images, target, index, epoch, known)
                 if step == 0 and last:
-                    shares = gradient_shares(self.distiller.groups(), values, self.distiller.weights(epoch))
+                    weights = self.distiller.weights(epoch)
+                    shares = gradient_shares(self.distiller.groups(), values, weights, self.scaler.scale)
                 # DDP averages gradients over ranks; parts that differ in size weigh by their images.
                 share = len(part[0]) * self.world.size / size
                 self.scaler.scale(values["loss"].mean() * share).backward()

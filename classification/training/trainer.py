@@ -111,21 +111,23 @@ class Trainer:
             Stopped: a signal came; a checkpoint holds the state.
             RunError: a loss that is not finite, or memory that ran out.
         """
-        if self.job.resume:
+        resumed = self.job.resume is not None
+        if self.job.resume is not None:
             with whole(self.job.resume_from):
                 restore(self, self.job.resume["resume"])
+            self.job.resume = None  # all of it has been taken up: a second copy of the state would stay in memory
         if self.world.first:
             make_folder(
                 self.job.folder,
                 describe(self.options.command, self.job.record()),
-                resumed=self.job.resume is not None,
+                resumed=resumed,
                 bad=self.job.bad,
             )
-            if self.job.changed or not self.job.resume:
+            if self.job.changed or not resumed:
                 keep_images(self.job.folder, image_names(self.job.data.train, str(self.options.data.data)))
         self.world.say(f"=> run folder {self.job.folder}")
         self.journal = Journal(self.job.folder, self.epoch) if self.world.first else None
-        if not self.job.resume:
+        if not resumed:
             save(self)
         record: dict[str, Any] = {}
         with Interrupt("the step", at_once=self.world.size == 1) as self.engine.interrupt:
@@ -289,7 +291,7 @@ class Trainer:
                 break
             images, target, index = batch
             values = self.stepper.forward(images, target, index, epoch=0)
-            means.add(gradient_shares(groups, values, weights), len(batch[0]))
+            means.add(gradient_shares(groups, values, weights, self.stepper.scaler.scale), len(batch[0]))
         shares = means.means(self.world)
         for name, weight in balanced(weights, shares).items():
             how = f"--term {name}.weight={weight:.4g}"

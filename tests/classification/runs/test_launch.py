@@ -146,13 +146,13 @@ def test_every_rank_draws_its_own_numbers_and_choices_of_convolutions_are_as_ask
     try:
         drawn = []
         for rank in (0, 1, 0):
-            seed_everything(3, rank, seeded=True, deterministic=False)
+            seed_everything(3, rank, deterministic=False)
             drawn.append((random.random(), np.random.rand(), float(torch.rand(1))))
         assert drawn[0] == drawn[2] and not set(drawn[0]) & set(drawn[1])
-        for seeded, deterministic in ((False, False), (True, False), (False, True)):
-            seed_everything(3, 0, seeded=seeded, deterministic=deterministic)
+        for deterministic in (False, True):
+            seed_everything(3, 0, deterministic=deterministic)
             assert torch.are_deterministic_algorithms_enabled() == deterministic
-            assert (cudnn.deterministic, cudnn.benchmark) == (seeded or deterministic, not (seeded or deterministic))
+            assert (cudnn.deterministic, cudnn.benchmark) == (deterministic, not deterministic)
     finally:
         torch.use_deterministic_algorithms(False)
         cudnn.deterministic, cudnn.benchmark = False, False
