@@ -32,7 +32,7 @@ from mgd import has_bfloat16
 
 
 def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
-    """Parse and check the command line, a recipe's values standing in for defaults.
+    """Parse and check the command line; a recipe, or the run that is resumed, replaces the defaults.
 
     Raises:
         UserError: anything that makes no sense, before any work is done.
@@ -139,7 +139,7 @@ def _check(options: Options, distillation: bool) -> None:
     if list(optimisation.lr_drop_epochs) != sorted(optimisation.lr_drop_epochs):
         raise UserError(f"--lr-drop-epochs must rise; got {list(optimisation.lr_drop_epochs)}")
     if run.resume == "auto" and not run.output:
-        raise UserError("--resume auto goes on in the folder of --output: name it")
+        raise UserError("--resume auto resumes in the folder of --output: name it")
     if run.resume == "auto" and run.evaluate:
         raise UserError("--evaluate takes a file: --resume FILE or --student-resume FILE")
     if (
@@ -147,7 +147,7 @@ def _check(options: Options, distillation: bool) -> None:
         and run.output
         and Path(run.output).resolve() != Path(run.resume).resolve().parent
     ):
-        raise UserError("--resume goes on in the folder of its file: leave --output out")
+        raise UserError("--resume resumes in the folder of its file: leave --output out")
     if run.evaluate and getattr(options, "calibrate", None):
         raise UserError("--calibrate and --evaluate exclude each other: each does its work and leaves")
     if (networks.pretrained or networks.use_pretrained) and networks.student_resume:
@@ -271,7 +271,7 @@ def _files(text: str, number: int) -> list[str]:
 
     Args:
         text: the names.
-        number: how many there should be; 0 where that is not known.
+        number: how many there should be; 0 for any number.
     """
     parts = text.split(",")
     found: list[list[str]] = [[]]  # the ways to divide what was read, the fewest files first
@@ -316,7 +316,7 @@ def learning_rate(optimisation: Optimisation, epoch: int, part: float) -> float:
     return float(rate * optimisation.lr_drop_ratio**drops)
 
 
-def recorded_then(options: Mapping[str, Any], known: Known) -> dict[str, Any]:
+def recorded_options(options: Mapping[str, Any], known: Known) -> dict[str, Any]:
     """Return the options of a run folder, also of an earlier version, as `recorded` would give them now.
 
     Args:
@@ -351,7 +351,7 @@ def describe(command: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return the processor's name where Linux tells it, else its kind."""
+    """Return the name of the processor on Linux, and its kind elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -14,7 +14,7 @@ from classification.options.published import without_aliases
 from classification.options.term_module import check_digest
 from classification.options.terms import is_number
 from classification.paths import exists, is_folder
-from classification.runs.restore import damaged
+from classification.runs.restore import damaged_error
 from mgd.losses import LOSSES
 
 
@@ -40,14 +40,14 @@ def own_options(
     evaluate: bool = False,
     term_module: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the options of a run, and what no single option says: its terms and teachers.
+    """Return the options that a run recorded, by name, and its terms and teachers, which no single option says.
 
-    Places of files and folders are told as seen from where this process was started.
+    Paths are relative to the folder where this process was started.
 
     Args:
         path: its last.pth.
         parser: the parser of the script that resumes it.
-        typed: the options that are given anew.
+        typed: the options that are typed again.
         evaluate: whether it is evaluated, for which its images and teachers alone count.
         term_module: the file of --term-module, as it was typed.
 
@@ -62,7 +62,7 @@ def own_options(
     config = resume.get("config")
     options = config.get("options") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not isinstance(options, dict):
-        raise damaged(path, f"its options are {shown(options)}")
+        raise damaged_error(path, f"its options are {shown(options)}")
     for name in ("terms", "teachers"):
         if options.get(name):
             _check_entries(path, name, options[name])
@@ -74,7 +74,7 @@ def own_options(
     own = {name: value for name, value in options.items() if name in actions and name not in names_where("anew")}
     for name, value in own.items():
         if not _fits(actions[name], value):
-            raise damaged(path, f"its option {name} is {shown(value)}")
+            raise damaged_error(path, f"its option {name} is {shown(value)}")
     started = config.get("folder", "")
     own |= {name: _seen_from_here(started, own[name]) for name in names_where("place") if own.get(name)}
     if evaluate:
@@ -104,7 +104,7 @@ def own_options(
 
 
 def _seen_from_here(started: object, place: object) -> object:
-    """Return a place that a run was told in the folder where it was started, as it is seen from the current one."""
+    """Return a path that was typed in another working directory, relative to the current one."""
     if not (isinstance(started, str) and isinstance(place, str)) or not started or Path(started) == Path.cwd():
         return place
     return str(Path(started, place))
@@ -133,6 +133,6 @@ def _fits(action: argparse.Action, value: Any) -> bool:
 def _check_entries(path: str, name: str, value: Any) -> None:
     entries = list(value.values()) if isinstance(value, dict) else value
     if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
-        raise damaged(path, f"its {name} are {shown(value)}")
+        raise damaged_error(path, f"its {name} are {shown(value)}")
     if isinstance(value, dict) != (name == "terms"):
-        raise damaged(path, f"its {name} are {shown(value)}")
+        raise damaged_error(path, f"its {name} are {shown(value)}")

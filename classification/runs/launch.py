@@ -165,7 +165,7 @@ def _execute(job: Any, world: World, execute: Execute) -> None:
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends us meanwhile, and we say why first
         lost = _lost(world.mates)
-        raise RunError(f"rank {world.rank} stops: {lost}; --resume goes on from last.pth") from error
+        raise RunError(f"rank {world.rank} stops: {lost}; --resume resumes from last.pth") from error
     finally:
         world.ending.value = 1
 

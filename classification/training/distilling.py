@@ -27,7 +27,7 @@ def prepare(options: Options, seed: Seed) -> Job:
     assert job.student is not None
     networks = tap(job)
     if options.run.show_taps:
-        job.shown = described(job, networks)
+        job.taps_table = described(job, networks)
         return job
     logits = [name for name in using(options.table, "maps") if not networks[0].paths]
     if logits:
@@ -44,8 +44,8 @@ def execute(job: Job, world: World) -> None:
     if job.done:
         world.say(f"=> the run in {job.folder} is done")
         return
-    if job.shown:
-        world.say(job.shown)
+    if job.taps_table:
+        world.say(job.taps_table)
         return
     engine, run = Engine(job, world), job.options.run
     engine.evaluate_all()

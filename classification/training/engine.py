@@ -17,7 +17,7 @@ from classification.data.images import read_image
 from classification.data.preprocessing import Preprocessing
 from classification.errors import Stopped
 from classification.runs import evaluation
-from classification.runs.checkpoint import hold, job_hash
+from classification.runs.checkpoint import job_hash, lock_folder
 from classification.runs.interrupt import Interrupt
 from classification.runs.metrics import accuracy, result, tally
 from classification.runs.scores import COLUMNS, Predictions, per_image
@@ -40,7 +40,7 @@ class Engine:
     def __init__(self, job: Job, world: World) -> None:
         self.job, self.world, self.options = job, world, job.options
         trains = job.distiller is not None and not job.options.run.calibrate
-        self.lock = hold(job.folder) if trains and world.first else None  # held while this lives
+        self.lock = lock_folder(job.folder) if trains and world.first else None  # held while this lives
         if job.distiller is not None:
             world.check_same(job_hash(job.record(), job.inputs), "options, teachers or training images")
         self.seed = world.share(job.seed.value)

@@ -27,10 +27,10 @@ from classification.options.groups import Devices
 from classification.options.options import Options, recorded
 from classification.options.terms import mutual, needing
 from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume, run_folder
-from classification.runs.restore import damaged, take_up
+from classification.runs.restore import damaged_error, load_or_keep
 from classification.runs.world import Seed, device_of
 from classification.training.precision import widen
-from classification.training.sources import Sources, find, numbered_as
+from classification.training.sources import Sources, find_sources, numbered_as
 from mgd import Distiller, logits_of
 from mgd.losses import Term
 
@@ -43,7 +43,7 @@ class Job:
         options: of the run.
         seed: of the run, drawn or typed; a resumed run has that of its checkpoint.
         arch: the student's network.
-        specs: the description of each teacher, its network settled.
+        teacher_specs: the description of each teacher, its network settled.
         num_classes: K.
         resume_from: the checkpoint to resume from, or an empty string.
         teacher_dtype: number type of the frozen teachers, as it was settled.
@@ -52,9 +52,9 @@ class Job:
         teachers: the networks beside it: frozen, or in mutual learning its peers.
         distiller: what computes the loss, or None with --evaluate.
         notes: what was loaded, one line each.
-        resume: the checkpoint to go on from, or None.
+        checkpoint: what the run resumes from, or None.
         changed: how its run differs from this one, where --resume-override allows it.
-        anew: what begins anew therefore: its state does not fit.
+        reinitialised: the parts whose state does not fit the new options, and is initialised again.
         inputs: hashes of what the run depends on beside its options.
         bad: images that were left out, and why.
         auto: whether --resume auto was given, with which a run that is done is no mistake.
@@ -72,7 +72,7 @@ class Job:
     student: nn.Module | None = None
     teachers: list[nn.Module] = field(default_factory=list)
     arch: str = ""
-    specs: list[dict[str, Any]] = field(default_factory=list)
+    teacher_specs: list[dict[str, Any]] = field(default_factory=list)
     num_classes: int = 0
     resume_from: str = ""
     teacher_dtype: str = ""
@@ -83,19 +83,19 @@ class Job:
     teacher_preprocessing: list[Preprocessing] = field(default_factory=list)
     before_relu: bool = False
     foreign: list[bool] = field(default_factory=list)
-    resume: dict[str, Any] | None = None
+    checkpoint: dict[str, Any] | None = None
     changed: list[str] = field(default_factory=list)
-    anew: list[str] = field(default_factory=list)
+    reinitialised: list[str] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
-    bad: dict[str, str] = field(default_factory=dict)
+    bad_images: dict[str, str] = field(default_factory=dict)
     auto: bool = False
     done: bool = False
     folder: Path = Path()
-    shown: str = ""  # what --show-taps prints, in place of a run
+    taps_table: str = ""  # what --show-taps prints, in place of a run
 
     def networks(self) -> dict[str, tuple[str, nn.Module]]:
         """Return {role: (arch, network)}, teachers first."""
-        pairs = zip(self.specs, self.teachers, strict=False)
+        pairs = zip(self.teacher_specs, self.teachers, strict=False)
         found = {role: (spec["arch"], network) for role, (spec, network) in zip(self._roles(), pairs, strict=True)}
         return found if self.student is None else {**found, "student": (self.arch, self.student)}
 
@@ -118,18 +118,18 @@ class Job:
         """Return the options as the run keeps them, with what was found out of files and folders."""
         asked = self.options.data.img_size is not None
         found: dict[str, Any] = {
-            "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.specs,
+            "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.teacher_specs,
             "num_classes": self.num_classes, "img_size": self.preprocessing.img_size, "img_size_asked": asked,
             "train_crop": self.train_crop, "resume": self.resume_from,
         }  # fmt: skip
-        names = ",".join(spec["arch"] for spec in self.specs)
+        names = ",".join(spec["arch"] for spec in self.teacher_specs)
         found["teacher_arch"] = names or self.options.networks.teacher_arch
         if self.teacher_dtype:
             found["teacher_dtype"] = self.teacher_dtype
         return recorded(self.options, **found)
 
     def set_distiller(self, distiller: Distiller) -> None:
-        """Take the distiller, and the checkpoint to go on from if there is one."""
+        """Set the distiller, and load the checkpoint of a run that is resumed."""
         data, run = self.options.data, self.options.run
         assert data.data is not None
         self.distiller = distiller
@@ -143,24 +143,24 @@ class Job:
             return
         images = image_names(self.data.train, data.data)
         now = Now(self.record(), self.options, self.data.classes, self.inputs, images)
-        self.resume, self.changed = read_resume(self.resume_from, now)
+        self.checkpoint, self.changed = read_resume(self.resume_from, now)
         if self.changed:
-            self.notes.append(f"going on with {', '.join(self.changed)}")
-        self.done = self.resume["resume"]["epoch"] >= total_epochs(self.options.optimisation)
+            self.notes.append(f"resuming with {', '.join(self.changed)}")
+        self.done = self.checkpoint["resume"]["epoch"] >= total_epochs(self.options.optimisation)
         if self.done and not self.auto:
-            raise UserError(f"{self.resume_from} is of a run that is done: raise --epochs to go on")
-        self._load_resume(self.resume, distiller)
+            raise UserError(f"{self.resume_from} is of a run that is done: raise --epochs to train further")
+        self._load_resume(self.checkpoint, distiller)
 
-    def _load_resume(self, resume: dict[str, Any], distiller: Distiller) -> None:
-        """Take up the student and the terms; a term of changed options, which its state does not fit, begins anew."""
+    def _load_resume(self, checkpoint: dict[str, Any], distiller: Distiller) -> None:
+        """Load the student and the terms; a term whose state does not fit changed options is initialised again."""
         assert self.student is not None
-        load_strictly(self.student, resume["state_dict"], f"{self.resume_from} is damaged: it", self.arch)
+        load_strictly(self.student, checkpoint["state_dict"], f"{self.resume_from} is damaged: it", self.arch)
         for name, term in distiller.terms.items():
-            if error := take_up(term, partial(_load_term, term, resume["resume"]["terms"].get(name))):
+            if error := load_or_keep(term, partial(_load_term, term, checkpoint["resume"]["terms"].get(name))):
                 if not self.changed:
                     what = f"the state of the term {name} does not fit: {' '.join(str(error).split())[:200]}"
-                    raise damaged(self.resume_from, what) from error
-                self.anew.append(f"the term {name}")
+                    raise damaged_error(self.resume_from, what) from error
+                self.reinitialised.append(f"the term {name}")
 
 
 def _load_term(term: nn.Module, state: dict[str, Any]) -> None:
@@ -181,7 +181,7 @@ def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
     data, bad = _read_data(options)
     weights = networks.student_resume or run.resume or networks.pretrained or networks.use_pretrained
     only_teacher = run.evaluate and with_teacher and not weights
-    sources = find(options, with_student=not only_teacher, with_teacher=with_teacher)
+    sources = find_sources(options, with_student=not only_teacher, with_teacher=with_teacher)
     number = options.data.num_classes
     if run.evaluate and number is None:
         data = numbered_as(data, sources.classes)
@@ -189,11 +189,11 @@ def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
     if number < len(data.classes):
         raise UserError(f"--num-classes {number} is less than the {len(data.classes)} class folders")
     torch.manual_seed(seed.value)
-    job = Job(options, seed, data, auto=run.resume == "auto", bad=bad, notes=sources.notes, num_classes=number)
-    job.arch, job.specs, job.resume_from = sources.arch, sources.specs, sources.resume
+    job = Job(options, seed, data, auto=run.resume == "auto", bad_images=bad, notes=sources.notes, num_classes=number)
+    job.arch, job.teacher_specs, job.resume_from = sources.arch, sources.teacher_specs, sources.resume
     _add_student(job, sources, build_it=not only_teacher)
     if with_teacher:
-        for spec, file in zip(job.specs, sources.teachers, strict=True):
+        for spec, file in zip(job.teacher_specs, sources.teachers, strict=True):
             _add_teacher(job, sources, spec, file)
     found = job.networks()
     job.sizes = {role: sum(p.numel() for p in network.parameters()) for role, (_, network) in found.items()}
@@ -246,10 +246,10 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
     evaluate = options.run.evaluate
     if build_it:
         model = _trainable(options.devices, build(job.arch, job.num_classes))
-        downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.goes_on
+        downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.resumes
         if downloads or (sources.student is not None and job.arch.startswith("timm:")):
             published = published_preprocessing(model, job.arch)
-    job.preprocessing = sources.student_sees(evaluate, published)
+    job.preprocessing = sources.student_preprocessing(evaluate, published)
     size = job.preprocessing.img_size
     if not build_it:
         return
@@ -280,7 +280,7 @@ def _say_preprocessing(
         if recipe:
             how = f"as its recipe and its {what} say"
         elif file is not None and file.preprocessing(seen) != seen:
-            how += ", but for the size"
+            how += ", except for the size"
         silent = ", of which its file says nothing" if file is not None and not file.seen else ""
         job.notes.append(f"the {role} {arch} sees images {how}{silent}: {seen}")
 
@@ -315,7 +315,7 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
     else:
         if file is None or arch.startswith("timm:"):
             published = published_preprocessing(model, arch, spec.get("weights"))
-        seen = sources.teacher_sees(job.preprocessing, spec, file, published)
+        seen = sources.teacher_preprocessing(job.preprocessing, spec, file, published)
         if file is not None:
             outputs = other_outputs(model, file, classes, job.data.classes)
         elif classes != 1000:

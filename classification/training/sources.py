@@ -22,10 +22,10 @@ class Sources:
     """The files of a run's networks.
 
     Args:
-        goes_on: whether the run resumes another.
+        resumes: whether the run resumes another.
         resume: its checkpoint, or an empty string.
         arch: the student's network.
-        specs: the description of each teacher, its network settled.
+        teacher_specs: the description of each teacher, its network settled.
         student: the file whose weights the student takes, or None.
         resumed: the description of the run that this one resumes, or None.
         teachers: the file of each teacher, or None.
@@ -34,10 +34,10 @@ class Sources:
         notes: what was found.
     """
 
-    goes_on: bool = False
+    resumes: bool = False
     resume: str = ""
     arch: str = ""
-    specs: list[dict[str, Any]] = field(default_factory=list)
+    teacher_specs: list[dict[str, Any]] = field(default_factory=list)
     student: WeightFile | None = None
     resumed: WeightFile | None = None
     teachers: list[WeightFile | None] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Sources:
         """The class names of the first file that has some."""
         return next((file.classes for file in (self.student, *self.teachers) if file and file.classes), None)
 
-    def student_sees(self, evaluate: bool, published: Preprocessing | None) -> Preprocessing:
+    def student_preprocessing(self, evaluate: bool, published: Preprocessing | None) -> Preprocessing:
         """Return the student's preprocessing: of its file, of published weights, or the usual one.
 
         What was asked for by --img-size wins; --train-crop wins where a run begins. Evaluations and resumed runs crop
@@ -67,7 +67,7 @@ class Sources:
         crop = None if kept else self.train_crop
         return found if (self.img_size, crop) == (None, None) else found.at(self.img_size or found.img_size, crop)
 
-    def teacher_sees(
+    def teacher_preprocessing(
         self,
         student: Preprocessing,
         spec: Mapping[str, Any],
@@ -80,7 +80,7 @@ class Sources:
             student: what the student sees.
             spec: what is known of the teacher.
             file: of its weights, or None.
-            published: as in `student_sees`.
+            published: as in `student_preprocessing`.
 
         Raises:
             UserError: the recipe's values make no sense.
@@ -99,7 +99,7 @@ def _of_file(file: WeightFile | None, usual: Preprocessing, published: Preproces
     return usual if file is None else file.preprocessing(usual)
 
 
-def find(options: Options, *, with_student: bool, with_teacher: bool) -> Sources:
+def find_sources(options: Options, *, with_student: bool, with_teacher: bool) -> Sources:
     """Read the files of a run's networks, and settle the architectures that were left to them.
 
     Raises:
@@ -107,11 +107,11 @@ def find(options: Options, *, with_student: bool, with_teacher: bool) -> Sources
     """
     run, networks = options.run, options.networks
     last = str(Path(run.output, "last.pth")) if run.resume == "auto" and run.output else run.resume
-    goes_on = bool(run.resume) and (run.resume != "auto" or exists(last))
+    resumes = bool(run.resume) and (run.resume != "auto" or exists(last))
     sources = Sources(
-        goes_on, last if goes_on else "", img_size=options.data.img_size, train_crop=options.data.train_crop
+        resumes, last if resumes else "", img_size=options.data.img_size, train_crop=options.data.train_crop
     )
-    if with_student and (run.evaluate or not goes_on):
+    if with_student and (run.evaluate or not resumes):
         file = (run.resume if run.evaluate else "") or networks.student_resume
         sources.student = read_weights(file) if file else None
     elif with_student:
@@ -121,7 +121,7 @@ def find(options: Options, *, with_student: bool, with_teacher: bool) -> Sources
     ]
     arch = networks.arch or _arch(sources.student or sources.resumed, sources.notes, "-a") or "resnet18"
     sources.arch = arch
-    sources.specs = [
+    sources.teacher_specs = [
         {**spec, "arch": spec["arch"] or _teacher_arch(arch, spec, file, sources.notes)}
         for spec, file in zip(options.teachers, sources.teachers, strict=True)
     ]

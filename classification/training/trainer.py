@@ -1,4 +1,4 @@
-"""Training: epochs and steps, what is logged and saved, and how a run that was cut goes on."""
+"""Training: epochs and steps, what is logged and saved, and how a run that was interrupted resumes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from classification.runs.launch import command
 from classification.runs.memory import peak_bytes
 from classification.runs.metrics import Journal, Means
 from classification.runs.progress import Progress, epoch_line, last_lines, sum_of
-from classification.runs.restore import whole
+from classification.runs.restore import explain_damage
 from classification.runs.world import World
 from classification.training.balance import balanced, dominant, gradient_shares
 from classification.training.engine import Engine
@@ -43,8 +43,8 @@ SETTLED = 10  # steps after which terms are compared
 class Trainer:
     """Train the distiller of a job.
 
-    What a checkpoint holds is the state between two steps, all of it: a run that goes on from one computes what the
-    uncut run would have computed, bit for bit on the CPU.
+    A checkpoint has the complete state between two steps: a resumed run computes what the run without interruption
+    would have computed, bit for bit on the CPU.
 
     Args:
         engine: the job on this rank.
@@ -83,8 +83,8 @@ class Trainer:
         self.means = Means(world.device)
         self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
         self.elapsed = 0.0  # seconds of the run, up to its last checkpoint before this process
-        self.unprepared = False  # whether a term begins anew inside an epoch
-        self.balance_told = False
+        self.update_due = False  # whether a term was initialised again within an epoch
+        self.balance_reported = False
         self.progress, self.begun = Progress(options.optimisation, options.run.print_freq), time.perf_counter()
 
     @property
@@ -108,24 +108,24 @@ class Trainer:
         """Train to the last epoch and return its record.
 
         Raises:
-            Stopped: a signal came; a checkpoint holds the state.
+            Stopped: a signal came; the state is saved.
             RunError: a loss that is not finite, or memory that ran out.
         """
-        if self.job.resume:
-            with whole(self.job.resume_from):
-                restore(self, self.job.resume["resume"])
+        if self.job.checkpoint:
+            with explain_damage(self.job.resume_from):
+                restore(self, self.job.checkpoint["resume"])
         if self.world.first:
             make_folder(
                 self.job.folder,
                 describe(self.options.command, self.job.record()),
-                resumed=self.job.resume is not None,
-                bad=self.job.bad,
+                resumed=self.job.checkpoint is not None,
+                bad=self.job.bad_images,
             )
-            if self.job.changed or not self.job.resume:
+            if self.job.changed or not self.job.checkpoint:
                 keep_images(self.job.folder, image_names(self.job.data.train, str(self.options.data.data)))
         self.world.say(f"=> run folder {self.job.folder}")
         self.journal = Journal(self.job.folder, self.epoch) if self.world.first else None
-        if not self.job.resume:
+        if not self.job.checkpoint:
             save(self)
         record: dict[str, Any] = {}
         try:
@@ -142,9 +142,9 @@ class Trainer:
 
     def _run_epoch(self) -> dict[str, Any]:
         epoch, begun = self.epoch, time.perf_counter()
-        if self.step == 0 or self.unprepared:
+        if self.step == 0 or self.update_due:
             self.extra = update_terms(self.engine, self.distiller, epoch)
-            self.unprepared = False
+            self.update_due = False
         if self.step == 0:
             self.means, self.seconds = Means(self.world.device), 0.0
         earlier = self.seconds
@@ -154,13 +154,13 @@ class Trainer:
             for name, peer in self.peers().items():
                 record |= {f"{key}_{name}": value for key, value in self.engine.evaluate(peer).items()}
         except Stopped:
-            if self.progress.steps:  # else the last checkpoint holds all
+            if self.progress.steps:  # else the last checkpoint is up to date
                 save(self)
             raise
         better = self._improved(record)
         self._say_epoch(record)
         if self.journal:
-            self.journal.write(record)  # first: what a run cut here leaves behind is dropped when it goes on
+            self.journal.write(record)  # first: if the run is killed here, the line is dropped when it resumes
         self.epoch, self.step, self.seen = epoch + 1, 0, 0
         save(self, better=better)
         self.progress.aside = time.perf_counter() - begun - (self.seconds - earlier)
@@ -226,13 +226,13 @@ class Trainer:
         if not self.world.first:
             return
         due, steps = self.progress.due(self.step), len(self.batches)
-        settled = not self.balance_told and self.progress.steps >= min(SETTLED, steps)
+        settled = not self.balance_reported and self.progress.steps >= min(SETTLED, steps)
         if not due and not settled:
             return  # reading values waits for the device
         weights = self.distiller.weights(self.epoch)
         weighted = {name: weights[name] * float(values[name].detach().mean()) for name in weights}
         if settled:
-            self.balance_told = True
+            self.balance_reported = True
             if warning := dominant(weighted):
                 self.world.say(warning)
         if due:
