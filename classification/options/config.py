@@ -1,4 +1,4 @@
-"""Options and recipes, joined and checked; the rates and what a run keeps of them."""
+"""Options and recipes, joined and checked; learning rates; the record of how a run was made."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser
 from classification.options.published import LABELLED, entries_of, without_aliases
 from classification.options.recipe import read_recipe
-from classification.options.term_module import digest_of, known_terms
-from classification.options.terms import Known, mutual, term_table
+from classification.options.term_module import digest_of, term_classes
+from classification.options.terms import TermClasses, mutual, term_table
 from classification.paths import is_file
 from mgd import has_bfloat16
 
@@ -61,7 +61,7 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
             read = parser.parse_args(words)
         except UserError as error:
             raise UserError(f"recipe {chosen.config}: {error}") from error
-        alone = _alone(read, nested, distillation)
+        alone = _recipe_alone(read, nested, distillation)
         parser.set_defaults(**{key: value for key, value in vars(read).items() if key not in ("data", "config")})
     values = vars(parser.parse_args(argv))
     for name in sorted(names_where("file") & set(typed)):
@@ -75,14 +75,14 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
     if not (values["arch"] or values["student_resume"] or values["resume"]):  # else their files say
         values["arch"] = "resnet18"
     recipe_teachers = [] if "teacher_arch" in typed else nested.get("teachers", [])
-    options = _settled(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (prog, *argv))
+    options = _join(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (prog, *argv))
     if not options.run.evaluate:
         check_typed(options, typed)
         check_recipe(options, alone, keys, nested, typed)
     return options
 
 
-def _settled(
+def _join(
     values: dict[str, Any],
     terms: dict[str, Any],
     teachers: list[dict[str, Any]],
@@ -103,12 +103,12 @@ def _settled(
     options = make_options(values, command=command, distils=distillation)
     _check(options, distillation)
     if not distillation:
-        table = term_table(entries_of([LABELLED], terms, values), [], known_terms(None))
+        table = term_table(entries_of([LABELLED], terms, values), [], term_classes(None))
         given = options.networks.teacher_resume or options.networks.teacher_arch
         alone = {"arch": options.networks.teacher_arch, "resume": options.networks.teacher_resume}
         return replace(options, table=table, teachers=(alone,) if given else ())
     file, epochs = options.terms.term_module, total_epochs(options.optimisation)
-    chosen = choose_terms(values, terms, typed, known_terms(file), epochs)
+    chosen = choose_terms(values, terms, typed, term_classes(file), epochs)
     options = replace(options, **chosen, term_digest=digest_of(file) if file else None)
     options = replace(options, teachers=tuple(_teachers(options, teachers)))
     check_teachers(options.table, options.teachers, joined=options.networks.teacher_mean == "probabilities")
@@ -121,11 +121,11 @@ def _typed(parser: Parser, argv: list[str]) -> dict[str, str]:
     return {action.dest: option for action in parser._actions for option in action.option_strings if option in words}
 
 
-def _alone(values: Namespace, nested: dict[str, Any], distillation: bool) -> Options | None:
+def _recipe_alone(values: Namespace, nested: dict[str, Any], distillation: bool) -> Options | None:
     """Return the options of a recipe with nothing typed over it, or None where they make no sense."""
     try:
         given = {**vars(values), "arch": values.arch or "resnet18"}
-        return _settled(given, nested.get("terms", {}), nested.get("teachers", []), (), distillation)
+        return _join(given, nested.get("terms", {}), nested.get("teachers", []), (), distillation)
     except UserError:
         return None
 
@@ -247,7 +247,7 @@ def _check_distillation(options: Options) -> None:
 
 
 def _teachers(options: Options, recipe: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the description of each teacher: arch, resume, and of a recipe's weights, weight, img_size, frozen."""
+    """Return one dict per teacher: arch, resume, frozen, and a recipe's weights, weight, img_size, mean, std."""
     peers = bool(mutual(options.table))
     if recipe:
         files = _files(options.networks.teacher_resume, len(recipe)) if options.networks.teacher_resume else []
@@ -316,15 +316,15 @@ def learning_rate(optimisation: Optimisation, epoch: int, part: float) -> float:
     return float(rate * optimisation.lr_drop_ratio**drops)
 
 
-def recorded_options(options: Mapping[str, Any], known: Known) -> dict[str, Any]:
-    """Return the options of a run folder, also of an earlier version, as `recorded` would give them now.
+def recorded_options(options: Mapping[str, Any], classes: TermClasses) -> dict[str, Any]:
+    """Return recorded options, also those of an earlier version, in the form that `recorded` returns now.
 
     Args:
-        options: as recorded then.
-        known: the classes of terms, by name.
+        options: from the run folder.
+        classes: the classes of terms, by name.
     """
     rest, entries = without_aliases(options)
-    return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], known).items()}}
+    return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], classes).items()}}
 
 
 def describe(command: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
@@ -361,7 +361,7 @@ def _processor() -> str:
 
 
 def _commit(root: Path = Path(__file__).parents[2]) -> str | None:
-    """Return this code's commit, "-dirty" behind it where a file that is run differs; None outside a repository."""
+    """Return the commit of this code, with "-dirty" where a source file differs; None outside a repository."""
     try:
         head, changed = (
             subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)

@@ -76,7 +76,7 @@ def own_options(
         if not _fits(actions[name], value):
             raise damaged_error(path, f"its option {name} is {shown(value)}")
     started = config.get("folder", "")
-    own |= {name: _seen_from_here(started, own[name]) for name in names_where("place") if own.get(name)}
+    own |= {name: _from_here(started, own[name]) for name in names_where("place") if own.get(name)}
     if evaluate:
         own = {name: value for name, value in own.items() if name in names_where("reading")}
     if not options.get("seeded"):
@@ -94,7 +94,7 @@ def own_options(
         raise UserError(f"{path} is of a run whose networks all train: evaluate each by main_base.py --student-resume")
     nested: dict[str, Any] = {} if evaluate else {"terms": entries}
     nested["teachers"] = [
-        {**spec, "resume": _seen_from_here(started, spec["resume"])} if spec.get("resume") else spec
+        {**spec, "resume": _from_here(started, spec["resume"])} if spec.get("resume") else spec
         for spec in options.get("teachers") or []
     ]
     if own.get("teacher_resume"):
@@ -103,7 +103,7 @@ def own_options(
     return own, nested
 
 
-def _seen_from_here(started: object, place: object) -> object:
+def _from_here(started: object, place: object) -> object:
     """Return a path that was typed in another working directory, relative to the current one."""
     if not (isinstance(started, str) and isinstance(place, str)) or not started or Path(started) == Path.cwd():
         return place

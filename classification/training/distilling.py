@@ -1,4 +1,4 @@
-"""What main_mgd.py does: build the terms of a run, distil."""
+"""The work of main_mgd.py: build networks, taps and terms, then distil."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from classification.runs.world import Seed, World
 from classification.training.distillation import distil
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job
-from classification.training.tapping import described, tap
+from classification.training.tapping import tap_networks, taps_of_run
 from classification.training.trainer import Trainer
 
 
@@ -25,13 +25,12 @@ def prepare(options: Options, seed: Seed) -> Job:
     if options.run.evaluate:
         return job
     assert job.student is not None
-    networks = tap(job)
+    networks = tap_networks(job)
     if options.run.show_taps:
-        job.taps_table = described(job, networks)
+        job.taps_table = taps_of_run(job, networks)
         return job
-    logits = [name for name in using(options.table, "maps") if not networks[0].paths]
-    if logits:
-        job.notes.append(f"no taps are known of these networks: {', '.join(logits)} compares logits")
+    if (without_maps := using(options.table, "maps")) and not networks[0].paths:
+        job.notes.append(f"these networks have no published taps: {', '.join(without_maps)} compares logits")
     distiller = distil(job, networks)
     if options.devices.sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(distiller.terms)
@@ -56,5 +55,5 @@ def execute(job: Job, world: World) -> None:
 
 
 def run(words: list[str], prog: str) -> int:
-    """Do what was typed; return the exit status."""
+    """Run the command line; return the exit status."""
     return launch.run(Task(words, prog, partial(config.parse, distillation=True), prepare, execute))

@@ -40,14 +40,14 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
     trainer.means.collect(trainer.world)
     for term in trainer.terms():
         term.collect(first=trainer.world.first)
-    drawn = random_state(trainer.world)
+    generators = random_state(trainer.world)
     if not trainer.world.first:
         return
     job = trainer.job
-    known = (job.num_classes, job.data.classes, job.preprocessing)
-    plain = describe_student(trainer.result.state_dict(), job.arch, *known)
+    description = (job.num_classes, job.data.classes, job.preprocessing)
+    plain = describe_student(trainer.result.state_dict(), job.arch, *description)
     for (name, peer), spec in zip(trainer.peers().items(), trainer.job.teacher_specs, strict=False):
-        described = describe_student(peer.state_dict(), spec["arch"], *known)
+        described = describe_student(peer.state_dict(), spec["arch"], *description)
         for file in (f"{name}.pth", *([f"best_{name}.pth"] if name in better else [])):
             write_atomic(trainer.job.folder / file, described)
     if "" in better:
@@ -71,7 +71,7 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
         "optimizer": trainer.stepper.optimizer.state_dict(),
         "scaler": trainer.stepper.scaler.state_dict(),
         "ema": averaging.state(trainer.stepper.average, trainer.student),
-        "random": drawn,
+        "random": generators,
     }
     write_atomic(trainer.job.folder / "last.pth", {**plain, "resume": resume})
 

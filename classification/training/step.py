@@ -27,7 +27,7 @@ from classification.training.precision import MixedPrecision
 from mgd import Ahead, Outputs
 
 Loaded = Sequence[Tensor]  # images, target and index, as the loader gives them
-Known = Future[list[Outputs]] | None  # what the teachers say of a batch, where it is computed ahead
+TeacherOutputs = Future[list[Outputs]] | None  # the teachers' outputs for a batch, if computed ahead
 
 SMALLEST_SCALE = 2.0**-20  # of the scaler, which begins with 2^16
 
@@ -52,8 +52,8 @@ class Stepper:
         self.average = average(self.student, options.optimisation.ema) if options.optimisation.ema else None
         self.mix = mixing(options.data, job.num_classes)
         self._ahead = self._teachers_ahead()
-        self.skipped = 0  # steps left out because their loss or gradient was not finite
-        self.signal = 0  # that came to any rank before its last step; 0 for none
+        self.skipped = 0  # steps with a loss or gradient that was not finite
+        self.signal = 0  # that came to any rank before the end of its last step; 0 for none
         self._flags = torch.zeros(3, device=world.device)  # kept: see World.kept
 
     @property
@@ -68,7 +68,7 @@ class Stepper:
 
     @property
     def options(self) -> Options:
-        """Of the run."""
+        """The options of the run."""
         return self.engine.options
 
     def _compile(self) -> None:
@@ -76,8 +76,8 @@ class Stepper:
         student = self.world.device.type == "cuda" if choice is None else bool(choice)
         self.distiller.compile(student=student, dynamic=False)  # the batches of an epoch have two sizes
 
-    def _translating(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context of a forward: what --compile translates in it keeps its buffers, for several backwards."""
+    def _compiling(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of a forward, in which --compile keeps buffers that several backwards read."""
         if not self.options.devices.compile:
             return contextlib.nullcontext()
         keep: contextlib.AbstractContextManager[Any] = torch._functorch.config.patch(donated_buffer=False)
@@ -92,8 +92,8 @@ class Stepper:
         except ValueError as error:
             raise UserError(f"--teacher-threads {threads}: {error}") from error
 
-    def ahead(self, batches: Iterable[Loaded]) -> Iterable[tuple[Loaded, Known]]:
-        """Yield batches, each with its teachers' outputs to come where --teacher-threads computes them ahead."""
+    def ahead(self, batches: Iterable[Loaded]) -> Iterable[tuple[Loaded, TeacherOutputs]]:
+        """Yield each batch with its teachers' outputs, if --teacher-threads computes them ahead, or None."""
         if self._ahead is None:
             return ((batch, None) for batch in batches)
         return self._ahead(batches, lambda batch: self.engine.images(batch[0]))
@@ -104,22 +104,22 @@ class Stepper:
         target: Tensor | None,
         index: Tensor,
         epoch: int,
-        known: Known = None,
+        teacher_outputs: TeacherOutputs = None,
         module: nn.Module | None = None,
     ) -> dict[str, Tensor]:
         """Return the distiller's values for a batch as the loader gives it; without labels `target` is left out."""
         images, index = self.engine.images(images), self.engine.move(index)
         target = self.engine.move(target) if target is not None and self.options.labels else None
         mixed, soft = self.mix(images, target) if self.mix else (images, target)
-        taught = [known.result()] if known else []
-        with self._translating():
-            values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *taught)
+        extra = [teacher_outputs.result()] if teacher_outputs else []
+        with self._compiling():
+            values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *extra)
         if target is not None and not self.mix:
             values["train_hits"] = hits(values["logits"].detach().float(), target)[:1] / len(target)
         return values
 
     def __call__(
-        self, batch: Loaded, epoch: int, step: int, size: int, known: Known = None
+        self, batch: Loaded, epoch: int, step: int, size: int, teacher_outputs: TeacherOutputs = None
     ) -> dict[str, Tensor] | None:
         """Do a step.
 
@@ -128,17 +128,17 @@ class Stepper:
             epoch: number of the epoch.
             step: number of the step in it.
             size: images of the batch over all ranks.
-            known: what `ahead` gave with the batch.
+            teacher_outputs: as `ahead` yields them with the batch.
 
         Returns:
-            The values of the terms, or None where the step was left out.
+            The values of the terms, or None where the step was skipped.
 
         Raises:
             RunError: a loss or gradient that is not finite, or memory that ran out.
         """
         images, where = batch[0], f"{epoch_name(self.options.optimisation, epoch)}, step {step + 1}"
         try:
-            return self._step(batch, epoch, step, size, known)
+            return self._step(batch, epoch, step, size, teacher_outputs)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -160,7 +160,9 @@ class Stepper:
                 "lower -b or --img-size, raise --accumulate, use --amp bf16, or leave --cache ram out"
             ) from error
 
-    def _step(self, batch: Loaded, epoch: int, step: int, size: int, known: Known) -> dict[str, Tensor] | None:
+    def _step(
+        self, batch: Loaded, epoch: int, step: int, size: int, teacher_outputs: TeacherOutputs
+    ) -> dict[str, Tensor] | None:
         before = self._buffers() if self.options.run.skip_nonfinite else {}
         drawn = _generators(self.world.device)
         parts = list(zip(*(tensor.tensor_split(self.options.optimisation.accumulate) for tensor in batch), strict=True))
@@ -171,7 +173,7 @@ class Stepper:
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last else self._local():
                 images, target, index = part
-                values = self.forward(images, target, index, epoch, known)
+                values = self.forward(images, target, index, epoch, teacher_outputs)
                 if step == 0 and last:
                     shares = gradient_shares(self.distiller.groups(), values, self.distiller.weights(epoch))
                 # DDP averages gradients over ranks; parts that differ in size weigh by their images.
@@ -182,17 +184,19 @@ class Stepper:
         if what := self._not_finite(found):
             where = f"{epoch_name(self.options.optimisation, epoch)}, step {step + 1}"
             cause = (
-                self._bad_losses(parts, found) if what == "loss" else self._bad_gradients(parts, epoch, known, drawn)
+                self._bad_losses(parts, found)
+                if what == "loss"
+                else self._bad_gradients(parts, epoch, teacher_outputs, drawn)
             )
-            self._leave_out(f"the {what} is not finite in {where}{cause}", before)
+            self._skip_step(f"the {what} is not finite in {where}{cause}", before)
             return None
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.student)
         means: dict[str, Tensor] = {}
-        for part, known_values in zip(parts, found, strict=True):
-            for name, value in known_values.items():
+        for part, values_of_part in zip(parts, found, strict=True):
+            for name, value in values_of_part.items():
                 means[name] = means.get(name, 0.0) + value * (len(part[0]) / len(batch[0]))
         return means | {f"{name}_share": share for name, share in shares.items()}
 
@@ -202,10 +206,10 @@ class Stepper:
         return self.wrapped.no_sync() if ddp else contextlib.nullcontext()  # type: ignore[operator]
 
     def _not_finite(self, found: Sequence[Mapping[str, Tensor]]) -> str:
-        """Return "loss" or "gradient" where that is not finite on any rank, and note a signal to any of them.
+        """Return "loss" or "gradient", whichever is not finite on some rank, or ""; note a signal to any rank.
 
-        All is read in one wait for the device. The scaler of --amp fp16 looks at gradients itself: it leaves a step out
-        where they overflow, and lowers its scale.
+        The device is waited for only once. The scaler of --amp fp16 checks gradients itself: where they overflow, it
+        skips the step and lowers its scale.
         """
         losses = torch.stack([values["loss"].mean() for values in found])
         self._flags[0] = ~losses.isfinite().all()
@@ -223,37 +227,41 @@ class Stepper:
         for part, values in zip(parts, found, strict=True):
             if not values["loss"].isfinite().all():
                 terms = [name for name in self.distiller.terms if not values[name].isfinite().all()]
-                return self._named(terms or ["sum"], part)
+                return self._name_culprits(terms or ["sum"], part)
         return " (on another rank)"
 
-    def _bad_gradients(self, parts: Sequence[Loaded], epoch: int, known: Known, drawn: Sequence[Any]) -> str:
-        """Pass the batch again, as it was drawn, and name terms and images of the first part of a bad gradient."""
+    def _bad_gradients(
+        self, parts: Sequence[Loaded], epoch: int, teacher_outputs: TeacherOutputs, drawn: Sequence[Any]
+    ) -> str:
+        """Repeat the forward with the same draws; name terms and images of the first part with a bad gradient."""
         self.optimizer.zero_grad(set_to_none=True)
         _set_generators(self.world.device, drawn)
-        whole = [self._terms_of(part, epoch, known) for part in parts]  # all: terms may wait for those of other ranks
-        for part, terms in zip(parts, whole, strict=True):
+        terms_per_part = [
+            self._terms_not_finite(part, epoch, teacher_outputs) for part in parts
+        ]  # all: terms may wait for those of other ranks
+        for part, terms in zip(parts, terms_per_part, strict=True):
             if terms:
-                return f" though the loss is{self._named(terms, part)}"
+                return f" though the loss is{self._name_culprits(terms, part)}"
         return f" though the loss is{' (on another rank)' if self.world.size > 1 else ''}"
 
-    def _terms_of(self, part: Loaded, epoch: int, known: Known) -> list[str]:
-        ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)  # which wants a backward after each forward
+    def _terms_not_finite(self, part: Loaded, epoch: int, teacher_outputs: TeacherOutputs) -> list[str]:
+        ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)  # it expects a backward after each forward
         module: Any = self.wrapped.module if ddp else self.wrapped
         images, target, index = part
-        values = self.forward(images, target, index, epoch, known, module=module)
+        values = self.forward(images, target, index, epoch, teacher_outputs, module=module)
         return terms_not_finite(self.distiller, values, self.distiller.weights(epoch))
 
-    def _named(self, terms: Sequence[str], part: Loaded) -> str:
+    def _name_culprits(self, terms: Sequence[str], part: Loaded) -> str:
         files = [self.job.data.train[int(i)][0] for i in part[2]]
         more = f" and {len(files) - 4} more" if len(files) > 4 else ""
         return f" (term {', '.join(terms)}; images {', '.join(files[:4])}{more})"
 
     def _buffers(self) -> dict[str, Tensor]:
-        """Copy statistics, costs and margins; a bank of all images is left out: it takes finite values only."""
+        """Copy statistics, costs and margins, but no bank of all images: it takes finite values only."""
         return {n: value.clone() for n, value in self.distiller.named_buffers() if not n.endswith("_bank")}
 
-    def _leave_out(self, what: str, before: Mapping[str, Tensor]) -> None:
-        """Take back what the forward changed, or stop the run.
+    def _skip_step(self, what: str, before: Mapping[str, Tensor]) -> None:
+        """Skip a step: undo what the forward changed, or stop the run.
 
         Raises:
             RunError: more steps than --skip-nonfinite allows.
@@ -271,7 +279,7 @@ class Stepper:
         for name, value in self.distiller.named_buffers():
             if name in before:
                 value.copy_(before[name])
-        self.world.say(f"!! WARNING: {what}: left out, {self.skipped} of {self.options.run.skip_nonfinite}")
+        self.world.say(f"!! WARNING: {what}: step skipped, {self.skipped} of {self.options.run.skip_nonfinite}")
 
     def check_scale(self, epoch: int) -> None:
         """Stop a run of --amp fp16 whose gradients never fit.

@@ -75,14 +75,14 @@ class Trainer:
         )
         self.loader = engine.load(self.photos, self.batches)
         self.take_seed(engine.seed)
-        # The state between two steps, beside that of the modules above.
+        # The state between two steps, except that of the modules above.
         self.epoch = options.optimisation.start_epoch
         self.step = self.seen = 0  # steps of this epoch that are done, and the images of them over all ranks
-        self.seconds = 0.0  # that they took
-        self.extra: dict[str, float] = {}  # what the terms logged before it
+        self.seconds = 0.0  # that these steps took
+        self.extra: dict[str, float] = {}  # what the terms logged before this epoch
         self.means = Means(world.device)
         self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
-        self.elapsed = 0.0  # seconds of the run, up to its last checkpoint before this process
+        self.elapsed = 0.0  # seconds that the run took before this process
         self.update_due = False  # whether a term was initialised again within an epoch
         self.balance_reported = False
         self.progress, self.begun = Progress(options.optimisation, options.run.print_freq), time.perf_counter()
@@ -99,7 +99,7 @@ class Trainer:
 
     @property
     def options(self) -> Options:
-        """Of the run."""
+        """The options of the run."""
         return self.engine.options
 
     # -- the loop
@@ -167,7 +167,7 @@ class Trainer:
         return record
 
     def _improved(self, record: Mapping[str, Any]) -> set[str]:
-        """Take what is the best so far into `best`; return whose it is: "" for the student's, a peer's name."""
+        """Update `best`; return the networks whose top-1 is better: "" for the student, a peer by its name."""
         keys = {name: (f"valid_top1_{name}", f"valid_top5_{name}") for name in self.peers()}
         keys[""] = ("valid_top1", "valid_top5")
         better = {name for name, (top1, _) in keys.items() if record[top1] > self.best.get(top1, -1.0)}
@@ -183,10 +183,10 @@ class Trainer:
         self.stepper.wrapped.train()
         bar = self.engine.progress(self.loader, epoch_name(self.options.optimisation, epoch))
         before, earlier = time.perf_counter(), self.seconds
-        for batch, known in self.stepper.ahead(told(bar, self.engine.workers)):
+        for batch, teacher_outputs in self.stepper.ahead(told(bar, self.engine.workers)):
             self.stepper.set_rate(learning_rate(self.options.optimisation, epoch, self.step / steps))
             size, past = self.batches.batch_size(self.step), self.seconds
-            values = self.stepper(batch, epoch, self.step, size, known)
+            values = self.stepper(batch, epoch, self.step, size, teacher_outputs)
             if values is not None:
                 self.means.add(values, len(batch[0]))
             if self.engine.interrupt is not None:
@@ -202,7 +202,7 @@ class Trainer:
                 save(self)
         self.stepper.check_scale(epoch)
 
-    # -- what is said and logged
+    # -- output and records
 
     def _train_record(self) -> dict[str, float]:
         means, epoch = self.means.means(self.world), self.epoch
@@ -270,8 +270,8 @@ class Trainer:
     def calibrate(self, steps: int) -> None:
         """Print each term's share of the gradient over `steps` batches, and the weights that would make all equal.
 
-        Each has the largest weight of its schedule. Nothing is trained; the first term keeps its weight, and peers,
-        which have those of the student, are not told.
+        Each term has the largest weight of its schedule. Nothing is trained, and the first term keeps its weight. Peers
+        have the student's weights, and are not measured.
 
         Raises:
             UserError: there is one term only.

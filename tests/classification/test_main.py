@@ -275,7 +275,7 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         ("count", "has 4 classes, this run 3"),
         ("classes", "--num-classes 2 is less than the 3 class folders"),
         ("tap", "nearest are layer"),
-        ("taps count", "as many taps each for mgd; got 2"),
+        ("taps count", "the same number of taps for mgd; got 2"),
         ("no map", "term mgd: expected a map (B, C, H, W)"),
         ("ambiguous", "'layer3.0.relu@in#-1' for the last"),
         ("output", "exists already and is not overwritten"),

@@ -67,13 +67,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
     bad = read_folder(words[0]).train[BAD][0]
     with pytest.MonkeyPatch.context() as patch:
         reached: list[nn.Module] = []
-        leave = Stepper._leave_out
+        leave = Stepper._skip_step
 
         def noted(self: Stepper, *inputs: Any) -> None:
             reached.append(self.distiller)
             leave(self, *inputs)
 
-        patch.setattr(Stepper, "_leave_out", noted)
+        patch.setattr(Stepper, "_skip_step", noted)
         assert main_mgd.main(options(words, accumulate=parts)) == 1
     error = capsys.readouterr().err
     found = re.search(r"the gradient is not finite in epoch 1/2, step \d though the loss is \(term root; images", error)
@@ -89,7 +89,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
 def test_steps_of_such_gradients_may_be_left_out(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main_mgd.main([*words, "--skip-nonfinite", "2", "--mixup", "0.2"]) == 2  # root knows images by their number
     assert main_mgd.main(options(words, output=words[-1] + "2", skip_nonfinite="2")) == 0
-    assert "left out, 2 of 2" in capsys.readouterr().out
+    assert "step skipped, 2 of 2" in capsys.readouterr().out
     folder = Path(words[-1] + "2")
     assert records(folder)[-1]["skipped_steps"] == 2
     state = torch.load(folder / "last.pth", weights_only=True)["state_dict"]
@@ -108,7 +108,7 @@ def test_an_overflow_that_the_scaler_leaves_out_is_no_error_and_one_at_every_sca
     scales = [2.0**16]
     monkeypatch.setattr(Stepper, "__init__", scaled)
     assert main_mgd.main(options(words, epochs="1")) == 0
-    assert "left out" not in capsys.readouterr().out
+    assert "step skipped" not in capsys.readouterr().out
     scales[0] = SMALLEST_SCALE
     assert main_mgd.main(options(words, epochs="1", output=words[-1] + "2")) == 1
     assert "not finite in float16 at any scale, in epoch 1/1: use --amp bf16" in capsys.readouterr().err
