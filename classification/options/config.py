@@ -18,8 +18,9 @@ import torch
 from classification.errors import UserError
 from classification.models import DEFAULT_TEACHER
 from classification.options.choose import check_teachers, choose_terms
+from classification.options.device_checks import check_devices
 from classification.options.effects import check_recipe, check_typed
-from classification.options.groups import Devices, Optimisation
+from classification.options.groups import Optimisation
 from classification.options.options import Options, make_options, names_where
 from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser
@@ -38,48 +39,84 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
         UserError: anything that makes no sense, before any work is done.
     """
     parser = build_parser(prog, distillation=distillation)
-    recipe = Parser(add_help=False, allow_abbrev=False)
-    recipe.add_argument("--config")
-    recipe.add_argument("--resume")
-    recipe.add_argument("--term-module")
-    recipe.add_argument("-e", "--evaluate", action="store_true")
-    chosen, _ = recipe.parse_known_args(argv)
+    typed, chosen = _typed(parser, argv), _sources_of_defaults(argv)
     nested: dict[str, Any] = {}
     keys: dict[str, str] = {}
-    alone = None
-    typed = _typed(parser, argv)
-    named = bool(chosen.resume) and parser.parse_args(argv).data is not None
-    if chosen.resume and chosen.resume != "auto" and not (chosen.evaluate and named):
-        given = {*typed, *(["data"] if named else [])}
-        own, nested = own_options(
-            checkpoint_of(chosen.resume), parser, given, evaluate=chosen.evaluate, term_module=chosen.term_module
-        )
-        parser.set_defaults(**{**own, **({"term": []} if "term" in typed else {})})
+    recipe = None
+    if chosen.resume and chosen.resume != "auto":
+        nested = _default_to_run(parser, argv, chosen, typed)
     if chosen.config:
-        words, nested, keys = read_recipe(parser, Path(chosen.config), distillation)
-        try:
-            read = parser.parse_args(words)
-        except UserError as error:
-            raise UserError(f"recipe {chosen.config}: {error}") from error
-        alone = _recipe_alone(read, nested, distillation)
-        parser.set_defaults(**{key: value for key, value in vars(read).items() if key not in ("data", "config")})
+        nested, keys, recipe = _default_to_recipe(parser, chosen.config, distillation)
+    values = _values(parser, argv, typed)
+    recipe_teachers = [] if "teacher_arch" in typed else nested.get("teachers", [])
+    options = _join(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (prog, *argv))
+    if not options.run.evaluate:
+        check_typed(options, typed)
+        check_recipe(options, recipe, keys, nested, typed)
+    return options
+
+
+def _sources_of_defaults(argv: list[str]) -> Namespace:
+    """Return the options of a command line that say which run or recipe replaces the defaults."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--resume")
+    parser.add_argument("--term-module")
+    parser.add_argument("-e", "--evaluate", action="store_true")
+    return parser.parse_known_args(argv)[0]
+
+
+def _default_to_run(parser: Parser, argv: list[str], chosen: Namespace, typed: Mapping[str, str]) -> dict[str, Any]:
+    """Make the options of the run of --resume the parser's defaults; return its terms and teachers.
+
+    An evaluation that names its folder takes nothing from the run except its weights.
+    """
+    named = parser.parse_args(argv).data is not None
+    if chosen.evaluate and named:
+        return {}
+    given = {*typed, *(["data"] if named else [])}
+    own, nested = own_options(
+        checkpoint_of(chosen.resume), parser, given, evaluate=chosen.evaluate, term_module=chosen.term_module
+    )
+    parser.set_defaults(**{**own, **({"term": []} if "term" in typed else {})})
+    return nested
+
+
+def _default_to_recipe(
+    parser: Parser, path: str, distillation: bool
+) -> tuple[dict[str, Any], dict[str, str], Options | None]:
+    """Make the options of a recipe the parser's defaults.
+
+    Returns:
+        Its terms and teachers; its key for each option; and its options with nothing typed over them, or None where
+        these make no sense by themselves.
+    """
+    words, nested, keys = read_recipe(parser, Path(path), distillation)
+    try:
+        read = parser.parse_args(words)
+    except UserError as error:
+        raise UserError(f"recipe {path}: {error}") from error
+    alone = _recipe_alone(read, nested, distillation)
+    parser.set_defaults(**{key: value for key, value in vars(read).items() if key not in ("data", "config")})
+    return nested, keys, alone
+
+
+def _values(parser: Parser, argv: list[str], typed: Mapping[str, str]) -> dict[str, Any]:
+    """Return the value of every option, whose defaults may be those of a run or recipe."""
     values = vars(parser.parse_args(argv))
     for name in sorted(names_where("file") & set(typed)):
         if values[name] == "":
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
     if values["data"] is None:
-        raise UserError(f"name the folder of photographs, as in {prog} DIR; --resume RUN alone takes that of a run")
+        raise UserError(
+            f"name the folder of photographs, as in {parser.prog} DIR; --resume RUN alone takes that of a run"
+        )
     if "student_resume" in typed and not {"pretrained", "use_pretrained"} & set(typed):
-        values |= {"pretrained": False, "use_pretrained": 0}  # a file in the place of the recipe's download
+        values |= {"pretrained": False, "use_pretrained": 0}  # the file replaces the recipe's download
     values["resume"] = values["resume"] and checkpoint_of(values["resume"])
     if not (values["arch"] or values["student_resume"] or values["resume"]):  # else their files say
         values["arch"] = "resnet18"
-    recipe_teachers = [] if "teacher_arch" in typed else nested.get("teachers", [])
-    options = _join(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (prog, *argv))
-    if not options.run.evaluate:
-        check_typed(options, typed)
-        check_recipe(options, alone, keys, nested, typed)
-    return options
+    return values
 
 
 def _join(
@@ -161,77 +198,6 @@ def _check(options: Options, distillation: bool) -> None:
         _check_distillation(options)
     elif not run.evaluate and (networks.teacher_resume or networks.teacher_arch):
         raise UserError("main_base.py trains one network; a teacher belongs to --evaluate, or to main_mgd.py")
-
-
-def check_devices(devices: Devices) -> None:
-    """Refuse devices that this machine lacks, and options that exclude each other.
-
-    Raises:
-        UserError: one of these.
-    """
-    try:
-        device = torch.device(devices.device) if devices.device != "auto" else None
-    except RuntimeError:
-        raise UserError(f"unknown device {devices.device!r}: use auto, cpu, cuda or cuda:N") from None
-    gpus = torch.cuda.device_count()
-    if device is not None and device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {devices.device} is not supported: use auto, cpu, cuda or cuda:N")
-    if devices.gpu is not None and devices.device not in (
-        "auto",
-        "cuda",
-        f"cuda:{devices.gpu}",
-    ):
-        raise UserError(f"--gpu {devices.gpu} and --device {devices.device} exclude each other")
-    if devices.multiprocessing_distributed and (
-        devices.gpu is not None or (device is not None and device.index is not None)
-    ):
-        raise UserError("--multiprocessing-distributed takes every visible GPU: leave --gpu and the device number out")
-    if device is not None and device.type == "cuda" and (device.index or 0) >= gpus:
-        raise UserError(f"--device {devices.device}: this machine shows {gpus} GPUs")
-    if devices.gpu is not None and devices.gpu >= gpus:
-        raise UserError(f"--gpu {devices.gpu}: this machine shows {gpus} GPUs")
-    on_gpu = devices.gpu is not None or (device.type == "cuda" if device is not None else gpus > 0)
-    if devices.amp == "fp16" and not on_gpu:
-        raise UserError("--amp fp16 needs a GPU: use bf16 or off")
-    if devices.teacher_threads and on_gpu:
-        raise UserError("--teacher-threads divides a processor's cores: on a GPU leave it out")
-    if devices.sync_bn and not on_gpu:
-        raise UserError("--sync-bn 1 needs GPUs: torch has no CPU form of it")
-    if devices.sync_bn and not (devices.world_size > 1 or devices.multiprocessing_distributed or "RANK" in os.environ):
-        raise UserError("--sync-bn 1 needs several ranks: --multiprocessing-distributed, --world-size or torchrun")
-    alone = devices.world_size <= 1 and not devices.multiprocessing_distributed and "RANK" not in os.environ
-    if (
-        devices.compile
-        and alone
-        and on_gpu
-        and gpus > 1
-        and devices.gpu is None
-        and (device is None or device.index is None)
-    ):
-        raise UserError("--compile 1 does not go with DataParallel: name one GPU by --gpu, or start ranks by torchrun")
-    if devices.compile:
-        _check_compiler()
-    if devices.dist_backend == "nccl" and not on_gpu:
-        raise UserError("--dist-backend nccl needs GPUs: use gloo")
-    if devices.world_size == 0 or devices.world_size < -1:
-        raise UserError(f"--world-size must be positive; got {devices.world_size}")
-    size = max(devices.world_size, 1)
-    env = devices.dist_url == "env://"
-    if devices.rank == -1:
-        wrong = devices.world_size > 1 and not env
-    else:
-        wrong = not 0 <= devices.rank < size and not (env and devices.world_size == -1)
-    if wrong:
-        raise UserError(f"--world-size {size} needs --rank between 0 and {size - 1}; got {devices.rank}")
-
-
-def _check_compiler() -> None:
-    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import
-
-    try:
-        get_cpp_compiler()
-    except RuntimeError as error:
-        raise UserError("--compile 1 needs a C++ compiler, as g++: install one, or leave it out") from error
 
 
 def _check_distillation(options: Options) -> None:

@@ -52,7 +52,13 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
             write_atomic(trainer.job.folder / file, described)
     if "" in better:
         write_atomic(trainer.job.folder / "best.pth", plain)
-    resume = {
+    resume = _resume_state(trainer, generators)
+    write_atomic(trainer.job.folder / "last.pth", {**plain, "resume": resume})
+
+
+def _resume_state(trainer: Trainer, generators: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what last.pth has beside the student: everything that a resumed run needs."""
+    return {
         "version": VERSION,
         "epoch": trainer.epoch,
         "step": trainer.step,
@@ -73,7 +79,6 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
         "ema": averaging.state(trainer.stepper.average, trainer.student),
         "random": generators,
     }
-    write_atomic(trainer.job.folder / "last.pth", {**plain, "resume": resume})
 
 
 def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
