@@ -20,7 +20,7 @@ def shown(value: object, most: int = 100) -> str:
 
 
 class UserError(Exception):
-    """A mistake that the user can correct; its text says how. Ends the script with status 2 and no traceback."""
+    """A mistake that the user can mend; its text says how. Ends the script with status 2 and no traceback."""
 
     def __init__(self, text: str) -> None:
         # A loading process hands its error over wrapped in a traceback: keep the sentence.
@@ -44,4 +44,4 @@ class Stopped(BaseException):
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
         self.signal = signal
-        self.resume = ""  # the command that resumes the run, on the rank that prints it
+        self.resume = ""  # the command that resumes the run, on the rank that says it

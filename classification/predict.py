@@ -79,7 +79,7 @@ def predict(args: argparse.Namespace) -> None:
     """
     from classification.data.inference import find_paths, read_batches
     from classification.models.trained import open_trained
-    from classification.options.device_checks import check_devices
+    from classification.options.config import check_devices
     from classification.options.groups import Devices
     from classification.runs import predictions
     from classification.runs.world import device_of

@@ -24,7 +24,7 @@ from classification.data.folders import Photos
 from classification.options.config import parse
 from classification.runs.world import Seed
 from classification.training.job import Job, start_job
-from classification.training.tapping import tap_networks
+from classification.training.tapping import tap
 from mgd import channel_cost, dry_forward
 
 
@@ -51,7 +51,7 @@ def draw(run: Path, stage: int, num_images: int, num_channels: int, output: Path
     pictures = torch.stack([photos[0, i][0] for i in range(0, len(photos), step)][:64])  # (B, H, W, 3), bytes
     images = job.preprocessing.normalise(pictures)
     assert job.student is not None
-    taps = tap_networks(job)
+    taps = tap(job)
     student, teacher = (dry_forward(network, images).features[stage] for network in taps)
     cost = channel_cost(student, teacher).numpy()
     own = np.array([cost[s, column[column >= 0]].mean() for s, column in enumerate(index.T)])

@@ -16,19 +16,17 @@ from typing import Any
 import torch
 
 from classification.errors import UserError
-from classification.models import DEFAULT_TEACHER
 from classification.options.choose import check_teachers, choose_terms
-from classification.options.device_checks import check_devices
 from classification.options.effects import check_recipe, check_typed
-from classification.options.groups import Optimisation
+from classification.options.groups import Devices, Optimisation
 from classification.options.options import Options, make_options, names_where
 from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser
 from classification.options.published import LABELLED, entries_of, without_aliases
 from classification.options.recipe import read_recipe
+from classification.options.teachers import describe_teachers
 from classification.options.term_module import digest_of, term_classes
-from classification.options.terms import TermClasses, mutual, term_table
-from classification.paths import is_file
+from classification.options.terms import TermClasses, term_table
 from mgd import has_bfloat16
 
 
@@ -147,7 +145,7 @@ def _join(
     file, epochs = options.terms.term_module, total_epochs(options.optimisation)
     chosen = choose_terms(values, terms, typed, term_classes(file), epochs)
     options = replace(options, **chosen, term_digest=digest_of(file) if file else None)
-    options = replace(options, teachers=tuple(_teachers(options, teachers)))
+    options = replace(options, teachers=tuple(describe_teachers(options, teachers)))
     check_teachers(options.table, options.teachers, joined=options.networks.teacher_mean == "probabilities")
     return options
 
@@ -200,6 +198,75 @@ def _check(options: Options, distillation: bool) -> None:
         raise UserError("main_base.py trains one network; a teacher belongs to --evaluate, or to main_mgd.py")
 
 
+def check_devices(devices: Devices) -> None:
+    """Refuse devices that this machine lacks, and options that exclude each other.
+
+    Raises:
+        UserError: one of these.
+    """
+    try:
+        device = torch.device(devices.device) if devices.device != "auto" else None
+    except RuntimeError:
+        raise UserError(f"unknown device {devices.device!r}: use auto, cpu, cuda or cuda:N") from None
+    if device is not None and device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {devices.device} is not supported: use auto, cpu, cuda or cuda:N")
+    _check_gpus(devices, device)
+    if devices.compile:
+        _check_compiler()
+    _check_ranks(devices)
+
+
+def _check_gpus(devices: Devices, device: torch.device | None) -> None:
+    """Refuse GPUs that this machine lacks, and options that need a GPU or exclude one; `device` None is auto."""
+    gpus, several = torch.cuda.device_count(), devices.multiprocessing_distributed
+    one = devices.gpu is not None or (device is not None and device.index is not None)
+    if devices.gpu is not None and devices.device not in ("auto", "cuda", f"cuda:{devices.gpu}"):
+        raise UserError(f"--gpu {devices.gpu} and --device {devices.device} exclude each other")
+    if several and one:
+        raise UserError("--multiprocessing-distributed takes every visible GPU: leave --gpu and the device number out")
+    if device is not None and device.type == "cuda" and (device.index or 0) >= gpus:
+        raise UserError(f"--device {devices.device}: this machine shows {gpus} GPUs")
+    if devices.gpu is not None and devices.gpu >= gpus:
+        raise UserError(f"--gpu {devices.gpu}: this machine shows {gpus} GPUs")
+    on_gpu = devices.gpu is not None or (device.type == "cuda" if device is not None else gpus > 0)
+    if devices.amp == "fp16" and not on_gpu:
+        raise UserError("--amp fp16 needs a GPU: use bf16 or off")
+    if devices.teacher_threads and on_gpu:
+        raise UserError("--teacher-threads divides a processor's cores: on a GPU leave it out")
+    if devices.sync_bn and not on_gpu:
+        raise UserError("--sync-bn 1 needs GPUs: torch has no CPU form of it")
+    alone = devices.world_size <= 1 and not several and "RANK" not in os.environ
+    if devices.compile and alone and on_gpu and gpus > 1 and not one:
+        raise UserError("--compile 1 does not go with DataParallel: name one GPU by --gpu, or start ranks by torchrun")
+    if devices.dist_backend == "nccl" and not on_gpu:
+        raise UserError("--dist-backend nccl needs GPUs: use gloo")
+
+
+def _check_ranks(devices: Devices) -> None:
+    """Refuse numbers of ranks that do not fit together."""
+    if devices.sync_bn and not (devices.world_size > 1 or devices.multiprocessing_distributed or "RANK" in os.environ):
+        raise UserError("--sync-bn 1 needs several ranks: --multiprocessing-distributed, --world-size or torchrun")
+    if devices.world_size == 0 or devices.world_size < -1:
+        raise UserError(f"--world-size must be positive; got {devices.world_size}")
+    size = max(devices.world_size, 1)
+    env = devices.dist_url == "env://"
+    if devices.rank == -1:
+        wrong = devices.world_size > 1 and not env
+    else:
+        wrong = not 0 <= devices.rank < size and not (env and devices.world_size == -1)
+    if wrong:
+        raise UserError(f"--world-size {size} needs --rank between 0 and {size - 1}; got {devices.rank}")
+
+
+def _check_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:
+        raise UserError("--compile 1 needs a C++ compiler, as g++: install one, or leave it out") from error
+
+
 def _check_distillation(options: Options) -> None:
     data, networks, ahead = options.data, options.networks, options.devices.teacher_threads
     if ahead and (data.mixup or data.cutmix or options.optimisation.accumulate > 1):
@@ -210,50 +277,6 @@ def _check_distillation(options: Options) -> None:
         raise UserError(f"--teacher-threads {ahead} leaves the student none of {threads} threads")
     if networks.taps and (networks.student_taps or networks.teacher_taps):
         raise UserError("--taps names the paths of both networks: leave --student-taps and --teacher-taps out")
-
-
-def _teachers(options: Options, recipe: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one dict per teacher: arch, resume, frozen, and a recipe's weights, weight, img_size, mean, std."""
-    peers = bool(mutual(options.table))
-    if recipe:
-        files = _files(options.networks.teacher_resume, len(recipe)) if options.networks.teacher_resume else []
-        if files and len(files) != len(recipe):
-            raise UserError(f"--teacher-resume names {len(files)} files for the recipe's {len(recipe)} teachers")
-        return [{**teacher, "resume": file} for teacher, file in zip(recipe, files, strict=True)] if files else recipe
-    archs: list[str | None] = list(options.networks.teacher_arch.split(",")) if options.networks.teacher_arch else []
-    files = _files(options.networks.teacher_resume, len(archs)) if options.networks.teacher_resume else []
-    if not archs and not files and options.networks.arch:
-        archs = [options.networks.arch if peers else DEFAULT_TEACHER.get(options.networks.arch, "resnet50")]
-    archs = archs or [None] * max(1, len(files))  # which their files say
-    files = files or [""] * len(archs)
-    if len(files) != len(archs):
-        names = ", ".join(map(str, archs))
-        raise UserError(f"--teacher-resume names {len(files)} files for {len(archs)} teachers ({names})")
-    return [{"arch": arch, "resume": file, "frozen": not peers} for arch, file in zip(archs, files, strict=True)]
-
-
-def _files(text: str, number: int) -> list[str]:
-    """Split names of files at commas, except those within a name of a file that is there.
-
-    Args:
-        text: the names.
-        number: how many there should be; 0 for any number.
-    """
-    parts = text.split(",")
-    found: list[list[str]] = [[]]  # the ways to divide what was read, the fewest files first
-    ways: list[list[list[str]]] = [found]
-    for end in range(1, len(parts) + 1):
-        ways.append(
-            [
-                [*way, name]
-                for start in range(end)
-                for name in [",".join(parts[start:end])]
-                if is_file(name)
-                for way in ways[start]
-            ][:100]
-        )
-    fitting = [way for way in ways[-1] if len(way) == number] or ways[-1]
-    return min(fitting, key=len) if fitting else parts
 
 
 def total_epochs(optimisation: Optimisation) -> int:
@@ -282,15 +305,15 @@ def learning_rate(optimisation: Optimisation, epoch: int, part: float) -> float:
     return float(rate * optimisation.lr_drop_ratio**drops)
 
 
-def recorded_options(options: Mapping[str, Any], classes: TermClasses) -> dict[str, Any]:
+def recorded_options(options: Mapping[str, Any], known: TermClasses) -> dict[str, Any]:
     """Return recorded options, also those of an earlier version, in the form that `recorded` returns now.
 
     Args:
         options: from the run folder.
-        classes: the classes of terms, by name.
+        known: the classes of terms, by name.
     """
     rest, entries = without_aliases(options)
-    return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], classes).items()}}
+    return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], known).items()}}
 
 
 def describe(command: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:

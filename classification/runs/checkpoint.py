@@ -36,7 +36,7 @@ from classification.options.groups import Run
 from classification.options.options import Options, names_where
 from classification.options.term_module import check_digest
 from classification.paths import exists, is_folder
-from classification.runs.restore import check_complete, explain_damage
+from classification.runs.restore import check_complete, whole
 from mgd.losses import LOSSES
 
 VERSION = 3
@@ -130,7 +130,7 @@ def read_resume(path: str, now: Now) -> tuple[dict[str, Any], list[str]]:
     content = read_checkpoint(path)
     if not isinstance(content.get("resume"), dict):
         raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
-    with explain_damage(path):
+    with whole(path):
         return content, _compare(path, content, now)
 
 
@@ -299,7 +299,7 @@ def run_folder(run: Run, name: str) -> Path:
     return folder
 
 
-def lock_folder(folder: Path) -> BinaryIO:
+def hold(folder: Path) -> BinaryIO:
     """Make a run folder, and keep other processes from writing to it until the returned file is closed.
 
     The lock is the system's: it ends with this process, however that ends, and processes forked from this one do not

@@ -51,7 +51,7 @@ class Interrupt:
 
 
 def outlast(_: int = 0, ending: Any = None) -> None:
-    """Let a loading process survive the first signal, which Ctrl-C and launchers send to the whole group.
+    """Have a loading process outlast the first signal, which Ctrl-C and launchers send to the whole group.
 
     The process that trains needs its images to finish the step, and ends it afterwards. After an error its loaders may
     still be there when it ends: it then sends them one signal, and waits for them.

@@ -1,4 +1,4 @@
-"""Start the ranks of a run, and turn its outcome into an exit status."""
+"""Processes and devices: ranks, process groups, wrapping, exit status."""
 
 from __future__ import annotations
 
@@ -30,16 +30,8 @@ from classification.runs.world import Seed, World, device_of
 
 
 @dataclass(frozen=True)
-class _Ranks:
-    """The ranks to start on this node.
-
-    Args:
-        first: the number of the first one.
-        size: how many ranks the run has, over all nodes.
-        local_size: how many of them are on this node.
-        spawn: whether this process spawns them, or is the only one itself.
-        env: whether torchrun has started this process, and its variables say how to join.
-    """
+class _Place:
+    """Which ranks to start here: how many, and what the first one is called."""
 
     first: int
     size: int
@@ -48,10 +40,10 @@ class _Ranks:
     env: bool
 
 
-def _ranks_here(devices: Devices) -> _Ranks:
+def _place(devices: Devices) -> _Place:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return _Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_size, False, True)
+        return _Place(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_size, False, True)
     nodes, node = devices.world_size, devices.rank
     if devices.dist_url == "env://":
         nodes = int(os.environ.get("WORLD_SIZE", nodes)) if nodes == -1 else nodes
@@ -59,8 +51,8 @@ def _ranks_here(devices: Devices) -> _Ranks:
     nodes, node = max(nodes, 1), max(node, 0)
     if devices.multiprocessing_distributed:
         local_size = max(torch.cuda.device_count(), 1) if device_of(devices).type == "cuda" else 1
-        return _Ranks(node * local_size, nodes * local_size, local_size, local_size > 1, False)
-    return _Ranks(node, nodes, 1, False, False)
+        return _Place(node * local_size, nodes * local_size, local_size, local_size > 1, False)
+    return _Place(node, nodes, 1, False, False)
 
 
 Parse = Callable[[list[str], str], Options]
@@ -70,12 +62,12 @@ Execute = Callable[[Any, World], None]
 
 @dataclass(frozen=True)
 class Task:
-    """What one command does; each spawned rank parses the same words again.
+    """What one command does; ranks that are spawned do it anew, out of the same words.
 
     Args:
         words: the command line, without the script.
         prog: the script's name, in front of messages.
-        parse: turns the words into options.
+        parse: makes the options of the words.
         prepare: builds a job from the options and checks all that can be wrong, before ranks are spawned or joined.
         execute: does the job on one rank.
     """
@@ -95,12 +87,12 @@ def _quiet_pillow() -> Iterator[None]:
         yield
 
 
-def _spawned(local_rank: int, task: Task, seed: Seed, ranks: _Ranks) -> None:
+def _spawned(local_rank: int, task: Task, seed: Seed, place: _Place) -> None:
     prog = task.prog
     try:
         with _quiet_pillow():
             options = task.parse(task.words, prog)
-            _start(local_rank, options.devices, ranks, task.prepare(options, seed), task.execute)
+            _start(local_rank, options.devices, place, task.prepare(options, seed), task.execute)
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr, flush=True)
         os._exit(2)
@@ -112,9 +104,9 @@ def _spawned(local_rank: int, task: Task, seed: Seed, ranks: _Ranks) -> None:
         os._exit(128 + stop.signal)
 
 
-def _spawn(task: Task, seed: Seed, ranks: _Ranks) -> int:
+def _spawn(task: Task, seed: Seed, place: _Place) -> int:
     """Spawn this node's ranks and return their exit status. If this process is stopped, the ranks are terminated."""
-    context = mp.spawn(_spawned, (task, seed, ranks), nprocs=ranks.local_size, join=False)
+    context = mp.spawn(_spawned, (task, seed, place), nprocs=place.local_size, join=False)
     try:
         while not context.join():
             pass
@@ -127,31 +119,31 @@ def _spawn(task: Task, seed: Seed, ranks: _Ranks) -> int:
     return 0
 
 
-def _start(local_rank: int, devices: Devices, ranks: _Ranks, job: Any, execute: Execute) -> None:
-    rank = ranks.first + local_rank
-    local = int(os.environ.get("LOCAL_RANK", 0)) if ranks.env else local_rank
+def _start(local_rank: int, devices: Devices, place: _Place, job: Any, execute: Execute) -> None:
+    rank = place.first + local_rank
+    local = int(os.environ.get("LOCAL_RANK", 0)) if place.env else local_rank
     device = device_of(devices, local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
     mates: list[tuple[str, int]] = []
-    if ranks.size > 1:
-        if device.type == "cpu" and not ranks.env and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.size))  # the ranks may share this machine
+    if place.size > 1:
+        if device.type == "cpu" and not place.env and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.size))  # the ranks may share this machine
         backend = devices.dist_backend or ("nccl" if device.type == "cuda" else "gloo")
-        url = "env://" if ranks.env else devices.dist_url
+        url = "env://" if place.env else devices.dist_url
         try:
-            store, *_ = next(dist.rendezvous(url, rank, ranks.size))
+            store, *_ = next(dist.rendezvous(url, rank, place.size))
             # After a restart the launcher's store may still hold the addresses of the ranks before.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             named = dist.PrefixStore(f"attempt {attempt}", store)
-            dist.init_process_group(backend, store=named, rank=rank, world_size=ranks.size)
-            mates = _meet(ranks.size)
+            dist.init_process_group(backend, store=named, rank=rank, world_size=place.size)
+            mates = _meet(place.size)
         except (ValueError, RuntimeError) as error:
-            where = f"rank {rank} of {ranks.size} cannot join the others at {url} by {backend}"
+            where = f"rank {rank} of {place.size} cannot join the others at {url} by {backend}"
             raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from error
-    _execute(job, World(rank, ranks.size, ranks.local_size, device, mates=tuple(mates)), execute)
+    _execute(job, World(rank, place.size, place.local_size, device, mates=tuple(mates)), execute)
 
 
 def _execute(job: Any, world: World, execute: Execute) -> None:
@@ -163,7 +155,7 @@ def _execute(job: Any, world: World, execute: Execute) -> None:
     try:
         execute(job, world)
         if dist.is_initialized():
-            dist.barrier()  # no rank leaves while others still communicate
+            dist.barrier()  # nobody leaves while others still talk
             dist.destroy_process_group()
     except (UserError, RunError, Stopped):
         raise
@@ -171,11 +163,9 @@ def _execute(job: Any, world: World, execute: Execute) -> None:
         if not (world.mates and lost_a_rank(error)):
             raise
         with contextlib.suppress(ValueError):
-            signal.signal(
-                signal.SIGTERM, signal.SIG_IGN
-            )  # the launcher is about to end this process, which reports the cause first
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends us meanwhile, and we say why first
         lost = _lost(world.mates)
-        raise RunError(f"rank {world.rank} stops: {lost}; --resume resumes from last.pth") from error
+        raise RunError(f"rank {world.rank} stops: {lost}; --resume goes on from last.pth") from error
     finally:
         world.ending.value = 1
 
@@ -205,7 +195,7 @@ def _alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
-        return not Path("/proc/self").exists()  # without /proc, assume that it is
+        return not Path("/proc/self").exists()  # where there is no /proc nothing is known
 
 
 def run(task: Task) -> int:
@@ -234,13 +224,13 @@ def _attempt(task: Task) -> int:
     joined = False
     try:
         options = task.parse(task.words, prog)
-        seed, ranks = Seed.of(options.run.seed), _ranks_here(options.devices)
+        seed, place = Seed.of(options.run.seed), _place(options.devices)
         job = task.prepare(options, seed)
-        if ranks.spawn:
+        if place.spawn:
             del job  # each rank builds its own
-            return _spawn(task, seed, ranks)
+            return _spawn(task, seed, place)
         joined = True
-        _start(0, options.devices, ranks, job, task.execute)
+        _start(0, options.devices, place, job, task.execute)
     except UserError as error:
         if joined or os.environ.get("LOCAL_RANK", "0") == "0":  # what is wrong before that is wrong on every rank here
             print(f"{prog}: {error}", file=sys.stderr, flush=True)

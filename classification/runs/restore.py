@@ -70,7 +70,7 @@ def load_or_keep(module: nn.Module, load: Callable[[], None]) -> Exception | Non
 
 
 @contextlib.contextmanager
-def explain_damage(path: str) -> Iterator[None]:
+def whole(path: str) -> Iterator[None]:
     """Turn errors while a state is loaded into one sentence.
 
     Raises:

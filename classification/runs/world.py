@@ -77,7 +77,7 @@ class World:
 
     @torch.no_grad()
     def share_state(self, module: nn.Module) -> None:
-        """Copy rank 0's weights and batch norm statistics to every rank."""
+        """Give every rank rank 0's weights and batch norm statistics."""
         if self.size > 1:
             for value in (*module.parameters(), *module.buffers()):
                 dist.broadcast(value, src=0)

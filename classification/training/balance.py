@@ -1,4 +1,4 @@
-"""The gradients of the terms of a loss: their shares, weights that balance them, terms that are not finite."""
+"""The gradients of the terms of a loss: their shares, weights that would make them equal, which are not finite."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _gradients(value: Tensor, network: nn.Module) -> list[Tensor]:
 
 
 def largest_gradient(module: nn.Module) -> Tensor:
-    """Return the largest absolute value of the gradients of a module; NaN or inf where one is not finite."""
+    """Return the largest absolute value of the gradients that its weights hold: NaN or inf where one is."""
     return nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None], math.inf)
 
 
@@ -64,7 +64,7 @@ def balanced(weights: Mapping[str, float], shares: Mapping[str, float]) -> dict[
 
     Args:
         weights: factor of each term.
-        shares: measured with these weights; terms without a share are left out.
+        shares: as measured with them; terms of other networks are left out.
     """
     some = next((share for share in shares.values() if share > 0), 1.0)
     return {n: weights[n] * (some / share if share > 0 else 1.0) for n, share in shares.items()}

@@ -15,7 +15,7 @@ from classification.runs.world import Seed, World
 from classification.training.distillation import distil
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job
-from classification.training.tapping import tap_networks, taps_of_run
+from classification.training.tapping import described, tap
 from classification.training.trainer import Trainer
 
 
@@ -25,9 +25,9 @@ def prepare(options: Options, seed: Seed) -> Job:
     if options.run.evaluate:
         return job
     assert job.student is not None
-    networks = tap_networks(job)
+    networks = tap(job)
     if options.run.show_taps:
-        job.taps_table = taps_of_run(job, networks)
+        job.taps_table = described(job, networks)
         return job
     if (without_maps := using(options.table, "maps")) and not networks[0].paths:
         job.notes.append(f"these networks have no published taps: {', '.join(without_maps)} compares logits")

@@ -17,7 +17,7 @@ from classification.data.images import read_image
 from classification.data.preprocessing import Preprocessing
 from classification.errors import Stopped
 from classification.runs import evaluation
-from classification.runs.checkpoint import job_hash, lock_folder
+from classification.runs.checkpoint import hold, job_hash
 from classification.runs.interrupt import Interrupt
 from classification.runs.metrics import accuracy, result, tally
 from classification.runs.scores import COLUMNS, Predictions, per_image
@@ -40,7 +40,7 @@ class Engine:
     def __init__(self, job: Job, world: World) -> None:
         self.job, self.world, self.options = job, world, job.options
         trains = job.distiller is not None and not job.options.run.calibrate
-        self.lock = lock_folder(job.folder) if trains and world.first else None  # held while this lives
+        self.lock = hold(job.folder) if trains and world.first else None  # held while this lives
         if job.distiller is not None:
             world.check_same(job_hash(job.record(), job.inputs), "options, teachers or training images")
         self.seed = world.share(job.seed.value)
@@ -201,6 +201,6 @@ class Engine:
         return loading
 
     def _leave_if_asked(self) -> None:
-        """Stop an evaluation after a signal; among several ranks it ends first, because the others wait for it."""
+        """Leave a pass that can be done again, where no other rank waits for its end."""
         if self.interrupt is not None and self.interrupt.signal and self.world.size == 1:
             raise Stopped(self.interrupt.signal)

@@ -190,7 +190,7 @@ def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
         raise UserError(f"--num-classes {number} is less than the {len(data.classes)} class folders")
     torch.manual_seed(seed.value)
     job = Job(options, seed, data, auto=run.resume == "auto", bad_images=bad, notes=sources.notes, num_classes=number)
-    job.arch, job.teacher_specs, job.resume_from = sources.arch, sources.teacher_specs, sources.resume
+    job.arch, job.teacher_specs, job.resume_from = sources.arch, sources.specs, sources.resume
     _add_student(job, sources, build_it=not only_teacher)
     if with_teacher:
         for spec, file in zip(job.teacher_specs, sources.teachers, strict=True):
@@ -246,7 +246,7 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
     evaluate = options.run.evaluate
     if build_it:
         model = _trainable(options.devices, build(job.arch, job.num_classes))
-        downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.resumes
+        downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.goes_on
         if downloads or (sources.student is not None and job.arch.startswith("timm:")):
             published = published_preprocessing(model, job.arch)
     job.preprocessing = sources.student_preprocessing(evaluate, published)

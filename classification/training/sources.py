@@ -22,10 +22,10 @@ class Sources:
     """The files of a run's networks.
 
     Args:
-        resumes: whether the run resumes another.
+        goes_on: whether the run resumes another.
         resume: its checkpoint, or an empty string.
         arch: the student's network.
-        teacher_specs: the description of each teacher, its network settled.
+        specs: the description of each teacher, its network settled.
         student: the file whose weights the student takes, or None.
         resumed: the description of the run that this one resumes, or None.
         teachers: the file of each teacher, or None.
@@ -34,10 +34,10 @@ class Sources:
         notes: remarks for the user.
     """
 
-    resumes: bool = False
+    goes_on: bool = False
     resume: str = ""
     arch: str = ""
-    teacher_specs: list[dict[str, Any]] = field(default_factory=list)
+    specs: list[dict[str, Any]] = field(default_factory=list)
     student: WeightFile | None = None
     resumed: WeightFile | None = None
     teachers: list[WeightFile | None] = field(default_factory=list)
@@ -106,11 +106,11 @@ def find_sources(options: Options, *, with_student: bool, with_teacher: bool) ->
     """
     run, networks = options.run, options.networks
     last = str(Path(run.output, "last.pth")) if run.resume == "auto" and run.output else run.resume
-    resumes = bool(run.resume) and (run.resume != "auto" or exists(last))
+    goes_on = bool(run.resume) and (run.resume != "auto" or exists(last))
     sources = Sources(
-        resumes, last if resumes else "", img_size=options.data.img_size, train_crop=options.data.train_crop
+        goes_on, last if goes_on else "", img_size=options.data.img_size, train_crop=options.data.train_crop
     )
-    if with_student and (run.evaluate or not resumes):
+    if with_student and (run.evaluate or not goes_on):
         file = (run.resume if run.evaluate else "") or networks.student_resume
         sources.student = read_weights(file) if file else None
     elif with_student:
@@ -120,7 +120,7 @@ def find_sources(options: Options, *, with_student: bool, with_teacher: bool) ->
     ]
     arch = networks.arch or _arch(sources.student or sources.resumed, sources.notes, "-a") or "resnet18"
     sources.arch = arch
-    sources.teacher_specs = [
+    sources.specs = [
         {**spec, "arch": spec["arch"] or _teacher_arch(arch, spec, file, sources.notes)}
         for spec, file in zip(options.teachers, sources.teachers, strict=True)
     ]

@@ -52,8 +52,8 @@ class Stepper:
         self.average = average(self.student, options.optimisation.ema) if options.optimisation.ema else None
         self.mix = mixing(options.data, job.num_classes)
         self._ahead = self._teachers_ahead()
-        self.skipped = 0  # steps with a loss or gradient that was not finite
-        self.signal = 0  # that came to any rank before the end of its last step; 0 for none
+        self.skipped = 0  # steps left out because their loss or gradient was not finite
+        self.signal = 0  # that came to any rank before its last step; 0 for none
         self._flags = torch.zeros(3, device=world.device)  # kept: see World.kept
 
     @property

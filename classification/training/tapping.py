@@ -1,4 +1,4 @@
-"""Where the networks of a run are tapped: at paths that were typed, published for their families, or found."""
+"""Where the networks of a run are tapped: at the paths that were named, those of their families, or found."""
 
 from __future__ import annotations
 
@@ -17,62 +17,63 @@ AUTO = "auto"  # of --taps, --student-taps and --teacher-taps
 RELUS = ("ReLU", "ReLU6")
 
 
-def tap_networks(job: Job) -> list[Taps]:
+def tap(job: Job) -> list[Taps]:
     """Tap the student and its teachers where a term reads maps.
 
     Raises:
-        UserError: unknown paths, unequal numbers of them, or no maps that can be paired.
+        UserError: unknown paths, another number of them than the terms need, or no maps that go together.
     """
     assert job.student is not None
-    terms, networks, named = job.options.table, [job.student, *job.teachers], _typed_taps(job)
+    terms, networks, named = job.options.table, [job.student, *job.teachers], _named(job)
     if not using(terms, "maps"):
         return [Taps(network) for network in networks]
     archs = [job.arch, *(spec["arch"] for spec in job.teacher_specs)]
-    paths = [
+    known = [
         chosen.split(",") if chosen and chosen != AUTO else None if chosen else default_taps(arch, network)
         for chosen, arch, network in zip(named, archs, networks, strict=True)
     ]
-    if any(one is None for one in paths):
-        if not (needing(terms, "maps") or any(named)):  # terms that can do without maps
-            return [Taps(network) for network in networks]
-        return _find_taps(job, networks, paths)
+    unknown = [paths is None for paths in known]
+    if any(unknown) and not (needing(terms, "maps") or any(named)):
+        return [Taps(network) for network in networks]
+    if any(unknown):
+        return _found(job, networks, known)
     job.before_relu = not any(named)
-    return _tap_at(job, networks, [one for one in paths if one is not None], shorten=not any(named))
+    return _tapped(job, networks, [paths for paths in known if paths is not None], shorten=not any(named))
 
 
-def _typed_taps(job: Job) -> list[str | None]:
-    """Return the taps that were typed for the student and for each teacher; None for a network without."""
+def _named(job: Job) -> list[str | None]:
+    """Return what was typed for the student and for each teacher."""
     options, number = job.options, len(job.teachers)
     lists = options.teacher_taps.split(";") if options.teacher_taps else [None]
     named = [options.student_taps, *(lists * number if len(lists) == 1 else lists)]
     if len(named) != number + 1:
-        raise UserError(f"--teacher-taps names paths of {len(named) - 1} teachers, and this run has {number}")
+        raise UserError(f"--teacher-taps names paths of {len(named) - 1} teachers, there are {number}")
     return named
 
 
-def _tap_at(job: Job, networks: Sequence[nn.Module], paths: list[list[str]], *, shorten: bool) -> list[Taps]:
+def _tapped(job: Job, networks: Sequence[nn.Module], paths: list[list[str]], *, shorten: bool) -> list[Taps]:
     if shorten:  # the published pairs leave the shallowest stages unused
-        depth = min(len(one) for one in paths)
-        paths = [one[-depth:] for one in paths]
-    for one in paths[1:]:
-        if len(one) != len(paths[0]) and (paired := pairing(job.options.table)):
+        depth = min(len(known) for known in paths)
+        paths = [known[-depth:] for known in paths]
+    for known in paths[1:]:
+        if len(known) != len(paths[0]) and (paired := pairing(job.options.table)):
             raise UserError(
-                f"student and teacher need the same number of taps for {', '.join(paired)}; got {len(paths[0])} "
-                f"({', '.join(paths[0])}) and {len(one)} ({', '.join(one)})"
+                f"student and teacher need as many taps each for {', '.join(paired)}; got {len(paths[0])} "
+                f"({', '.join(paths[0])}) and {len(known)} ({', '.join(known)})"
             )
     try:
-        return [Taps(network, one) for network, one in zip(networks, paths, strict=True)]
+        return [Taps(network, known) for network, known in zip(networks, paths, strict=True)]
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def _find_taps(job: Job, networks: Sequence[nn.Module], paths_of: Sequence[list[str] | None]) -> list[Taps]:
-    """Find taps in the networks without paths, and pair student and teachers by resolution."""
+def _found(job: Job, networks: Sequence[nn.Module], known: Sequence[list[str] | None]) -> list[Taps]:
+    """Find the taps of the networks that have none, and pair them with those of the others, by resolution."""
     sizes = [job.preprocessing.img_size, *(seen.img_size for seen in job.teacher_preprocessing)]
     try:
         taps = [
             find_taps(network, size) if paths is None else describe_taps(network, paths, size)
-            for network, paths, size in zip(networks, paths_of, sizes, strict=True)
+            for network, paths, size in zip(networks, known, sizes, strict=True)
         ]
         pairs = [pair_taps(taps[0], others, sizes[0], size) for others, size in zip(taps[1:], sizes[1:], strict=True)]
     except ValueError as error:
@@ -81,21 +82,21 @@ def _find_taps(job: Job, networks: Sequence[nn.Module], paths_of: Sequence[list[
     partners = [{own.path: other for own, other in found} for found in pairs]
     chosen = [shared, *([partner[tap.path] for tap in shared] for partner in partners)]
     if not shared:
-        raise UserError("no tap of the student can be paired with one of every teacher: name taps by --student-taps")
+        raise UserError("no tap of the student goes with one of every teacher: name taps by --student-taps")
     job.before_relu = all(tap.activation in RELUS for row in chosen for tap in row)
-    job.notes.append(f"taps were found:\n{tables(chosen)}")
-    return _tap_at(job, networks, [[tap.path for tap in row] for row in chosen], shorten=False)
+    job.notes.append(f"taps were found:\n{show(chosen)}")
+    return _tapped(job, networks, [[tap.path for tap in row] for row in chosen], shorten=False)
 
 
-def tables(taps: Sequence[Sequence[Tap]]) -> str:
-    """Return one table of taps per network, the student's first."""
+def show(taps: Sequence[Sequence[Tap]]) -> str:
+    """Return one table per network: the student's taps, then those of each teacher."""
     roles = ["student", *(["teacher"] if len(taps) == 2 else [f"teacher {n}" for n in range(1, len(taps))])]
     return "\n".join(f"{role}:\n{table(row)}" for role, row in zip(roles, taps, strict=True))
 
 
-def taps_of_run(job: Job, networks: Sequence[Taps]) -> str:
-    """Return the tables that --show-taps prints."""
+def described(job: Job, networks: Sequence[Taps]) -> str:
+    """Return the table of the taps of a run: of --show-taps."""
     if not networks[0].paths:
         return "no term of this run reads maps"
     sizes = [job.preprocessing.img_size, *(seen.img_size for seen in job.teacher_preprocessing)]
-    return tables([describe_taps(n.model, n.paths, size) for n, size in zip(networks, sizes, strict=True)])
+    return show([describe_taps(n.model, n.paths, size) for n, size in zip(networks, sizes, strict=True)])

@@ -26,7 +26,7 @@ from classification.runs.launch import command
 from classification.runs.memory import peak_bytes
 from classification.runs.metrics import Journal, Means
 from classification.runs.progress import Progress, epoch_line, last_lines, sum_of
-from classification.runs.restore import explain_damage
+from classification.runs.restore import whole
 from classification.runs.world import World
 from classification.training.balance import balanced, dominant, gradient_shares
 from classification.training.engine import Engine
@@ -112,7 +112,7 @@ class Trainer:
             RunError: a loss that is not finite, or memory that ran out.
         """
         if self.job.checkpoint:
-            with explain_damage(self.job.resume_from):
+            with whole(self.job.resume_from):
                 restore(self, self.job.checkpoint["resume"])
         if self.world.first:
             make_folder(
@@ -154,7 +154,7 @@ class Trainer:
             for name, peer in self.peers().items():
                 record |= {f"{key}_{name}": value for key, value in self.engine.evaluate(peer).items()}
         except Stopped:
-            if self.progress.steps:  # else the last checkpoint is up to date
+            if self.progress.steps:  # else the last checkpoint holds all
                 save(self)
             raise
         better = self._improved(record)
@@ -167,7 +167,7 @@ class Trainer:
         return record
 
     def _improved(self, record: Mapping[str, Any]) -> set[str]:
-        """Update `best`; return the networks whose top-1 is better: "" for the student, a peer by its name."""
+        """Take what is the best so far into `best`; return whose it is: "" for the student's, a peer's name."""
         keys = {name: (f"valid_top1_{name}", f"valid_top5_{name}") for name in self.peers()}
         keys[""] = ("valid_top1", "valid_top5")
         better = {name for name, (top1, _) in keys.items() if record[top1] > self.best.get(top1, -1.0)}
@@ -270,8 +270,8 @@ class Trainer:
     def calibrate(self, steps: int) -> None:
         """Print each term's share of the gradient over `steps` batches, and the weights that would make all equal.
 
-        Each term has the largest weight of its schedule. Nothing is trained, and the first term keeps its weight. Peers
-        have the student's weights, and are not measured.
+        Each has the largest weight of its schedule. Nothing is trained; the first term keeps its weight, and peers,
+        which have those of the student, are not told.
 
         Raises:
             UserError: there is one term only.

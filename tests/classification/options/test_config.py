@@ -22,7 +22,7 @@ from classification.options.options import Options, recorded
 from classification.options.terms import using
 from classification.runs.world import Seed
 from classification.training.job import Job
-from classification.training.tapping import tap_networks
+from classification.training.tapping import tap
 from mgd import Batch, Outputs, Probe, probe
 from mgd.losses import ChannelMatching
 from tests.mgd.nets import Seen
@@ -265,7 +265,7 @@ def test_the_terms_of_every_recipe_fit_its_networks(recipe: Path) -> None:
         student, *teachers = (network(arch, 7, position) for position, arch in enumerate(archs))
         specs = [dict(teacher) for teacher in args.teachers]
         job = Job(args, Seed(0, True), Folder([], [], []), student, teachers, archs[0], specs)
-        tapped = tap_networks(job)
+        tapped = tap(job)
         images = torch.randn(3, 3, size, size)
         probes = [probe(taps, images) for taps in tapped]
         outputs = [found.outputs for found in probes]

@@ -6,7 +6,7 @@ import pytest
 
 from classification.errors import UserError
 from classification.runs.random_state import random_state, set_random_state
-from classification.runs.restore import explain_damage
+from classification.runs.restore import whole
 from classification.runs.world import World
 
 
@@ -30,8 +30,8 @@ def test_states_of_generators_that_are_none_are_refused(what: str) -> None:
 def test_what_goes_wrong_is_told_in_a_sentence() -> None:
     with (
         pytest.raises(UserError, match=r"^x is damaged, .* \(KeyError: 'step'\): resume from another"),
-        explain_damage("x"),
+        whole("x"),
     ):
         raise KeyError("step")
-    with pytest.raises(UserError, match=r"^as it is$"), explain_damage("x"):
+    with pytest.raises(UserError, match=r"^as it is$"), whole("x"):
         raise UserError("as it is")

@@ -17,7 +17,7 @@ from classification.models import build
 from classification.options.config import parse
 from classification.runs.world import Seed
 from classification.training.job import Job
-from classification.training.tapping import tap_networks
+from classification.training.tapping import tap
 from tests.classification.test_main import options, records, without
 
 
@@ -32,14 +32,14 @@ def job_of(student: str, teacher: str, *words: str, size: int = 64) -> Job:
 
 def test_a_family_keeps_its_published_taps() -> None:
     job = job_of("cifar_resnet20", "cifar_resnet56")
-    found = tap_networks(job)
+    found = tap(job)
     assert [list(taps.paths) for taps in found] == [[f"layer{n}.{b}.relu@in#-1" for n in (1, 2, 3)] for b in (2, 8)]
     assert job.before_relu and job.notes == []
 
 
 def test_a_network_without_published_taps_is_tapped_by_what_it_computes() -> None:
     job = job_of("timm:mobilenetv3_small_050", "torchvision:regnet_y_400mf")
-    student, teacher = tap_networks(job)
+    student, teacher = tap(job)
     images = torch.zeros(1, 3, 64, 64)
     sizes = [[tuple(m.shape[2:]) for m in taps.eval()(images).features] for taps in (student, teacher)]
     assert sizes[0] == sizes[1] and len(sizes[0]) >= 3  # equal resolutions are paired
@@ -50,7 +50,7 @@ def test_a_network_without_published_taps_is_tapped_by_what_it_computes() -> Non
 
 def test_auto_finds_them_for_a_family_too_and_one_network_may_be_named() -> None:
     job = job_of("cifar_resnet20", "cifar_resnet56", "--student-taps", "auto")
-    student, teacher = tap_networks(job)
+    student, teacher = tap(job)
     assert list(teacher.paths) == [f"layer{n}.8.relu@in#-1" for n in (1, 2, 3)]
     assert len(student.paths) == 3 and job.before_relu
 
@@ -61,7 +61,7 @@ def test_networks_without_a_common_resolution_are_refused_with_both_tables() -> 
     head = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
     job.teachers[0] = nn.Sequential(nn.Conv2d(3, 4, 3, 32), *head)
     with pytest.raises(UserError, match=r"no tap of the student goes with one of the teacher.*student:.*teacher:"):
-        tap_networks(job)
+        tap(job)
 
 
 def test_show_taps_prints_the_table_and_trains_nothing(
