@@ -16,8 +16,9 @@ from classification.data.folders import TrainBatches
 from classification.errors import UserError
 from classification.runs.checkpoint import IMAGES, _other_images, keep_images
 from classification.training.saving import seen_images
-from classification.training.step import Stepper
+from classification.training.trainer import Trainer
 from tests.classification.conftest import SMALL, STUDENT
+from tests.classification.seams import run_trainer
 from tests.classification.test_main import options, without
 
 
@@ -64,20 +65,18 @@ def test_an_older_checkpoint_says_by_its_steps_what_it_saw() -> None:
 
 def cut(words: list[str], steps: int, script: Any = main_mgd) -> list[int]:
     """Do so many steps, save, and leave; return the images seen."""
-    step, seen = Stepper._step, []
+    seen: list[list[int]] = []
 
-    def counted(self: Stepper, batch: Any, *inputs: Any) -> Any:
-        seen.append(batch[2].tolist())
-        done = step(self, batch, *inputs)
-        if len(seen) == steps:
-            assert self.engine.interrupt is not None
-            self.engine.interrupt.signal = 15
-            self.signal = 15
-        return done
+    def stop(trainer: Trainer) -> None:
+        def counted(_: Any, inputs: Any) -> None:
+            seen.append(inputs[2].tolist())
+            if len(seen) == steps:
+                assert trainer.engine.interrupt is not None
+                trainer.engine.interrupt.signal = 15
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stepper, "_step", counted)
-        assert script.main(words) == (143 if steps else 0)
+        trainer.distiller.register_forward_pre_hook(counted)
+
+    assert run_trainer(words, stop, script) == (143 if steps else 0)
     return flat(seen)
 
 
@@ -164,18 +163,12 @@ def test_a_state_that_fits_no_option_is_damaged(distil: list[str], capsys: Any) 
     )
 
 
-def test_a_scaler_that_the_run_did_not_have_begins_anew(
-    distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_a_scaler_that_the_run_did_not_have_is_initialised_again(distil: list[str], capsys: Any) -> None:
+    def scale(trainer: Trainer) -> None:
+        trainer.stepper.scaler = torch.amp.GradScaler("cpu")  # --amp fp16 itself needs a GPU
+
     cut(distil, 1)
-    start = Stepper.__init__
-
-    def scaled(self: Stepper, *inputs: Any) -> None:
-        start(self, *inputs)
-        self.scaler = torch.amp.GradScaler("cpu")  # --amp fp16 itself needs a GPU
-
-    monkeypatch.setattr(Stepper, "__init__", scaled)
-    assert main_mgd.main(["--resume", distil[-1], "--lr", "0.01", "--resume-override", "1"]) == 0
+    assert run_trainer(["--resume", distil[-1], "--lr", "0.01", "--resume-override", "1"], scale) == 0
     assert "is initialised again: the scale of --amp fp16" in capsys.readouterr().out
 
 
