@@ -73,7 +73,7 @@ class Engine:
         run = self.options.run
         file = evaluation.place(run.output, self._checkpoints()) if run.evaluate and self.world.first else None
         for role, (arch, network) in self.job.networks().items():
-            seen = self.job.seen()[role]
+            seen = self.job.preprocessing_by_role()[role]
             if seen is None:
                 self.world.say(f"=> {role} {arch}: not evaluated, its outputs are of other classes")
                 continue

@@ -42,28 +42,30 @@ class Job:
     Args:
         options: of the run.
         seed: of the run, drawn or typed; a resumed run has that of its checkpoint.
+        data: the folder's splits.
+        student: the network to train or evaluate; None where only a teacher is evaluated.
+        teachers: the networks beside it: frozen, or in mutual learning its peers.
         arch: the student's network.
         teacher_specs: the description of each teacher, its network settled.
         num_classes: K.
         resume_from: the checkpoint to resume from, or an empty string.
-        teacher_dtype: number type of the frozen teachers, as it was settled.
-        data: the folder's splits.
-        student: the network to train or evaluate; None where only a teacher is evaluated.
-        teachers: the networks beside it: frozen, or in mutual learning its peers.
+        teacher_dtype: number type of the frozen teachers.
         distiller: what computes the loss, or None with --evaluate.
         notes: what was loaded, one line each.
+        sizes: parameters of each network, by role: "student", "teacher", or "teacher 1" and so on.
+        preprocessing: of the student's images.
+        teacher_preprocessing: of each teacher's images.
+        before_relu: whether the taps lie before a ReLU, so that terms whose source reads maps behind it apply one.
+        other_classes: whether each teacher has other classes than the run, so that only its maps are used.
         checkpoint: what the run resumes from, or None.
         changed: how its run differs from this one, where --resume-override allows it.
         reinitialised: the parts whose state does not fit the new options, and is initialised again.
         inputs: hashes of what the run depends on beside its options.
-        bad: images that were left out, and why.
-        auto: whether --resume auto was given, with which a run that is done is no mistake.
+        bad_images: images that are skipped, and why.
+        auto: whether --resume auto was typed, with which a run that is done is no mistake.
         done: whether the checkpoint is of a run that is done.
-        sizes: parameters of each network, by role: "student", "teacher", or "teacher 1" and so on.
-        preprocessing: what the student sees of an image.
-        teacher_preprocessing: what each teacher sees of it.
-        before_relu: whether the taps lie before a ReLU, so that terms whose source reads maps behind it apply one.
-        foreign: whether each teacher tells other classes than the run's, and serves by its maps alone.
+        folder: the run folder.
+        taps_table: what --show-taps prints, in place of a run.
     """
 
     options: Options
@@ -82,7 +84,7 @@ class Job:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     teacher_preprocessing: list[Preprocessing] = field(default_factory=list)
     before_relu: bool = False
-    foreign: list[bool] = field(default_factory=list)
+    other_classes: list[bool] = field(default_factory=list)
     checkpoint: dict[str, Any] | None = None
     changed: list[str] = field(default_factory=list)
     reinitialised: list[str] = field(default_factory=list)
@@ -91,7 +93,7 @@ class Job:
     auto: bool = False
     done: bool = False
     folder: Path = Path()
-    taps_table: str = ""  # what --show-taps prints, in place of a run
+    taps_table: str = ""
 
     def networks(self) -> dict[str, tuple[str, nn.Module]]:
         """Return {role: (arch, network)}, teachers first."""
@@ -99,9 +101,9 @@ class Job:
         found = {role: (spec["arch"], network) for role, (spec, network) in zip(self._roles(), pairs, strict=True)}
         return found if self.student is None else {**found, "student": (self.arch, self.student)}
 
-    def seen(self) -> dict[str, Preprocessing | None]:
-        """Return {role: preprocessing} of the networks, None for those that tell other classes."""
-        pairs = zip(self.teacher_preprocessing, self.foreign, strict=True)
+    def preprocessing_by_role(self) -> dict[str, Preprocessing | None]:
+        """Return {role: preprocessing} of the networks, None for those of other classes."""
+        pairs = zip(self.teacher_preprocessing, self.other_classes, strict=True)
         found = {role: None if other else seen for role, (seen, other) in zip(self._roles(), pairs, strict=True)}
         return {**found, "student": self.preprocessing}
 
@@ -115,7 +117,7 @@ class Job:
         return self.options.data.train_crop or "resized"
 
     def record(self) -> dict[str, Any]:
-        """Return the options as the run keeps them, with what was found out of files and folders."""
+        """Return the options as the run records them, with what files and folders have settled."""
         asked = self.options.data.img_size is not None
         found: dict[str, Any] = {
             "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.teacher_specs,
@@ -172,7 +174,7 @@ def _load_term(term: nn.Module, state: dict[str, Any]) -> None:
 def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
     """Read the folder and build the networks that the options ask for.
 
-    What the options leave to the networks' files is settled first: architectures, the size of images, the crop.
+    What the options leave open (architectures, size of images, crop) is first taken from the networks' files.
 
     Raises:
         UserError: whatever the user can mend.
@@ -201,7 +203,7 @@ def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
 
 
 def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
-    """Return the images of a run, and those that are left out because they cannot be read."""
+    """Return the images of a run, and those that are skipped because they cannot be read."""
     asked = options.data
     assert asked.data is not None
     data = read_folder(
@@ -226,7 +228,7 @@ def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
 
 @torch.no_grad()
 def _try(arch: str, model: nn.Module, size: int, num_classes: int) -> None:
-    """Refuse a network that does not turn an image of its size into so many logits."""
+    """Refuse a network that does not return `num_classes` logits for an image of this size."""
     model.eval()
     try:
         output = model(torch.zeros(1, 3, size, size))
@@ -241,7 +243,7 @@ def _try(arch: str, model: nn.Module, size: int, num_classes: int) -> None:
 
 
 def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
-    """Build the student and load it; settle what it sees, and with it --img-size and --train-crop."""
+    """Build and load the student, and settle its preprocessing, with it --img-size and --train-crop."""
     options, published = job.options, None
     evaluate = options.run.evaluate
     if build_it:
@@ -265,7 +267,7 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
 
 
 def _trainable(devices: Devices, model: nn.Module) -> nn.Module:
-    """Replace the layers whose gradient a processor is slow at in bfloat16, before anything is tapped."""
+    """Replace layers whose gradient is slow in bfloat16 on a processor; to be done before the network is tapped."""
     if devices.amp == "bf16" and device_of(devices).type == "cpu":
         widen(model)
     return model
@@ -339,7 +341,7 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
     _try(arch, model, seen.img_size, outputs or classes)
     job.teachers.append(model)
     job.teacher_preprocessing.append(seen)
-    job.foreign.append(outputs is not None)
+    job.other_classes.append(outputs is not None)
 
 
 def _load_teacher(
@@ -355,6 +357,6 @@ def _load_teacher(
 
 
 def _reads_maps_alone(options: Options) -> bool:
-    """Return whether a training's terms read nothing but maps of the teachers."""
+    """Return whether the terms read only maps of the teachers, in a training."""
     names = [name for name, spec in options.table.items() if not spec.kind.alone]
     return not options.run.evaluate and bool(names) and set(names) <= set(needing(options.table, "maps"))
