@@ -72,7 +72,7 @@ def own_options(
         raise UserError(f"{path} is of a run whose networks all train: evaluate each by main_base.py --student-resume")
     nested: dict[str, Any] = {} if evaluate else {"terms": entries}
     nested["teachers"] = [
-        {**spec, "resume": _from_here(started, spec["resume"])} if spec.get("resume") else spec
+        {**spec, "resume": _seen_from_here(started, spec["resume"])} if spec.get("resume") else spec
         for spec in options.get("teachers") or []
     ]
     if own.get("teacher_resume"):
@@ -81,44 +81,8 @@ def own_options(
     return own, nested
 
 
-def _recorded(path: str, prog: str, *, evaluate: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the config that a last.pth recorded, and the options in it."""
-    resume = read_checkpoint(path).get("resume")
-    if not isinstance(resume, dict):
-        if evaluate:
-            raise UserError(f"{path} holds weights only: name the folder of photographs, as in {prog} DIR")
-        raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
-    config = resume.get("config")
-    options = config.get("options") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or not isinstance(options, dict):
-        raise damaged_error(path, f"its options are {shown(options)}")
-    for name in ("terms", "teachers"):
-        if options.get(name):
-            _check_entries(path, name, options[name])
-    return config, options
-
-
-def _values_of(
-    path: str, options: Mapping[str, Any], parser: argparse.ArgumentParser, started: object
-) -> dict[str, Any]:
-    """Return the recorded values of the options that a resumed run takes, with paths relative to this folder."""
-    actions = {action.dest: action for action in parser._actions}
-    own = {name: value for name, value in options.items() if name in actions and name not in names_where("anew")}
-    for name, value in own.items():
-        if not _fits(actions[name], value):
-            raise damaged_error(path, f"its option {name} is {shown(value)}")
-    own |= {name: _from_here(started, own[name]) for name in names_where("place") if own.get(name)}
-    if not options.get("seeded"):
-        own.pop("seed", None)
-    if not options.get("img_size_asked", True):
-        own.pop("img_size", None)  # the networks' files say it
-    if own.get("taps"):  # which says both
-        own["student_taps"] = own["teacher_taps"] = None
-    return own
-
-
-def _from_here(started: object, place: object) -> object:
-    """Return a path that was typed in another working directory, relative to the current one."""
+def _seen_from_here(started: object, place: object) -> object:
+    """Return a place that a run was told in the folder where it was started, as it is seen from the current one."""
     if not (isinstance(started, str) and isinstance(place, str)) or not started or Path(started) == Path.cwd():
         return place
     return str(Path(started, place))
@@ -150,3 +114,39 @@ def _check_entries(path: str, name: str, value: Any) -> None:
         raise damaged_error(path, f"its {name} are {shown(value)}")
     if isinstance(value, dict) != (name == "terms"):
         raise damaged_error(path, f"its {name} are {shown(value)}")
+
+
+def _recorded(path: str, prog: str, *, evaluate: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the config that a last.pth recorded, and the options in it."""
+    resume = read_checkpoint(path).get("resume")
+    if not isinstance(resume, dict):
+        if evaluate:
+            raise UserError(f"{path} holds weights only: name the folder of photographs, as in {prog} DIR")
+        raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
+    config = resume.get("config")
+    options = config.get("options") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(options, dict):
+        raise damaged_error(path, f"its options are {shown(options)}")
+    for name in ("terms", "teachers"):
+        if options.get(name):
+            _check_entries(path, name, options[name])
+    return config, options
+
+
+def _values_of(
+    path: str, options: Mapping[str, Any], parser: argparse.ArgumentParser, started: object
+) -> dict[str, Any]:
+    """Return the recorded values of the options that a resumed run takes, with paths relative to this folder."""
+    actions = {action.dest: action for action in parser._actions}
+    own = {name: value for name, value in options.items() if name in actions and name not in names_where("anew")}
+    for name, value in own.items():
+        if not _fits(actions[name], value):
+            raise damaged_error(path, f"its option {name} is {shown(value)}")
+    own |= {name: _seen_from_here(started, own[name]) for name in names_where("place") if own.get(name)}
+    if not options.get("seeded"):
+        own.pop("seed", None)
+    if not options.get("img_size_asked", True):
+        own.pop("img_size", None)  # the networks' files say it
+    if own.get("taps"):  # which says both
+        own["student_taps"] = own["teacher_taps"] = None
+    return own

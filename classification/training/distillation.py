@@ -28,7 +28,7 @@ def distil(job: Job, networks: Sequence[Taps]) -> Distiller:
         pairs = zip(probes, others, strict=True)
         return Distiller.mutual(networks, [build_terms(job, own, rest) for own, rest in pairs])
     views = [view_of(job.preprocessing, seen) for seen in job.teacher_preprocessing]
-    weights = [float(teacher.get("weight", 1.0)) for teacher in job.teacher_specs]
+    weights = [float(teacher.get("weight", 1.0)) for teacher in job.specs]
     seen = [
         probe_of(job, network, view, weight) for network, view, weight in zip(teachers, views, weights, strict=True)
     ]

@@ -46,7 +46,7 @@ class Job:
         student: the network to train or evaluate; None where only a teacher is evaluated.
         teachers: the networks beside it: frozen, or in mutual learning its peers.
         arch: the student's network.
-        teacher_specs: the description of each teacher, its network settled.
+        specs: the description of each teacher, its network settled.
         num_classes: K.
         resume_from: the checkpoint to resume from, or an empty string.
         teacher_dtype: number type of the frozen teachers.
@@ -74,7 +74,7 @@ class Job:
     student: nn.Module | None = None
     teachers: list[nn.Module] = field(default_factory=list)
     arch: str = ""
-    teacher_specs: list[dict[str, Any]] = field(default_factory=list)
+    specs: list[dict[str, Any]] = field(default_factory=list)
     num_classes: int = 0
     resume_from: str = ""
     teacher_dtype: str = ""
@@ -97,7 +97,7 @@ class Job:
 
     def networks(self) -> dict[str, tuple[str, nn.Module]]:
         """Return {role: (arch, network)}, teachers first."""
-        pairs = zip(self.teacher_specs, self.teachers, strict=False)
+        pairs = zip(self.specs, self.teachers, strict=False)
         found = {role: (spec["arch"], network) for role, (spec, network) in zip(self._roles(), pairs, strict=True)}
         return found if self.student is None else {**found, "student": (self.arch, self.student)}
 
@@ -120,11 +120,11 @@ class Job:
         """Return the options as the run records them, with what files and folders have settled."""
         asked = self.options.data.img_size is not None
         found: dict[str, Any] = {
-            "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.teacher_specs,
+            "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.specs,
             "num_classes": self.num_classes, "img_size": self.preprocessing.img_size, "img_size_asked": asked,
             "train_crop": self.train_crop, "resume": self.resume_from,
         }  # fmt: skip
-        names = ",".join(spec["arch"] for spec in self.teacher_specs)
+        names = ",".join(spec["arch"] for spec in self.specs)
         found["teacher_arch"] = names or self.options.networks.teacher_arch
         if self.teacher_dtype:
             found["teacher_dtype"] = self.teacher_dtype
@@ -192,10 +192,10 @@ def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
         raise UserError(f"--num-classes {number} is less than the {len(data.classes)} class folders")
     torch.manual_seed(seed.value)
     job = Job(options, seed, data, auto=run.resume == "auto", bad_images=bad, notes=sources.notes, num_classes=number)
-    job.arch, job.teacher_specs, job.resume_from = sources.arch, sources.specs, sources.resume
+    job.arch, job.specs, job.resume_from = sources.arch, sources.specs, sources.resume
     _add_student(job, sources, build_it=not only_teacher)
     if with_teacher:
-        for spec, file in zip(job.teacher_specs, sources.teachers, strict=True):
+        for spec, file in zip(job.specs, sources.teachers, strict=True):
             _add_teacher(job, sources, spec, file)
     found = job.networks()
     job.sizes = {role: sum(p.numel() for p in network.parameters()) for role, (_, network) in found.items()}

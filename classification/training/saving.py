@@ -44,10 +44,10 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
     if not trainer.world.first:
         return
     job = trainer.job
-    description = (job.num_classes, job.data.classes, job.preprocessing)
-    plain = describe_student(trainer.result.state_dict(), job.arch, *description)
-    for (name, peer), spec in zip(trainer.peers().items(), trainer.job.teacher_specs, strict=False):
-        described = describe_student(peer.state_dict(), spec["arch"], *description)
+    known = (job.num_classes, job.data.classes, job.preprocessing)
+    plain = describe_student(trainer.result.state_dict(), job.arch, *known)
+    for (name, peer), spec in zip(trainer.peers().items(), trainer.job.specs, strict=False):
+        described = describe_student(peer.state_dict(), spec["arch"], *known)
         for file in (f"{name}.pth", *([f"best_{name}.pth"] if name in better else [])):
             write_atomic(trainer.job.folder / file, described)
     if "" in better:

@@ -27,7 +27,7 @@ from classification.training.precision import MixedPrecision
 from mgd import Ahead, Outputs
 
 Loaded = Sequence[Tensor]  # images, target and index, as the loader gives them
-TeacherOutputs = Future[list[Outputs]] | None  # the teachers' outputs for a batch, if computed ahead
+Known = Future[list[Outputs]] | None  # what the teachers say of a batch, where it is computed ahead
 
 SMALLEST_SCALE = 2.0**-20  # of the scaler, which begins with 2^16
 
@@ -68,7 +68,7 @@ class Stepper:
 
     @property
     def options(self) -> Options:
-        """The options of the run."""
+        """Of the run."""
         return self.engine.options
 
     def _compile(self) -> None:
@@ -76,8 +76,8 @@ class Stepper:
         student = self.world.device.type == "cuda" if choice is None else bool(choice)
         self.distiller.compile(student=student, dynamic=False)  # the batches of an epoch have two sizes
 
-    def _compiling(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context of a forward, in which --compile keeps buffers that several backwards read."""
+    def _translating(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of a forward: what --compile translates in it keeps its buffers, for several backwards."""
         if not self.options.devices.compile:
             return contextlib.nullcontext()
         keep: contextlib.AbstractContextManager[Any] = torch._functorch.config.patch(donated_buffer=False)
@@ -92,8 +92,8 @@ class Stepper:
         except ValueError as error:
             raise UserError(f"--teacher-threads {threads}: {error}") from error
 
-    def ahead(self, batches: Iterable[Loaded]) -> Iterable[tuple[Loaded, TeacherOutputs]]:
-        """Yield each batch with its teachers' outputs, if --teacher-threads computes them ahead, or None."""
+    def ahead(self, batches: Iterable[Loaded]) -> Iterable[tuple[Loaded, Known]]:
+        """Yield batches, each with its teachers' outputs to come where --teacher-threads computes them ahead."""
         if self._ahead is None:
             return ((batch, None) for batch in batches)
         return self._ahead(batches, lambda batch: self.engine.images(batch[0]))
@@ -104,22 +104,22 @@ class Stepper:
         target: Tensor | None,
         index: Tensor,
         epoch: int,
-        teacher_outputs: TeacherOutputs = None,
+        known: Known = None,
         module: nn.Module | None = None,
     ) -> dict[str, Tensor]:
         """Return the distiller's values for a batch as the loader gives it; without labels `target` is left out."""
         images, index = self.engine.images(images), self.engine.move(index)
         target = self.engine.move(target) if target is not None and self.options.labels else None
         mixed, soft = self.mix(images, target) if self.mix else (images, target)
-        extra = [teacher_outputs.result()] if teacher_outputs else []
-        with self._compiling():
-            values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *extra)
+        taught = [known.result()] if known else []
+        with self._translating():
+            values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *taught)
         if target is not None and not self.mix:
             values["train_hits"] = hits(values["logits"].detach().float(), target)[:1] / len(target)
         return values
 
     def __call__(
-        self, batch: Loaded, epoch: int, step: int, size: int, teacher_outputs: TeacherOutputs = None
+        self, batch: Loaded, epoch: int, step: int, size: int, known: Known = None
     ) -> dict[str, Tensor] | None:
         """Do a step.
 
@@ -128,17 +128,17 @@ class Stepper:
             epoch: number of the epoch.
             step: number of the step in it.
             size: images of the batch over all ranks.
-            teacher_outputs: as `ahead` yields them with the batch.
+            known: what `ahead` gave with the batch.
 
         Returns:
-            The values of the terms, or None where the step was skipped.
+            The values of the terms, or None where the step was left out.
 
         Raises:
             RunError: a loss or gradient that is not finite, or memory that ran out.
         """
         images, where = batch[0], f"{epoch_name(self.options.optimisation, epoch)}, step {step + 1}"
         try:
-            return self._step(batch, epoch, step, size, teacher_outputs)
+            return self._step(batch, epoch, step, size, known)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -160,9 +160,7 @@ class Stepper:
                 "lower -b or --img-size, raise --accumulate, use --amp bf16, or leave --cache ram out"
             ) from error
 
-    def _step(
-        self, batch: Loaded, epoch: int, step: int, size: int, teacher_outputs: TeacherOutputs
-    ) -> dict[str, Tensor] | None:
+    def _step(self, batch: Loaded, epoch: int, step: int, size: int, known: Known) -> dict[str, Tensor] | None:
         before = self._buffers() if self.options.run.skip_nonfinite else {}
         drawn = _generators(self.world.device)
         parts = list(zip(*(tensor.tensor_split(self.options.optimisation.accumulate) for tensor in batch), strict=True))
@@ -173,7 +171,7 @@ class Stepper:
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last else self._local():
                 images, target, index = part
-                values = self.forward(images, target, index, epoch, teacher_outputs)
+                values = self.forward(images, target, index, epoch, known)
                 if step == 0 and last:
                     shares = gradient_shares(self.distiller.groups(), values, self.distiller.weights(epoch))
                 # DDP averages gradients over ranks; parts that differ in size weigh by their images.
@@ -184,19 +182,17 @@ class Stepper:
         if what := self._not_finite(found):
             where = f"{epoch_name(self.options.optimisation, epoch)}, step {step + 1}"
             cause = (
-                self._bad_losses(parts, found)
-                if what == "loss"
-                else self._bad_gradients(parts, epoch, teacher_outputs, drawn)
+                self._bad_losses(parts, found) if what == "loss" else self._bad_gradients(parts, epoch, known, drawn)
             )
-            self._skip_step(f"the {what} is not finite in {where}{cause}", before)
+            self._leave_out(f"the {what} is not finite in {where}{cause}", before)
             return None
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.student)
         means: dict[str, Tensor] = {}
-        for part, values_of_part in zip(parts, found, strict=True):
-            for name, value in values_of_part.items():
+        for part, known_values in zip(parts, found, strict=True):
+            for name, value in known_values.items():
                 means[name] = means.get(name, 0.0) + value * (len(part[0]) / len(batch[0]))
         return means | {f"{name}_share": share for name, share in shares.items()}
 
@@ -206,10 +202,10 @@ class Stepper:
         return self.wrapped.no_sync() if ddp else contextlib.nullcontext()  # type: ignore[operator]
 
     def _not_finite(self, found: Sequence[Mapping[str, Tensor]]) -> str:
-        """Return "loss" or "gradient", whichever is not finite on some rank, or ""; note a signal to any rank.
+        """Return "loss" or "gradient" where that is not finite on any rank, and note a signal to any of them.
 
-        The device is waited for only once. The scaler of --amp fp16 checks gradients itself: where they overflow, it
-        skips the step and lowers its scale.
+        All is read in one wait for the device. The scaler of --amp fp16 looks at gradients itself: it leaves a step out
+        where they overflow, and lowers its scale.
         """
         losses = torch.stack([values["loss"].mean() for values in found])
         self._flags[0] = ~losses.isfinite().all()
@@ -227,41 +223,37 @@ class Stepper:
         for part, values in zip(parts, found, strict=True):
             if not values["loss"].isfinite().all():
                 terms = [name for name in self.distiller.terms if not values[name].isfinite().all()]
-                return self._name_culprits(terms or ["sum"], part)
+                return self._named(terms or ["sum"], part)
         return " (on another rank)"
 
-    def _bad_gradients(
-        self, parts: Sequence[Loaded], epoch: int, teacher_outputs: TeacherOutputs, drawn: Sequence[Any]
-    ) -> str:
-        """Repeat the forward with the same draws; name terms and images of the first part with a bad gradient."""
+    def _bad_gradients(self, parts: Sequence[Loaded], epoch: int, known: Known, drawn: Sequence[Any]) -> str:
+        """Pass the batch again, as it was drawn, and name terms and images of the first part of a bad gradient."""
         self.optimizer.zero_grad(set_to_none=True)
         _set_generators(self.world.device, drawn)
-        terms_per_part = [
-            self._terms_not_finite(part, epoch, teacher_outputs) for part in parts
-        ]  # all: terms may wait for those of other ranks
-        for part, terms in zip(parts, terms_per_part, strict=True):
+        whole = [self._terms_of(part, epoch, known) for part in parts]  # all: terms may wait for those of other ranks
+        for part, terms in zip(parts, whole, strict=True):
             if terms:
-                return f" though the loss is{self._name_culprits(terms, part)}"
+                return f" though the loss is{self._named(terms, part)}"
         return f" though the loss is{' (on another rank)' if self.world.size > 1 else ''}"
 
-    def _terms_not_finite(self, part: Loaded, epoch: int, teacher_outputs: TeacherOutputs) -> list[str]:
-        ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)  # it expects a backward after each forward
+    def _terms_of(self, part: Loaded, epoch: int, known: Known) -> list[str]:
+        ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)  # which wants a backward after each forward
         module: Any = self.wrapped.module if ddp else self.wrapped
         images, target, index = part
-        values = self.forward(images, target, index, epoch, teacher_outputs, module=module)
+        values = self.forward(images, target, index, epoch, known, module=module)
         return terms_not_finite(self.distiller, values, self.distiller.weights(epoch))
 
-    def _name_culprits(self, terms: Sequence[str], part: Loaded) -> str:
+    def _named(self, terms: Sequence[str], part: Loaded) -> str:
         files = [self.job.data.train[int(i)][0] for i in part[2]]
         more = f" and {len(files) - 4} more" if len(files) > 4 else ""
         return f" (term {', '.join(terms)}; images {', '.join(files[:4])}{more})"
 
     def _buffers(self) -> dict[str, Tensor]:
-        """Copy statistics, costs and margins, but no bank of all images: it takes finite values only."""
+        """Copy statistics, costs and margins; a bank of all images is left out: it takes finite values only."""
         return {n: value.clone() for n, value in self.distiller.named_buffers() if not n.endswith("_bank")}
 
-    def _skip_step(self, what: str, before: Mapping[str, Tensor]) -> None:
-        """Skip a step: undo what the forward changed, or stop the run.
+    def _leave_out(self, what: str, before: Mapping[str, Tensor]) -> None:
+        """Take back what the forward changed, or stop the run.
 
         Raises:
             RunError: more steps than --skip-nonfinite allows.
@@ -279,7 +271,7 @@ class Stepper:
         for name, value in self.distiller.named_buffers():
             if name in before:
                 value.copy_(before[name])
-        self.world.say(f"!! WARNING: {what}: step skipped, {self.skipped} of {self.options.run.skip_nonfinite}")
+        self.world.say(f"!! WARNING: {what}: left out, {self.skipped} of {self.options.run.skip_nonfinite}")
 
     def check_scale(self, epoch: int) -> None:
         """Stop a run of --amp fp16 whose gradients never fit.

@@ -27,7 +27,7 @@ def tap(job: Job) -> list[Taps]:
     terms, networks, named = job.options.table, [job.student, *job.teachers], _named(job)
     if not using(terms, "maps"):
         return [Taps(network) for network in networks]
-    archs = [job.arch, *(spec["arch"] for spec in job.teacher_specs)]
+    archs = [job.arch, *(spec["arch"] for spec in job.specs)]
     known = [
         chosen.split(",") if chosen and chosen != AUTO else None if chosen else default_taps(arch, network)
         for chosen, arch, network in zip(named, archs, networks, strict=True)

@@ -40,7 +40,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_term_and_images(
 def test_some_steps_may_be_left_out(distil: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_changed([*distil, "--skip-nonfinite", "2"], partial(poison, steps={2, 5, 7})) == 1
     out = capsys.readouterr()
-    assert "step skipped, 2 of 2" in out.out and "epoch 2/2, step 3" in out.err
+    assert "left out, 2 of 2" in out.out and "epoch 2/2, step 3" in out.err
     folder = Path(distil[-1] + "-more")
     words = options(distil, output=str(folder), distiller="mgd+crd+ofd", mgd_observe="online", skip_nonfinite="2")
     assert run_changed(words, partial(poison, steps={2, 5})) == 0

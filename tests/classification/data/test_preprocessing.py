@@ -322,5 +322,5 @@ def test_peers_are_evaluated_as_their_files_say(photos: Path, tmp_path: Path) ->
         engine = engine_of(
             [str(photos), "-e", "-j", "0", "--seed", "0", "--config", str(tmp_path / "r.yaml")], main_mgd
         )
-        assert engine.job.teacher_specs[0]["arch"] == STUDENT
+        assert engine.job.specs[0]["arch"] == STUDENT
         assert engine.job.teacher_preprocessing == [Preprocessing(24, 30, mean=HALF, std=(0.25, 0.25, 0.25))]

@@ -85,7 +85,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
 def test_steps_of_such_gradients_may_be_left_out(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main_mgd.main([*words, "--skip-nonfinite", "2", "--mixup", "0.2"]) == 2  # root knows images by their number
     assert main_mgd.main(options(words, output=words[-1] + "2", skip_nonfinite="2")) == 0
-    assert "step skipped, 2 of 2" in capsys.readouterr().out
+    assert "left out, 2 of 2" in capsys.readouterr().out
     folder = Path(words[-1] + "2")
     assert records(folder)[-1]["skipped_steps"] == 2
     state = torch.load(folder / "last.pth", weights_only=True)["state_dict"]
@@ -99,7 +99,7 @@ def test_an_overflow_that_the_scaler_leaves_out_is_no_error_and_one_at_every_sca
         trainer.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=start)  # --amp fp16 itself needs a GPU
 
     assert run_trainer(options(words, epochs="1"), partial(scale, start=2.0**16)) == 0
-    assert "step skipped" not in capsys.readouterr().out
+    assert "left out" not in capsys.readouterr().out
     again = options(words, epochs="1", output=words[-1] + "2")
     assert run_trainer(again, partial(scale, start=SMALLEST_SCALE)) == 1
     assert "not finite in float16 at any scale, in epoch 1/1: use --amp bf16" in capsys.readouterr().err
