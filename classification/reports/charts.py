@@ -1,0 +1,143 @@
+"""Charts of training: curves, shares of the gradient, flows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from classification.reports.groups import Member
+from classification.reports.vega import COLOUR, COLOURS, EPOCHS, Chart, Rows, axis_of, rounded, spec_of, thinned
+from classification.runs.matchings import Matching, changed
+
+
+def curve(members: Sequence[Member], key: str, title: str, axis: str, note: str = "") -> Chart | None:
+    """Lay the curves of runs over each other; None where no run has such values."""
+    rows: Rows = []
+    lines = []
+    # What is drawn first lies below: the control.
+    for number, member in enumerate(sorted(members, key=lambda member: member.role != "alone")):
+        points = thinned(member.run.series(key))
+        rows += [{"r": number, "e": epoch + 1, "v": rounded(value)} for epoch, value in points]
+        if points:
+            last = f"{rounded(points[-1][1]):g}"
+            about = {"name": member.run.name, "group": member.group, "last": last}
+            lines.append({"r": number, "colour": member.colour, **about})
+    if not rows:
+        return None
+    single = max(row["e"] for row in rows) == min(row["e"] for row in rows)
+    spec = spec_of(
+        rows,
+        220,
+        transform=[
+            {
+                "lookup": "r",
+                "from": {"data": {"values": lines}, "key": "r", "fields": ["colour", "name", "group", "last"]},
+            }
+        ],
+        mark={"type": "point", "filled": True}
+        if single
+        else {"type": "line", "strokeWidth": 1.6, "interpolate": "linear"},
+        encoding={
+            "x": axis_of("e", "epoch", axis=EPOCHS),
+            "y": axis_of("v", axis),
+            "detail": {"field": "r", "type": "nominal"},
+            "color": COLOUR,
+            "tooltip": [
+                {"field": "name", "title": "run"},
+                {"field": "group"},
+                {"field": "last", "title": "last value"},
+            ],
+        },
+    )
+    return Chart(title, note, spec)
+
+
+def curves(members: Sequence[Member]) -> list[Chart]:
+    """Return the charts of loss, accuracy, terms and learning rate."""
+    terms = list(dict.fromkeys(term for member in members for term in member.run.terms))
+    found = [
+        curve(members, "valid_top1", "Top-1 on the validation images", "%"),
+        curve(members, "valid_loss", "Loss on the validation images", "cross-entropy"),
+        curve(members, "train_loss", "Training loss", "sum of weighted terms", "Sums of other terms do not compare."),
+        curve(members, "train_top1", "Top-1 on the training images", "%"),
+        *[curve(members, f"train_{term}_weighted", f"Term {term}", "weighted value") for term in terms],
+        curve(members, "learning_rate", "Learning rate", "at the start of the epoch"),
+    ]
+    return [chart for chart in found if chart is not None]
+
+
+def gradient_shares(member: Member) -> Chart | None:
+    """Draw each term's share of the gradient of one run over its epochs."""
+    terms = [term for term in member.run.terms if member.run.series(f"gradient_share_{term}")]
+    rows = [
+        {"e": epoch + 1, "v": rounded(value), "term": term}
+        for term in terms
+        for epoch, value in thinned(member.run.series(f"gradient_share_{term}"))
+    ]
+    if not rows:
+        return None
+    bars = len({row["e"] for row in rows}) == 1
+    colour = {"field": "term", "type": "nominal", "scale": {"domain": terms, "range": COLOURS[: len(terms)]}}
+    spec = spec_of(
+        rows,
+        180,
+        mark={"type": "bar" if bars else "area", "opacity": 0.85},
+        encoding={
+            "x": axis_of("e", "epoch", axis=EPOCHS),
+            "y": {"field": "v", "type": "quantitative", "stack": "zero", "title": "share", "scale": {"domain": [0, 1]}},
+            "color": {**colour, "legend": {"orient": "top", "title": None}},
+            "tooltip": [{"field": "term"}],
+        },
+    )
+    return Chart(f"{member.run.name}: {member.group}", "", spec)
+
+
+def flow_charts(matchings: Sequence[Matching], random: Sequence[float | None]) -> list[Chart]:
+    """Draw the costs of a run's matchings, and the share of pairs that changed at each.
+
+    Args:
+        matchings: of the run, in order.
+        random: mean cost of a random matching at the last one, by stage; None where it is not known.
+    """
+    names = [stage.name for stage in matchings[-1].stages]
+    costs = [
+        {"e": matching.epoch + 1, "v": rounded(stage.mean_cost), "stage": stage.name}
+        for matching in matchings
+        for stage in matching.stages
+        if math.isfinite(stage.mean_cost)
+    ]
+    at_random = [{"stage": n, "v": rounded(value)} for n, value in zip(names, random, strict=True) if value is not None]
+    moved = [
+        {"e": after.epoch + 1, "v": rounded(100 * changed(old, new)), "stage": new.name}
+        for before, after in pairwise(matchings)
+        for old, new in zip(before.stages, after.stages, strict=False)
+        if old.matrix().shape == new.matrix().shape
+    ]
+    colour = {
+        "field": "stage",
+        "type": "nominal",
+        "scale": {"domain": names, "range": [COLOURS[n % len(COLOURS)] for n in range(len(names))]},
+        "legend": {"orient": "top", "title": None},
+    }
+    tips = [{"field": "stage"}, {"field": "e", "title": "epoch"}, {"field": "v", "title": "value"}]
+    lines: dict[str, Any] = {
+        "mark": {"type": "line", "point": {"size": 30}},
+        "encoding": {"x": axis_of("e", "epoch", axis=EPOCHS), "tooltip": tips},
+    }
+    rules = {
+        "data": {"values": at_random},
+        "mark": {"type": "rule", "strokeDash": [4, 4]},
+        "encoding": {"y": axis_of("v", "mean cost, 2 - 2 cos"), "color": colour, "tooltip": [tips[0], tips[2]]},
+    }
+    cost = {**lines, "encoding": {**lines["encoding"], "y": axis_of("v", "mean cost, 2 - 2 cos"), "color": colour}}
+    note = "Dashed: the mean cost of random pairs at the last matching." if at_random else ""
+    found = [
+        Chart("Cost of the matched pairs", note, spec_of(costs, 200, layer=[cost, *([rules] if at_random else [])]))
+    ]
+    if moved:
+        share = axis_of("v", "%", scale={"domainMin": 0, "zero": True})
+        change = {**lines, "encoding": {**lines["encoding"], "y": share, "color": colour}}
+        found.append(Chart("Share of the pairs that changed at a matching", "", spec_of(moved, 200, layer=[change])))
+    return found
