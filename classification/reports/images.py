@@ -31,12 +31,14 @@ class Classes:
         groups: the columns.
         rows: class, images, then percent per group, None where a group has no such class.
         hidden: classes that are left out.
+        order: of the rows, in words.
         chart: of the rows, or of those that differ most.
     """
 
     groups: list[str]
     rows: list[tuple[str, int, list[float | None]]]
     hidden: int
+    order: str
     chart: Chart
 
 
@@ -64,7 +66,10 @@ def by_class(networks: Sequence[Network]) -> Classes | None:
         if value is not None
     ]
     chart = network_charts.per_class(points, colours)
-    return Classes(groups, rows[:MOST_ROWS], max(0, len(rows) - MOST_ROWS), chart)
+    order = f"From the classes that {groups[ours]} does worst"
+    if theirs != ours:
+        order = f"From the largest loss of {groups[ours]} against {groups[theirs]} to its largest gain"
+    return Classes(groups, rows[:MOST_ROWS], max(0, len(rows) - MOST_ROWS), f"{order}.", chart)
 
 
 def _accuracy(networks: Sequence[Network], name: str) -> float | None:

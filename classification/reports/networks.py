@@ -160,7 +160,7 @@ def try_networks(members: Sequence[Member], root: Path, most: int) -> Tried:
         UserError: no such images, or none of the networks is of their classes.
     """
     tried = Tried(root=root)
-    jobs = []
+    jobs, causes = [], []
     for name, role, group, colour, file, spec in _found(members, tried.faults):
         try:
             trained = open_trained(file, spec.get("arch") if role == "teacher" else None)
@@ -168,13 +168,13 @@ def try_networks(members: Sequence[Member], root: Path, most: int) -> Tried:
             trained = replace(trained, preprocessing=seen)
             trial = read_trial(root, seen, trained.classes, trained.num_classes, calibrate=False)
         except (UserError, ValueError) as error:
+            causes.append(str(error))
             tried.faults.append(f"{name} was not tried on the images: {error}")
         else:
             network = Network(name, role, group, colour, trained.arch, f"images of {root}", None, None, {})
             jobs.append((network, trained, trial))
     if not jobs:
-        # Nothing of these images can be shown, so the folder itself is the likelier mistake.
-        raise UserError(f"--data {root} shows nothing of these runs: {'; '.join(tried.faults[:2])}")
+        raise UserError(f"--data {root}: {causes[0] if causes else 'no run has a checkpoint to try on its images'}")
     first = jobs[0][2]
     if any(target < 0 for _, target in first.data.valid):
         raise UserError(

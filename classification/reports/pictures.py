@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from classification.data.images import image_or_cause
+from classification.runs.matchings import closeness
 
 LEVELS = 32  # of a matrix or a map: more are not told apart, and cost bytes
 POSITIVE, NEGATIVE, COST = (208, 60, 40), (40, 104, 200), (45, 130, 225)
@@ -42,14 +43,6 @@ def cost_matrix(cost: Array) -> str:
     """Return costs as a PNG: the cheaper a pair, the stronger the colour; the dearest ones are transparent."""
     colours = [(*COST, round(255 * n / (LEVELS - 1))) for n in range(LEVELS)]
     return _palette(np.rint(closeness(cost) * (LEVELS - 1)).astype(np.int64), colours)
-
-
-def closeness(cost: Array) -> Array:
-    """Scale costs to 1 for the cheapest pair and 0 for the dearest; forbidden pairs are 0."""
-    finite = cost[np.isfinite(cost)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    scaled = (high - np.where(np.isfinite(cost), cost, high)) / (high - low or 1.0)
-    return np.clip(scaled, 0.0, 1.0)
 
 
 def _palette(levels: NDArray[np.int64], colours: Sequence[tuple[int, ...]]) -> str:

@@ -198,10 +198,10 @@ def _typed(run: Run, words: Sequence[str]) -> str:
 
 
 def differing(members: Sequence[Member]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Return the options in which runs differ: their names, and per run their values."""
+    """Return the options in which runs differ that have them: their names, and per run their values."""
     rows = [(member.run.name, _flat(member.run.options)) for member in members]
     names = list(dict.fromkeys(name for _, options in rows for name in options))
-    differ = [name for name in names if len({options.get(name, "") for _, options in rows}) > 1]
+    differ = [name for name in names if len({options[name] for _, options in rows if name in options}) > 1]
     return differ, [(name, [options.get(key, "") for key in differ]) for name, options in rows]
 
 

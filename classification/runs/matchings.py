@@ -152,3 +152,11 @@ def ordered(stage: Stage, most_rows: int, most_columns: int) -> Floats:
     columns = list(dict.fromkeys(guides[guides >= 0].tolist()))[:most_columns]
     assert stage.cost is not None
     return stage.cost[np.ix_(rows, columns)] if columns else stage.cost[rows][:, :most_columns]
+
+
+def closeness(cost: Floats) -> Floats:
+    """Scale costs to 1 for the cheapest pair and 0 for the dearest; forbidden pairs are 0."""
+    finite = cost[np.isfinite(cost)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    scaled = (high - np.where(np.isfinite(cost), cost, high)) / (high - low or 1.0)
+    return np.clip(scaled, 0.0, 1.0)
