@@ -8,7 +8,18 @@ from itertools import pairwise
 from typing import Any
 
 from classification.reports.groups import Member
-from classification.reports.vega import COLOUR, COLOURS, EPOCHS, Chart, Rows, axis_of, rounded, spec_of, thinned
+from classification.reports.vega import (
+    COLOUR,
+    COLOURS,
+    Chart,
+    Rows,
+    Spec,
+    axis_of,
+    epoch_axis,
+    rounded,
+    spec_of,
+    thinned,
+)
 from classification.runs.matchings import Matching, changed
 
 
@@ -40,7 +51,7 @@ def curve(members: Sequence[Member], key: str, title: str, axis: str, note: str 
         if single
         else {"type": "line", "strokeWidth": 1.6, "interpolate": "linear"},
         encoding={
-            "x": axis_of("e", "epoch", axis=EPOCHS),
+            "x": epoch_axis(rows),
             "y": axis_of("v", axis),
             "detail": {"field": "r", "type": "nominal"},
             "color": COLOUR,
@@ -85,7 +96,7 @@ def gradient_shares(member: Member) -> Chart | None:
         180,
         mark={"type": "bar" if bars else "area", "opacity": 0.85},
         encoding={
-            "x": axis_of("e", "epoch", axis=EPOCHS),
+            "x": epoch_axis(rows),
             "y": {"field": "v", "type": "quantitative", "stack": "zero", "title": "share", "scale": {"domain": [0, 1]}},
             "color": {**colour, "legend": {"orient": "top", "title": None}},
             "tooltip": [{"field": "term"}],
@@ -115,29 +126,35 @@ def flow_charts(matchings: Sequence[Matching], random: Sequence[float | None]) -
         for old, new in zip(before.stages, after.stages, strict=False)
         if old.matrix().shape == new.matrix().shape
     ]
-    colour = {
-        "field": "stage",
-        "type": "nominal",
-        "scale": {"domain": names, "range": [COLOURS[n % len(COLOURS)] for n in range(len(names))]},
-        "legend": {"orient": "top", "title": None},
-    }
-    tips = [{"field": "stage"}, {"field": "e", "title": "epoch"}, {"field": "v", "title": "value"}]
-    lines: dict[str, Any] = {
-        "mark": {"type": "line", "point": {"size": 30}},
-        "encoding": {"x": axis_of("e", "epoch", axis=EPOCHS), "tooltip": tips},
-    }
-    rules = {
-        "data": {"values": at_random},
-        "mark": {"type": "rule", "strokeDash": [4, 4]},
-        "encoding": {"y": axis_of("v", "mean cost, 2 - 2 cos"), "color": colour, "tooltip": [tips[0], tips[2]]},
-    }
-    cost = {**lines, "encoding": {**lines["encoding"], "y": axis_of("v", "mean cost, 2 - 2 cos"), "color": colour}}
-    note = "Dashed: the mean cost of random pairs at the last matching." if at_random else ""
-    found = [
-        Chart("Cost of the matched pairs", note, spec_of(costs, 200, layer=[cost, *([rules] if at_random else [])]))
-    ]
+    found = []
+    if costs:
+        note = "Dashed: the mean cost of random pairs at the last matching." if at_random else ""
+        spec = _by_stage(costs, names, axis_of("v", "mean cost, 2 - 2 cos"), at_random)
+        found.append(Chart("Cost of the matched pairs", note, spec))
     if moved:
-        share = axis_of("v", "%", scale={"domainMin": 0, "zero": True})
-        change = {**lines, "encoding": {**lines["encoding"], "y": share, "color": colour}}
-        found.append(Chart("Share of the pairs that changed at a matching", "", spec_of(moved, 200, layer=[change])))
+        spec = _by_stage(moved, names, axis_of("v", "%", scale={"domainMin": 0, "zero": True}))
+        found.append(Chart("Share of the pairs that changed at a matching", "", spec))
     return found
+
+
+def _by_stage(rows: Rows, names: Sequence[str], y: dict[str, Any], level: Rows | None = None) -> Spec:
+    """Draw a line per stage over the epochs, and a dashed one at the `level` of each."""
+    colours = [COLOURS[n % len(COLOURS)] for n in range(len(names))]
+    scale = {"domain": list(names), "range": colours}
+    colour = {"field": "stage", "type": "nominal", "scale": scale, "legend": {"orient": "top", "title": None}}
+    stage, value = {"field": "stage"}, {"field": "v", "title": "value"}
+    line = {
+        "mark": {"type": "line", "point": {"size": 30}},
+        "encoding": {
+            "x": epoch_axis(rows),
+            "y": y,
+            "color": colour,
+            "tooltip": [stage, {"field": "e", "title": "epoch"}, value],
+        },
+    }
+    rule = {
+        "data": {"values": level},
+        "mark": {"type": "rule", "strokeDash": [4, 4]},
+        "encoding": {"y": y, "color": colour, "tooltip": [stage, value]},
+    }
+    return spec_of(rows, 200, layer=[line, rule] if level else [line])

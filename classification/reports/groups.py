@@ -147,7 +147,7 @@ def unlike(members: Sequence[Member]) -> list[str]:
 
 
 def verdict_of(members: Sequence[Member]) -> str:
-    """Say in a few sentences how the distilled runs compare with those alone: top-1 of the last epoch, whole runs."""
+    """Say in a line per recipe how the distilled runs compare with those alone: top-1 of the last epoch, whole runs."""
     groups = list(dict.fromkeys(member.group for member in members if member.role == "distilled"))
     said = [_compared(group, members) for group in groups]
     if not said:
@@ -157,7 +157,7 @@ def verdict_of(members: Sequence[Member]) -> str:
             for run in whole[:3]
         ]
         said.append("No run was distilled, so there is nothing to compare." if whole else "No accuracy was recorded.")
-    return " ".join(said)
+    return "\n".join(said)
 
 
 def _compared(group: str, members: Sequence[Member]) -> str:

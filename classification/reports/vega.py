@@ -47,7 +47,14 @@ def axis_of(field: str, title: str, **more: Any) -> dict[str, Any]:
 
 
 COLOUR = {"field": "colour", "type": "nominal", "scale": None}
-EPOCHS = {"tickMinStep": 1, "format": "d"}
+FEW = 10  # epochs that are all named at an axis
+
+
+def epoch_axis(rows: Rows) -> dict[str, Any]:
+    """Return the encoding of epochs, the `e` of rows; its axis names whole numbers only."""
+    epochs = [row["e"] for row in rows]
+    few = max(epochs) - min(epochs) <= FEW
+    return axis_of("e", "epoch", axis={"values": list(range(min(epochs), max(epochs) + 1))} if few else {"format": "d"})
 
 
 def rounded(value: float) -> float:

@@ -115,26 +115,12 @@ def changed(before: Stage, after: Stage) -> float:
     return 1 - float((old & new).sum()) / max(1, before.num_pairs)
 
 
-def pair_costs(stage: Stage) -> Floats:
-    """Return the mean cost of each student channel and its teacher channels, (S,); infinite where it has none.
-
-    Raises:
-        ValueError: the costs of this matching were not kept.
-    """
-    if stage.cost is None:
-        raise ValueError("the costs of this matching were not kept")
-    matched = stage.matrix()
-    number = matched.sum(1)
-    sums = np.where(matched, stage.cost, 0.0).sum(1)
-    return np.where(number > 0, sums / np.maximum(number, 1), np.inf)
-
-
 def ordered(stage: Stage, most_rows: int, most_columns: int) -> Floats:
     """Return the costs with the matched pairs along the diagonal.
 
     Student channels stand in the order of their matched cost, best first, teacher channels in the order of the student
-    channels that they guide. Of large matrices, student channels at equal distances are kept, with the teacher channels
-    that guide them.
+    channels that they guide; with more student than teacher channels it is the other way round. Of large matrices,
+    channels at equal distances are kept, with those that they are matched to.
 
     Args:
         stage: with its costs.
@@ -144,14 +130,22 @@ def ordered(stage: Stage, most_rows: int, most_columns: int) -> Floats:
     Raises:
         ValueError: the costs of this matching were not kept.
     """
-    rows = np.argsort(pair_costs(stage), kind="stable")
-    per_row = max(1, -(-stage.num_teacher // stage.num_student))
+    if stage.cost is None:
+        raise ValueError("the costs of this matching were not kept")
+    if stage.num_student <= stage.num_teacher:
+        return _along_diagonal(stage.cost, stage.matrix(), most_rows, most_columns)
+    return _along_diagonal(stage.cost.T, stage.matrix().T, most_columns, most_rows).T
+
+
+def _along_diagonal(cost: Floats, matched: NDArray[np.bool_], most_rows: int, most_columns: int) -> Floats:
+    number = matched.sum(1)
+    means = np.where(number > 0, np.where(matched, cost, 0.0).sum(1) / np.maximum(number, 1), np.inf)
+    rows = np.argsort(means, kind="stable")
+    per_row = -(-cost.shape[1] // cost.shape[0])
     keep = max(1, min(len(rows), most_rows, most_columns // per_row))
     rows = rows[np.linspace(0, len(rows) - 1, keep).round().astype(int)]
-    guides = stage.index[:, rows].T.ravel()
-    columns = list(dict.fromkeys(guides[guides >= 0].tolist()))[:most_columns]
-    assert stage.cost is not None
-    return stage.cost[np.ix_(rows, columns)] if columns else stage.cost[rows][:, :most_columns]
+    columns = np.concatenate([np.flatnonzero(matched[row]) for row in rows])[:most_columns]
+    return cost[np.ix_(rows, columns)] if len(columns) else cost[rows][:, :most_columns]
 
 
 def closeness(cost: Floats) -> Floats:

@@ -27,7 +27,8 @@ def test_a_real_run_with_its_teacher_and_images(
     gallery = page[page.index('<section id="gallery">') : page.index('<section id="classes">')]
     assert "Not drawn" not in gallery
     assert gallery.count("<h4>") == 3
-    assert gallery.count("'s map") == 3 * 4 * 3 * 3  # stages, channels, images, the student's map and two of its guides
+    assert gallery.count('alt="student\'s map"') == 3 * 4 * 3  # stages, channels, images
+    assert gallery.count('alt="teacher\'s map"') == 2 * 3 * 4 * 3
 
 
 def test_help_and_mistakes_need_no_torch() -> None:

@@ -52,7 +52,7 @@ def test_without_a_distilled_run_those_alone_have_colours(tmp_path: Path) -> Non
     (found,) = members(write_run(tmp_path / "run", [50.0], weights=False))
     assert (found.role, found.colour) == ("alone", "var(--c0)")
     assert verdict_of([found]) == (
-        "run reaches 50.00 % top-1 after 1 epochs. No run was distilled, so there is nothing to compare."
+        "run reaches 50.00 % top-1 after 1 epochs.\nNo run was distilled, so there is nothing to compare."
     )
 
 

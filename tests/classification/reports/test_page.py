@@ -99,7 +99,7 @@ def test_a_verdict_that_is_given_comes_first(folder: Path) -> None:
 
 
 def test_images_of_other_classes_are_refused(folder: Path, photos: Path) -> None:
-    with pytest.raises(UserError, match="^--data .* has 3 classes, the checkpoint 2: give the images of its task$"):
+    with pytest.raises(UserError, match=r"^--data .* has 3 classes, the checkpoint 2: give the images of its task$"):
         make_page(runs(folder), data=photos)
 
 

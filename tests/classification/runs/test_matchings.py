@@ -12,7 +12,6 @@ from classification.runs.matchings import (
     closeness,
     files,
     ordered,
-    pair_costs,
     read_matching,
 )
 
@@ -25,16 +24,18 @@ STAGE = Stage("stage 1", INDEX, 4, 1.75, COST)
 def test_what_a_stage_says_of_its_pairs() -> None:
     assert STAGE.matrix().tolist() == [[True, False, True, False], [False, True, False, False]]
     assert (STAGE.num_pairs, STAGE.num_student, STAGE.mean_cost) == (3, 2, 1.75 / 3)
-    assert pair_costs(STAGE).tolist() == [0.75, 0.25]
 
 
 def test_rows_stand_by_their_cost_and_columns_by_their_rows() -> None:
     assert ordered(STAGE, 10, 10).tolist() == [[0.25, 2.0, 1.5], [2.0, 1.0, 0.5]]
     assert ordered(STAGE, 1, 10).tolist() == [[0.25]]
-    lonely = Stage("stage 1", np.array([[0, -1]]), 1, 1.0, np.array([[1.0], [2.0]]))
-    assert pair_costs(lonely).tolist() == [1.0, np.inf]
     with pytest.raises(ValueError, match="not kept"):
         ordered(Stage("stage 1", INDEX, 4, 1.75, None), 10, 10)
+
+
+def test_with_fewer_teacher_channels_columns_stand_by_their_cost_and_rows_by_their_columns() -> None:
+    wide = Stage("stage 1", np.array([[1, 0, 0]]), 2, 3.0, np.array([[1.5, 0.5], [1.0, 2.0], [1.25, 2.0]]))
+    assert ordered(wide, 10, 10).tolist() == [[0.5, 1.5], [2.0, 1.0], [2.0, 1.25]]
 
 
 def test_a_large_matrix_keeps_whole_rows_with_their_columns() -> None:
