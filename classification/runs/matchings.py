@@ -145,7 +145,8 @@ def _along_diagonal(cost: Floats, matched: NDArray[np.bool_], most_rows: int, mo
     keep = max(1, min(len(rows), most_rows, most_columns // per_row))
     rows = rows[np.linspace(0, len(rows) - 1, keep).round().astype(int)]
     columns = np.concatenate([np.flatnonzero(matched[row]) for row in rows])[:most_columns]
-    return cost[np.ix_(rows, columns)] if len(columns) else cost[rows][:, :most_columns]
+    found: Floats = cost[np.ix_(rows, columns)] if len(columns) else cost[rows][:, :most_columns]
+    return found
 
 
 def closeness(cost: Floats) -> Floats:

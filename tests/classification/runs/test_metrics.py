@@ -90,8 +90,8 @@ def test_tags_are_grouped(name: str, tag: str) -> None:
 
 def test_a_matching_is_a_picture_at_its_epoch(tmp_path: Path) -> None:
     (tmp_path / "flow").mkdir()
-    arrays = {"cost0": np.array([[0.0, 2.0]]), "index0": np.array([[0]]), "num_teacher0": 2, "total_cost0": 0.0}
-    np.savez(tmp_path / "flow" / "0000.npz", epoch=1, **arrays)
+    cost, index = np.array([[2.0, 1.0], [0.0, 2.0]]), np.array([[1, 0]])
+    np.savez(tmp_path / "flow" / "0000.npz", epoch=1, cost0=cost, index0=index, num_teacher0=2, total_cost0=1.0)
     journal = Journal(tmp_path)
     for epoch in range(3):
         journal.write({"epoch": epoch})
@@ -99,7 +99,8 @@ def test_a_matching_is_a_picture_at_its_epoch(tmp_path: Path) -> None:
     found = [(event.step, value) for event in events(tmp_path) for value in event.summary.value]
     assert [(step, value.tag) for step, value in found] == [(1, "flow/stage_1")]
     picture = Image.open(io.BytesIO(found[0][1].image.encoded_image_string))
-    assert (picture.size, picture.convert("L").getpixel((0, 0))) == ((1, 1), 255)  # the one matched pair, the cheapest
+    # The pair of cost 0 is the first on the diagonal, and white; that of cost 1 is the second.
+    assert np.asarray(picture.convert("L")).tolist() == [[255, 0], [0, 127]]
 
 
 def test_a_cut_line_is_dropped_and_a_damaged_one_is_named(tmp_path: Path) -> None:
