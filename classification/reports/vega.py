@@ -54,7 +54,8 @@ def epoch_axis(rows: Rows) -> dict[str, Any]:
     """Return the encoding of epochs, the `e` of rows; its axis names whole numbers only."""
     epochs = [row["e"] for row in rows]
     few = max(epochs) - min(epochs) <= FEW
-    return axis_of("e", "epoch", axis={"values": list(range(min(epochs), max(epochs) + 1))} if few else {"format": "d"})
+    named = {"values": list(range(min(epochs), max(epochs) + 1))} if few else {}
+    return axis_of("e", "epoch", axis={"format": "d", **named})
 
 
 def rounded(value: float) -> float:
