@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from classification.data.folders import subset
@@ -126,20 +125,18 @@ class Tried:
     """The networks of a report on images of --data.
 
     Args:
-        classes: names in order of index.
         root: the data folder.
+        classes: names in order of index.
         paths: of the images.
         networks: with their predictions.
-        opened: the networks themselves, by name.
         note: which images they are.
         faults: networks that could not be tried, and why.
     """
 
-    classes: list[str] = field(default_factory=list)
     root: Path = Path()
+    classes: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     networks: list[Network] = field(default_factory=list)
-    opened: dict[str, Trained] = field(default_factory=dict)
     note: str = ""
     faults: list[str] = field(default_factory=list)
 
@@ -159,64 +156,98 @@ def try_networks(members: Sequence[Member], root: Path, most: int) -> Tried:
     Raises:
         UserError: no such images, or none of the networks is of their classes.
     """
-    tried = Tried(root=root)
-    jobs, causes = [], []
-    for name, role, group, colour, file, spec in _found(members, tried.faults):
-        try:
-            trained = open_trained(file, spec.get("arch") if role == "teacher" else None)
-            seen = trained.preprocessing.with_values({k: spec[k] for k in ("img_size", "mean", "std") if k in spec})
-            trained = replace(trained, preprocessing=seen)
-            trial = read_trial(root, seen, trained.classes, trained.num_classes, calibrate=False)
-        except (UserError, ValueError) as error:
-            causes.append(str(error))
-            tried.faults.append(f"{name} was not tried on the images: {error}")
-        else:
-            network = Network(name, role, group, colour, trained.arch, f"images of {root}", None, None, {})
-            jobs.append((network, trained, trial))
-    if not jobs:
-        raise UserError(f"--data {root}: {causes[0] if causes else 'no run has a checkpoint to try on its images'}")
-    first = jobs[0][2]
-    if any(target < 0 for _, target in first.data.valid):
-        raise UserError(
-            f"--data {root} has no valid/, so the classes of its images are not known: expected valid/CLASS/"
-        )
-    chosen = subset(len(first.data.valid), most, seed=0, epoch=0)
-    valid = [first.data.valid[index] for index in chosen]
-    tried.classes, tried.paths = first.data.classes, [path for path, _ in valid]
-    all_of = (
-        f"{len(valid)} of the {len(first.data.valid)}" if len(valid) < len(first.data.valid) else f"all {len(valid)}"
-    )
-    tried.note = f"{all_of} validation images of {root}"
+    tried, trials, causes = Tried(root=root), _Trials(root, most), []
     where = device_of(Devices())
-    with tqdm(total=len(jobs) * len(valid), desc="images", leave=False, disable=None) as bar:
-        for network, trained, trial in jobs:
-            own = replace(trial, data=replace(trial.data, valid=valid))
-            predictions = _predict(trained, own, where, bar)
-            tried.networks.append(_scored(network, trained.network, predictions, tried.classes))
-            tried.opened[network.name] = trained
+    for source in tqdm(_sources(members, tried.faults), desc="networks", leave=False, disable=None):
+        try:
+            trained = open_network(source.file, source.spec)
+            trial = trials.of(trained)
+        except UserError as error:
+            causes.append(str(error))
+            tried.faults.append(f"{source.name} was not tried on the images: {error}")
+            continue
+        tried.classes, tried.paths, tried.note = trial.data.classes, [path for path, _ in trial.data.valid], trial.said
+        predictions = _predict(trained, trial, where)
+        tried.networks.append(_scored(source, trained, predictions, tried))
+    if not tried.networks:
+        raise UserError(f"--data {root}: {causes[0] if causes else 'no run has a checkpoint to try on its images'}")
     return tried
 
 
-def _found(
-    members: Sequence[Member], faults: list[str]
-) -> Iterator[tuple[str, str, str, str, Path, Mapping[str, Any]]]:
-    """Yield name, role, group, colour, file and description of every network, each once."""
-    known = set()
+def open_network(file: Path, spec: Mapping[str, Any]) -> Trained:
+    """Open a checkpoint; the description of a teacher may name its network, and what it sees.
+
+    Raises:
+        UserError: a file that cannot be read, or a description that makes no sense.
+    """
+    arch = spec.get("arch")
+    trained = open_trained(file, arch if isinstance(arch, str) else None)
+    try:
+        seen = trained.preprocessing.with_values({k: spec[k] for k in ("img_size", "mean", "std") if k in spec})
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from error
+    return replace(trained, preprocessing=seen)
+
+
+class _Trials:
+    """The images to try networks on; the folder is listed once for networks of the same classes."""
+
+    def __init__(self, root: Path, most: int) -> None:
+        self.root, self.most = root, most
+        self._known: dict[tuple[tuple[str, ...] | None, int], Trial] = {}
+
+    def of(self, trained: Trained) -> Trial:
+        """Return them as a network sees them.
+
+        Raises:
+            UserError: there are none, or they are of other classes.
+        """
+        key = (None if trained.classes is None else tuple(trained.classes), trained.num_classes)
+        if key not in self._known:
+            seen = trained.preprocessing
+            self._known[key] = self._drawn(
+                read_trial(self.root, seen, trained.classes, trained.num_classes, calibrate=False)
+            )
+        return replace(self._known[key], preprocessing=trained.preprocessing)
+
+    def _drawn(self, trial: Trial) -> Trial:
+        every = trial.data.valid
+        if any(target < 0 for _, target in every):
+            raise UserError("it has no valid/, so the classes of its images are not known: expected valid/CLASS/")
+        valid = [every[index] for index in subset(len(every), self.most, seed=0, epoch=0)]
+        number = f"all {len(valid)}" if len(valid) == len(every) else f"{len(valid)} of the {len(every)}"
+        said = f"{number} validation images of {self.root}"
+        return replace(trial, data=replace(trial.data, valid=valid), said=said)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a network of a report comes from: a run, or the description of a teacher, which is empty otherwise."""
+
+    name: str
+    role: str
+    group: str
+    colour: str
+    file: Path
+    spec: Mapping[str, Any]
+
+
+def _sources(members: Sequence[Member], faults: list[str]) -> list[_Source]:
+    """Return the networks of the runs and then their teachers, each once."""
+    found: dict[Path, _Source] = {}
     for member in members:
         file = checkpoint(member.run)
         if file is not None:
-            known.add(file.resolve())
-            yield member.run.name, member.role, member.group, member.colour, file, {}
+            found[file.resolve()] = _Source(member.run.name, member.role, member.group, member.colour, file, {})
     for member in members:
         for spec, path in teacher_files(member.run):
-            arch = str(spec.get("arch", "unknown"))
-            if path is None:
-                faults.append(f"teacher {arch} of {member.run.name} was not tried on the images: it has no file")
-            elif not is_file(path):
-                faults.append(f"teacher {arch} of {member.run.name} was not tried on the images: {path} is missing")
-            elif path.resolve() not in known:
-                known.add(path.resolve())
-                yield f"teacher {arch}", "teacher", f"teacher {arch}", TEACHER, path, spec
+            name = f"teacher {spec.get('arch', 'unknown')}"
+            if path is None or not is_file(path):
+                why = "it has no file" if path is None else f"{path} is missing"
+                faults.append(f"{name} of {member.run.name} was not tried on the images: {why}")
+            else:
+                found.setdefault(path.resolve(), _Source(name, "teacher", name, TEACHER, path, spec))
+    return list(found.values())
 
 
 def checkpoint(run: Run) -> Path | None:
@@ -225,7 +256,7 @@ def checkpoint(run: Run) -> Path | None:
 
 
 @torch.inference_mode()
-def _predict(trained: Trained, trial: Trial, where: torch.device, bar: Any) -> Predictions:
+def _predict(trained: Trained, trial: Trial, where: torch.device) -> Predictions:
     network, parts = trained.network.to(where), [torch.empty(0, COLUMNS, dtype=torch.float64)]
     for pixels, target in trial.batches(BATCH):
         try:
@@ -233,17 +264,20 @@ def _predict(trained: Trained, trial: Trial, where: torch.device, bar: Any) -> P
         except torch.OutOfMemoryError as error:
             raise RunError(f"{trained.path}: a batch of {BATCH} images needs too much memory") from error
         parts.append(per_image(logits.float().cpu(), target))
-        bar.update(len(pixels))
-    network.to("cpu")
     return Predictions.of(torch.cat(parts))
 
 
-def _scored(network: Network, model: nn.Module, predictions: Predictions, classes: Sequence[str]) -> Network:
-    tensors = (*model.parameters(), *model.buffers())
-    return replace(
-        network,
-        parameters=sum(value.numel() for value in model.parameters()),
+def _scored(source: _Source, trained: Trained, predictions: Predictions, tried: Tried) -> Network:
+    tensors = (*trained.network.parameters(), *trained.network.buffers())
+    return Network(
+        source.name,
+        source.role,
+        source.group,
+        source.colour,
+        trained.arch,
+        source=f"images of {tried.root}",
+        parameters=sum(value.numel() for value in trained.network.parameters()),
         megabytes=sum(value.nbytes for value in tensors) / 1e6,
-        scores=scores(predictions, classes),
+        scores=scores(predictions, tried.classes),
         predictions=predictions,
     )

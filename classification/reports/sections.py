@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from classification.errors import UserError
 from classification.reports import charts
 from classification.reports.gallery import StagePictures, draw_gallery
 from classification.reports.groups import Member, is_whole, teacher_files
-from classification.reports.networks import Network, Tried, checkpoint
+from classification.reports.networks import Network, Tried, checkpoint, open_network
 from classification.reports.pictures import cost_matrix
 from classification.reports.records import Run, mapping, planned_epochs
 from classification.reports.vega import Chart
@@ -142,22 +143,17 @@ class Gallery:
 
 
 def galleries(members: Sequence[Member], tried: Tried) -> list[Gallery]:
-    """Draw the matched channels of some of the runs, on images of --data."""
+    """Draw the matched channels of some of the runs, on images of --data; of several teachers, those of the first."""
     found = []
-    by_file = {trained.path.resolve(): trained for trained in tried.opened.values()}
     for member in chosen([member for member in members if member.run.matchings], MOST_GALLERIES):
         run, own = member.run, checkpoint(member.run)
-        guides = [path for _, path in teacher_files(run) if path is not None]
-        student = by_file.get(own.resolve()) if own else None
-        teacher = by_file.get(guides[0].resolve()) if guides else None
-        if student is None or teacher is None:
-            found.append(
-                Gallery(run.name, [], f"the {'student' if student is None else 'teacher'} could not be opened")
-            )
-            continue
+        spec, guide = next(iter(teacher_files(run)), ({}, None))
         try:
-            found.append(Gallery(run.name, draw_gallery(run, student, teacher, tried.paths)))
-        except (ValueError, TypeError, RuntimeError) as error:
+            if own is None or guide is None:
+                raise ValueError(f"the {'student' if own is None else 'teacher'} has no file")
+            networks = open_network(own, {}), open_network(guide, spec)
+            found.append(Gallery(run.name, draw_gallery(run, *networks, tried.paths)))
+        except (UserError, ValueError, TypeError, RuntimeError) as error:
             found.append(Gallery(run.name, [], " ".join(str(error).split())))
     return found
 

@@ -15,7 +15,15 @@ import pytest
 from classification.errors import UserError
 from classification.reports.page import make_page
 from tests.classification.conftest import TEACHER
-from tests.classification.reports.made import CLASSES, CLOSING, write_flow, write_images, write_run, write_weights
+from tests.classification.reports.made import (
+    CLASSES,
+    CLOSING,
+    write_evaluation,
+    write_flow,
+    write_images,
+    write_run,
+    write_weights,
+)
 
 pytest.importorskip("vl_convert")
 pytest.importorskip("jinja2")
@@ -42,6 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (root / "alone" / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "valid_top1": "</script><script>"')
     (root / "alone" / "last.pth").unlink()
+    write_evaluation(root / "alone", 54.0, 2.0)
+    write_evaluation(root / "distilled <i>0", 58.0, 3.0)
     return root
 
 
@@ -52,6 +62,12 @@ def runs(folder: Path) -> list[Path]:
 @pytest.fixture(scope="module")
 def page(folder: Path) -> str:
     return make_page(runs(folder), data=folder / "data")
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> str:
+    """The page without images, under a verdict that was given."""
+    return make_page(runs(folder), verdict="BETTER <b> by far\nWORSE")
 
 
 def charts(page: str) -> list[tuple[str, dict[str, Any]]]:
@@ -92,10 +108,26 @@ def test_names_are_text_and_never_markup(page: str) -> None:
     assert page.count("<script") == page.count("</script>") == len(charts(page)) + 2
 
 
-def test_a_verdict_that_is_given_comes_first(folder: Path) -> None:
-    page = make_page(runs(folder), verdict="BETTER <b> by far")
-    assert re.search(r"<body>\s*<header>\s*<p class=\"verdict\">BETTER &lt;b&gt; by far</p>", page)
-    assert "Give --data DIR" in page
+def test_a_verdict_that_is_given_comes_first(plain: str) -> None:
+    lines = r"<p class=\"verdict\">BETTER &lt;b&gt; by far</p>\s*<p class=\"verdict\">WORSE</p>"
+    assert re.search(rf"<body>\s*<header>\s*{lines}", plain)
+    assert "Give --data DIR" in plain
+
+
+def test_an_evaluation_is_shown_where_there_are_no_images(plain: str) -> None:
+    found = dict(charts(plain))
+    points = {row["name"]: (row["x"], row["y"], row["of"]) for row in found["Top-1 and size"]["data"]["values"]}
+    assert points["alone"] == (8.0, 54.0, "evaluation.json")
+    assert points[f"teacher {TEACHER}"] == (8.0, 58.0, "evaluation.json")
+    assert points["distilled <i>1"][1:] == (61.0, "last epoch")
+    latency = found["Top-1 and latency, batch 32"]["data"]["values"]
+    assert {row["name"]: row["x"] for row in latency} == {
+        "alone": 20.0, "distilled <i>0": 30.0, f"teacher {TEACHER}": 30.0
+    }  # fmt: skip
+    rows = found["Correct images by class"]["data"]["values"]
+    assert {(row["name"], row["v"]) for row in rows} == {(CLOSING, 75.0)}
+    assert CLOSING not in plain
+    assert plain.count("<script") == plain.count("</script>") == len(charts(plain)) + 2
 
 
 def test_images_of_other_classes_are_refused(folder: Path, photos: Path) -> None:
