@@ -17,6 +17,7 @@ OWN = frozenset(
     {"seed", "seeded", "output", "resume", "teacher_resume", "teachers", "command", "img_size_asked", "term"}
 )
 FAIR = ("data", "valid_list", "epochs", "batch_size", "lr", "img_size", "optimizer", "pretrained")
+PLACES = ("data", "valid_list")
 NUM_COLOURS = 8
 CONTROL = "var(--control)"
 TEACHER = "var(--teacher)"
@@ -40,7 +41,10 @@ class Member:
 
 
 def group_runs(runs: Sequence[Run]) -> list[Member]:
-    """Give every run a role, a group and a colour; students alone are gray where there is a distilled run."""
+    """Give every run a role, a group and a colour; students alone are gray where there is a distilled run.
+
+    Distilled runs come first and teachers last, and of each, those that are whole.
+    """
     teachers = {path for run in runs for path in teacher_folders(run)}
     roles = [_role(run, teachers) for run in runs]
     keys = [_key(run, role) for run, role in zip(runs, roles, strict=True)]
@@ -56,7 +60,7 @@ def group_runs(runs: Sequence[Run]) -> list[Member]:
         for run, role, key in zip(runs, roles, keys, strict=True)
     ]
     order = ["distilled", "alone", "teacher"]
-    return sorted(members, key=lambda member: order.index(member.role))
+    return sorted(members, key=lambda member: (order.index(member.role), not is_whole(member.run)))
 
 
 def teacher_files(run: Run) -> list[tuple[Mapping[str, Any], Path | None]]:
@@ -123,8 +127,9 @@ def _apart(run: Run, alike: Sequence[Run]) -> str:
 
 
 def control_of(member: Member, members: Sequence[Member]) -> list[Member]:
-    """Return the runs alone of the same network."""
-    return [other for other in members if other.role == "alone" and other.run.arch == member.run.arch]
+    """Return the runs alone of the same network: those of the same budget, or else all."""
+    alike = [other for other in members if other.role == "alone" and other.run.arch == member.run.arch]
+    return [other for other in alike if _budget(other.run) == _budget(member.run)] or alike
 
 
 def is_whole(run: Run) -> bool:
@@ -133,23 +138,35 @@ def is_whole(run: Run) -> bool:
     return bool(run.epochs) and (planned is None or len(run.epochs) >= planned)
 
 
-def unlike(members: Sequence[Member]) -> list[str]:
-    """Say where a recipe and its control differ in more than the recipe."""
-    found = []
+def unlike(members: Sequence[Member]) -> dict[str, str]:
+    """Say of each recipe that differs from its control in more than the recipe in what it does."""
+    found = {}
     for group in dict.fromkeys(member.group for member in members if member.role == "distilled"):
         first = next(member for member in members if member.group == group)
         for other in control_of(first, members)[:1]:
-            ours, theirs = first.run.options, other.run.options
-            differ = [f"{n} ({theirs.get(n)}, then {ours.get(n)})" for n in FAIR if ours.get(n) != theirs.get(n)]
+            ours, theirs = _budget(first.run), _budget(other.run)
+            differ = [f"{name} ({theirs[name]}, then {ours[name]})" for name in FAIR if ours[name] != theirs[name]]
             if differ:
-                found.append(f"{other.run.name} and {first.run.name} differ in {', '.join(differ)}")
+                found[group] = f"{other.run.name} and {first.run.name} differ in {', '.join(differ)}"
     return found
+
+
+def _budget(run: Run) -> dict[str, str]:
+    """Return what a recipe and its control should share; places are seen from where the run was started."""
+    start = Path(str(run.config.get("folder", "")))
+    found = {name: run.options.get(name) for name in FAIR}
+    return {
+        name: str(start / value if name in PLACES and isinstance(value, str) else value)
+        for name, value in found.items()
+    }
 
 
 def verdict_of(members: Sequence[Member]) -> str:
     """Say in a line per recipe how the distilled runs compare with those alone: top-1 of the last epoch, whole runs."""
     groups = list(dict.fromkeys(member.group for member in members if member.role == "distilled"))
-    said = [_compared(group, members) for group in groups]
+    more = unlike(members)
+    unequal = " Other options differ as well, see Failures."
+    said = [_compared(group, members) + (unequal if group in more else "") for group in groups]
     if not said:
         whole = [member.run for member in members if member.run.last("valid_top1") is not None]
         said = [

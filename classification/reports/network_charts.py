@@ -42,7 +42,7 @@ def scatter(networks: Sequence[Network], x: Mapping[str, float], title: str, axi
         return None
     xs = [float(row["x"]) for row in rows]
     middle = (min(xs) + max(xs)) / 2
-    rows = [{**row, "side": "left" if row["x"] <= middle else "right"} for row in rows]  # which end its name begins at
+    rows = _sided(rows, middle)
     wide = min(xs) > 0 and max(xs) > 5 * min(xs)
     pad = (max(xs) / min(xs)) ** 0.15 if wide else max((max(xs) - min(xs)) * 0.1, 0.05 * max(xs))
     domain = [min(xs) / pad, max(xs) * pad] if wide else [min(xs) - pad, max(xs) + pad]
@@ -63,6 +63,18 @@ def scatter(networks: Sequence[Network], x: Mapping[str, float], title: str, axi
     }
     layers = [points, *(_names(place, side) for side in ("left", "right"))] if len(rows) <= MOST_LABELS else [points]
     return Chart(title, "", spec_of(rows, 300, layer=layers))
+
+
+def _sided(rows: Rows, middle: float) -> Rows:
+    """Add the `side` of its point that a name begins at; of names that would lie over each other, the first is kept."""
+    ys = [row["y"] for row in rows]
+    apart = 0.05 * (max(ys) - min(ys))
+    found: Rows = []
+    for row in rows:
+        side = "left" if row["x"] <= middle else "right"
+        hidden = any(other["side"] == side and abs(other["y"] - row["y"]) < apart for other in found)
+        found.append({**row, "side": "hidden" if hidden else side})
+    return found
 
 
 def _names(place: Mapping[str, Any], side: str) -> dict[str, Any]:

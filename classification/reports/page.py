@@ -46,7 +46,7 @@ def make_page(
         "colours": {member.group: member.colour for member in members},
         "rows": sections.run_rows(members, networks),
         "faults": [(member.run.name, member.run.faults) for member in members if member.run.faults],
-        "notes": [*tried.faults, *unlike(members)],
+        "notes": [*tried.faults, *unlike(members).values()],
         "costs": _costs(networks),
         "curves": charts.curves(members),
         "most_points": vega.MOST_POINTS,

@@ -84,6 +84,18 @@ def test_a_run_that_was_cut_short_does_not_count(tmp_path: Path, teacher: Path) 
 
 
 def test_a_control_of_another_budget_is_named(tmp_path: Path, teacher: Path) -> None:
-    assert unlike(members(*pair(tmp_path / "same", teacher, [80.0], [70.0]))) == []
-    found = unlike(members(*pair(tmp_path / "other", teacher, [80.0], [70.0], batch_size=7)))
-    assert found == ["alone-0 and distilled-0 differ in batch_size (None, then 7)"]
+    assert unlike(members(*pair(tmp_path / "same", teacher, [80.0], [70.0]))) == {}
+    other = members(*pair(tmp_path / "other", teacher, [80.0], [70.0], batch_size=7))
+    assert unlike(other) == {"ce + mgd": "alone-0 and distilled-0 differ in batch_size (None, then 7)"}
+    assert verdict_of(other).endswith("decides nothing. Other options differ as well, see Failures.")
+
+
+def test_the_control_is_that_of_the_same_budget(tmp_path: Path, teacher: Path) -> None:
+    longer = write_run(tmp_path / "longer", [99.0], weights=False, batch_size=7)
+    assert "alone 70.00 %" in verdict_of(members(longer, *pair(tmp_path, teacher, [80.0], [70.0])))
+
+
+def test_a_data_folder_is_the_same_from_anywhere(tmp_path: Path, teacher: Path) -> None:
+    ours = write_run(tmp_path / "distilled", [80.0], teacher=teacher, weights=False, data=str(tmp_path / "photos"))
+    theirs = write_run(tmp_path / "alone", [70.0], weights=False, data="photos")  # started in tmp_path
+    assert unlike(members(ours, theirs)) == {}
