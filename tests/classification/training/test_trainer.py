@@ -15,13 +15,14 @@ from tests.classification.seams import before_forward, run_trainer
 from tests.classification.test_main import options, records
 
 
-def test_times_are_those_of_the_steps_and_give_the_speed(distil: list[str]) -> None:
+def test_times_are_those_of_the_steps_and_give_the_speed(distil: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     trainers: list[Trainer] = []
     assert run_trainer(options(distil, epochs="1"), trainers.append) == 0
     (trainer,), (record,) = trainers, records(Path(distil[-1]))
     assert record["train_seconds"] == pytest.approx(trainer.progress.seconds)  # summed step by step
     assert record["images_per_second"] * record["train_seconds"] == pytest.approx(27)  # images
     assert not trainer.stepper.scaler.is_enabled()  # without --amp fp16
+    assert f"best top-1 {record['valid_top1']:.2f} (epoch 1/1), last" in capsys.readouterr().out
 
 
 def test_rates_follow_the_cosine_step_by_step_and_checkpoints_their_interval(distil: list[str]) -> None:
