@@ -67,6 +67,12 @@ def test_a_network_is_evaluated_in_eval_mode_and_left_as_it_is(photos: Path, tea
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_a_teacher_of_other_classes_is_passed_over_and_the_rest_evaluated(distil: list[str]) -> None:
+    engine = engine_of(distil)
+    engine.job.other_classes = [True]
+    assert list(engine.evaluate_all()) == ["student"]
+
+
 def test_only_a_training_locks_its_folder(distil: list[str], photos: Path, teacher: Path) -> None:
     assert engine_of(distil).lock is not None
     assert engine_of(options(distil, output=f"{distil[-1]}-2", calibrate="1")).lock is None

@@ -62,6 +62,13 @@ def test_auto_finds_them_for_a_family_too_and_one_network_may_be_named() -> None
     assert len(student.paths) == 3 and job.before_relu
 
 
+def test_pairs_are_those_of_equal_parts_of_an_image_where_sizes_differ() -> None:
+    job = job_of("cifar_resnet20", "cifar_resnet56", "--student-taps", "auto")
+    job.teacher_preprocessing = [Preprocessing.of(128)]
+    student, teacher = tap(job)
+    assert list(teacher.paths) == [f"layer{n}.8.relu@in#-1" for n in (1, 2, 3)] and len(student.paths) == 3
+
+
 def test_networks_without_a_common_resolution_are_refused_with_both_tables() -> None:
     job = job_of("cifar_resnet20", "torchvision:regnet_y_400mf", "--student-taps", "conv1")  # 64 px against 2
     job.options = replace(job.options, networks=replace(job.options.networks, teacher_taps="auto"))
