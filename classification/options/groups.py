@@ -123,14 +123,14 @@ class Run:
         None,
         kind=count,
         metavar="STEPS",
-        help="print weights that balance the terms' gradients, and leave",
+        help="print weights that balance the terms' gradients, and each pair of taps' share, and leave",
         distillation=True,
         free=True,
         anew=True,
     )
     show_taps: bool = option(
         False,
-        help="print where student and teachers are tapped, with sizes, norms and margins, and leave",
+        help="print where student and teachers are tapped, and what a flow could gain at each pair, and leave",
         distillation=True,
         free=True,
         anew=True,
