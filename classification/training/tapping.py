@@ -112,12 +112,18 @@ def _found(job: Job, networks: Sequence[nn.Module], known: Sequence[list[str] | 
         ]
         pairs = [pair_taps(taps[0], others, sizes[0], size) for others, size in zip(taps[1:], sizes[1:], strict=True)]
     except ValueError as error:
-        raise UserError(str(error)) from error
+        sentence, _, tables = str(error).partition("\n")
+        how = "; on this command line those are --student-taps A,B --teacher-taps C,D and --img-size" if tables else ""
+        raise UserError(sentence.removesuffix(".") + how, tables) from error
     shared = [tap for tap in taps[0] if all(tap in [own for own, _ in found] for found in pairs)]
     partners = [{own.path: other for own, other in found} for found in pairs]
     chosen = [shared, *([partner[tap.path] for tap in shared] for partner in partners)]
     if not shared:
-        raise UserError("no tap of the student goes with one of every teacher: name taps by --student-taps")
+        raise UserError(
+            "no tap of the student goes with one of every teacher: name as many of each, by --student-taps A,B and "
+            "--teacher-taps C,D;E,F",
+            show(taps),
+        )
     job.before_relu = all(tap.activation in RELUS for row in chosen for tap in row)
     how = "found" if None in known else "paired by the sizes of their maps"
     job.notes.append(f"taps were {how}:\n{show(chosen)}")

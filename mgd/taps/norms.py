@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgd.taps.taps import TapPoint, Taps, dry_forward
+from mgd.taps.paths import TapPoint
+from mgd.taps.taps import Taps, dry_forward
 
 
 def norms_before(taps: Taps, images: Tensor) -> list[nn.BatchNorm2d | None]:
