@@ -155,8 +155,8 @@ def write(rows: list[dict[str, Any]], output: Path) -> None:
     head = [
         PAIRS,
         "",
-        "Made by `python scripts/check_pairs.py --output docs/networks.md`; do not edit. Random weights; pairs are those",
-        "that `mgd.pair_taps` finds; ten steps with `mgd` (form `relative`) and `kd` on eight made images.",
+        "Made by `python scripts/check_pairs.py --output docs/networks.md`; do not edit. Random weights; pairs are",
+        "those that `mgd.pair_taps` finds; ten steps with `mgd` (form `relative`) and `kd` on eight made images.",
         "",
         f"{len(rows)} pairs: the loss falls in {fell}.",
         "",

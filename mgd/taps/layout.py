@@ -162,6 +162,21 @@ def moved(before: Sequence[int], after: Sequence[int]) -> str | None:
     return "last" if changed <= {1, 2} else None
 
 
+def turned(before: Sequence[int], shapes: Sequence[Sequence[int]]) -> str | None:
+    """Name the layout of a map of a network that brings images to a size of its own, as a detector does.
+
+    Args:
+        before: shape of the map, four dimensions.
+        shapes: those of one image that is wider, and of one that is higher.
+
+    Returns:
+        "first" or "last": the two dimensions that change; None where others do.
+    """
+    same = [after for after in shapes if len(after) == len(before) == 4]
+    changed = {axis for after in same for axis in (1, 2, 3) if before[axis] != after[axis]}
+    return {frozenset({2, 3}): "first", frozenset({1, 2}): "last"}.get(frozenset(changed))
+
+
 def check_said(path: str, layout: Layout, shape: Sequence[int]) -> None:
     """Refuse a tensor that is not what its path says, or of which it must say more.
 

@@ -21,6 +21,7 @@ from mgd.taps.layout import (
     settle_prefix,
     stated_prefix,
     tokens_to_map,
+    turned,
 )
 from mgd.taps.paths import element_of, parse_path
 
@@ -30,12 +31,14 @@ class Outputs:
     """What one network makes of one batch.
 
     Args:
-        logits: (B, K), before any softmax.
+        logits: (B, K), before any softmax; (B, 0) of a tapped network that returns none, as a detector.
         features: one (B, C, H, W) per tap, in the order of the taps.
+        result: what a network without logits returned, as a detector's losses; None where there are logits.
     """
 
     logits: Tensor
     features: list[Tensor] = field(default_factory=list)
+    result: Any = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def logits_of(output: Any) -> Tensor:
     )
 
 
+Images = Tensor | Sequence[Tensor]  # (B, 3, H, W), or a list of (3, H, W)
 Grown = list[list[list[tuple[int, ...]]]]  # shapes of every call of every tap, on images of two larger sizes
 
 
@@ -218,24 +222,31 @@ class Taps(nn.Module):
             copies = copies or unversioned
         slot.calls.append(tensor.clone() if copies else tensor)
 
-    def forward(self, images: Tensor) -> Outputs:
-        """Return the network's `Outputs` for `images` (B, 3, H, W)."""
-        output, slots = self._run(images)
-        logits = logits_of(output)
+    def forward(self, images: Images, *more: Any) -> Outputs:
+        """Return the network's `Outputs`.
+
+        Args:
+            images: (B, 3, H, W), or what a detector takes, a list of B images (3, H, W).
+            more: what else the network's forward takes, as the targets of a detector.
+        """
+        output, slots = self._run(images, *more)
         found = [self._read(number, slot) for number, slot in enumerate(slots)]
         calls = [len(slot.calls) for slot in slots]
         grown: Grown = []
-        return Outputs(logits, [self._as_map(n, found[n], images, calls[n], grown) for n in range(len(found))])
+        maps = [self._as_map(n, found[n], images, calls[n], grown) for n in range(len(found))]
+        if maps and _is_dense(output):
+            return Outputs(maps[0].new_zeros(len(maps[0]), 0), maps, output)
+        return Outputs(logits_of(output), maps)
 
-    def _run(self, images: Tensor) -> tuple[Any, list[_Slot]]:
-        slots = [_Slot() for _ in self.points]
-        self._open[images.device] = slots
+    def _run(self, images: Images, *more: Any) -> tuple[Any, list[_Slot]]:
+        slots, device = [_Slot() for _ in self.points], images[0].device
+        self._open[device] = slots
         try:
-            return self.model(images), slots
+            return self.model(images, *more), slots
         finally:
-            del self._open[images.device]
+            del self._open[device]
 
-    def _as_map(self, number: int, tensor: Tensor, images: Tensor, calls: int, grown: Grown) -> Tensor:
+    def _as_map(self, number: int, tensor: Tensor, images: Images, calls: int, grown: Grown) -> Tensor:
         """Return a tapped tensor as (B, C, H, W), its layout being sure."""
         path, layout, shape = self.points[number].path, self.points[number].layout, tensor.shape
         if len(shape) in (3, 4):
@@ -253,53 +264,61 @@ class Taps(nn.Module):
             return tensor.permute(0, 3, 1, 2)
         return self._from_tokens(path, layout, tensor, images) if layout.kind == "tokens" else tensor
 
-    def _from_tokens(self, path: str, layout: Layout, tensor: Tensor, images: Tensor) -> Tensor:
+    def _from_tokens(self, path: str, layout: Layout, tensor: Tensor, images: Images) -> Tensor:
         try:
             layout = settle_prefix(layout, tensor.shape[1], self.stated_prefix)
             found = tokens_to_map(tensor, prefix=layout.prefix or 0, grid=layout.grid)
         except ValueError as error:
             raise ValueError(f"tap {path!r}: {error}, as in @tokens:prefix=1:grid=14x14") from error
-        if layout.grid is None and images.ndim == 4 and "first" not in readings(found.shape, images.shape):
+        shape = _shape(images)
+        if layout.grid is None and len(shape) == 4 and "first" not in readings(found.shape, shape):
             raise ValueError(
-                f"tap {path!r}: the images are {images.shape[2]} x {images.shape[3]}, so the tokens are hardly "
+                f"tap {path!r}: the images are {shape[2]} x {shape[3]}, so the tokens are hardly "
                 f"{found.shape[2]} x {found.shape[3]}: say how many rows and columns they are, as in "
                 "@tokens:prefix=1:grid=14x28"
             )
         return found
 
-    def _settle(self, number: int, shape: tuple[int, ...], images: Tensor, calls: int, grown: Grown) -> None:
+    def _settle(self, number: int, shape: tuple[int, ...], images: Images, calls: int, grown: Grown) -> None:
         """Make sure of the layout of a tap; see the class. `grown` is filled where the first tap needs it."""
         path, layout = self.points[number].path, self.points[number].layout
-        if images.ndim == 4:
+        seen = _shape(images)
+        if len(seen) != 3:
             maps = len(shape) == 4
+            fits = readings(shape, seen) if maps and seen else []
             # Windows of a map, too, may look like one with its channels last.
-            if not maps or layout.kind == "last" or readings(shape, images.shape) != [layout.kind or "first"]:
+            if not maps or layout.kind == "last" or fits != [layout.kind or "first"]:
                 if not grown:
                     grown += self._grown_shapes(images)
                 stated = self.points[number].call
                 position = (-1 if stated is None else stated) % calls
                 after = [shapes[number][position] for shapes in grown if len(shapes[number]) > position]
                 found = next((kind for larger in after if (kind := moved(shape, larger))), None)
-                exact = readings(shape, images.shape, slack=False) if maps else []
+                found = found if seen else turned(shape, after)
+                exact = readings(shape, seen, slack=False) if maps and seen else []
                 check_found(path, layout, shape, found or (exact[0] if len(exact) == 1 else None))
         self._settled.add(number)
 
     @torch.no_grad()
-    def _grown_shapes(self, images: Tensor) -> Grown:
-        """Return the shapes of every call of every tap where images are twice as wide, and twice as large."""
+    def _grown_shapes(self, images: Images) -> Grown:
+        """Return the shapes of every call of every tap where images are twice as wide, and twice as large.
+
+        A list of images, which the network may shrink, is of one twice as wide, and of one twice as high.
+        """
         modes = {module: module.training for module in self.modules()}
         found: Grown = []
         self.eval()
         try:
-            for rows, columns in ((1, 2), (2, 2)):
-                size = (1, images.shape[1], rows * images.shape[2], columns * images.shape[3])
+            for rows, columns in ((1, 2), (2, 2 if isinstance(images, Tensor) else 1)):
+                channels, height, width = images[0].shape
+                larger = images[0].new_zeros(channels, rows * height, columns * width)
                 # A network may raise anything at a size that it does not take, often behind the tap.
-                slots = self._open[images.device] = [_Slot() for _ in self.points]
+                slots = self._open[larger.device] = [_Slot() for _ in self.points]
                 with contextlib.suppress(Exception):
-                    self.model(images.new_zeros(size))
+                    self.model(larger[None] if isinstance(images, Tensor) else [larger])
                 found.append([[tuple(tensor.shape) for tensor in slot.calls] for slot in slots])
         finally:
-            self._open.pop(images.device, None)
+            self._open.pop(images[0].device, None)
             for module, mode in modes.items():
                 module.training = mode
         return found
@@ -338,8 +357,20 @@ class Taps(nn.Module):
         self._handles, self._in_place = [], []
 
 
+def _shape(images: Images) -> tuple[int, ...]:
+    """Return the shape of a batch of images, nothing of a list: a detector makes its own batch of that."""
+    return tuple(images.shape) if isinstance(images, Tensor) else ()
+
+
+def _is_dense(output: Any) -> bool:
+    """Whether a network returns boxes or losses: a list of mappings per image, or a mapping of losses or maps."""
+    if isinstance(output, Mapping):
+        return not {"logits", "out"} & set(output) and all(isinstance(value, Tensor) for value in output.values())
+    return isinstance(output, (tuple, list)) and bool(output) and all(isinstance(each, Mapping) for each in output)
+
+
 @torch.no_grad()
-def dry_forward(taps: Taps, images: Tensor) -> Outputs:
+def dry_forward(taps: Taps, images: Images) -> Outputs:
     """Run `taps` once in eval mode without gradients; the training mode of every module stays as it was."""
     modes = {module: module.training for module in taps.modules()}
     taps.eval()

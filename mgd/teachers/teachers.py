@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mgd.checks import check_positive
 from mgd.taps import Outputs, Taps, dry_forward
+from mgd.taps.taps import Images
 
 # Values of ONEDNN_MAX_CPU_ISA that leave out the instructions that multiply bfloat16.
 _WITHOUT_BFLOAT16 = {
@@ -97,12 +98,16 @@ class Frozen(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Outputs:
-        """Return the `Outputs` for `images` (B, 3, H, W), cast to the weights' type; none requires a gradient."""
-        network = self._on(images.device)
-        images = images if self.view is None else self.view(images)
-        with torch.autocast(images.device.type, enabled=False):
-            outputs: Outputs = network(_cast(images, network))
+    def forward(self, images: Images) -> Outputs:
+        """Return the `Outputs` for images as `Taps` takes them, cast to the weights' type; none requires a gradient."""
+        device = images[0].device
+        network = self._on(device)
+        if isinstance(images, Tensor):
+            images = _cast(images if self.view is None else self.view(images), network)
+        else:
+            images = [_cast(image if self.view is None else self.view(image[None])[0], network) for image in images]
+        with torch.autocast(device.type, enabled=False):
+            outputs: Outputs = network(images)
         return outputs
 
     def _on(self, device: torch.device) -> nn.Module:

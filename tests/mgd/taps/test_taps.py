@@ -394,29 +394,3 @@ class ByNames(nn.Module):
 def test_arguments_by_keyword_count_in_the_order_of_the_forward() -> None:
     model, images = ByNames(), torch.randn(2, 3, 4, 4)
     assert torch.equal(Taps(model, ["gate@in"])(images).features[0], model.conv(images))
-
-
-@pytest.mark.parametrize("part", [False, True])
-def test_a_network_that_was_compiled_before_it_was_tapped_is_refused(part: bool) -> None:
-    """Hooks inside are not called: said at once, with what to write."""
-    inner: Any = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
-    net: Any = nn.Sequential(torch.compile(inner) if part else inner, nn.Flatten(), nn.Linear(16, 2))
-    if part:
-        assert Taps(net, ["0", "1"]).paths == ("0", "1")  # the part itself, and others, are read
-        wrong = "0._orig_mod.0"
-    else:
-        net, wrong = torch.compile(net), "0.0"
-    with pytest.raises(
-        ValueError, match=r"compiled before it was tapped.*Taps\(network, \['0.0'\]\), and compile that"
-    ):
-        Taps(net, [wrong])
-    net.compile()
-    with pytest.raises(ValueError, match="compiled before"):
-        Taps(net, ["0"])
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-def test_a_scripted_network_is_refused() -> None:
-    net: Any = torch.jit.trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), torch.zeros(1, 3, 2, 2))
-    with pytest.raises(ValueError, match="scripted before it was tapped"):
-        Taps(net, ["0"])
