@@ -18,6 +18,7 @@ from classification.errors import UserError
 from classification.models import build_published, known_name, may_be_same, pretrained_source
 from classification.models.files import cause, load, read_checkpoint
 from classification.models.others import CLASSES, SEEN, not_ours, seen_in_options
+from classification.models.sizes import fit_size
 from classification.models.states import Found, State, choose, states_of, with_versions
 
 
@@ -147,6 +148,8 @@ def load_file(
     size = f"; trained at {trained} px, it will see {img_size} px (--img-size)" if resized else ""
     if weights.unread:
         size += f"; what it says under {' and '.join(map(repr, weights.unread))} is not understood, and not used"
+    if trained is not None:
+        fit_size(model, trained)
     found = choose(model, weights.states)
     source = f"checkpoint {path}"
     head = _foreign_head(model.state_dict(), found.state, weights.classes, num_classes, classes)
@@ -176,6 +179,8 @@ def other_outputs(model: nn.Module, weights: WeightFile, num_classes: int, class
         num_classes: of the run.
         classes: of the run.
     """
+    if "img_size" in weights.seen:
+        fit_size(model, weights.preprocessing(Preprocessing()).img_size)
     found: Found = choose(model, weights.states)
     head = _foreign_head(model.state_dict(), found.state, weights.classes, num_classes, classes)
     return int(found.state[head[0]].shape[0]) if head and head[0] in found.state else None

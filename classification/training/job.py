@@ -14,6 +14,7 @@ from classification.data.folders import Folder, check_heif, read_folder, shared_
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import build, pretrained_source
+from classification.models.sizes import fit_size
 from classification.models.weights import (
     WeightFile,
     load_file,
@@ -259,9 +260,15 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
         job.notes.append(load_pretrained(model, job.arch, option="--student-resume"))
     elif evaluate:
         raise UserError("--evaluate has no weights to evaluate: give a file by --student-resume, or --pretrained")
+    _fit(job, job.arch, model, size)
     _say_preprocessing(job, "student", job.arch, job.preprocessing, sources.student or sources.resumed)
     job.student = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options.devices.sync_bn else model
     _try(job.arch, job.student, size, job.num_classes)
+
+
+def _fit(job: Job, arch: str, model: nn.Module, size: int) -> None:
+    if fit_size(model, size):
+        job.notes.append(f"{arch}: its position embeddings were resampled for images of {size} px")
 
 
 def _trainable(devices: Devices, model: nn.Module) -> nn.Module:
@@ -336,6 +343,7 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
         _say_preprocessing(job, role, arch, seen, file, recipe=bool({"img_size", "mean", "std"} & set(spec)))
     if evaluate or not spec.get("frozen", True):
         model = _trainable(options.devices, model)
+    _fit(job, arch, model, seen.img_size)
     _try(arch, model, seen.img_size, outputs or classes)
     job.teachers.append(model)
     job.teacher_preprocessing.append(seen)
