@@ -171,7 +171,7 @@ def load_file(
 
 
 def other_outputs(model: nn.Module, weights: WeightFile, num_classes: int, classes: list[str]) -> int | None:
-    """Return the number of outputs of a file of other classes; None where it may be of these, in any order.
+    """Return the number of outputs of a file of other classes, 0 without any; None where it may be of these classes.
 
     Args:
         model: the network, built for `num_classes`.
@@ -182,6 +182,8 @@ def other_outputs(model: nn.Module, weights: WeightFile, num_classes: int, class
     if "img_size" in weights.seen:
         fit_size(model, weights.preprocessing(Preprocessing()).img_size)
     found: Found = choose(model, weights.states)
+    if _lacking_head(model.state_dict(), found.state, num_classes):
+        return 0
     head = _foreign_head(model.state_dict(), found.state, weights.classes, num_classes, classes)
     return int(found.state[head[0]].shape[0]) if head and head[0] in found.state else None
 
@@ -311,7 +313,11 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | Non
                 f"the pretrained weights of {arch} cannot be downloaded ({error}): give a file by {option}"
             ) from error
         raise
-    head = _head(model.state_dict(), state) if new_head else []
+    own, number = model.state_dict(), getattr(model, "num_classes", 0)
+    if new_head and number and (fresh := _lacking_head(own, state, number)):
+        load_strictly(model, {**state, **fresh}, "the pretrained file", arch)
+        return f"{arch}: loaded {len(state)} pretrained tensors, which have no head: it is fresh"
+    head = _head(own, state) if new_head else []
     return load_with_new_head(model, state, arch, "the pretrained file", head)
 
 

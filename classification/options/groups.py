@@ -171,6 +171,7 @@ class Optimisation:
         metavar="N",
         help="pass each batch in N parts, to save memory; batch norms and terms see the parts",
     )
+    linear_probe: int = switch(0, help="1: train the head alone, on a frozen network with weights (main_base.py)")
     optimizer: str = option(
         "sgd",
         choices=("sgd", "muon"),

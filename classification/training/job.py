@@ -64,7 +64,8 @@ class Job:
         preprocessing: what the student sees of an image.
         teacher_preprocessing: what each teacher sees of it.
         before_relu: whether the taps lie before a ReLU, so that terms whose source reads maps behind it apply one.
-        foreign: whether each teacher tells other classes than the run's, and serves by its maps alone.
+        foreign: whether each teacher tells other classes than the run's, or none, and serves by its maps alone.
+        still: modules of the student that stay in eval mode while it trains.
     """
 
     options: Options
@@ -84,6 +85,7 @@ class Job:
     teacher_preprocessing: list[Preprocessing] = field(default_factory=list)
     before_relu: bool = False
     foreign: list[bool] = field(default_factory=list)
+    still: list[nn.Module] = field(default_factory=list)
     resume: dict[str, Any] | None = None
     changed: list[str] = field(default_factory=list)
     anew: list[str] = field(default_factory=list)
@@ -325,12 +327,22 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
         seen = sources.teacher_sees(job.preprocessing, spec, file, published)
         if file is not None:
             outputs = other_outputs(model, file, classes, job.data.classes)
+        elif getattr(model, "pretrained_cfg", {}).get("num_classes") == 0:
+            outputs = 0
         elif classes != 1000:
             outputs = 1000
         there = file is not None or pretrained_source(arch) is not None
         if outputs is not None and there and _reads_maps_alone(options):
-            model = build(arch, outputs)
-            job.notes.append(f"the teacher {arch} has {outputs} outputs of other classes: its maps alone are read")
+            model = build(arch, outputs or classes)
+            has = f"{outputs} outputs of other classes" if outputs else "no classifier"
+            job.notes.append(f"the teacher {arch} has {has}: its maps alone are read")
+        elif outputs == 0 and not evaluate:
+            raise UserError(
+                f"the weights of the teacher {arch} have no classifier: use terms on maps alone, as --distiller mgd, "
+                f"or train a head by main_base.py {options.data.data} -a {arch} "
+                f"{f'--student-resume {file.path}' if file else '--pretrained'} --linear-probe 1 and give its best.pth "
+                "by --teacher-resume"
+            )
         elif file is None and outputs is not None:
             raise UserError(
                 f"the published weights of {arch} have 1000 classes, this run {classes}: "
@@ -356,10 +368,13 @@ def _load_teacher(
     arch = spec["arch"]
     if file is None:
         name = spec.get("weights")
-        return load_pretrained(model, arch, option="--teacher-resume", name=name, new_head=False)
+        return load_pretrained(model, arch, option="--teacher-resume", name=name, new_head=outputs == 0)
     if outputs is None:
         return _load(job, model, file, arch, seen.img_size)
-    return load_file(model, file, arch=arch, num_classes=outputs, classes=None, img_size=seen.img_size)
+    number = outputs or job.num_classes
+    return load_file(
+        model, file, arch=arch, num_classes=number, classes=None, img_size=seen.img_size, new_head=outputs == 0
+    )
 
 
 def _reads_maps_alone(options: Options) -> bool:

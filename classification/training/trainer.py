@@ -181,7 +181,7 @@ class Trainer:
         epoch, every = self.epoch, self.options.run.checkpoint_every_steps
         self.batches.begin(epoch, self.step, self.seen)
         steps = len(self.batches)
-        self.stepper.wrapped.train()
+        self._train_mode()
         bar = self.engine.progress(self.loader, epoch_name(self.options.optimisation, epoch))
         before, earlier = time.perf_counter(), self.seconds
         for batch, known in self.stepper.ahead(told(bar, self.engine.workers)):
@@ -202,6 +202,11 @@ class Trainer:
             if every and self.step % every == 0 and self.step < steps:
                 save(self)
         self.stepper.check_scale(epoch)
+
+    def _train_mode(self) -> None:
+        self.stepper.wrapped.train()
+        for module in self.job.still:
+            module.training = False
 
     # -- what is said and logged
 
@@ -279,7 +284,7 @@ class Trainer:
             UserError: there is one term only.
         """
         update_terms(self.engine, self.distiller, 0)
-        self.stepper.wrapped.train()
+        self._train_mode()
         courses = [self.distiller.weights(epoch) for epoch in range(total_epochs(self.options.optimisation))]
         means, weights = Means(self.world.device), {n: max(course[n] for course in courses) for n in courses[0]}
         groups = self.distiller.groups()[:1]
