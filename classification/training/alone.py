@@ -40,7 +40,7 @@ def _probe(job: Job, student: nn.Module) -> None:
     networks = job.options.networks
     if not (networks.student_resume or networks.pretrained or networks.use_pretrained or job.resume_from):
         raise UserError(
-            "--linear-probe 1 needs a network with weights: give them by --student-resume or --pretrained 1"
+            "--linear-probe 1 needs a network with weights: give them by --student-resume FILE or --pretrained"
         )
     job.still = freeze_body(student, job.preprocessing.img_size)
     num = sum(p.numel() for p in student.parameters() if p.requires_grad)

@@ -239,7 +239,7 @@ class Taps(nn.Module):
         return Outputs(logits_of(output), maps)
 
     def _run(self, images: Images, *more: Any) -> tuple[Any, list[_Slot]]:
-        slots, device = [_Slot() for _ in self.points], images[0].device
+        slots, device = [_Slot() for _ in self.points], device_of(images)
         self._open[device] = slots
         try:
             return self.model(images, *more), slots
@@ -318,7 +318,7 @@ class Taps(nn.Module):
                     self.model(larger[None] if isinstance(images, Tensor) else [larger])
                 found.append([[tuple(tensor.shape) for tensor in slot.calls] for slot in slots])
         finally:
-            self._open.pop(images[0].device, None)
+            self._open.pop(device_of(images), None)
             for module, mode in modes.items():
                 module.training = mode
         return found
@@ -355,6 +355,11 @@ class Taps(nn.Module):
         for module in self._in_place:
             module.inplace = True  # type: ignore[assignment]
         self._handles, self._in_place = [], []
+
+
+def device_of(images: Images) -> torch.device:
+    """Return where images are."""
+    return images.device if isinstance(images, Tensor) else images[0].device
 
 
 def _shape(images: Images) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mgd.checks import check_positive
 from mgd.taps import Outputs, Taps, dry_forward
-from mgd.taps.taps import Images
+from mgd.taps.taps import Images, device_of
 
 # Values of ONEDNN_MAX_CPU_ISA that leave out the instructions that multiply bfloat16.
 _WITHOUT_BFLOAT16 = {
@@ -100,7 +100,7 @@ class Frozen(nn.Module):
     @torch.no_grad()
     def forward(self, images: Images) -> Outputs:
         """Return the `Outputs` for images as `Taps` takes them, cast to the weights' type; none requires a gradient."""
-        device = images[0].device
+        device = device_of(images)
         network = self._on(device)
         if isinstance(images, Tensor):
             images = _cast(images if self.view is None else self.view(images), network)
