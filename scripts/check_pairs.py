@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from check_taps import PAIRS
+
 from mgd import Distiller, Taps, View, freeze, pair_taps, probe
 from mgd.losses import LOSSES
-from scripts.check_taps import PAIRS
 
 CLASSES = 4
 STEPS = 10

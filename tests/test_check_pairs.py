@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from scripts.check_pairs import ODD, Pair, falls, train, write
+from check_pairs import ODD, Pair, falls, train, write
 
 SMALL = [
     Pair("timm:mobilenetv3_small_100", "timm:vit_tiny_patch16_224"),  # maps of a plain transformer's tokens
