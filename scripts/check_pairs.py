@@ -82,8 +82,9 @@ def build(name: str, size: int) -> nn.Module:
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "intermediate_size": 96,
+            "num_labels": CLASSES,
         }
-        return ViTForImageClassification(ViTConfig(image_size=size, patch_size=16, num_labels=CLASSES, **small))
+        return ViTForImageClassification(ViTConfig(image_size=size, patch_size=16, **small))
     if source == "timm":
         fixed = any(word in arch for word in ("vit_tiny", "vit_small", "deit", "mixer"))
         more: dict[str, Any] = {"img_size": size} if fixed else {}
