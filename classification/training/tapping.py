@@ -19,6 +19,7 @@ from mgd.taps.pairing import EQUAL
 
 AUTO = "auto"  # of --taps, --student-taps and --teacher-taps
 RELUS = ("ReLU", "ReLU6")
+UNREADABLE = (ValueError, TypeError, RuntimeError)  # what a tap raises that is not reached, or reads no map
 
 
 def tap(job: Job) -> list[Taps]:
@@ -111,7 +112,7 @@ def _found(job: Job, networks: Sequence[nn.Module], known: Sequence[list[str] | 
             for network, paths, size in zip(networks, known, sizes, strict=True)
         ]
         pairs = [pair_taps(taps[0], others, sizes[0], size) for others, size in zip(taps[1:], sizes[1:], strict=True)]
-    except ValueError as error:
+    except UNREADABLE as error:
         sentence, _, tables = str(error).partition("\n")
         how = "; on this command line those are --student-taps A,B --teacher-taps C,D and --img-size" if tables else ""
         raise UserError(sentence.removesuffix(".") + how, tables) from error
@@ -140,7 +141,10 @@ def described(job: Job, networks: Sequence[Taps]) -> str:
     """Return what --show-taps prints: the taps of a run, and what a flow could gain at each pair of them."""
     if not networks[0].paths:
         return "no term of this run reads maps"
-    described = [describe_taps(n.model, n.paths, size) for n, size in zip(networks, _image_sizes(job), strict=True)]
+    try:
+        described = [describe_taps(n.model, n.paths, size) for n, size in zip(networks, _image_sizes(job), strict=True)]
+    except UNREADABLE as error:
+        raise UserError(str(error)) from error
     if not pairing(job.options.table):
         return show(described)
     return "\n".join([show(described), *preview(job, networks, described)])

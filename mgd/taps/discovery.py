@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mgd.taps.activation import CUTS, NEARLY_CUTS, VIEWS, activation, activation_of, gated
 from mgd.taps.changed import matters
-from mgd.taps.layout import readings, reorders_tokens, stated_prefix
+from mgd.taps.layout import as_map, readings, reorders_tokens, stated_prefix
 from mgd.taps.norms import norms_before
 from mgd.taps.taps import Taps, dry_forward
 from mgd.taps.trace import LAYERS, Place, Trace, Value, trace
@@ -114,7 +114,7 @@ def _images(model: nn.Module, given: Tensor | int | tuple[int, int]) -> Tensor:
 def _describe(model: nn.Module, paths: Sequence[str], images: Tensor, graph: Trace) -> list[Tap]:
     taps = Taps(model, paths)
     try:
-        maps = dry_forward(taps, images).features
+        maps = [as_map(found) for found in dry_forward(taps, images).features]
         norms = norms_before(taps, images)
     finally:
         taps.close()

@@ -111,6 +111,15 @@ def test_show_taps_prints_the_table_and_trains_nothing(
         assert 0 < float(costs[0]) < float(costs[1]) < 4
 
 
+@pytest.mark.parametrize("taps", ["linear", "layer1.0.conv1,bn1#3"])
+def test_show_taps_refuses_what_is_no_map_in_a_sentence(
+    taps: str, distil: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_mgd.main([*without(distil, "--loss-factor"), "--show-taps", "--taps", taps]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("main_mgd.py: ") and said.count("\n") == 1 and "tap" in said
+
+
 def test_a_pair_whose_cheapest_flow_is_no_better_than_chance_is_marked() -> None:
     here = Tap("s", 4, (8, 8), "map", None, None, "none", 0.5)
     lines = pair_table([(here, here)] * 2, [Preview(1.2, 1.9, 0.05), Preview(1.85, 1.9, 0.05)])
