@@ -20,11 +20,17 @@ def shown(value: object, most: int = 100) -> str:
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; its text says how. Ends the script with status 2 and no traceback."""
+    """A mistake that the user can mend; its text says how. Ends the script with status 2 and no traceback.
 
-    def __init__(self, text: str) -> None:
+    Args:
+        text: one sentence.
+        table: lines that follow it, or nothing.
+    """
+
+    def __init__(self, text: str, table: str = "") -> None:
         # A loading process hands its error over wrapped in a traceback: keep the sentence.
-        super().__init__(one_line(text.rpartition("UserError: ")[2].strip()))
+        sentence = one_line(text.rpartition("UserError: ")[2].strip())
+        super().__init__("\n".join([sentence, *map(one_line, table.splitlines())]))
 
 
 class RunError(Exception):

@@ -54,6 +54,7 @@ deit3_small_patch16_224@224 vit_tiny_r_s16_p8_224@224 vit_relpos_small_patch16_2
 vit_small_patch14_reg4_dinov2@224 vit_small_patch16_dinov3@224 eva02_tiny_patch14_224@224 beit_base_patch16_224@224
 mixer_s32_224@224 gmixer_12_224@224 resmlp_12_224@224 gmlp_ti16_224@224 tnt_s_patch16_224@224 pit_ti_224@224
 pit_ti_distilled_224@224 sequencer2d_s@224 tresnet_m vovnet39a volo_d1_224@224 rdnet_tiny"""
+PAIRS = "## Pairs that train"  # the part of the page that check_pairs.py makes
 SIZE = 128
 SECONDS = 120
 HEAD = """# Where networks are tapped
@@ -218,7 +219,8 @@ def write(rows: list[dict[str, Any]], output: Path) -> None:
     )
     head = "| network | pixels | taps | sides (t: tokens) | channels | margins | folded norms | in place / moves |"
     table = [head, "|---|---|---|---|---|---|---|---|", *map(line, rows)]
-    output.write_text("\n".join([HEAD, said, "", *table, ""]))
+    _, mark, pairs = output.read_text().partition(PAIRS) if output.exists() else ("", "", "")
+    output.write_text("\n".join([HEAD, said, "", *table, ""]) + (f"\n{mark}{pairs}" if mark else ""))
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from classification.errors import UserError
 from classification.models import build_published, known_name, may_be_same, pretrained_source
 from classification.models.files import cause, load, read_checkpoint
 from classification.models.others import CLASSES, SEEN, not_ours, seen_in_options
+from classification.models.sizes import fit_size
 from classification.models.states import Found, State, choose, states_of, with_versions
 
 
@@ -147,6 +148,8 @@ def load_file(
     size = f"; trained at {trained} px, it will see {img_size} px (--img-size)" if resized else ""
     if weights.unread:
         size += f"; what it says under {' and '.join(map(repr, weights.unread))} is not understood, and not used"
+    if trained is not None:
+        fit_size(model, trained)
     found = choose(model, weights.states)
     source = f"checkpoint {path}"
     head = _foreign_head(model.state_dict(), found.state, weights.classes, num_classes, classes)
@@ -168,7 +171,7 @@ def load_file(
 
 
 def other_outputs(model: nn.Module, weights: WeightFile, num_classes: int, classes: list[str]) -> int | None:
-    """Return the number of outputs of a file of other classes; None where it may be of these, in any order.
+    """Return the number of outputs of a file of other classes, 0 without any; None where it may be of these classes.
 
     Args:
         model: the network, built for `num_classes`.
@@ -176,7 +179,11 @@ def other_outputs(model: nn.Module, weights: WeightFile, num_classes: int, class
         num_classes: of the run.
         classes: of the run.
     """
+    if "img_size" in weights.seen:
+        fit_size(model, weights.preprocessing(Preprocessing()).img_size)
     found: Found = choose(model, weights.states)
+    if _lacking_head(model.state_dict(), found.state, num_classes):
+        return 0
     head = _foreign_head(model.state_dict(), found.state, weights.classes, num_classes, classes)
     return int(found.state[head[0]].shape[0]) if head and head[0] in found.state else None
 
@@ -306,7 +313,11 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | Non
                 f"the pretrained weights of {arch} cannot be downloaded ({error}): give a file by {option}"
             ) from error
         raise
-    head = _head(model.state_dict(), state) if new_head else []
+    own, number = model.state_dict(), getattr(model, "num_classes", 0)
+    if new_head and number and (fresh := _lacking_head(own, state, number)):
+        load_strictly(model, {**state, **fresh}, "the pretrained file", arch)
+        return f"{arch}: loaded {len(state)} pretrained tensors, which have no head: it is fresh"
+    head = _head(own, state) if new_head else []
     return load_with_new_head(model, state, arch, "the pretrained file", head)
 
 

@@ -125,14 +125,14 @@ class Run:
         None,
         kind=count,
         metavar="STEPS",
-        help="print weights that balance the terms' gradients, and leave",
+        help="print weights that balance the terms' gradients, and each pair of taps' share, and leave",
         distillation=True,
         free=True,
         anew=True,
     )
     show_taps: bool = option(
         False,
-        help="print where student and teachers are tapped, with sizes, norms and margins, and leave",
+        help="print where student and teachers are tapped, and what a flow could gain at each pair, and leave",
         distillation=True,
         free=True,
         anew=True,
@@ -173,6 +173,7 @@ class Optimisation:
         metavar="N",
         help="pass each batch in N parts, to save memory; batch norms and terms see the parts",
     )
+    linear_probe: int = switch(0, help="1: train the head alone, on a frozen network with weights (main_base.py)")
     optimizer: str = option(
         "sgd",
         choices=("sgd", "muon"),

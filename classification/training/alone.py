@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from torch import nn
+
+from classification.errors import UserError
+from classification.models.heads import freeze_body
 from classification.options import config
 from classification.options.options import Options
 from classification.runs import launch
@@ -21,9 +25,27 @@ def prepare(options: Options, seed: Seed) -> Job:
     job = start_job(options, seed, with_teacher=bool(options.teachers))
     if not options.run.evaluate:
         assert job.student is not None
+        if options.optimisation.linear_probe:
+            _probe(job, job.student)
         terms = {name: (spec.kind(spec.hyper), 1.0) for name, spec in options.table.items()}
         job.set_distiller(Distiller(job.student, [], terms))
     return job
+
+
+def _probe(job: Job, student: nn.Module) -> None:
+    """Train the head alone.
+
+    Raises:
+        UserError: the network has no weights, or no head.
+    """
+    networks = job.options.networks
+    if not (networks.student_resume or networks.pretrained or networks.use_pretrained or job.resume_from):
+        raise UserError(
+            "--linear-probe 1 needs a network with weights: give them by --student-resume FILE or --pretrained"
+        )
+    job.still = freeze_body(student, job.preprocessing.img_size)
+    num = sum(p.numel() for p in student.parameters() if p.requires_grad)
+    job.notes.append(f"linear probe: {num} of {job.sizes['student']} weights train, those of the head")
 
 
 def execute(job: Job, world: World) -> None:

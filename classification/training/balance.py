@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from mgd import Outputs, Taps
 
 
 def gradient_shares(
@@ -36,6 +39,52 @@ def gradient_shares(
         total = sum(norms.values(), torch.tensor(0.0)).clamp_min(1e-30)
         shares |= {name: norm / total for name, norm in norms.items()}
     return shares
+
+
+def pair_shares(network: nn.Module, maps: Sequence[Tensor], value: Tensor) -> Tensor:
+    """Return each tapped map's part of a term's gradient on its network: its norm over the sum of all norms.
+
+    The gradient of a map is what reaches the weights through it alone: those of a map and of a deeper one that is
+    computed from it are told apart.
+
+    Args:
+        network: that trains.
+        maps: as the term read them, one per tap; nothing else is computed from them.
+        value: of the term, with its graph, which is kept.
+
+    Returns:
+        (number of maps,), all 0 where the term reads none of them.
+    """
+    if not value.requires_grad:
+        return value.new_zeros(len(maps))
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    norms = [value.new_zeros((), dtype=torch.float32) for _ in maps]
+    by_map = torch.autograd.grad(value.mean(), list(maps), retain_graph=True, allow_unused=True)
+    for number, (found, of_map) in enumerate(zip(maps, by_map, strict=True)):
+        if of_map is not None and found.requires_grad:
+            reached = torch.autograd.grad(found, parameters, of_map, retain_graph=True, allow_unused=True)
+            norms[number] = torch.stack([g.float().norm() for g in reached if g is not None]).norm()
+    total = torch.stack(norms)
+    return total / total.sum().clamp_min(1e-30)
+
+
+@contextlib.contextmanager
+def noted_maps(taps: Taps) -> Iterator[list[Tensor]]:
+    """Yield a list that holds the maps of the last forward of tapped networks, each under a name of its own.
+
+    Terms then read those names, from which nothing else is computed, as `pair_shares` needs them.
+    """
+    seen: list[Tensor] = []
+
+    def rename(_: nn.Module, __: object, outputs: Outputs) -> Outputs:
+        seen[:] = [found.view_as(found) for found in outputs.features]
+        return Outputs(outputs.logits, list(seen))
+
+    handle = taps.register_forward_hook(rename)
+    try:
+        yield seen
+    finally:
+        handle.remove()
 
 
 def _gradients(value: Tensor, network: nn.Module) -> list[Tensor]:

@@ -14,6 +14,7 @@ from classification.data.folders import Folder, check_heif, read_folder, shared_
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import build, pretrained_source
+from classification.models.sizes import fit_size
 from classification.models.weights import (
     WeightFile,
     load_file,
@@ -56,7 +57,8 @@ class Job:
         preprocessing: of the student's images.
         teacher_preprocessing: of each teacher's images.
         before_relu: whether the taps lie before a ReLU, so that terms whose source reads maps behind it apply one.
-        other_classes: whether each teacher has other classes than the run, so that only its maps are used.
+        other_classes: whether each teacher has other classes than the run, or none, so that only its maps are used.
+        still: modules of the student that stay in eval mode while it trains.
         checkpoint: what the run resumes from, or None.
         changed: how its run differs from this one, where --resume-override allows it.
         reinitialised: the parts whose state does not fit the new options, and is initialised again.
@@ -85,6 +87,7 @@ class Job:
     teacher_preprocessing: list[Preprocessing] = field(default_factory=list)
     before_relu: bool = False
     other_classes: list[bool] = field(default_factory=list)
+    still: list[nn.Module] = field(default_factory=list)
     checkpoint: dict[str, Any] | None = None
     changed: list[str] = field(default_factory=list)
     reinitialised: list[str] = field(default_factory=list)
@@ -261,9 +264,15 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
         job.notes.append(load_pretrained(model, job.arch, option="--student-resume"))
     elif evaluate:
         raise UserError("--evaluate has no weights to evaluate: give a file by --student-resume, or --pretrained")
+    _fit(job, job.arch, model, size)
     _say_preprocessing(job, "student", job.arch, job.preprocessing, sources.student or sources.resumed)
     job.student = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options.devices.sync_bn else model
     _try(job.arch, job.student, size, job.num_classes)
+
+
+def _fit(job: Job, arch: str, model: nn.Module, size: int) -> None:
+    if fit_size(model, size):
+        job.notes.append(f"{arch}: its position embeddings were resampled for images of {size} px")
 
 
 def _trainable(devices: Devices, model: nn.Module) -> nn.Module:
@@ -320,12 +329,22 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
         seen = sources.teacher_preprocessing(job.preprocessing, spec, file, published)
         if file is not None:
             outputs = other_outputs(model, file, classes, job.data.classes)
+        elif getattr(model, "pretrained_cfg", {}).get("num_classes") == 0:
+            outputs = 0
         elif classes != 1000:
             outputs = 1000
         there = file is not None or pretrained_source(arch) is not None
         if outputs is not None and there and _reads_maps_alone(options):
-            model = build(arch, outputs)
-            job.notes.append(f"the teacher {arch} has {outputs} outputs of other classes: its maps alone are read")
+            model = build(arch, outputs or classes)
+            has = f"{outputs} outputs of other classes" if outputs else "no classifier"
+            job.notes.append(f"the teacher {arch} has {has}: its maps alone are read")
+        elif outputs == 0 and not evaluate:
+            raise UserError(
+                f"the weights of the teacher {arch} have no classifier: use terms on maps alone, as --distiller mgd, "
+                f"or train a head by main_base.py {options.data.data} -a {arch} "
+                f"{f'--student-resume {file.path}' if file else '--pretrained'} --linear-probe 1 and give its best.pth "
+                "by --teacher-resume"
+            )
         elif file is None and outputs is not None:
             raise UserError(
                 f"the published weights of {arch} have 1000 classes, this run {classes}: "
@@ -340,6 +359,7 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
         model = _trainable(options.devices, model)
     if options.devices.sync_bn and not spec.get("frozen", True):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    _fit(job, arch, model, seen.img_size)
     _try(arch, model, seen.img_size, outputs or classes)
     job.teachers.append(model)
     job.teacher_preprocessing.append(seen)
@@ -352,10 +372,13 @@ def _load_teacher(
     arch = spec["arch"]
     if file is None:
         name = spec.get("weights")
-        return load_pretrained(model, arch, option="--teacher-resume", name=name, new_head=False)
+        return load_pretrained(model, arch, option="--teacher-resume", name=name, new_head=outputs == 0)
     if outputs is None:
         return _load(job, model, file, arch, seen.img_size)
-    return load_file(model, file, arch=arch, num_classes=outputs, classes=None, img_size=seen.img_size)
+    number = outputs or job.num_classes
+    return load_file(
+        model, file, arch=arch, num_classes=number, classes=None, img_size=seen.img_size, new_head=outputs == 0
+    )
 
 
 def _reads_maps_alone(options: Options) -> bool:

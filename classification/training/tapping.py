@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from classification.errors import UserError
 from classification.models import default_taps
 from classification.options.terms import needing, pairing, using
 from classification.training.job import Job
-from mgd import Tap, Taps, describe_taps, find_taps, pair_taps
+from classification.training.previewing import preview
+from mgd import Tap, Taps, describe_taps, dry_forward, find_taps, pair_taps
 from mgd.taps.discovery import table
+from mgd.taps.pairing import EQUAL
 
 AUTO = "auto"  # of --taps, --student-taps and --teacher-taps
 RELUS = ("ReLU", "ReLU6")
+UNREADABLE = (ValueError, TypeError, RuntimeError)  # what a tap raises that is not reached, or reads no map
 
 
 def tap(job: Job) -> list[Taps]:
@@ -35,10 +40,41 @@ def tap(job: Job) -> list[Taps]:
     unknown = [paths is None for paths in known]
     if any(unknown) and not (needing(terms, "maps") or any(named)):
         return [Taps(network) for network in networks]
-    if any(unknown):
+    paths = [chosen for chosen in known if chosen is not None]
+    if any(unknown) or not (any(named) or _sizes_agree(job, networks, paths)):
         return _found(job, networks, known)
     job.before_relu = not any(named)
-    return _tapped(job, networks, [paths for paths in known if paths is not None], shorten=not any(named))
+    return _tapped(job, networks, paths, shorten=not any(named))
+
+
+def _sizes_agree(job: Job, networks: Sequence[nn.Module], paths: Sequence[list[str]]) -> bool:
+    """Whether the published taps of all networks go together by position, or no term compares them one by one."""
+    if not pairing(job.options.table):
+        return True
+    sizes, depth = _image_sizes(job), min(map(len, paths))
+    try:
+        found = [_relative_sizes(*each) for each in zip(networks, paths, sizes, strict=True)]
+    except (RuntimeError, ValueError):  # what does not run is refused later, with a reason
+        return True
+    return all(
+        abs(math.log2(ours / theirs)) <= EQUAL
+        for others in found[1:]
+        for ours, theirs in zip(found[0][-depth:], others[-depth:], strict=True)
+    )
+
+
+def _relative_sizes(network: nn.Module, paths: list[str], size: int) -> list[float]:
+    """Return the height of the map at each tap as a share of the images'."""
+    taps = Taps(network, paths)
+    try:
+        return [found.shape[2] / size for found in dry_forward(taps, torch.zeros(1, 3, size, size)).features]
+    finally:
+        taps.close()
+
+
+def _image_sizes(job: Job) -> list[int]:
+    """Return the side of the images that the student and each teacher see."""
+    return [job.preprocessing.img_size, *(seen.img_size for seen in job.teacher_preprocessing)]
 
 
 def _named(job: Job) -> list[str | None]:
@@ -69,22 +105,29 @@ def _tapped(job: Job, networks: Sequence[nn.Module], paths: list[list[str]], *, 
 
 def _found(job: Job, networks: Sequence[nn.Module], known: Sequence[list[str] | None]) -> list[Taps]:
     """Find the taps of the networks that have none, and pair them with those of the others, by resolution."""
-    sizes = [job.preprocessing.img_size, *(seen.img_size for seen in job.teacher_preprocessing)]
+    sizes = _image_sizes(job)
     try:
         taps = [
             find_taps(network, size) if paths is None else describe_taps(network, paths, size)
             for network, paths, size in zip(networks, known, sizes, strict=True)
         ]
         pairs = [pair_taps(taps[0], others, sizes[0], size) for others, size in zip(taps[1:], sizes[1:], strict=True)]
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    except UNREADABLE as error:
+        sentence, _, tables = str(error).partition("\n")
+        how = "; on this command line those are --student-taps A,B --teacher-taps C,D and --img-size" if tables else ""
+        raise UserError(sentence.removesuffix(".") + how, tables) from error
     shared = [tap for tap in taps[0] if all(tap in [own for own, _ in found] for found in pairs)]
     partners = [{own.path: other for own, other in found} for found in pairs]
     chosen = [shared, *([partner[tap.path] for tap in shared] for partner in partners)]
     if not shared:
-        raise UserError("no tap of the student goes with one of every teacher: name taps by --student-taps")
+        raise UserError(
+            "no tap of the student goes with one of every teacher: name as many of each, by --student-taps A,B and "
+            "--teacher-taps C,D;E,F",
+            show(taps),
+        )
     job.before_relu = all(tap.activation in RELUS for row in chosen for tap in row)
-    job.notes.append(f"taps were found:\n{show(chosen)}")
+    how = "found" if None in known else "paired by the sizes of their maps"
+    job.notes.append(f"taps were {how}:\n{show(chosen)}")
     return _tapped(job, networks, [[tap.path for tap in row] for row in chosen], shorten=False)
 
 
@@ -95,8 +138,13 @@ def show(taps: Sequence[Sequence[Tap]]) -> str:
 
 
 def described(job: Job, networks: Sequence[Taps]) -> str:
-    """Return the table of the taps of a run: of --show-taps."""
+    """Return what --show-taps prints: the taps of a run, and what a flow could gain at each pair of them."""
     if not networks[0].paths:
         return "no term of this run reads maps"
-    sizes = [job.preprocessing.img_size, *(seen.img_size for seen in job.teacher_preprocessing)]
-    return show([describe_taps(n.model, n.paths, size) for n, size in zip(networks, sizes, strict=True)])
+    try:
+        described = [describe_taps(n.model, n.paths, size) for n, size in zip(networks, _image_sizes(job), strict=True)]
+    except UNREADABLE as error:
+        raise UserError(str(error)) from error
+    if not pairing(job.options.table):
+        return show(described)
+    return "\n".join([show(described), *preview(job, networks, described)])

@@ -16,6 +16,7 @@ from classification.data.transforms import train_transform
 from classification.errors import Stopped, UserError
 from classification.options.config import describe, epoch_name, learning_rate, total_epochs
 from classification.options.options import Options
+from classification.options.terms import using
 from classification.runs.balance import balanced
 from classification.runs.checkpoint import (
     image_names,
@@ -29,7 +30,7 @@ from classification.runs.metrics import Journal, Means
 from classification.runs.progress import Progress, epoch_line, last_lines, sum_of
 from classification.runs.restore import whole
 from classification.runs.world import World
-from classification.training.balance import dominant, gradient_shares
+from classification.training.balance import dominant, gradient_shares, noted_maps, pair_shares
 from classification.training.engine import Engine
 from classification.training.job import Job
 from classification.training.saving import restore, save
@@ -182,7 +183,7 @@ class Trainer:
         epoch, every = self.epoch, self.options.run.checkpoint_every_steps
         self.batches.begin(epoch, self.step, self.seen)
         steps = len(self.batches)
-        self.stepper.wrapped.train()
+        self._train_mode()
         bar = self.engine.progress(self.loader, epoch_name(self.options.optimisation, epoch))
         before, earlier = time.perf_counter(), self.seconds
         for batch, teacher_outputs in self.stepper.ahead(told(bar, self.engine.workers)):
@@ -205,6 +206,11 @@ class Trainer:
             if self.step < steps and ((every and self.step % every == 0) or self.stepper.met.save):
                 save(self)
         self.stepper.check_scale(epoch)
+
+    def _train_mode(self) -> None:
+        self.stepper.wrapped.train()
+        for module in self.job.still:
+            module.training = False
 
     # -- output and records
 
@@ -274,29 +280,38 @@ class Trainer:
     def calibrate(self, steps: int) -> None:
         """Print each term's share of the gradient over `steps` batches, and the weights that would make all equal.
 
-        Each has the largest weight of its schedule. Nothing is trained; the first term keeps its weight, and peers,
-        which have those of the student, are not told.
+        Each has the largest weight of its schedule. Of a term that compares maps, the share of each pair of taps in its
+        gradient follows. Nothing is trained; the first term keeps its weight, and peers, which have those of the
+        student, are not told.
 
         Raises:
             UserError: there is one term only.
         """
         update_terms(self.engine, self.distiller, 0)
-        self.stepper.wrapped.train()
+        self._train_mode()
         courses = [self.distiller.weights(epoch) for epoch in range(total_epochs(self.options.optimisation))]
         means, weights = Means(self.world.device), {n: max(course[n] for course in courses) for n in courses[0]}
         groups = self.distiller.groups()[:1]
         if len(groups[0][1]) == 1:
             raise UserError("--calibrate compares terms, and this run has one")
-        for step, batch in enumerate(self.loader):
-            if step == steps:
-                break
-            images, target, index = batch
-            values = self.stepper.forward(images, target, index, epoch=0)
-            means.add(gradient_shares(groups, values, weights, self.stepper.scaler.scale), len(batch[0]))
+        reading = using(self.options.table, "maps")
+        with noted_maps(self.distiller.student) as maps:
+            for step, batch in enumerate(self.loader):
+                if step == steps:
+                    break
+                images, target, index = batch
+                values = self.stepper.forward(images, target, index, epoch=0)
+                found = gradient_shares(groups, values, weights, self.stepper.scaler.scale)
+                for name in reading if maps else ():
+                    parts = pair_shares(self.student, maps, values[name])
+                    found |= {f"{name} {number}": part for number, part in enumerate(parts)}
+                means.add(found, len(batch[0]))
         shares = means.means(self.world)
-        for name, weight in balanced(weights, shares).items():
+        for name, weight in balanced(weights, {n: share for n, share in shares.items() if n in weights}).items():
             how = f"--term {name}.weight={weight:.4g}"
             self.world.say(f"{name:20} weight {weights[name]:.4g}  gradient share {shares[name]:.3f}  equal at {how}")
+            for number, path in enumerate(self.distiller.student.paths if name in reading else ()):
+                self.world.say(f"    {shares[f'{name} {number}']:.3f} of it through {path}")
 
     # -- checkpoints
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgd.taps.layout import tokens_to_map
-from mgd.taps.taps import TapPoint, Taps, first_tensor, logits_of
+from mgd.taps.layout import Layout, settle_prefix, tokens_to_map
+from mgd.taps.taps import Taps, first_tensor, logits_of
 
 
 @torch.no_grad()
@@ -35,7 +35,10 @@ def run_changed(model: nn.Module, path: str, images: Tensor, change: Callable[[T
         if calls - 1 != wanted:
             return tensor
         done = True
-        return _replace(tensor, point, change)
+        layout = point.layout
+        if layout.kind == "tokens":
+            layout = settle_prefix(layout, tensor.shape[1], taps.stated_prefix)
+        return _replace(tensor, layout, change)
 
     def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         given = first_tensor(module, args, kwargs)
@@ -88,11 +91,11 @@ def _call(taps: Taps, images: Tensor) -> int:
     return len(slots[0].calls) + stated
 
 
-def _replace(tensor: Tensor, point: TapPoint, change: Callable[[Tensor], Tensor]) -> Tensor:
-    layout = point.layout
+def _replace(tensor: Tensor, layout: Layout, change: Callable[[Tensor], Tensor]) -> Tensor:
     if layout.kind == "last":
         return change(tensor.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
     if layout.kind != "tokens":
         return change(tensor)
-    new = change(tokens_to_map(tensor, prefix=layout.prefix, grid=layout.grid))
-    return torch.cat([tensor[:, : layout.prefix], new.flatten(2).transpose(1, 2)], 1)
+    prefix = layout.prefix or 0
+    new = change(tokens_to_map(tensor, prefix=prefix, grid=layout.grid))
+    return torch.cat([tensor[:, :prefix], new.flatten(2).transpose(1, 2)], 1)

@@ -13,14 +13,12 @@ from torch import Tensor, nn
 
 from mgd.taps.activation import CUTS, NEARLY_CUTS, VIEWS, activation, activation_of, gated
 from mgd.taps.changed import matters
-from mgd.taps.layout import readings, reorders_tokens
+from mgd.taps.layout import as_map, readings, reorders_tokens, stated_prefix
 from mgd.taps.norms import norms_before
 from mgd.taps.taps import Taps, dry_forward
 from mgd.taps.trace import LAYERS, Place, Trace, Value, trace
 
 POOLS = ("mean", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "amax", "max")
-PREFIXES = ("cls_token", "class_token", "dist_token", "distillation_token", "reg_token", "register_tokens",
-            "storage_tokens", "class_embedding")  # fmt: skip
 GROWS = 1.2  # by more than what padding adds, a map does not grow before the last pool
 NUM_BY_DEPTH = 4  # taps of a network that keeps one resolution
 
@@ -116,7 +114,7 @@ def _images(model: nn.Module, given: Tensor | int | tuple[int, int]) -> Tensor:
 def _describe(model: nn.Module, paths: Sequence[str], images: Tensor, graph: Trace) -> list[Tap]:
     taps = Taps(model, paths)
     try:
-        maps = dry_forward(taps, images).features
+        maps = [as_map(found) for found in dry_forward(taps, images).features]
         norms = norms_before(taps, images)
     finally:
         taps.close()
@@ -167,7 +165,7 @@ class _Finder:
         self.model, self.graph, self.images = model, graph, images
         self.consumers = graph.consumers()
         self.reorders = reorders_tokens(model)
-        self.prefix = _num_prefix(model)
+        self.prefix = stated_prefix(model)
         self.refused: list[str] = []
         self.trunk = _before_pool(graph.trunk())
 
@@ -355,16 +353,3 @@ def _before_pool(trunk: list[Value]) -> list[Value]:
         if one_pixel or value.shape[2] > trunk[position - 1].shape[2]:  # a VGG's pool makes 7 x 7 of any map
             return trunk[:position]
     return trunk
-
-
-def _num_prefix(model: nn.Module) -> int:
-    """Return how many tokens a network says that it puts in front of those of the image."""
-    for module in model.modules():
-        stated = getattr(module, "num_prefix_tokens", None)
-        if isinstance(stated, int):
-            return stated
-    found = 0
-    for name, parameter in model.named_parameters():
-        if name.rpartition(".")[2] in PREFIXES:
-            found += parameter.shape[-2] if parameter.ndim == 3 else 1
-    return found

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
+# Names of parameters that are tokens in front of those of the image.
+PREFIXES = ("cls_token", "class_token", "dist_token", "distillation_token", "reg_token", "register_tokens",
+            "storage_tokens", "class_embedding")  # fmt: skip
 REORDERS = ("unroll", "reroll", "mask_unit_size")  # by which a network says that its tokens are in no raster order
 
 
@@ -17,12 +20,12 @@ class Layout:
 
     Args:
         kind: "first" (B, C, H, W), "last" (B, H, W, C), "tokens" (B, N, C), or None where it says nothing.
-        prefix: tokens in front of those of the image.
+        prefix: tokens in front of those of the image, or None where the path does not say: see `settle_prefix`.
         grid: rows and columns of tokens, or None for a square.
     """
 
     kind: str | None = None
-    prefix: int = 0
+    prefix: int | None = None
     grid: tuple[int, int] | None = None
 
 
@@ -33,7 +36,53 @@ def parse_layout(text: str | None) -> Layout:
     kind, *options = text.removeprefix("@").split(":")
     given = dict(option.split("=") for option in options)
     grid = [int(side) for side in given["grid"].split("x")] if "grid" in given else None
-    return Layout(kind, int(given.get("prefix", 0)), (grid[0], grid[1]) if grid else None)
+    prefix = int(given["prefix"]) if "prefix" in given else None
+    return Layout(kind, prefix, (grid[0], grid[1]) if grid else None)
+
+
+def stated_prefix(model: nn.Module) -> int:
+    """Return how many tokens a network says that it puts in front of those of the image.
+
+    timm's transformers say it (`num_prefix_tokens`); of others, as torchvision's and those of transformers, the
+    parameters tell by their names: class, distillation and register tokens.
+    """
+    for module in model.modules():
+        stated = getattr(module, "num_prefix_tokens", None)
+        if isinstance(stated, int):
+            return stated
+    found = 0
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] in PREFIXES:
+            found += parameter.shape[-2] if parameter.ndim == 3 else 1
+    return found
+
+
+def settle_prefix(layout: Layout, num_tokens: int, stated: int) -> Layout:
+    """Return a layout that says how many tokens stand in front: as its path does, or none, or as the network says.
+
+    Not every module of a network with a class token returns it: the number is the one that leaves a grid.
+
+    Args:
+        layout: of tokens.
+        num_tokens: N.
+        stated: as `stated_prefix` gives it.
+
+    Raises:
+        ValueError: neither number leaves a grid, or both do.
+    """
+    if layout.prefix is not None:
+        return layout
+
+    def fits(prefix: int) -> bool:
+        left = num_tokens - prefix
+        return left > 0 and left == (math.prod(layout.grid) if layout.grid else math.isqrt(left) ** 2)
+
+    found = [prefix for prefix in sorted({0, stated}) if fits(prefix)]
+    if len(found) != 1 and stated:
+        how = "neither" if not found else "both"
+        numbers = f"0 or, as the network says, {stated} in front leave {how} a grid"
+        raise ValueError(f"of {num_tokens} tokens, {numbers}: say how many stand in front of the image's own (prefix)")
+    return replace(layout, prefix=found[0] if found else 0)
 
 
 def tokens_to_map(tokens: Tensor, *, prefix: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
@@ -86,9 +135,21 @@ def readings(shape: Sequence[int], image: Sequence[int], slack: bool = True) -> 
 
 
 def moved(before: Sequence[int], after: Sequence[int]) -> str | None:
-    """Name the layout of a tensor whose shape went from `before` to `after` as the image grew: channels do not grow."""
+    """Name the layout of a tensor, whose channels do not grow, by its shapes on two images.
+
+    Args:
+        before: its shape.
+        after: that of one image that is twice as wide, or twice as wide and high.
+
+    Returns:
+        "first", "last" or "tokens" as in `Layout`; "channels first" of three dimensions; "batch" where the first
+        dimension is not the batch; "windows" where rows grow with the width, so that they are none; None where nothing
+        tells.
+    """
     if len(before) != len(after):
         return None
+    if after[0] != 1:
+        return "batch"
     changed = {axis for axis in range(1, len(before)) if before[axis] != after[axis]}
     if not changed:
         return None
@@ -96,7 +157,24 @@ def moved(before: Sequence[int], after: Sequence[int]) -> str | None:
         return {frozenset({1}): "tokens", frozenset({2}): "channels first"}.get(frozenset(changed))
     if changed <= {2, 3} and 3 in changed:
         return "first"
+    if changed == {1}:
+        return "windows"
     return "last" if changed <= {1, 2} else None
+
+
+def turned(before: Sequence[int], shapes: Sequence[Sequence[int]]) -> str | None:
+    """Name the layout of a map of a network that brings images to a size of its own, as a detector does.
+
+    Args:
+        before: shape of the map, four dimensions.
+        shapes: those of one image that is wider, and of one that is higher.
+
+    Returns:
+        "first" or "last": the two dimensions that change; None where others do.
+    """
+    same = [after for after in shapes if len(after) == len(before) == 4]
+    changed = {axis for after in same for axis in (1, 2, 3) if before[axis] != after[axis]}
+    return {frozenset({2, 3}): "first", frozenset({1, 2}): "last"}.get(frozenset(changed))
 
 
 def check_said(path: str, layout: Layout, shape: Sequence[int]) -> None:
@@ -124,12 +202,19 @@ def check_found(path: str, layout: Layout, shape: Sequence[int], found: str | No
         path: of the tap.
         layout: what it says; nothing means (B, C, H, W).
         shape: of the tensor.
-        found: "first", "last", "tokens", "channels first" (before the tokens), or None where nothing tells.
+        found: as `moved` gives it.
 
     Raises:
         ValueError: with what to write.
     """
     given, said = tuple(shape), layout.kind
+    if found == "batch":
+        raise ValueError(f"tap {path!r} reads {given}: its first dimension is not the batch, so tap another module")
+    if found == "windows":
+        raise ValueError(
+            f"tap {path!r} reads {given}, which are windows of the map, not its rows and columns: tap the module that "
+            "puts them together again"
+        )
     if found is None and said is None:
         raise ValueError(
             f"tap {path!r} reads {given}, and nothing tells where its channels are: write {path}@first where it is "

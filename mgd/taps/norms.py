@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mgd.taps.taps import TapPoint, Taps, dry_forward
+from mgd.taps.paths import TapPoint
+from mgd.taps.taps import Images, Taps, dry_forward
 
 
-def norms_before(taps: Taps, images: Tensor) -> list[nn.BatchNorm2d | None]:
+def norms_before(taps: Taps, images: Images) -> list[nn.BatchNorm2d | None]:
     """Find the batch normalisation in front of each tap: the one whose output the tapped map is, or is a sum with.
 
     It is the last layer with weights (convolution, linear or normalisation) that ran before the tap was read, if that
@@ -137,7 +138,7 @@ class _Trace:
             handle.remove()
 
 
-def _carries(taps: Taps, images: Tensor, last: _Call, number: int, before: Tensor) -> bool:
+def _carries(taps: Taps, images: Images, last: _Call, number: int, before: Tensor) -> bool:
     """Whether a change of a norm's values, of random size and sign at each pixel, is found in the tapped map as it is.
 
     Changes of a hundred times the map's values make an activation show, also one that limits large values alone.

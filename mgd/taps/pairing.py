@@ -54,8 +54,8 @@ def pair_taps(
     if not pairs:
         raise ValueError(
             "no tap of the student goes with one of the teacher: their sizes, relative to the images, differ by more "
-            "than a factor of 4, or there are none. Name taps of both networks yourself, or use images of another "
-            f"size.\nstudent:\n{table(ours)}\nteacher:\n{table(theirs)}"
+            "than a factor of 4, or there are none. Name as many taps of each network, or use images of another size."
+            f"\nstudent:\n{table(ours)}\nteacher:\n{table(theirs)}"
         )
     return pairs
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mgd.taps.layout import as_map
 from mgd.taps.norms import bn_margin, norms_before
-from mgd.taps.taps import Outputs, Taps, dry_forward
+from mgd.taps.taps import Images, Outputs, Taps, dry_forward
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Probe:
 
 
 def probe(
-    network: nn.Module, images: Tensor, *, weight: float = 1.0, frozen: bool = True, before_relu: bool = False
+    network: nn.Module, images: Images, *, weight: float = 1.0, frozen: bool = True, before_relu: bool = False
 ) -> Probe:
     """Run a network once, in eval mode and without gradients, and note what a term needs to be built.
 
@@ -67,7 +67,7 @@ def probe(
 
     Args:
         network: `Taps`, or a network without taps.
-        images: (B, 3, H, W) as this network sees them, any content; one image is enough.
+        images: (B, 3, H, W) or a list, as this network sees them, any content; one image is enough.
         weight: of this teacher among several.
         frozen: whether it is a frozen teacher.
         before_relu: whether the taps lie before a ReLU, see `Probe`.
@@ -89,7 +89,7 @@ def probe(
     )
 
 
-def _classify(taps: Taps, images: Tensor) -> tuple[Outputs, Tensor | None]:
+def _classify(taps: Taps, images: Images) -> tuple[Outputs, Tensor | None]:
     """Return the outputs of one dry forward, and the weight of the linear layer whose output the logits are."""
     made: list[tuple[nn.Linear, Tensor]] = []
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +16,14 @@ from mgd.taps.layout import (
     check_found,
     check_said,
     moved,
-    parse_layout,
     readings,
     reorders_tokens,
+    settle_prefix,
+    stated_prefix,
     tokens_to_map,
+    turned,
 )
+from mgd.taps.paths import element_of, parse_path
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Outputs:
     """What one network makes of one batch.
 
     Args:
-        logits: (B, K), before any softmax.
+        logits: (B, K), before any softmax; (B, 0) of a tapped network that returns none, as a detector.
         features: one (B, C, H, W) per tap, in the order of the taps.
+        result: what a network without logits returned, as a detector's losses; None where there are logits.
     """
 
     logits: Tensor
     features: list[Tensor] = field(default_factory=list)
+    result: Any = None
 
 
 @dataclass(frozen=True)
@@ -78,40 +81,8 @@ def logits_of(output: Any) -> Tensor:
     )
 
 
-_PATH = re.compile(
-    r"^(?P<module>[^@#\[\]]+)(\[(?P<element>[^@#\[\]]+)\]|(?P<side>@in))?(#(?P<call>-?\d{1,9}))?"
-    r"(?P<layout>@first|@last|@tokens(:prefix=\d{1,9}|:grid=\d{1,9}x\d{1,9}){0,2})?$"
-)
-
-
-@dataclass(frozen=True)
-class TapPoint:
-    """One parsed path: which module, its input, output or an element of that, of which call, and how it is laid out."""
-
-    path: str
-    module: nn.Module
-    reads_input: bool
-    call: int | None  # None: the module must be called exactly once
-    layout: Layout
-    element: str | None = None  # index or name in what the module returns
-
-
-def _parse(model: nn.Module, path: str) -> TapPoint:
-    match = _PATH.match(path)
-    if match is None:
-        forms = "'layer4', 'layer4.2.relu@in' or 'layer4.2.relu@in#-1', with @last behind it where channels are last"
-        raise ValueError(
-            f"tap path {path!r} is not of the form {forms}, and @tokens or @tokens:prefix=1:grid=14x14 for tokens"
-        )
-    modules = dict(model.named_modules())
-    name = match["module"]
-    if name not in modules:
-        names = [n for n in modules if n]
-        near = difflib.get_close_matches(name, names, n=4, cutoff=0.3) or names[:4]
-        raise ValueError(f"unknown tap path {path!r}: no module {name!r}; nearest are {', '.join(near)}")
-    call = None if match["call"] is None else int(match["call"])
-    layout = parse_layout(match["layout"])
-    return TapPoint(path, modules[name], match["side"] is not None, call, layout, match["element"])
+Images = Tensor | Sequence[Tensor]  # (B, 3, H, W), or a list of (3, H, W)
+Grown = list[list[list[tuple[int, ...]]]]  # shapes of every call of every tap, on images of two larger sizes
 
 
 @dataclass
@@ -139,23 +110,6 @@ def first_tensor(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     return (tensors or given or [None])[0]
 
 
-def _element(point: TapPoint, output: Any) -> Any:
-    """Return what a path names of a module's output: all of it, or one element of a tuple or a mapping."""
-    if point.element is None:
-        return output
-    if isinstance(output, Mapping):
-        names = {str(name): value for name, value in output.items()}
-    elif isinstance(output, (tuple, list)):
-        names = {str(index): value for index, value in enumerate(output)}
-    else:
-        raise TypeError(
-            f"tap {point.path!r}: the module returns a {type(output).__name__}; leave out [{point.element}]"
-        )
-    if point.element not in names:
-        raise ValueError(f"tap {point.path!r}: what the module returns has no such element, but {', '.join(names)}")
-    return names[point.element]
-
-
 class _Reader:
     """What a hook calls: it hands one tap's tensor to `Taps`, and does nothing in a network that was saved alone."""
 
@@ -172,7 +126,7 @@ class _Reader:
 
     def read_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.taps is not None:
-            self.taps._record(self.number, _element(self.taps.points[self.number], output))
+            self.taps._record(self.number, element_of(self.taps.points[self.number], output))
 
 
 class Taps(nn.Module):
@@ -185,8 +139,9 @@ class Taps(nn.Module):
 
     Every map is returned as (B, C, H, W). The end of a path says where a tensor is laid out otherwise: "@last" is (B,
     H, W, C), as in a Swin transformer; "@tokens" is (B, N, C), row by row, "@tokens:prefix=5:grid=14x28" such with 5
-    tokens in front and 14 rows of 28; see `tokens_to_map`. No layout is guessed. Three dimensions without "@tokens" are
-    refused, as is a first dimension that is not the batch. Four without a word are (B, C, H, W) where only so H and W
+    tokens in front and 14 rows of 28; see `tokens_to_map`. Without "prefix" it is what the network says, or 0 where
+    that leaves a grid; see `settle_prefix`. No layout is guessed. Three dimensions without "@tokens" are refused, as is
+    a first dimension that is not the batch. Four without a word are (B, C, H, W) where only so H and W
     are in the images' proportion. Where that does not tell, the first forward also runs the network on one image of
     another size, in eval mode: channels are what does not grow. Then "@last" is asked for, or, where that tells nothing
     either, one of "@first" and "@last"; a path that says otherwise than what was found is refused. Tokens of a network
@@ -213,8 +168,9 @@ class Taps(nn.Module):
         super().__init__()
         self.model = model
         self.paths = tuple(paths)
-        self.points = [_parse(model, path) for path in self.paths]
+        self.points = [parse_path(model, path) for path in self.paths]
         self._reorders = bool(self.paths) and reorders_tokens(model)
+        self.stated_prefix = stated_prefix(model) if any(p.layout.kind == "tokens" for p in self.points) else 0
         for point in self.points:
             if point.layout.kind == "tokens":
                 self._refuse_reordered(point.path)
@@ -266,23 +222,31 @@ class Taps(nn.Module):
             copies = copies or unversioned
         slot.calls.append(tensor.clone() if copies else tensor)
 
-    def forward(self, images: Tensor) -> Outputs:
-        """Return the network's `Outputs` for `images` (B, 3, H, W)."""
-        output, slots = self._run(images)
-        logits = logits_of(output)
+    def forward(self, images: Images, *more: Any) -> Outputs:
+        """Return the network's `Outputs`.
+
+        Args:
+            images: (B, 3, H, W), or what a detector takes, a list of B images (3, H, W).
+            more: what else the network's forward takes, as the targets of a detector.
+        """
+        output, slots = self._run(images, *more)
         found = [self._read(number, slot) for number, slot in enumerate(slots)]
         calls = [len(slot.calls) for slot in slots]
-        return Outputs(logits, [self._as_map(n, found[n], images, calls[n]) for n in range(len(found))])
+        grown: Grown = []
+        maps = [self._as_map(n, found[n], images, calls[n], grown) for n in range(len(found))]
+        if maps and _is_dense(output):
+            return Outputs(maps[0].new_zeros(len(maps[0]), 0), maps, output)
+        return Outputs(logits_of(output), maps)
 
-    def _run(self, images: Tensor) -> tuple[Any, list[_Slot]]:
-        slots = [_Slot() for _ in self.points]
-        self._open[images.device] = slots
+    def _run(self, images: Images, *more: Any) -> tuple[Any, list[_Slot]]:
+        slots, device = [_Slot() for _ in self.points], device_of(images)
+        self._open[device] = slots
         try:
-            return self.model(images), slots
+            return self.model(images, *more), slots
         finally:
-            del self._open[images.device]
+            del self._open[device]
 
-    def _as_map(self, number: int, tensor: Tensor, images: Tensor, calls: int) -> Tensor:
+    def _as_map(self, number: int, tensor: Tensor, images: Images, calls: int, grown: Grown) -> Tensor:
         """Return a tapped tensor as (B, C, H, W), its layout being sure."""
         path, layout, shape = self.points[number].path, self.points[number].layout, tensor.shape
         if len(shape) in (3, 4):
@@ -295,57 +259,69 @@ class Taps(nn.Module):
                     "batch, so tap another module"
                 )
             if not torch.compiler.is_compiling() and number not in self._settled:
-                self._settle(number, tuple(shape), images, calls)
+                self._settle(number, tuple(shape), images, calls, grown)
         if layout.kind == "last":
             return tensor.permute(0, 3, 1, 2)
         return self._from_tokens(path, layout, tensor, images) if layout.kind == "tokens" else tensor
 
-    def _from_tokens(self, path: str, layout: Layout, tensor: Tensor, images: Tensor) -> Tensor:
+    def _from_tokens(self, path: str, layout: Layout, tensor: Tensor, images: Images) -> Tensor:
         try:
-            found = tokens_to_map(tensor, prefix=layout.prefix, grid=layout.grid)
+            layout = settle_prefix(layout, tensor.shape[1], self.stated_prefix)
+            found = tokens_to_map(tensor, prefix=layout.prefix or 0, grid=layout.grid)
         except ValueError as error:
             raise ValueError(f"tap {path!r}: {error}, as in @tokens:prefix=1:grid=14x14") from error
-        if layout.grid is None and images.ndim == 4 and "first" not in readings(found.shape, images.shape):
+        shape = _shape(images)
+        if layout.grid is None and len(shape) == 4 and "first" not in readings(found.shape, shape):
             raise ValueError(
-                f"tap {path!r}: the images are {images.shape[2]} x {images.shape[3]}, so the tokens are hardly "
+                f"tap {path!r}: the images are {shape[2]} x {shape[3]}, so the tokens are hardly "
                 f"{found.shape[2]} x {found.shape[3]}: say how many rows and columns they are, as in "
                 "@tokens:prefix=1:grid=14x28"
             )
         return found
 
-    def _settle(self, number: int, shape: tuple[int, ...], images: Tensor, calls: int) -> None:
-        """Make sure of the layout of a tap; see the class."""
+    def _settle(self, number: int, shape: tuple[int, ...], images: Images, calls: int, grown: Grown) -> None:
+        """Make sure of the layout of a tap; see the class. `grown` is filled where the first tap needs it."""
         path, layout = self.points[number].path, self.points[number].layout
-        if images.ndim == 4:
+        seen = _shape(images)
+        if len(seen) != 3:
             maps = len(shape) == 4
-            if not maps or readings(shape, images.shape) != [layout.kind or "first"]:
-                grown = self._grown_shapes(number, images, calls)
-                found = next((kind for after in grown if (kind := moved(shape, after))), None)
-                exact = readings(shape, images.shape, slack=False) if maps else []
+            fits = readings(shape, seen) if maps and seen else []
+            # Windows of a map, too, may look like one with its channels last.
+            if not maps or layout.kind == "last" or fits != [layout.kind or "first"]:
+                if not grown:
+                    grown += self._grown_shapes(images)
+                stated = self.points[number].call
+                position = (-1 if stated is None else stated) % calls
+                after = [shapes[number][position] for shapes in grown if len(shapes[number]) > position]
+                found = next((kind for larger in after if (kind := moved(shape, larger))), None)
+                found = found if seen else turned(shape, after)
+                exact = readings(shape, seen, slack=False) if maps and seen else []
                 check_found(path, layout, shape, found or (exact[0] if len(exact) == 1 else None))
         self._settled.add(number)
 
     @torch.no_grad()
-    def _grown_shapes(self, number: int, images: Tensor, calls: int) -> list[tuple[int, ...]]:
-        """Return the shapes that a tap has where images are twice as wide, and twice as large, if they get there."""
-        stated = self.points[number].call
-        position = (-1 if stated is None else stated) % calls
+    def _grown_shapes(self, images: Images) -> Grown:
+        """Return the shapes of every call of every tap where images are twice as wide, and twice as large.
+
+        A list of images, which the network may shrink, is of one twice as wide, and of one twice as high.
+        """
         modes = {module: module.training for module in self.modules()}
-        shapes = []
+        found: Grown = []
         self.eval()
         try:
-            for rows, columns in ((1, 2), (2, 2)):
-                size = (1, images.shape[1], rows * images.shape[2], columns * images.shape[3])
+            for rows, columns in ((1, 2), (2, 2 if isinstance(images, Tensor) else 1)):
+                channels, height, width = images[0].shape
+                larger = images[0].new_zeros(channels, rows * height, columns * width)
                 # A network may raise anything at a size that it does not take, often behind the tap.
-                slots = self._open[images.device] = [_Slot() for _ in self.points]
+                slots = self._open[larger.device] = [_Slot() for _ in self.points]
                 with contextlib.suppress(Exception):
-                    self.model(images.new_zeros(size))
-                shapes += [tuple(tensor.shape) for tensor in slots[number].calls[position:][:1]]
+                    self.model(larger[None] if isinstance(images, Tensor) else [larger])
+                found.append([[tuple(tensor.shape) for tensor in slot.calls] for slot in slots])
         finally:
-            self._open.pop(images.device, None)
+            self._open.pop(device_of(images), None)
             for module, mode in modes.items():
                 module.training = mode
-        return shapes
+        return found
 
     def _read(self, number: int, slot: _Slot) -> Tensor:
         point, calls = self.points[number], len(slot.calls)
@@ -381,8 +357,25 @@ class Taps(nn.Module):
         self._handles, self._in_place = [], []
 
 
+def device_of(images: Images) -> torch.device:
+    """Return where images are."""
+    return images.device if isinstance(images, Tensor) else images[0].device
+
+
+def _shape(images: Images) -> tuple[int, ...]:
+    """Return the shape of a batch of images, nothing of a list: a detector makes its own batch of that."""
+    return tuple(images.shape) if isinstance(images, Tensor) else ()
+
+
+def _is_dense(output: Any) -> bool:
+    """Whether a network returns boxes or losses: a list of mappings per image, or a mapping of losses or maps."""
+    if isinstance(output, Mapping):
+        return not {"logits", "out"} & set(output) and all(isinstance(value, Tensor) for value in output.values())
+    return isinstance(output, (tuple, list)) and bool(output) and all(isinstance(each, Mapping) for each in output)
+
+
 @torch.no_grad()
-def dry_forward(taps: Taps, images: Tensor) -> Outputs:
+def dry_forward(taps: Taps, images: Images) -> Outputs:
     """Run `taps` once in eval mode without gradients; the training mode of every module stays as it was."""
     modes = {module: module.training for module in taps.modules()}
     taps.eval()

@@ -18,6 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mgd.checks import check_positive
 from mgd.taps import Outputs, Taps, dry_forward
+from mgd.taps.taps import Images, device_of
 
 # Values of ONEDNN_MAX_CPU_ISA that leave out the instructions that multiply bfloat16.
 _WITHOUT_BFLOAT16 = {
@@ -97,12 +98,16 @@ class Frozen(nn.Module):
         return self
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> Outputs:
-        """Return the `Outputs` for `images` (B, 3, H, W), cast to the weights' type; none requires a gradient."""
-        own = self._on(images.device)
-        images = images if own.view is None else own.view(images)
-        with torch.autocast(images.device.type, enabled=False):
-            outputs: Outputs = own.taps(_cast(images, own.taps))
+    def forward(self, images: Images) -> Outputs:
+        """Return the `Outputs` for images as `Taps` takes them, cast to the weights' type; none requires a gradient."""
+        device = device_of(images)
+        own = self._on(device)
+        if isinstance(images, Tensor):
+            images = _cast(images if own.view is None else own.view(images), own.taps)
+        else:
+            images = [_cast(image if own.view is None else own.view(image[None])[0], own.taps) for image in images]
+        with torch.autocast(device.type, enabled=False):
+            outputs: Outputs = own.taps(images)
         return outputs
 
     def _on(self, device: torch.device) -> Frozen:

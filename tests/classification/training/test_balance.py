@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from classification.runs.balance import balanced
-from classification.training.balance import dominant, gradient_shares
+from classification.training.balance import dominant, gradient_shares, noted_maps, pair_shares
+from mgd import Taps
 
 
 def test_shares_are_those_of_the_gradients_norms() -> None:
@@ -58,3 +59,30 @@ def test_a_term_that_drowns_the_others_is_named() -> None:
     assert warning is not None and "lower its weight" in warning
     with pytest.raises(ValueError, match="empty"):
         dominant({})
+
+
+def test_a_pair_has_the_gradient_that_reaches_the_weights_through_its_map_alone() -> None:
+    """y = a x and z = b y; the term 3 y + 4 z has the parts 3 x on a, and (4 b x, 4 y) on (a, b)."""
+    first, second = nn.Conv2d(1, 1, 1, bias=False), nn.Conv2d(1, 1, 1, bias=False)
+    with torch.no_grad():
+        first.weight.fill_(2.0)
+        second.weight.fill_(0.5)
+    net = nn.Sequential(first, second, nn.Flatten())
+    taps = Taps(net, ["0@first", "1@first"])
+    with noted_maps(taps) as maps:
+        outputs = taps(torch.full((1, 1, 1, 1), 1.0))
+        value = 3 * outputs.features[0].sum() + 4 * outputs.features[1].sum()
+        shares = pair_shares(net, maps, value)
+    parts = torch.tensor([3.0, (2.0**2 + 8.0**2) ** 0.5])
+    torch.testing.assert_close(shares, parts / parts.sum())
+    assert first.weight.grad is None
+    assert taps(torch.ones(1, 1, 1, 1)).features[0].grad_fn is not maps[0].grad_fn  # the hook is gone
+
+
+def test_a_term_that_reads_no_map_has_no_pairs() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Flatten())
+    taps = Taps(net, ["0@first"])
+    with noted_maps(taps) as maps:
+        outputs = taps(torch.ones(1, 1, 1, 1))
+        assert pair_shares(net, maps, outputs.logits.sum()).tolist() == [0.0]
+        assert pair_shares(net, maps, torch.tensor(1.0)).tolist() == [0.0]

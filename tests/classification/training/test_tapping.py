@@ -17,8 +17,10 @@ from classification.models import build
 from classification.options.config import parse
 from classification.runs.world import Seed
 from classification.training.job import Job
+from classification.training.previewing import pair_table
 from classification.training.tapping import show, tap
-from mgd import describe_taps
+from mgd import Tap, describe_taps
+from mgd.losses.preview import Preview
 from tests.classification.test_main import options, records, without
 
 
@@ -42,6 +44,29 @@ def test_tables_number_teachers_where_there_are_several() -> None:
     row = describe_taps(build("cifar_resnet8", 3), ["layer1"], 16)
     for number, roles in ((2, ["student:", "teacher:"]), (3, ["student:", "teacher 1:", "teacher 2:"])):
         assert [line for line in show([row] * number).splitlines() if line.endswith(":")] == roles
+
+
+def test_published_taps_of_other_sizes_are_paired_by_size_not_by_position() -> None:
+    # At 64 px the maps of the one have 64, 32 and 16 px, those of the other 16, 8, 4 and 2.
+    job = job_of("cifar_resnet20", "resnet18")
+    student, teacher = tap(job)
+    assert list(student.paths) == ["layer3.2.relu@in#-1"] and list(teacher.paths) == ["layer1.1.relu@in#-1"]
+    assert job.before_relu
+    (note,) = job.notes
+    assert note.startswith("taps were paired by the sizes of their maps:\nstudent:")
+
+
+def test_sizes_of_published_taps_are_relative_to_the_images_of_each_network() -> None:
+    job = job_of("resnet18", "resnet18")
+    job.teacher_preprocessing = [Preprocessing.of(128)]  # a map of 16 px of 64 and one of 32 px of 128 are one size
+    paths = [f"layer{n}.1.relu@in#-1" for n in (1, 2, 3, 4)]
+    assert [list(taps.paths) for taps in tap(job)] == [paths, paths] and job.notes == []
+
+
+def test_terms_that_compare_all_with_all_keep_the_published_taps() -> None:
+    job = job_of("cifar_resnet20", "resnet18", "--distiller", "afd")
+    student, teacher = tap(job)
+    assert len(student.paths) == len(teacher.paths) == 3
 
 
 def test_a_network_without_published_taps_is_tapped_by_what_it_computes() -> None:
@@ -74,8 +99,12 @@ def test_networks_without_a_common_resolution_are_refused_with_both_tables() -> 
     job.options = replace(job.options, networks=replace(job.options.networks, teacher_taps="auto"))
     head = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)]
     job.teachers[0] = nn.Sequential(nn.Conv2d(3, 4, 3, 32), *head)
-    with pytest.raises(UserError, match=r"no tap of the student goes with one of the teacher.*student:.*teacher:"):
+    with pytest.raises(
+        UserError, match=r"no tap of the student goes with one of the teacher.*--student-taps"
+    ) as refused:
         tap(job)
+    lines = str(refused.value).splitlines()
+    assert [lines.index(name) for name in ("student:", "teacher:")] == [1, 4] and lines[3].split()[0] == "conv1"
 
 
 def test_show_taps_prints_the_table_and_trains_nothing(
@@ -86,6 +115,30 @@ def test_show_taps_prints_the_table_and_trains_nothing(
     for number in (1, 2, 3):
         assert said.count(f"layer{number}.0.relu@in#-1") >= 2
     assert "channels" in said and not (Path(distil[-1]) / "last.pth").exists()
+    table = said[said.index("pairs, and the mean cost") :].splitlines()[2:5]
+    for number, line in enumerate(table, start=1):
+        student, teacher, widths, sizes, *costs = [cell for cell in line.split("  ") if cell]
+        assert student == teacher.strip() == f"layer{number}.0.relu@in#-1"
+        assert widths.strip() == f"{4 * 2**number} <- {8 * 2**number}"
+        assert sizes.strip() == f"{32 // 2**number}x{32 // 2**number} <- {32 // 2**number}x{32 // 2**number}"
+        assert 0 < float(costs[0]) < float(costs[1]) < 4
+
+
+@pytest.mark.parametrize("taps", ["linear", "layer1.0.conv1,bn1#3"])
+def test_show_taps_refuses_what_is_no_map_in_a_sentence(
+    taps: str, distil: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main_mgd.main([*without(distil, "--loss-factor"), "--show-taps", "--taps", taps]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("main_mgd.py: ") and said.count("\n") == 1 and "tap" in said
+
+
+def test_a_pair_whose_cheapest_flow_is_no_better_than_chance_is_marked() -> None:
+    here = Tap("s", 4, (8, 8), "map", None, None, "none", 0.5)
+    lines = pair_table([(here, here)] * 2, [Preview(1.2, 1.9, 0.05), Preview(1.85, 1.9, 0.05)])
+    assert ["!!" in line for line in lines] == [False, False, True, True]
+    assert "--student-taps" in lines[-1]
+    assert "!!" not in "".join(pair_table([(here, here)], [Preview(1.2, 1.9, 0.05)]))
 
 
 def test_any_pair_trains_with_matching(distil: list[str], tmp_path: Path) -> None:

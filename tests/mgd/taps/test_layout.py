@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import mgd
-from mgd.taps.layout import as_map, moved, readings
+from mgd.taps.layout import Layout, as_map, moved, readings, settle_prefix, stated_prefix
 
 
 class Layer(nn.Module):
@@ -41,6 +43,14 @@ def last(y: Tensor) -> Tensor:
 def with_prefix(y: Tensor) -> Tensor:
     front = torch.full((len(y), 3, y.shape[1]), 7.0)
     return torch.cat([front, tokens(y)], dim=1)
+
+
+def windows(y: Tensor) -> Tensor:
+    """(B, 4, 4, C): four windows of 2 x 2 pixels, which look like a map of 4 x 4."""
+    rows, columns = y.shape[2] // 2, y.shape[3] // 2
+    cut = y.unflatten(3, (columns, 2)).unflatten(2, (rows, 2))  # B, C, rows, 2, columns, 2
+    turned: Tensor = cut.permute(0, 2, 4, 3, 5, 1)
+    return turned.flatten(3, 4).flatten(1, 2)
 
 
 def test_tokens_become_a_map_row_by_row() -> None:
@@ -111,6 +121,8 @@ def test_a_map_is_that_of_the_convolution(
         (lambda y: y.flatten(2), "", (8, 8), "write seen@tokens"),
         (lambda y: y.flatten(2), "@tokens", (8, 8), "does not grow with the image"),
         (with_prefix, "@tokens", (8, 8), r"'seen@tokens': 19 tokens are not 0 and a square.*prefix"),
+        (windows, "@last", (8, 8), r"windows of the map.*tap the module that puts them together again"),
+        (windows, "", (8, 8), "windows of the map"),
         (tokens, "@tokens", (4, 16), "4 x 16, so the tokens are hardly 4 x 4"),
         (lambda y: tokens(y).transpose(0, 1), "@tokens", (8, 8), r"\(16, 2, .\) from a batch of 2"),
         (lambda y: tokens(y).transpose(0, 1), "", (8, 8), "write seen@tokens"),
@@ -138,9 +150,9 @@ def test_where_nothing_tells_the_layout_is_asked_for() -> None:
     assert torch.equal(other, first.permute(0, 3, 1, 2))
     with pytest.raises(ValueError, match="write seen@last"):  # the shape tells, though the network takes one size only
         mgd.Taps(Layer(last, 5, size=8), ["seen"])(images)
-    windows = Layer(lambda y: y.reshape(len(y), 2, -1, y.shape[1]), 5, size=8)
+    halves = Layer(lambda y: y.reshape(len(y), 2, -1, y.shape[1]), 5, size=8)
     with pytest.raises(ValueError, match=r"\(2, 2, 8, 5\), and nothing tells"):
-        mgd.Taps(windows, ["seen"])(images)
+        mgd.Taps(halves, ["seen"])(images)
 
 
 def test_looking_at_a_layout_leaves_the_network_as_it_was() -> None:
@@ -205,6 +217,8 @@ def test_growing_shows_the_layout() -> None:
         ((2, 8, 8), (1, 8, 16), "channels first"),
         ((2, 8, 8), (1, 16, 16), None),
         ((2, 8, 8), (1, 8), None),
+        ((2, 8, 8, 5), (1, 16, 8, 5), "windows"),  # twice as wide an image has twice as many, not rows
+        ((9, 9, 5), (18, 1, 5), "batch"),  # as many tokens as images, tokens first
     ):
         assert moved(before, after) == expected
 
@@ -234,3 +248,46 @@ def test_a_map_is_returned_unchanged() -> None:
 def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected a map .* got the shape"):
         as_map(torch.zeros(shape))
+
+
+class Stating(Layer):
+    """A network that says that three tokens stand in front, and gives them."""
+
+    def __init__(self, turn: Callable[[Tensor], Tensor] = with_prefix) -> None:
+        super().__init__(turn)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 5))
+        self.reg_token = nn.Parameter(torch.zeros(1, 2, 5))
+
+
+@pytest.mark.parametrize(("said", "size"), [("@tokens", (8, 8)), ("@tokens:grid=3x5", (6, 10))])
+def test_the_tokens_in_front_are_those_that_the_network_says(said: str, size: tuple[int, int]) -> None:
+    images = torch.randn(2, 3, *size)
+    for turn in (with_prefix, tokens):  # a module that gives none of them is read too
+        net = Stating(turn)
+        (found,) = mgd.Taps(net, [f"seen{said}"])(images).features
+        torch.testing.assert_close(found, net.conv(images))
+
+
+def test_the_number_of_tokens_in_front_is_asked_for_where_the_networks_own_does_not_fit() -> None:
+    net = Stating(lambda y: torch.cat([with_prefix(y), tokens(y)[:, :1]], dim=1))
+    with pytest.raises(ValueError, match=r"of 20 tokens, 0 or, as the network says, 3 in front leave neither a grid"):
+        mgd.Taps(net, ["seen@tokens"])(torch.randn(2, 3, 8, 8))
+    assert mgd.Taps(net, ["seen@tokens:prefix=4"])(torch.randn(2, 3, 8, 8)).features[0].shape == (2, 5, 4, 4)
+    with pytest.raises(ValueError, match=r"of 4 tokens.*both"):
+        settle_prefix(Layout("tokens"), 4, 3)
+
+
+def test_the_number_of_tokens_in_front_is_read_from_networks_of_two_libraries() -> None:
+    small: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 12, "depth": 1, "num_heads": 2}
+    registers = timm.models.VisionTransformer(**small, reg_tokens=4)
+    distilled = timm.create_model("deit_tiny_distilled_patch16_224", **small)
+    plain = torchvision.models.VisionTransformer(32, 8, 1, 2, 12, 24)
+    assert [stated_prefix(net) for net in (registers, distilled, plain)] == [5, 2, 1]
+    for net, path in ((registers, "blocks.0"), (distilled, "blocks.0"), (plain, "encoder.layers")):
+        assert mgd.Taps(net, [f"{path}@tokens"])(torch.zeros(2, 3, 32, 32)).features[0].shape == (2, 12, 4, 4)
+
+
+def test_as_many_tokens_as_images_are_no_batch() -> None:
+    net = Layer(lambda y: tokens(y).transpose(0, 1))
+    with pytest.raises(ValueError, match="first dimension is not the batch"):
+        mgd.Taps(net, ["seen@tokens"])(torch.randn(16, 3, 8, 8))

@@ -1,0 +1,68 @@
+"""What a flow could gain at each pair of taps, as --show-taps prints it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from classification.data.folders import FixedBatches, Photos, loader, subset
+from classification.training.distillation import view_of
+from classification.training.job import Job
+from mgd import Outputs, Tap, Taps, dry_forward
+from mgd.losses.preview import Preview, preview_flows
+
+NUM_IMAGES = 32
+BATCH = 8
+
+
+def preview(job: Job, networks: Sequence[Taps], described: Sequence[Sequence[Tap]]) -> list[str]:
+    """Return a table of the pairs with each teacher: the cheapest flow's cost beside that of random flows.
+
+    Costs are those of training images, on the networks as they are before training.
+
+    Args:
+        job: with what each network sees.
+        networks: the student and its teachers.
+        described: the taps of each.
+    """
+    try:
+        found = preview_flows(_outputs(job, networks), job.seed.value)
+    except ValueError as error:
+        return [f"no costs of flows: {error}"]
+    lines = []
+    for number, (theirs, costs) in enumerate(zip(described[1:], found, strict=True), start=1):
+        of = "" if len(found) == 1 else f" with teacher {number}"
+        lines += [f"pairs{of}, and the mean cost of the channels that a flow matches (0 alike, 2 unrelated):"]
+        lines += pair_table(list(zip(described[0], theirs, strict=True)), costs)
+    return lines
+
+
+def _outputs(job: Job, networks: Sequence[Taps]) -> Iterator[tuple[Outputs, list[Outputs]]]:
+    """Yield what the networks make of training images, each of its own view of them."""
+    views = [None, *(view_of(job.preprocessing, seen) for seen in job.teacher_preprocessing)]
+    photos = Photos(job.data.train, job.preprocessing.transform())
+    chosen = FixedBatches(subset(len(photos), NUM_IMAGES, job.seed.value, 0), BATCH)
+    for seen, _, _ in loader(photos, chosen, 0, torch.device("cpu")):
+        images = job.preprocessing.normalise(seen)
+        pairs = zip(networks, views, strict=True)
+        outputs = [dry_forward(network, images if shown is None else shown(images)) for network, shown in pairs]
+        yield outputs[0], outputs[1:]
+
+
+def pair_table(pairs: Sequence[tuple[Tap, Tap]], costs: Sequence[Preview]) -> list[str]:
+    """Return the lines of a table of pairs, then a warning for each whose cheapest flow is no better than chance."""
+    rows = [("student", "teacher", "channels", "sizes", "cheapest flow", "random flow", "")]
+    for (ours, theirs), cost in zip(pairs, costs, strict=True):
+        channels = f"{ours.channels} <- {theirs.channels}"
+        sizes = f"{ours.size[0]}x{ours.size[1]} <- {theirs.size[0]}x{theirs.size[1]}"
+        flag = "" if cost.helps else "!! no better than random"
+        rows.append((ours.path, theirs.path, channels, sizes, f"{cost.cheapest:.3f}", f"{cost.random:.3f}", flag))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if not all(cost.helps for cost in costs):
+        lines.append(
+            "!! a flow cannot tell the channels of a marked pair apart: leave the pair out by --student-taps and "
+            "--teacher-taps, or give the student trained weights (--student-resume)"
+        )
+    return lines
