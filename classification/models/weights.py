@@ -54,10 +54,12 @@ SEEN_BY_US = ("img_size", "resize", "crop", "interpolation", "mean", "std")
 def read_weights(path: str | Path) -> WeightFile:
     """Read weights and their description: a plain state dict, or one under any key, of ours or of other code.
 
+    A path hf:NAME_OR_FOLDER is a network of Hugging Face.
+
     Raises:
         UserError: as `read_checkpoint`, no weights in it, or a description that makes no sense.
     """
-    content = read_checkpoint(path)
+    content = _read(path)
     states = states_of(content)
     if not states:
         raise UserError(
@@ -65,6 +67,14 @@ def read_weights(path: str | Path) -> WeightFile:
             "key"
         )
     return describe_file(path, content, states)
+
+
+def _read(path: str | Path) -> Mapping[str, Any]:
+    if str(path).startswith("hf:"):
+        from classification.models.huggingface import read_huggingface  # transformers is slow to import
+
+        return read_huggingface(str(path).removeprefix("hf:"))
+    return read_checkpoint(path)
 
 
 def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str, State]) -> WeightFile:
@@ -286,7 +296,7 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | Non
         UserError: no such weights are published, they cannot be downloaded, or the file in the cache is broken.
     """
     source = pretrained_source(arch)
-    if source is None:
+    if source in (None, "hf"):  # those of Hugging Face are read as files
         raise UserError(f"there are no pretrained weights of {arch}: give a file by {option}")
     try:
         state = _published(arch, source, name)
@@ -364,6 +374,10 @@ def published_preprocessing(model: nn.Module, arch: str, name: str | None = None
         name: of torchvision's weights; None for IMAGENET1K_V1.
     """
     source = pretrained_source(arch)
+    if source == "hf":
+        from classification.models.huggingface import preprocessing
+
+        return preprocessing(arch.removeprefix("hf:"))
     if source == "timm":
         return of_timm(getattr(model, "pretrained_cfg", {}))
     try:

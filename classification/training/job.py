@@ -133,7 +133,8 @@ class Job:
         data, run = self.options.data, self.options.run
         assert data.data is not None
         self.distiller = distiller
-        self.folder = run_folder(run, f"{self.arch.replace(':', '-')}-{'+'.join(self.options.table)}")
+        arch = self.arch.replace(":", "-").replace("/", "-")  # of timm: or hf:
+        self.folder = run_folder(run, f"{arch}-{'+'.join(self.options.table)}")
         frozen = [] if distiller.peers else self.teachers
         self.inputs = fingerprints(frozen, self.data.train, data.data, distiller.terms)
         self.inputs["preprocessing"] = {
@@ -247,7 +248,7 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
     if build_it:
         model = _trainable(options.devices, build(job.arch, job.num_classes))
         downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.goes_on
-        if downloads or (sources.student is not None and job.arch.startswith("timm:")):
+        if downloads or job.arch.startswith("hf:") or (sources.student and job.arch.startswith("timm:")):
             published = published_preprocessing(model, job.arch)
     job.preprocessing = sources.student_sees(evaluate, published)
     size = job.preprocessing.img_size
@@ -313,7 +314,7 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
             if (theirs := file.preprocessing(seen)) != seen:
                 job.notes.append(f"the peer {arch} saw {theirs}; now it sees what the student sees, {seen}")
     else:
-        if file is None or arch.startswith("timm:"):
+        if file is None or arch.startswith(("timm:", "hf:")):
             published = published_preprocessing(model, arch, spec.get("weights"))
         seen = sources.teacher_sees(job.preprocessing, spec, file, published)
         if file is not None:

@@ -234,8 +234,8 @@ class DistillationTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        known: list[str] = self._signature_columns or []  # type: ignore[assignment]
-        self._signature_columns = list(dict.fromkeys([*known, IMAGES, LABELS, INDEX]))
+        known: list[str] = self._signature_columns or []
+        self._signature_columns = list(dict.fromkeys([*known, IMAGES, LABELS, INDEX]))  # type: ignore[assignment]
 
     def _terms(self) -> list[Term]:
         return [term for term in self.distiller.terms.values() if isinstance(term, Term)]
