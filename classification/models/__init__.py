@@ -121,22 +121,30 @@ def _network(arch: str) -> Network:
     return network
 
 
-def build(arch: str, num_classes: int) -> nn.Module:
+def build(arch: str, num_classes: int, configuration: Mapping[str, Any] | None = None) -> nn.Module:
     """Build a network with fresh weights.
 
     Args:
         arch: a key of `NETWORKS`, "cifar_resnetN_wF" (N layers, widths times F), "cifar_resnetN_A-B-C" (those
             widths), "torchvision:NAME", "timm:NAME" or "hf:NAME_OR_FOLDER".
         num_classes: K.
+        configuration: what a checkpoint says that a network of Hugging Face is built from, or None.
 
     Raises:
         UserError: unknown name, with close matches.
     """
     network = _network(arch)
+    more = {"configuration": configuration} if configuration and network.source == "hf" else {}
     try:
-        return network.build(num_classes=num_classes)
+        return network.build(num_classes=num_classes, **more)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"cannot build {arch!r}: {error}") from error
+
+
+def configuration(network: nn.Module) -> dict[str, Any]:
+    """Return {"configuration": what the network is built from} where its name does not say that, else {}."""
+    say: Callable[[], dict[str, Any]] | None = getattr(network, "configuration", None)
+    return {} if say is None else {"configuration": say()}
 
 
 def pretrained_source(arch: str) -> str | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import importlib.util
 import inspect
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,9 @@ from mgd import logits_of
 PREFIX = "hf:"
 RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 INSIDE = "network."  # in front of the names of the network's own tensors
-# Code from a repository is never run; safetensors are taken where there are some.
-SAFE: dict[str, Any] = {"trust_remote_code": False}
+CONFIG, PROCESSORS = "config.json", ("preprocessor_config.json", "processor_config.json")
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the first where there are both
+SAFE: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}  # code of a repository is never run
 
 
 class Classifier(nn.Module):
@@ -41,25 +44,38 @@ class Classifier(nn.Module):
         known = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
         self._options = {"interpolate_pos_encoding": True} if known else {}
 
+    def configuration(self) -> dict[str, Any]:
+        """Return what the network is built from, for a checkpoint that must not need the folder that it came from."""
+        config: Any = self.network.config
+        found: dict[str, Any] = json.loads(config.to_json_string())
+        return found
+
     def forward(self, images: Tensor) -> Tensor:
         return logits_of(self.network(images, **self._options))
 
 
-def from_huggingface(name: str, num_classes: int) -> nn.Module:
-    """Build an image classifier of a configuration, with fresh weights.
+def from_huggingface(name: str, num_classes: int, configuration: Mapping[str, Any] | None = None) -> nn.Module:
+    """Build an image classifier with fresh weights.
 
     Args:
         name: a folder with config.json, or a name on the hub.
         num_classes: K.
+        configuration: of a checkpoint, in place of config.json.
 
     Raises:
         UserError: there is no such configuration, or none of an image classifier.
     """
-    from transformers import AutoModelForImageClassification
+    folder = _folder(name, weights=False) if configuration is None else None
+    with _one_sentence(name):
+        from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification
 
-    with _reading(name) as where:
-        config = _config(where, num_labels=num_classes)
-        return Classifier(AutoModelForImageClassification.from_config(config, **SAFE))
+        if configuration is None:
+            config = AutoConfig.from_pretrained(folder, **SAFE)
+        else:
+            config = CONFIG_MAPPING[configuration["model_type"]].from_dict(dict(configuration))
+        if config.num_labels != num_classes:
+            config.num_labels = num_classes
+        return Classifier(AutoModelForImageClassification.from_config(config, trust_remote_code=False))
 
 
 def read_huggingface(name: str) -> dict[str, Any]:
@@ -70,22 +86,22 @@ def read_huggingface(name: str) -> dict[str, Any]:
     Raises:
         UserError: no such network or no weights, or images that it sees in a way that is not known here.
     """
-    from transformers import AutoModelForImageClassification
+    folder = _folder(name, weights=True)
+    with _one_sentence(name):
+        from transformers import AutoModelForImageClassification
 
-    with _reading(name) as where:
-        config = _config(where)
         network, said = AutoModelForImageClassification.from_pretrained(
-            where, dtype=torch.float32, output_loading_info=True, local_files_only=is_folder(Path(where)), **SAFE
+            folder, dtype=torch.float32, output_loading_info=True, **SAFE
         )
-    missing = set(said["missing_keys"])
-    state = {INSIDE + key: value for key, value in network.state_dict().items() if key not in missing}
+    missing, config = set(said["missing_keys"]), network.config
     names = [str(config.id2label[index]) for index in range(config.num_labels)]
     return {
         "format": FORMAT,
-        "state_dict": state,
+        "state_dict": {INSIDE + key: value for key, value in network.state_dict().items() if key not in missing},
         "arch": PREFIX + name,
         "num_classes": config.num_labels,
-        "classes": None if all(map(str.startswith, names, ["LABEL_"] * len(names))) else names,
+        "classes": None if all(label.startswith("LABEL_") for label in names) else names,
+        "configuration": Classifier(network).configuration(),
         **preprocessing(name).describe(),
     }
 
@@ -96,20 +112,18 @@ def preprocessing(name: str) -> Preprocessing:
     Raises:
         UserError: no such network, or a processor that does what our preprocessing cannot.
     """
-    from transformers import AutoImageProcessor
+    folder = _folder(name, weights=False)
+    with _one_sentence(name):
+        from transformers import AutoConfig, AutoImageProcessor
 
-    with _reading(name) as where:
-        config = _config(where)
-        found = None
-        with contextlib.suppress(OSError, ValueError):  # none was saved with the network
-            found = AutoImageProcessor.from_pretrained(where, local_files_only=is_folder(Path(where)), **SAFE)
-    if found is not None:
-        try:
-            return of_processor(found)
-        except ValueError as error:
-            raise UserError(f"{PREFIX}{name} sees images in a way that is not known here: its {error}") from error
-    size = getattr(config, "image_size", None)
-    return Preprocessing.of(size if isinstance(size, int) else 224)
+        if not any(is_file(folder / file) for file in PROCESSORS):
+            size = getattr(AutoConfig.from_pretrained(folder, **SAFE), "image_size", None)
+            return Preprocessing.of(size if isinstance(size, int) else 224)
+        processor = AutoImageProcessor.from_pretrained(folder, **SAFE)
+    try:
+        return of_processor(processor)
+    except ValueError as error:
+        raise UserError(f"{PREFIX}{name} sees images in a way that is not known here: its {error}") from error
 
 
 def of_processor(processor: Any) -> Preprocessing:
@@ -161,50 +175,104 @@ def _sizes(processor: Any) -> tuple[int, int, str]:
     return size, max(side, size), how
 
 
-def _config(where: str, **changes: Any) -> Any:
-    from transformers import AutoConfig
+def folder_of(path: Path) -> Path | None:
+    """Return the folder of a file of weights that transformers wrote, None for other files."""
+    if path.name not in ("model.safetensors", "pytorch_model.bin") or not is_file(path):
+        return None
+    try:
+        said = json.loads((path.parent / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return path.parent if isinstance(said, dict) and "model_type" in said else None
 
-    return AutoConfig.from_pretrained(where, local_files_only=is_folder(Path(where)), **SAFE, **changes)
+
+def _folder(name: str, *, weights: bool) -> Path:
+    """Return the folder of a network: one that was named, or that of the cache, to which it is downloaded if need be.
+
+    Raises:
+        UserError: transformers is not installed, or there is no such network.
+    """
+    called = f"{PREFIX}{name}"
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(
+            f"{called} needs transformers: `pip install transformers`, or the extra [huggingface] of this project"
+        )
+    path = Path(name).expanduser()
+    if is_folder(path):
+        if not is_file(path / CONFIG):
+            raise UserError(f"{called} is a folder without {CONFIG}: give one that save_pretrained() wrote")
+        if weights and not _complete(path, weights=True):
+            raise UserError(
+                f"{called} holds no weights: give a folder with model.safetensors, or train from its configuration "
+                "alone, without --pretrained"
+            )
+        return path
+    if is_file(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"{called} is not a folder: give one with {CONFIG}, or a name on the hub")
+    return _of_hub(name, weights=weights)
+
+
+def _of_hub(name: str, *, weights: bool) -> Path:
+    import huggingface_hub as hub
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    called = f"{PREFIX}{name}"
+    try:
+        with contextlib.suppress(LocalEntryNotFoundError):
+            cached = Path(hub.snapshot_download(name, local_files_only=True))
+            if _complete(cached, weights=weights):
+                return cached
+        listed = hub.HfApi().model_info(name, timeout=10).siblings or []  # unlike a download, it is not retried
+        wanted = _wanted([file.rfilename for file in listed], weights=weights)
+        found = Path(hub.snapshot_download(name, allow_patterns=wanted))
+    except GatedRepoError as error:
+        raise UserError(f"{called} is open to those alone who asked for it: run `hf auth login` first") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"{called} is no folder here, and the hub has no network of this name") from error
+    except Exception as error:  # errors of the network have no common class
+        raise UserError(
+            f"{called} is neither a folder here nor in the cache of Hugging Face, and cannot be downloaded "
+            f"({type(error).__name__}): give a folder with {CONFIG} and model.safetensors"
+        ) from error
+    if not _complete(found, weights=weights):
+        raise UserError(f"{called} has no {'weights' if is_file(found / CONFIG) else CONFIG} on the hub: name another")
+    return found
+
+
+def _complete(folder: Path, *, weights: bool) -> bool:
+    there = any(next(folder.glob(pattern), None) for pattern in WEIGHTS)
+    return is_file(folder / CONFIG) and (there or not weights)
+
+
+def _wanted(files: Sequence[str], *, weights: bool) -> list[str]:
+    """Return which files of a network are downloaded: what describes it, and weights of one kind."""
+    found = [file for file in files if "/" not in file and file.endswith(".json")]
+    for pattern in WEIGHTS if weights else ():
+        if matching := fnmatch.filter([file for file in files if "/" not in file], pattern):
+            return found + matching
+    return found
 
 
 @contextlib.contextmanager
-def _reading(name: str) -> Iterator[str]:
-    """Yield the folder or name to read from; what goes wrong becomes one sentence.
+def _one_sentence(name: str) -> Iterator[None]:
+    """Keep transformers quiet, and turn what goes wrong in it into one sentence.
 
     Raises:
-        UserError: transformers is not installed, or what was asked for is not there.
+        UserError: naming the network.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise UserError(
-            f"{PREFIX}{name} needs transformers: `pip install transformers`, or the extra [huggingface] of this project"
-        )
-    where = str(Path(name).expanduser()) if name.startswith("~") else name
-    folder = Path(where)
-    if is_folder(folder) and not is_file(folder / "config.json"):
-        raise UserError(f"{PREFIX}{name} is a folder without config.json: give one that save_pretrained() wrote")
-    if not is_folder(folder) and (is_file(folder) or where.startswith((".", "/", "~")) or where.count("/") > 1):
-        raise UserError(f"{PREFIX}{name} is not a folder: give one with config.json, or a name on the hub")
     with _quiet():
         try:
-            yield where
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            raise UserError(f"{PREFIX}{name} {_cause(folder, error)}") from error
+            yield
+        except Exception as error:  # broken files raise whatever their broken bytes happen to mean
+            raise UserError(f"{PREFIX}{name} {_cause(error)}") from error
 
 
-def _cause(folder: Path, error: Exception) -> str:
-    """Say in a sentence why transformers cannot read a network."""
+def _cause(error: Exception) -> str:
     text = " ".join(str(error).split())
     if "Unrecognized configuration class" in text:
         return "is no image classifier: transformers has no AutoModelForImageClassification of its configuration"
-    if "trust_remote_code" in text:
+    if "trust_remote_code" in text or "custom code" in text:
         return "needs code of its own repository, which is never run: choose another network"
-    if not is_folder(folder):
-        return (
-            "is neither a folder here nor in the cache of Hugging Face, and cannot be downloaded "
-            f"({text[:160]}): give a folder with config.json and model.safetensors"
-        )
-    if isinstance(error, OSError) and "no file named" in text:
-        return "holds no weights: give a folder with model.safetensors, or train from its configuration alone"
     return f"cannot be read: {text[:200]}"
 
 

@@ -184,8 +184,6 @@ def _converted(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         return renamed
     if set(published := _by_timm(model, state)) == own:
         return published
-    if own == {f"network.{name}" for name in state}:  # a file of transformers, around whose network stands another
-        return {f"network.{name}": value for name, value in state.items()}
     if len(state) != len(own):
         return state
     fresh = copy.deepcopy(model)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from classification.data.preprocessing import Preprocessing, of_timm, of_torchvision, read
 from classification.errors import UserError
 from classification.models import build_published, known_name, may_be_same, pretrained_source
-from classification.models.files import cause, load, read_checkpoint
+from classification.models.files import cause, load, read_content
 from classification.models.others import CLASSES, SEEN, not_ours, seen_in_options
 from classification.models.states import Found, State, choose, states_of, with_versions
 
@@ -33,6 +33,7 @@ class WeightFile:
         classes: names in order of index.
         seen: what it says of the images' preprocessing.
         unread: keys of a file of other code that say something else, or that nothing can be made of.
+        configuration: what a network of Hugging Face is built from.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class WeightFile:
     classes: list[str] | None = None
     seen: dict[str, Any] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    configuration: dict[str, Any] | None = None
 
     def preprocessing(self, default: Preprocessing) -> Preprocessing:
         """Return the preprocessing that the file describes, that of `default` where it says nothing."""
@@ -54,12 +56,10 @@ SEEN_BY_US = ("img_size", "resize", "crop", "interpolation", "mean", "std")
 def read_weights(path: str | Path) -> WeightFile:
     """Read weights and their description: a plain state dict, or one under any key, of ours or of other code.
 
-    A path hf:NAME_OR_FOLDER is a network of Hugging Face.
-
     Raises:
         UserError: as `read_checkpoint`, no weights in it, or a description that makes no sense.
     """
-    content = _read(path)
+    content = read_content(path)
     states = states_of(content)
     if not states:
         raise UserError(
@@ -67,14 +67,6 @@ def read_weights(path: str | Path) -> WeightFile:
             "key"
         )
     return describe_file(path, content, states)
-
-
-def _read(path: str | Path) -> Mapping[str, Any]:
-    if str(path).startswith("hf:"):
-        from classification.models.huggingface import read_huggingface  # transformers is slow to import
-
-        return read_huggingface(str(path).removeprefix("hf:"))
-    return read_checkpoint(path)
 
 
 def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str, State]) -> WeightFile:
@@ -99,7 +91,10 @@ def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str
     classes = next((_names(path, key, said[key]) for key in CLASSES if said.get(key) is not None), None)
     # Of other code's files, the keys whose meaning is everywhere the same.
     seen = {key: said[key] for key in (SEEN_BY_US if ours else SEEN) if said.get(key) is not None}
-    weights = WeightFile(Path(path), states, said.get("arch"), number, classes, seen, tuple(unread))
+    configuration = said.get("configuration") if ours else None
+    if not (configuration is None or (isinstance(configuration, dict) and "model_type" in configuration)):
+        raise UserError(f"checkpoint {path} is damaged: its 'configuration' is none of transformers")
+    weights = WeightFile(Path(path), states, said.get("arch"), number, classes, seen, tuple(unread), configuration)
     weights.preprocessing(Preprocessing())  # refused now, where it is damaged
     return weights
 

@@ -246,9 +246,11 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
     options, published = job.options, None
     evaluate = options.run.evaluate
     if build_it:
-        model = _trainable(options.devices, build(job.arch, job.num_classes))
+        file = sources.student or sources.resumed
+        model = _trainable(options.devices, build(job.arch, job.num_classes, file.configuration if file else None))
         downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.goes_on
-        if downloads or job.arch.startswith("hf:") or (sources.student and job.arch.startswith("timm:")):
+        named = job.arch.startswith("hf:") and file is None  # its processor goes with its configuration
+        if downloads or named or (sources.student and job.arch.startswith("timm:")):
             published = published_preprocessing(model, job.arch)
     job.preprocessing = sources.student_sees(evaluate, published)
     size = job.preprocessing.img_size
@@ -306,7 +308,8 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
     """Build a teacher, or a peer of mutual learning, and load it."""
     options, arch, classes = job.options, spec["arch"], job.num_classes
     evaluate = options.run.evaluate
-    model, published, outputs = build(arch, classes), None, None
+    configuration = None if file is None else file.configuration
+    model, published, outputs = build(arch, classes, configuration), None, None
     if not spec.get("frozen", True) and not (evaluate and file is not None):  # it trains on the student's images
         seen = job.preprocessing
         if file is not None:
@@ -323,7 +326,7 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
             outputs = 1000
         there = file is not None or pretrained_source(arch) is not None
         if outputs is not None and there and _reads_maps_alone(options):
-            model = build(arch, outputs)
+            model = build(arch, outputs, configuration)
             job.notes.append(f"the teacher {arch} has {outputs} outputs of other classes: its maps alone are read")
         elif file is None and outputs is not None:
             raise UserError(
