@@ -65,14 +65,14 @@ def from_huggingface(name: str, num_classes: int, configuration: Mapping[str, An
     Raises:
         UserError: there is no such configuration, or none of an image classifier.
     """
-    folder = _folder(name, weights=False) if configuration is None else None
+    folder = None if configuration else _folder(name, weights=False)
     with _one_sentence(name):
         from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageClassification
 
-        if configuration is None:
-            config = AutoConfig.from_pretrained(folder, **SAFE)
-        else:
+        if configuration:
             config = CONFIG_MAPPING[configuration["model_type"]].from_dict(dict(configuration))
+        else:
+            config = AutoConfig.from_pretrained(str(folder), **SAFE)
         if config.num_labels != num_classes:
             config.num_labels = num_classes
         return Classifier(AutoModelForImageClassification.from_config(config, trust_remote_code=False))
