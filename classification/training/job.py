@@ -278,7 +278,8 @@ def _say_preprocessing(
     job: Job, role: str, arch: str, seen: Preprocessing, file: WeightFile | None, recipe: bool = False
 ) -> None:
     if seen != Preprocessing.of(job.preprocessing.img_size, job.train_crop):
-        what = "published weights" if file is None or not file.seen else "file"
+        unread = "image processor" if arch.startswith("hf:") else "published weights"
+        what = unread if file is None or not file.seen else "file"
         how = f"as its {what} had them"
         if recipe:
             how = f"as its recipe and its {what} say"

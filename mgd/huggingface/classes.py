@@ -7,13 +7,16 @@ from typing import Any
 
 from torch import nn
 
+from mgd.taps import Taps
+from mgd.teachers import Frozen
+
 
 def check_classes(student: nn.Module, teacher: nn.Module, dataset: Any) -> None:
     """Refuse networks of transformers that name other classes, and networks or data that name them in another order.
 
     Args:
         student: the network to train.
-        teacher: its teacher; a frozen one is not looked into.
+        teacher: its teacher, frozen or not.
         dataset: of training; one of `datasets` names its classes.
 
     Raises:
@@ -47,6 +50,8 @@ def _made_up(name: str) -> bool:
 
 def _classes(network: nn.Module) -> list[str] | None:
     """Return the names of a network's classes in order of index; None where it has no configuration."""
+    for kind, inner in ((Frozen, "taps"), (Taps, "model")):
+        network = getattr(network, inner) if isinstance(network, kind) else network
     names = getattr(getattr(network, "config", None), "id2label", None)
     return [str(names[index]) for index in sorted(names)] if isinstance(names, Mapping) else None
 

@@ -14,11 +14,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from mgd.distiller import Distiller
 from mgd.huggingface.classes import check_classes
 from mgd.huggingface.images import IMAGES, INDEX, LABELS, as_views, own_random_numbers, read_batches
-from mgd.huggingface.terms import Said, build_terms, plain_terms, read_maps, specified, tap
+from mgd.huggingface.terms import Said, Weight, build_terms, plain_terms, read_maps, specified, tap
 from mgd.losses import CE, Term
 from mgd.losses.kd import KD
 from mgd.taps import Batch, Outputs, Taps, logits_of
-from mgd.teachers import freeze
+from mgd.teachers import Frozen, freeze
 
 STATE = "distillation_terms.pt"  # in a checkpoint, beside the optimizer's state
 
@@ -69,10 +69,7 @@ class DistillationTrainer(Trainer):
     ) -> None:
         if not (isinstance(student_model, nn.Module) and isinstance(teacher_model, nn.Module)):
             raise TypeError("pass both networks, as student_model and teacher_model")
-        if {"model", "model_init"} & set(options):
-            raise TypeError("the network to train is student_model; model and model_init are not used here")
-        if args is not None and training_args is not None:
-            raise TypeError("args and training_args are two spellings of one argument: pass one of them")
+        _check_spellings(options, args, training_args)
         if terms is not None and not (temperature is None and lambda_param is None):
             raise ValueError("temperature and lambda_param go without terms; there, write {'kd': (KD.Hyper(...), 1)}")
         if (student_taps is None) != (teacher_taps is None):
@@ -81,27 +78,21 @@ class DistillationTrainer(Trainer):
         table = None if terms is None else specified(terms)
         super().__init__(model=student_model, args=training_args if args is None else args, **options)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("DistillationTrainer trains in one process or by DDP, not by FSDP or DeepSpeed: leave out")
+            raise ValueError("a DistillationTrainer trains in one process or by DDP: leave out fsdp and deepspeed")
         # Losses are means over all images of a step, which `get_batch_samples` counts: nothing is left to divide.
         self.model_accepts_loss_kwargs = True
         self.label_names = self.label_names or [LABELS]  # a network without an argument of that name
         self.labels_loss = CE(label_smoothing=self.args.label_smoothing_factor)
-        student, teacher = Taps(student_model), freeze(teacher_model)
         if table is None:
-            usual = KD.Hyper().temperature
-            built = plain_terms(
-                usual if temperature is None else temperature,
+            plain = plain_terms(
+                KD.Hyper().temperature if temperature is None else temperature,
                 0.5 if lambda_param is None else lambda_param,
                 self.args.label_smoothing_factor,
             )
+            self.distiller = Distiller(student_model, freeze(teacher_model), plain)
         else:
             named = None if student_taps is None or teacher_taps is None else (student_taps, teacher_taps)
-            teacher.to(self.args.device)
-            images, before_relu = self._example(), False
-            if named is not None or read_maps(table):
-                student, teacher, before_relu = tap(student_model, teacher, images, named)
-            built = build_terms(table, student, teacher, images, self._num_images(), before_relu)
-        self.distiller = Distiller(student, teacher, built)
+            self.distiller = self._distiller(student_model, freeze(teacher_model), table, named)
         if self.place_model_on_device:
             self.distiller.to(self.args.device)
         self._values: dict[str, list[Tensor]] = {}  # of every term since the last log
@@ -237,11 +228,24 @@ class DistillationTrainer(Trainer):
         known: list[str] = self._signature_columns or []
         self._signature_columns = list(dict.fromkeys([*known, IMAGES, LABELS, INDEX]))  # type: ignore[assignment]
 
+    def _distiller(
+        self,
+        student_model: nn.Module,
+        teacher: Frozen,
+        table: Mapping[str, tuple[Any, Weight | None]],
+        named: tuple[Sequence[str], Sequence[str]] | None,
+    ) -> Distiller:
+        """Tap the networks where a term reads maps, and build the terms for images of the training's size."""
+        student, before_relu = Taps(student_model), False
+        teacher.to(self.args.device)
+        images = self._example()
+        if named is not None or read_maps(table):
+            student, teacher, before_relu = tap(student_model, teacher, images, named)
+        num_images = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else 1
+        return Distiller(student, teacher, build_terms(table, student, teacher, images, num_images, before_relu))
+
     def _terms(self) -> list[Term]:
         return [term for term in self.distiller.terms.values() if isinstance(term, Term)]
-
-    def _num_images(self) -> int:
-        return len(self.train_dataset) if isinstance(self.train_dataset, Sized) else 1
 
     def _read(self, **options: Any) -> Iterator[Mapping[str, Any]]:
         collate: Callable[[list[Any]], Mapping[str, Any]] = self._get_collator_with_removed_columns(
@@ -268,6 +272,13 @@ class DistillationTrainer(Trainer):
             num_ranks=ranks,
         )
         return map(as_views, batches)
+
+
+def _check_spellings(options: Mapping[str, Any], *arguments: TrainingArguments | None) -> None:
+    if {"model", "model_init"} & set(options):
+        raise TypeError("the network to train is student_model; model and model_init are not used here")
+    if None not in arguments:
+        raise TypeError("args and training_args are two spellings of one argument: pass one of them")
 
 
 class _Renewal(TrainerCallback):

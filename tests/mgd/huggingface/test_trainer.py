@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import os
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch import multiprocessing as mp
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
@@ -179,6 +183,45 @@ def test_checkpoint_without_the_terms_is_refused(tmp_path: Path) -> None:
         trained(tmp_path / "back", resume=str(tmp_path / "other" / "checkpoint-3"), num_train_epochs=2)
 
 
+def train_rank(rank: int, folder: Path, port: int) -> None:
+    """Train as one of two processes, forked from a process that has trained alone."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    found = train_split(folder, batch=4, ddp_backend="gloo")
+    torch.save((weights(found), logged(found, "loss"), logged(found, "mgd_flow_cost")), folder / f"{rank}.pt")
+
+
+def train_split(folder: Path, batch: int, **options: Any) -> DistillationTrainer:
+    trainer = DistillationTrainer(
+        student_model=vit(1),
+        teacher_model=vit(0, depth=4),
+        args=arguments(folder, per_device_train_batch_size=batch, optim="sgd", max_grad_norm=0, **options),
+        train_dataset=Fixed(),
+        terms={"ce": 1, "mgd": None},
+    )
+    trainer.train()
+    return trainer
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    alone = train_split(tmp_path, batch=8)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [mp.get_context("fork").Process(target=train_rank, args=(rank, tmp_path, port)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert difference(found[0][0], found[1][0]) == 0
+    assert found[0][1] == pytest.approx(logged(alone, "loss"), rel=1e-3)  # the layers' batch norms see their own part
+    assert found[0][2] == found[1][2] == pytest.approx(logged(alone, "mgd_flow_cost"), rel=1e-6)
+    assert difference(found[0][0], weights(alone)) < 1e-3 < difference(weights(alone), vit(1).state_dict())
+
+
 def test_bfloat16_trains_and_evaluates(tmp_path: Path) -> None:
     exact, rounded = (trained(tmp_path, bf16=bf16, num_train_epochs=1) for bf16 in (False, True))
     first, second = logged(exact, "loss")[0], logged(rounded, "loss")[0]
@@ -261,7 +304,7 @@ def test_refusals(tmp_path: Path) -> None:
         ({"terms": {"udml": 1}}, ValueError, "trains its teachers too"),
         ({"terms": {"ce": 1, "mgd": None}, "train_dataset": None}, ValueError, "pass train_dataset"),
         ({"student_taps": ["vit"]}, ValueError, "of both networks"),
-        ({"teacher_model": vit(0, num_labels=5)}, ValueError, "3 classes, the teacher 5"),
+        ({"teacher_model": mgd.freeze(vit(0, num_labels=5))}, ValueError, "3 classes, the teacher 5"),
     ]
     for changes, kind, text in cases:
         with pytest.raises(kind, match=re.escape(text)):

@@ -21,7 +21,8 @@ SIZE, CLASSES = 32, 3
 def vit(seed: int, depth: int = 2, **options: Any) -> ViTForImageClassification:
     torch.manual_seed(seed)
     shape: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": depth, "num_attention_heads": 4}
-    shape |= {"intermediate_size": 64, "image_size": SIZE, "patch_size": 8, "num_labels": CLASSES}
+    shape |= {"intermediate_size": 64, "image_size": SIZE, "patch_size": 8}
+    shape |= {} if "id2label" in options else {"num_labels": CLASSES}
     network = ViTForImageClassification(ViTConfig(**{**shape, **options}))
     network.train(False)
     return network
