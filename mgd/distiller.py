@@ -16,7 +16,9 @@ from mgd.teachers import Frozen
 
 Weight = float | Callable[[int], float]
 Terms = Mapping[str, tuple[nn.Module, Weight]]
-Batches = Iterable[Sequence[Tensor]] | Callable[[int | None], Iterable[Sequence[Tensor]]]
+Batches = (
+    Iterable[Sequence[Any]] | Callable[[int | None], Iterable[Sequence[Any]]]
+)  # tensors, or None where there are none
 
 
 class Distiller(nn.Module):

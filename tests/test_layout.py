@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[1]
 # What each room may import of the project's own rooms; arrows point down only.
 MAY = {"mgd": {"mgd"}, "classification": {"mgd", "classification"}}
 # What the rooms of mgd/ may import of others beside torch.
-OUTSIDE = {"flow": {"numpy", "scipy", "ortools"}}
+OUTSIDE = {
+    "flow": {"numpy", "scipy", "ortools"},
+    "huggingface": {"transformers", "accelerate", "sklearn", "numpy", "random", "pathlib"},
+}
 STANDARD = {
     "__future__",
     "argparse",

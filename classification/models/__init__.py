@@ -1,4 +1,4 @@
-"""Networks by name: our own, torchvision's and timm's, and where each named family is tapped."""
+"""Networks by name: our own, and those of torchvision, timm and Hugging Face; where named families are tapped."""
 
 from __future__ import annotations
 
@@ -111,32 +111,44 @@ def _network(arch: str) -> Network:
         if name.split(".")[0] not in known:
             raise _unknown(arch, [f"timm:{n}" for n in known])
         return Network(".published", "from_timm", "timm", {"name": name})
+    if (name := arch.removeprefix("hf:")) != arch:
+        if not name:
+            raise UserError("hf: names no network: write hf:FOLDER, or hf:NAME of one on the hub")
+        return Network(".huggingface", "from_huggingface", "hf", {"name": name})
     network = NETWORKS.get(arch) or _cifar(arch)
     if network is None:
         raise _unknown(arch, [*NETWORKS, *(f"torchvision:{n}" for n in published.torchvision_names())])
     return network
 
 
-def build(arch: str, num_classes: int) -> nn.Module:
+def build(arch: str, num_classes: int, configuration: Mapping[str, Any] | None = None) -> nn.Module:
     """Build a network with fresh weights.
 
     Args:
         arch: a key of `NETWORKS`, "cifar_resnetN_wF" (N layers, widths times F), "cifar_resnetN_A-B-C" (those
-            widths), "torchvision:NAME" or "timm:NAME".
+            widths), "torchvision:NAME", "timm:NAME" or "hf:NAME_OR_FOLDER".
         num_classes: K.
+        configuration: what a checkpoint says that a network of Hugging Face is built from, or None.
 
     Raises:
         UserError: unknown name, with close matches.
     """
     network = _network(arch)
+    more = {"configuration": configuration} if configuration and network.source == "hf" else {}
     try:
-        return network.build(num_classes=num_classes)
+        return network.build(num_classes=num_classes, **more)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"cannot build {arch!r}: {error}") from error
 
 
+def configuration(network: nn.Module) -> dict[str, Any]:
+    """Return {"configuration": what the network is built from} where its name does not say that, else {}."""
+    say: Callable[[], dict[str, Any]] | None = getattr(network, "configuration", None)
+    return {} if say is None else {"configuration": say()}
+
+
 def pretrained_source(arch: str) -> str | None:
-    """Return torchvision's name for the pretrained weights of `arch`, "timm" for timm's, None where there are none."""
+    """Return torchvision's name for the pretrained weights of `arch`, "timm" or "hf" for theirs, None for none."""
     return _network(arch).source
 
 
@@ -158,6 +170,8 @@ def known_name(arch: str) -> str | None:
 
 def may_be_same(one: str, other: str) -> bool:
     """Return whether two names may be of one network, by whoever wrote them; that the weights fit decides."""
+    if one.startswith("hf:") and other.startswith("hf:"):
+        return True  # one network may lie in several folders
     origins, plain = zip(*(_parts(name) for name in (one, other)), strict=True)
     return plain[0] == plain[1] and (origins[0] == origins[1] or "" in origins)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
+from classification.models import configuration
 from classification.models.trained import Trained, open_trained
 
 
@@ -76,6 +77,7 @@ def description(trained: Trained, *, takes_bytes: bool) -> dict[str, str]:
         "input": "uint8, 0 to 255, not normalised" if takes_bytes else "float32, (bytes / 255 - mean) / std",
     }
     values = {"arch": trained.arch, "num_classes": trained.num_classes, "classes": trained.classes}
+    values |= configuration(trained.network)
     return {name: json.dumps(value) for name, value in {**values, "preprocessing": seen}.items()}
 
 

@@ -93,6 +93,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content  # type: ignore[return-value]
 
 
+def read_content(path: str | Path) -> Mapping[str, Any]:
+    """Read a checkpoint file, or a network of Hugging Face: hf:NAME_OR_FOLDER, or its weights beside its config.json.
+
+    Raises:
+        UserError: as `read_checkpoint` and `read_huggingface`.
+    """
+    from classification.models.huggingface import folder_of, read_huggingface
+
+    if str(path).startswith("hf:"):
+        return read_huggingface(str(path).removeprefix("hf:"))
+    if folder := folder_of(Path(path)):  # transformers may have named the tensors as earlier versions of it did
+        return read_huggingface(str(folder))
+    return read_checkpoint(path)
+
+
 def _no_file(path: Path) -> str:
     """Say what stands where a file was expected."""
     if not exists(path):
@@ -119,7 +134,8 @@ def _with_description(path: Path, state: dict[str, Tensor]) -> dict[str, Any]:
         said = file.metadata() or {}
     if not {"arch", "num_classes", "classes", "preprocessing"} <= set(said):
         return dict(state)
-    about = {name: json.loads(said[name]) for name in ("arch", "num_classes", "classes")}
+    keys = ("arch", "num_classes", "classes", "configuration")  # the last of Hugging Face alone
+    about = {name: json.loads(said[name]) for name in keys if name in said}
     return {"format": FORMAT, "state_dict": state, **about, **json.loads(said["preprocessing"])}
 
 

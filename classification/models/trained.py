@@ -52,7 +52,7 @@ def open_trained(path: str | Path, arch: str | None = None) -> Trained:
         said = f"says {file.arch!r}, which is no network here" if file.arch else "does not say its network"
         raise UserError(f"checkpoint {path} {said}: name it by --arch")
     number = file.num_classes or len(file.classes or ()) or _outputs(file)
-    network = build(name, number)
+    network = build(name, number, file.configuration)
     note = load_file(network, file, arch=name, num_classes=number, classes=file.classes)
     usual = None if "mean" in file.seen else published_preprocessing(network, name)
     seen = file.preprocessing(usual or Preprocessing())

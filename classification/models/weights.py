@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from classification.data.preprocessing import Preprocessing, of_timm, of_torchvision, read
 from classification.errors import UserError
 from classification.models import build_published, known_name, may_be_same, pretrained_source
-from classification.models.files import cause, load, read_checkpoint
+from classification.models.files import cause, load, read_content
 from classification.models.others import CLASSES, SEEN, not_ours, seen_in_options
 from classification.models.sizes import fit_size
 from classification.models.states import Found, State, choose, states_of, with_versions
@@ -34,6 +34,7 @@ class WeightFile:
         classes: names in order of index.
         seen: what it says of the images' preprocessing.
         unread: keys of a file of other code that say something else, or that nothing can be made of.
+        configuration: what a network of Hugging Face is built from.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class WeightFile:
     classes: list[str] | None = None
     seen: dict[str, Any] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    configuration: dict[str, Any] | None = None
 
     def preprocessing(self, default: Preprocessing) -> Preprocessing:
         """Return the preprocessing that the file describes, that of `default` where it says nothing."""
@@ -58,7 +60,7 @@ def read_weights(path: str | Path) -> WeightFile:
     Raises:
         UserError: as `read_checkpoint`, no weights in it, or a description that makes no sense.
     """
-    content = read_checkpoint(path)
+    content = read_content(path)
     states = states_of(content)
     if not states:
         raise UserError(
@@ -90,7 +92,10 @@ def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str
     classes = next((_names(path, key, said[key]) for key in CLASSES if said.get(key) is not None), None)
     # Of other code's files, the keys whose meaning is everywhere the same.
     seen = {key: said[key] for key in (SEEN_BY_US if ours else SEEN) if said.get(key) is not None}
-    weights = WeightFile(Path(path), states, said.get("arch"), number, classes, seen, tuple(unread))
+    configuration = said.get("configuration") if ours else None
+    if not (configuration is None or (isinstance(configuration, dict) and "model_type" in configuration)):
+        raise UserError(f"checkpoint {path} is damaged: its 'configuration' is none of transformers")
+    weights = WeightFile(Path(path), states, said.get("arch"), number, classes, seen, tuple(unread), configuration)
     weights.preprocessing(Preprocessing())  # refused now, where it is damaged
     return weights
 
@@ -293,7 +298,7 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | Non
         UserError: no such weights are published, they cannot be downloaded, or the file in the cache is broken.
     """
     source = pretrained_source(arch)
-    if source is None:
+    if source in (None, "hf"):  # those of Hugging Face are read as files
         raise UserError(f"there are no pretrained weights of {arch}: give a file by {option}")
     try:
         state = _published(arch, source, name)
@@ -377,6 +382,10 @@ def published_preprocessing(model: nn.Module, arch: str, name: str | None = None
         name: of torchvision's weights; None for IMAGENET1K_V1.
     """
     source = pretrained_source(arch)
+    if source == "hf":
+        from classification.models.huggingface import preprocessing
+
+        return preprocessing(arch.removeprefix("hf:"))
     if source == "timm":
         return of_timm(getattr(model, "pretrained_cfg", {}))
     try:

@@ -117,5 +117,7 @@ def _teachers(
             yield f"{where}.weights", "its weights are those of a file"
         if "weights" in teacher and teacher["arch"].startswith("timm:"):
             yield f"{where}.weights", "timm names its weights in arch, as timm:resnet50.a1_in1k"
+        if "weights" in teacher and teacher["arch"].startswith("hf:"):
+            yield f"{where}.weights", "its weights are those that arch names"
         if teacher.get("weight", 1) != 1 and len(teachers) == 1:
             yield f"{where}.weight", "there is one teacher; terms.NAME.weight weighs a term"

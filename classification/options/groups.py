@@ -206,8 +206,8 @@ class Networks:
         None,
         "-a",
         "--arch",
-        help="the network to train: a name, torchvision:NAME or timm:NAME; default: that of the file in "
-        "--student-resume, or resnet18",
+        help="the network to train: a name, torchvision:NAME, timm:NAME or hf:NAME_OR_FOLDER; default: that of the "
+        "file in --student-resume, or resnet18",
     )
     pretrained: bool = option(False, help="start from the published ImageNet weights", free=True, anew=True)
     use_pretrained: int = switch(0, help="1: the same as --pretrained", free=True, anew=True)

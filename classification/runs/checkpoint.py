@@ -81,9 +81,23 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def describe_student(
-    state_dict: dict[str, Tensor], arch: str, num_classes: int, classes: list[str], preprocessing: Preprocessing
+    state_dict: dict[str, Tensor],
+    arch: str,
+    num_classes: int,
+    classes: list[str],
+    preprocessing: Preprocessing,
+    configuration: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the plain content of `best.pth`: everything one needs to use the network elsewhere."""
+    """Return the plain content of `best.pth`: everything one needs to use the network elsewhere.
+
+    Args:
+        state_dict: the weights.
+        arch: the network's name.
+        num_classes: K.
+        classes: names in order of index.
+        preprocessing: what the network sees of an image.
+        configuration: further entries, of `models.configuration`.
+    """
     state = OrderedDict((name, value.detach().cpu()) for name, value in state_dict.items())
     if hasattr(state_dict, "_metadata"):  # the modules' versions, which some networks cannot be loaded without
         state._metadata = state_dict._metadata  # type: ignore[attr-defined]
@@ -94,6 +108,7 @@ def describe_student(
         "num_classes": num_classes,
         "classes": classes,
         **preprocessing.describe(),
+        **(configuration or {}),
     }
 
 

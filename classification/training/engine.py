@@ -97,7 +97,8 @@ class Engine:
     def _checkpoints(self) -> list[str | None]:
         """Return the files of the networks' weights, the student's first."""
         teachers = [spec.get("resume") for spec in self.options.teachers]
-        return [self.options.networks.student_resume, self.options.run.resume, *teachers]
+        found = [self.options.networks.student_resume, self.options.run.resume, *teachers]
+        return [None if path and path.startswith("hf:") else path for path in found]  # hf: names no file
 
     @torch.no_grad()
     def evaluate(

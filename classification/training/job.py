@@ -138,7 +138,8 @@ class Job:
         data, run = self.options.data, self.options.run
         assert data.data is not None
         self.distiller = distiller
-        self.folder = run_folder(run, f"{self.arch.replace(':', '-')}-{'+'.join(self.options.table)}")
+        arch = self.arch.replace(":", "-").replace("/", "-")  # of timm: or hf:
+        self.folder = run_folder(run, f"{arch}-{'+'.join(self.options.table)}")
         frozen = [] if distiller.peers else self.teachers
         self.inputs = fingerprints(frozen, self.data.train, data.data, distiller.terms)
         self.inputs["preprocessing"] = {
@@ -250,9 +251,11 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
     options, published = job.options, None
     evaluate = options.run.evaluate
     if build_it:
-        model = _trainable(options.devices, build(job.arch, job.num_classes))
+        file = sources.student or sources.resumed
+        model = _trainable(options.devices, build(job.arch, job.num_classes, file.configuration if file else None))
         downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.goes_on
-        if downloads or (sources.student is not None and job.arch.startswith("timm:")):
+        named = job.arch.startswith("hf:") and file is None  # its processor goes with its configuration
+        if downloads or named or (sources.student and job.arch.startswith("timm:")):
             published = published_preprocessing(model, job.arch)
     job.preprocessing = sources.student_preprocessing(evaluate, published)
     size = job.preprocessing.img_size
@@ -286,7 +289,8 @@ def _say_preprocessing(
     job: Job, role: str, arch: str, seen: Preprocessing, file: WeightFile | None, recipe: bool = False
 ) -> None:
     if seen != Preprocessing.of(job.preprocessing.img_size, job.train_crop):
-        what = "published weights" if file is None or not file.seen else "file"
+        unread = "image processor" if arch.startswith("hf:") else "published weights"
+        what = unread if file is None or not file.seen else "file"
         how = f"as its {what} had them"
         if recipe:
             how = f"as its recipe and its {what} say"
@@ -316,7 +320,8 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
     """Build a teacher, or a peer of mutual learning, and load it."""
     options, arch, classes = job.options, spec["arch"], job.num_classes
     evaluate = options.run.evaluate
-    model, published, outputs = build(arch, classes), None, None
+    configuration = None if file is None else file.configuration
+    model, published, outputs = build(arch, classes, configuration), None, None
     if not spec.get("frozen", True) and not (evaluate and file is not None):  # it trains on the student's images
         seen = job.preprocessing
         if file is not None:
@@ -324,7 +329,7 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
             if (theirs := file.preprocessing(seen)) != seen:
                 job.notes.append(f"the peer {arch} saw {theirs}; now it sees what the student sees, {seen}")
     else:
-        if file is None or arch.startswith("timm:"):
+        if file is None or arch.startswith(("timm:", "hf:")):
             published = published_preprocessing(model, arch, spec.get("weights"))
         seen = sources.teacher_preprocessing(job.preprocessing, spec, file, published)
         if file is not None:
@@ -335,7 +340,7 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
             outputs = 1000
         there = file is not None or pretrained_source(arch) is not None
         if outputs is not None and there and _reads_maps_alone(options):
-            model = build(arch, outputs or classes)
+            model = build(arch, outputs or classes, configuration)
             has = f"{outputs} outputs of other classes" if outputs else "no classifier"
             job.notes.append(f"the teacher {arch} has {has}: its maps alone are read")
         elif outputs == 0 and not evaluate:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from classification.errors import RunError, shown
+from classification.models import configuration
 from classification.options.config import describe, epoch_name
 from classification.runs.checkpoint import VERSION, describe_student, write_atomic
 from classification.runs.random_state import random_state, set_random_state
@@ -46,9 +47,9 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
         return
     job = trainer.job
     known = (job.num_classes, job.data.classes, job.preprocessing)
-    plain = describe_student(trainer.result.state_dict(), job.arch, *known)
+    plain = describe_student(trainer.result.state_dict(), job.arch, *known, configuration(trainer.student))
     for (name, peer), spec in zip(trainer.peers().items(), trainer.job.specs, strict=False):
-        described = describe_student(peer.state_dict(), spec["arch"], *known)
+        described = describe_student(peer.state_dict(), spec["arch"], *known, configuration(peer))
         for file in (f"{name}.pth", *([f"best_{name}.pth"] if name in better else [])):
             write_atomic(trainer.job.folder / file, described)
     if "" in better:

@@ -120,11 +120,23 @@ def find_sources(options: Options, *, with_student: bool, with_teacher: bool) ->
     ]
     arch = networks.arch or _arch(sources.student or sources.resumed, sources.notes, "-a") or "resnet18"
     sources.arch = arch
+    if with_student and not goes_on and arch.startswith("hf:") and (networks.pretrained or networks.use_pretrained):
+        sources.student = sources.student or read_weights(arch)
     sources.specs = [
         {**spec, "arch": spec["arch"] or _teacher_arch(arch, spec, file, sources.notes)}
         for spec, file in zip(options.teachers, sources.teachers, strict=True)
     ]
+    if with_teacher:
+        sources.teachers = [
+            read_weights(spec["arch"]) if file is None and _brings_weights(spec) else file
+            for spec, file in zip(sources.specs, sources.teachers, strict=True)
+        ]
     return sources
+
+
+def _brings_weights(spec: Mapping[str, Any]) -> bool:
+    """Return whether a teacher's name is that of its weights, too; peers of mutual learning begin afresh."""
+    return str(spec["arch"]).startswith("hf:") and bool(spec.get("frozen", True))
 
 
 def _teacher_arch(student: str, spec: Mapping[str, Any], file: WeightFile | None, notes: list[str]) -> str:

@@ -1,0 +1,133 @@
+"""The loss of a `DistillationTrainer`: its terms, and where student and teacher are tapped for them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mgd.losses import CE, KD, LOSSES, HyperParameters, Term
+from mgd.taps import Taps, find_taps, pair_taps, probe
+from mgd.teachers import Frozen, freeze
+
+Weight = float | Callable[[int], float]
+Said = Weight | None | tuple[nn.Module | HyperParameters | None, Weight | None]
+RELUS = ("ReLU", "ReLU6")
+
+
+def plain_terms(temperature: float, lambda_param: float, label_smoothing: float) -> dict[str, tuple[nn.Module, Weight]]:
+    """Return the terms of (1 - lambda) * cross-entropy + lambda * tau^2 KL(teacher || student).
+
+    Args:
+        temperature: tau > 0.
+        lambda_param: in [0, 1].
+        label_smoothing: of the cross-entropy, in [0, 1).
+
+    Raises:
+        ValueError: a value outside its range.
+    """
+    if not 0 <= lambda_param <= 1:
+        raise ValueError(f"lambda_param must be between 0 (labels alone) and 1 (teacher alone); got {lambda_param}")
+    return {
+        "ce": (CE(label_smoothing=label_smoothing), 1 - lambda_param),
+        "kd": (KD(temperature=temperature), lambda_param),
+    }
+
+
+def specified(terms: Mapping[str, Said] | Sequence[str]) -> dict[str, tuple[Any, Weight | None]]:
+    """Return {name: (term, hyper-parameters or None, weight or None)} of what a user wrote.
+
+    Raises:
+        ValueError: no terms, one of an unknown name, one that trains its teachers, or an entry of another form.
+    """
+    if isinstance(terms, str):
+        raise ValueError(f"terms must be names or a dictionary, as {{'ce': 1, {terms!r}: None}}; got {terms!r}")
+    table = dict(terms) if isinstance(terms, Mapping) else dict.fromkeys(terms)
+    found: dict[str, tuple[Any, Weight | None]] = {}
+    for name, said in table.items():
+        entry = said if isinstance(said, tuple) else (None, said)
+        if len(entry) != 2 or not (entry[0] is None or isinstance(entry[0], (nn.Module, HyperParameters))):
+            raise ValueError(f"terms[{name!r}] must be a weight, or (term or hyper-parameters, weight); got {said!r}")
+        what, weight = entry
+        if not isinstance(what, nn.Module):
+            if name not in LOSSES:
+                near = difflib.get_close_matches(name, LOSSES, n=3, cutoff=0.4) or sorted(LOSSES)
+                raise ValueError(f"unknown term {name!r}; close ones are {', '.join(near)}")
+            if LOSSES[name].mutual:
+                raise ValueError(f"the term {name!r} trains its teachers too: use mgd.Distiller.mutual")
+        found[name] = what, weight
+    if not found:
+        raise ValueError("terms must name at least one term, as {'ce': 1, 'kd': 1}")
+    return found
+
+
+def read_maps(terms: Mapping[str, tuple[Any, Weight | None]]) -> bool:
+    """Return whether a term cannot do without maps."""
+    kinds = (what if isinstance(what, nn.Module) else LOSSES[name] for name, (what, _) in terms.items())
+    return any("maps" in getattr(kind, "needs", ()) for kind in kinds)
+
+
+def tap(
+    student: nn.Module,
+    teacher: Frozen,
+    images: Tensor,
+    named: tuple[Sequence[str], Sequence[str]] | None,
+) -> tuple[Taps, Frozen, bool]:
+    """Tap student and teacher at the paths that were named, or where pairs are found.
+
+    Args:
+        student: the network to train.
+        teacher: with its view.
+        images: (B, 3, H, W) as the student sees them.
+        named: paths of both networks; None to find them.
+
+    Returns:
+        The tapped student, the tapped teacher, and whether all taps that were found lie before a ReLU.
+
+    Raises:
+        ValueError: unknown paths, or no maps that go together.
+    """
+    network = teacher.taps.model if isinstance(teacher.taps, Taps) else teacher.taps
+    if named is not None:
+        return Taps(student, named[0]), freeze(Taps(network, named[1]), teacher.view), False
+    seen = images if teacher.view is None else teacher.view(images)
+    pairs = pair_taps(find_taps(student, images), find_taps(network, seen), images, seen)
+    ours, theirs = zip(*pairs, strict=True)
+    before_relu = all(tap.activation in RELUS for tap in (*ours, *theirs))
+    tapped = Taps(network, [tap.path for tap in theirs])
+    return Taps(student, [tap.path for tap in ours]), freeze(tapped, teacher.view), before_relu
+
+
+def build_terms(
+    terms: Mapping[str, tuple[Any, Weight | None]],
+    student: Taps,
+    teacher: Frozen,
+    images: Tensor,
+    num_images: int,
+    before_relu: bool,
+) -> dict[str, tuple[nn.Module, Weight]]:
+    """Build the terms that are not built yet.
+
+    Args:
+        terms: of `specified`.
+        student: tapped where a term reads maps.
+        teacher: likewise.
+        images: (B, 3, H, W) as the student sees them.
+        num_images: of training.
+        before_relu: see `mgd.Probe`.
+
+    Raises:
+        ValueError: networks or hyper-parameters that a term cannot work with.
+    """
+    seen = images if teacher.view is None else teacher.view(images)
+    ours = probe(student, images, frozen=False, before_relu=before_relu)
+    theirs = probe(teacher.taps, seen, before_relu=before_relu)
+    found: dict[str, tuple[nn.Module, Weight]] = {}
+    for name, (what, weight) in terms.items():
+        term = what if isinstance(what, nn.Module) else LOSSES[name].build(ours, [theirs], num_images, what)
+        if weight is None:
+            weight = term.weight if isinstance(term, Term) else 1.0
+        found[name] = term, weight
+    return found

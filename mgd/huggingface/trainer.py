@@ -1,0 +1,293 @@
+"""`DistillationTrainer`: the Trainer of transformers, whose student learns from a frozen teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from mgd.distiller import Distiller
+from mgd.huggingface.classes import check_classes
+from mgd.huggingface.images import IMAGES, INDEX, LABELS, as_views, own_random_numbers, read_batches
+from mgd.huggingface.terms import Said, Weight, build_terms, plain_terms, read_maps, specified, tap
+from mgd.losses import CE, Term
+from mgd.losses.kd import KD
+from mgd.taps import Batch, Outputs, Taps, logits_of
+from mgd.teachers import Frozen, freeze
+
+STATE = "distillation_terms.pt"  # in a checkpoint, beside the optimizer's state
+
+
+class DistillationTrainer(Trainer):
+    """Train a student on images by the Trainer of transformers, with a frozen teacher.
+
+    loss = (1 - lambda_param) * cross-entropy + lambda_param * temperature^2 * KL(teacher || student)
+
+    or, with `terms`, the weighted sum of those terms and nothing else. The loss is a mean over the images of an
+    optimizer step, however many processes and parts they come in. A batch holds "pixel_values" (B, 3, H, W), "labels"
+    (B,), and for terms with a memory "index" (B,), the positions of the images in the data set.
+
+    Evaluation asks for the student alone: "eval_loss" is its cross-entropy, and no teacher runs. A checkpoint holds the
+    student as without a teacher, and the state of the terms in a file beside it. Terms are renewed before every epoch.
+
+    Args:
+        student_model: the network to train: of transformers, or any whose forward takes images and returns logits.
+        teacher_model: the same, with its weights, or what `mgd.freeze` returns, as with a `View` of its own.
+        args: the training's arguments.
+        training_args: another spelling of `args`.
+        temperature: tau > 0; default 4.
+        lambda_param: weight of the teacher, in [0, 1]; default 0.5.
+        terms: names of `mgd.losses.LOSSES`, or {name: weight}, or {name: (hyper-parameters or a term, weight)}; the
+            weight None is the term's usual one. Takes the place of the two before.
+        student_taps: paths of the student's maps, see `mgd.Taps`; default: pairs are found where a term needs maps.
+        teacher_taps: the same of the teacher, as many.
+        options: those of `Trainer`, except model and model_init.
+
+    Raises:
+        ValueError: terms, taps or networks that do not go together; what the Trainer does with FSDP or DeepSpeed.
+        TypeError: a missing network, or an option that is not known.
+    """
+
+    def __init__(
+        self,
+        *,
+        student_model: nn.Module | None = None,
+        teacher_model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        training_args: TrainingArguments | None = None,
+        temperature: float | None = None,
+        lambda_param: float | None = None,
+        terms: Mapping[str, Said] | Sequence[str] | None = None,
+        student_taps: Sequence[str] | None = None,
+        teacher_taps: Sequence[str] | None = None,
+        **options: Any,
+    ) -> None:
+        if not (isinstance(student_model, nn.Module) and isinstance(teacher_model, nn.Module)):
+            raise TypeError("pass both networks, as student_model and teacher_model")
+        _check_spellings(options, args, training_args)
+        if terms is not None and not (temperature is None and lambda_param is None):
+            raise ValueError("temperature and lambda_param go without terms; there, write {'kd': (KD.Hyper(...), 1)}")
+        if (student_taps is None) != (teacher_taps is None):
+            raise ValueError("name taps of both networks, or of none: student_taps and teacher_taps")
+        check_classes(student_model, teacher_model, options.get("train_dataset"))
+        table = None if terms is None else specified(terms)
+        super().__init__(model=student_model, args=training_args if args is None else args, **options)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("a DistillationTrainer trains in one process or by DDP: leave out fsdp and deepspeed")
+        # Losses are means over all images of a step, which `get_batch_samples` counts: nothing is left to divide.
+        self.model_accepts_loss_kwargs = True
+        self.label_names = self.label_names or [LABELS]  # a network without an argument of that name
+        self.labels_loss = CE(label_smoothing=self.args.label_smoothing_factor)
+        if table is None:
+            plain = plain_terms(
+                KD.Hyper().temperature if temperature is None else temperature,
+                0.5 if lambda_param is None else lambda_param,
+                self.args.label_smoothing_factor,
+            )
+            self.distiller = Distiller(student_model, freeze(teacher_model), plain)
+        else:
+            named = None if student_taps is None or teacher_taps is None else (student_taps, teacher_taps)
+            self.distiller = self._distiller(student_model, freeze(teacher_model), table, named)
+        if self.place_model_on_device:
+            self.distiller.to(self.args.device)
+        self._values: dict[str, list[Tensor]] = {}  # of every term since the last log
+        self.add_callback(_Renewal(self.renew))
+
+    def renew(self, epoch: int) -> None:
+        """Have every term renew what it takes from the networks, as `mgd` its flows, and log what it says.
+
+        Args:
+            epoch: counted from 0.
+        """
+        with own_random_numbers(self.args.seed + epoch):
+            found = self.distiller.update(
+                epoch, partial(self._views, epoch), seed=self.args.seed, context=self.accelerator.autocast
+            )
+        numbers = {f"{name}_{key}": float(value) for name, (said, _) in found.items() for key, value in said.items()}
+        if numbers:
+            self.log(numbers)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the loss of a batch, a scalar; with `return_outputs` also {"loss", "logits", name: value of a term}.
+
+        Args:
+            model: what the Trainer trains.
+            inputs: a batch, see the class.
+            return_outputs: see above.
+            num_items_in_batch: images of the whole optimizer step; the loss is then this batch's part of their mean.
+        """
+        images, target, index = as_views(inputs)
+        distiller = self.distiller if model is self.model else model
+        found = distiller(images, target, index, int(self.state.epoch or 0))
+        loss = found["loss"]
+        if num_items_in_batch is not None:
+            loss = loss * (len(images) * self.accelerator.num_processes / num_items_in_batch)
+        if self.distiller.training:
+            for name in self.distiller.terms:
+                self._values.setdefault(name, []).append(found[name].detach().mean())
+        return (loss, {**found, "loss": loss}) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return cross-entropy, logits and labels of the student for a batch; None for what is missing."""
+        images, target, _ = as_views(self._prepare_inputs(inputs))
+        with torch.no_grad(), self.accelerator.autocast():
+            logits = logits_of(model(images.to(next(model.parameters(), images).dtype))).float()
+        loss = None if target is None else self.labels_loss(Outputs(logits), [], Batch(target))
+        return (loss, None, None) if prediction_loss_only else (loss, logits, target)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Return the batches of an optimizer step, and their number of images over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        number = torch.tensor(sum(len(as_views(batch)[0]) for batch in batches), device=device)
+        return batches, self.accelerator.gather(number).sum() if self.args.world_size > 1 else number
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make the optimizer of student and terms.
+
+        Raises:
+            ValueError: an optimizer that was passed, and lacks parameters of the terms.
+        """
+        if self.optimizer is None:
+            found = super().create_optimizer(self.distiller if model is None else model)
+        else:
+            found = self.optimizer
+        there = {id(value) for group in found.param_groups for value in group["params"]}
+        if any(id(value) not in there for value in self.distiller.terms.parameters()):
+            raise ValueError(
+                "terms have parameters that the optimizer lacks: make it of trainer.distiller.parameters()"
+            )
+        return found
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """Log numbers, those of training with the mean raw value of every term since the last time."""
+        if "loss" in logs and self._values:
+            means = {f"loss_{name}": torch.stack(values).mean().item() for name, values in self._values.items()}
+            self._values = {}
+            logs = {**logs, **means}
+        super().log(logs, *args, **options)
+
+    # From here on, methods that the Trainer calls and does not document.
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        """Have student and terms wrapped as one, so that DDP averages the gradients of both."""
+        if not training or model is not self.model:
+            wrapped: nn.Module = super()._wrap_model(model, training, dataloader)
+            return wrapped
+        wrapped = super()._wrap_model(self.distiller, training, dataloader)
+        return self.accelerator.prepare_model(wrapped) if wrapped is self.distiller else wrapped
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        for term in self._terms():
+            term.collect(first=self.is_world_process_zero())
+        if self.args.should_save:
+            torch.save(self.distiller.terms.state_dict(), Path(output_dir, STATE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._load_terms(checkpoint)
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_terms(self, checkpoint: str) -> None:
+        path, own = Path(checkpoint, STATE), self.distiller.terms.state_dict()
+        if own and not path.is_file():
+            raise ValueError(
+                f"{checkpoint} has no {STATE}: it is no checkpoint of these terms, and no run can be resumed from it"
+            )
+        if own:
+            try:
+                self.distiller.terms.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            except RuntimeError as error:
+                raise ValueError(f"{path} is of other terms or other networks: {error}") from error
+        for term in self._terms():
+            term.check_state()
+            if not self.is_world_process_zero():
+                term.forget()
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        known: list[str] = self._signature_columns or []
+        self._signature_columns = list(dict.fromkeys([*known, IMAGES, LABELS, INDEX]))  # type: ignore[assignment]
+
+    def _distiller(
+        self,
+        student_model: nn.Module,
+        teacher: Frozen,
+        table: Mapping[str, tuple[Any, Weight | None]],
+        named: tuple[Sequence[str], Sequence[str]] | None,
+    ) -> Distiller:
+        """Tap the networks where a term reads maps, and build the terms for images of the training's size."""
+        student, before_relu = Taps(student_model), False
+        teacher.to(self.args.device)
+        images = self._example()
+        if named is not None or read_maps(table):
+            student, teacher, before_relu = tap(student_model, teacher, images, named)
+        num_images = len(self.train_dataset) if isinstance(self.train_dataset, Sized) else 1
+        return Distiller(student, teacher, build_terms(table, student, teacher, images, num_images, before_relu))
+
+    def _terms(self) -> list[Term]:
+        return [term for term in self.distiller.terms.values() if isinstance(term, Term)]
+
+    def _read(self, **options: Any) -> Iterator[Mapping[str, Any]]:
+        collate: Callable[[list[Any]], Mapping[str, Any]] = self._get_collator_with_removed_columns(
+            self.data_collator, "training"
+        )
+        for batch in read_batches(self.train_dataset, collate, **options):
+            yield self._prepare_inputs(dict(batch))
+
+    def _example(self) -> Tensor:
+        """Return one training image as the student sees it, of which the networks are probed."""
+        if self.train_dataset is None:
+            raise ValueError("terms are built for images of one size: pass train_dataset")
+        with own_random_numbers(self.args.seed):
+            return as_views(next(self._read(batch_size=1, num_images=1)))[0]
+
+    def _views(self, epoch: int, num_images: int | None) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+        ranks = self.args.world_size
+        batches = self._read(
+            batch_size=self.args.train_batch_size,
+            workers=self.args.dataloader_num_workers,
+            num_images=None if num_images is None else -(-num_images // ranks),
+            seed=self.args.seed + epoch,
+            rank=self.args.process_index,
+            num_ranks=ranks,
+        )
+        return map(as_views, batches)
+
+
+def _check_spellings(options: Mapping[str, Any], *arguments: TrainingArguments | None) -> None:
+    if {"model", "model_init"} & set(options):
+        raise TypeError("the network to train is student_model; model and model_init are not used here")
+    if None not in arguments:
+        raise TypeError("args and training_args are two spellings of one argument: pass one of them")
+
+
+class _Renewal(TrainerCallback):
+    """Calls a function before every epoch; not before the rest of one that a checkpoint had begun."""
+
+    def __init__(self, renew: Callable[[int], None]) -> None:
+        self.renew = renew
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        epoch = state.epoch or 0.0
+        if epoch == int(epoch):
+            self.renew(int(epoch))
