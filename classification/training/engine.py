@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,11 +92,20 @@ class Engine:
                     "Nothing good can be learned from it: check its weights, --img-size and the class folders."
                 )
         if rows and self.world.first:
-            scored = {role: Predictions.of(part) for role, part in rows.items()}
-            summary = evaluation.summary(scored, self.job.networks(), self.job.data.classes)
-            self.world.say("\n".join(evaluation.table(summary)))
-            self.world.say(f"=> {evaluation.keep(summary, file, typed=run.output is not None)}")
+            self._summarise(rows, file)
         return results
+
+    def _summarise(self, rows: Mapping[str, Tensor], file: Path | None) -> None:
+        """Print the networks side by side, with their costs on this device, and write evaluation.json."""
+        from classification.models.cost import costs  # its parts are needed here alone
+
+        scored = {role: Predictions.of(part) for role, part in rows.items()}
+        networks, seen = self.job.networks(), self.job.seen()
+        sized = {role: (networks[role][1], (seen[role] or self.job.preprocessing).img_size) for role in rows}
+        archs = {role: arch for role, (arch, _) in networks.items()}
+        summary = evaluation.summary(scored, archs, self.job.data.classes, costs(sized, self.autocast))
+        self.world.say("\n".join(evaluation.table(summary)))
+        self.world.say(f"=> {evaluation.keep(summary, file, typed=self.options.run.output is not None)}")
 
     def _checkpoints(self) -> list[str | None]:
         """Return the files of the networks' weights, the student's first."""
