@@ -21,7 +21,7 @@ from classification.runs import evaluation
 from classification.runs.checkpoint import hold, job_hash
 from classification.runs.interrupt import Interrupt
 from classification.runs.metrics import accuracy, result, tally
-from classification.runs.scores import COLUMNS, Predictions, per_image
+from classification.runs.scores import COLUMNS, Predictions, class_scores, per_image
 from classification.runs.world import World, parallel_devices, seed_everything
 from classification.training.job import Job
 from classification.training.precision import autocast, lacks
@@ -111,6 +111,15 @@ class Engine:
         """Return the files of the networks' weights, the student's first."""
         teachers = [spec.get("resume") for spec in self.options.teachers]
         return [self.options.networks.student_resume, self.options.run.resume, *teachers]
+
+    def evaluate_epoch(self, network: nn.Module) -> dict[str, float]:
+        """Return what the record of an epoch says of a network: `evaluate`, and the measure of --best-by."""
+        measure = self.options.run.best_by
+        if measure in ("top1", "loss"):
+            return self.evaluate(network)
+        rows = torch.zeros(len(self.job.data.valid), COLUMNS, dtype=torch.float64)
+        found = self.evaluate(network, None, rows)
+        return {**found, f"valid_{measure}": class_scores(Predictions.of(rows))[measure]}
 
     @torch.no_grad()
     def evaluate(
