@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from classification.runs.predictions import Prediction, Table
 
 PROG = "predict.py"
+USUAL_TOP = 5  # classes per image
 EXAMPLE = "example: python classification/predict.py runs/student/best.pth holidays --csv holidays.csv"
 
 
@@ -36,7 +37,7 @@ def build_parser() -> Parser:
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="a best.pth, weights, a run folder, or a file of export.py")
     about = "an image; a folder, with those in it; a list, one path per line; - for a list on stdin"
     add("paths", metavar="PATH", nargs="+", help=about)
-    add("--top-k", type=count, default=5, metavar="K", help="classes per image, the likeliest first (5)")
+    add("--top-k", type=count, metavar="K", help=f"classes per image, the likeliest first ({USUAL_TOP})")
     add("--csv", type=Path, metavar="FILE", help="write path, rank, class and probability")
     add("--json", type=Path, metavar="FILE", help="write class_ids, scores, file_name and label_names")
     add("--class-names", type=Path, metavar="FILE", help="one name per line, instead of those of the checkpoint")
@@ -92,12 +93,12 @@ def predict(args: argparse.Namespace) -> None:
     notes = [*found.notes, network.note]
     if network.classes is None and args.class_names is None:
         notes.append(f"{args.checkpoint} names no classes, so their numbers are shown: give --class-names FILE")
-    if args.top_k > network.num_classes:
+    if args.top_k is not None and args.top_k > network.num_classes:
         notes.append(f"--top-k {args.top_k}: there are {network.num_classes} classes, and all are shown")
     for note in notes:
         print(f"=> {one_line(note)}", file=sys.stderr)
     batches = read_batches(found.paths, network.preprocessing, args.batch_size, args.workers)
-    table, top = predictions.Table(found.paths, names), min(args.top_k, network.num_classes)
+    table, top = predictions.Table(found.paths, names), min(args.top_k or USUAL_TOP, network.num_classes)
     said, bad = _said(network, batches, table, top, len(found.paths))
     if args.csv is not None:
         write_whole(args.csv, predictions.to_csv(said, names), "--csv")
