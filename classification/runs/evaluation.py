@@ -119,7 +119,7 @@ def _per_class(roles: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> li
 
 def _machine(found: Mapping[str, Any]) -> str:
     return (
-        f"MACs: multiplications per image; ms: medians on {found['device']}, {found['threads']} threads, "
+        f"MACs: multiplications per image; ms: medians on {found['device']}, threads: {found['threads']}, "
         f"{found['instructions']}"
     )
 

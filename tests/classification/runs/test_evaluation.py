@@ -93,7 +93,7 @@ def test_the_table_sets_networks_side_by_side() -> None:
         assert text in [" ".join(line.split()) for line in lines]
     assert lines[-5].startswith("student minus teacher: -1.00 points of top-1 (95 % interval -3.00 to +1.00); both say")
     assert [line.split() for line in lines[-3:-1]] == [["c0", "4", "75.0", "100.0"], ["c1", "4", "50.0", "0.0"]]
-    assert lines[-1].endswith("ms: medians on cpu, 2 threads, AVX2")
+    assert lines[-1].endswith("ms: medians on cpu, threads: 2, AVX2")
 
 
 def test_of_many_classes_the_worst_are_printed() -> None:
