@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from classification.errors import UserError
 from classification.options import evaluating
 from classification.options.first_look import write_any_name
+from classification.runs.exit_status import attempt
 
 PROG = "mgd"
 
@@ -111,8 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     write_any_name()
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
-        print(screen(), file=sys.stdout if words else sys.stderr)
-        return 0 if words else 2
+        status = attempt(lambda: print(screen(), file=sys.stdout if words else sys.stderr, flush=True), PROG)
+        return status if words else 2
     try:
         return run(words)
     except UserError as error:

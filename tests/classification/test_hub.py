@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import hubconf
 from classification.data.images import read_image, to_bytes
 from classification.errors import UserError
-from classification.models import NETWORKS
+from classification.models import NETWORKS, build
 from classification.models.hub import MEAL_V2, Classifier
 from classification.models.trained import open_trained
 from tests.classification.conftest import CLASSES, TEACHER
@@ -95,6 +98,24 @@ def test_a_network_takes_a_checkpoint(tmp_path: Path) -> None:
     found = load("cifar_resnet20", checkpoint=str(tmp_path / "a.pth"))
     assert not found.training
     assert all(torch.equal(value, own.state_dict()[name]) for name, value in found.state_dict().items())
+
+
+def test_the_page_keeps_its_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Python of docs/evaluate.md runs as it stands."""
+    page = Path(ROOT, "docs", "evaluate.md").read_text()
+    content = {"state_dict": build("mobilenet_v1", 4).state_dict(), "arch": "mobilenet_v1", "num_classes": 4}
+    (tmp_path / "runs" / "student").mkdir(parents=True)
+    about = {"classes": list("abcd"), "img_size": 32, "format": 4}
+    torch.save({**content, **about}, tmp_path / "runs" / "student" / "best.pth")
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    hub, pretrained = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(hub.replace('REPO = "."', f"REPO = {ROOT!r}"), scope)
+    assert scope["logits"].shape == (1, 4) and scope["fresh"].num_classes == 1000
+    before = scope["student"].predict(["photo.jpg"])
+    exec(pretrained, scope)
+    assert scope["student"].predict(["photo.jpg"]) == before and before[0][0] in "abcd"
 
 
 def test_what_is_saved_is_loaded(teacher: Path, photos: Path, tmp_path: Path) -> None:
