@@ -1,8 +1,9 @@
 """Write networks in every format and for both hubs, load each again, and print how far its logits are from before.
 
-The weights are random. With --data, the classes that both say of the photographs in valid/ are compared, too.
+The weights of a network that is named are random; those of a checkpoint are its own. With --data, int8 is calibrated on
+photographs of train/, and accuracy and agreement are those on valid/.
 
-python scripts/check_export.py [ARCH ...] [--data DIR]
+python scripts/check_export.py [ARCH_OR_CHECKPOINT ...] [--data DIR]
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from classification.data.preprocessing import Preprocessing
 from classification.data.trial import read_trial
-from classification.models import build
+from classification.models import NETWORKS, build
 from classification.models.exporting import (
     Runtime,
     description,
@@ -31,7 +32,7 @@ from classification.models.exporting import (
 from classification.models.fidelity import Fidelity, compare
 from classification.models.hub import Classifier
 from classification.models.quantised import instruction_set, to_int8, wide_instructions
-from classification.models.trained import Trained
+from classification.models.trained import Trained, open_trained
 from classification.runs.checkpoint import describe_student
 
 ARCHS = (
@@ -70,7 +71,7 @@ def batches(size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield pictures(count, size), torch.full((count,), -1)
 
 
-def contents(trained: Trained) -> Iterator[tuple[str, str, bool, bytes]]:
+def contents(trained: Trained, calibration: Sequence[Tensor]) -> Iterator[tuple[str, str, bool, bytes]]:
     """Yield (name, kind, whether it takes bytes, content) of every format."""
     yield "safetensors", "safetensors", False, to_safetensors(trained)
     for takes_bytes in (False, True):
@@ -79,8 +80,7 @@ def contents(trained: Trained) -> Iterator[tuple[str, str, bool, bytes]]:
         model = to_onnx(trained, takes_bytes=takes_bytes)
         yield f"onnx{name}", "onnx", takes_bytes, model
     prepare, said = input_of(trained, takes_bytes=False), description(trained, takes_bytes=False)
-    torch.manual_seed(2)
-    images = [prepare(pictures(8, trained.preprocessing.img_size)) for _ in range(4)]
+    images = [prepare(pixels) for pixels in calibration]
     reduced = not wide_instructions()
     yield "int8", "int8", False, to_int8(to_onnx(trained), images, said, reduce_range=reduced)
 
@@ -92,7 +92,7 @@ def hubs(trained: Trained, folder: Path) -> Iterator[tuple[str, Runtime, int]]:
     state = trained.network.state_dict()
     torch.save(describe_student(state, trained.arch, trained.num_classes, names, trained.preprocessing), path)
     prepare = input_of(trained, takes_bytes=False)
-    if ":" not in trained.arch:
+    if trained.arch in NETWORKS:
         network = torch.hub.load(str(ROOT), trained.arch, checkpoint=path, source="local", verbose=False)
         yield "hub by name", Runtime(prepare, torch.inference_mode()(network)), path.stat().st_size
     classifier = torch.hub.load(str(ROOT), "checkpoint", path, source="local", verbose=False)
@@ -103,9 +103,9 @@ def hubs(trained: Trained, folder: Path) -> Iterator[tuple[str, Runtime, int]]:
     yield "from_pretrained", Runtime(prepare, torch.inference_mode()(again)), size
 
 
-def runtimes(trained: Trained, folder: Path) -> Iterator[tuple[str, bool, Runtime, int]]:
+def runtimes(trained: Trained, folder: Path, calibration: Sequence[Tensor]) -> Iterator[tuple[str, bool, Runtime, int]]:
     """Yield (name, whether it computes in float32, what runs it, bytes) of every format."""
-    for name, kind, takes_bytes, content in contents(trained):
+    for name, kind, takes_bytes, content in contents(trained, calibration):
         path = folder / f"file.{kind}"
         path.write_bytes(content)
         yield name, kind != "int8", file_runtime(path, kind, trained, takes_bytes=takes_bytes), len(content)
@@ -117,15 +117,18 @@ def check(trained: Trained, folder: Path, data: Path | None) -> Iterator[str]:
     """Yield a line per format."""
     before: Runtime = torch_runtime(trained)
     known: list[tuple[Tensor, Tensor, Tensor]] = []  # of the photographs: pixels, classes, logits before
+    torch.manual_seed(2)
+    calibration = [pictures(8, trained.preprocessing.img_size) for _ in range(4)]
     if data is not None:
-        trial = read_trial(data, trained.preprocessing, None, trained.num_classes, calibrate=False)
+        trial = read_trial(data, trained.preprocessing, trained.classes, trained.num_classes, calibrate=True)
         known = [(pixels, target, before(pixels)) for pixels, target in trial.batches(max(BATCHES))]
-    for name, exact, after, size in runtimes(trained, folder):
+        calibration = list(trial.calibration(256, 8))
+    for name, exact, after, size in runtimes(trained, folder, calibration):
         found = compare(before, after, batches(trained.preprocessing.img_size))
         photographs = ""
         if known:
             alike = compare(recalled(known), after, [(pixels, target) for pixels, target, _ in known])
-            photographs = f"{percent(alike):>11.1f}"
+            photographs = f"{percent(alike):>11.1f}{alike.top1()[0]:>9.2f}{alike.top1()[1]:>9.2f}"
         numbers = f"{found.difference:>10.2e}{found.largest:>10.3g}{percent(found):>10.1f}{photographs}{size:>14,}"
         yield f"{trained.arch:<30}{name:<17}{numbers}  {found.fault(0, exact=exact) or ''}".rstrip()
 
@@ -144,17 +147,20 @@ def percent(found: Fidelity) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Load networks again in every format, and compare their logits.")
-    parser.add_argument("arch", metavar="ARCH", nargs="*", default=ARCHS, help="networks (eight)")
+    parser.add_argument(
+        "arch", metavar="ARCH", nargs="*", default=ARCHS, help="networks or checkpoints (eight networks)"
+    )
     parser.add_argument("--data", metavar="DIR", type=Path, help="folder with photographs in valid/CLASS/")
     args = parser.parse_args()
     classes = 10 if args.data is None else len([path for path in (args.data / "valid").iterdir() if path.is_dir()])
     print(f"batches of {BATCHES}; {instruction_set()}, torch {torch.__version__}")
-    photographs = "" if args.data is None else f"{'photos, %':>11}"
+    photographs = "" if args.data is None else f"{'photos, %':>11}{'before':>9}{'top-1':>9}"
     heading = f"{'gap':>10}{'logit':>10}{'agree, %':>10}{photographs}{'bytes':>14}"
     print(f"{'network':<30}{'format':<17}{heading}")
     for arch in args.arch:
         with tempfile.TemporaryDirectory() as folder:
-            for line in check(network(arch, classes), Path(folder), args.data):
+            trained = open_trained(arch) if Path(arch).is_file() else network(arch, classes)
+            for line in check(trained, Path(folder), args.data):
                 print(line, flush=True)
 
 
