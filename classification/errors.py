@@ -44,4 +44,4 @@ class Stopped(BaseException):
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
         self.signal = signal
-        self.resume = ""  # the command that resumes the run, on the rank that says it
+        self.resume: str | None = None  # the command that resumes the run; "" on a rank that leaves it to another

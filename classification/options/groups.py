@@ -276,7 +276,7 @@ class Devices:
         "-j",
         "--workers",
         kind=number(int, 0, 1024),
-        help="loading processes, shared by the ranks that one command starts",
+        help="loading processes of a node, shared by its ranks",
         free=True,
         reading=True,
     )
@@ -292,6 +292,9 @@ class Devices:
         choices=("nccl", "gloo"),
         help="how ranks talk; default: nccl on GPUs, gloo on CPUs",
         free=True,
+    )
+    dist_timeout: int = option(
+        1800, kind=count, help="seconds that ranks wait for each other before the run ends", free=True
     )
     multiprocessing_distributed: bool = option(False, help="one process per GPU of this node", free=True)
     deterministic: int = switch(

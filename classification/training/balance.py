@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 def gradient_shares(
-    groups: Sequence[tuple[nn.Module, Sequence[str]]], values: Mapping[str, Tensor], weights: Mapping[str, float]
+    groups: Sequence[tuple[nn.Module, Sequence[str]]],
+    values: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    scale: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> dict[str, Tensor]:
     """Return each term's part of the gradient on its network's weights: its norm over the sum of all norms.
 
@@ -20,12 +23,14 @@ def gradient_shares(
         groups: each network that trains, and the names of its terms.
         values: raw value of each term, with its graph, which is kept.
         weights: factor of each term.
+        scale: scales a loss before its backward: in float16 small gradients would become zeros. Shares stay what they
+            are.
     """
     shares: dict[str, Tensor] = {}
     for network, names in groups:
         norms = {}
         for name in names if len(names) > 1 else ():
-            value = weights[name] * values[name].mean()
+            value = scale(weights[name] * values[name].mean())
             gradients = _gradients(value, network)
             norms[name] = torch.stack([g.float().norm() for g in gradients] or [value * 0]).norm()
         total = sum(norms.values(), torch.tensor(0.0)).clamp_min(1e-30)

@@ -12,6 +12,7 @@ from classification.options.terms import using
 from classification.runs import launch
 from classification.runs.launch import Task
 from classification.runs.world import Seed, World
+from classification.training.agreement import check_parallel, check_ranks
 from classification.training.distillation import distil
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job
@@ -41,6 +42,8 @@ def prepare(options: Options, seed: Seed) -> Job:
 
 def execute(job: Job, world: World) -> None:
     """Evaluate the networks, then distil."""
+    check_ranks(job, world)
+    check_parallel(job, world)
     if job.done:
         world.say(f"=> the run in {job.folder} is done")
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from classification.data.images import read_image
 from classification.data.preprocessing import Preprocessing
 from classification.errors import Stopped
 from classification.runs import evaluation
-from classification.runs.checkpoint import hold, job_hash
+from classification.runs.checkpoint import hold
 from classification.runs.interrupt import Interrupt
 from classification.runs.metrics import accuracy, result, tally
 from classification.runs.scores import COLUMNS, Predictions, class_scores, per_image
@@ -27,6 +27,7 @@ from classification.training.job import Job
 from classification.training.precision import autocast, lacks
 from mgd import Frozen, logits_of
 
+LOOK = 8  # batches of a pass without training after which ranks look whether one got a signal
 NAMES = {"cpu": "processor", "cuda": "GPU"}
 
 
@@ -42,12 +43,8 @@ class Engine:
         self.job, self.world, self.options = job, world, job.options
         trains = job.distiller is not None and not job.options.run.calibrate
         self.lock = hold(job.folder) if trains and world.first else None  # held while this lives
-        if job.distiller is not None:
-            world.check_same(job_hash(job.record(), job.inputs), "options, teachers or training images")
         self.seed = world.share(job.seed.value)
-        seed_everything(
-            self.seed, world.rank, seeded=job.seed.typed, deterministic=bool(job.options.devices.deterministic)
-        )
+        seed_everything(self.seed, world.rank, deterministic=bool(job.options.devices.deterministic))
         self.workers = -(-job.options.devices.workers // world.local_size)
         for note in (*job.data.notes, *job.notes):
             world.say(f"=> {note}")
@@ -137,7 +134,6 @@ class Engine:
         total = torch.zeros(4, dtype=torch.float64, device=self.world.device)
         network.eval()
         for images, target in self.valid_images(seen):
-            self._leave_if_asked()
             with self.autocast():
                 outputs = network(images)
             logits = logits_of(outputs).float()
@@ -160,7 +156,7 @@ class Engine:
             photos = Photos(self.job.data.valid, seen.transform(), cache=self._valid_cache)
             batches = FixedBatches(list(range(len(photos))), self._share, self.world.rank, self.world.size)
             self._valid_loaders[seen] = self.load(photos, batches)
-        for images, target, _ in told(self.progress(self._valid_loaders[seen], "evaluate"), self.workers):
+        for images, target, _ in self._passing(self._valid_loaders[seen], "evaluate"):
             yield self.images(images, seen), self.move(target)
 
     def training_images(self, epoch: int, num_images: int | None = None) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
@@ -175,8 +171,7 @@ class Engine:
         batches = FixedBatches(chosen, self._share, self.world.rank, self.world.size)
         photos = Photos(self.job.data.train, self.job.preprocessing.transform(), cache=self.train_cache())
         loading = self.load(photos, batches, persistent=False)
-        for images, target, index in told(self.progress(loading, "match"), self.workers):
-            self._leave_if_asked()
+        for images, target, index in self._passing(loading, "match"):
             yield self.images(images), self.move(target), self.move(index)
 
     def load(
@@ -219,7 +214,18 @@ class Engine:
             return tqdm(loading, desc=what, leave=False, dynamic_ncols=True)
         return loading
 
-    def _leave_if_asked(self) -> None:
-        """Leave a pass that can be done again, where no other rank waits for its end."""
-        if self.interrupt is not None and self.interrupt.signal and self.world.size == 1:
-            raise Stopped(self.interrupt.signal)
+    def _passing(self, loading: DataLoader[tuple[Tensor, int, int]], what: str) -> Iterator[Any]:
+        """Yield the batches of a pass that can be done again; leave it where a signal asks for that, on all ranks.
+
+        Ranks look at each other's signals after every few batches that all of them have.
+        """
+        batches = loading.batch_sampler
+        assert isinstance(batches, FixedBatches)
+        for number, batch in enumerate(told(self.progress(loading, what), self.workers)):
+            alone = self.world.size == 1
+            if self.interrupt is not None and (alone or (number % LOOK == 0 and number < batches.common)):
+                signal = self.world.largest(self.interrupt.signal)
+                if signal:
+                    raise Stopped(signal)
+            yield batch
+            self.world.passed()

@@ -336,6 +336,8 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
         _say_preprocessing(job, role, arch, seen, file, recipe=bool({"img_size", "mean", "std"} & set(spec)))
     if evaluate or not spec.get("frozen", True):
         model = _trainable(options.devices, model)
+    if options.devices.sync_bn and not spec.get("frozen", True):
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     _try(arch, model, seen.img_size, outputs or classes)
     job.teachers.append(model)
     job.teacher_preprocessing.append(seen)

@@ -28,6 +28,7 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
     Raises:
         RunError: weights that are not finite; the files stay what they were.
     """
+    trainer.stepper.settle()
     trainer.world.share_state(trainer.student)
     if trainer.result is not trainer.student:
         trainer.world.share_state(trainer.result)

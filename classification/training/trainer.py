@@ -111,30 +111,34 @@ class Trainer:
             Stopped: a signal came; a checkpoint holds the state.
             RunError: a loss that is not finite, or memory that ran out.
         """
-        if self.job.resume:
+        resumed = self.job.resume is not None
+        if self.job.resume is not None:
             with whole(self.job.resume_from):
                 restore(self, self.job.resume["resume"])
+            self.job.resume = None  # all of it has been taken up: a second copy of the state would stay in memory
         if self.world.first:
             make_folder(
                 self.job.folder,
                 describe(self.options.command, self.job.record()),
-                resumed=self.job.resume is not None,
+                resumed=resumed,
                 bad=self.job.bad,
             )
-            if self.job.changed or not self.job.resume:
+            if self.job.changed or not resumed:
                 keep_images(self.job.folder, image_names(self.job.data.train, str(self.options.data.data)))
         self.world.say(f"=> run folder {self.job.folder}")
         self.journal = Journal(self.job.folder, self.epoch) if self.world.first else None
-        if not self.job.resume:
+        if not resumed:
             save(self)
         record: dict[str, Any] = {}
-        try:
-            with Interrupt("the step", at_once=self.world.size == 1) as self.engine.interrupt:
+        with Interrupt("the step", at_once=self.world.size == 1) as self.engine.interrupt:
+            try:
                 while self.epoch < total_epochs(self.options.optimisation):
                     record = self._run_epoch()
-        except Stopped as stop:
-            stop.resume = command(self.options.command[0], "--resume", str(self.job.folder)) if self.world.first else ""
-            raise
+            except Stopped as stop:
+                self.world.wait()  # for rank 0's file: a launcher ends the others as soon as one rank leaves
+                words = (self.options.command[0], "--resume", str(self.job.folder))
+                stop.resume = command(*words) if self.world.first else ""
+                raise
         if self.journal:
             self.journal.close()
         self._say_end(record)
@@ -148,15 +152,12 @@ class Trainer:
         if self.step == 0:
             self.means, self.seconds = Means(self.world.device), 0.0
         earlier = self.seconds
-        try:
+        if self.step < len(self.batches) or not self.step:
             self._train()
-            record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate_epoch(self.result)}
-            for name, peer in self.peers().items():
-                record |= {f"{key}_{name}": value for key, value in self.engine.evaluate_epoch(peer).items()}
-        except Stopped:
-            if self.progress.steps:  # else the last checkpoint holds all
-                save(self)
-            raise
+            save(self)  # before the evaluation, which a signal may cut
+        record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate_epoch(self.result)}
+        for name, peer in self.peers().items():
+            record |= {f"{key}_{name}": value for key, value in self.engine.evaluate_epoch(peer).items()}
         better = self._improved(record)
         self._say_epoch(record)
         if self.journal:
@@ -197,9 +198,11 @@ class Trainer:
             self.progress.stepped(self.seconds - past)
             if values is not None:
                 self._say_step(values, bar)
-            if self.stepper.signal:
-                raise Stopped(self.stepper.signal)
-            if every and self.step % every == 0 and self.step < steps:
+            self.world.passed()
+            if signal := self.stepper.met.signal:
+                save(self)
+                raise Stopped(signal)
+            if self.step < steps and ((every and self.step % every == 0) or self.stepper.met.save):
                 save(self)
         self.stepper.check_scale(epoch)
 
@@ -289,7 +292,7 @@ class Trainer:
                 break
             images, target, index = batch
             values = self.stepper.forward(images, target, index, epoch=0)
-            means.add(gradient_shares(groups, values, weights), len(batch[0]))
+            means.add(gradient_shares(groups, values, weights, self.stepper.scaler.scale), len(batch[0]))
         shares = means.means(self.world)
         for name, weight in balanced(weights, shares).items():
             how = f"--term {name}.weight={weight:.4g}"

@@ -15,6 +15,7 @@ from classification import main_base, main_mgd
 from classification.data.folders import TrainBatches
 from classification.errors import UserError
 from classification.runs.checkpoint import IMAGES, _other_images, keep_images
+from classification.training.flags import Met
 from classification.training.saving import seen_images
 from classification.training.step import Stepper
 from tests.classification.conftest import SMALL, STUDENT
@@ -72,7 +73,7 @@ def cut(words: list[str], steps: int, script: Any = main_mgd) -> list[int]:
         if len(seen) == steps:
             assert self.engine.interrupt is not None
             self.engine.interrupt.signal = 15
-            self.signal = 15
+            self.met = Met(signal=15)
         return done
 
     with pytest.MonkeyPatch.context() as patch:
