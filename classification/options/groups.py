@@ -104,7 +104,9 @@ class Run:
         anew=True,
         file=True,
     )
-    resume_override: int = switch(0, help="1: go on though other options change the result", free=True, anew=True)
+    resume_override: int = switch(
+        0, help="1: resume although options that change the result differ", free=True, anew=True
+    )
     checkpoint_every_steps: int | None = option(
         None, kind=count, metavar="N", help="write last.pth every N steps, beside every epoch", free=True
     )
@@ -112,7 +114,7 @@ class Run:
         "top1", choices=BEST_BY, help="measure on valid/ by which the epoch of best.pth is chosen; default: top1"
     )
     skip_nonfinite: int = option(
-        0, kind=whole, metavar="N", help="steps left out where the loss is not finite", free=True
+        0, kind=whole, metavar="N", help="steps with a non-finite loss that are skipped before the run stops", free=True
     )
     evaluate: bool = option(
         False,

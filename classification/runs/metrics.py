@@ -53,7 +53,7 @@ class Means:
         return {"totals": dict(self.totals), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], world: World) -> None:
-        """Take up what rank 0's `state_dict` returned after `collect`: it on rank 0, the names alone on others."""
+        """Load what rank 0's `state_dict` returned after `collect`: sums on rank 0, only names on the others."""
         totals, counts = state["totals"], state["counts"]
         if any(total.is_complex() for total in totals.values()):
             raise ValueError("its means are complex numbers")
@@ -133,7 +133,7 @@ class Journal:
             self.events.flush()
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written ({error.strerror}): make room; --resume goes on from last.pth"
+                f"{self.path} cannot be written ({error.strerror}): make room; --resume resumes from last.pth"
             ) from error
 
     def close(self) -> None:

@@ -58,9 +58,9 @@ def check_parallel(job: Job, world: World) -> None:
 
 def _checkpoint(job: Job) -> list[str]:
     """Return epoch, step and the file's digest of what is resumed, nothing where a run begins."""
-    if job.resume is None:
+    if job.checkpoint is None:
         return []
-    state = job.resume["resume"]
+    state = job.checkpoint["resume"]
     return [str(state["epoch"]), str(state["step"]), _digest(Path(job.resume_from))]
 
 

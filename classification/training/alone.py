@@ -1,4 +1,4 @@
-"""What main_base.py does: train or evaluate one network."""
+"""The work of main_base.py: train or evaluate one network."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def execute(job: Job, world: World) -> None:
 
 
 def run(words: list[str], prog: str) -> int:
-    """Do what was typed; return the exit status."""
+    """Run the command line; return the exit status."""
     return launch.run(Task(words, prog, partial(config.parse, distillation=False), prepare, execute))

@@ -14,7 +14,7 @@ def average(student: nn.Module, decay: float) -> AveragedModel:
     """Return the exponential moving average of a network's weights and statistics.
 
     average <- d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)) at update n, so that a short run is
-    not held back by its first weights.
+    not slowed down by its first weights.
 
     Args:
         student: the network; `update_parameters(student)` after each step.

@@ -66,12 +66,12 @@ class Engine:
     # -- evaluation
 
     def evaluate_all(self) -> dict[str, dict[str, float]]:
-        """Evaluate every network of the job, each on images as it sees them; warn of a teacher that knows nothing."""
+        """Evaluate every network of the job with its own preprocessing; warn of a teacher that is near chance."""
         results, rows = {}, {}
         run = self.options.run
         file = evaluation.place(run.output, self._checkpoints()) if run.evaluate and self.world.first else None
         for role, (arch, network) in self.job.networks().items():
-            seen = self.job.seen()[role]
+            seen = self.job.preprocessing_by_role()[role]
             if seen is None:
                 self.world.say(f"=> {role} {arch}: not evaluated, its outputs are of other classes")
                 continue
@@ -177,7 +177,7 @@ class Engine:
     def load(
         self, photos: Photos, batches: Sampler[list[tuple[int, int]]], *, persistent: bool = True
     ) -> DataLoader[tuple[Tensor, int, int]]:
-        """Return what loads batches of images for this rank; `persistent` as in `loader`."""
+        """Return the loader of this rank's batches; `persistent` as in `loader`."""
         world = self.world
         return loader(photos, batches, self.workers, world.device, persistent=persistent, ending=world.ending)
 
@@ -202,14 +202,14 @@ class Engine:
         self.world.say(f"=> decoding {len(samples)} images into memory")
         return Cache(samples, read_image)
 
-    # -- small things
+    # -- precision, progress, signals
 
     def autocast(self) -> torch.autocast:
         """Return the context of mixed precision that --amp asks for."""
         return autocast(self.world.device.type, self.options.devices.amp)
 
     def progress(self, loading: DataLoader[tuple[Tensor, int, int]], what: str) -> Any:
-        """Show a bar on a terminal, on rank 0."""
+        """Wrap a loader in a progress bar, on rank 0 in a terminal."""
         if self.world.first and sys.stderr.isatty():
             return tqdm(loading, desc=what, leave=False, dynamic_ncols=True)
         return loading

@@ -1,4 +1,4 @@
-"""Numbers of 16 bits: autocast, and what is better computed without."""
+"""Mixed precision: autocast, and layers that are faster in float32."""
 
 from __future__ import annotations
 

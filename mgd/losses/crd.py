@@ -164,12 +164,12 @@ class _Contrast(nn.Module):
         return torch.cat([positives, negatives], dim=1) / self.hyper.temperature
 
     @torch.no_grad()
-    def _remember(self, whole: Tensor, index: Tensor, logs: Tensor) -> None:
+    def _remember(self, embeddings: Tensor, index: Tensor, logs: Tensor) -> None:
         """Move the banks' entries of the whole batch towards its embeddings, on every rank in the same way."""
         # Where an image comes twice, both rows write what its first one says: the order of writing cannot matter.
         first = (index[:, None] == index).int().argmax(dim=1)
-        embeddings = whole[first, :-2].chunk(2, dim=1)
-        for bank, embedding in zip((self.student_bank, self.teacher_bank), embeddings, strict=True):
+        rows = embeddings[first, :-2].chunk(2, dim=1)
+        for bank, embedding in zip((self.student_bank, self.teacher_bank), rows, strict=True):
             old = bank[index]
             new = F.normalize(self.hyper.momentum * old + (1 - self.hyper.momentum) * embedding, dim=1)
             bank.index_copy_(0, index, torch.where(new.isfinite().all(dim=1, keepdim=True), new, old))
