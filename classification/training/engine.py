@@ -97,7 +97,7 @@ class Engine:
         from classification.models.cost import costs  # its parts are needed here alone
 
         scored = {role: Predictions.of(part) for role, part in rows.items()}
-        networks, seen = self.job.networks(), self.job.seen()
+        networks, seen = self.job.networks(), self.job.preprocessing_by_role()
         sized = {role: (networks[role][1], (seen[role] or self.job.preprocessing).img_size) for role in rows}
         archs = {role: arch for role, (arch, _) in networks.items()}
         summary = evaluation.summary(scored, archs, self.job.data.classes, costs(sized, self.autocast))
