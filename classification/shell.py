@@ -7,11 +7,12 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
+from pathlib import Path
 
 from classification.errors import UserError
 from classification.options import evaluating
 from classification.options.first_look import write_any_name
+from classification.paths import is_file
 from classification.runs.exit_status import attempt
 
 PROG = "mgd"
@@ -38,7 +39,7 @@ class Word:
     @property
     def there(self) -> bool:
         """Whether the script is part of this installation."""
-        return find_spec(f"classification.{self.module}") is not None
+        return is_file(Path(__file__).with_name(f"{self.module}.py"))
 
 
 WORDS = {
