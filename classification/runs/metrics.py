@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from classification.errors import UserError, shown
+from classification.runs import matchings
 from classification.runs.world import World
+
+# Groups of TensorBoard, by the names of the metrics that belong to each: the first that fits.
+GROUPS = {
+    r"(train|valid)_loss(_.*)?": "loss",
+    r"train_top[15]|valid_.*": "accuracy",
+    r"gradient_share_.*": "gradient_share",
+    r".*flow_.*|.*match_seconds": "flow",
+    r"train_seconds": "run",
+    r"train_.*_weighted": "terms_weighted",
+    r"train_.*": "terms",
+}
+PICTURE = (96, 240)  # rows and columns of a flow's picture at most
 
 
 class Means:
@@ -101,6 +116,12 @@ def improves(measure: str, value: float, best: float | None) -> bool:
     return value < best if measure == "loss" else value > best
 
 
+def tag_of(name: str) -> str:
+    """Return the TensorBoard tag of a metric: its name behind that of its group."""
+    group = next((group for pattern, group in GROUPS.items() if re.fullmatch(pattern, name)), "run")
+    return f"{group}/{name}"
+
+
 class Journal:
     """The run folder's `metrics.jsonl` and TensorBoard events, written by rank 0.
 
@@ -129,12 +150,24 @@ class Journal:
                 file.write(json.dumps(record) + "\n")
             for name, value in record.items():
                 if name != "epoch" and isinstance(value, (int, float)):
-                    self.events.add_scalar(name, value, record["epoch"])
+                    self.events.add_scalar(tag_of(name), value, record["epoch"])
+            self._add_flow(record["epoch"])
             self.events.flush()
         except OSError as error:
             raise UserError(
                 f"{self.path} cannot be written ({error.strerror}): make room; --resume resumes from last.pth"
             ) from error
+
+    def _add_flow(self, epoch: int) -> None:
+        """Add the pictures of the matching that was made before this epoch, if one was."""
+        newest = matchings.files(self.path.parent)[-1:]
+        with contextlib.suppress(ValueError):  # a report names a file that is damaged
+            for path in newest:
+                matching = matchings.read_matching(path)
+                for stage in matching.stages if matching.epoch == epoch else ():
+                    if stage.cost is not None:
+                        picture = matchings.closeness(matchings.ordered(stage, *PICTURE))
+                        self.events.add_image(f"flow/{stage.name.replace(' ', '_')}", picture[None], epoch)
 
     def close(self) -> None:
         """Close the event file."""

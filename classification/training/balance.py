@@ -1,4 +1,4 @@
-"""The gradients of the terms of a loss: their shares, weights that would make them equal, which are not finite."""
+"""The gradients of the terms of a loss: their shares, and which are not finite."""
 
 from __future__ import annotations
 
@@ -62,17 +62,6 @@ def terms_not_finite(module: nn.Module, values: Mapping[str, Tensor], weights: M
     """
     found = {name: _gradients(weight * values[name].mean(), module) for name, weight in weights.items()}
     return [name for name, gradients in found.items() if not all(bool(g.isfinite().all()) for g in gradients)]
-
-
-def balanced(weights: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
-    """Rescale weights to equal gradient norms; the first term and terms without gradient keep theirs.
-
-    Args:
-        weights: factor of each term.
-        shares: as measured with them; terms of other networks are left out.
-    """
-    some = next((share for share in shares.values() if share > 0), 1.0)
-    return {n: weights[n] * (some / share if share > 0 else 1.0) for n, share in shares.items()}
 
 
 def dominant(weighted: Mapping[str, float]) -> str | None:

@@ -16,6 +16,7 @@ from classification.data.transforms import train_transform
 from classification.errors import Stopped, UserError
 from classification.options.config import describe, epoch_name, learning_rate, total_epochs
 from classification.options.options import Options
+from classification.runs.balance import balanced
 from classification.runs.checkpoint import (
     image_names,
     keep_images,
@@ -28,7 +29,7 @@ from classification.runs.metrics import Journal, Means, improves
 from classification.runs.progress import Progress, best_value, epoch_line, last_lines, sum_of
 from classification.runs.restore import whole
 from classification.runs.world import World
-from classification.training.balance import balanced, dominant, gradient_shares
+from classification.training.balance import dominant, gradient_shares
 from classification.training.engine import Engine
 from classification.training.job import Job
 from classification.training.saving import restore, save

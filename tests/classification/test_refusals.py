@@ -25,12 +25,13 @@ from tests.classification.refusals import (
     lists,
     options,
     recipes,
+    reports,
     terms,
 )
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "refusals.md"
-MODULES = (images, folders, checkpoints, options, recipes, lists, terms, commands)
+MODULES = (images, folders, checkpoints, options, recipes, lists, terms, commands, reports)
 GROUPS: dict[str, list[Case]] = {module.__name__.rpartition(".")[2]: module.CASES for module in MODULES}
 ALL = [(group, case) for group, cases in GROUPS.items() for case in cases]
 CASES = [pytest.param(*pair, id=f"{pair[0]}: {pair[1].what}") for pair in ALL]
