@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +173,7 @@ def _check(args: argparse.Namespace, trained: Trained, trial: Trial, file: Path)
     """Run the file again, print both side by side, and return what was found."""
     import torch
 
-    from classification.models import exporting, fidelity, quantised
+    from classification.models import cost, exporting, fidelity, quantised
 
     before = exporting.torch_runtime(trained)
     after = exporting.file_runtime(file, args.to, trained, takes_bytes=args.with_preprocessing)
@@ -180,10 +181,11 @@ def _check(args: argparse.Namespace, trained: Trained, trial: Trial, file: Path)
     found = fidelity.compare(before, after, trial.batches(args.batch_size, args.workers))
     latencies = {}
     first, _ = next(iter(trial.batches(1)))
-    for size in fidelity.SIZES:
+    for size in cost.SIZES:
         images = first.expand(size, -1, -1, -1)
         ours, theirs = before.prepare(images), after.prepare(images)
-        latencies[size] = fidelity.latency(lambda x=ours: before.compute(x), lambda x=theirs: after.compute(x))  # type: ignore[misc]
+        one, other = cost.medians([partial(before.compute, ours), partial(after.compute, theirs)], seconds=2.0)
+        latencies[size] = one, other
     weights = sum(value.nbytes for value in trained.network.state_dict().values())
     print("\n".join(fidelity.table(found, (weights, file.stat().st_size), latencies)))
     print(f"=> {torch.get_num_threads()} threads, {quantised.instruction_set()}; {exporting.versions(args.to)}")

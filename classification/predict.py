@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from torch import device
 
     from classification.data.inference import PixelBatch
-    from classification.models.trained import Trained
+    from classification.models.exported import Classifier
     from classification.runs.predictions import Prediction, Table
 
 PROG = "predict.py"
+USUAL_TOP = 5  # classes per image
 EXAMPLE = "example: python classification/predict.py runs/student/best.pth holidays --csv holidays.csv"
 
 
@@ -33,10 +34,10 @@ def build_parser() -> Parser:
     """Return the parser; it needs no torch."""
     parser = Parser(PROG, description=__doc__, epilog=EXAMPLE, allow_abbrev=False)
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", type=Path, help="a best.pth, another file of weights, or a run folder")
+    add("checkpoint", metavar="CHECKPOINT", type=Path, help="a best.pth, weights, a run folder, or a file of export.py")
     about = "an image; a folder, with those in it; a list, one path per line; - for a list on stdin"
     add("paths", metavar="PATH", nargs="+", help=about)
-    add("--top-k", type=count, default=5, metavar="K", help="classes per image, the likeliest first (5)")
+    add("--top-k", type=count, metavar="K", help=f"classes per image, the likeliest first ({USUAL_TOP})")
     add("--csv", type=Path, metavar="FILE", help="write path, rank, class and probability")
     add("--json", type=Path, metavar="FILE", help="write class_ids, scores, file_name and label_names")
     add("--class-names", type=Path, metavar="FILE", help="one name per line, instead of those of the checkpoint")
@@ -78,7 +79,6 @@ def predict(args: argparse.Namespace) -> None:
         RunError: some images could not be read; what was found of the others is written.
     """
     from classification.data.inference import find_paths, read_batches
-    from classification.models.trained import open_trained
     from classification.options.config import check_devices
     from classification.options.groups import Devices
     from classification.runs import predictions
@@ -87,23 +87,40 @@ def predict(args: argparse.Namespace) -> None:
     devices = Devices(device=args.device)
     check_devices(devices)
     found = find_paths(args.paths, sys.stdin.buffer)
-    trained = open_trained(args.checkpoint, args.arch)
-    names = predictions.class_names(args.class_names, trained.classes, trained.num_classes)
+    network = _open(args, device_of(devices))
+    names = predictions.class_names(args.class_names, network.classes, network.num_classes)
     _check_inputs(args, found.paths)
-    notes = [*found.notes, trained.note]
-    if args.top_k > trained.num_classes:
-        notes.append(f"--top-k {args.top_k}: there are {trained.num_classes} classes, and all are shown")
+    notes = [*found.notes, network.note]
+    if network.classes is None and args.class_names is None:
+        notes.append(f"{args.checkpoint} names no classes, so their numbers are shown: give --class-names FILE")
+    if args.top_k is not None and args.top_k > network.num_classes:
+        notes.append(f"--top-k {args.top_k}: there are {network.num_classes} classes, and all are shown")
     for note in notes:
         print(f"=> {one_line(note)}", file=sys.stderr)
-    batches = read_batches(found.paths, trained.preprocessing, args.batch_size, args.workers)
-    table, top = predictions.Table(found.paths, names), min(args.top_k, trained.num_classes)
-    said, bad = _said(trained, batches, table, top, len(found.paths), device_of(devices))
+    batches = read_batches(found.paths, network.preprocessing, args.batch_size, args.workers)
+    table, top = predictions.Table(found.paths, names), min(args.top_k or USUAL_TOP, network.num_classes)
+    said, bad = _said(network, batches, table, top, len(found.paths))
     if args.csv is not None:
         write_whole(args.csv, predictions.to_csv(said, names), "--csv")
     if args.json is not None:
         write_whole(args.json, predictions.to_json(said, names), "--json")
     if bad:
         raise RunError(f"{bad} of {len(found.paths)} images could not be read and were skipped")
+
+
+def _open(args: argparse.Namespace, where: device) -> Classifier:
+    """Open the checkpoint, or the exported file, which says its network and runs on the CPU."""
+    from classification.models.exported import kind_of, open_checkpoint, open_exported
+
+    kind = kind_of(args.checkpoint)
+    if kind is None:
+        return open_checkpoint(args.checkpoint, args.arch, where)
+    for option, given in (("--arch", args.arch is not None), ("--device", args.device not in ("auto", "cpu"))):
+        if given:
+            raise UserError(
+                f"{args.checkpoint} is an exported file, which runs as it is on the CPU: leave {option} out"
+            )
+    return open_exported(args.checkpoint, kind)
 
 
 def _check_inputs(args: argparse.Namespace, paths: list[str]) -> None:
@@ -114,28 +131,26 @@ def _check_inputs(args: argparse.Namespace, paths: list[str]) -> None:
 
 
 def _said(
-    trained: Trained, batches: Iterator[PixelBatch], table: Table, top: int, total: int, where: device
+    network: Classifier, batches: Iterator[PixelBatch], table: Table, top: int, total: int
 ) -> tuple[list[Prediction], int]:
     """Print the line of every image; return all predictions, and how many images could not be read."""
     import torch
     from tqdm import tqdm
 
     from classification.runs.predictions import predictions
-    from mgd import logits_of
 
-    network = trained.network.to(where)
     said, bad = [], 0
-    with torch.inference_mode(), tqdm(total=total, leave=False, disable=None, dynamic_ncols=True) as bar:
+    with tqdm(total=total, leave=False, disable=None, dynamic_ncols=True) as bar:
         for batch in batches:
             for path, cause in batch.unreadable:
                 bar.write(one_line(f"{PROG}: image {path} cannot be read ({cause})"), file=sys.stderr)
             bad += len(batch.unreadable)
             if batch.paths:
                 try:
-                    logits = logits_of(network(trained.preprocessing.normalise(batch.pixels.to(where)).contiguous()))
+                    logits = network.logits(batch.pixels)
                 except torch.OutOfMemoryError as error:
                     raise RunError(f"a batch of {len(batch.paths)} images needs too much memory: lower -b") from error
-                new = predictions(batch.paths, logits.float(), top)
+                new = predictions(batch.paths, logits, top)
                 bar.write("\n".join(map(table.line, new)))
                 said += new
             bar.update(len(batch.paths) + len(batch.unreadable))

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -82,11 +82,22 @@ def _accuracy(folder: Path, name: str) -> list[tuple[str, str]]:
         return [("Accuracy", f"top-1 {student['top1']:.2f} %{of} (evaluation.json)")]
     with contextlib.suppress(OSError, ValueError):
         lines = (folder / "metrics.jsonl").read_text().splitlines()
-        found = [float(value) for line in lines if _is_number(value := _object(folder, line).get("valid_top1"))]
+        records = [record for line in lines if _is_number((record := _object(folder, line)).get("valid_top1"))]
+        found = [float(record["valid_top1"]) for record in records]
         if found and name in ("best.pth", "last.pth"):
-            how, top1 = ("best", max(found)) if name == "best.pth" else ("last", found[-1])
+            how, top1 = ("best", found[_best(folder, records)]) if name == "best.pth" else ("last", found[-1])
             return [("Accuracy", f"top-1 {top1:.2f} % on the validation images, {how} of {len(found)} epochs")]
     return []
+
+
+def _best(folder: Path, records: Sequence[Mapping[str, Any]]) -> int:
+    """Return the place of the best epoch by the run's --best-by, the first of equals."""
+    options = _object(folder / "config.json").get("options")
+    measure = options.get("best_by") if isinstance(options, dict) else None
+    values = [record.get(f"valid_{measure or 'top1'}") for record in records]
+    sign = -1 if measure == "loss" else 1
+    known = [place for place, value in enumerate(values) if _is_number(value)]
+    return max(known, key=lambda place: sign * float(values[place] or 0.0), default=0)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

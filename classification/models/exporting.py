@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -22,6 +22,9 @@ from classification.errors import UserError
 from classification.models import configuration
 from classification.models.trained import Trained, open_trained
 
+Compute = Callable[[Tensor], Tensor]
+DESCRIPTION = ("arch", "num_classes", "classes", "preprocessing")  # what a file says, each as JSON
+
 
 @dataclass(frozen=True)
 class Runtime:
@@ -32,8 +35,8 @@ class Runtime:
         compute: that to logits (B, K), float32.
     """
 
-    prepare: Callable[[Tensor], Tensor]
-    compute: Callable[[Tensor], Tensor]
+    prepare: Compute
+    compute: Compute
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return logits of bytes (B, H, W, 3)."""
@@ -76,14 +79,18 @@ def description(trained: Trained, *, takes_bytes: bool) -> dict[str, str]:
         "colours": "RGB",
         "input": "uint8, 0 to 255, not normalised" if takes_bytes else "float32, (bytes / 255 - mean) / std",
     }
-    values = {"arch": trained.arch, "num_classes": trained.num_classes, "classes": trained.classes}
-    values |= configuration(trained.network)
-    return {name: json.dumps(value) for name, value in {**values, "preprocessing": seen}.items()}
+    values = dict(zip(DESCRIPTION, (trained.arch, trained.num_classes, trained.classes, seen), strict=True))
+    return {name: json.dumps(value) for name, value in {**values, **configuration(trained.network)}.items()}
 
 
 def input_of(trained: Trained, *, takes_bytes: bool) -> Callable[[Tensor], Tensor]:
     """Return what turns bytes (B, H, W, 3) into the input of a file."""
-    return _channels_first if takes_bytes else partial(_normal, trained)
+    return prepared(trained.preprocessing, takes_bytes=takes_bytes)
+
+
+def prepared(seen: Preprocessing, *, takes_bytes: bool) -> Compute:
+    """Return the same for a file that normalises by `seen`, or takes bytes."""
+    return _channels_first if takes_bytes else partial(_normal, seen)
 
 
 def versions(kind: str) -> str:
@@ -197,15 +204,33 @@ def file_runtime(path: Path, kind: str, trained: Trained, *, takes_bytes: bool =
     if kind == "safetensors":
         return torch_runtime(open_trained(path))
     prepare = input_of(trained, takes_bytes=takes_bytes)
-    if kind == "pt2":
-        with path.open("rb") as file:
-            return Runtime(prepare, _without_graph(torch.export.load(file).module()))
+    return Runtime(prepare, (open_pt2 if kind == "pt2" else open_onnx)(path)[0])
+
+
+def open_onnx(path: Path) -> tuple[Compute, Mapping[str, str]]:
+    """Return what computes logits by onnxruntime, and what the file says in its metadata."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()  # as torch, which it is compared with
+    options.log_severity_level = 3  # errors alone
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Runtime(prepare, lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0]))
+
+    def compute(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return compute, session.get_modelmeta().custom_metadata_map
+
+
+def open_pt2(path: Path) -> tuple[Compute, Mapping[str, str]]:
+    """Return what computes logits by torch.export, and what the file says in its extra files.
+
+    Such a file is a program: open those alone whose origin you trust.
+    """
+    said = {f"{name}.json": "" for name in DESCRIPTION}
+    with path.open("rb") as file:
+        module = torch.export.load(file, extra_files=said).module()
+    return _without_graph(module), {name.removesuffix(".json"): value for name, value in said.items() if value}
 
 
 def _module(trained: Trained, takes_bytes: bool) -> nn.Module:
@@ -223,8 +248,8 @@ def _channels_first(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).contiguous()
 
 
-def _normal(trained: Trained, images: Tensor) -> Tensor:
-    return trained.preprocessing.normalise(images).contiguous()
+def _normal(seen: Preprocessing, images: Tensor) -> Tensor:
+    return seen.normalise(images).contiguous()
 
 
 def _without_graph(module: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,7 +12,6 @@ from torch import Tensor
 from classification.runs.scores import difference_interval
 
 EXACT = 1e-3  # of the largest logit: what rounding may change in a file that computes in float32
-SIZES = (1, 32)  # batches whose latency is measured
 
 
 @dataclass(frozen=True)
@@ -88,29 +85,6 @@ def compare(
             break
     both, one, other, neither = right.tolist()
     return Fidelity(images, labelled, (both, one, other, neither), agree, difference, largest)
-
-
-def latency(
-    before: Callable[[], object], after: Callable[[], object], *, seconds: float = 2.0, most: int = 50
-) -> tuple[float, float]:
-    """Return the median milliseconds of two calls, measured in alternation after a warm-up.
-
-    Args:
-        before: the first call.
-        after: the second.
-        seconds: how long to measure; three times each at least.
-        most: calls of each at most.
-    """
-    times: tuple[list[float], list[float]] = ([], [])
-    for call in (before, after) * 2:
-        call()
-    end = time.perf_counter() + seconds
-    while len(times[0]) < 3 or (len(times[0]) < most and time.perf_counter() < end):
-        for call, kept in zip((before, after), times, strict=True):
-            start = time.perf_counter()
-            call()
-            kept.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[0]), statistics.median(times[1])
 
 
 def table(found: Fidelity, sizes: tuple[int, int], latencies: dict[int, tuple[float, float]]) -> list[str]:

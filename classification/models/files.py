@@ -12,7 +12,7 @@ import re
 import types
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ def cause(path: Path, error: Exception) -> str:
         return _zip_cause(path, error)
     if by_name := SUFFIXES.get(path.suffix.lower()):
         return by_name
-    if start[:1] == b"\x08" and (b"onnx" in start.lower() or b"pytorch" in start):
+    if is_onnx(start):
         return SUFFIXES[".onnx"]
     if _is_safetensors(path):
         return f"it is a safetensors file that is truncated or damaged: {_AGAIN}"
@@ -200,6 +200,17 @@ def cause(path: Path, error: Exception) -> str:
     if text.isascii() and b"\0" not in text:
         return f"it is a text file: {_AGAIN}"
     return "it is truncated, or of another format than torch.save and safetensors write"
+
+
+def is_onnx(start: bytes) -> bool:
+    """Return whether a file begins as ONNX files do: a version, then the name of what wrote it."""
+    return start[:1] == b"\x08" and (b"onnx" in start.lower() or b"pytorch" in start)
+
+
+def is_program(names: Iterable[str]) -> bool:
+    """Return whether an archive that holds these files is a program of torch.export."""
+    inside = {name.partition("/")[2] for name in names}
+    return "archive_format" in inside or any(name.startswith("models/") for name in inside)
 
 
 def _zip_cause(path: Path, error: Exception) -> str:
@@ -215,7 +226,7 @@ def _zip_cause(path: Path, error: Exception) -> str:
             "it is a TorchScript archive, which holds code: load it by torch.jit.load where you trust it, and save its "
             "state_dict()"
         )
-    if "archive_format" in inside or any(name.startswith("models/") for name in inside):
+    if is_program(names):
         return (
             "it is a program of torch.export: load it by torch.export.load where you trust it, and save its state_dict"
         )

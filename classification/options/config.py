@@ -313,6 +313,7 @@ def recorded_options(options: Mapping[str, Any], known: TermClasses) -> dict[str
         known: the classes of terms, by name.
     """
     rest, entries = without_aliases(options)
+    rest = {"best_by": "top1", **rest}  # the only measure that there was
     return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], known).items()}}
 
 

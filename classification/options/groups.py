@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from classification.options.fields import count, nonnegative, number, option, positive, switch, whole
-from classification.options.names import LARGEST_SIZE
+from classification.options.names import BEST_BY, LARGEST_SIZE
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,9 @@ class Run:
     )
     checkpoint_every_steps: int | None = option(
         None, kind=count, metavar="N", help="write last.pth every N steps, beside every epoch", free=True
+    )
+    best_by: str = option(
+        "top1", choices=BEST_BY, help="measure on valid/ by which the epoch of best.pth is chosen; default: top1"
     )
     skip_nonfinite: int = option(
         0, kind=whole, metavar="N", help="steps with a non-finite loss that are skipped before the run stops", free=True

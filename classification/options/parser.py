@@ -31,7 +31,8 @@ class _Help(argparse.HelpFormatter):
         return action.help if says_default else f"{action.help} (default: %(default)s)"
 
 
-def _add(group: argparse._ArgumentGroup, option: Option) -> None:
+def add_option(group: argparse._ActionsContainer, option: Option) -> None:
+    """Add a declared option to a parser, or to a group of one."""
     about: dict[str, Any] = {"help": option.help, "default": option.default}
     if option.is_flag:
         about["action"] = "store_true"
@@ -100,5 +101,5 @@ def build_parser(prog: str, *, distillation: bool) -> Parser:
     for option in all_options(distillation=distillation):
         if option.section not in groups:
             groups[option.section] = parser.add_argument_group(option.section)
-        _add(groups[option.section], option)
+        add_option(groups[option.section], option)
     return parser

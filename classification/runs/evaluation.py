@@ -6,20 +6,19 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from classification.errors import UserError
+from classification.errors import UserError, one_line
 from classification.paths import is_folder
 from classification.runs.new_files import write_whole
 from classification.runs.scores import Predictions, compare, scores
 
 NAME = "evaluation.json"
-HEADINGS = {"top1": "top-1", "top5": "top-5", "loss": "loss", "balanced_accuracy": "balanced", "macro_f1": "macro-F1"}
-HEADINGS |= {"ece": "ECE", "parameters": "parameters", "megabytes": "MB"}
+WORST = 20  # classes that are printed at most
+PERCENT = {"top1": "top-1, %", "top5": "top-5, %"}
+SHARES = {"balanced_accuracy": "balanced accuracy, %", "macro_f1": "macro-F1, %", "ece": "calibration error, %"}
 
 
 def place(output: str | None, checkpoints: Sequence[str | None]) -> Path | None:
@@ -42,24 +41,22 @@ def place(output: str | None, checkpoints: Sequence[str | None]) -> Path | None:
 
 
 def summary(
-    found: Mapping[str, Predictions], networks: Mapping[str, tuple[str, nn.Module]], classes: Sequence[str]
+    found: Mapping[str, Predictions],
+    archs: Mapping[str, str],
+    classes: Sequence[str],
+    costs: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, Any]]:
-    """Return what evaluation.json holds: `scores` of every role, its size, and the student beside each other network.
+    """Return what evaluation.json holds: `scores` of every role, its costs, and the student beside each other network.
 
     Args:
         found: predictions by role: "student", "teacher" or "teacher 1" and so on.
-        networks: (name, network) by role.
+        archs: name of the network by role.
         classes: names in order of index.
+        costs: by role, of `models.cost.costs`.
     """
     results: dict[str, dict[str, Any]] = {}
     for role, predictions in found.items():
-        arch, network = networks[role]
-        tensors = (*network.parameters(), *network.buffers())
-        size = {
-            "parameters": sum(value.numel() for value in network.parameters()),
-            "megabytes": sum(value.nbytes for value in tensors) / 1e6,
-        }
-        results[role] = {"arch": arch, **scores(predictions, classes), **size}
+        results[role] = {"arch": archs[role], **scores(predictions, classes), **costs[role]}
     if "student" in found:
         others = [role for role in found if role != "student"]
         results["student"]["compared"] = {role: compare(found["student"], found[role]) for role in others}
@@ -67,19 +64,64 @@ def summary(
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the lines that set the networks side by side."""
-    width = max(map(len, results))
-    lines = [" ".join([" " * width, *(f"{heading:>10}" for heading in HEADINGS.values())])]
-    for role, found in results.items():
-        places = {"loss": "10.4f", "parameters": "10,d"}
-        lines.append(" ".join([f"{role:<{width}}", *(f"{found[key]:{places.get(key, '10.2f')}}" for key in HEADINGS)]))
+    """Return the lines that set the networks side by side, the student first."""
+    roles = sorted(results, key=lambda role: role != "student")
+    columns = [results[role] for role in roles]
+    rows = [("", *roles), ("network", *(found["arch"] for found in columns))]
+    rows += [(name, *(f"{found[key]:.2f}" for found in columns)) for key, name in PERCENT.items()]
+    rows.append(("loss", *(f"{found['loss']:.4f}" for found in columns)))
+    rows += [(name, *(f"{found[key]:.2f}" for found in columns)) for key, name in SHARES.items()]
+    rows.append(("parameters", *(f"{found['parameters']:,d}" for found in columns)))
+    rows.append(("MB", *(f"{found['megabytes']:.2f}" for found in columns)))
+    rows.append(("MACs, million", *(_or_dash(found["macs"], 1e6) for found in columns)))
+    for size in columns[0]["latency_ms"]:
+        rows.append((f"batch of {size}, ms", *(_or_dash(found["latency_ms"][size]) for found in columns)))
+    return [*_aligned(rows), *_differences(results), *_per_class(roles, columns), _machine(columns[0])]
+
+
+def _or_dash(value: float | None, unit: float = 1.0) -> str:
+    return "-" if value is None else f"{value / unit:.2f}"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line per row: the first column to the left, the others to the right."""
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        "  ".join([f"{row[0]:<{first}}", *(f"{text:>{width}}" for text, width in zip(row[1:], widths, strict=True))])
+        for row in rows
+    ]
+
+
+def _differences(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for role, both in results.get("student", {}).get("compared", {}).items():
         low, high = both["interval"]
-        lines.append(
+        yield (
             f"student minus {role}: {both['top1_difference']:+.2f} points of top-1 (95 % interval {low:+.2f} to "
             f"{high:+.2f}); both say the same class of {both['agreement']:.2f} % of the images"
         )
-    return lines
+
+
+def _per_class(roles: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the accuracy of every class; of many classes, of those that the first network knows least."""
+    parts = [found["per_class"] for found in columns]
+    there = [index for index, entry in enumerate(parts[0]) if entry["images"]]
+    heading = "class"
+    if len(there) > WORST:
+        worst = sorted(there, key=lambda index: parts[0][index]["correct"] / parts[0][index]["images"])[:WORST]
+        heading, there = f"the {WORST} worst of {len(there)} classes", worst
+    rows = [(heading, "images", *(f"{role}, %" for role in roles))]
+    for index in there:
+        images = parts[0][index]["images"]
+        shares = (f"{100 * part[index]['correct'] / images:.1f}" for part in parts)
+        rows.append((one_line(parts[0][index]["name"])[:60], str(images), *shares))
+    return _aligned(rows)
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    return (
+        f"MACs: multiplications per image; ms: medians on {found['device']}, threads: {found['threads']}, "
+        f"{found['instructions']}"
+    )
 
 
 def keep(results: Mapping[str, Mapping[str, Any]], path: Path | None, *, typed: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,6 +101,19 @@ def accuracy(result: Mapping[str, float], num_classes: int, *, errors: bool = Fa
         top = result[f"valid_top{number}"]
         said.append(f"top-{number} {top:.2f}" + (f" (Err@{number} {100 - top:.2f})" if errors else ""))
     return "  ".join([*said, f"valid loss {result['valid_loss']:.4f}"])
+
+
+def improves(measure: str, value: float, best: float | None) -> bool:
+    """Return whether an epoch is better than the best before, None for the first; equal ones are not.
+
+    Args:
+        measure: of --best-by; of losses the smaller one is better.
+        value: of the epoch.
+        best: of the best one.
+    """
+    if best is None or not math.isfinite(value):
+        return math.isfinite(value)
+    return value < best if measure == "loss" else value > best
 
 
 def tag_of(name: str) -> str:

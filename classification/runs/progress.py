@@ -70,8 +70,15 @@ def sum_of(loss: float, weighted: Mapping[str, float]) -> str:
     return f"loss {loss:.4f} = {parts}"
 
 
+def best_value(measure: str, best: Mapping[str, float]) -> str:
+    """Write the measure of --best-by at the best epoch, with its name unless it is top-1; "-" where there is none."""
+    value = best.get(f"valid_{measure}")
+    said = "-" if value is None else f"{value:.4f}" if measure == "loss" else f"{value:.2f}"
+    return said if measure == "top1" else f"{measure} {said}"
+
+
 def epoch_line(
-    optimisation: Optimisation, num_classes: int, record: Mapping[str, Any], best: float, terms: Iterable[str]
+    optimisation: Optimisation, num_classes: int, record: Mapping[str, Any], best: str, terms: Iterable[str]
 ) -> str:
     """Write an epoch in a line."""
     weighted = {name: record[f"train_{name}_weighted"] for name in terms}
@@ -80,7 +87,7 @@ def epoch_line(
             epoch_name(optimisation, record["epoch"]),
             sum_of(record["train_loss"], weighted),
             accuracy(record, num_classes),
-            f"best {best:.2f}",
+            f"best {best}",
             f"{record['images_per_second']:.1f} images/s",
         )
     )
@@ -97,7 +104,10 @@ def last_lines(
         words += [*(["--train-list", data.train_list] if options.labels else []), "--num-classes", str(num_classes)]
     words += ["--bad-images", "skip"] if data.bad_images == "skip" else []
     evaluate = command("main_base.py", *words, "--evaluate", "--student-resume", str(folder / "best.pth"))
+    measure, said = options.run.best_by, f"top-1 {best['valid_top1']:.2f}"
+    if measure != "top1":
+        said = f"{best_value(measure, best)} with {said}"
     return [
-        f"=> done in {duration(seconds)}: best top-1 {best['valid_top1']:.2f}{where}, last {last:.2f}",
+        f"=> done in {duration(seconds)}: best {said}{where}, last {last:.2f}",
         f"=> to evaluate the best: {evaluate}",
     ]

@@ -65,6 +65,24 @@ def per_image(logits: Tensor, target: Tensor) -> Tensor:
     return torch.stack([best[:, 0], probability, (best == target[:, None]).any(1), loss, target], 1).double()
 
 
+def class_scores(found: Predictions) -> dict[str, float]:
+    """Return the scores that count classes alike, whatever their number of images, in percent.
+
+    Returns:
+        `balanced_accuracy`, the mean over the classes that there are images of, and `macro_f1`, over the classes that
+        images are of or are said to be of.
+    """
+    from sklearn.metrics import balanced_accuracy_score, f1_score  # a second, which only evaluation need wait for
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that are predicted and have no images here
+        balanced = balanced_accuracy_score(found.target, found.predicted)
+    return {
+        "balanced_accuracy": 100 * float(balanced),
+        "macro_f1": 100 * float(f1_score(found.target, found.predicted, average="macro", zero_division=0)),
+    }
+
+
 def scores(found: Predictions, classes: Sequence[str]) -> dict[str, Any]:
     """Return what is said of one network; all but `loss` and counts are percentages.
 
@@ -73,15 +91,9 @@ def scores(found: Predictions, classes: Sequence[str]) -> dict[str, Any]:
         classes: names in order of index.
 
     Returns:
-        `top1`, `top5`, `loss` (the mean cross-entropy), `images`; `balanced_accuracy`, the mean over the classes that
-        there are images of; `macro_f1`, over the classes that images are of or are said to be of; `ece`, the expected
+        `top1`, `top5`, `loss` (the mean cross-entropy), `images`; those of `class_scores`; `ece`, the expected
         calibration error; `per_class`, a list of `name`, `images`, `correct`.
     """
-    from sklearn.metrics import balanced_accuracy_score, f1_score  # a second, which only evaluation need wait for
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes that are predicted and have no images here
-        balanced = balanced_accuracy_score(found.target, found.predicted)
     images = np.bincount(found.target, minlength=len(classes))
     correct = np.bincount(found.target[found.right], minlength=len(classes))
     counts = zip(classes, images.tolist(), correct.tolist(), strict=False)  # a network may have more outputs
@@ -90,8 +102,7 @@ def scores(found: Predictions, classes: Sequence[str]) -> dict[str, Any]:
         "top5": 100 * float(found.in_top5.mean()),
         "loss": float(found.loss.mean()),
         "images": len(found.target),
-        "balanced_accuracy": 100 * float(balanced),
-        "macro_f1": 100 * float(f1_score(found.target, found.predicted, average="macro", zero_division=0)),
+        **class_scores(found),
         "ece": 100 * calibration_error(found.probability, found.right),
         "per_class": [{"name": name, "images": there, "correct": right} for name, there, right in counts],
     }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from classification.runs import evaluation
 from classification.runs.checkpoint import hold
 from classification.runs.interrupt import Interrupt
 from classification.runs.metrics import accuracy, result, tally
-from classification.runs.scores import COLUMNS, Predictions, per_image
+from classification.runs.scores import COLUMNS, Predictions, class_scores, per_image
 from classification.runs.world import World, parallel_devices, seed_everything
 from classification.training.job import Job
 from classification.training.precision import autocast, lacks
@@ -88,17 +89,35 @@ class Engine:
                     "Nothing good can be learned from it: check its weights, --img-size and the class folders."
                 )
         if rows and self.world.first:
-            scored = {role: Predictions.of(part) for role, part in rows.items()}
-            summary = evaluation.summary(scored, self.job.networks(), self.job.data.classes)
-            self.world.say("\n".join(evaluation.table(summary)))
-            self.world.say(f"=> {evaluation.keep(summary, file, typed=run.output is not None)}")
+            self._summarise(rows, file)
         return results
+
+    def _summarise(self, rows: Mapping[str, Tensor], file: Path | None) -> None:
+        """Print the networks side by side, with their costs on this device, and write evaluation.json."""
+        from classification.models.cost import costs  # its parts are needed here alone
+
+        scored = {role: Predictions.of(part) for role, part in rows.items()}
+        networks, seen = self.job.networks(), self.job.preprocessing_by_role()
+        sized = {role: (networks[role][1], (seen[role] or self.job.preprocessing).img_size) for role in rows}
+        archs = {role: arch for role, (arch, _) in networks.items()}
+        summary = evaluation.summary(scored, archs, self.job.data.classes, costs(sized, self.autocast))
+        self.world.say("\n".join(evaluation.table(summary)))
+        self.world.say(f"=> {evaluation.keep(summary, file, typed=self.options.run.output is not None)}")
 
     def _checkpoints(self) -> list[str | None]:
         """Return the files of the networks' weights, the student's first."""
         teachers = [spec.get("resume") for spec in self.options.teachers]
         found = [self.options.networks.student_resume, self.options.run.resume, *teachers]
         return [None if path and path.startswith("hf:") else path for path in found]  # hf: names no file
+
+    def evaluate_epoch(self, network: nn.Module) -> dict[str, float]:
+        """Return what the record of an epoch says of a network: `evaluate`, and the measure of --best-by."""
+        measure = self.options.run.best_by
+        if measure in ("top1", "loss"):
+            return self.evaluate(network)
+        rows = torch.zeros(len(self.job.data.valid), COLUMNS, dtype=torch.float64)
+        found = self.evaluate(network, None, rows)
+        return {**found, f"valid_{measure}": class_scores(Predictions.of(rows))[measure]}
 
     @torch.no_grad()
     def evaluate(

@@ -26,8 +26,8 @@ from classification.runs.checkpoint import (
 from classification.runs.interrupt import Interrupt
 from classification.runs.launch import command
 from classification.runs.memory import peak_bytes
-from classification.runs.metrics import Journal, Means
-from classification.runs.progress import Progress, epoch_line, last_lines, sum_of
+from classification.runs.metrics import Journal, Means, improves
+from classification.runs.progress import Progress, best_value, epoch_line, last_lines, sum_of
 from classification.runs.restore import whole
 from classification.runs.world import World
 from classification.training.balance import dominant, gradient_shares, noted_maps, pair_shares
@@ -157,9 +157,9 @@ class Trainer:
         if self.step < len(self.batches) or not self.step:
             self._train()
             save(self)  # before the evaluation, which a signal may cut
-        record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate(self.result)}
+        record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate_epoch(self.result)}
         for name, peer in self.peers().items():
-            record |= {f"{key}_{name}": value for key, value in self.engine.evaluate(peer).items()}
+            record |= {f"{key}_{name}": value for key, value in self.engine.evaluate_epoch(peer).items()}
         better = self._improved(record)
         self._say_epoch(record)
         if self.journal:
@@ -171,9 +171,10 @@ class Trainer:
 
     def _improved(self, record: Mapping[str, Any]) -> set[str]:
         """Take what is the best so far into `best`; return whose it is: "" for the student's, a peer's name."""
-        keys = {name: (f"valid_top1_{name}", f"valid_top5_{name}") for name in self.peers()}
-        keys[""] = ("valid_top1", "valid_top5")
-        better = {name for name, (top1, _) in keys.items() if record[top1] > self.best.get(top1, -1.0)}
+        measure = self.options.run.best_by
+        kept = dict.fromkeys((measure, "top1", "top5"))
+        keys = {name: [f"valid_{key}{f'_{name}' if name else ''}" for key in kept] for name in (*self.peers(), "")}
+        better = {name for name, (key, *_) in keys.items() if improves(measure, record[key], self.best.get(key))}
         self.best |= {key: record[key] for name in better for key in keys[name]}
         self.best |= {"epoch": record["epoch"]} if "" in better else {}
         return better
@@ -260,7 +261,7 @@ class Trainer:
                 self.options.optimisation,
                 self.job.num_classes,
                 record,
-                self.best["valid_top1"],
+                best_value(self.options.run.best_by, self.best),
                 self.distiller.terms,
             )
         )

@@ -19,6 +19,7 @@ from tests.classification.refusals import (
     Case,
     Place,
     checkpoints,
+    commands,
     folders,
     huggingface,
     images,
@@ -31,7 +32,7 @@ from tests.classification.refusals import (
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "refusals.md"
-MODULES = (images, folders, checkpoints, options, recipes, lists, terms, reports, huggingface)
+MODULES = (images, folders, checkpoints, options, recipes, lists, terms, commands, reports, huggingface)
 GROUPS: dict[str, list[Case]] = {module.__name__.rpartition(".")[2]: module.CASES for module in MODULES}
 ALL = [(group, case) for group, cases in GROUPS.items() for case in cases]
 CASES = [pytest.param(*pair, id=f"{pair[0]}: {pair[1].what}") for pair in ALL]

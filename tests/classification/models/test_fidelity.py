@@ -6,7 +6,7 @@ import torch
 from scipy.stats import bootstrap
 from torch import Tensor
 
-from classification.models.fidelity import Fidelity, compare, latency, table
+from classification.models.fidelity import Fidelity, compare, table
 
 
 def found(right: tuple[int, int, int, int], difference: float = 0.0) -> Fidelity:
@@ -65,13 +65,3 @@ def test_logits_that_are_not_finite_are_seen_in_any_batch() -> None:
     batches = [(torch.tensor(number), torch.tensor([1])) for number in range(3)]
     result = compare(lambda _: torch.tensor([[0.0, 1.0]]), lambda number: broken[int(number)], batches)
     assert "not finite" in str(result.fault(0.5, exact=False))
-
-
-def test_latency_calls_both_as_often() -> None:
-    calls = [0, 0]
-
-    def call(which: int) -> None:
-        calls[which] += 1
-
-    latency(lambda: call(0), lambda: call(1), seconds=0)
-    assert calls == [2 + 3, 2 + 3]  # warm-up, and the three that are measured

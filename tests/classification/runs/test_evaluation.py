@@ -39,9 +39,10 @@ def test_evaluate_writes_both_networks(photos: Path, teacher: Path, tmp_path: Pa
     own = tmp_path / "new" / "folder"
     alone = ["--student-resume", str(student), "--output", str(own)]
     assert main_base.main([str(photos), "-a", STUDENT, *SMALL, "--evaluate", *alone]) == 0
-    expected = {key: value for key, value in found["student"].items() if key != "compared"}
+    expected = {key: value for key, value in found["student"].items() if key not in ("compared", "latency_ms")}
     again = json.loads((own / "evaluation.json").read_text())
-    assert again["student"].pop("compared") == {} and again == {"student": expected}
+    assert again["student"].pop("compared") == {} and set(again["student"].pop("latency_ms")) == {"1", "32"}
+    assert again == {"student": expected}
 
 
 def test_two_ranks_write_what_one_does(photos: Path, teacher: Path, tmp_path: Path) -> None:
@@ -74,3 +75,29 @@ def test_the_place_of_the_file(tmp_path: Path) -> None:
 def test_numbers_that_json_lacks_are_null(tmp_path: Path) -> None:
     evaluation.keep({"student": {"loss": float("nan"), "top1": 1.0}}, tmp_path / "evaluation.json", typed=True)
     assert json.loads((tmp_path / "evaluation.json").read_text()) == {"student": {"loss": None, "top1": 1.0}}
+
+
+def scored(correct: list[int], difference: dict[str, Any] | None = None) -> dict[str, Any]:
+    shares = {"top1": 50.0, "top5": 100.0, "loss": 1.25, "balanced_accuracy": 40.0, "macro_f1": 30.0, "ece": 2.5}
+    counts = [{"name": f"c{index}", "images": 4, "correct": right} for index, right in enumerate(correct)]
+    cost = {"parameters": 1234, "megabytes": 0.5, "macs": 2_500_000, "latency_ms": {"1": 1.5, "32": None}}
+    where = {"device": "cpu", "threads": 2, "instructions": "AVX2"}
+    return {"arch": "net", **shares, "per_class": counts, **cost, **where, "compared": difference or {}}
+
+
+def test_the_table_sets_networks_side_by_side() -> None:
+    both = {"top1_difference": -1.0, "interval": [-3.0, 1.0], "agreement": 75.0}
+    lines = evaluation.table({"teacher": scored([4, 0]), "student": scored([3, 2], {"teacher": both})})
+    assert lines[0].split() == ["student", "teacher"]
+    for text in ("loss 1.2500 1.2500", "parameters 1,234 1,234", "MACs, million 2.50 2.50", "batch of 32, ms - -"):
+        assert text in [" ".join(line.split()) for line in lines]
+    assert lines[-5].startswith("student minus teacher: -1.00 points of top-1 (95 % interval -3.00 to +1.00); both say")
+    assert [line.split() for line in lines[-3:-1]] == [["c0", "4", "75.0", "100.0"], ["c1", "4", "50.0", "0.0"]]
+    assert lines[-1].endswith("ms: medians on cpu, threads: 2, AVX2")
+
+
+def test_of_many_classes_the_worst_are_printed() -> None:
+    lines = evaluation.table({"student": scored([4] * 30 + [1])})
+    first = lines.index(next(line for line in lines if line.startswith("the 20 worst of 31 classes")))
+    printed = [line.split() for line in lines[first + 1 : -1]]
+    assert len(printed) == 20 and printed[0] == ["c30", "4", "25.0"] and printed[1] == ["c0", "4", "100.0"]

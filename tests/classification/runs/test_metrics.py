@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from classification.errors import UserError
-from classification.runs.metrics import Journal, Means, hits, tag_of
+from classification.runs.metrics import Journal, Means, hits, improves, tag_of
 from classification.runs.world import World
 
 
@@ -111,3 +111,19 @@ def test_a_cut_line_is_dropped_and_a_damaged_one_is_named(tmp_path: Path) -> Non
     path.write_text('{"epoch": 0}\n{"step": 1}\n')
     with pytest.raises(UserError, match=r"step.* is no record of an epoch; remove the line"):
         Journal(tmp_path, 2)
+
+
+@pytest.mark.parametrize(
+    ("measure", "value", "best", "better"),
+    [
+        ("top1", 50.0, None, True),
+        ("top1", 50.0, 50.0, False),
+        ("macro_f1", 51.0, 50.0, True),
+        ("loss", 1.0, 2.0, True),
+        ("loss", 2.0, 1.0, False),
+        ("loss", float("nan"), None, False),
+        ("loss", float("inf"), 1.0, False),
+    ],
+)
+def test_an_epoch_is_better(measure: str, value: float, best: float | None, better: bool) -> None:
+    assert improves(measure, value, best) is better

@@ -1,0 +1,51 @@
+"""Mistakes with the word mgd, and with the scripts that use a finished network."""
+
+from __future__ import annotations
+
+from classification import export, predict, shell
+from tests.classification.refusals import Case, Place
+
+
+def new(place: Place) -> list[str]:
+    """The words of a file to write."""
+    return ["--output", str(place.root / "new")]
+
+
+def cut_archive(place: Place) -> list[str]:
+    """The beginning of an archive, as a download leaves it."""
+    return [place.write("student.pt2", place.teacher.read_bytes()[:2000]), str(place.photos)]
+
+
+def empty_folder(place: Place) -> list[str]:
+    (place.root / "holidays").mkdir()
+    return [str(place.teacher), str(place.root / "holidays")]
+
+
+CASES = [
+    Case("a word with a typing mistake", lambda p: ["evalute", str(p.teacher), str(p.photos)], shell),
+    Case("a checkpoint to predict by that is not there", lambda p: ["best.pth", str(p.photos)], predict, process=True),
+    Case("an exported archive that is cut", cut_archive, predict),
+    Case("a folder without images to predict", empty_folder, predict),
+    Case(
+        "names of fewer classes than the checkpoint has",
+        lambda p: [str(p.teacher), str(p.photos), "--class-names", p.write("names.txt", "bar\ndot\n")],
+        predict,
+    ),
+    Case(
+        "predictions over the checkpoint",
+        lambda p: [str(p.teacher), str(p.photos), "--csv", str(p.teacher)],
+        predict,
+    ),
+    Case("an opset that is too old", lambda p: [str(p.teacher), "--to", "onnx", *new(p), "--opset", "9"], export),
+    Case("int8 without images to calibrate on", lambda p: [str(p.teacher), "--to", "int8", *new(p)], export),
+    Case(
+        "an export over a file that is there",
+        lambda p: [str(p.teacher), "--to", "pt2", "--output", p.write("kept.pt2", "kept")],
+        export,
+    ),
+    Case(
+        "a peer of a run that has none",
+        lambda p: [str(p.run), "--to", "pt2", "--network", "peer1", *new(p)],
+        export,
+    ),
+]
