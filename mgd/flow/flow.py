@@ -30,6 +30,9 @@ class Flow:
         total_cost: sum of the cost given over the matched pairs.
         solver: name of the solver that found it.
         seconds: time taken.
+        weights: (S, T) float64 where targets are weighted sums of teacher channels, rows sum to 1; else None.
+        energy: share of the teacher's energy that one target per group can carry, see `energy_kept`; None where it was
+            not measured.
     """
 
     index: Array
@@ -37,6 +40,8 @@ class Flow:
     total_cost: float
     solver: str
     seconds: float
+    weights: Array | None = None
+    energy: float | None = None
 
     @property
     def matrix(self) -> Array:

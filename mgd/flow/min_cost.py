@@ -163,9 +163,9 @@ def likely_arcs(cost: Array, degree: int) -> Array:
 def refine(cost: Array, receiver: Array, price: Array, scale: float, demand: int, leave_out: bool) -> Array:
     """Return the optimum in integers of 2^-58 or so of the dearest arc, given that of coarser ones.
 
-    Whatever the prices u of receivers, v[i] = min over s of cost[i, s] - u[s] makes all R = cost - u - v at least 0, and
-    every flow costs the same sum of u and v beside its R. So no optimum uses an arc whose R exceeds what the flow at
-    hand pays in R. That is little where u is from coarser integers, and the few arcs left are solved without
+    Whatever the prices u of receivers, v[i] = min over s of cost[i, s] - u[s] makes all R = cost - u - v at least 0,
+    and every flow costs the same sum of u and v beside its R. So no optimum uses an arc whose R exceeds what the flow
+    at hand pays in R. That is little where u is from coarser integers, and the few arcs left are solved without
     rounding.
 
     Args:
@@ -215,8 +215,7 @@ def refine(cost: Array, receiver: Array, price: Array, scale: float, demand: int
     few = exact <= gap
     bound = np.clip(leaving, -gap - 1, gap + 1)  # no optimum takes a dearer way out, or not a cheaper one
     arcs = np.stack([supplier[few], goal[few]])
-    better = solve_arcs(exact[few], cost.shape, arcs, demand, leave_out, bound)
-    return better
+    return solve_arcs(exact[few], cost.shape, arcs, demand, leave_out, bound)
 
 
 def dense_flow(cost: Array, demand: int, leave_out: bool) -> Array:
