@@ -99,6 +99,10 @@ class Frozen(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Outputs:
         """Return the `Outputs` for `images` (B, 3, H, W), cast to the weights' type; none requires a gradient."""
+        return self.with_graph(images)
+
+    def with_graph(self, images: Tensor) -> Outputs:
+        """Return what `forward` does, with the graph behind it where `images` requires a gradient."""
         network = self._on(images.device)
         images = images if self.view is None else self.view(images)
         with torch.autocast(images.device.type, enabled=False):
