@@ -222,7 +222,9 @@ class _Views:
                 with torch.enable_grad(), self.context():
                     given = images.detach().requires_grad_()
                     outputs = network.with_graph(given) if isinstance(network, Frozen) else network(given)
-                found.append((_detached(outputs), _gradients(outputs, batch.target)))
+                with torch.enable_grad():
+                    gradients = _gradients(outputs, batch.target)
+                found.append((_detached(outputs), gradients))
             (student, _), *teachers = found
             yield student, [outputs for outputs, _ in teachers], batch, [gradients for _, gradients in found]
 
