@@ -11,9 +11,11 @@ Writes results/energy_kept.json.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import platform
+import shlex
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -119,8 +121,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             row = {"teacher_channels": len(gram), "student_channels": own[0].shape[1], "groups": kind, "n": len(found)}
             rows.append({**row, "mean": mean, "spread": spread, "seconds": round(seconds, 3)})
             print(" | ".join([f"{divisor}", f"{kind:27}", *(f"{value:.3f}" for value in mean)]), flush=True)
+    names = (Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:])
     about = {"teacher": trained.arch, "student": args.student, "images": len(images), "tap": args.tap}
-    return {**about, "torch": torch.__version__, "machine": platform.machine(), "rows": rows}
+    digest = hashlib.sha256(args.teacher.read_bytes()).hexdigest()
+    command = f"python scripts/energy_kept.py {shlex.join(names)}"
+    return {"command": command, **about, "teacher_sha256": digest, "torch": torch.__version__, "rows": rows}
 
 
 def main() -> None:
