@@ -65,6 +65,14 @@ class Flow:
         assignment[self.index[slot, student]] = student
         return assignment
 
+    @property
+    def channels_per_target(self) -> float | None:
+        """Mean over targets of exp of the entropy of their weights, 1 to T; None without weights."""
+        if self.weights is None:
+            return None
+        logs = np.log(self.weights, out=np.zeros_like(self.weights), where=self.weights > 0)
+        return float(np.exp(-(self.weights * logs).sum(axis=1)).mean())
+
 
 def slots(num_student: int, num_teacher: int, capacity: str = "spread") -> int:
     """Return G, the largest number of teacher channels that one student channel can get."""

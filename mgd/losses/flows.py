@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -247,7 +246,7 @@ def flow_record(
     energies = [flow.energy for flow in flows if flow.energy is not None]
     if energies:
         numbers["energy_kept"] = sum(energies) / len(energies)
-    counts = [_effective_number(flow.weights) for flow in flows if flow.weights is not None]
+    counts = [flow.channels_per_target for flow in flows if flow.channels_per_target is not None]
     if counts:
         numbers["channels_per_target"] = sum(counts) / len(counts)
     arrays: dict[str, Any] = {}
@@ -259,14 +258,9 @@ def flow_record(
         if flow.energy is not None:
             arrays[f"energy_kept{stage}"] = flow.energy
         if flow.weights is not None:
-            arrays[f"weights{stage}"] = flow.weights.astype(np.float32)
+            arrays[f"weights{stage}"] = flow.weights.astype("float32")
     return numbers, arrays
 
 
 def _alike(old: Flow, new: Flow) -> bool:
     return old.num_teacher == new.num_teacher
-
-
-def _effective_number(weights: Any) -> float:
-    logs = np.log(weights, out=np.zeros_like(weights), where=weights > 0)
-    return float(np.exp(-(weights * logs).sum(axis=1)).mean())
