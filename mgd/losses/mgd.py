@@ -26,10 +26,6 @@ BOUND = 100.0  # of a stage in the relative form: the square of ten times the no
 SLICE = 2**18  # elements of a student's maps that are compared at once on a processor
 
 
-def _maps(outputs: Outputs | Sequence[Tensor]) -> Sequence[Tensor]:
-    return outputs.features if isinstance(outputs, Outputs) else outputs
-
-
 class ChannelMatching(Term):
     """Pull the student's maps before the ReLU towards the teacher channels assigned to them.
 
@@ -184,7 +180,7 @@ class ChannelMatching(Term):
         """
         if self.hyper.cost == "gradient" and gradients is None:
             raise ValueError("the cost 'gradient' needs the gradients of both networks: pass gradients, or call update")
-        ours, theirs = _maps(student), _maps(teacher)
+        ours, theirs = (o.features if isinstance(o, Outputs) else o for o in (student, teacher))
         weighted = gradients and [
             [m * g for m, g in zip(*each, strict=True)] for each in zip((ours, theirs), gradients, strict=True)
         ]
@@ -326,13 +322,12 @@ class ChannelMatching(Term):
 
     def _places(self, *, every: bool = False) -> list[tuple[int, int]]:
         """Return the pairs of stages that train, or every one that is observed."""
-        num = len(self.stages)
         if every and self.partner is not None:
-            return [(i, j) for i in range(num) for j in range(num)]
+            return [(i, j) for i in range(len(self.stages)) for j in range(len(self.stages))]
         return list(enumerate(self._partners))
 
     def _used(self) -> list[Stage]:
-        return [self._at(*place) for place in self._places()]
+        return [self._at(*place) for place in enumerate(self._partners)]
 
     def _pair(self, i: int, j: int, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the maps of a pair of stages, the teacher's at the student's resolution."""
