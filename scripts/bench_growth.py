@@ -90,7 +90,8 @@ def solver_work(solver: str, number: int, rounds: int) -> None:
 
 def flow_curves(most: int) -> list[dict[str, Any]]:
     """Time and memory of each solver on S x 2 S channels, each size in a process of its own; exact ones must agree."""
-    curves, totals = [], {}
+    curves: list[dict[str, Any]] = []
+    totals: dict[int, float] = {}
     for solver, largest in SOLVERS.items():
         sizes = [number for number in FLOWS if number <= min(most, largest)]
         times, peaks = [], []
