@@ -264,7 +264,7 @@ def solvers_table() -> str:
         cells = [f"{values[size]:.3g} {curve['unit']}" if size in values else "" for size in sizes]
         solver = curve["what"].removeprefix("flow, ")
         lines.append(f"| {solver} | {' | '.join(cells)} | {curve['exponent']:.1f} |")
-    return "\n".join([*lines, "", f"{record['processor']}; `{record['command']}`"])
+    return "\n".join([*lines, "", f"{record['machine']['processor']}; `{record['command']}`"])
 
 
 MADE: dict[str, Callable[[], str]] = {

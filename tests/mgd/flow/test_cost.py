@@ -62,7 +62,7 @@ def test_the_error_of_bf16_maps_averages_out() -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_layouts_agree(layout: torch.memory_format) -> None:
     student, teacher = torch.randn(3, 4, 5, 6), torch.randn(3, 7, 5, 6)
-    moved = [maps.to(memory_format=layout) for maps in (student, teacher)]
+    moved = (student.to(memory_format=layout), teacher.to(memory_format=layout))
     expected = 2 - 2 * F.cosine_similarity(student.flatten(2)[:, :, None], teacher.flatten(2)[:, None], dim=3).mean(0)
     torch.testing.assert_close(channel_cost(*moved), expected)
 
