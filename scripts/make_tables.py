@@ -203,7 +203,8 @@ def differences(values: list[float]) -> str:
 def speed_table(kind: str = "speed", only: tuple[str, ...] = ()) -> str:
     """One line a measured question, with its target; with `only`, these questions."""
     lines = ["| | measured | quartiles | target |", "|---|---|---|---|"]
-    results = [json.loads(path.read_text()) for path in sorted((RESULTS / kind).glob("*.json"))]
+    files = [path for path in sorted((RESULTS / kind).glob("*.json")) if path.stem != "solvers"]  # of another page
+    results = [json.loads(path.read_text()) for path in files]
     rows = [row for result in results for row in result.get("rows", [])]
     for row in (row for row in rows if not only or row["what"] in only):
         value, unit = next((row[key], unit) for key, unit in MEASURES.items() if key in row)
@@ -312,7 +313,7 @@ FIGURES: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def fill(text: str) -> str:
-    """Return a page with every table made anew."""
+    """Return a page with every table renewed."""
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]

@@ -122,6 +122,14 @@ def test_a_run_on_a_processor_widens_what_it_trains_and_not_its_teacher(
     assert not any(isinstance(m, WideConv2d) for m in job.teachers[0].modules())
 
 
+def test_a_teacher_is_float32_on_a_processor_without_bfloat16(
+    distil: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    job = distilling.prepare(parse(options(distil, device="cpu"), "", distillation=True), Seed(0, True))
+    assert job.teacher_dtype == "float32"
+
+
 def test_a_run_says_that_it_computes_in_float32(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -17,7 +17,8 @@ from classification.models import build
 from classification.options.config import parse
 from classification.runs.world import Seed
 from classification.training.job import Job
-from classification.training.tapping import tap
+from classification.training.tapping import show, tap
+from mgd import describe_taps
 from tests.classification.test_main import options, records, without
 
 
@@ -37,6 +38,12 @@ def test_a_family_keeps_its_published_taps() -> None:
     assert job.before_relu and job.notes == []
 
 
+def test_tables_number_teachers_where_there_are_several() -> None:
+    row = describe_taps(build("cifar_resnet8", 3), ["layer1"], 16)
+    for number, roles in ((2, ["student:", "teacher:"]), (3, ["student:", "teacher 1:", "teacher 2:"])):
+        assert [line for line in show([row] * number).splitlines() if line.endswith(":")] == roles
+
+
 def test_a_network_without_published_taps_is_tapped_by_what_it_computes() -> None:
     job = job_of("timm:mobilenetv3_small_050", "torchvision:regnet_y_400mf")
     student, teacher = tap(job)
@@ -53,6 +60,13 @@ def test_auto_finds_them_for_a_family_too_and_one_network_may_be_named() -> None
     student, teacher = tap(job)
     assert list(teacher.paths) == [f"layer{n}.8.relu@in#-1" for n in (1, 2, 3)]
     assert len(student.paths) == 3 and job.before_relu
+
+
+def test_pairs_are_those_of_equal_parts_of_an_image_where_sizes_differ() -> None:
+    job = job_of("cifar_resnet20", "cifar_resnet56", "--student-taps", "auto")
+    job.teacher_preprocessing = [Preprocessing.of(128)]
+    student, teacher = tap(job)
+    assert list(teacher.paths) == [f"layer{n}.8.relu@in#-1" for n in (1, 2, 3)] and len(student.paths) == 3
 
 
 def test_networks_without_a_common_resolution_are_refused_with_both_tables() -> None:

@@ -1,0 +1,1 @@
+"""Pages about finished runs, made of what their folders hold."""
