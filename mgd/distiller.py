@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mgd.losses.term import Term, Update
 from mgd.taps import Batch, Outputs, Taps
@@ -182,6 +183,16 @@ def _of_peer(name: str, number: int) -> str:
     return name if number == 0 else f"{name}_peer{number}"
 
 
+def _gradients(outputs: Outputs, target: Tensor | None) -> list[Tensor]:
+    """Return the gradient of the cross-entropy, summed over images, for each map.
+
+    Without labels it is that of the likeliest class. It is 0 for a map that the logits do not depend on.
+    """
+    logits = outputs.logits.float()
+    loss = F.cross_entropy(logits, logits.argmax(dim=1) if target is None else target, reduction="sum")
+    return list(torch.autograd.grad(loss, outputs.features, materialize_grads=True))
+
+
 def _detached(outputs: Outputs) -> Outputs:
     return Outputs(outputs.logits.detach(), [feature.detach() for feature in outputs.features])
 
@@ -199,6 +210,28 @@ class _Views:
 
     @torch.no_grad()
     def __call__(self, num_images: int | None = None) -> Iterator[tuple[Outputs, list[Outputs], Batch]]:
+        for images, batch in self._images(num_images):
+            with self.context():
+                outputs = [network(images) for network in (self.network, *self.teachers)]
+                yield outputs[0], outputs[1:], batch
+
+    def gradients(
+        self, num_images: int | None = None
+    ) -> Iterator[tuple[Outputs, list[Outputs], Batch, list[list[Tensor]]]]:
+        for images, batch in self._images(num_images):
+            found = []
+            for network in (self.network, *self.teachers):
+                with torch.enable_grad(), self.context():
+                    given = images.detach().requires_grad_()
+                    outputs = network.with_graph(given) if isinstance(network, Frozen) else network(given)
+                with torch.enable_grad():
+                    gradients = _gradients(outputs, batch.target)
+                found.append((_detached(outputs), gradients))
+            (student, _), *teachers = found
+            yield student, [outputs for outputs, _ in teachers], batch, [gradients for _, gradients in found]
+
+    def _images(self, num_images: int | None) -> Iterator[tuple[Tensor, Batch]]:
+        """Yield images, as long as the networks are in eval mode."""
         networks, seen = (self.network, *self.teachers), 0
         modes = {module: module.training for network in networks for module in network.modules()}
         for network in networks:
@@ -206,9 +239,7 @@ class _Views:
         try:
             for images, *more in self.batches(num_images) if callable(self.batches) else self.batches:
                 target, index = (*more, None, None)[:2]
-                with self.context():
-                    outputs = [network(images) for network in networks]
-                    yield outputs[0], outputs[1:], Batch(target, index, self.epoch)
+                yield images, Batch(target, index, self.epoch)
                 seen += len(images)
                 if num_images is not None and seen >= num_images:
                     break

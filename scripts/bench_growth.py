@@ -1,18 +1,18 @@
 """How does the cost grow? python scripts/bench_growth.py: time and memory of the parts of matching, against their size.
 
-Parts: solving a flow; the term, forward and backward; observing a batch; and a whole matching pass over ranks (gloo).
-An exponent is the slope of a line through the logarithms of the three largest sizes. Writes
-results/speed*/growth.json.
+Parts: the term, forward and backward; observing a batch; and a whole matching pass over ranks (gloo): they go to
+results/speed*/growth.json. With --solvers: each solver of a flow, into results/speed*/solvers.json. An exponent is the
+slope of a line through the logarithms of the three largest sizes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import time
-import tracemalloc
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
@@ -27,6 +27,7 @@ from torch import Tensor
 import mgd
 from classification.runs.memory import keep_freed_memory
 from classification.training.precision import autocast
+from mgd.flow import group_channels, soft_weights
 
 LAST = torch.channels_last
 BASE = {"channels": 256, "taps": 1, "side": 28, "batch": 8}
@@ -37,6 +38,8 @@ SIZES = {
     "batch": (2, 4, 8, 16, 32),
 }
 FLOWS = (64, 128, 256, 512, 1024, 2048, 4096)
+# Solvers of S x 2 S channels, and the largest S that each is asked for: beyond, it takes minutes.
+SOLVERS: dict[str, int] = {"sparse": 4096, "scipy": 1024, "ortools": 1024, "soft": 512, "teacher first": 512}
 
 
 def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
@@ -61,22 +64,47 @@ def curve(what: str, along: str, sizes: Sequence[int], unit: str, values: Sequen
     return {"what": what, "along": along, "sizes": list(sizes), "unit": unit, "values": list(values), "exponent": power}
 
 
-def flow_curves() -> list[dict[str, Any]]:
-    """Time and memory of a flow of S x 2 S channels; the optimum is checked against scipy's up to 1,024 x 2,048."""
-    times, peaks = [], []
-    for number in FLOWS:
-        cost = correlated_cost(number, 2 * number, seed=0)
-        if number <= 1024:
-            assert abs(mgd.solve_flow(cost).total_cost - mgd.solve_flow(cost, solver="scipy").total_cost) < 1e-6
-        times.append(seconds(lambda c=cost: mgd.solve_flow(c, solver="sparse"), 3))  # type: ignore[misc]
-        tracemalloc.start()
-        mgd.solve_flow(cost, solver="sparse")
-        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
-        tracemalloc.stop()
-    return [
-        curve("flow of S x 2 S", "channels", FLOWS, "s", times),
-        curve("flow of S x 2 S", "channels", FLOWS, "MiB", peaks),
-    ]
+def problem(solver: str, number: int) -> Callable[[], float]:
+    """Return what solves S x 2 S channels; it returns what can be checked: the cost of an exact flow, else 0."""
+    if solver == "teacher first":
+        cosines = 2 - correlated_cost(2 * number, 2 * number, seed=0)
+        gram = (cosines + cosines.T).clip(0) + np.eye(2 * number)
+        return lambda: float(group_channels(gram, number).size * 0)
+    cost = correlated_cost(number, 2 * number, seed=0)
+    if solver == "soft":
+        return lambda: float(soft_weights(cost).size * 0)
+    return lambda: mgd.solve_flow(cost, solver=solver).total_cost
+
+
+def solver_work(solver: str, number: int, rounds: int) -> None:
+    """Print median seconds, the growth of the process's largest memory in MiB, and the cost, of one solver and size."""
+    problem(solver, 8)()  # imports
+    solve = problem(solver, number)
+    before, times, total = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, [], 0.0
+    for _ in range(rounds):
+        start = time.perf_counter()
+        total = solve()
+        times.append(time.perf_counter() - start)
+    print(median(times), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024, repr(total))
+
+
+def flow_curves(most: int) -> list[dict[str, Any]]:
+    """Time and memory of each solver on S x 2 S channels, each size in a process of its own; exact ones must agree."""
+    curves: list[dict[str, Any]] = []
+    totals: dict[int, float] = {}
+    for solver, largest in SOLVERS.items():
+        sizes = [number for number in FLOWS if number <= min(most, largest)]
+        times, peaks = [], []
+        for number in sizes:
+            command = [sys.executable, __file__, "--solver-work", solver, str(number)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            taken, peak, total = map(float, done.stdout.split()[-3:])
+            times.append(taken)
+            peaks.append(max(peak, 0.1))
+            assert total == 0 or abs(totals.setdefault(number, total) - total) < 1e-9 * total, (solver, number)
+        what = f"flow, {solver}"
+        curves += [curve(what, "channels", sizes, "s", times), curve(what, "channels", sizes, "MiB", peaks)]
+    return curves
 
 
 def maps(channels: int, taps: int, side: int, batch: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -146,13 +174,23 @@ def rank_curve() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--most", type=int, default=max(FLOWS), help="the largest S of a solver")
+    parser.add_argument("--solvers", action="store_true", help="measure the solvers of a flow instead")
     parser.add_argument("--rank-work", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--solver-work", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     keep_freed_memory()
     if args.rank_work:
         rank_work()
         return
-    keep("growth", {"base": BASE, "curves": [*flow_curves(), *term_curves(args.rounds), rank_curve()]})
+    if args.solver_work:
+        number = int(args.solver_work[1])
+        solver_work(args.solver_work[0], number, 3 if number < 512 else 1)
+        return
+    if args.solvers:
+        keep("solvers", {"curves": flow_curves(args.most)})
+        return
+    keep("growth", {"base": BASE, "curves": [*term_curves(args.rounds), rank_curve()]})
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Pair:
         self.margins = [mgd.bn_margin(norm) for norm in norms if norm is not None]
         own, others = channels
         self.matching = mgd.ChannelMatching(own, others, self.margins, capacity="reference")  # without empty slots
-        self.matching.observe(*maps)
+        self.matching.observe(maps[0], maps[1])
         self.matching.rematch()
 
     def distiller(self, *, fast: bool) -> mgd.Distiller:

@@ -113,6 +113,10 @@ def draw_growth(path: Path) -> None:
     if not found.exists():
         return
     curves = json.loads(found.read_text())["curves"]
+    solvers = found.with_name("solvers.json")
+    if solvers.exists():
+        curves = [curve for curve in curves if not curve["what"].startswith("flow")]
+        curves += [curve for curve in json.loads(solvers.read_text())["curves"] if curve["unit"] == "s"]
     panels = list(dict.fromkeys((curve["along"], curve["what"].startswith("flow")) for curve in curves))
     figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(11, 6), layout="constrained")
     for axis in axes.flat[len(panels) :]:

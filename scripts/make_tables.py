@@ -27,7 +27,10 @@ from results_table import Record, TableError, read_table
 from classification.options.parser import build_parser
 from mgd.losses import LOSSES
 
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("losses", "options", "quality", "speed")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("flows", "losses", "options", "quality", "speed")),
+)
 MEASURES = {"ratio": " x", "value": "", "seconds": " s"}  # what a row of the speed table holds, first one found
 
 
@@ -200,7 +203,8 @@ def differences(values: list[float]) -> str:
 def speed_table(kind: str = "speed", only: tuple[str, ...] = ()) -> str:
     """One line a measured question, with its target; with `only`, these questions."""
     lines = ["| | measured | quartiles | target |", "|---|---|---|---|"]
-    results = [json.loads(path.read_text()) for path in sorted((RESULTS / kind).glob("*.json"))]
+    files = [path for path in sorted((RESULTS / kind).glob("*.json")) if path.stem != "solvers"]  # of another page
+    results = [json.loads(path.read_text()) for path in files]
     rows = [row for result in results for row in result.get("rows", [])]
     for row in (row for row in rows if not only or row["what"] in only):
         value, unit = next((row[key], unit) for key, unit in MEASURES.items() if key in row)
@@ -230,9 +234,45 @@ HEADLINES = (
     "reading, one core: torchvision / ours",
     "seconds from the command to the first forward",
 )
+
+
+def energy_table() -> str:
+    """Share of a teacher's energy that groups of its channels carry, and how it was measured."""
+    record = json.loads((RESULTS / "energy_kept.json").read_text())
+    lines = [
+        "| T/S | groups | best weights, after the ReLU | maximum, after | best weights, before | AMP, before |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in record["rows"]:
+        sizes = f"{row['teacher_channels'] // row['student_channels']}"
+        lines.append(f"| {sizes} | {row['groups']} | {' | '.join(f'{value:.3f}' for value in row['mean'])} |")
+    return "\n".join([*lines, "", f"`{record['command']}`"])
+
+
+def solvers_table() -> str:
+    """Seconds and MiB of every solver, against the number of student channels, and the fitted exponents."""
+    found = [path for kind in ("speed", "speed-float32") if (path := RESULTS / kind / "solvers.json").exists()]
+    if not found:
+        raise TableError("there is no results/speed*/solvers.json: run python scripts/bench_growth.py --solvers")
+    record = json.loads(found[0].read_text())
+    sizes = sorted({size for curve in record["curves"] for size in curve["sizes"]})
+    lines = [
+        f"| solver | S = {' | '.join(f'{size:,}' for size in sizes)} | exponent |",
+        "|---" * (len(sizes) + 2) + "|",
+    ]
+    for curve in record["curves"]:
+        values = dict(zip(curve["sizes"], curve["values"], strict=True))
+        cells = [f"{values[size]:.3g} {curve['unit']}" if size in values else "" for size in sizes]
+        solver = curve["what"].removeprefix("flow, ")
+        lines.append(f"| {solver} | {' | '.join(cells)} | {curve['exponent']:.1f} |")
+    return "\n".join([*lines, "", f"{record['machine']['processor']}; `{record['command']}`"])
+
+
 MADE: dict[str, Callable[[], str]] = {
     "options": options_table,
     "losses": losses_table,
+    "energy": energy_table,
+    "solvers": solvers_table,
     "digits": partial(results_table, "demo"),
     "speed": speed_table,
     "terms": terms_table,

@@ -10,7 +10,8 @@ from torch import nn
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import build, known_name
-from classification.models.weights import WeightFile, load_file, published_preprocessing, read_weights
+from classification.models.pretrained import published_preprocessing
+from classification.models.weights import WeightFile, load_file, read_weights
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classification.data.preprocessing import Preprocessing, of_timm, of_torchvision, read
+from classification.data.preprocessing import Preprocessing, read
 from classification.errors import UserError
-from classification.models import build_published, known_name, may_be_same, pretrained_source
-from classification.models.files import cause, load, read_content
+from classification.models import known_name, may_be_same
+from classification.models.files import read_content
 from classification.models.others import CLASSES, SEEN, not_ours, seen_in_options
 from classification.models.sizes import fit_size
 from classification.models.states import Found, State, choose, states_of, with_versions
@@ -158,7 +156,7 @@ def load_file(
     found = choose(model, weights.states)
     source = f"checkpoint {path}"
     head = _foreign_head(model.state_dict(), found.state, weights.classes, num_classes, classes)
-    if new_head and (fresh := _lacking_head(model.state_dict(), found.state, num_classes)):
+    if new_head and (fresh := lacking_head(model.state_dict(), found.state, num_classes)):
         load_strictly(model, {**found.state, **fresh}, source, arch)
         return f"{arch}: loaded {len(found.state)} tensors from {source}, which has no head: it is fresh{found}{size}"
     if new_head and head:
@@ -187,7 +185,7 @@ def other_outputs(model: nn.Module, weights: WeightFile, num_classes: int, class
     if "img_size" in weights.seen:
         fit_size(model, weights.preprocessing(Preprocessing()).img_size)
     found: Found = choose(model, weights.states)
-    if _lacking_head(model.state_dict(), found.state, num_classes):
+    if lacking_head(model.state_dict(), found.state, num_classes):
         return 0
     head = _foreign_head(model.state_dict(), found.state, weights.classes, num_classes, classes)
     return int(found.state[head[0]].shape[0]) if head and head[0] in found.state else None
@@ -224,7 +222,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, ar
     missing = sorted(set(own) - set(state))
     unexpected = sorted(set(state) - set(own))
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
-    if not missing and not unexpected and (head := _head(own, state)):
+    if not missing and not unexpected and (head := head_names(own, state)):
         theirs, ours = state[head[0]].shape[0], own[head[0]].shape[0]
         raise UserError(f"{source} has {theirs} classes, this run {ours} (by the shape of {head[0]})")
     if missing or unexpected or shapes:
@@ -238,7 +236,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, ar
     model.load_state_dict(with_versions(state, model))
 
 
-def _head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+def head_names(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """Name the tensors that differ only in their number of rows, the same for all of them; none if more differs."""
     shapes = {n: (state[n].shape, own[n].shape) for n in own if n in state and own[n].shape != state[n].shape}
     rows = {(theirs[:1], ours[:1]) for theirs, ours in shapes.values()}
@@ -250,7 +248,7 @@ def _foreign_head(
     own: State, state: State, theirs: list[str] | None, num_classes: int, classes: list[str] | None
 ) -> list[str]:
     """Name the tensors of a head of other classes; none if it is of these classes, in any order."""
-    if head := _head(own, state):
+    if head := head_names(own, state):
         return head
     if classes is None or theirs is None or sorted(theirs) == sorted(classes):
         return []
@@ -262,7 +260,7 @@ def _last_with_rows(own: State, num_classes: int) -> list[str]:
     return [name for name in rows if name.rpartition(".")[0] == rows[-1].rpartition(".")[0]]  # the last such module
 
 
-def _lacking_head(own: State, state: State, num_classes: int) -> State:
+def lacking_head(own: State, state: State, num_classes: int) -> State:
     """Return a network's own head if a file lacks exactly that, as files of training without labels do."""
     head = _last_with_rows(own, num_classes)
     return {name: own[name] for name in head} if state and set(own) - set(state) == set(head) else {}
@@ -279,121 +277,6 @@ def _check_values(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
         bad = ~value.isfinite() if name in weights else value.isnan()
         if bad.any():
             raise UserError(f"{source} holds values that are not finite (in {name}): its training had diverged")
-
-
-def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | None = None, new_head: bool = True) -> str:
-    """Load the published ImageNet weights (torchvision's IMAGENET1K_V1, or timm's) into a network.
-
-    Args:
-        model: the network.
-        arch: its name.
-        option: the option that gives a file instead, for the messages.
-        name: of torchvision's weights; None for IMAGENET1K_V1.
-        new_head: leave the head fresh where the number of classes differs, instead of refusing.
-
-    Returns:
-        One line that says what was loaded.
-
-    Raises:
-        UserError: no such weights are published, they cannot be downloaded, or the file in the cache is broken.
-    """
-    source = pretrained_source(arch)
-    if source in (None, "hf"):  # those of Hugging Face are read as files
-        raise UserError(f"there are no pretrained weights of {arch}: give a file by {option}")
-    try:
-        state = _published(arch, source, name)
-    except Exception as error:  # broken files raise whatever their broken bytes happen to mean
-        for path in _cached(arch, source, name):
-            if why := _broken(path):
-                raise UserError(
-                    f"the pretrained weights of {arch} in the cache cannot be read ({path}: {why}): delete that file, "
-                    "and they are downloaded again"
-                ) from error
-        if isinstance(error, (KeyError, ValueError)) or (isinstance(error, RuntimeError) and source == "timm"):
-            raise UserError(
-                f"there are no pretrained weights {name or ''} of {arch} ({error}): give a file by {option}"
-            ) from error
-        if isinstance(error, (URLError, OSError, RuntimeError)):
-            raise UserError(
-                f"the pretrained weights of {arch} cannot be downloaded ({error}): give a file by {option}"
-            ) from error
-        raise
-    own, number = model.state_dict(), getattr(model, "num_classes", 0)
-    if new_head and number and (fresh := _lacking_head(own, state, number)):
-        load_strictly(model, {**state, **fresh}, "the pretrained file", arch)
-        return f"{arch}: loaded {len(state)} pretrained tensors, which have no head: it is fresh"
-    head = _head(own, state) if new_head else []
-    return load_with_new_head(model, state, arch, "the pretrained file", head)
-
-
-def _published(arch: str, source: str, name: str | None) -> dict[str, Tensor]:
-    if source == "timm":
-        import timm  # slow to import, as torchvision
-
-        timm.models.set_pretrained_check_hash()
-        return dict(timm.create_model(arch.removeprefix("timm:"), pretrained=True).state_dict())
-    return dict(build_published(source, _weights(source, name)).state_dict())
-
-
-def _weights(source: str, name: str | None) -> Any:
-    import torchvision
-
-    return torchvision.models.get_model_weights(source)[name or "IMAGENET1K_V1"]
-
-
-def _cached(arch: str, source: str, name: str | None) -> list[Path]:
-    """Return the files of published weights that are in the caches of torch and of Hugging Face."""
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    if source != "timm":
-        try:
-            url = _weights(source, name).url
-        except KeyError:
-            return []
-        return [path for path in [folder / Path(urlparse(url).path).name] if path.is_file()]
-    import huggingface_hub
-    import timm
-
-    cfg = timm.models.get_pretrained_cfg(arch.removeprefix("timm:"))
-    found = [folder / Path(urlparse(cfg.url).path).name] if cfg and cfg.url and isinstance(cfg.url, str) else []
-    if cfg is not None and cfg.hf_hub_id:
-        for file in ("model.safetensors", cfg.hf_hub_filename or "pytorch_model.bin"):
-            path = huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id.split("@")[0], file)
-            found += (
-                [Path(path).resolve()] if isinstance(path, str) else []
-            )  # the file itself: links would be made again
-    return [path for path in found if path.is_file()]
-
-
-def _broken(path: Path) -> str | None:
-    """Say why a file cannot be read; None where it can."""
-    try:
-        load(path)
-    except Exception as error:  # as above
-        return cause(path, error).partition(":")[0]  # without what to do
-    return None
-
-
-def published_preprocessing(model: nn.Module, arch: str, name: str | None = None) -> Preprocessing | None:
-    """Return the preprocessing of the published weights of a network; None where there are none.
-
-    Args:
-        model: the network.
-        arch: its name.
-        name: of torchvision's weights; None for IMAGENET1K_V1.
-    """
-    source = pretrained_source(arch)
-    if source == "hf":
-        from classification.models.huggingface import preprocessing
-
-        return preprocessing(arch.removeprefix("hf:"))
-    if source == "timm":
-        return of_timm(getattr(model, "pretrained_cfg", {}))
-    try:
-        # These two normalise once more where torchvision loads the published weights, and ours do not.
-        twice = source in ("googlenet", "inception_v3")
-        return None if source is None else of_torchvision(_weights(source, name).transforms(), transform_input=twice)
-    except (KeyError, ValueError):
-        return None
 
 
 def load_with_new_head(model: nn.Module, state: Mapping[str, Tensor], arch: str, source: str, head: list[str]) -> str:

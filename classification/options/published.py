@@ -9,20 +9,31 @@ DISTILLER = "mgd"  # the terms of a run that names none
 LABELLED = "ce"  # the term that is added wherever labels are used
 WITH_KD = ("mgd", "kd")  # --mgd-with-kd 1 adds the second to the first
 
+FLOWS = ("mgd", "ofd", "fitnet", "masked_generative", "reviewkd")  # the terms that a flow guides, or may start
+SWITCHES = ("mgd_across",)  # 0 or 1 as an option, true or false as a key
+
+
+def _of_flows(key: str) -> tuple[str, ...]:
+    return tuple(f"{term}.{key}" for term in FLOWS)
+
+
 # {option: the keys that it says, "term.key"}; it counts for each of these terms that a run has.
 ALIASES: dict[str, tuple[str, ...]] = {
     "kd_temperature": ("kd.temperature",),
     "kd_weight": ("kd.weight",),
     "label_smoothing": ("ce.label_smoothing",),
     "loss_factor": ("mgd.loss_factor",),
-    "mgd_assignment": ("mgd.assignment", "ofd.assignment"),
-    "mgd_capacity": ("mgd.capacity", "ofd.capacity"),
+    "mgd_across": ("mgd.across",),
+    "mgd_assignment": _of_flows("assignment"),
+    "mgd_capacity": _of_flows("capacity"),
+    "mgd_cost": _of_flows("cost"),
     "mgd_form": ("mgd.form",),
+    "mgd_groups": _of_flows("groups"),
     "mgd_margin": ("mgd.margin",),
-    "mgd_max_images": ("mgd.max_images", "ofd.max_images"),
+    "mgd_max_images": _of_flows("max_images"),
     "mgd_observe": ("mgd.observe",),
     "mgd_reducer": ("mgd.reducer",),
-    "mgd_solver": ("mgd.solver", "ofd.solver"),
+    "mgd_solver": _of_flows("solver"),
     "mgd_update_freq": ("mgd.update_freq",),
     "mgd_weight": ("mgd.weight",),
 }
@@ -50,7 +61,7 @@ def entries_of(names: list[str], recipe: Mapping[str, Any], options: Mapping[str
         for name, key in (key.split(".") for key in keys):
             if name in found:
                 found[name].pop(REPLACED.get(option, "").rpartition(".")[2], None)
-                found[name][key] = options[option]
+                found[name][key] = bool(options[option]) if option in SWITCHES else options[option]
     for where, (beside, value) in BESIDE.items():
         name, key = where.split(".")
         if name in found and beside in found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from classification.options.fields import count, nonnegative, number, option, positive, switch, whole
-from classification.options.names import ASSIGNMENTS, FORMS, SOLVERS
+from classification.options.names import ASSIGNMENTS, CAPACITIES, COSTS, FORMS, GROUPS, REDUCERS, SOLVERS
 from classification.options.published import DISTILLER
 
 MATCHING = "matching guided distillation"
@@ -75,8 +75,8 @@ class Terms:
     )
     mgd_reducer: str | None = option(
         None,
-        choices=("amp", "rd", "sp", "sm"),
-        help="how teacher channels become one target; default: amp",
+        choices=REDUCERS,
+        help="how teacher channels become one target; default: amp, for soft capacities linear",
         section=MATCHING,
         distillation=True,
     )
@@ -90,8 +90,29 @@ class Terms:
     mgd_with_kd: int = switch(0, help="1: the same as --distiller mgd+kd", section=MATCHING, distillation=True)
     mgd_capacity: str | None = option(
         None,
-        choices=("spread", "truncate", "reference", "single"),
-        help="how many teacher channels guide one; default: spread, for sm single",
+        choices=CAPACITIES,
+        help="how many teacher channels guide one; default: spread, for sm single; soft and unbalanced: weighted sums",
+        section=MATCHING,
+        distillation=True,
+    )
+    mgd_cost: str | None = option(
+        None,
+        choices=COSTS,
+        help="what channels are matched by: the cosine of their maps, the default, the correlation over all images, or "
+        "what they do for the loss",
+        section=MATCHING,
+        distillation=True,
+    )
+    mgd_groups: str | None = option(
+        None,
+        choices=GROUPS,
+        help="teacher: group the teacher's channels first, by what one target can carry; default: student",
+        section=MATCHING,
+        distillation=True,
+    )
+    mgd_across: int | None = switch(
+        None,
+        help="1: which teacher stage teaches which student stage is matched too",
         section=MATCHING,
         distillation=True,
     )

@@ -372,14 +372,15 @@ def make_folder(folder: Path, config: dict[str, Any], *, resumed: bool, bad: dic
 def save_arrays(folder: Path, arrays: Mapping[str, Any], epoch: int) -> None:
     """Save what the terms kept before an epoch as the next of the files NNNN.npz; those of later epochs are replaced.
 
-    Arrays whose names begin with "cost" are large and kept of the last update only: the one before loses them.
+    Arrays whose names begin with "cost" or "weights" are large and kept of the last update only: the one before loses
+    them.
     """
     number = 0
     for before in sorted(folder.glob("[0-9]*.npz")):
         with np.load(before) as saved:
             if int(saved["epoch"]) >= epoch:
                 break
-            kept = {name: saved[name] for name in saved if not name.startswith("cost")}
+            kept = {name: saved[name] for name in saved if not name.startswith(("cost", "weights"))}
             slim = len(kept) == len(saved.files)
         if not slim:
             _replace(before, partial(_write_arrays, kept))

@@ -14,15 +14,9 @@ from classification.data.folders import Folder, check_heif, read_folder, shared_
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import build, pretrained_source
+from classification.models.pretrained import load_pretrained, published_preprocessing
 from classification.models.sizes import fit_size
-from classification.models.weights import (
-    WeightFile,
-    load_file,
-    load_pretrained,
-    load_strictly,
-    other_outputs,
-    published_preprocessing,
-)
+from classification.models.weights import WeightFile, load_file, load_strictly, other_outputs
 from classification.options.config import total_epochs
 from classification.options.groups import Devices
 from classification.options.options import Options, recorded

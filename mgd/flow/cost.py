@@ -1,4 +1,4 @@
-"""Cost between student and teacher channels: 2 - 2 cos of their flattened maps, averaged over images."""
+"""Cost between student and teacher channels: by the cosine of their maps, image by image, or by their correlation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mgd.checks import check_maps
 from mgd.teachers import has_bfloat16
 
+COSTS = ("cosine", "correlation")
 TINY = 1e-15  # length below which a map counts as all zero: squares of its values lose their digits
 
 
@@ -36,27 +37,35 @@ def _cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def channel_cost(student: Tensor, teacher: Tensor) -> Tensor:
+def channel_cost(student: Tensor, teacher: Tensor, cost: str = "cosine") -> Tensor:
     """Average the cost between every student and every teacher channel over a batch.
 
-    cost[s, t] = mean over b of 2 - 2 <x_bs, y_bt> / (|x_bs| |y_bt|), with cos 0 where a map is all zero,
-    or shorter than 1e-15. Maps that are both of one 16-bit type are multiplied in it: a random error of about 1e-3 a
+    "cosine": cost[s, t] = mean over b of 2 - 2 <x_bs, y_bt> / (|x_bs| |y_bt|), with cos 0 where a map is all zero, or
+    shorter than 1e-15. Maps that are both of one 16-bit type are multiplied in it: a random error of about 1e-3 a
     batch, which averages out.
+    "correlation": cost[s, t] = 2 - 2 corr(x_s, y_t) over all images and pixels together, with corr 0 where a channel is
+    constant. A channel is matched by which images it responds to, too, not picture by picture.
 
     Args:
         student: (B, S, H, W) maps before the ReLU.
         teacher: (B, T, H, W) maps before the ReLU.
+        cost: one of the two above.
 
     Returns:
         (S, T) float32, between 0 and 4.
 
     Raises:
-        ValueError: batch or resolution differ.
+        ValueError: batch or resolution differ; an unknown cost.
 
-    Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, section 3.2.
+    Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, section 3.2, for "cosine".
     """
-    cost: Tensor = 2 - 2 * _cosine_sum(student, teacher) / student.shape[0]
-    return cost
+    check_maps("channel_cost", student, teacher, same="resolution")
+    if cost == "cosine":
+        mean: Tensor = 2 - 2 * _cosine_sum(student, teacher) / student.shape[0]
+        return mean
+    total = make_cost(student.shape[1], teacher.shape[1], cost).to(student.device)
+    total.update(student, teacher)
+    return total.mean().float()
 
 
 class ChannelCost(nn.Module):
@@ -84,6 +93,11 @@ class ChannelCost(nn.Module):
         self.cosine += total
         self.count += student.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """S and T."""
+        return self.cosine.shape[0], self.cosine.shape[1]
+
     def mean(self) -> Tensor:
         """Return the (S, T) float64 cost; raise RuntimeError where no image was seen."""
         if int(self.count) == 0:
@@ -101,3 +115,87 @@ class ChannelCost(nn.Module):
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.cosine)
             dist.all_reduce(self.count)
+
+
+class ChannelCorrelation(nn.Module):
+    """The cost "correlation" of `channel_cost` over the images of a matching pass; its sums are buffers.
+
+    Args:
+        num_student: S, student channels.
+        num_teacher: T, teacher channels.
+    """
+
+    products: Tensor
+    student: Tensor
+    teacher: Tensor
+    count: Tensor
+
+    def __init__(self, num_student: int, num_teacher: int) -> None:
+        super().__init__()
+        self.register_buffer("products", torch.zeros(num_student, num_teacher, dtype=torch.float64))
+        self.register_buffer("student", torch.zeros(2, num_student, dtype=torch.float64))  # sums of values, of squares
+        self.register_buffer("teacher", torch.zeros(2, num_teacher, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # of pixels of all images
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """S and T."""
+        return self.products.shape[0], self.products.shape[1]
+
+    @torch.no_grad()
+    def update(self, student: Tensor, teacher: Tensor) -> None:
+        """Add a batch: (B, S, H, W) and (B, T, H, W)."""
+        check_maps("channel_cost", student, teacher, same="resolution")
+        if (found := (student.shape[1], teacher.shape[1])) != self.shape:
+            raise ValueError(f"expected {self.shape} channels, got {found}")
+        number = student.numel() // student.shape[1]
+        parts = []
+        for maps, sums in ((student, self.student), (teacher, self.teacher)):
+            flat = maps.detach().float().permute(0, 2, 3, 1).flatten(0, 2)  # (B * HW, C)
+            mean = flat.mean(0)
+            flat = flat - mean  # small numbers lose fewer digits in float32
+            mean = mean.double()
+            sums += torch.stack([number * mean, flat.square().sum(0).double() + number * mean.square()])
+            parts.append((flat, mean))
+        (x, mean_x), (y, mean_y) = parts
+        with torch.autocast(student.device.type, enabled=False):
+            self.products += (x.T @ y).double() + number * mean_x[:, None] * mean_y
+        self.count += number
+
+    def mean(self) -> Tensor:
+        """Return the (S, T) float64 cost; raise RuntimeError where no image was seen."""
+        if int(self.count) == 0:
+            raise RuntimeError("no images were observed: add batches of maps before matching")
+        means, squares = zip(
+            *((sums[0] / self.count, sums[1] / self.count) for sums in (self.student, self.teacher)), strict=True
+        )
+        variances = [s - m.square() for m, s in zip(means, squares, strict=True)]
+        # What float32 leaves of a constant channel is no variance.
+        kept = [v > 1e-12 * s for v, s in zip(variances, squares, strict=True)]
+        lengths = [torch.where(k, v, 1).sqrt() for v, k in zip(variances, kept, strict=True)]
+        covariance = self.products / self.count - means[0][:, None] * means[1]
+        correlation = covariance / lengths[0][:, None] / lengths[1]
+        cost: Tensor = 2 - 2 * torch.where(kept[0][:, None] & kept[1], correlation, 0)
+        return torch.where(self.products.isfinite(), cost, torch.nan)
+
+    def reset(self) -> None:
+        """Forget every image."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
+    def all_reduce(self) -> None:
+        """Sum over the ranks of the process group, where there is one."""
+        if dist.is_available() and dist.is_initialized():
+            for buffer in self.buffers():
+                dist.all_reduce(buffer)
+
+
+def make_cost(num_student: int, num_teacher: int, cost: str = "cosine") -> ChannelCost | ChannelCorrelation:
+    """Return the running mean of one of the costs of `channel_cost`.
+
+    Raises:
+        ValueError: an unknown cost.
+    """
+    if cost not in COSTS:
+        raise ValueError(f"unknown cost {cost!r}; choose from {', '.join(COSTS)}")
+    return ChannelCost(num_student, num_teacher) if cost == "cosine" else ChannelCorrelation(num_student, num_teacher)

@@ -17,7 +17,6 @@ Array = NDArray[Any]
 CAPACITIES = ("spread", "truncate", "reference", "single")
 ASSIGNMENTS = ("cheapest", "costliest", "identity", "random")
 OFFSET = 64  # times the differences beside them: where offsets are larger, they are subtracted first
-COARSE = 2**13  # times a usual difference: where the dearest pair is more, integers resolve less than 1e-6 of that
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +30,9 @@ class Flow:
         total_cost: sum of the cost given over the matched pairs.
         solver: name of the solver that found it.
         seconds: time taken.
+        weights: (S, T) float64 where targets are weighted sums of teacher channels, rows sum to 1; else None.
+        energy: share of the teacher's energy that one target per group can carry, see `energy_kept`; None where it was
+            not measured.
     """
 
     index: Array
@@ -38,6 +40,8 @@ class Flow:
     total_cost: float
     solver: str
     seconds: float
+    weights: Array | None = None
+    energy: float | None = None
 
     @property
     def matrix(self) -> Array:
@@ -60,6 +64,14 @@ class Flow:
         slot, student = np.nonzero(self.index >= 0)
         assignment[self.index[slot, student]] = student
         return assignment
+
+    @property
+    def channels_per_target(self) -> float | None:
+        """Mean over targets of exp of the entropy of their weights, 1 to T; None without weights."""
+        if self.weights is None:
+            return None
+        logs = np.log(self.weights, out=np.zeros_like(self.weights), where=self.weights > 0)
+        return float(np.exp(-(self.weights * logs).sum(axis=1)).mean())
 
 
 def slots(num_student: int, num_teacher: int, capacity: str = "spread") -> int:
@@ -140,13 +152,6 @@ def _sample(cost: Array) -> Array:
     return sample
 
 
-def _usual(cost: Array) -> float:
-    """Return the lower quartile of a sample of the costs above 0 and below inf; inf where there are none."""
-    sample = _sample(cost)
-    sample = sample[(sample > 0) & (sample < np.inf)]
-    return float(np.quantile(sample, 0.25, method="lower")) if sample.size else np.inf
-
-
 def _is_even(cost: Array) -> bool:
     """Return whether `_reduced`, which takes long, would gain few digits, judged by a sample."""
     largest = max(float(cost.max()), -float(cost.min()))
@@ -164,56 +169,44 @@ def _in_range(cost: Array) -> Array:
     return scaled
 
 
-def _reduced(cost: Array, demand: int, leave_out: bool) -> tuple[Array, bool]:
+def _reduced(cost: Array, demand: int, leave_out: bool) -> Array:
     """Subtract what no flow can avoid, so that differences keep their digits beside large offsets.
 
     Every flow uses each supplier once (or, with `leave_out`, each receiver `demand` times; without a surplus, both), so
     that the least cost along such a line changes no comparison of flows.
 
     Returns:
-        The costs, at least 0; and whether offsets remain, along the side with a surplus, that are larger than the
-        differences beside them by orders of magnitude.
+        The costs, at least 0.
     """
     cost = _in_range(cost)
     fixed = 0 if leave_out else 1
     cost = cost - _least(cost, fixed)
-    further = cost - _least(cost, 1 - fixed)
-    if len(cost) == cost.shape[1] * demand:
-        return further, False
-    return cost, _largest(further) * OFFSET < _largest(cost)
+    return cost - _least(cost, 1 - fixed) if len(cost) == cost.shape[1] * demand else cost
 
 
-def _optimum(cost: Array, demand: int, leave_out: bool, solver: str) -> tuple[Array, str]:
-    """Return the receiver of each supplier in a cheapest flow, or -1, and the solver that found it.
+def _optimum(cost: Array, demand: int, leave_out: bool, solver: str) -> Array:
+    """Return the receiver of each supplier in a cheapest flow, or -1.
 
-    Integer solvers round to 2^-33 of the largest cost. Where that is more than the whole flow costs, beyond what none
-    can avoid, no optimum uses it: what is dearer is forbidden, and the rest solved again, finer. Where one pair that
-    cannot be avoided is far above the usual one, "scipy" solves in float64.
+    Integer solvers resolve 2^-58 of the largest cost. Where that cost is more than the whole flow costs, beyond what
+    none can avoid, no optimum uses it: what is dearer is forbidden, and the rest solved again, finer.
     """
 
-    def paid(receiver: Array) -> Array:
+    def paid(receiver: Array) -> float:
         matched = np.flatnonzero(receiver >= 0)
-        found: Array = cost[matched, receiver[matched]]
-        return found
+        return float(cost[matched, receiver[matched]].sum())
 
     if _is_even(cost):
         receiver = SOLVERS[solver](cost, demand, leave_out)
         unavoidable = float(_least(cost, 0).sum() * demand if leave_out else _least(cost, 1).sum())
-        if cost.max() - cost.min() <= paid(receiver).sum() - unavoidable:
-            return receiver, solver
-    cost, offsets = _reduced(cost, demand, leave_out)
-    if offsets:
-        solver = "scipy"
+        if cost.max() - cost.min() <= paid(receiver) - unavoidable:
+            return receiver
+    cost = _reduced(cost, demand, leave_out)
     while True:
         receiver = SOLVERS[solver](cost, demand, leave_out)
-        prices, largest = paid(receiver), _largest(cost)
-        most = float(prices.sum()) * (1 + 1e-9)
-        if most > 0 and largest > most:
-            cost = _in_range(np.where(cost > most, np.inf, cost))
-        elif solver != "scipy" and most > 0 and largest > COARSE * _usual(cost):
-            solver = "scipy"
-        else:
-            return receiver, solver
+        most = paid(receiver) * (1 + 1e-9)
+        if not 0 < most < _largest(cost):
+            return receiver
+        cost = _in_range(np.where(cost > most, np.inf, cost))
 
 
 def _index(student: Array, teacher: Array, num_student: int, depth: int) -> Array:
@@ -234,8 +227,8 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
     unused; "reference": as "truncate" on the first S * floor(T/S) columns (the published rule); "single": 1.
     For S > T, under any capacity, every row sums to 1 and every column to floor(S/T) or ceil(S/T).
 
-    Integers resolve 2^-33 of the costs that matter: no offset of a line that every flow uses, and no pair that costs
-    more than a whole flow, takes digits from the others. Where that is not enough, "scipy" solves instead.
+    Integers resolve about 2^-58 of the costs that matter, as fine as float64: no offset of a line that every flow uses,
+    and no pair that costs more than a whole flow, takes digits from the others.
 
     Args:
         cost: (S, T) tensor or array, of any magnitude; inf forbids a pair.
@@ -263,10 +256,10 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
     start = time.perf_counter()
     try:
         if num_student > num_teacher:
-            teacher, name = _optimum(array, num_student // num_teacher, False, name)
+            teacher = _optimum(array, num_student // num_teacher, False, name)
             student: Array = np.arange(num_student)
         else:
-            receiver, name = _optimum(array[:, :kept].T, demand, capacity != "spread", name)
+            receiver = _optimum(array[:, :kept].T, demand, capacity != "spread", name)
             teacher = np.flatnonzero(receiver >= 0)
             student = receiver[teacher]
     except InfeasibleError as error:

@@ -22,7 +22,9 @@ def scale_of(cost: Array) -> float:
     return 2.0**33 / (largest or 1.0)
 
 
-def solve_arcs(cost: Array, shape: tuple[int, int], arcs: Array, demand: int, leave_out: bool) -> Array:
+def solve_arcs(
+    cost: Array, shape: tuple[int, int], arcs: Array, demand: int, leave_out: bool, leaving: Array | None = None
+) -> Array:
     """Solve on n + m + 1 nodes: suppliers of one unit, receivers of `demand`, one node that takes the surplus.
 
     The surplus n - m * demand leaves from the suppliers (`leave_out`: they stay unmatched) or from the receivers (each
@@ -34,6 +36,7 @@ def solve_arcs(cost: Array, shape: tuple[int, int], arcs: Array, demand: int, le
         arcs: (2, A), supplier and receiver of each arc.
         demand: units that every receiver gets.
         leave_out: where the surplus leaves.
+        leaving: int64 cost of each way out, one per supplier or per receiver; None for 0.
 
     Returns:
         (n,) receiver of each supplier, or -1.
@@ -50,9 +53,10 @@ def solve_arcs(cost: Array, shape: tuple[int, int], arcs: Array, demand: int, le
     found = graph.add_arcs_with_capacity_and_unit_cost(arcs[0], suppliers + arcs[1], np.ones(cost.size, np.int64), cost)
     sink = suppliers + receivers
     if surplus:
-        leaving = np.arange(suppliers) if leave_out else suppliers + np.arange(receivers)
-        free = np.zeros(leaving.size, np.int64)
-        graph.add_arcs_with_capacity_and_unit_cost(leaving, np.full(leaving.size, sink), free + 1, free)
+        exits = np.arange(suppliers) if leave_out else suppliers + np.arange(receivers)
+        free = np.zeros(exits.size, np.int64)
+        paid = free if leaving is None else leaving
+        graph.add_arcs_with_capacity_and_unit_cost(exits, np.full(exits.size, sink), free + 1, paid)
         graph.set_node_supply(sink, -surplus)
     graph.set_nodes_supplies(np.arange(suppliers), np.ones(suppliers, np.int64))
     graph.set_nodes_supplies(suppliers + np.arange(receivers), np.full(receivers, -demand))
@@ -156,19 +160,88 @@ def likely_arcs(cost: Array, degree: int) -> Array:
     return np.stack([supplier, receiver])
 
 
+def refine(cost: Array, receiver: Array, price: Array, scale: float, demand: int, leave_out: bool) -> Array:
+    """Return the optimum in integers of 2^-58 or so of the dearest arc, given that of coarser ones.
+
+    Whatever the prices u of receivers, v[i] = min over s of cost[i, s] - u[s] makes all R = cost - u - v at least 0,
+    and every flow costs the same sum of u and v beside its R. So no optimum uses an arc whose R exceeds what the flow
+    at hand pays in R. That is little where u is from coarser integers, and the few arcs left are solved without
+    rounding.
+
+    Args:
+        cost: (n, m), inf forbids an arc.
+        receiver: (n,) or -1, a flow.
+        price: (m + 1,) int64, see `prices`.
+        scale: of those integers; see `scale_of`.
+        demand: units that every receiver gets.
+        leave_out: where the surplus leaves; see `solve_arcs`.
+
+    Returns:
+        (n,) or -1; the flow at hand where no other one pays less.
+    """
+    suppliers, receivers = cost.shape
+    surplus = suppliers - receivers * demand
+    at = np.where(receiver < 0, receivers, receiver)
+    extra = np.bincount(at, minlength=receivers + 1)[:receivers] > demand
+
+    def paid(own: Array, leaving: Array) -> Any:
+        """Return what the flow at hand pays in R beyond what the ways out cost every flow."""
+        if not surplus or leave_out:
+            return own.sum()
+        return own.sum() + leaving[extra].sum() - np.sort(leaving)[:surplus].sum()
+
+    # In float64 first, to leave out most arcs: what follows is exact, and takes long.
+    rough = price / scale
+    reduced = cost - rough[:receivers]
+    least = np.minimum(reduced.min(axis=1), -rough[receivers]) if leave_out else reduced.min(axis=1)
+    own = np.where(receiver < 0, -rough[receivers], reduced[np.arange(suppliers), receiver]) - least
+    largest = (2.0**33 + float(np.abs(price).max())) / scale
+    noise = suppliers * largest * 2.0**-48
+    likely = reduced <= (least + 2 * max(0.0, float(paid(own, rough[:receivers] - rough[receivers]))) + noise)[:, None]
+    supplier, goal = np.nonzero(likely)
+    exponent = 59 - int(np.frexp(largest)[1])
+    fine = np.rint(np.ldexp(rough, exponent)).astype(np.int64)
+    exact = np.rint(np.ldexp(cost[supplier, goal], exponent)).astype(np.int64) - fine[goal]
+    least = np.full(suppliers, -fine[receivers] if leave_out else np.iinfo(np.int64).max)
+    np.minimum.at(least, supplier, exact)
+    exact -= least[supplier]
+    leaving = -fine[receivers] - least if leave_out else fine[:receivers] - fine[receivers]
+    used = np.flatnonzero(receiver[supplier] == goal)
+    own = leaving * (receiver < 0) if leave_out else np.zeros(suppliers, np.int64)
+    own[supplier[used]] = exact[used]
+    gap = int(paid(own, leaving))
+    if gap == 0:
+        return receiver
+    few = exact <= gap
+    bound = np.clip(leaving, -gap - 1, gap + 1)  # no optimum takes a dearer way out, or not a cheaper one
+    arcs = np.stack([supplier[few], goal[few]])
+    return solve_arcs(exact[few], cost.shape, arcs, demand, leave_out, bound)
+
+
 def dense_flow(cost: Array, demand: int, leave_out: bool) -> Array:
-    """Solve on all arcs but those of cost inf; see `solve_arcs`."""
+    """Solve on all arcs but those of cost inf; see `solve_arcs` and `refine`."""
     arcs = np.stack(np.nonzero(cost < np.inf))
-    whole = np.rint(cost[arcs[0], arcs[1]] * scale_of(cost)).astype(np.int64)
-    return solve_arcs(whole, cost.shape, arcs, demand, leave_out)
+    scale = scale_of(cost)
+    whole = np.rint(cost[arcs[0], arcs[1]] * scale).astype(np.int64)
+    receiver = solve_arcs(whole, cost.shape, arcs, demand, leave_out)
+    price = prices(whole, _own(cost, receiver, scale), receiver, arcs, cost.shape[1], demand, leave_out)
+    return refine(cost, receiver, price, scale, demand, leave_out)
+
+
+def _own(cost: Array, receiver: Array, scale: float) -> Array:
+    """Return what each supplier pays, as an integer, 0 where it is unmatched."""
+    own = np.zeros(len(cost), np.int64)
+    matched = receiver >= 0
+    own[matched] = np.rint(cost[matched, receiver[matched]] * scale).astype(np.int64)
+    return own
 
 
 def sparse_flow(cost: Array, demand: int, leave_out: bool, degree: int = 24) -> Array:
     """Solve on few arcs, certify by the prices that no other arc would help, and add those that would until none does.
 
-    The result is optimal on all arcs but those of cost inf, up to the rounding of costs.
+    The result is optimal on all arcs but those of cost inf; see `refine`.
     """
-    suppliers, receivers = cost.shape
+    receivers = cost.shape[1]
     scale = scale_of(cost)
     arcs = likely_arcs(cost, degree)
     while True:
@@ -177,14 +250,12 @@ def sparse_flow(cost: Array, demand: int, leave_out: bool, degree: int = 24) -> 
             receiver = solve_arcs(whole, cost.shape, arcs, demand, leave_out)
         except InfeasibleError:  # as may be where arcs are forbidden
             return dense_flow(cost, demand, leave_out)
-        matched = receiver >= 0
-        own = np.zeros(suppliers, np.int64)
-        own[matched] = np.rint(cost[matched, receiver[matched]] * scale).astype(np.int64)
+        matched, own = receiver >= 0, _own(cost, receiver, scale)
         price = prices(whole, own, receiver, arcs, receivers, demand, leave_out)
         most = (own - price[np.where(matched, receiver, receivers)]) / scale
         reduced = cost - price[:receivers] / scale
         rows = np.flatnonzero(reduced.min(axis=1) < most - 1.01 / scale)
         if rows.size == 0:
-            return receiver
+            return refine(cost, receiver, price, scale, demand, leave_out)
         missing, where = np.nonzero(reduced[rows] < most[rows, None] - 1.01 / scale)
         arcs = np.concatenate([arcs, np.stack([rows[missing], where])], axis=1)

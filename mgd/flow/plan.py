@@ -102,6 +102,41 @@ def solve_plan(cost: Any, *, epsilon: float, unbalanced: float | None = None, ma
     return Plan(matrix, total, float(epsilon), sinkhorn.num_iterations, time.perf_counter() - started)
 
 
+def soft_weights(cost: Any, *, epsilon: float = 0.1, penalty: float | None = None) -> Array:
+    """Return the share of each teacher channel in the target of each student channel, by a transport plan.
+
+    weights[s, t] = P[s, t] / sum over u of P[s, u], P = solve_plan(cost - min, epsilon * spread, penalty * spread),
+    spread the standard deviation of the costs. For epsilon -> 0, where S divides T and the cheapest flow is the only
+    one, they are 1/G at its pairs.
+
+    Args:
+        cost: (S, T), tensor or array; inf forbids a pair.
+        epsilon: strength of the entropy in units of the spread, > 0: the larger, the more channels share a target.
+        penalty: None keeps the sums of the plan; else the price of mass that goes nowhere, in units of the spread, > 0:
+            a teacher channel that costs too much teaches nobody.
+
+    Returns:
+        (S, T) float64, rows sum to 1. A student channel to which no mass came takes its cheapest teacher channel.
+
+    Raises:
+        ValueError, RuntimeError: see `solve_plan`.
+    """
+    array = check_cost(cost)
+    check_positive("soft_weights", epsilon=epsilon, **({} if penalty is None else {"penalty": penalty}))
+    finite = array[array < inf]
+    spread = float(finite.std()) if finite.size else 0.0
+    spread = spread if spread > 0 else 1.0
+    cheapest = float(finite.min()) if finite.size else 0.0
+    unbalanced = None if penalty is None else penalty * spread
+    mass = solve_plan(array - cheapest, epsilon=epsilon * spread, unbalanced=unbalanced).matrix
+    sums = mass.sum(axis=1, keepdims=True)
+    empty = sums[:, 0] <= 1e-12 * mass.sum() / len(mass)
+    weights = mass / np.where(sums > 0, sums, 1)
+    weights[empty] = 0
+    weights[empty, array[empty].argmin(axis=1)] = 1
+    return weights
+
+
 class _Sinkhorn:
     """The potentials f and g of P = a b^T exp((f + g - cost) / epsilon), improved in turn."""
 

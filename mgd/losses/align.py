@@ -100,24 +100,28 @@ def regressor(num_student: int, num_teacher: int) -> nn.Sequential:
 
 
 @torch.no_grad()
-def start_from(layer: nn.Sequential, flow: Flow) -> None:
-    """Let a `regressor` begin with what a flow has found: W[t, s] = 1 where it pairs them, else 0.
+def start_from(layer: nn.Module, flow: Flow) -> None:
+    """Let a layer with one convolution begin with what a flow has found: W[t, s] = 1 where it pairs them, else 0.
 
-    A teacher channel that guides none keeps its weights.
+    Of a larger kernel than 1x1 that is the middle, the rest is 0. A teacher channel that guides none keeps its weights.
 
     Args:
-        layer: of S and T channels.
-        flow: of as many.
+        layer: of S channels, or more, whose others get 0, and T.
+        flow: of S and T channels.
 
     Raises:
         ValueError: a flow between other numbers of channels.
     """
-    (weight,) = (module.weight for module in layer if isinstance(module, nn.Conv2d))
-    pairs = torch.as_tensor(flow.matrix).T
-    if pairs.shape != weight.shape[:2]:
+    (convolution,) = (module for module in layer.modules() if isinstance(module, nn.Conv2d))
+    weight, pairs = convolution.weight, torch.as_tensor(flow.matrix).T
+    if pairs.shape[0] != weight.shape[0] or pairs.shape[1] > weight.shape[1]:
         raise ValueError(
             f"expected a flow between {weight.shape[1]} and {weight.shape[0]} channels; "
             f"got one between {pairs.shape[1]} and {pairs.shape[0]}"
         )
     guiding = pairs.any(dim=1).to(weight.device)
-    weight[guiding] = pairs[:, :, None, None].to(weight)[guiding]
+    started = torch.zeros_like(weight)
+    started[:, : pairs.shape[1], weight.shape[2] // 2, weight.shape[3] // 2] = pairs.to(weight)
+    weight[guiding] = started[guiding]
+    if convolution.bias is not None:
+        convolution.bias[guiding] = 0

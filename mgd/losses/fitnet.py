@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mgd.losses.align import check_channels, pair, regressor
+from mgd.flow import Flow
+from mgd.losses.align import check_channels, pair, regressor, start_from
 from mgd.losses.map_l2 import map_l2
-from mgd.losses.term import HyperParameters, Term, per_teacher
+from mgd.losses.starting import StartingTerm, StartOptions
 from mgd.taps import Batch, Outputs, Probe
 
 
-class FitNet(Term):
+class FitNet(StartingTerm):
     """Mean squared error of the teacher's map (the hint) and one regressed from the student's map at the same tap.
 
     loss = mean over images, channels and pixels of (BN(W * student) - teacher)^2, W a 1x1 convolution.
@@ -38,8 +39,8 @@ class FitNet(Term):
     weight = 100.0
 
     @dataclass(frozen=True, kw_only=True)
-    class Hyper(HyperParameters):
-        """Hyper-parameters of `FitNet`.
+    class Hyper(StartOptions):
+        """Hyper-parameters of `FitNet`, beside those of `StartOptions`, where `init` is of W.
 
         Args:
             tap: which one holds the hint, negative ones counted from the end; None for the middle one, number n // 2 of
@@ -60,11 +61,14 @@ class FitNet(Term):
         **values: Any,
     ) -> None:
         check_channels(student_channels, teacher_channels)
-        super().__init__(hyper, teacher_weights=per_teacher(teacher_weights, teacher_channels), **values)
-        num_taps, tap = len(student_channels), self.hyper.tap
-        self.tap = num_taps // 2 if tap is None else tap
-        if not -num_taps <= self.tap < num_taps:
+        hyper = self._hyper(hyper, **values)
+        num_taps, tap = len(student_channels), hyper.tap
+        chosen = num_taps // 2 if tap is None else tap
+        if not -num_taps <= chosen < num_taps:
             raise ValueError(f"expected tap in [{-num_taps}, {num_taps}), as there are {num_taps} taps; got {tap}")
+        widths = [student_channels[chosen]], [[each[chosen]] for each in teacher_channels]
+        super().__init__(*widths, [chosen], hyper, teacher_weights=teacher_weights)
+        self.tap = chosen
         self.regressors = nn.ModuleList(
             regressor(student_channels[self.tap], widths[self.tap]) for widths in teacher_channels
         )
@@ -72,6 +76,9 @@ class FitNet(Term):
     @classmethod
     def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Any) -> FitNet:
         return cls(student.channels, [teacher.channels for teacher in teachers], hyper)
+
+    def begin(self, number: int, position: int, flow: Flow) -> None:
+        start_from(self.regressors[number], flow)
 
     def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         student_map, hint = pair(student.features[self.tap], teacher.features[self.tap])

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mgd.checks import check_maps
-from mgd.losses.align import same_size
+from mgd.flow import Flow
+from mgd.losses.align import same_size, start_from
 from mgd.losses.map_l2 import map_l2, tapped, width_adapter
-from mgd.losses.term import HyperParameters, Term, per_teacher
+from mgd.losses.starting import StartingTerm, StartOptions
 from mgd.taps import Batch, Outputs, Probe
 
 MASKS = ("channels", "pixels")
@@ -21,9 +22,9 @@ MASKS = ("channels", "pixels")
 class _Restorer(nn.Module):
     """The layers between the student's map and one teacher's."""
 
-    def __init__(self, num_student: int, num_teacher: int) -> None:
+    def __init__(self, num_student: int, num_teacher: int, *, always: bool) -> None:
         super().__init__()
-        self.align = width_adapter(num_student, num_teacher)
+        self.align = nn.Conv2d(num_student, num_teacher, 1) if always else width_adapter(num_student, num_teacher)
         self.generator = nn.Sequential(
             nn.Conv2d(num_teacher, num_teacher, 3, padding=1),
             nn.ReLU(inplace=True),
@@ -60,12 +61,13 @@ def draw_mask(maps: Tensor, ratio: float, what: str = "channels", generator: tor
     return (torch.rand(shape, device=maps.device, generator=generator) >= ratio).to(maps.dtype)
 
 
-class MaskedGenerative(Term):
+class MaskedGenerative(StartingTerm):
     """Compute mean over all elements of (teacher - generator(mask * align(student)))^2 at one tap.
 
-    align is a 1x1 convolution where the widths differ, else the identity; the larger of both maps is average-pooled to
-    the size of the smaller first. generator = 3x3 convolution, ReLU, 3x3 convolution at the teacher's width. Masked
-    entries are 0 and the others are not rescaled. In eval mode nothing is masked, so that the value is no draw.
+    align is a 1x1 convolution where the widths differ or a flow starts it, else the identity; the larger of both maps
+    is average-pooled to the size of the smaller first. generator = 3x3 convolution, ReLU, 3x3 convolution at the
+    teacher's width. Masked entries are 0 and the others are not rescaled. In eval mode nothing is masked, so that the
+    value is no draw.
 
     `generator` (None: the device's default one) is a `torch.Generator` to draw masks from. One published recipe
     multiplies the weight by 1.756; the weight is left to the caller.
@@ -84,8 +86,8 @@ class MaskedGenerative(Term):
     rectified = True
 
     @dataclass(frozen=True, kw_only=True)
-    class Hyper(HyperParameters):
-        """Hyper-parameters of `MaskedGenerative`.
+    class Hyper(StartOptions):
+        """Hyper-parameters of `MaskedGenerative`, beside those of `StartOptions`, where `init` is of align.
 
         Args:
             ratio: probability that an entry is masked, in [0, 1).
@@ -112,14 +114,22 @@ class MaskedGenerative(Term):
         teacher_weights: Sequence[float] | None = None,
         **values: Any,
     ) -> None:
-        super().__init__(hyper, teacher_weights=per_teacher(teacher_weights, teacher_channels), **values)
+        hyper = self._hyper(hyper, **values)
+        widths = [student_channels], [[channels] for channels in teacher_channels]
+        super().__init__(*widths, [hyper.tap], hyper, teacher_weights=teacher_weights)
         self.generator: torch.Generator | None = None
-        self.restorers = nn.ModuleList(_Restorer(student_channels, channels) for channels in teacher_channels)
+        always = hyper.init == "flow"
+        self.restorers = nn.ModuleList(
+            _Restorer(student_channels, channels, always=always) for channels in teacher_channels
+        )
 
     @classmethod
     def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Any) -> MaskedGenerative:
         widths = [tapped(network.outputs, hyper.tap).shape[1] for network in (student, *teachers)]
         return cls(widths[0], widths[1:], hyper)
+
+    def begin(self, number: int, position: int, flow: Flow) -> None:
+        start_from(self.get_submodule(f"restorers.{number}.align"), flow)
 
     def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         restorer = self.restorers[number]

@@ -7,17 +7,16 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mgd.checks import check_at_least_0, check_maps, check_positive
-from mgd.flow import Flow, slots
+from mgd.flow import Flow, slots, solve_flow
 from mgd.flow.cost import TINY
-from mgd.losses.align import at_size_of
-from mgd.losses.flows import FlowOptions, check_pairs, flow_record, say_margins, say_sizes
+from mgd.losses.flows import check_pairs, flow_record, looks, margin_of, say_margins, say_sizes
 from mgd.losses.margin import sum_partial_l2
+from mgd.losses.matching_options import MatchingOptions
 from mgd.losses.reduce import reduce_channels
 from mgd.losses.stage import Stage
 from mgd.losses.term import EachTeacher, Term, Update, Views
@@ -25,10 +24,6 @@ from mgd.taps import Batch, Outputs, Probe
 
 BOUND = 100.0  # of a stage in the relative form: the square of ten times the norm of the teacher
 SLICE = 2**18  # elements of a student's maps that are compared at once on a processor
-
-
-def _maps(outputs: Outputs | Sequence[Tensor]) -> Sequence[Tensor]:
-    return outputs.features if isinstance(outputs, Outputs) else outputs
 
 
 class ChannelMatching(Term):
@@ -45,16 +40,18 @@ class ChannelMatching(Term):
         No ratio exceeds 100: beyond, the denominator is a constant e_i / 100, and the gradient that of 100 log e_i. It
         is so for a student far above its teacher, and for a stage whose map is nowhere positive; `dead` names those.
 
-    A teacher's map of another resolution is brought to the student's, see `align.at_size_of`.
+    A teacher's map of another resolution is brought to the student's, see `align.at_size_of`. With `across`, the stage
+    of the teacher that teaches a stage of the student is the cheapest assignment's, each teaching one; pairs of all
+    stages are observed, and `stage_weights` are those of the student's stages.
 
     Use: `update` before every epoch, then call as a term. By hand: `observe` batches in eval mode, `rematch` to solve
     the flows. Costs are `channel_cost` of the maps themselves, before BN_i, averaged over the images observed.
-    Flows, margins and cost sums are buffers; `load_state_dict` restores them.
+    Flows, weights, margins and sums are buffers; `load_state_dict` restores them.
 
     Args:
         student_channels: S of every stage.
         teacher_channels: T of every stage.
-        margins: (T,) per stage, or None for a stage whose margin is measured on the map while observing.
+        margins: (T,) per stage of the teacher, or None for a stage whose margin is measured on the map while observing.
         hyper: the hyper-parameters, see `Term`.
         seed: of the assignment "random" in a `rematch` by hand; `update` takes the run's.
         observe_share: share of each training batch whose costs `forward` adds to the sums, in [0, 1]; 0 for none.
@@ -71,51 +68,12 @@ class ChannelMatching(Term):
     weight = 5.0
 
     @dataclass(frozen=True, kw_only=True)
-    class Hyper(FlowOptions):
-        """Hyper-parameters of `ChannelMatching`.
-
-        Args:
-            reducer: how the teacher channels of a student channel become one target, see `mgd.reduce_channels`.
-            capacity: see `FlowOptions`; None for "spread", or for "single" where the reducer is "sm".
-            form: "sum", "mean" or "relative", see `ChannelMatching`.
-            loss_factor: in the form "sum" the term's weight is one over it; 1e4 suits 224 px.
-            update_freq: match before epochs 0, n, 2n ...; 0: once, before training.
-            observe: "pass", costs are measured in a pass before each matching, or "online", on a share of each training
-                batch, except for the first matching.
-            margin: "bn", from the norm before the tap where there is one, "map", measured, or "none".
-            stage_weights: factor of every stage; None for those of the form.
-        """
-
-        reducer: Literal["amp", "sp", "sp_mean", "rd", "sm"] = "amp"
-        capacity: Literal["spread", "truncate", "reference", "single"] | None = None
-        form: Literal["sum", "mean", "relative"] = "sum"
-        loss_factor: float = 1e4
-        update_freq: int = 2
-        observe: Literal["pass", "online"] = "pass"
-        margin: Literal["bn", "map", "none"] = "bn"
-        stage_weights: tuple[float, ...] | None = None
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if self.reducer == "sm" and self.capacity not in (None, "single"):
-                raise ValueError(f"reducer 'sm' matches one to one: capacity must be 'single', not {self.capacity!r}")
-            check_positive("mgd", loss_factor=self.loss_factor)
-            check_at_least_0("mgd", update_freq=self.update_freq)
-            if self.observe == "online" and not self.update_freq:
-                raise ValueError("observe 'online' goes with an update_freq of at least 1")
-            for weight in self.stage_weights or ():
-                check_at_least_0("mgd", stage_weights=weight)
-
-        def used_capacity(self) -> str:
-            return "single" if self.reducer == "sm" else super().used_capacity()
-
-        def without_effect(self) -> dict[str, str]:
-            if self.form == "sum":
-                return {"weight": "the form mean or relative"}
-            return {"loss_factor": "the form sum"}
+    class Hyper(MatchingOptions):
+        """Hyper-parameters of `ChannelMatching`, see `MatchingOptions`."""
 
     hyper: Hyper
     num_updates: Tensor
+    partner: Tensor | None
 
     def __init__(
         self,
@@ -141,11 +99,20 @@ class ChannelMatching(Term):
         if form == "sum":
             self.weight = 1 / self.hyper.loss_factor
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        teachers = list(zip(teacher_channels, margins, strict=True))
         self.stages = nn.ModuleList(
-            Stage(s, t, margin, slots(s, t, self.hyper.used_capacity()))
-            for s, t, margin in zip(student_channels, teacher_channels, margins, strict=True)
+            self._stage(s, *teacher) for s, teacher in zip(student_channels, teachers, strict=True)
         )
-        self.generator: torch.Generator | None = None  # source of "rd"'s draws; None: the device's default one
+        # Pairs of a stage with another one of the teacher, row by row, and which one teaches each stage.
+        self.others = nn.ModuleList(
+            self._stage(s, *teacher, adapter=False)
+            for i, s in enumerate(student_channels)
+            for j, teacher in enumerate(teachers)
+            if self.hyper.across and i != j
+        )
+        self.register_buffer("partner", torch.arange(num) if self.hyper.across else None)
+        self._partners = list(range(num))
+        self.generator: torch.Generator | None = None  # of "rd"'s draws; None: the device's default one
         self.costs: list[Tensor] = []  # (S, T) of every stage at the last rematch
         self.dead: list[int] = []  # stages whose teacher's map was nowhere above 1e-15 at the last rematch
         self.paths: Sequence[str] = ()  # of the teacher's taps, for messages
@@ -160,7 +127,7 @@ class ChannelMatching(Term):
         terms, notes = [], []
         for teacher in teachers:
             margins = [
-                _margin(hyper.margin, given, width)
+                margin_of(hyper.margin, given, width)
                 for given, width in zip(
                     teacher.margins or [None] * len(teacher.channels), teacher.channels, strict=True
                 )
@@ -179,6 +146,11 @@ class ChannelMatching(Term):
         return self._matched
 
     @property
+    def partners(self) -> list[int]:
+        """The stage of the teacher that teaches each stage of the student."""
+        return list(self._partners)
+
+    @property
     def flows(self) -> list[Flow]:
         """The flow of every stage, as solved last or as loaded.
 
@@ -187,24 +159,34 @@ class ChannelMatching(Term):
         """
         self._require_flows()
         details = self._details or [("loaded", 0.0)] * len(self.stages)
-        return [
-            Flow(stage.index.cpu().numpy().copy(), stage.num_teacher, float(stage.total_cost), solver, seconds)
-            for stage, (solver, seconds) in zip(self._stages(), details, strict=True)
-        ]
+        return [stage.flow(*detail) for stage, detail in zip(self._used(), details, strict=True)]
 
     @torch.no_grad()
-    def observe(self, student: Outputs | Sequence[Tensor], teacher: Outputs | Sequence[Tensor]) -> None:
+    def observe(
+        self,
+        student: Outputs | Sequence[Tensor],
+        teacher: Outputs | Sequence[Tensor],
+        gradients: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+    ) -> None:
         """Add a batch to the cost sums, and to the measured margins.
 
         Args:
             student: `Outputs`, or its features: one (B, S, H, W) per stage.
-            teacher: `Outputs`, or its features: one (B, T, H, W) per stage.
+            teacher: likewise.
+            gradients: for the cost "gradient", those of each network's loss for its features.
+
+        Raises:
+            ValueError: other maps than the stages have; no gradients where the cost needs them.
         """
-        for stage, student_map, teacher_map in self._pairs(_maps(student), _maps(teacher)):
-            stage.cost.update(student_map, teacher_map)
-            stage.peak.copy_(torch.maximum(stage.peak, teacher_map.amax().float()))
-            if stage.measured is not None:
-                stage.measured.update(teacher_map)
+        if self.hyper.cost == "gradient" and gradients is None:
+            raise ValueError("the cost 'gradient' needs the gradients of both networks: pass gradients, or call update")
+        ours, theirs = (o.features if isinstance(o, Outputs) else o for o in (student, teacher))
+        weighted = gradients and [
+            [m * g for m, g in zip(*each, strict=True)] for each in zip((ours, theirs), gradients, strict=True)
+        ]
+        for i, j in self._places(every=True):
+            costed = self._pair(i, j, *weighted) if weighted else None
+            self._at(i, j).observe(*self._pair(i, j, ours, theirs), costed)
 
     @torch.no_grad()
     def rematch(self) -> list[Flow]:
@@ -219,32 +201,48 @@ class ChannelMatching(Term):
         """
         for stage in self._stages():
             stage.all_reduce()
-        self.costs = [stage.cost.mean() for stage in self._stages()]
         number = int(self.num_updates)
+        places = self._places(every=True)
+        costs = [self._at(*place).cost.mean() for place in places]
         try:
-            solved = [self.hyper.solve(cost, (self.seed, number, i)) for i, cost in enumerate(self.costs)]
+            solved = [self._solve(*places[n], cost, (self.seed, number, n)) for n, cost in enumerate(costs)]
+            if self.partner is not None:
+                self._choose([flow.total_cost / flow.matrix.sum() for flow in solved])
         except ValueError:
             self.forget()
             raise
         self.num_updates += 1
-        peaks = [float(stage.peak) for stage in self._stages()]
+        chosen = [places.index((i, j)) for i, j in enumerate(self._partners)]
+        self.costs = [costs[n] for n in chosen]
+        peaks = [float(stage.peak) for stage in self._used()]
         self.dead = [number for number, peak in enumerate(peaks) if -inf < peak < TINY]  # -inf: seen by another process
-        for stage, flow in zip(self._stages(), solved, strict=True):
-            stage.index.copy_(torch.as_tensor(flow.index))
-            stage.total_cost.fill_(flow.total_cost)
-            if stage.measured is not None:
-                stage.margin.copy_(stage.measured.mean())
+        for place, flow in zip(places, solved, strict=True):
+            self._at(*place).take(flow)
         self.forget()
-        self._details = [(flow.solver, flow.seconds) for flow in solved]
+        self._details = [(solved[n].solver, solved[n].seconds) for n in chosen]
         self._matched = True
-        return solved
+        return [solved[n] for n in chosen]
+
+    def _solve(self, i: int, j: int, cost: Tensor, seed: tuple[int, int, int]) -> Flow:
+        stage = self._at(i, j)
+        gram = None if stage.gram is None else stage.gram.mean()
+        return self.hyper.solve(cost, seed, gram, stage.index.cpu().numpy() if self._matched else None)
+
+    def _choose(self, costs: Sequence[float]) -> None:
+        """Choose the stage of the teacher for each of the student's, by the costs of all pairs, row by row."""
+        num = len(self.stages)
+        flow = solve_flow(torch.tensor(costs, dtype=torch.float64).reshape(num, num), capacity="single")
+        assert self.partner is not None
+        self.partner.copy_(torch.as_tensor(flow.index[0]))
+        self._partners = self.partner.tolist()
 
     def update(self, epoch: int, views: Views) -> Update:
         """Observe both networks and solve the flows anew, every `update_freq` epochs and where there are none yet."""
         return _update([self], epoch, views)
 
     def check_state(self) -> None:
-        """Refuse flows that name channels which the teacher lacks."""
+        if sorted(self._partners) != list(range(len(self.stages))):
+            raise ValueError("the stages of the teacher that teach the student's are not each of them once")
         for number, stage in enumerate(self._stages()):
             if ((stage.index < -1) | (stage.index >= stage.num_teacher)).any():
                 raise ValueError(f"the flow of stage {number} names channels that the teacher lacks")
@@ -256,11 +254,8 @@ class ChannelMatching(Term):
             self.forget()
 
     def forget(self) -> None:
-        """Forget what was observed since the last `rematch`."""
         for stage in self._stages():
-            for total in stage.sums():
-                total.reset()
-            stage.peak.fill_(-inf)
+            stage.forget()
 
     def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch | None = None) -> Tensor:
         """Return the loss, a scalar, against the one teacher.
@@ -274,12 +269,13 @@ class ChannelMatching(Term):
             raise ValueError(f"a ChannelMatching has one teacher and got {len(teachers)}: {how}")
         self._require_flows()
         if self.training and self.observe_share:
-            self.observe(*([m[: self._observed(len(m))] for m in o.features] for o in (student, teachers[0])))
+            seen = -int(-self.observe_share * len(student.logits) // 1)  # rounded up
+            self.observe([m[:seen] for m in student.features], [m[:seen] for m in teachers[0].features])
         loss = student.logits.new_zeros((), dtype=torch.float32)
-        pairs = self._pairs(student.features, teachers[0].features)
-        for (stage, student_map, teacher_map), weight in zip(pairs, self.stage_weights, strict=True):
-            adapted = stage.adapter(student_map)
-            error, energy = self._compare(stage, adapted, teacher_map)
+        for (i, j), weight in zip(self._places(), self.stage_weights, strict=True):
+            student_map, teacher_map = self._pair(i, j, student.features, teachers[0].features)
+            adapted = self._at(i, i).adapter(student_map)
+            error, energy = self._compare(self._at(i, j), adapted, teacher_map)
             if self.hyper.form == "sum":
                 scale: Tensor | float = len(adapted)
             elif self.hyper.form == "mean":
@@ -289,39 +285,58 @@ class ChannelMatching(Term):
             loss = loss + weight * error / scale
         return loss
 
-    def _observed(self, num_images: int) -> int:
-        return -int(-self.observe_share * num_images // 1)  # rounded up
-
     def _compare(self, stage: Stage, student_map: Tensor, teacher_map: Tensor) -> tuple[Tensor, Tensor]:
         """Return a stage's error and, for the relative form, the energy of its target."""
 
         def reduce(part: Tensor) -> tuple[Tensor, Tensor]:
-            return reduce_channels(part, stage.margin, stage.index, self.hyper.reducer, self.generator)
+            return reduce_channels(
+                part, stage.margin, stage.index, self.hyper.used_reducer(), self.generator, weights=stage.weights
+            )
 
         size = SLICE if student_map.device.type == "cpu" else None  # a slice stays in a processor's cache
         return sum_partial_l2(
             student_map, teacher_map, reduce, slice_size=size, with_energy=self.hyper.form == "relative"
         )
 
-    def _stages(self) -> list[Stage]:
-        return [stage for stage in self.stages if isinstance(stage, Stage)]
+    def _stage(self, num_student: int, num_teacher: int, margin: Tensor | None, *, adapter: bool = True) -> Stage:
+        hyper = self.hyper
+        return Stage(
+            num_student,
+            num_teacher,
+            margin,
+            slots(num_student, num_teacher, hyper.used_capacity()),
+            cost=hyper.map_cost(),
+            gram=hyper.needs_gram(),
+            weights=hyper.used_reducer() == "linear",
+            adapter=adapter,
+        )
 
-    def _pairs(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[Stage, Tensor, Tensor]]:
+    def _stages(self) -> list[Stage]:
+        return [stage for stage in (*self.stages, *self.others) if isinstance(stage, Stage)]
+
+    def _at(self, i: int, j: int) -> Stage:
+        """Return the pair of the student's stage i and the teacher's stage j."""
+        found = self.stages[i] if i == j else self.others[i * (len(self.stages) - 1) + j - (j > i)]
+        assert isinstance(found, Stage)
+        return found
+
+    def _places(self, *, every: bool = False) -> list[tuple[int, int]]:
+        """Return the pairs of stages that train, or every one that is observed."""
+        if every and self.partner is not None:
+            return [(i, j) for i in range(len(self.stages)) for j in range(len(self.stages))]
+        return list(enumerate(self._partners))
+
+    def _used(self) -> list[Stage]:
+        return [self._at(*place) for place in enumerate(self._partners)]
+
+    def _pair(self, i: int, j: int, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the maps of a pair of stages, the teacher's at the student's resolution."""
         if not len(student) == len(teacher) == len(self.stages):
             raise ValueError(
                 f"expected {len(self.stages)} maps a network; "
                 f"got {len(student)} of the student, {len(teacher)} of the teacher"
             )
-        for number, (stage, *maps) in enumerate(zip(self._stages(), student, teacher, strict=True)):
-            check_maps(f"stage {number} of a ChannelMatching", *maps)
-            wanted, found = tuple(stage.cost.cosine.shape), (maps[0].shape[1], maps[1].shape[1])
-            if found != wanted:
-                raise ValueError(
-                    f"stage {number} of a ChannelMatching has {wanted[0]} channels of the student and {wanted[1]} of "
-                    f"the teacher; got maps with {found[0]} and {found[1]}"
-                )
-        sized = [at_size_of(ours, theirs) for ours, theirs in zip(student, teacher, strict=True)]
-        return list(zip(self._stages(), student, sized, strict=True))
+        return self._at(i, j).sized(i, student[i], teacher[j])
 
     def _require_flows(self) -> None:
         if not self._matched:
@@ -341,13 +356,6 @@ class EachMatching(EachTeacher):
         return _update([term for term in self.terms if isinstance(term, ChannelMatching)], epoch, views)
 
 
-def _margin(kind: str, given: Tensor | None, width: int) -> Tensor | None:
-    """Return the margins of a tap, or None where they are measured on the map."""
-    if kind == "none":
-        return torch.full((width,), -torch.inf)
-    return given if kind == "bn" else None
-
-
 @torch.no_grad()
 def _update(terms: Sequence[ChannelMatching], epoch: int, views: Views) -> Update:
     """Renew the flows of matchings, one per teacher, where the epoch is one of theirs or they have none yet."""
@@ -358,22 +366,31 @@ def _update(terms: Sequence[ChannelMatching], epoch: int, views: Views) -> Updat
         return {}, {}
     before = [flow for term in terms for flow in term.flows] if matched else None
     if not (matched and terms[0].observe_share):
-        for student, teachers, _ in views(hyper.max_images):
-            for term, teacher in zip(terms, teachers, strict=True):
-                term.observe(student, teacher)
+        for student, teachers, gradients in looks(views, hyper):
+            for number, (term, teacher) in enumerate(zip(terms, teachers, strict=True)):
+                own = None if gradients is None else (gradients[0], gradients[number + 1])
+                term.observe(student, teacher, own)
     flows: list[Flow] = []
     for term in terms:
         term.seed = views.seed
         flows += term.rematch()
         for stage in term.dead:
-            where = f"tap {term.paths[stage]} (stage {stage})" if term.paths else f"stage {stage}"
+            other = term.partners[stage]
+            where = f"tap {term.paths[other]} (stage {other})" if term.paths else f"stage {other}"
             text = f"the teacher's map at {where} is nowhere positive: the student is only pushed below it; tap another"
             warnings.warn(text, stacklevel=3)
     costs = [cost for term in terms for cost in term.costs]
-    return flow_record(flows, costs, time.perf_counter() - start, before)
+    numbers, arrays = flow_record(flows, costs, time.perf_counter() - start, before)
+    if hyper.across:
+        partners = [term.partners for term in terms]
+        numbers["stages_moved"] = float(sum(i != j for each in partners for i, j in enumerate(each)))
+        arrays["partner"] = torch.tensor(partners).numpy()
+    return numbers, arrays
 
 
 def _mark_loaded(module: nn.Module, _: Any) -> None:
     assert isinstance(module, ChannelMatching)
     module._details = []
-    module._matched = all(bool((stage.index[0] >= 0).all()) for stage in module._stages())
+    if module.partner is not None:
+        module._partners = module.partner.tolist()
+    module._matched = all(stage.solved for stage in module._stages())

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mgd.checks import check_maps
 from mgd.flow import Flow
 from mgd.losses.align import check_channels, pairs, regressor, start_from
-from mgd.losses.flows import FlowOptions, check_pairs, first_flows, say_margins, say_sizes
+from mgd.losses.flows import say_margins
 from mgd.losses.margin import MeasuredMargin, partial_l2
-from mgd.losses.term import Term, Update, Views, per_teacher
+from mgd.losses.starting import StartingTerm, StartOptions
 from mgd.taps import Batch, Outputs, Probe
 
 
@@ -50,7 +49,7 @@ class _Stage(nn.Module):
         measured.count += seen.count
 
 
-class OFD(Term):
+class OFD(StartingTerm):
     """Partial L2 of the teacher's maps and those regressed from the student's, both before the ReLU.
 
     loss = 1/B sum_i partial_l2(BN_i(W_i * student_i), teacher_i, margin_i) / 2^(n-1-i), i the tap out of n, W_i a 1x1
@@ -76,22 +75,10 @@ class OFD(Term):
     weight = 1e-3
 
     @dataclass(frozen=True, kw_only=True)
-    class Hyper(FlowOptions):
-        """Hyper-parameters of `OFD`; those of `FlowOptions` go with `init` "flow".
-
-        Args:
-            init: how W_i begins: "random", as published, or "flow", with one student channel per teacher channel: the
-                one that a matching before training pairs with it.
-        """
-
-        init: Literal["random", "flow"] = "random"
-
-        def without_effect(self) -> dict[str, str]:
-            names = () if self.init == "flow" else ("assignment", "capacity", "solver", "max_images")
-            return dict.fromkeys(names, "init flow")
+    class Hyper(StartOptions):
+        """Hyper-parameters of `OFD`, see `StartOptions`: `init` is of every W_i."""
 
     hyper: Hyper
-    started: Tensor | None
 
     def __init__(
         self,
@@ -104,8 +91,8 @@ class OFD(Term):
         **values: Any,
     ) -> None:
         check_channels(student_channels, teacher_channels)
-        super().__init__(hyper, teacher_weights=per_teacher(teacher_weights, teacher_channels), **values)
-        self.channels = (tuple(student_channels), [tuple(widths) for widths in teacher_channels])
+        taps = range(len(student_channels))
+        super().__init__(student_channels, teacher_channels, taps, hyper, teacher_weights=teacher_weights, **values)
         if margins is None:
             margins = [[None] * len(widths) for widths in teacher_channels]
         if [len(stages) for stages in margins] != [len(widths) for widths in teacher_channels]:
@@ -113,66 +100,25 @@ class OFD(Term):
                 f"expected margins of {len(teacher_channels)} teachers, each a list of {len(student_channels)} taps; "
                 f"got lists of {[len(stages) for stages in margins]}"
             )
-        self.ready = self.hyper.init == "random"  # to be trained with
-        self.register_buffer("started", None if self.ready else torch.tensor(False))
-        self.register_load_state_dict_post_hook(_mark_loaded)  # type: ignore[no-untyped-call]
         self.stages = nn.ModuleList(
             nn.ModuleList(_Stage(s, t, m) for s, t, m in zip(student_channels, widths, stages, strict=True))
             for widths, stages in zip(teacher_channels, margins, strict=True)
         )
 
     @classmethod
-    def needed(cls, hyper: Hyper) -> frozenset[str]:
-        return cls.needs | {"frozen"} if hyper.init == "flow" else cls.needs
-
-    @classmethod
     def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Hyper) -> OFD:
-        if hyper.init == "flow":
-            check_pairs(student, teachers)
         margins = [list(teacher.margins) or [None] * len(teacher.channels) for teacher in teachers]
         term = cls(student.channels, [teacher.channels for teacher in teachers], hyper, margins=margins)
         term.notes = [say_margins(teacher) for teacher in teachers if teacher.paths]
-        if hyper.init == "flow":
-            term.notes += [note for teacher in teachers for note in say_sizes(student, teacher)]
         return term
 
-    def update(self, epoch: int, views: Views) -> Update:
-        """Start the regressors from flows, where `init` is "flow" and that has not been done."""
-        if self.ready:
-            return {}, {}
-        flows, record = first_flows(*self.channels, self.hyper, views, next(self.parameters()).device)
-        self.start([flow for stages in flows for flow in stages])
-        return record
-
-    def start(self, flows: Sequence[Flow]) -> None:
-        """Start the regressors from flows between the channels of the student and of its teachers.
-
-        Args:
-            flows: one a tap, teacher by teacher, as `ChannelMatching.rematch` returns them.
-
-        Raises:
-            ValueError: another number of flows, or of channels.
-        """
-        stages = [stage for stage in self.modules() if isinstance(stage, _Stage)]
-        if len(flows) != len(stages):
-            raise ValueError(f"expected {len(stages)} flows, one a tap and teacher; got {len(flows)}")
-        for stage, flow in zip(stages, flows, strict=True):
-            start_from(stage.regressor, flow)
-        self.ready = True
-        if self.started is not None:
-            self.started.fill_(True)
+    def begin(self, number: int, position: int, flow: Flow) -> None:
+        start_from(self.get_submodule(f"stages.{number}.{position}.regressor"), flow)
 
     def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        if not self.ready:
-            raise RuntimeError("OFD with init 'flow' starts from flows: call update or start(flows) before training")
         stages = self.stages[number]
         assert isinstance(stages, nn.ModuleList)
         total = student.logits.new_zeros((), dtype=student.logits.float().dtype)
         for tap, (stage, maps) in enumerate(zip(stages, pairs(student, teacher), strict=True)):
             total = total + stage(*maps) / len(maps[0]) / 2 ** (len(stages) - 1 - tap)
         return total
-
-
-def _mark_loaded(module: nn.Module, _: Any) -> None:
-    assert isinstance(module, OFD)
-    module.ready = module.started is None or bool(module.started)

@@ -1,14 +1,17 @@
-"""Reduce the teacher channels that guide one student channel to one target: AMP, SP, RD, SM."""
+"""Reduce the teacher channels that guide one student channel to one target: AMP, SP, RD, SM, weighted sums."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mgd.checks import check_maps, check_margin
 from mgd.flow import Flow
 
-REDUCERS = ("amp", "sp", "sp_mean", "rd", "sm")
+REDUCERS = ("amp", "sp", "sp_mean", "rd", "sm", "linear")
 
 
 def reduce_channels(
@@ -17,6 +20,8 @@ def reduce_channels(
     flow: Flow | Tensor,
     reducer: str = "amp",
     generator: torch.Generator | None = None,
+    *,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Make one target map and one margin per student channel from the teacher channels that guide it.
 
@@ -24,21 +29,25 @@ def reduce_channels(
     "sp": the maximum of values and of margins. "sp_mean": their mean.
     "rd": at each pixel and image one random member, its value and its margin.
     "sm": the single member of a one-to-one flow.
+    "linear": the sum over t of weights[s, t] teacher_t, and likewise of margins; the pairs of the flow play no part.
+        `mgd.flow.group_weights` and `soft_weights` make weights.
     Empty slots (-1) take no part in any of them.
 
     Args:
         teacher: (B, T, H, W).
         margin: (T,).
         flow: `Flow`, or its index (G, S) as an int64 tensor on the teacher's device.
-        reducer: one of the five above.
+        reducer: one of the six above.
         generator: source of "rd"'s draws, on any device; None takes the default one of the teacher's device.
+        weights: (S, T) of "linear", at least 0, rows sum to 1; None for those of a `Flow`.
 
     Returns:
         Target (B, S, H, W) in the teacher's type, and margin (S,), for "rd" (B, S, H, W).
 
     Raises:
-        ValueError: unknown reducer; maps, margins or a flow of other shapes; "sm" with more than one member per
-            channel; a student channel without any, or a member that is not there (seen on the CPU only).
+        ValueError: unknown reducer; maps, margins, weights or a flow of other shapes; "linear" without weights; "sm"
+            with more than one member per channel; a student channel without any, or a member that is not there (seen
+            on the CPU only).
 
     Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, section 3.3.
     """
@@ -48,6 +57,9 @@ def reduce_channels(
     check_margin("reduce_channels", margin, teacher, per_pixel=False)
     index = torch.as_tensor(flow.index if isinstance(flow, Flow) else flow)
     _check_index(index, teacher.shape[1])
+    if reducer == "linear":
+        given = flow.weights if weights is None and isinstance(flow, Flow) else weights
+        return _sum(teacher, margin, given, (index.shape[1], teacher.shape[1]))
     index = index.to(teacher.device)
     if reducer == "sm" and index.shape[0] != 1:
         raise ValueError(
@@ -107,6 +119,16 @@ def _pool_mean(teacher: Tensor, members: Tensor, present: Tensor) -> Tensor:
     for row, part in zip(members[1:], share[1:], strict=True):
         total = total + _pick(teacher, row) * part
     return total
+
+
+def _sum(teacher: Tensor, margin: Tensor, given: Any, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    if given is None or tuple(given.shape) != shape:
+        got = "none" if given is None else f"weights {tuple(given.shape)}"
+        raise ValueError(f"reducer 'linear' needs weights {shape}, one row per student channel; got {got}")
+    weights = torch.as_tensor(given, device=teacher.device)
+    # A weight of 0 takes no part, not even of a margin of -inf.
+    margins = torch.where(weights > 0, weights.to(margin.dtype) * margin, 0).sum(1)
+    return F.conv2d(teacher, weights.to(teacher.dtype)[:, :, None, None]), margins
 
 
 def _draw(teacher: Tensor, margin: Tensor, index: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

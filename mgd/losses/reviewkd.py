@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mgd.checks import check_maps
-from mgd.losses.align import same_size
+from mgd.flow import Flow
+from mgd.losses.align import same_size, start_from
 from mgd.losses.pool import pool
-from mgd.losses.term import HyperParameters, Term, per_teacher
+from mgd.losses.starting import StartingTerm, StartOptions
 from mgd.taps import Batch, Outputs, Probe, as_map
 
 
@@ -69,7 +70,7 @@ class _Fusion(nn.Module):
         return fused, self.leave(fused)
 
 
-class ReviewKD(Term):
+class ReviewKD(StartingTerm):
     """Sum over the stages of `context_loss` between the fused student map and the teacher's.
 
     From the deepest stage k = n to the first, with a_k, b_k = sigmoid(conv1[e_k; up(f_{k+1})]):
@@ -96,8 +97,11 @@ class ReviewKD(Term):
     needs = frozenset({"maps"})
 
     @dataclass(frozen=True, kw_only=True)
-    class Hyper(HyperParameters):
-        """Hyper-parameters of `ReviewKD`.
+    class Hyper(StartOptions):
+        """Hyper-parameters of `ReviewKD`, beside those of `StartOptions`.
+
+        With `init` "flow", conv1 begins as the identity, and the middle of conv3 with the pairs of the flow: the width
+        must be that of every student tap or more.
 
         Args:
             width: channels of e_k and f_k, at least 1; None for those of the student's last tap, at most 512
@@ -122,12 +126,19 @@ class ReviewKD(Term):
         teacher_weights: Sequence[float] | None = None,
         **values: Any,
     ) -> None:
-        super().__init__(hyper, teacher_weights=per_teacher(teacher_weights, teacher_channels), **values)
         num = len(student_channels)
         if num == 0 or any(len(channels) != num for channels in teacher_channels):
             counts = ", ".join(str(len(channels)) for channels in teacher_channels)
             raise ValueError(f"expected one tap a stage in every network; the student has {num}, the teachers {counts}")
+        super().__init__(
+            student_channels, teacher_channels, range(num), hyper, teacher_weights=teacher_weights, **values
+        )
         width = min(512, student_channels[-1]) if self.hyper.width is None else self.hyper.width
+        if self.hyper.init == "flow" and width < max(student_channels):
+            raise ValueError(
+                f"init 'flow' passes on every channel of the student: width must be at least {max(student_channels)}; "
+                f"it is {width}"
+            )
         self.fusions = nn.ModuleList(
             nn.ModuleList(
                 _Fusion(s, t, width, deepest=stage == num - 1)
@@ -139,6 +150,14 @@ class ReviewKD(Term):
     @classmethod
     def make(cls, student: Probe, teachers: Sequence[Probe], num_images: int, hyper: Any) -> ReviewKD:
         return cls(student.channels, [teacher.channels for teacher in teachers], hyper)
+
+    def begin(self, number: int, position: int, flow: Flow) -> None:
+        fusion = self.get_submodule(f"fusions.{number}.{position}")
+        assert isinstance(fusion, _Fusion)
+        enter = fusion.enter[0]
+        assert isinstance(enter, nn.Conv2d)
+        nn.init.dirac_(enter.weight)
+        start_from(fusion.leave, flow)
 
     def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         fusions = self.fusions[number]

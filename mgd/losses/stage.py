@@ -6,7 +6,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mgd.flow import ChannelCost
+from mgd.checks import check_maps
+from mgd.flow import ChannelCorrelation, ChannelCost, Flow, make_cost
+from mgd.flow.gram import ChannelGram
+from mgd.losses.align import at_size_of
 from mgd.losses.margin import MeasuredMargin
 
 
@@ -18,6 +21,10 @@ class Stage(nn.Module):
         num_teacher: T, teacher channels.
         margin: (T,), or None where it is measured on the map.
         depth: G, the most teacher channels per student channel.
+        cost: see `mgd.channel_cost`.
+        gram: whether the Gram matrix of the teacher's channels is summed.
+        weights: whether targets are weighted sums of teacher channels.
+        adapter: whether the student's map passes a normalisation of this pair.
 
     Raises:
         ValueError: a margin of another length.
@@ -27,17 +34,32 @@ class Stage(nn.Module):
     margin: Tensor
     total_cost: Tensor
     peak: Tensor
+    weights: Tensor | None
 
-    def __init__(self, num_student: int, num_teacher: int, margin: Tensor | None, depth: int) -> None:
+    def __init__(
+        self,
+        num_student: int,
+        num_teacher: int,
+        margin: Tensor | None,
+        depth: int,
+        *,
+        cost: str = "cosine",
+        gram: bool = False,
+        weights: bool = False,
+        adapter: bool = True,
+    ) -> None:
         super().__init__()
-        self.adapter = nn.BatchNorm2d(num_student)
-        self.cost = ChannelCost(num_student, num_teacher)
+        if adapter:
+            self.adapter = nn.BatchNorm2d(num_student)
+        self.cost = make_cost(num_student, num_teacher, cost)
         self.measured = MeasuredMargin(num_teacher) if margin is None else None
+        self.gram = ChannelGram(num_teacher) if gram else None
         margin = torch.zeros(num_teacher) if margin is None else margin.detach().clone().float()
         if margin.shape != (num_teacher,):
             raise ValueError(f"expected {num_teacher} margins, one per teacher channel; got {tuple(margin.shape)}")
         self.register_buffer("margin", margin)
         self.register_buffer("index", torch.full((depth, num_student), -1, dtype=torch.int64))
+        self.register_buffer("weights", torch.zeros(num_student, num_teacher) if weights else None)
         self.register_buffer("total_cost", torch.zeros((), dtype=torch.float64))
         # The largest value of the teacher's map that was observed.
         self.register_buffer("peak", torch.tensor(-torch.inf), persistent=False)
@@ -46,9 +68,50 @@ class Stage(nn.Module):
     def num_teacher(self) -> int:
         return self.margin.numel()
 
-    def sums(self) -> list[ChannelCost | MeasuredMargin]:
+    @property
+    def solved(self) -> bool:
+        """Whether there is a flow."""
+        return bool((self.index[0] >= 0).all())
+
+    def sums(self) -> list[ChannelCost | ChannelCorrelation | MeasuredMargin | ChannelGram]:
         """What a matching pass accumulates."""
-        return [self.cost] if self.measured is None else [self.cost, self.measured]
+        return [self.cost, *(total for total in (self.measured, self.gram) if total is not None)]
+
+    def sized(self, number: int, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Return its two maps, the teacher's at the student's resolution.
+
+        Args:
+            number: of the stage, for messages.
+            student: (B, S, H, W).
+            teacher: (B, T, H', W').
+
+        Raises:
+            ValueError: no maps, or maps of other numbers of channels.
+        """
+        check_maps(f"stage {number} of a ChannelMatching", student, teacher)
+        wanted, found = self.cost.shape, (student.shape[1], teacher.shape[1])
+        if found != wanted:
+            raise ValueError(
+                f"stage {number} of a ChannelMatching has {wanted[0]} channels of the student and {wanted[1]} of "
+                f"the teacher; got maps with {found[0]} and {found[1]}"
+            )
+        return student, at_size_of(student, teacher)
+
+    @torch.no_grad()
+    def observe(self, student: Tensor, teacher: Tensor, costed: tuple[Tensor, Tensor] | None = None) -> None:
+        """Add a batch.
+
+        Args:
+            student: (B, S, H, W).
+            teacher: (B, T, H, W), at the student's resolution.
+            costed: the maps whose channels are compared, where it is not these.
+        """
+        self.cost.update(*(costed or (student, teacher)))
+        self.peak.copy_(torch.maximum(self.peak, teacher.amax().float()))
+        if self.measured is not None:
+            self.measured.update(teacher)
+        if self.gram is not None:
+            self.gram.update(teacher)
 
     def all_reduce(self) -> None:
         """Join what all ranks have observed."""
@@ -56,3 +119,24 @@ class Stage(nn.Module):
             total.all_reduce()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.peak, dist.ReduceOp.MAX)
+
+    def forget(self) -> None:
+        """Forget what was observed."""
+        for total in self.sums():
+            total.reset()
+        self.peak.fill_(-torch.inf)
+
+    @torch.no_grad()
+    def take(self, flow: Flow) -> None:
+        """Take a flow that was solved on what was observed, and the measured margin."""
+        self.index.copy_(torch.as_tensor(flow.index))
+        self.total_cost.fill_(flow.total_cost)
+        if self.weights is not None:
+            self.weights.copy_(torch.as_tensor(flow.weights))
+        if self.measured is not None:
+            self.margin.copy_(self.measured.mean())
+
+    def flow(self, solver: str, seconds: float) -> Flow:
+        """Return the flow in the buffers."""
+        weights = None if self.weights is None else self.weights.double().cpu().numpy()
+        return Flow(self.index.cpu().numpy().copy(), self.num_teacher, float(self.total_cost), solver, seconds, weights)

@@ -30,6 +30,10 @@ class Views(Protocol):
 
     def __call__(self, num_images: int | None = None) -> Iterator[tuple[Outputs, list[Outputs], Batch]]: ...
 
+    def gradients(
+        self, num_images: int | None = None
+    ) -> Iterator[tuple[Outputs, list[Outputs], Batch, list[list[Tensor]]]]: ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class HyperParameters:
@@ -151,7 +155,7 @@ class Term(nn.Module):
 
         Returns:
             {name: number} to log, and {name: array} to keep. Arrays of whole numbers must be equal on all ranks; those
-            whose names begin with "cost" are large, and kept of the last update only.
+            whose names begin with "cost" or "weights" are large, and kept of the last update only.
         """
         return {}, {}
 

@@ -100,6 +100,10 @@ class Frozen(nn.Module):
     @torch.no_grad()
     def forward(self, images: Images) -> Outputs:
         """Return the `Outputs` for images as `Taps` takes them, cast to the weights' type; none requires a gradient."""
+        return self.with_graph(images)
+
+    def with_graph(self, images: Images) -> Outputs:
+        """Return what `forward` does, with the graph behind it where the images require a gradient."""
         device = device_of(images)
         own = self._on(device)
         if isinstance(images, Tensor):

@@ -102,6 +102,14 @@ class Seen:
         for student, teachers in self.batches:
             yield student, list(teachers), Batch()
 
+    def gradients(
+        self, num_images: int | None = None
+    ) -> Iterator[tuple[Outputs, list[Outputs], Batch, list[list[Tensor]]]]:
+        """Gradients of ones, so that maps times gradients are the maps."""
+        for student, teachers, batch in self(num_images):
+            ones = [[torch.ones_like(m) for m in outputs.features] for outputs in (student, *teachers)]
+            yield student, teachers, batch, ones
+
 
 def ready(kind: type[T], student: Outputs, teachers: Sequence[Outputs], num_images: int = 10, **options: Any) -> T:
     """`built`, and brought up to date on these outputs, as before an epoch."""

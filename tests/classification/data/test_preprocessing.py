@@ -19,7 +19,8 @@ from classification.data.images import to_bytes
 from classification.data.preprocessing import MEAN, STD, Preprocessing, of_timm, of_torchvision, read
 from classification.errors import UserError
 from classification.models import build
-from classification.models.weights import published_preprocessing, read_weights
+from classification.models.pretrained import published_preprocessing
+from classification.models.weights import read_weights
 from tests.classification.conftest import CLASSES, SMALL, STUDENT, TEACHER, write_photos
 from tests.classification.test_main import options
 from tests.classification.training.test_engine import engine_of

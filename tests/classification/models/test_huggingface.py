@@ -16,8 +16,9 @@ from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import build, known_name, may_be_same
 from classification.models.huggingface import of_processor, preprocessing
+from classification.models.pretrained import published_preprocessing
 from classification.models.trained import open_trained
-from classification.models.weights import load_file, published_preprocessing, read_weights
+from classification.models.weights import load_file, read_weights
 from tests.classification.conftest import CLASSES
 from tests.mgd.huggingface.tiny import mobilenet, vit
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from classification.errors import UserError
 from classification.models import build
-from classification.models.weights import load_file, load_pretrained, read_weights
+from classification.models.pretrained import load_pretrained
+from classification.models.weights import load_file, read_weights
 
 ARCH, CLASSES = "cifar_resnet8_w0.5", ["cat", "dog", "eel"]
 

@@ -13,6 +13,7 @@ from classification import main_mgd
 from classification.options import names
 from mgd.flow import ASSIGNMENTS, SOLVERS
 from mgd.losses import ChannelMatching
+from mgd.losses.reduce import REDUCERS
 from tests.classification.conftest import SMALL, STUDENT, TEACHER
 
 ROOT = Path(__file__).parents[3]
@@ -22,6 +23,10 @@ def test_the_words_are_those_of_the_library() -> None:
     forms = get_args(get_type_hints(ChannelMatching.Hyper)["form"])
     assert (ASSIGNMENTS, forms) == (names.ASSIGNMENTS, names.FORMS)
     assert set(names.SOLVERS) == set(SOLVERS)
+    hints = get_type_hints(ChannelMatching.Hyper)
+    assert (get_args(hints["cost"]), get_args(hints["groups"])) == (names.COSTS, names.GROUPS)
+    assert get_args(get_args(hints["capacity"])[0]) == names.CAPACITIES
+    assert set(names.REDUCERS) == {*REDUCERS} - {"sp_mean"}
 
 
 @pytest.mark.parametrize("script", ["main_base", "main_mgd"])

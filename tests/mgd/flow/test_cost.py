@@ -3,9 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mgd import ChannelCost, channel_cost
+from mgd.flow import make_cost
 from tests.reference import literal
 
 
@@ -60,7 +62,7 @@ def test_the_error_of_bf16_maps_averages_out() -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_layouts_agree(layout: torch.memory_format) -> None:
     student, teacher = torch.randn(3, 4, 5, 6), torch.randn(3, 7, 5, 6)
-    moved = [maps.to(memory_format=layout) for maps in (student, teacher)]
+    moved = (student.to(memory_format=layout), teacher.to(memory_format=layout))
     expected = 2 - 2 * F.cosine_similarity(student.flatten(2)[:, :, None], teacher.flatten(2)[:, None], dim=3).mean(0)
     torch.testing.assert_close(channel_cost(*moved), expected)
 
@@ -117,3 +119,49 @@ def test_the_mean_keeps_no_graph_of_the_networks() -> None:
     running = ChannelCost(3, 5)
     running.update(torch.randn(2, 3, 4, 4, requires_grad=True), torch.randn(2, 5, 4, 4, requires_grad=True))
     assert not running.cosine.requires_grad and not running.mean().requires_grad
+
+
+def literal_correlation(student: Tensor, teacher: Tensor) -> np.ndarray:
+    """2 - 2 corr over images and pixels, pair by pair."""
+    rows = [x.double().transpose(0, 1).flatten(1).numpy() for x in (student, teacher)]
+    return np.array([[2 - 2 * np.corrcoef(a, b)[0, 1] for b in rows[1]] for a in rows[0]])
+
+
+def test_the_correlation_is_that_over_images_and_pixels() -> None:
+    torch.manual_seed(0)
+    student, teacher = torch.randn(6, 3, 4, 5), torch.randn(6, 4, 4, 5) * 3 + 20
+    teacher[:, 0] += 5 * student[:, 1]
+    expected = literal_correlation(student, teacher)
+    np.testing.assert_allclose(channel_cost(student, teacher, "correlation"), expected, atol=1e-5)
+    total = make_cost(3, 4, "correlation")
+    for part in (slice(0, 2), slice(2, 3), slice(3, 6)):
+        total.update(student[part], teacher[part])
+    np.testing.assert_allclose(total.mean(), expected, atol=1e-5)
+    assert expected[1, 0] == expected.min() and total.shape == (3, 4)
+    total.reset()
+    with pytest.raises(RuntimeError, match="no images"):
+        total.mean()
+
+
+def test_the_correlation_knows_which_images_a_channel_responds_to() -> None:
+    shape = torch.rand(1, 1, 4, 4)
+    often, seldom = torch.tensor([1.0, 2, 3, 4]).view(4, 1, 1, 1), torch.tensor([4.0, 3, 2, 1]).view(4, 1, 1, 1)
+    student, teacher = shape * often, torch.cat([shape * often, shape * seldom], dim=1)
+    assert channel_cost(student, teacher)[0].tolist() == pytest.approx([0, 0], abs=1e-5)  # the same pictures
+    cost = channel_cost(student, teacher, "correlation")[0]
+    assert cost[0].item() == pytest.approx(0, abs=1e-5) and cost[1] > 0.5
+
+
+def test_a_constant_channel_correlates_with_none() -> None:
+    student = torch.randn(5, 2, 3, 3)
+    student[:, 0] = 7.3
+    assert channel_cost(student, student, "correlation").tolist() == [[2, 2], [2, pytest.approx(0, abs=1e-5)]]
+    broken = torch.full((5, 2, 3, 3), torch.nan)
+    assert channel_cost(student, broken, "correlation").isnan().all()
+
+
+def test_an_unknown_cost_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown cost 'euclid'; choose from cosine, correlation"):
+        channel_cost(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2), "euclid")
+    with pytest.raises(ValueError, match=r"expected \(2, 3\) channels, got \(1, 1\)"):
+        make_cost(2, 3, "correlation").update(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2))

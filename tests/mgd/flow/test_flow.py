@@ -6,6 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mgd import solve_flow
 from mgd.flow import ASSIGNMENTS, CAPACITIES, solve_control
@@ -289,3 +291,32 @@ def test_a_row_that_gains_far_more_than_the_others_takes_no_digits(solver: str) 
 def test_an_unknown_assignment_is_refused(assignment: str) -> None:
     with pytest.raises(ValueError, match=f"unknown assignment '{assignment}'; choose from cheapest"):
         solve_control(np.zeros((2, 4)), assignment, (0,))
+
+
+@st.composite
+def costs_with_dear_pairs(draw: st.DrawFn) -> np.ndarray:
+    """Small costs, some of them raised by far more, each exact in float64 and in every sum."""
+    shape = draw(st.sampled_from([(2, 4), (2, 5), (3, 3), (3, 5), (4, 3), (4, 4)]))
+    entries = st.tuples(st.integers(0, 2**20), st.sampled_from([0, 0, 2**50, 2**51, -(2**49), 2**37]))
+    pairs = draw(st.lists(entries, min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))
+    return np.array([(small + dear) / 2**20 for small, dear in pairs]).reshape(shape)
+
+
+@given(costs_with_dear_pairs(), st.sampled_from(CAPACITIES), st.sampled_from(SOLVERS))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_dear_pairs_that_cannot_be_avoided_leave_the_optimum_exact(
+    cost: np.ndarray, capacity: str, solver: str
+) -> None:
+    flow = solve_flow(cost, capacity=capacity, solver=solver)
+    assert sum(exact(cost)[flow.matrix > 0]) == literal.best_total(exact(cost), capacity)
+
+
+@pytest.mark.parametrize("solver", ["ortools", "sparse"])
+@pytest.mark.parametrize("shape", [(12, 30), (20, 20), (30, 12)])
+def test_where_most_pairs_are_dear_the_optimum_is_that_of_scipy(shape: tuple[int, int], solver: str) -> None:
+    rng = np.random.default_rng(7)
+    for capacity in CAPACITIES:
+        small = rng.integers(0, 2**12, shape)
+        cost = (small + rng.choice([0, 2**40, 2**41], shape, p=[0.1, 0.5, 0.4])) / 2**12
+        found, expected = (solve_flow(cost, capacity=capacity, solver=name).total_cost for name in (solver, "scipy"))
+        assert found == expected

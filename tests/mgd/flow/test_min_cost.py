@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from mgd import solve_flow
+from mgd.flow import SOLVERS
 from mgd.flow.min_cost import InfeasibleError, dense_flow, likely_arcs, prices, scale_of, solve_arcs, sparse_flow
 
 
@@ -149,3 +150,16 @@ def test_the_degree_is_the_number_of_likely_arcs_per_supplier() -> None:
 @pytest.mark.parametrize("degree", [10, 24])
 def test_with_as_many_arcs_as_receivers_all_are_likely(degree: int) -> None:
     assert likely_arcs(correlated(40, 10, 0), degree).shape[1] == 40 * 10
+
+
+@pytest.mark.parametrize(("suppliers", "receivers", "demand", "leave_out"), CASES)
+@pytest.mark.parametrize("degree", [1, 40])
+def test_differences_that_coarse_integers_do_not_show_are_resolved(
+    suppliers: int, receivers: int, demand: int, leave_out: bool, degree: int
+) -> None:
+    generator = np.random.default_rng(0)
+    fine = generator.integers(0, 2**12, (suppliers, receivers))
+    cost = fine * 2.0**-48 + generator.integers(0, 3, (suppliers, receivers))  # rounded to 2^-32 at first
+    expected = total(cost, SOLVERS["scipy"](cost, demand, leave_out))
+    for receiver in (dense_flow(cost, demand, leave_out), sparse_flow(cost, demand, leave_out, degree)):
+        assert total(cost, receiver) == expected

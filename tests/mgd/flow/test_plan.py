@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mgd import solve_flow, solve_plan
+from mgd.flow import soft_weights
 from mgd.flow.plan import Array
 
 
@@ -124,3 +125,46 @@ def test_a_plan_that_plain_steps_reach_in_200_000_takes_a_few_thousand() -> None
     assert plan.num_iterations < 10_000
     np.testing.assert_allclose(plan.matrix.sum(axis=1), 1 / 8, atol=1e-9)
     np.testing.assert_allclose(plan.matrix.sum(axis=0), 1 / 8, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(4, 12), (6, 6), (8, 24)])
+def test_soft_weights_of_a_tiny_epsilon_are_equal_ones_at_the_pairs_of_the_exact_flow(shape: tuple[int, int]) -> None:
+    cost = random_cost(*shape, seed=1)
+    expected = solve_flow(cost).matrix / (shape[1] // shape[0])
+    np.testing.assert_allclose(soft_weights(torch.from_numpy(cost), epsilon=1e-4), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("penalty", [None, 0.5])
+def test_soft_weights_are_the_rows_of_pots_plan_in_units_of_the_spread(penalty: float | None) -> None:
+    cost = random_cost(5, 9) + 3
+    spread, shifted = cost.std(), cost - cost.min()
+    if penalty is None:
+        plan = ot.sinkhorn(
+            *masses(cost), shifted, 0.2 * spread, method="sinkhorn_log", numItermax=100_000, stopThr=1e-12
+        )
+    else:
+        plan = ot.unbalanced.sinkhorn_unbalanced(
+            *masses(cost), shifted, 0.2 * spread, penalty * spread, reg_type="kl", numItermax=100_000, stopThr=1e-13
+        )
+    found = soft_weights(cost, epsilon=0.2, penalty=penalty)
+    np.testing.assert_allclose(found, plan / plan.sum(axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(soft_weights(7 * cost - 100, epsilon=0.2, penalty=penalty), found, atol=1e-6)
+
+
+def test_a_channel_that_costs_too_much_has_no_weight_and_none_is_left_without() -> None:
+    cost = random_cost(3, 6) / 100
+    cost[:, 2] = 1.0
+    assert soft_weights(cost, epsilon=0.1)[:, 2].sum() > 0.4  # balanced: all must teach
+    found = soft_weights(cost, epsilon=0.1, penalty=0.1)
+    assert found[:, 2].max() < 1e-6 and found.sum(axis=1) == pytest.approx([1] * 3)
+    cost[1] = 100.0
+    cost[1, 4] = 99.0
+    np.testing.assert_allclose(soft_weights(cost, epsilon=0.01, penalty=0.01)[1], np.arange(6) == 4, atol=1e-6)
+    np.testing.assert_allclose(soft_weights(np.ones((2, 4))), np.full((2, 4), 0.25), atol=1e-9)
+
+
+def test_soft_weights_need_positive_numbers() -> None:
+    with pytest.raises(ValueError, match="epsilon must be positive; got 0"):
+        soft_weights(np.eye(2), epsilon=0)
+    with pytest.raises(ValueError, match="penalty must be positive; got -1"):
+        soft_weights(np.eye(2), penalty=-1)

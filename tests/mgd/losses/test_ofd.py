@@ -192,8 +192,9 @@ def test_a_start_is_saved_and_none_is_no_start() -> None:
     term.start(flows)
     again.load_state_dict(term.state_dict())
     assert term.ready and again.ready
-    for stage, flow in zip([*again.stages[0], *again.stages[1]], flows, strict=True):
-        assert (stage.regressor[0].weight.detach()[:, :, 0, 0].T.numpy() == flow.matrix).all()
+    places = [f"stages.{teacher}.{tap}.regressor.0" for teacher in (0, 1) for tap in (0, 1)]
+    for place, flow in zip(places, flows, strict=True):
+        assert (again.get_parameter(f"{place}.weight").detach()[:, :, 0, 0].T.numpy() == flow.matrix).all()
     assert build("random").ready and set(build("random").state_dict()) == set(term.state_dict()) - {"started"}
     with pytest.raises(ValueError, match="expected 4 flows"):
         term.start(flows[:2])

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tests.reference import literal
 
 INDEX = torch.tensor([[0, 2, 1], [4, 3, 6], [5, -1, -1]])  # T = 7, S = 3, two empty slots
 MEMBERS = [[0, 4, 5], [2, 3], [1, 6]]
+WEIGHTS = torch.tensor([[0.5, 0, 0, 0, 0.3, 0.2, 0], [0, 0, 0.9, 0.1, 0, 0, 0], [0.0, 1, 0, 0, 0, 0, 0]])
 
 
 @pytest.mark.parametrize("reducer", ["amp", "sp", "sp_mean"])
@@ -64,7 +67,8 @@ def test_rd_is_reproducible_from_its_generator() -> None:
 def test_with_as_many_channels_all_reducers_are_a_permutation(reducer: str) -> None:
     teacher, margin = torch.randn(2, 5, 3, 3), torch.randn(5)
     order = torch.randperm(5)
-    target, reduced = reduce_channels(teacher, margin, order[None], reducer)
+    weights = torch.eye(5)[order] if reducer == "linear" else None
+    target, reduced = reduce_channels(teacher, margin, order[None], reducer, weights=weights)
     torch.testing.assert_close(target, teacher[:, order])
     torch.testing.assert_close(reduced.amax((0, 2, 3)) if reducer == "rd" else reduced, margin[order])
 
@@ -98,7 +102,11 @@ def test_the_layout_of_the_maps_changes_nothing_and_is_kept(reducer: str) -> Non
     index = INDEX[:1] if reducer == "sm" else INDEX
     teacher, margin = torch.randn(2, 7, 3, 4), torch.randn(7)
     last = teacher.contiguous(memory_format=torch.channels_last)
-    found = [reduce_channels(t, margin, index, reducer, torch.Generator().manual_seed(0)) for t in (teacher, last)]
+    weights = WEIGHTS if reducer == "linear" else None
+    found = [
+        reduce_channels(t, margin, index, reducer, torch.Generator().manual_seed(0), weights=weights)
+        for t in (teacher, last)
+    ]
     torch.testing.assert_close(found[1], found[0])
     if reducer != "rd":
         assert found[1][0].is_contiguous(memory_format=torch.channels_last)
@@ -126,3 +134,28 @@ def test_of_two_opposite_values_amp_takes_the_positive() -> None:
     teacher = torch.tensor([-2.0, 2.0]).view(1, 2, 1, 1)
     for index in (torch.tensor([[0], [1]]), torch.tensor([[1], [0]])):
         assert reduce_channels(teacher, torch.zeros(2), index, "amp")[0].item() == 2
+
+
+def test_linear_is_the_weighted_sum_of_maps_and_of_margins() -> None:
+    teacher, margin = torch.randn(2, 7, 3, 4), torch.randn(7)
+    target, reduced = reduce_channels(teacher, margin, INDEX, "linear", weights=WEIGHTS)
+    for s, row in enumerate(WEIGHTS.tolist()):
+        expected = sum(weight * teacher[:, t] for t, weight in enumerate(row))
+        torch.testing.assert_close(target[:, s], expected)
+        assert reduced[s].item() == pytest.approx(
+            sum(w * m for w, m in zip(row, margin.tolist(), strict=True)), abs=1e-6
+        )
+    flow = replace(solve_flow(torch.rand(3, 7)), weights=WEIGHTS.double().numpy())
+    torch.testing.assert_close(reduce_channels(teacher, margin, flow, "linear")[0], target)
+    half, _ = reduce_channels(teacher.bfloat16(), margin, INDEX, "linear", weights=WEIGHTS)
+    assert half.dtype == torch.bfloat16
+    _, endless = reduce_channels(teacher, torch.full((7,), -torch.inf), INDEX, "linear", weights=WEIGHTS)
+    assert (endless == -torch.inf).all()
+
+
+def test_linear_needs_one_row_of_weights_per_student_channel() -> None:
+    teacher, margin = torch.randn(1, 7, 2, 2), torch.zeros(7)
+    with pytest.raises(ValueError, match=r"needs weights \(3, 7\), one row per student channel; got none"):
+        reduce_channels(teacher, margin, INDEX, "linear")
+    with pytest.raises(ValueError, match=r"got weights \(7, 3\)"):
+        reduce_channels(teacher, margin, INDEX, "linear", weights=WEIGHTS.T)

@@ -1,0 +1,220 @@
+"""Which teacher channels share one target: what a weighted sum of a group carries, and balanced groups that carry most.
+
+Channel t, after the ReLU, is a vector x_t over all images and pixels; gram[t, u] = <x_t, x_u> is all that is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mgd.flow.flow import Flow, check_cost, solve_control, solve_flow
+
+Array = NDArray[Any]
+CAPACITIES_OF_GROUPS = ("spread", "truncate")
+COUPLING = 1e-9  # beside the mean energy of a member; it makes the leading eigenvector of blocks the only one
+ITERATIONS = 100
+STARTS = 4  # drawn ones; the groups that keep most energy are taken
+
+
+def check_gram(gram: Any) -> Array:
+    """Return a Gram matrix (T, T) as float64.
+
+    Raises:
+        ValueError: it is not square, or holds numbers that are not finite.
+    """
+    array = np.asarray(gram.detach().cpu().numpy() if hasattr(gram, "detach") else gram, dtype=np.float64)
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or array.size == 0:
+        raise ValueError(f"expected the Gram matrix of the teacher's channels, (T, T); got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError("the Gram matrix must be finite: look for NaN in the teacher's feature maps")
+    return array
+
+
+def _leading(gram: Array, index: Array) -> tuple[Array, Array]:
+    """Return the leading eigenvalue (S,) of every group's Gram matrix, and its eigenvector (S, G) of length 1.
+
+    It is non-negative, as the matrix is (Perron, Frobenius). A slight coupling of all members makes it the only one:
+    where members respond in blocks, never two blocks at one place, the strongest block has all the weight, and equally
+    strong ones share it. Members of a group that never responds weigh the same.
+    """
+    members = index.T  # (S, G)
+    there = members >= 0
+    pairs = there[:, :, None] & there[:, None, :]
+    blocks = np.where(pairs, gram[members[:, :, None], members[:, None, :]], 0.0)
+    mean = np.trace(blocks, axis1=1, axis2=2) / there.sum(axis=1)
+    coupling = np.where(mean > 0, COUPLING * mean, 1.0)
+    _, vectors = np.linalg.eigh(blocks + coupling[:, None, None] * pairs)
+    vector = np.where(there, np.abs(vectors[:, :, -1]), 0.0)
+    value = np.einsum("sg,sgh,sh->s", vector, blocks, vector)
+    return value, vector
+
+
+def _matrix(index: Array, values: Array, num_teacher: int) -> Array:
+    """Write (S, G) values of members into an (S, T) matrix."""
+    matrix = np.zeros((index.shape[1], num_teacher))
+    slot, group = np.nonzero(index >= 0)
+    matrix[group, index[slot, group]] = values.T[slot, group]
+    return matrix
+
+
+def group_weights(gram: Any, index: Array) -> Array:
+    """Return the weights of the linear reducer: of each group the leading eigenvector of its Gram matrix.
+
+    No other weighted sum of the group, after the ReLU, carries more of the members' energy, see `energy_kept`. The
+    weights of a group sum to 1, so that members that are all alike give themselves as the target, as with AMP, and
+    the margin, weighted likewise, stays between those of the members. Where a group falls apart into blocks of
+    channels that never respond at one place, the strongest block has all the weight, and equally strong ones share
+    it: a sum over blocks would carry less. In a group that never responds all members weigh the same.
+
+    Args:
+        gram: (T, T), tensor or array, of the teacher's channels after the ReLU.
+        index: (G, S) of a flow.
+
+    Returns:
+        (S, T) float64, at least 0; rows sum to 1.
+
+    Raises:
+        ValueError: see `check_gram`.
+    """
+    array = check_gram(gram)
+    _, vector = _leading(array, index)
+    return _matrix(index, vector / vector.sum(axis=1, keepdims=True), len(array))
+
+
+def energy_kept(gram: Any, index: Array) -> float:
+    """Return the share of the teacher's energy after the ReLU that one target per group can carry.
+
+    share = sum over groups of the leading eigenvalue of the group's Gram matrix / trace of the whole. A target y
+    carries sum over members of <x_t, y>^2 / |y|^2; `group_weights` after the ReLU carry most. A target that sums before
+    the ReLU carries at most as much as y, as ReLU(sum w x) <= sum w ReLU(x).
+
+    Args:
+        gram: (T, T), tensor or array, of the teacher's channels after the ReLU.
+        index: (G, S) of a flow; channels that it leaves out are lost.
+
+    Returns:
+        Between 0 and 1; 1 where the teacher never responds.
+
+    Raises:
+        ValueError: see `check_gram`.
+    """
+    array = check_gram(gram)
+    whole = float(np.trace(array))
+    return float(_leading(array, index)[0].sum() / whole) if whole > 0 else 1.0
+
+
+def _start(gram: Array, num_groups: int, seed: Sequence[int]) -> Array:
+    """Return (S, T) weights of the first prototypes, each one channel at unit length.
+
+    The next channel is drawn with a probability in proportion to its energy that no prototype so far carries
+    (k-means++); where none is left, it is the next one by index.
+    """
+    generator = np.random.default_rng(list(seed))
+    energy = np.diag(gram).copy()
+    left, chosen = energy.copy(), np.zeros((num_groups, len(gram)))
+    unused = np.ones(len(gram), dtype=bool)
+    for group in range(num_groups):
+        odds = np.where(unused, left.clip(0), 0.0)
+        total = odds.sum()
+        channel = int(generator.choice(len(gram), p=odds / total)) if total > 0 else int(np.flatnonzero(unused)[0])
+        unused[channel] = False
+        if energy[channel] > 0:
+            chosen[group, channel] = energy[channel] ** -0.5
+            left = np.minimum(left, energy - gram[channel] ** 2 / energy[channel])
+    return chosen
+
+
+def group_channels(
+    gram: Any,
+    num_groups: int,
+    *,
+    capacity: str = "spread",
+    solver: str = "auto",
+    seed: Sequence[int] = (0,),
+    start: Array | None = None,
+) -> Array:
+    """Group the teacher's channels by what one target per group can carry of them, with groups of equal size.
+
+    maximise the sum over t of <x_t, p_g(t)>^2 over groups g(t) and prototypes p_g of length 1. Two steps alternate
+    until no channel moves: each channel goes to a prototype, by an exact flow of the capacity given; each prototype
+    becomes the best one of its group, sum a_t x_t with a the leading eigenvector of the group's Gram matrix. No step
+    lowers the sum, which is `energy_kept` times the trace. What is found depends on the start.
+
+    Args:
+        gram: (T, T), tensor or array, of the teacher's channels after the ReLU.
+        num_groups: S, at most T.
+        capacity: "spread", or "truncate", which leaves out the channels that are carried least; see `solve_flow`.
+        solver: see `solve_flow`.
+        seed: of the starts: channels drawn by the energy that is not carried yet (k-means++).
+        start: (G, S) groups to start from, in place of the best of four drawn starts.
+
+    Returns:
+        (G, S) int64 index of the groups, as `Flow.index`; their order means nothing.
+
+    Raises:
+        ValueError: see `check_gram`; more groups than channels; another capacity.
+    """
+    array = check_gram(gram)
+    num_teacher = len(array)
+    if not 1 <= num_groups <= num_teacher:
+        raise ValueError(f"expected at least 1 and at most {num_teacher} groups of as many channels; got {num_groups}")
+    if capacity not in CAPACITIES_OF_GROUPS:
+        raise ValueError(
+            f"groups of the teacher's channels take the capacity {' or '.join(CAPACITIES_OF_GROUPS)}; got {capacity!r}"
+        )
+    whole = float(np.trace(array))
+    if whole <= 0:
+        return solve_flow(np.zeros((num_groups, num_teacher)), capacity=capacity, solver=solver).index
+    array = array / whole
+    if start is not None:
+        return _settle(array, _prototypes(array, start), capacity, solver)[1]
+    starts = (_start(array, num_groups, (*seed, number)) for number in range(STARTS))
+    found = [_settle(array, prototypes, capacity, solver) for prototypes in starts]
+    return max(found, key=lambda pair: pair[0])[1]
+
+
+def _settle(gram: Array, prototypes: Array, capacity: str, solver: str) -> tuple[float, Array]:
+    """Alternate both steps from (S, T) prototypes until no channel moves; return the energy kept and the groups."""
+    best, index = -1.0, np.empty((0, 0), np.int64)
+    for _ in range(ITERATIONS):
+        moved = solve_flow(-len(gram) * (prototypes @ gram) ** 2, capacity=capacity, solver=solver).index
+        kept = float(_leading(gram, moved)[0].sum())
+        if kept <= best * (1 + 1e-12):
+            break
+        best, index = kept, moved
+        prototypes = _prototypes(gram, index)
+    return best, index
+
+
+def assign_groups(cost: Any, groups: Array, assignment: str, seed: Sequence[int], *, solver: str = "auto") -> Flow:
+    """Give each group of teacher channels to one student channel, at the least sum of the costs of its members.
+
+    Args:
+        cost: (S, T), tensor or array; inf forbids a pair.
+        groups: (G, S) index of the groups.
+        assignment: see `solve_control`.
+        seed: of the assignment "random".
+        solver: see `solve_flow`.
+
+    Returns:
+        A flow with these groups; its total is that of `cost`.
+
+    Raises:
+        ValueError: see `solve_flow`.
+    """
+    values = check_cost(cost)
+    padded = np.concatenate([values, np.zeros((len(values), 1))], axis=1)  # -1, an empty slot, costs nothing
+    flow = solve_control(padded[:, groups].sum(axis=1), assignment, seed, capacity="single", solver=solver)
+    return dataclasses.replace(flow, index=groups[:, flow.index[0]], num_teacher=values.shape[1])
+
+
+def _prototypes(gram: Array, index: Array) -> Array:
+    """Return (S, T) weights of the best prototype of each group, at unit length; 0 where it never responds."""
+    value, vector = _leading(gram, index)
+    length = np.sqrt(value, out=np.full_like(value, np.inf), where=value > 0)
+    return _matrix(index, vector / length[:, None], len(gram))
