@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision import transforms as T
 
+from classification.data.batches import FixedBatches, TrainBatches
 from classification.data.cache import Cache
-from classification.data.folders import FixedBatches, Photos, TrainBatches, loader, read_folder
+from classification.data.folders import Photos, loader, read_folder
 from classification.data.images import read_image
 from classification.data.preprocessing import Preprocessing
 from classification.data.transforms import MEAN, STD, normalise, train_transform

@@ -9,17 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from classification.data.batches import FixedBatches, subset
+from classification.data.folders import Folder as DataFolder
 from classification.data.folders import (
-    FixedBatches,
     Photos,
     check_heif,
     loader,
     read_folder,
-    subset,
     told,
     without_unreadable,
 )
-from classification.data.folders import Folder as DataFolder
 from classification.data.image_files import LeftOut, find_images
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError

@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from classification.options.teachers import describe_teachers
 from classification.options.term_module import digest_of, term_classes
 from classification.options.terms import TermClasses, term_table
 from mgd import has_bfloat16
+
+# Options that came later, with what runs did before.
+EARLIER = {"best_by": "top1", "no_decay": "none", "random_erasing": 0.0, "repeats": 1}
 
 
 def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
@@ -191,6 +195,10 @@ def _check(options: Options, distillation: bool) -> None:
         raise UserError(
             f"--accumulate {optimisation.accumulate} divides batches of {optimisation.batch_size} images: raise -b"
         )
+    if options.data.repeats > optimisation.batch_size:
+        raise UserError(f"--repeats {options.data.repeats} is more than -b {optimisation.batch_size} images: raise -b")
+    if run.track == "trackio" and find_spec("trackio") is None:
+        raise UserError("--track trackio needs trackio: pip install 'matching-guided-distillation[track]'")
     check_devices(options.devices)
     if distillation:
         _check_distillation(options)
@@ -313,7 +321,7 @@ def recorded_options(options: Mapping[str, Any], known: TermClasses) -> dict[str
         known: the classes of terms, by name.
     """
     rest, entries = without_aliases(options)
-    rest = {"best_by": "top1", **rest}  # the only measure that there was
+    rest = {**EARLIER, **rest}
     return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], known).items()}}
 
 

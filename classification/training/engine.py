@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
+from classification.data.batches import FixedBatches, Key, subset
 from classification.data.cache import Cache
-from classification.data.folders import FixedBatches, Photos, loader, subset, told
+from classification.data.folders import Photos, loader, told
 from classification.data.images import read_image
 from classification.data.preprocessing import Preprocessing
 from classification.errors import Stopped
@@ -176,7 +177,7 @@ class Engine:
             yield self.images(images), self.move(target), self.move(index)
 
     def load(
-        self, photos: Photos, batches: Sampler[list[tuple[int, int]]], *, persistent: bool = True
+        self, photos: Photos, batches: Sampler[list[Key]], *, persistent: bool = True
     ) -> DataLoader[tuple[Tensor, int, int]]:
         """Return the loader of this rank's batches; `persistent` as in `loader`."""
         world = self.world

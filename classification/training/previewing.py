@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from classification.data.folders import FixedBatches, Photos, loader, subset
+from classification.data.batches import FixedBatches, subset
+from classification.data.folders import Photos, loader
 from classification.training.distillation import view_of
 from classification.training.job import Job
 from mgd import Outputs, Tap, Taps, dry_forward

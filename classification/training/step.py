@@ -204,6 +204,10 @@ class Stepper:
         if self.met.loss or self.met.gradient:
             self._leave_out(done, before)
             return None
+        if self.options.optimisation.clip_gradients is not None:
+            self.scaler.unscale_(self.optimizer)
+            moved = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(moved, self.options.optimisation.clip_gradients)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:

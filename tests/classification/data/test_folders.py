@@ -12,17 +12,15 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
 from classification import main_base
+from classification.data.batches import FixedBatches, TrainBatches, subset
 from classification.data.cache import Cache, _free_bytes
 from classification.data.folders import (
-    FixedBatches,
     Folder,
     Photos,
-    TrainBatches,
     check_heif,
     loader,
     read_folder,
     shared_images,
-    subset,
 )
 from classification.data.image_files import LeftOut, find_images, identical
 from classification.data.images import read_image
