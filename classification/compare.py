@@ -176,8 +176,8 @@ def check_budget(plan: Plan) -> None:
         for flag, value in values.items():
             if value != usual[flag]:
                 raise UserError(
-                    f"the recipe {pair[1]} has {flag} {value}, and {first[1]} {usual[flag]}: type {flag} N, so that all "
-                    "have the same budget"
+                    f"the recipe {pair[1]} has {flag} {value}, and {first[1]} {usual[flag]}: type {flag} N, so that "
+                    "all have the same budget"
                 )
 
 

@@ -224,8 +224,8 @@ def keep(plan: Plan, found: Found, verdicts: Mapping[Pair, Verdict], folder: Pat
     }  # fmt: skip
     write_whole(folder / RESULT, (json.dumps(content, indent=1) + "\n").encode())
     rule = (
-        f"Top-1 of the last epoch. Intervals hold at {100 * plan.confidence:g} % together, over all comparisons and all "
-        f"looks; differences up to {plan.margin:g} points count as none. {OPEN}: these seeds do not tell."
+        f"Top-1 of the last epoch. Intervals hold at {100 * plan.confidence:g} % together, over all comparisons and "
+        f"all looks; differences up to {plan.margin:g} points count as none. {OPEN}: these seeds do not tell."
     )
     write_whole(folder / TABLE, f"{table(plan, found, verdicts)}\n\n{rule}\n".encode())
 

@@ -64,8 +64,8 @@ class Verdict:
 def judge(differences: Sequence[float], design: Design) -> Verdict:
     """Judge the differences (recipe minus control, one per seed) that there are so far.
 
-    d +- c_n s / sqrt(n), with the mean d and the standard deviation s of n differences and c_n of `bounds`. The interval
-    holds at every look, so that the comparison may end as soon as it decides: BETTER above 0, WORSE below 0,
+    The interval d +- c_n s / sqrt(n), with the mean d and the standard deviation s of n differences and c_n of
+    `bounds`, holds at every look, so that the comparison may end as soon as it decides: BETTER above 0, WORSE below 0,
     NO DIFFERENCE within the margin.
 
     Raises:
@@ -91,7 +91,7 @@ def judge(differences: Sequence[float], design: Design) -> Verdict:
 
 
 def spent(alpha: float, part: float) -> float:
-    """Return how much of `alpha` may be spent when `part` of all seeds are there: 2 - 2 Phi(z_(1 - alpha/2) / sqrt(part)).
+    """Return how much of `alpha` may be spent at a part of all seeds: 2 - 2 Phi(z_(1 - alpha/2) / sqrt(part)).
 
     Reference: Lan, DeMets, 1983, the spending function of O'Brien-Fleming type.
     """

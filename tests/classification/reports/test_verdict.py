@@ -27,7 +27,7 @@ def test_alpha_is_spent_late_and_whole() -> None:
 
 
 def test_bounds_of_many_seeds_are_those_of_tables() -> None:
-    """With looks and degrees of freedom without end the last bound is 2.24, where a Brownian path is watched for 5 %."""
+    """The last bound of a Brownian path that is watched all the time is 2.24 for 5 %; 40 looks are near it."""
     last = bounds(40, 0.05)[-1]
     assert 2.1 < last < 2.35
     found = bounds(8, 0.05)
