@@ -276,7 +276,7 @@ def run(plan: Plan, asked: Asked) -> Iterator[str]:
 
     folder, jobs = asked.own.output, asked.own.jobs
     if plan.teacher_words:
-        for done in run_all([plan.teacher_command(folder)], jobs=1, threads=os.cpu_count() or 1):
+        for done in run_all([plan.teacher_command(folder)], jobs=1, threads=asked.own.threads or os.cpu_count() or 1):
             yield f"teacher: top-1 {last_top1(done.folder):.2f}"
     found: dict[tuple[str, str], dict[int, float]] = {}
     verdicts = comparison.judged(plan, found)

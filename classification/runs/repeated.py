@@ -117,7 +117,7 @@ def await_others(folder: Path) -> None:
             return
         except UserError as error:
             if not said:
-                print(f"=> {error}", file=sys.stderr, flush=True)
+                print(f"=> waiting: {error}", file=sys.stderr, flush=True)
             said = True
             time.sleep(1)
 
