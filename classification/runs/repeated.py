@@ -47,13 +47,19 @@ class Command:
         place = ["--seed", str(self.seed), "--output", str(self.folder), "--resume", "auto"]
         return [sys.executable, "-m", f"classification.{self.script}", *self.words, *place]
 
-    def start(self, threads: int, cwd: Path | None = None) -> subprocess.Popen[bytes]:
-        """Start the run in a session of its own, so that Ctrl-C reaches it through `run_all` alone, once."""
+    def start(self, threads: int, cwd: Path | None = None, *, apart: bool = False) -> subprocess.Popen[bytes]:
+        """Start the run.
+
+        Args:
+            threads: of the run.
+            cwd: the folder that it is typed in; None for the current one.
+            apart: whether Ctrl-C does not reach it.
+        """
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)}
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                self.typed(), cwd=cwd, stdout=log, stderr=log, env=environment, start_new_session=True
+                self.typed(), cwd=cwd, stdout=log, stderr=log, env=environment, start_new_session=apart
             )
 
 
@@ -95,7 +101,7 @@ def run_all(commands: Sequence[Command], *, jobs: int, threads: int, cwd: Path |
                 if is_done(command.folder):
                     yield command
                 else:
-                    running[command] = command.start(threads, cwd)
+                    running[command] = command.start(threads, cwd, apart=True)  # told once, in the end
             for command in [command for command, process in running.items() if process.poll() is not None]:
                 if status := running.pop(command).returncode:
                     raise RunError(f"{command.folder.name} ended with status {status}: {_last_line(command.log)}")

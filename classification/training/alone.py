@@ -12,6 +12,7 @@ from classification.runs.world import Seed, World
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job
 from classification.training.trainer import Trainer
+from classification.training.weighing import hyper_of
 from mgd import Distiller
 
 
@@ -20,7 +21,7 @@ def prepare(options: Options, seed: Seed) -> Job:
     job = start_job(options, seed, with_teacher=bool(options.teachers))
     if not options.run.evaluate:
         assert job.student is not None
-        terms = {name: (spec.kind(spec.hyper), 1.0) for name, spec in options.table.items()}
+        terms = {name: (spec.kind(hyper_of(job, name)), 1.0) for name, spec in options.table.items()}
         job.set_distiller(Distiller(job.student, [], terms))
     return job
 
