@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from classification.errors import UserError
+from classification.errors import RunError, UserError
 from classification.options.fields import Option, count, number
 from classification.options.first_look import write_any_name
 from classification.options.options import all_options
@@ -56,7 +56,7 @@ def build_parser(*, with_shared: bool = True) -> Parser:
     usual = ["alone", "kd", "recommended"]
     about = "alone; a sum of terms, as kd or mgd+ofd; recommended or another of classification/recipes; a YAML file"
     add("--recipes", nargs="+", default=usual, metavar="NAME", help=f"{about} ({' '.join(usual)})")
-    add("--seeds", type=number(int, 2, 1000), default=3, metavar="K", help="runs per recipe at most (3)")
+    add("--seeds", type=number(int, 2, 1000), default=5, metavar="K", help="runs per recipe at most (5)")
     add("--output", type=Path, required=True, metavar="FOLDER", help="runs and results; the same line goes on there")
     add("--teacher", metavar="CHECKPOINT", help="weights of the teacher; without them it is trained first")
     add("--teacher-arch", metavar="ARCH", help="its network; default: that of its file, or the usual one")
@@ -192,8 +192,15 @@ def check_output(folder: Path) -> None:
 
     if exists(folder) and not is_folder(folder):
         raise UserError(f"--output {folder} is a file: give a folder")
+    if not os.access(place := existing(folder), os.W_OK):
+        raise UserError(f"--output {folder}: {place} cannot be written to: give another")
     if is_folder(folder) and not exists(folder / PLAN) and any(path.name != LOCK for path in folder.iterdir()):
         raise UserError(f"--output {folder} holds something else than a comparison: give another")
+
+
+def existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(path for path in (folder.resolve(), *folder.resolve().parents) if is_folder(path))
 
 
 def foresee(plan: Plan, classes: list[str], asked: Asked) -> str:
@@ -206,6 +213,7 @@ def foresee(plan: Plan, classes: list[str], asked: Asked) -> str:
     import multiprocessing
     import shutil
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
     from classification.training.estimate import TEACHER, NewTeacher, Tried, estimate
 
@@ -216,14 +224,18 @@ def foresee(plan: Plan, classes: list[str], asked: Asked) -> str:
         tried.append(Tried(script, tuple(TEACHER if trains and word == file else word for word in words)))
     teacher = NewTeacher(plan.teacher[-1], classes) if trains else None
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        costs, notes = pool.submit(estimate, tried, teacher, asked.threads, time.time()).result()
+        try:
+            costs, notes = pool.submit(estimate, tried, teacher, asked.threads, time.time()).result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                "the process that tried the recipes died: if memory is short, lower -b or --img-size"
+            ) from error
     for note in notes:
         print(f"=> {note}", flush=True)
     first, rest = (costs[:1], costs[1:]) if trains else ([], costs)
     seconds = sum(c.seconds for c in first) + plan.seeds * sum(c.seconds for c in rest) / min(asked.own.jobs, len(rest))
     disk = sum(c.disk_bytes for c in first) + plan.seeds * sum(c.disk_bytes for c in rest)
-    place = next(path for path in (asked.own.output, *asked.own.output.resolve().parents) if is_folder(path))
-    if (free := shutil.disk_usage(place).free) < disk:
+    if (free := shutil.disk_usage(existing(asked.own.output)).free) < disk:
         raise UserError(f"--output {asked.own.output} will take {_size(disk)}, and {_size(free)} are free: make room")
     return said_of(plan, costs, seconds, disk, asked.own.jobs)
 
@@ -272,9 +284,9 @@ def compare(asked: Asked) -> None:
 def run(plan: Plan, asked: Asked) -> Iterator[str]:
     """Do the runs seed by seed, until all is decided; yield what is to be said, the verdicts last."""
     from classification.reports import comparison
-    from classification.runs.repeated import last_top1, run_all
+    from classification.runs.repeated import last_top1, run_all, warnings_in
 
-    folder, jobs = asked.own.output, asked.own.jobs
+    folder, jobs, warned = asked.own.output, asked.own.jobs, dict[str, None]()
     if plan.teacher_words:
         for done in run_all([plan.teacher_command(folder)], jobs=1, threads=asked.own.threads or os.cpu_count() or 1):
             yield f"teacher: top-1 {last_top1(done.folder):.2f}"
@@ -286,6 +298,9 @@ def run(plan: Plan, asked: Asked) -> Iterator[str]:
             pair = commands[done]
             found.setdefault(pair, {})[seed] = top1 = last_top1(done.folder)
             yield f"{pair[0]}, {pair[1]}, seed {seed}: top-1 {top1:.2f}"
+            new = [line for line in warnings_in(done.log) if line not in warned]
+            yield from new
+            warned |= dict.fromkeys(new)
         verdicts |= {p: v for p, v in comparison.judged(plan, found).items() if seed in found.get(p, {})}
         comparison.keep(plan, found, verdicts, folder)
         if not comparison.due(plan, verdicts):

@@ -128,6 +128,12 @@ def await_others(folder: Path) -> None:
             time.sleep(1)
 
 
+def warnings_in(log: Path) -> list[str]:
+    """Return the warnings that a run printed, each once."""
+    lines = log.read_text(errors="replace").splitlines() if exists(log) else []
+    return list(dict.fromkeys(one_line(line) for line in lines if line.startswith("!! WARNING")))
+
+
 def _last_line(log: Path) -> str:
     lines: list[str] = []
     with contextlib.suppress(OSError):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from classification import compare
+from classification import compare, prepare
 from tests.classification.conftest import STUDENT
 
 WORDS = ["--img-size", "16", "-b", "8", "-j", "0", "--train-crop", "pad", "--lr", "0.05"]
@@ -77,3 +79,12 @@ def test_help_is_short_and_needs_no_folder(capsys: pytest.CaptureFixture[str]) -
     assert compare.main(["--help"]) == 0
     said = capsys.readouterr().out
     assert "--recipes" in said and "--margin" in said and len(said.splitlines()) < 60
+
+
+def test_the_commands_of_its_page_are_understood() -> None:
+    page = (Path(compare.__file__).parents[1] / "docs" / "compare.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(found) for found in re.findall(r"^python classification/(.*)$", page, flags=re.MULTILINE)]
+    assert [words[0] for words in commands] == ["compare.py", "prepare.py"]
+    asked = compare.parse(commands[0][1:])
+    assert asked.own.students == ["mobilenet_v1"] and "--lr=0.02" in asked.words and "--epochs=15" in asked.words
+    prepare.check(prepare.build_parser().parse_args([str(Path(__file__).parent), *commands[1][2:]]), commands[1])

@@ -228,14 +228,14 @@ def test_a_class_without_a_readable_image_and_a_folder_in_the_source_are_refused
         prepare(source, tmp_path / "out")
 
 
-def noise(path: Path, seed: int, size: tuple[int, int] = (64, 48), taken: str = "", **how: object) -> None:
+def noise(path: Path, seed: int, size: tuple[int, int] = (64, 48), taken: str = "", quality: int = 95) -> None:
     """Write an image that no other looks like."""
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     if taken:
         exif.get_ifd(0x8769)[0x9003] = taken
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, exif=exif, **how)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path, exif=exif, quality=quality)
 
 
 def test_three_sides_and_a_manifest_that_names_every_original(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from classification.errors import RunError
-from classification.runs.repeated import Command, is_done, last_top1, run_all
+from classification.runs.repeated import Command, is_done, last_top1, run_all, warnings_in
 
 
 def command(tmp_path: Path, *words: str, folder: Path | None = None) -> Command:
@@ -29,3 +29,10 @@ def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
         RunError, match=r"run ended with status 2: main_base.py: unrecognized arguments: --epoch 3; close"
     ):
         list(run_all([bad], jobs=2, threads=1))
+
+
+def test_warnings_are_found_in_what_a_run_printed(tmp_path: Path) -> None:
+    log = tmp_path / "run.log"
+    assert warnings_in(log) == []
+    log.write_text("epoch 1\n!! WARNING: the teacher is near chance\nepoch 2\n!! WARNING: the teacher is near chance\n")
+    assert warnings_in(log) == ["!! WARNING: the teacher is near chance"]
