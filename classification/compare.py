@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PROG = "compare.py"
 EXAMPLE = """example: python classification/compare.py photos --students mobilenet_v1 --teacher runs/teacher/last.pth \\
-    --seeds 3 --img-size 128 --epochs 15 -b 32 --output runs/compare
+    --img-size 128 --epochs 15 -b 32 --output runs/compare
 Options of training, as --epochs and --lr, are those of main_base.py (--help-all there); all runs share them."""
 # What compare.py says itself, or what belongs to a single run.
 OWN = {
@@ -109,6 +109,8 @@ def parse(words: list[str]) -> Asked:
                 f"{flag} is of a single run: compare.py sets it, or a recipe file holds it"
                 + (f"; close is {near[0]}" if near else "")
             )
+        if word.startswith("--") and flag not in parser._option_string_actions:
+            parser.error(f"unrecognized arguments: {word}")  # before others are missed
     own = parser.parse_args(words)
     return Asked(own, tuple(typed_words(parser, own, shared_options())))
 

@@ -90,6 +90,9 @@ def prepare(args: argparse.Namespace) -> None:
         work.check_imagehash()
     shares = Shares(args.valid, args.test, args.group, args.minutes, args.seed)
     split = find_split(args.source, shares)
+    if not split.drawn and (shares.test or shares.group != "none"):
+        what = "--test" if shares.test else "--group"
+        raise UserError(f"{what} has no effect: {args.source} is split already; give a folder that holds CLASS folders")
     notes, copies = [*split.notes], work.named(split)
     try:
         top = work.unfinished(args.folder, copies, args.side)

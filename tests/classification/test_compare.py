@@ -45,7 +45,7 @@ def test_a_comparison_ends_with_a_verdict_and_is_kept(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--epoch", "2"], "unrecognized arguments: --epoch 2; close ones are --epochs"),
+        (["--epoch", "2"], "unrecognized arguments: --epoch; close ones are --epochs"),
         (["--seed", "3"], "--seed is of a single run"),
         (["--seeds", "1"], "expected a whole number at least 2"),
         (["--recipes", "kd"], "--recipes kd: expected alone"),
@@ -86,5 +86,9 @@ def test_the_commands_of_its_page_are_understood() -> None:
     commands = [shlex.split(found) for found in re.findall(r"^python classification/(.*)$", page, flags=re.MULTILINE)]
     assert [words[0] for words in commands] == ["compare.py", "prepare.py"]
     asked = compare.parse(commands[0][1:])
-    assert asked.own.students == ["mobilenet_v1"] and "--lr=0.02" in asked.words and "--epochs=15" in asked.words
+    assert (
+        asked.own.students == ["mobilenet_v1"]
+        and "--learning-rate=0.02" in asked.words
+        and "--epochs=15" in asked.words
+    )
     prepare.check(prepare.build_parser().parse_args([str(Path(__file__).parent), *commands[1][2:]]), commands[1])

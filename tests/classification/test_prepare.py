@@ -157,6 +157,8 @@ def test_an_image_on_both_sides_of_a_split_that_is_there_is_said(
     said = capsys.readouterr().out
     pair = f"as {top}/train/cat/train1.jpg = {top}/val/dog/same.jpg"
     assert f"warning: 1 image of train in valid or test too, byte for byte, {pair}" in said
+    with pytest.raises(UserError, match=r"--test has no effect: .* is split already"):
+        prepare(top, tmp_path / "other", "--test", "0.1")
     assert len(sides(tmp_path / "to")) == 8  # test, whose folders are classes, comes along
     prepare(top, tmp_path / "removed", "--remove-duplicates")
     assert "left out 1 image of train in valid or test too" in capsys.readouterr().out
