@@ -1,4 +1,4 @@
-"""What goes wrong and is told in one sentence."""
+"""Errors that are reported in one sentence."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def one_line(text: str) -> str:
-    """Write line ends and other control characters, as names of files may hold them, as escapes."""
+    """Write line ends and other control characters, which names of files may have, as escapes."""
     return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
@@ -28,14 +28,14 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """What a run cannot go on after: a loss that is not finite, memory that ran out. Ends the script with status 1."""
+    """A run cannot continue: its loss is not finite, or memory ran out. Ends the script with status 1."""
 
     def __init__(self, text: str) -> None:
         super().__init__(one_line(text))
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM came, and what is needed to go on is saved.
+    """SIGINT or SIGTERM arrived, and a checkpoint to resume from is saved.
 
     Args:
         signal: its number.
@@ -44,4 +44,4 @@ class Stopped(BaseException):
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
         self.signal = signal
-        self.resume = ""  # the command that resumes the run, on the rank that says it
+        self.resume: str | None = None  # the command that resumes the run; "" on a rank that leaves it to another

@@ -27,7 +27,7 @@ def peak(arch: str, way: str, batch_size: int, img_size: int, steps: int) -> int
     del pair.student, pair.teacher, pair.matching
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # begin to count anew
+    Path("/proc/self/clear_refs").write_text("5")  # count from here
     keep_freed_memory()
     for _ in range(steps):
         step()

@@ -77,7 +77,7 @@ class Suite:
         return self.run(name, cell.get("script", "main_mgd"), data, words, seed, threads)
 
     def run(self, name: str, script: str, data: Path, words: list[str], seed: int, threads: int) -> Path:
-        """Run, or go on with, one command, and return its folder."""
+        """Run, or resume, one command, and return its folder."""
         folder = self.work / f"{name}-{seed}"
         if is_done(folder):
             return folder

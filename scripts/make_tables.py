@@ -273,7 +273,7 @@ FIGURES: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def fill(text: str) -> str:
-    """Return a page with every table made anew."""
+    """Return a page with every table renewed."""
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]

@@ -30,7 +30,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +179,15 @@ def copy_tree(folder: Path) -> None:
             shutil.copy2(ROOT / name, folder / name)
 
 
-def judge(folder: Path, tests: list[str], timeout: float) -> dict[str, Any]:
-    """Run tests in a copy, on one thread; return status, core-seconds, seconds, and the test that failed."""
+def judge(folder: Path, tests: list[str], core_seconds: float) -> dict[str, Any]:
+    """Run tests in a copy, on one thread; return status, core-seconds, seconds, and the test that failed.
+
+    Args:
+        folder: the copy.
+        tests: files or names of tests.
+        core_seconds: limit of the time on a core, which does not depend on what else the machine does; a process that
+            waits for ever uses none, and is ended after ten times as many seconds.
+    """
     variables = {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", "-rf", *tests]
     begun, used = time.monotonic(), _cpu_seconds()
@@ -190,11 +199,12 @@ def judge(folder: Path, tests: list[str], timeout: float) -> dict[str, Any]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY)),
+        preexec_fn=partial(_limit, ceil(core_seconds)),
     )
     try:
-        output, _ = process.communicate(timeout=timeout)
+        output, _ = process.communicate(timeout=10 * core_seconds)
         status = "killed" if process.returncode else "survived"
+        status = "timeout" if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL) else status
         if process.returncode in (4, 5):
             raise SystemExit(f"pytest found no tests among {tests}: correct OF_ROOM and ALSO\n{output[-2000:]}")
     except subprocess.TimeoutExpired:
@@ -202,7 +212,7 @@ def judge(folder: Path, tests: list[str], timeout: float) -> dict[str, Any]:
     finally:
         _end(process)
     seconds = time.monotonic() - begun
-    core = seconds if status == "timeout" else _cpu_seconds() - used
+    core = _cpu_seconds() - used
     failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
     return {
         "status": status,
@@ -210,6 +220,11 @@ def judge(folder: Path, tests: list[str], timeout: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "failed": failed[0].split(" - ")[0].partition(" ")[2] if failed else "",
     }
+
+
+def _limit(core_seconds: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (core_seconds, core_seconds + 5))
 
 
 def _cpu_seconds() -> float:
@@ -246,7 +261,7 @@ def baseline(results: Results, folder: Path, tests: list[str]) -> dict[str, Any]
     """Return what these tests cost on the code as it is; they must pass there."""
     key = f"{hashlib.sha256(' '.join(tests).encode()).hexdigest()[:16]} of {tree_digest(folder)}"
     if key not in results.records:
-        record = judge(folder, tests, timeout=600)
+        record = judge(folder, tests, core_seconds=600)
         if record["status"] != "survived":
             failed = record["failed"] or record["status"]
             raise SystemExit(f"tests fail without a mutation ({failed}): correct them first")
@@ -292,7 +307,7 @@ def run(edits: list[Edit], results: Results, hours: float) -> None:
             target, before = folder / edit.file, (folder / edit.file).read_text()
             target.write_text(edit.code)
             try:
-                record = judge(folder, tests, timeout=30 + 3 * cost["seconds"])
+                record = judge(folder, tests, core_seconds=30 + 3 * cost["core_seconds"])
             finally:
                 target.write_text(before)
             where = {"file": edit.file, "line": edit.line, "operator": edit.operator, "diff": edit.diff()}

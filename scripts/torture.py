@@ -1,8 +1,8 @@
-"""Kill a run again and again, let it go on, and compare it with one left alone: python scripts/torture.py [DIR]
+"""Kill a run again and again, resume it, and compare it with one left alone: python scripts/torture.py [DIR]
 
 DIR is a folder of photographs (default: the digits of scikit-learn). Every kill is a SIGKILL that the process sends to
 itself at a drawn call inside a training step, a matching pass, an evaluation, or in the middle of writing a checkpoint.
-The run must end with the same weights, optimizer state, flows and metrics (but for seconds), bit for bit.
+The run must end with the same weights, optimizer state, flows and metrics (except seconds), bit for bit.
 """
 
 from __future__ import annotations

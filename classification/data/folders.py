@@ -331,6 +331,7 @@ class FixedBatches(Sampler[list[tuple[int, int]]]):
 
     def __init__(self, indices: list[int], batch_size: int, rank: int = 0, size: int = 1) -> None:
         self.indices, self.batch_size = indices[rank::size], batch_size
+        self.common = -(-(len(indices) // size) // batch_size)  # batches that every rank has
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)

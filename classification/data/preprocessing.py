@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -224,13 +225,20 @@ def interpolation(name: str) -> str:
     return name if name in INTERPOLATIONS else ALIKE.get(name, "bilinear")
 
 
+@lru_cache(maxsize=32)
+def _row(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
+    """Return the values for a whole row of pixels: a broadcast over the last three is slow on a processor.
+
+    They are kept: to copy them for each batch would have a GPU waited for.
+    """
+    return 255 * torch.tensor(values, device=device).repeat(width)
+
+
 def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
     """Turn bytes (B, H, W, 3) into what networks see: (B, 3, H, W) float32, channels last in memory.
 
     x = (bytes / 255 - mean) / std
     """
-    # Whole rows at once: a broadcast over the last three values is slow on a processor.
-    rows = (255 * torch.tensor(values, device=images.device).repeat(images.shape[2]) for values in (mean, std))
-    shift, scale = rows
+    shift, scale = (_row(tuple(values), images.shape[2], images.device) for values in (mean, std))
     values: Tensor = images.flatten(2).float().sub_(shift).div_(scale).unflatten(2, (-1, 3))
     return values.permute(0, 3, 1, 2)

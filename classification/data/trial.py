@@ -33,7 +33,7 @@ class Trial:
     """Images for one network.
 
     Args:
-        data: `train` to calibrate on, `valid` to compare on; a class of -1 is not known.
+        data: `train` to calibrate on, `valid` to compare on; -1 stands for an unknown class.
         preprocessing: what the network sees of them.
         said: which images they are.
         notes: what else to say, one line each.
@@ -84,7 +84,7 @@ def read_trial(
     skip_bad: bool = False,
     workers: int = 0,
 ) -> Trial:
-    """Find the images of a data folder, or of a folder without train/ and valid/, whose classes are not known.
+    """Find the images of a data folder, or of a folder without train/ and valid/, whose classes are unknown.
 
     Args:
         root: the folder.
@@ -113,7 +113,7 @@ def read_trial(
     else:
         images = _images(root)
         data, where = DataFolder([], images, images), str(root)
-        notes.append(f"{root} has no valid/, so the classes of its images are not known and top-1 is not measured")
+        notes.append(f"{root} has no valid/, so the classes of its images are unknown and top-1 is not measured")
     if not calibrate:
         data = DataFolder(data.classes, [], data.valid, data.notes)
     if skip_bad:

@@ -1,4 +1,4 @@
-"""Checkpoint files into plain values, never running code in them; or the cause why not, and what to do."""
+"""Read checkpoint files as plain values, without running code in them, or say why that fails and what to do."""
 
 from __future__ import annotations
 

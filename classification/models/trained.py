@@ -1,4 +1,4 @@
-"""A network out of a checkpoint, with what the file says of it: what every command that uses one begins with."""
+"""A network from a checkpoint, with what the file says of it; for every command that uses a trained network."""
 
 from __future__ import annotations
 

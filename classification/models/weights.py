@@ -204,7 +204,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, ar
         arch: the network's name, likewise.
 
     Raises:
-        UserError: other tensors, or values that no training leaves behind.
+        UserError: other tensors, or values that are not finite.
     """
     if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise UserError(f"{source} holds no weights")
@@ -227,7 +227,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, ar
 
 
 def _head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Name the tensors of which `state` has another number of rows, one for all of them; none if more differs."""
+    """Name the tensors that differ only in their number of rows, the same for all of them; none if more differs."""
     shapes = {n: (state[n].shape, own[n].shape) for n in own if n in state and own[n].shape != state[n].shape}
     rows = {(theirs[:1], ours[:1]) for theirs, ours in shapes.values()}
     alike = all(0 < len(theirs) == len(ours) and theirs[1:] == ours[1:] for theirs, ours in shapes.values())
@@ -237,7 +237,7 @@ def _head(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
 def _foreign_head(
     own: State, state: State, theirs: list[str] | None, num_classes: int, classes: list[str] | None
 ) -> list[str]:
-    """Name the tensors of a head that tells other classes; none if it tells these, in any order."""
+    """Name the tensors of a head of other classes; none if it is of these classes, in any order."""
     if head := _head(own, state):
         return head
     if classes is None or theirs is None or sorted(theirs) == sorted(classes):
@@ -251,7 +251,7 @@ def _last_with_rows(own: State, num_classes: int) -> list[str]:
 
 
 def _lacking_head(own: State, state: State, num_classes: int) -> State:
-    """Return a network's own head where it is all that a file lacks, as files of training without labels do."""
+    """Return a network's own head if a file lacks exactly that, as files of training without labels do."""
     head = _last_with_rows(own, num_classes)
     return {name: own[name] for name in head} if state and set(own) - set(state) == set(head) else {}
 
@@ -295,7 +295,7 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | Non
             if why := _broken(path):
                 raise UserError(
                     f"the pretrained weights of {arch} in the cache cannot be read ({path}: {why}): delete that file, "
-                    "and they are downloaded anew"
+                    "and they are downloaded again"
                 ) from error
         if isinstance(error, (KeyError, ValueError)) or (isinstance(error, RuntimeError) and source == "timm"):
             raise UserError(
@@ -342,7 +342,9 @@ def _cached(arch: str, source: str, name: str | None) -> list[Path]:
     if cfg is not None and cfg.hf_hub_id:
         for file in ("model.safetensors", cfg.hf_hub_filename or "pytorch_model.bin"):
             path = huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id.split("@")[0], file)
-            found += [Path(path).resolve()] if isinstance(path, str) else []  # the file itself: links are made anew
+            found += (
+                [Path(path).resolve()] if isinstance(path, str) else []
+            )  # the file itself: links would be made again
     return [path for path in found if path.is_file()]
 
 

@@ -1,4 +1,4 @@
-"""Which terms a run has: from --distiller, --term, --labels, the published spellings and a recipe."""
+"""The terms of a run: from --distiller, --term, --labels, the published spellings and a recipe."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from classification.errors import UserError
 from classification.options.published import LABELLED, WITH_KD, entries_of
 from classification.options.terms import (
-    Known,
     Table,
+    TermClasses,
     check_schedules,
     mutual,
     names_of,
@@ -20,15 +20,15 @@ from classification.options.terms import (
 
 
 def choose_terms(
-    options: Mapping[str, Any], recipe: Mapping[str, Any], typed: Collection[str], known: Known, epochs: int
+    options: Mapping[str, Any], recipe: Mapping[str, Any], typed: Collection[str], classes: TermClasses, epochs: int
 ) -> dict[str, Any]:
-    """Return the table of terms, and what follows of them for the options: {"table", "distiller", "labels"}.
+    """Return the table of terms, and the options that follow from it: {"table", "distiller", "labels"}.
 
     Args:
-        options: {option: value} of the command line, else of the recipe's options.
+        options: {option: value}; the command line comes before the recipe.
         recipe: {name: {key: value}} of the recipe's `terms`; empty where it has none.
         typed: the options that were typed.
-        known: the classes of terms, by name.
+        classes: the classes of terms, by name.
         epochs: of the run.
 
     Raises:
@@ -37,17 +37,17 @@ def choose_terms(
     base, added = WITH_KD
     if recipe and "distiller" not in typed:
         listed = [name for name in recipe if name != LABELLED]
-        names, labelled = names_of("+".join(listed), known) if listed else [], LABELLED in recipe
+        names, labelled = names_of("+".join(listed), classes) if listed else [], LABELLED in recipe
     else:
-        names, labelled = names_of(options["distiller"], known), True
-        labelled = options["labels"] == 1 or not all(known[name].label_free for name in names)
+        names, labelled = names_of(options["distiller"], classes), True
+        labelled = options["labels"] == 1 or not all(classes[name].label_free for name in names)
     if options["mgd_with_kd"]:
         if base not in names:
             raise UserError(f"--mgd-with-kd 1 goes with the term {base}: name it by --distiller, or in the recipe")
         names += [] if added in names else [added]
     labels = options["labels"]
     listed = [*([LABELLED] if labelled and labels != 0 else []), *names]
-    table = term_table(entries_of(listed, recipe, options), options["term"], known)
+    table = term_table(entries_of(listed, recipe, options), options["term"], classes)
     if labels == 0 and (needed := needing(table, "labels")):
         raise UserError(f"--labels 0 does not go with {', '.join(needed)}, which cannot do without labels")
     if not table:

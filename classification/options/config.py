@@ -1,4 +1,4 @@
-"""Options and recipes, joined and checked; the rates and what a run keeps of them."""
+"""Options and recipes, joined and checked; learning rates; the record of how a run was made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from classification.errors import UserError
-from classification.models import DEFAULT_TEACHER
 from classification.options.choose import check_teachers, choose_terms
 from classification.options.effects import check_recipe, check_typed
 from classification.options.groups import Devices, Optimisation
@@ -25,64 +24,100 @@ from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser
 from classification.options.published import LABELLED, entries_of, without_aliases
 from classification.options.recipe import read_recipe
-from classification.options.term_module import digest_of, known_terms
-from classification.options.terms import Known, mutual, term_table
-from classification.paths import is_file
+from classification.options.teachers import describe_teachers
+from classification.options.term_module import digest_of, term_classes
+from classification.options.terms import TermClasses, term_table
 from mgd import has_bfloat16
 
 
 def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
-    """Parse and check the command line, a recipe's values standing in for defaults.
+    """Parse and check the command line; a recipe, or the run that is resumed, replaces the defaults.
 
     Raises:
         UserError: anything that makes no sense, before any work is done.
     """
     parser = build_parser(prog, distillation=distillation)
-    recipe = Parser(add_help=False, allow_abbrev=False)
-    recipe.add_argument("--config")
-    recipe.add_argument("--resume")
-    recipe.add_argument("--term-module")
-    recipe.add_argument("-e", "--evaluate", action="store_true")
-    chosen, _ = recipe.parse_known_args(argv)
+    typed, chosen = _typed(parser, argv), _sources_of_defaults(argv)
     nested: dict[str, Any] = {}
     keys: dict[str, str] = {}
-    alone = None
-    typed = _typed(parser, argv)
-    named = bool(chosen.resume) and parser.parse_args(argv).data is not None
-    if chosen.resume and chosen.resume != "auto" and not (chosen.evaluate and named):
-        given = {*typed, *(["data"] if named else [])}
-        own, nested = own_options(
-            checkpoint_of(chosen.resume), parser, given, evaluate=chosen.evaluate, term_module=chosen.term_module
-        )
-        parser.set_defaults(**{**own, **({"term": []} if "term" in typed else {})})
+    recipe = None
+    if chosen.resume and chosen.resume != "auto":
+        nested = _default_to_run(parser, argv, chosen, typed)
     if chosen.config:
-        words, nested, keys = read_recipe(parser, Path(chosen.config), distillation)
-        try:
-            read = parser.parse_args(words)
-        except UserError as error:
-            raise UserError(f"recipe {chosen.config}: {error}") from error
-        alone = _alone(read, nested, distillation)
-        parser.set_defaults(**{key: value for key, value in vars(read).items() if key not in ("data", "config")})
+        nested, keys, recipe = _default_to_recipe(parser, chosen.config, distillation)
+    values = _values(parser, argv, typed)
+    recipe_teachers = [] if "teacher_arch" in typed else nested.get("teachers", [])
+    options = _join(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (prog, *argv))
+    if not options.run.evaluate:
+        check_typed(options, typed)
+        check_recipe(options, recipe, keys, nested, typed)
+    return options
+
+
+def _sources_of_defaults(argv: list[str]) -> Namespace:
+    """Return the options of a command line that say which run or recipe replaces the defaults."""
+    parser = Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--resume")
+    parser.add_argument("--term-module")
+    parser.add_argument("-e", "--evaluate", action="store_true")
+    return parser.parse_known_args(argv)[0]
+
+
+def _default_to_run(parser: Parser, argv: list[str], chosen: Namespace, typed: Mapping[str, str]) -> dict[str, Any]:
+    """Make the options of the run of --resume the parser's defaults; return its terms and teachers.
+
+    An evaluation that names its folder takes nothing from the run except its weights.
+    """
+    named = parser.parse_args(argv).data is not None
+    if chosen.evaluate and named:
+        return {}
+    given = {*typed, *(["data"] if named else [])}
+    own, nested = own_options(
+        checkpoint_of(chosen.resume), parser, given, evaluate=chosen.evaluate, term_module=chosen.term_module
+    )
+    parser.set_defaults(**{**own, **({"term": []} if "term" in typed else {})})
+    return nested
+
+
+def _default_to_recipe(
+    parser: Parser, path: str, distillation: bool
+) -> tuple[dict[str, Any], dict[str, str], Options | None]:
+    """Make the options of a recipe the parser's defaults.
+
+    Returns:
+        Its terms and teachers; its key for each option; and its options with nothing typed over them, or None where
+        these make no sense by themselves.
+    """
+    words, nested, keys = read_recipe(parser, Path(path), distillation)
+    try:
+        read = parser.parse_args(words)
+    except UserError as error:
+        raise UserError(f"recipe {path}: {error}") from error
+    alone = _recipe_alone(read, nested, distillation)
+    parser.set_defaults(**{key: value for key, value in vars(read).items() if key not in ("data", "config")})
+    return nested, keys, alone
+
+
+def _values(parser: Parser, argv: list[str], typed: Mapping[str, str]) -> dict[str, Any]:
+    """Return the value of every option, whose defaults may be those of a run or recipe."""
     values = vars(parser.parse_args(argv))
     for name in sorted(names_where("file") & set(typed)):
         if values[name] == "":
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
     if values["data"] is None:
-        raise UserError(f"name the folder of photographs, as in {prog} DIR; --resume RUN alone takes that of a run")
+        raise UserError(
+            f"name the folder of photographs, as in {parser.prog} DIR; --resume RUN alone takes that of a run"
+        )
     if "student_resume" in typed and not {"pretrained", "use_pretrained"} & set(typed):
-        values |= {"pretrained": False, "use_pretrained": 0}  # a file in the place of the recipe's download
+        values |= {"pretrained": False, "use_pretrained": 0}  # the file replaces the recipe's download
     values["resume"] = values["resume"] and checkpoint_of(values["resume"])
     if not (values["arch"] or values["student_resume"] or values["resume"]):  # else their files say
         values["arch"] = "resnet18"
-    recipe_teachers = [] if "teacher_arch" in typed else nested.get("teachers", [])
-    options = _settled(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (prog, *argv))
-    if not options.run.evaluate:
-        check_typed(options, typed)
-        check_recipe(options, alone, keys, nested, typed)
-    return options
+    return values
 
 
-def _settled(
+def _join(
     values: dict[str, Any],
     terms: dict[str, Any],
     teachers: list[dict[str, Any]],
@@ -103,14 +138,14 @@ def _settled(
     options = make_options(values, command=command, distils=distillation)
     _check(options, distillation)
     if not distillation:
-        table = term_table(entries_of([LABELLED], terms, values), [], known_terms(None))
+        table = term_table(entries_of([LABELLED], terms, values), [], term_classes(None))
         given = options.networks.teacher_resume or options.networks.teacher_arch
         alone = {"arch": options.networks.teacher_arch, "resume": options.networks.teacher_resume}
         return replace(options, table=table, teachers=(alone,) if given else ())
     file, epochs = options.terms.term_module, total_epochs(options.optimisation)
-    chosen = choose_terms(values, terms, typed, known_terms(file), epochs)
+    chosen = choose_terms(values, terms, typed, term_classes(file), epochs)
     options = replace(options, **chosen, term_digest=digest_of(file) if file else None)
-    options = replace(options, teachers=tuple(_teachers(options, teachers)))
+    options = replace(options, teachers=tuple(describe_teachers(options, teachers)))
     check_teachers(options.table, options.teachers, joined=options.networks.teacher_mean == "probabilities")
     return options
 
@@ -121,11 +156,11 @@ def _typed(parser: Parser, argv: list[str]) -> dict[str, str]:
     return {action.dest: option for action in parser._actions for option in action.option_strings if option in words}
 
 
-def _alone(values: Namespace, nested: dict[str, Any], distillation: bool) -> Options | None:
+def _recipe_alone(values: Namespace, nested: dict[str, Any], distillation: bool) -> Options | None:
     """Return the options of a recipe with nothing typed over it, or None where they make no sense."""
     try:
         given = {**vars(values), "arch": values.arch or "resnet18"}
-        return _settled(given, nested.get("terms", {}), nested.get("teachers", []), (), distillation)
+        return _join(given, nested.get("terms", {}), nested.get("teachers", []), (), distillation)
     except UserError:
         return None
 
@@ -139,7 +174,7 @@ def _check(options: Options, distillation: bool) -> None:
     if list(optimisation.lr_drop_epochs) != sorted(optimisation.lr_drop_epochs):
         raise UserError(f"--lr-drop-epochs must rise; got {list(optimisation.lr_drop_epochs)}")
     if run.resume == "auto" and not run.output:
-        raise UserError("--resume auto goes on in the folder of --output: name it")
+        raise UserError("--resume auto resumes in the folder of --output: name it")
     if run.resume == "auto" and run.evaluate:
         raise UserError("--evaluate takes a file: --resume FILE or --student-resume FILE")
     if (
@@ -147,7 +182,7 @@ def _check(options: Options, distillation: bool) -> None:
         and run.output
         and Path(run.output).resolve() != Path(run.resume).resolve().parent
     ):
-        raise UserError("--resume goes on in the folder of its file: leave --output out")
+        raise UserError("--resume resumes in the folder of its file: leave --output out")
     if run.evaluate and getattr(options, "calibrate", None):
         raise UserError("--calibrate and --evaluate exclude each other: each does its work and leaves")
     if (networks.pretrained or networks.use_pretrained) and networks.student_resume:
@@ -173,18 +208,21 @@ def check_devices(devices: Devices) -> None:
         device = torch.device(devices.device) if devices.device != "auto" else None
     except RuntimeError:
         raise UserError(f"unknown device {devices.device!r}: use auto, cpu, cuda or cuda:N") from None
-    gpus = torch.cuda.device_count()
     if device is not None and device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {devices.device} is not supported: use auto, cpu, cuda or cuda:N")
-    if devices.gpu is not None and devices.device not in (
-        "auto",
-        "cuda",
-        f"cuda:{devices.gpu}",
-    ):
+    _check_gpus(devices, device)
+    if devices.compile:
+        _check_compiler()
+    _check_ranks(devices)
+
+
+def _check_gpus(devices: Devices, device: torch.device | None) -> None:
+    """Refuse GPUs that this machine lacks, and options that need a GPU or exclude one; `device` None is auto."""
+    gpus, several = torch.cuda.device_count(), devices.multiprocessing_distributed
+    one = devices.gpu is not None or (device is not None and device.index is not None)
+    if devices.gpu is not None and devices.device not in ("auto", "cuda", f"cuda:{devices.gpu}"):
         raise UserError(f"--gpu {devices.gpu} and --device {devices.device} exclude each other")
-    if devices.multiprocessing_distributed and (
-        devices.gpu is not None or (device is not None and device.index is not None)
-    ):
+    if several and one:
         raise UserError("--multiprocessing-distributed takes every visible GPU: leave --gpu and the device number out")
     if device is not None and device.type == "cuda" and (device.index or 0) >= gpus:
         raise UserError(f"--device {devices.device}: this machine shows {gpus} GPUs")
@@ -197,22 +235,17 @@ def check_devices(devices: Devices) -> None:
         raise UserError("--teacher-threads divides a processor's cores: on a GPU leave it out")
     if devices.sync_bn and not on_gpu:
         raise UserError("--sync-bn 1 needs GPUs: torch has no CPU form of it")
-    if devices.sync_bn and not (devices.world_size > 1 or devices.multiprocessing_distributed or "RANK" in os.environ):
-        raise UserError("--sync-bn 1 needs several ranks: --multiprocessing-distributed, --world-size or torchrun")
-    alone = devices.world_size <= 1 and not devices.multiprocessing_distributed and "RANK" not in os.environ
-    if (
-        devices.compile
-        and alone
-        and on_gpu
-        and gpus > 1
-        and devices.gpu is None
-        and (device is None or device.index is None)
-    ):
+    alone = devices.world_size <= 1 and not several and "RANK" not in os.environ
+    if devices.compile and alone and on_gpu and gpus > 1 and not one:
         raise UserError("--compile 1 does not go with DataParallel: name one GPU by --gpu, or start ranks by torchrun")
-    if devices.compile:
-        _check_compiler()
     if devices.dist_backend == "nccl" and not on_gpu:
         raise UserError("--dist-backend nccl needs GPUs: use gloo")
+
+
+def _check_ranks(devices: Devices) -> None:
+    """Refuse numbers of ranks that do not fit together."""
+    if devices.sync_bn and not (devices.world_size > 1 or devices.multiprocessing_distributed or "RANK" in os.environ):
+        raise UserError("--sync-bn 1 needs several ranks: --multiprocessing-distributed, --world-size or torchrun")
     if devices.world_size == 0 or devices.world_size < -1:
         raise UserError(f"--world-size must be positive; got {devices.world_size}")
     size = max(devices.world_size, 1)
@@ -246,50 +279,6 @@ def _check_distillation(options: Options) -> None:
         raise UserError("--taps names the paths of both networks: leave --student-taps and --teacher-taps out")
 
 
-def _teachers(options: Options, recipe: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the description of each teacher: arch, resume, and of a recipe's weights, weight, img_size, frozen."""
-    peers = bool(mutual(options.table))
-    if recipe:
-        files = _files(options.networks.teacher_resume, len(recipe)) if options.networks.teacher_resume else []
-        if files and len(files) != len(recipe):
-            raise UserError(f"--teacher-resume names {len(files)} files for the recipe's {len(recipe)} teachers")
-        return [{**teacher, "resume": file} for teacher, file in zip(recipe, files, strict=True)] if files else recipe
-    archs: list[str | None] = list(options.networks.teacher_arch.split(",")) if options.networks.teacher_arch else []
-    files = _files(options.networks.teacher_resume, len(archs)) if options.networks.teacher_resume else []
-    if not archs and not files and options.networks.arch:
-        archs = [options.networks.arch if peers else DEFAULT_TEACHER.get(options.networks.arch, "resnet50")]
-    archs = archs or [None] * max(1, len(files))  # which their files say
-    files = files or [""] * len(archs)
-    if len(files) != len(archs):
-        names = ", ".join(map(str, archs))
-        raise UserError(f"--teacher-resume names {len(files)} files for {len(archs)} teachers ({names})")
-    return [{"arch": arch, "resume": file, "frozen": not peers} for arch, file in zip(archs, files, strict=True)]
-
-
-def _files(text: str, number: int) -> list[str]:
-    """Split names of files at commas, except those within a name of a file that is there.
-
-    Args:
-        text: the names.
-        number: how many there should be; 0 where that is not known.
-    """
-    parts = text.split(",")
-    found: list[list[str]] = [[]]  # the ways to divide what was read, the fewest files first
-    ways: list[list[list[str]]] = [found]
-    for end in range(1, len(parts) + 1):
-        ways.append(
-            [
-                [*way, name]
-                for start in range(end)
-                for name in [",".join(parts[start:end])]
-                if is_file(name)
-                for way in ways[start]
-            ][:100]
-        )
-    fitting = [way for way in ways[-1] if len(way) == number] or ways[-1]
-    return min(fitting, key=len) if fitting else parts
-
-
 def total_epochs(optimisation: Optimisation) -> int:
     """Return how many epochs there are, those of the warmup included."""
     return int(optimisation.epochs + (optimisation.warmup_epochs if optimisation.warmup else 0))
@@ -316,11 +305,11 @@ def learning_rate(optimisation: Optimisation, epoch: int, part: float) -> float:
     return float(rate * optimisation.lr_drop_ratio**drops)
 
 
-def recorded_then(options: Mapping[str, Any], known: Known) -> dict[str, Any]:
-    """Return the options of a run folder, also of an earlier version, as `recorded` would give them now.
+def recorded_options(options: Mapping[str, Any], known: TermClasses) -> dict[str, Any]:
+    """Return recorded options, also those of an earlier version, in the form that `recorded` returns now.
 
     Args:
-        options: as recorded then.
+        options: from the run folder.
         known: the classes of terms, by name.
     """
     rest, entries = without_aliases(options)
@@ -351,7 +340,7 @@ def describe(command: Sequence[str], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Return the processor's name where Linux tells it, else its kind."""
+    """Return the name of the processor on Linux, and its kind elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -361,7 +350,7 @@ def _processor() -> str:
 
 
 def _commit(root: Path = Path(__file__).parents[2]) -> str | None:
-    """Return this code's commit, "-dirty" behind it where a file that is run differs; None outside a repository."""
+    """Return the commit of this code, with "-dirty" where a source file differs; None outside a repository."""
     try:
         head, changed = (
             subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""How a field of a frozen dataclass declares an option of the command line: its spelling, its check, its help."""
+"""Options as fields of frozen dataclasses: each field declares its spelling, its check and its help."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ Kind = Callable[[str], Any]  # turns a word into a value, or raises `argparse.Ar
 
 @dataclass(frozen=True)
 class Option:
-    """The declaration of an option.
+    """One option: its default, help and check, and when it may change.
 
     Args:
-        default: its value where nothing says another. False: the option takes no word, and stands for True.
+        default: its value where none is given. False: a flag, which takes no word and sets True.
         flags: its spellings; none for a positional argument.
         help: one line.
         kind: the check of its word; None for text.
         choices: the values that it takes, where these are few.
-        metavar: how the help calls its word.
+        metavar: the name of its word in the help.
         nargs: how many words it takes, as argparse writes it; None for one.
         section: its title in --help-all, where that is not its group's.
         distillation: whether main_mgd.py alone has it.
-        free: whether a resumed run may have another value: it changes where and how fast the run computes, not what.
-        anew: whether every command says it anew, so that a resumed run does not take it from its checkpoint.
-        reading: whether an evaluation takes it from a run: which images there are, and how they are read.
+        free: whether a resumed run may have another value, because it does not change the result.
+        anew: whether each command sets it, so that a resumed run does not take it from its checkpoint.
+        reading: whether an evaluation takes it from the run that it evaluates: which images, and how they are read.
         file: whether it names a file or folder, so that an empty string (an unset shell variable) is an error.
-        place: whether it is a place of images, seen from the folder where the run was started.
+        place: whether it is a path of images, relative to the folder where the run was started.
         name: the name of its field.
     """
 
@@ -56,7 +56,7 @@ class Option:
 
     @property
     def repeats(self) -> bool:
-        """Whether it may be given several times, each adding a value."""
+        """Whether it may be typed several times; each adds a value."""
         return self.default == () and self.nargs is None
 
 

@@ -11,14 +11,14 @@ from classification.options.parser import build_parser
 
 
 def write_any_name() -> None:
-    """Have both output streams write names of files that are not text, with escapes."""
+    """Let both output streams print names of files that are not valid text, with escapes."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def first_look(words: list[str], prog: str, *, distillation: bool) -> int | None:
-    """Answer --help, --help-all and words that no parser takes.
+    """Answer --help, --help-all and mistyped options.
 
     Returns:
         The exit status, or None where there is work to do.

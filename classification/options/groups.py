@@ -116,12 +116,14 @@ class Run:
         anew=True,
         file=True,
     )
-    resume_override: int = switch(0, help="1: go on though other options change the result", free=True, anew=True)
+    resume_override: int = switch(
+        0, help="1: resume although options that change the result differ", free=True, anew=True
+    )
     checkpoint_every_steps: int | None = option(
         None, kind=count, metavar="N", help="write last.pth every N steps, beside every epoch", free=True
     )
     skip_nonfinite: int = option(
-        0, kind=whole, metavar="N", help="steps left out where the loss is not finite", free=True
+        0, kind=whole, metavar="N", help="steps with a non-finite loss that are skipped before the run stops", free=True
     )
     evaluate: bool = option(
         False,
@@ -285,7 +287,7 @@ class Devices:
         "-j",
         "--workers",
         kind=number(int, 0, 1024),
-        help="loading processes, shared by the ranks that one command starts",
+        help="loading processes of a node, shared by its ranks",
         free=True,
         reading=True,
     )
@@ -301,6 +303,9 @@ class Devices:
         choices=("nccl", "gloo"),
         help="how ranks talk; default: nccl on GPUs, gloo on CPUs",
         free=True,
+    )
+    dist_timeout: int = option(
+        1800, kind=count, help="seconds that ranks wait for each other before the run ends", free=True
     )
     multiprocessing_distributed: bool = option(False, help="one process per GPU of this node", free=True)
     deterministic: int = switch(

@@ -1,4 +1,4 @@
-"""Words that the library knows, for a parser that must not wait for torch; a test compares them with the library's."""
+"""Words of the library, copied for a parser that must not import torch; a test compares them with the library's."""
 
 from __future__ import annotations
 

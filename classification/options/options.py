@@ -1,4 +1,4 @@
-"""All options of the main scripts, out of the groups that declare them."""
+"""All options of the main scripts, collected from the groups that declare them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def all_options(*, distillation: bool = True) -> Iterator[Option]:
 
 
 def names_where(what: str) -> frozenset[str]:
-    """Return the names of the options of which something holds: "free", "anew", "reading", "file" or "place"."""
+    """Return the names of the options with this mark of `Option`: "free", "anew", "reading", "file" or "place"."""
     return frozenset(found.name for found in all_options() if getattr(found, what))
 
 
@@ -35,7 +35,7 @@ def names_where(what: str) -> frozenset[str]:
 class Options:
     """The options of a run, parsed and checked; nothing changes them afterwards.
 
-    What is found out later, as classes, seed and the image size of a network's file, stands in the `Job`.
+    What is found out later (classes, seed, the image size of a network's file) is in the `Job`.
 
     Args:
         data: which images, and how they are read.
@@ -46,7 +46,7 @@ class Options:
         terms: the terms, as they were typed.
         command: the words of the command line, the script first.
         distils: whether it is a run of main_mgd.py.
-        table: the terms by name, out of options and recipe.
+        table: the terms by name, from options and recipe.
         teachers: the description of each teacher: arch, resume, frozen, and of a recipe's weights, weight, img_size ...
         distiller: the names of the terms except that of the labels, joined by +.
         labels: whether the terms use labels, 1 or 0.
@@ -79,7 +79,7 @@ class Options:
 
 
 def make_options(values: Mapping[str, Any], **more: Any) -> Options:
-    """Return options of {name: value}; an option that is not there has its default.
+    """Return the options with these values; a missing one has its default.
 
     Args:
         values: as the parser gives them.
@@ -94,7 +94,7 @@ def make_options(values: Mapping[str, Any], **more: Any) -> Options:
 
 
 def recorded(options: Options, **found: Any) -> dict[str, Any]:
-    """Return the options as a run keeps them, by name: each term with all its keys, instead of options that say some.
+    """Return the options as a run records them, by name; each term with all its keys, instead of published spellings.
 
     Args:
         options: of the run.

@@ -14,7 +14,7 @@ from classification.options.published import without_aliases
 from classification.options.term_module import check_digest
 from classification.options.terms import is_number
 from classification.paths import exists, is_folder
-from classification.runs.restore import damaged
+from classification.runs.restore import damaged_error
 from mgd.losses import LOSSES
 
 
@@ -40,51 +40,29 @@ def own_options(
     evaluate: bool = False,
     term_module: str | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the options of a run, and what no single option says: its terms and teachers.
+    """Return the options that a run recorded, by name, and its terms and teachers, which no single option says.
 
-    Places of files and folders are told as seen from where this process was started.
+    Paths are relative to the folder where this process was started.
 
     Args:
         path: its last.pth.
         parser: the parser of the script that resumes it.
-        typed: the options that are given anew.
+        typed: the options that are typed again.
         evaluate: whether it is evaluated, for which its images and teachers alone count.
         term_module: the file of --term-module, as it was typed.
 
     Raises:
         UserError: not such a file, or a run of the other script; its photographs, lists or teachers are gone.
     """
-    resume = read_checkpoint(path).get("resume")
-    if not isinstance(resume, dict):
-        if evaluate:
-            raise UserError(f"{path} holds weights only: name the folder of photographs, as in {parser.prog} DIR")
-        raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
-    config = resume.get("config")
-    options = config.get("options") if isinstance(config, dict) else None
-    if not isinstance(config, dict) or not isinstance(options, dict):
-        raise damaged(path, f"its options are {shown(options)}")
-    for name in ("terms", "teachers"):
-        if options.get(name):
-            _check_entries(path, name, options[name])
+    config, options = _recorded(path, parser.prog, evaluate=evaluate)
     options, entries = without_aliases(options)
     script = "main_mgd.py" if "distiller" in options else "main_base.py"
     if parser.prog != script and not evaluate:
         raise UserError(f"{path} is of a run of {script}: resume it by {script} --resume {path}")
-    actions = {action.dest: action for action in parser._actions}
-    own = {name: value for name, value in options.items() if name in actions and name not in names_where("anew")}
-    for name, value in own.items():
-        if not _fits(actions[name], value):
-            raise damaged(path, f"its option {name} is {shown(value)}")
     started = config.get("folder", "")
-    own |= {name: _seen_from_here(started, own[name]) for name in names_where("place") if own.get(name)}
+    own = _values_of(path, options, parser, started)
     if evaluate:
         own = {name: value for name, value in own.items() if name in names_where("reading")}
-    if not options.get("seeded"):
-        own.pop("seed", None)
-    if not options.get("img_size_asked", True):
-        own.pop("img_size", None)  # the networks' files say it
-    if own.get("taps"):  # which says both
-        own["student_taps"] = own["teacher_taps"] = None
     if "main_base.py" in (script, parser.prog):
         _check_places(own if started else {}, [], typed)
         return own, {"terms": entries}
@@ -133,6 +111,42 @@ def _fits(action: argparse.Action, value: Any) -> bool:
 def _check_entries(path: str, name: str, value: Any) -> None:
     entries = list(value.values()) if isinstance(value, dict) else value
     if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
-        raise damaged(path, f"its {name} are {shown(value)}")
+        raise damaged_error(path, f"its {name} are {shown(value)}")
     if isinstance(value, dict) != (name == "terms"):
-        raise damaged(path, f"its {name} are {shown(value)}")
+        raise damaged_error(path, f"its {name} are {shown(value)}")
+
+
+def _recorded(path: str, prog: str, *, evaluate: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the config that a last.pth recorded, and the options in it."""
+    resume = read_checkpoint(path).get("resume")
+    if not isinstance(resume, dict):
+        if evaluate:
+            raise UserError(f"{path} holds weights only: name the folder of photographs, as in {prog} DIR")
+        raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
+    config = resume.get("config")
+    options = config.get("options") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(options, dict):
+        raise damaged_error(path, f"its options are {shown(options)}")
+    for name in ("terms", "teachers"):
+        if options.get(name):
+            _check_entries(path, name, options[name])
+    return config, options
+
+
+def _values_of(
+    path: str, options: Mapping[str, Any], parser: argparse.ArgumentParser, started: object
+) -> dict[str, Any]:
+    """Return the recorded values of the options that a resumed run takes, with paths relative to this folder."""
+    actions = {action.dest: action for action in parser._actions}
+    own = {name: value for name, value in options.items() if name in actions and name not in names_where("anew")}
+    for name, value in own.items():
+        if not _fits(actions[name], value):
+            raise damaged_error(path, f"its option {name} is {shown(value)}")
+    own |= {name: _seen_from_here(started, own[name]) for name in names_where("place") if own.get(name)}
+    if not options.get("seeded"):
+        own.pop("seed", None)
+    if not options.get("img_size_asked", True):
+        own.pop("img_size", None)  # the networks' files say it
+    if own.get("taps"):  # which says both
+        own["student_taps"] = own["teacher_taps"] = None
+    return own

@@ -16,20 +16,20 @@ class Parser(argparse.ArgumentParser):
     """A parser whose mistakes are `UserError`s, with the nearest option names."""
 
     def error(self, message: str) -> NoReturn:
-        known = [option for action in self._actions for option in action.option_strings]
+        options = [option for action in self._actions for option in action.option_strings]
         for word in message.split() if message.startswith("unrecognized") else ():
             if word.startswith("-"):
-                near = difflib.get_close_matches(word.split("=")[0], known, n=3)
+                near = difflib.get_close_matches(word.split("=")[0], options, n=3)
                 message += f"; close ones are {', '.join(near)}" if near else f"; see {self.prog} --help"
         raise UserError(message)
 
 
 class _Help(argparse.HelpFormatter):
-    """Help that names the default where there is one and the text does not speak of it."""
+    """Help that adds the default where the text does not mention it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = action.default in (None, "", []) or action.nargs == 0 or "default" in str(action.help)
-        return action.help if told else f"{action.help} (default: %(default)s)"
+        says_default = action.default in (None, "", []) or action.nargs == 0 or "default" in str(action.help)
+        return action.help if says_default else f"{action.help} (default: %(default)s)"
 
 
 def _add(group: argparse._ArgumentGroup, option: Option) -> None:
@@ -49,7 +49,7 @@ def _add(group: argparse._ArgumentGroup, option: Option) -> None:
     group.add_argument(*(option.flags or (option.name,)), **about)
 
 
-# The options of a first run, and what one types then.
+# The options of a first run, and an example.
 FIRST = {
     False: (
         "arch", "pretrained", "img_size", "epochs", "batch_size", "lr", "amp", "output", "resume", "evaluate",

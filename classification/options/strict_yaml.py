@@ -1,4 +1,4 @@
-"""YAML without what recipes need not: aliases, which can blow a line up to gigabytes, keys given twice, tags."""
+"""YAML without aliases (one line could expand to gigabytes), duplicate keys and tags."""
 
 from __future__ import annotations
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from classification.errors import UserError, shown
-from classification.options.terms import Known, fields_of
+from classification.options.terms import TermClasses, fields_of
 from mgd.losses import LOSSES, Term
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
-def known_terms(path: str | None) -> Known:
+def term_classes(path: str | None) -> TermClasses:
     """Return the classes of terms by name: those of the library, and of the user's file where there is one.
 
     The file is run as Python runs a script: it must be trusted.
@@ -29,7 +29,7 @@ def known_terms(path: str | None) -> Known:
 
 
 def digest_of(path: str) -> str:
-    """Return the SHA-256 of a file, by which a resumed run knows its terms again.
+    """Return the SHA-256 of a file, which a resumed run compares.
 
     Raises:
         UserError: a file that cannot be read.

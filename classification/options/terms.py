@@ -20,7 +20,7 @@ from classification.options.published import LABELLED
 from classification.options.strict_yaml import read_yaml
 from mgd.losses import Term
 
-Known = Mapping[str, type[Term]]
+TermClasses = Mapping[str, type[Term]]
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,16 @@ class TermSpec:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the term cannot do without, with these hyper-parameters."""
+        """What the term needs, with these hyper-parameters."""
         return self.kind.needed(self.hyper)
 
     def without_effect(self) -> Mapping[str, str]:
-        """Return the keys that change nothing beside the others, and for each what it goes with."""
+        """Return the keys that the other keys leave without effect, each with what it needs."""
         idle: Mapping[str, str] = getattr(self.hyper, "without_effect", dict)()
         return idle
 
     def record(self) -> dict[str, Any]:
-        """Return all keys, as a run keeps them; those of the schedule where they are not the usual ones."""
+        """Return all keys as a run records them; those of the schedule only where they differ from the defaults."""
         usual, own = dataclasses.asdict(Schedule()), dataclasses.asdict(self.schedule)
         return {k: v for k, v in own.items() if v != usual[k]} | dataclasses.asdict(self.hyper)
 
@@ -93,7 +93,7 @@ class TermSpec:
 Table = Mapping[str, TermSpec]
 
 
-def names_of(distiller: str, known: Known) -> list[str]:
+def names_of(distiller: str, classes: TermClasses) -> list[str]:
     """Return the terms that `--distiller` names.
 
     Raises:
@@ -102,38 +102,40 @@ def names_of(distiller: str, known: Known) -> list[str]:
     names = distiller.split("+")
     for name in names:
         if name == LABELLED:
-            raise UserError(f"{name} is there by itself wherever labels are used: leave it out of --distiller")
+            raise UserError(f"{name} is added by itself wherever labels are used: leave it out of --distiller")
         if not name:
             raise UserError(f"--distiller {shown(distiller)} names a term that is empty: write a sum as mgd+kd")
-        if name not in known:
+        if name not in classes:
             raise UserError(
-                f"unknown distiller {name!r}: use one of {', '.join(n for n in known if n != LABELLED)}, "
-                f"or a sum as mgd+kd{close_ones(name, known)}"
+                f"unknown distiller {name!r}: use one of {', '.join(n for n in classes if n != LABELLED)}, "
+                f"or a sum as mgd+kd{close_ones(name, classes)}"
             )
     if len(set(names)) < len(names):
         raise UserError(f"--distiller {distiller} names a term twice")
     return names
 
 
-def close_ones(name: str, known: Iterable[str]) -> str:
-    """Return "; close ones are a, b" where some of the known names look like a name, else nothing."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+def close_ones(name: str, names: Iterable[str]) -> str:
+    """Return "; close ones are a, b" where some of the names resemble `name`, else an empty string."""
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"; close ones are {', '.join(near)}" if near else ""
 
 
-def term_table(entries: Mapping[str, Mapping[str, Any]], changes: Sequence[str], known: Known) -> dict[str, TermSpec]:
+def term_table(
+    entries: Mapping[str, Mapping[str, Any]], changes: Sequence[str], classes: TermClasses
+) -> dict[str, TermSpec]:
     """Make the terms of a run; every key is checked here.
 
     Args:
         entries: {name: {key: value}} of a recipe and the options.
         changes: NAME.KEY=VALUE of --term, which win.
-        known: the classes of terms, by name.
+        classes: the classes of terms, by name.
 
     Raises:
         UserError: a term that is not there, an unknown key, a value of the wrong kind.
     """
-    if unknown := [name for name in entries if name not in known]:
-        raise UserError(f"unknown term {shown(unknown[0])}: use {', '.join(known)}{close_ones(unknown[0], known)}")
+    if unknown := [name for name in entries if name not in classes]:
+        raise UserError(f"unknown term {shown(unknown[0])}: use {', '.join(classes)}{close_ones(unknown[0], classes)}")
     table = {name: {key: _as_number(value) for key, value in entry.items()} for name, entry in entries.items()}
     for change in changes:
         where, equals, text = change.partition("=")
@@ -146,7 +148,7 @@ def term_table(entries: Mapping[str, Mapping[str, Any]], changes: Sequence[str],
             table[name][key] = _as_number(read_yaml(text))
         except UserError as error:
             raise UserError(f"--term {shown(change)}: {error}") from error
-    return {name: _spec(name, known[name], entry) for name, entry in table.items()}
+    return {name: _spec(name, classes[name], entry) for name, entry in table.items()}
 
 
 def _as_number(value: Any) -> Any:
@@ -160,8 +162,8 @@ def _spec(name: str, kind: type[Term], entry: Mapping[str, Any]) -> TermSpec:
     timing, hyper = fields_of(Schedule), fields_of(kind.Hyper)
     for key in entry:
         if key not in {**timing, **hyper}:
-            known = [*timing, *hyper]
-            raise UserError(f"term {name} has no {key!r}: it takes {', '.join(known)}{close_ones(key, known)}")
+            keys = [*timing, *hyper]
+            raise UserError(f"term {name} has no {key!r}: it takes {', '.join(keys)}{close_ones(key, keys)}")
     values = {key: _checked(f"{name}.{key}", {**timing, **hyper}[key], value) for key, value in entry.items()}
     try:
         return TermSpec(
@@ -189,7 +191,7 @@ def fields_of(kind: type[Any]) -> dict[str, Any]:
 
 
 def _checked(where: str, hint: Any, value: Any) -> Any:
-    """Return a value of a recipe as its type wants it: a list of numbers becomes a tuple, say.
+    """Convert a value of a recipe to its type, such as a list of numbers to a tuple.
 
     Raises:
         UserError: a value of another type.
@@ -198,8 +200,8 @@ def _checked(where: str, hint: Any, value: Any) -> Any:
     try:
         return TypeAdapter(hint, config=config).validate_json(json.dumps(value))
     except PydanticUserError as error:
-        raise UserError(f"{where} has a type that no recipe can say, {_called(hint)}: leave it out") from error
-    except (ValueError, TypeError) as error:  # pydantic's own, or what JSON cannot hold
+        raise UserError(f"{where} has a type that no recipe can express, {_called(hint)}: leave it out") from error
+    except (ValueError, TypeError) as error:  # of pydantic, or a value that JSON cannot express
         raise UserError(f"{where} must be {_called(hint)}; got {shown(value)}") from error
 
 
@@ -207,7 +209,7 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def _called(hint: Any) -> str:
-    """Say in words what a type takes."""
+    """Describe in words the values of a type."""
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if hint in WORDS:
         return WORDS[hint]
@@ -228,7 +230,7 @@ def is_number(value: Any) -> bool:
 
 
 def check_schedules(table: Table, epochs: int) -> None:
-    """Refuse terms that never act, and epochs in which none does.
+    """Refuse terms that never act, and epochs in which no term acts.
 
     Raises:
         UserError: it names them.
@@ -250,7 +252,7 @@ def needing(table: Table, what: str) -> list[str]:
 
 
 def using(table: Table, what: str) -> list[str]:
-    """Return the terms that need "maps", or use them where they are there."""
+    """Return the terms that need "maps", or use them if there are any."""
     return [name for name, spec in table.items() if what in spec.needs | spec.kind.uses]
 
 
@@ -260,10 +262,10 @@ def mutual(table: Table) -> list[str]:
 
 
 def pairing(table: Table) -> list[str]:
-    """Return the terms that compare maps tap by tap, and need as many of each network."""
+    """Return the terms that compare maps tap by tap, and need the same number of taps in each network."""
     return [name for name in using(table, "maps") if table[name].kind.paired]
 
 
 def single_class(table: Table) -> list[str]:
-    """Return the terms that take one class per image, or know images by their number: none may be mixed."""
+    """Return the terms that need one class per image, or the number of each image: images must not be mixed."""
     return [name for name, spec in table.items() if "labels" in spec.kind.uses or "index" in spec.needs]

@@ -1,1 +1,1 @@
-"""What runs say together: comparisons and pages."""
+"""Pages about finished runs, made of what their folders hold."""

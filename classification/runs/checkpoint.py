@@ -1,4 +1,4 @@
-"""Run folders and checkpoints: written whole or not at all."""
+"""Run folders and checkpoints; a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from torch import Tensor, nn
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError, one_line, shown
 from classification.models.files import FORMAT, read_checkpoint
-from classification.options.config import recorded_then
+from classification.options.config import recorded_options
 from classification.options.groups import Run
 from classification.options.options import Options, names_where
 from classification.options.term_module import check_digest
 from classification.paths import exists, is_folder
-from classification.runs.restore import check_whole, whole
+from classification.runs.restore import check_complete, whole
 from mgd.losses import LOSSES
 
 VERSION = 3
 
 save: Callable[[Any, Any], None] = torch.save
 
-# What a record holds beside options: how some of them came to be.
+# What a record has beside options: where some of their values come from.
 NOTED = frozenset({"command", "seeded", "img_size_asked"})
 LOCK = ".lock"  # the first file of a run folder
 IMAGES = "train_images.txt.gz"
@@ -76,7 +76,7 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
             beside.unlink()
         known = error if isinstance(error, OSError) else error.__context__  # what the file raised inside torch
         cause = known.strerror if isinstance(known, OSError) else str(error).splitlines()[0]
-        kept = "; the one before is whole" if path.exists() else ""
+        kept = "; the previous one is still there" if path.exists() else ""
         raise UserError(f"{path} cannot be written ({cause}): make room, or give another --output{kept}") from error
 
 
@@ -99,10 +99,10 @@ def describe_student(
 
 @dataclass(frozen=True)
 class Now:
-    """What a resumed run is compared by with the run that it resumes.
+    """This run, for comparison with the run that it resumes.
 
     Args:
-        record: its options as they would be kept.
+        record: its options, as config.json records them.
         options: of the run.
         classes: names in order of index.
         inputs: see `fingerprints`.
@@ -117,7 +117,7 @@ class Now:
 
 
 def read_resume(path: str, now: Now) -> tuple[dict[str, Any], list[str]]:
-    """Read the `last.pth` of a run that this one is to go on with; return it, and what differs from that run.
+    """Read the `last.pth` of the run to resume; return it, and how that run differs from this one.
 
     Args:
         path: the file.
@@ -139,7 +139,7 @@ def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
     resume = content["resume"]
     if resume.get("version") != VERSION:
         raise UserError(f"{path} has format {shown(resume.get('version'))}; this code reads format {VERSION}")
-    check_whole(path, content)
+    check_complete(path, content)
     for what in ("arch", "num_classes", "classes"):
         if content[what] != own[what]:
             raise UserError(f"{path} is of a run with {what} {content[what]}; this run has {own[what]}")
@@ -151,7 +151,7 @@ def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
     then = resume["config"]["options"]
     check_digest(now.options.terms.term_module, then.get("term_digest"), path)
     known = {**LOSSES, **{name: spec.kind for name, spec in now.options.table.items()}}
-    options = changed_options(recorded_then(then, known), now.record)
+    options = changed_options(recorded_options(then, known), now.record)
     changed = [f"other options: {'; '.join(options)}"] if options else []
     if resume["inputs"]["teachers"] != inputs["teachers"] and not any(
         text.startswith("the teachers") for text in options
@@ -167,14 +167,14 @@ def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
         changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, now.images)}")
     if changed and not now.options.run.resume_override:
         raise UserError(
-            f"{path} is of a run with {', and '.join(changed)}. Give those of the run, or --resume-override 1 to go on "
-            "with the new ones"
+            f"{path} is of a run with {', and '.join(changed)}. Give those of the run, or --resume-override 1 to "
+            "resume with the new ones"
         )
     return changed
 
 
 def image_names(samples: Sequence[tuple[str, int]], root: str | Path) -> list[str]:
-    """Return "path class" of every image, the path seen from the data folder."""
+    """Return "path class" of every image, the path relative to the data folder."""
     return [f"{os.path.relpath(path, root)} {target}" for path, target in samples]
 
 
@@ -203,7 +203,7 @@ def _examples(files: set[str]) -> str:
 
 
 def keep_images(folder: Path, names: Sequence[str]) -> None:
-    """Write the list of training images, from which a run that goes on can say how its own differs."""
+    """Write the list of training images, so that a resumed run can say how its own list differs."""
     text = "".join(f"{one_line(name)}\n" for name in names).encode(errors="surrogateescape")
     _replace(folder / IMAGES, lambda file: file.write(gzip.compress(text, 1, mtime=0)))
 
@@ -236,7 +236,7 @@ def _called(name: str) -> str:
 
 
 def _known(options: dict[str, Any], name: str) -> Any:
-    """Return an option's value, without the places of the teachers' files."""
+    """Return an option's value, without the paths of the teachers' files."""
     value = options.get(name)
     if name == "teachers":
         return [{key: v for key, v in teacher.items() if key != "resume"} for teacher in value or []]
@@ -345,7 +345,9 @@ def make_folder(folder: Path, config: dict[str, Any], *, resumed: bool, bad: dic
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: remove it, and the run goes on without its beginning") from error
+        raise UserError(
+            f"{path} is damaged: remove it, and the run resumes without the record of its beginning"
+        ) from error
     _replace(path, lambda file: file.write(text.encode()))
     if bad:
         lines = b"".join(os.fsencode(f"{name}\t{why}\n") for name, why in bad.items())

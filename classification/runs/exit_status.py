@@ -1,4 +1,4 @@
-"""The exit status of a command that works in one process, and its sentence where something is wrong."""
+"""The exit status of a command, and its sentence where something is wrong."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from types import FrameType
 from classification.errors import RunError, Stopped, UserError
 
 
-def attempt(work: Callable[[], object], prog: str) -> int:
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def attempt(work: Callable[[], object], prog: str, say: Callable[[str], object] = _print) -> int:
     """Do the work of a command.
 
     Args:
         work: what to do.
         prog: the command's name, in front of messages.
+        say: takes the sentence about a mistake of the user's.
 
     Returns:
         0 done, 2 a mistake of the user's, 130 or 143 after SIGINT or SIGTERM, 1 anything else.
@@ -28,14 +33,21 @@ def attempt(work: Callable[[], object], prog: str) -> int:
         before = signal.signal(signal.SIGTERM, _stop)
     try:
         work()
-    except (UserError, RunError) as error:
-        print(f"{prog}: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, UserError) else 1
+    except UserError as error:
+        say(f"{prog}: {error}")
+        return 2
+    except RunError as error:
+        _print(f"{prog}: {error}")
+        return 1
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr, flush=True)
+        _print(f"{prog}: interrupted")
         return 128 + signal.SIGINT
     except Stopped as stop:
-        print(f"{prog}: terminated", file=sys.stderr, flush=True)
+        if stop.resume:
+            name = signal.Signals(stop.signal).name
+            _print(f"{prog}: {name}: the state is saved; to resume the run:\n{stop.resume}")
+        elif stop.resume is None:
+            _print(f"{prog}: {'interrupted' if stop.signal == signal.SIGINT else 'terminated'}")
         return 128 + stop.signal
     except BrokenPipeError:  # the reader of our output, as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import shlex
@@ -10,10 +11,11 @@ import shutil
 import signal
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -25,35 +27,14 @@ from classification.errors import RunError, Stopped, UserError
 from classification.options.first_look import write_any_name
 from classification.options.groups import Devices
 from classification.options.options import Options
+from classification.runs.exit_status import attempt
+from classification.runs.heartbeat import Heartbeat, Mate, shared_devices
+from classification.runs.interrupt import ignore_save
 from classification.runs.memory import keep_freed_memory
+from classification.runs.place import Place, find_place
 from classification.runs.world import Seed, World, device_of
 
-
-@dataclass(frozen=True)
-class _Place:
-    """Which ranks to start here: how many, and what the first one is called."""
-
-    first: int
-    size: int
-    local_size: int
-    spawn: bool
-    env: bool
-
-
-def _place(devices: Devices) -> _Place:
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ and "TORCHELASTIC_RUN_ID" in os.environ:
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        return _Place(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_size, False, True)
-    nodes, node = devices.world_size, devices.rank
-    if devices.dist_url == "env://":
-        nodes = int(os.environ.get("WORLD_SIZE", nodes)) if nodes == -1 else nodes
-        node = int(os.environ.get("RANK", node)) if node == -1 else node
-    nodes, node = max(nodes, 1), max(node, 0)
-    if devices.multiprocessing_distributed:
-        local_size = max(torch.cuda.device_count(), 1) if device_of(devices).type == "cuda" else 1
-        return _Place(node * local_size, nodes * local_size, local_size, local_size > 1, False)
-    return _Place(node, nodes, 1, False, False)
-
+PATIENCE = 30.0  # seconds that the other ranks have to leave after one has failed
 
 Parse = Callable[[list[str], str], Options]
 Prepare = Callable[[Options, Seed], Any]
@@ -80,54 +61,61 @@ class Task:
 
 
 @contextlib.contextmanager
-def _quiet_pillow() -> Iterator[None]:
-    """Ignore Pillow's warnings, which do not name the file that they concern."""
+def _quiet_libraries() -> Iterator[None]:
+    """Ignore Pillow's warnings, which do not name the file that they concern, and DDP's about its look for weights."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         yield
 
 
-def _spawned(local_rank: int, task: Task, seed: Seed, place: _Place) -> None:
-    prog = task.prog
-    try:
-        with _quiet_pillow():
-            options = task.parse(task.words, prog)
-            _start(local_rank, options.devices, place, task.prepare(options, seed), task.execute)
-    except UserError as error:
-        print(f"{prog}: {error}", file=sys.stderr, flush=True)
-        os._exit(2)
-    except RunError as error:
-        print(f"{prog}: {error}", file=sys.stderr, flush=True)
-        os._exit(1)
-    except Stopped as stop:
-        _say_stopped(stop, prog)
-        os._exit(128 + stop.signal)
+def _spawned(local_rank: int, task: Task, seed: Seed, place: Place) -> None:
+    def work() -> None:
+        options = task.parse(task.words, task.prog)
+        _start(local_rank, options.devices, place, task.prepare(options, seed), task.execute)
+
+    with _quiet_libraries():
+        status = attempt(work, task.prog)
+    sys.stdout.flush()
+    os._exit(status)
 
 
-def _spawn(task: Task, seed: Seed, place: _Place) -> int:
-    """Spawn this node's ranks and return their exit status. If this process is stopped, the ranks are terminated."""
+def _spawn(task: Task, seed: Seed, place: Place) -> int:
+    """Spawn this node's ranks and return the exit status of the first that failed, or 0."""
     context = mp.spawn(_spawned, (task, seed, place), nprocs=place.local_size, join=False)
-    try:
-        while not context.join():
-            pass
-    except mp.ProcessExitedException as error:
-        return error.exit_code if error.exit_code > 0 else 1
-    except BaseException:
-        for process in context.processes:
-            process.terminate()
-        raise
-    return 0
+    return _join(context.processes)
 
 
-def _start(local_rank: int, devices: Devices, place: _Place, job: Any, execute: Execute) -> None:
+def _join(processes: Sequence[Any]) -> int:
+    """Wait for the ranks. A signal to this process is passed on to them, and they leave in good order.
+
+    Where one fails, the others notice by themselves and say so; those that do not, are ended after `PATIENCE` seconds.
+    """
+    status, since, signals = 0, math.inf, 0
+    while alive := [process for process in processes if process.is_alive()]:
+        try:
+            wait([process.sentinel for process in alive], timeout=1.0)
+        except (KeyboardInterrupt, Stopped) as stop:
+            signals += isinstance(stop, KeyboardInterrupt)
+            for process in alive:
+                process.kill() if signals > 1 else process.terminate()
+        failed = next((process.exitcode for process in processes if process.exitcode), 0)
+        if failed and not status:
+            status, since = failed if failed > 0 else 1, time.monotonic()
+        if time.monotonic() - since > PATIENCE:
+            for process in alive:
+                process.kill()
+    return status or next((process.exitcode for process in processes if process.exitcode), 0)
+
+
+def _start(local_rank: int, devices: Devices, place: Place, job: Any, execute: Execute) -> None:
     rank = place.first + local_rank
-    local = int(os.environ.get("LOCAL_RANK", 0)) if place.env else local_rank
-    device = device_of(devices, local)
+    device = device_of(devices, place.local + local_rank)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
         keep_freed_memory()
-    mates: list[tuple[str, int]] = []
+    world = World(rank, place.size, place.local_size, device)
     if place.size > 1:
         if device.type == "cpu" and not place.env and "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // place.size))  # the ranks may share this machine
@@ -138,12 +126,13 @@ def _start(local_rank: int, devices: Devices, place: _Place, job: Any, execute: 
             # After a restart the launcher's store may still hold the addresses of the ranks before.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             named = dist.PrefixStore(f"attempt {attempt}", store)
-            dist.init_process_group(backend, store=named, rank=rank, world_size=place.size)
-            mates = _meet(place.size)
+            wait_for = timedelta(seconds=devices.dist_timeout)
+            dist.init_process_group(backend, store=named, rank=rank, world_size=place.size, timeout=wait_for)
+            world = _meet(world, named, devices.dist_timeout)
         except (ValueError, RuntimeError) as error:
             where = f"rank {rank} of {place.size} cannot join the others at {url} by {backend}"
             raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from error
-    _execute(job, World(rank, place.size, place.local_size, device, mates=tuple(mates)), execute)
+    _execute(job, world, execute)
 
 
 def _execute(job: Any, world: World, execute: Execute) -> None:
@@ -168,12 +157,30 @@ def _execute(job: Any, world: World, execute: Execute) -> None:
         raise RunError(f"rank {world.rank} stops: {lost}; --resume goes on from last.pth") from error
     finally:
         world.ending.value = 1
+        if world.heartbeat is not None:
+            world.heartbeat.stop()
 
 
-def _meet(size: int) -> list[tuple[str, int]]:
-    mates: list[Any] = [None] * size
-    dist.all_gather_object(mates, (platform.node(), os.getpid()))
-    return mates
+def _meet(world: World, store: dist.Store, timeout: float) -> World:
+    """Learn who the others are, and how many of them share this node.
+
+    Raises:
+        UserError: two ranks work on one GPU.
+    """
+    mates: list[Any] = [None] * world.size
+    name = str(world.device)
+    if world.device.type == "cuda":  # the number of a GPU depends on what each process sees
+        name = f"GPU {getattr(torch.cuda.get_device_properties(world.device), 'uuid', world.device.index)}"
+    dist.all_gather_object(mates, Mate(platform.node(), os.getpid(), name))
+    for device, ranks in shared_devices(mates).items():
+        raise UserError(
+            f"ranks {' and '.join(map(str, ranks))} all work on {device}: start one rank per GPU by torchrun "
+            "--nproc-per-node, or name each rank's own by --gpu"
+        )
+    heartbeat = Heartbeat(store, world.rank, mates, timeout)
+    heartbeat.start()
+    here = sum(mate.host == platform.node() for mate in mates)
+    return replace(world, mates=tuple(mates), local_size=here, heartbeat=heartbeat)
 
 
 def lost_a_rank(error: Exception) -> bool:
@@ -181,10 +188,11 @@ def lost_a_rank(error: Exception) -> bool:
     return any(word in str(error) for word in ("gloo", "NCCL", "Connection", "Broken pipe"))
 
 
-def _lost(mates: Sequence[tuple[str, int]]) -> str:
+def _lost(mates: Sequence[Mate]) -> str:
     """Name the ranks of this machine that are gone; wait a little, their end may not have been noticed yet."""
     for _ in range(50):
-        gone = [rank for rank, (host, pid) in enumerate(mates) if host == platform.node() and not _alive(pid)]
+        here = [(rank, mate.process) for rank, mate in enumerate(mates) if mate.host == platform.node()]
+        gone = [rank for rank, process in here if not _alive(process)]
         if gone:
             return f"rank {', '.join(map(str, gone))} died"
         time.sleep(0.1)
@@ -206,57 +214,34 @@ def run(task: Task) -> int:
     Returns:
         0 done, 2 a mistake of the user's, 130 or 143 after SIGINT or SIGTERM, 1 anything else.
     """
-    with _quiet_pillow():
-        status = _attempt(task)
+    write_any_name()
+    ignore_save()
+    met = False
+    status = 0
+
+    def work() -> None:
+        nonlocal met, status
+        options = task.parse(task.words, task.prog)
+        seed, place = Seed.of(options.run.seed), find_place(options.devices)
+        job = task.prepare(options, seed)
+        if place.spawn:
+            del job  # each rank builds its own
+            status = _spawn(task, seed, place)
+            return
+        met = True
+        _start(0, options.devices, place, job, task.execute)
+
+    def say(text: str) -> None:
+        if met or os.environ.get("LOCAL_RANK", "0") == "0":  # what is wrong before that is wrong on every rank here
+            print(text, file=sys.stderr, flush=True)
+
+    with _quiet_libraries():
+        status = attempt(work, task.prog, say) or status
     if dist.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     return status
-
-
-def _attempt(task: Task) -> int:
-    """Parse, check, start the ranks, and turn what happened into an exit status."""
-    prog = task.prog
-    write_any_name()
-    with contextlib.suppress(ValueError):  # outside the main thread the caller has its own way to stop
-        signal.signal(signal.SIGTERM, _terminate)
-    joined = False
-    try:
-        options = task.parse(task.words, prog)
-        seed, place = Seed.of(options.run.seed), _place(options.devices)
-        job = task.prepare(options, seed)
-        if place.spawn:
-            del job  # each rank builds its own
-            return _spawn(task, seed, place)
-        joined = True
-        _start(0, options.devices, place, job, task.execute)
-    except UserError as error:
-        if joined or os.environ.get("LOCAL_RANK", "0") == "0":  # what is wrong before that is wrong on every rank here
-            print(f"{prog}: {error}", file=sys.stderr, flush=True)
-        return 2
-    except RunError as error:
-        print(f"{prog}: {error}", file=sys.stderr, flush=True)
-        return 1
-    except Stopped as stop:
-        _say_stopped(stop, prog)
-        return 128 + stop.signal
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
-        return 130
-    except _Terminated:
-        print(f"{prog}: terminated", file=sys.stderr)
-        return 143
-    except Exception:
-        traceback.print_exc()
-        return 1
-    return 0
-
-
-def _say_stopped(stop: Stopped, prog: str) -> None:
-    if stop.resume:
-        name = signal.Signals(stop.signal).name
-        print(f"{prog}: {name}: the state is saved; to resume the run:\n{stop.resume}", file=sys.stderr, flush=True)
 
 
 def command(script: str, *words: str) -> str:
@@ -268,11 +253,3 @@ def command(script: str, *words: str) -> str:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         first = ["torchrun", f"--nproc-per-node={os.environ.get('LOCAL_WORLD_SIZE', 1)}"]
     return shlex.join([*first, str(path), *words])
-
-
-class _Terminated(BaseException):
-    """SIGTERM came."""
-
-
-def _terminate(*_: object) -> None:
-    raise _Terminated

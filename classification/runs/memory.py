@@ -1,4 +1,4 @@
-"""How this process holds its memory."""
+"""How this process keeps and measures its memory."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from classification.errors import UserError, shown
+from classification.runs import matchings
 from classification.runs.world import World
+
+# Groups of TensorBoard, by the names of the metrics that belong to each: the first that fits.
+GROUPS = {
+    r"(train|valid)_loss(_.*)?": "loss",
+    r"train_top[15]|valid_.*": "accuracy",
+    r"gradient_share_.*": "gradient_share",
+    r".*flow_.*|.*match_seconds": "flow",
+    r"train_seconds": "run",
+    r"train_.*_weighted": "terms_weighted",
+    r"train_.*": "terms",
+}
+PICTURE = (96, 240)  # rows and columns of a flow's picture at most
 
 
 class Means:
@@ -52,7 +67,7 @@ class Means:
         return {"totals": dict(self.totals), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], world: World) -> None:
-        """Take up what rank 0's `state_dict` returned after `collect`: it on rank 0, the names alone on others."""
+        """Load what rank 0's `state_dict` returned after `collect`: sums on rank 0, only names on the others."""
         totals, counts = state["totals"], state["counts"]
         if any(total.is_complex() for total in totals.values()):
             raise ValueError("its means are complex numbers")
@@ -87,6 +102,12 @@ def accuracy(result: Mapping[str, float], num_classes: int, *, errors: bool = Fa
     return "  ".join([*said, f"valid loss {result['valid_loss']:.4f}"])
 
 
+def tag_of(name: str) -> str:
+    """Return the TensorBoard tag of a metric: its name behind that of its group."""
+    group = next((group for pattern, group in GROUPS.items() if re.fullmatch(pattern, name)), "run")
+    return f"{group}/{name}"
+
+
 class Journal:
     """The run folder's `metrics.jsonl` and TensorBoard events, written by rank 0.
 
@@ -115,12 +136,24 @@ class Journal:
                 file.write(json.dumps(record) + "\n")
             for name, value in record.items():
                 if name != "epoch" and isinstance(value, (int, float)):
-                    self.events.add_scalar(name, value, record["epoch"])
+                    self.events.add_scalar(tag_of(name), value, record["epoch"])
+            self._add_flow(record["epoch"])
             self.events.flush()
         except OSError as error:
             raise UserError(
-                f"{self.path} cannot be written ({error.strerror}): make room; --resume goes on from last.pth"
+                f"{self.path} cannot be written ({error.strerror}): make room; --resume resumes from last.pth"
             ) from error
+
+    def _add_flow(self, epoch: int) -> None:
+        """Add the pictures of the matching that was made before this epoch, if one was."""
+        newest = matchings.files(self.path.parent)[-1:]
+        with contextlib.suppress(ValueError):  # a report names a file that is damaged
+            for path in newest:
+                matching = matchings.read_matching(path)
+                for stage in matching.stages if matching.epoch == epoch else ():
+                    if stage.cost is not None:
+                        picture = matchings.closeness(matchings.ordered(stage, *PICTURE))
+                        self.events.add_image(f"flow/{stage.name.replace(' ', '_')}", picture[None], epoch)
 
     def close(self) -> None:
         """Close the event file."""

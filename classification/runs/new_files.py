@@ -73,8 +73,13 @@ def write_whole(path: Path, content: bytes, option: str = "--output") -> None:
         UserError: the disk is full, or the folder cannot be written to; what was at `path` is still there.
     """
     if exists(path) and not is_file(path):
-        with path.open("wb") as stream:
-            stream.write(content)
+        try:
+            with path.open("wb") as stream:
+                stream.write(content)
+        except BrokenPipeError:  # the reader has seen enough
+            raise
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error.strerror}): give another {option}") from error
         return
     target = path.resolve()  # a link stays one
     with folder_beside(target, option) as folder:

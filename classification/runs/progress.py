@@ -18,7 +18,7 @@ EVERY = 10.0  # seconds between two lines of steps
 
 
 class Progress:
-    """Decide which steps are printed, and foresee how long the run will take.
+    """Decide which steps are printed, and estimate how long the run will take.
 
     Args:
         optimisation: the epochs of the run.
@@ -32,7 +32,7 @@ class Progress:
         self.optimisation, self.print_freq, self.clock = optimisation, print_freq, clock
         self.steps = 0  # that this process did
         self.seconds = self.first = 0.0  # that they took, and the first of them, which is slower
-        self.aside = 0.0  # seconds of the last epoch beside its steps: evaluation, matching, writing
+        self.aside = 0.0  # seconds of the last epoch that were no steps: evaluation, matching, writing
         self._told = 0.0
 
     def stepped(self, seconds: float) -> None:
@@ -50,7 +50,7 @@ class Progress:
         return True
 
     def left(self, epoch: int, step: int, steps: int) -> str:
-        """Return "ETA 1:02:03" after the first steps: what is left of the run, at the speed so far."""
+        """Return the time left as "ETA 1:02:03", at the speed so far; empty before the second step."""
         if self.steps < 2:
             return ""
         epochs = total_epochs(self.optimisation) - epoch
@@ -89,7 +89,7 @@ def epoch_line(
 def last_lines(
     options: Options, num_classes: int, folder: Path, best: Mapping[str, float], last: float, seconds: float
 ) -> list[str]:
-    """Say how a run ended, and how to evaluate what it made."""
+    """Return the last lines of a run: its result, and the command that evaluates it."""
     data = options.data
     where = f" ({epoch_name(options.optimisation, int(best['epoch']))})" if "epoch" in best else ""
     words = [str(data.data), *(["--valid-list", data.valid_list] if data.valid_list else [])]

@@ -13,7 +13,7 @@ from classification.runs.world import World
 
 
 def random_state(world: World) -> list[dict[str, Any]]:
-    """Return the states of Python, NumPy, torch and the GPU, one entry a rank; to be called by every rank."""
+    """Return the states of Python, NumPy, torch and the GPU, one entry per rank; every rank must call it."""
     version, words, gauss = random.getstate()
     legacy: Any = np.random.get_state()  # a tuple; NumPy has a dict for other generators
     kind, keys, position, has_gauss, cached = legacy
@@ -31,7 +31,7 @@ def random_state(world: World) -> list[dict[str, Any]]:
 
 
 def set_random_state(states: list[dict[str, Any]], world: World) -> bool:
-    """Take up this rank's state; return False where there were more or fewer ranks, and nothing is changed.
+    """Restore this rank's state; return False, and change nothing, where there were more or fewer ranks.
 
     Raises:
         ValueError: states that are none.

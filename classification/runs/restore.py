@@ -1,4 +1,4 @@
-"""What a checkpoint to go on from must hold: it is refused, before anything runs, where it is not whole."""
+"""What a checkpoint must contain to be resumed from: a damaged one is refused before anything runs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ RESUME: dict[str, Any] = {
 INSIDE = {"config": ("options",), "inputs": ("teachers", "training images"), "best": ("valid_top1", "valid_top5")}
 
 
-def damaged(path: str, why: str) -> UserError:
-    """Return the error of a checkpoint that is none of ours, or no longer."""
-    return UserError(f"{path} is damaged, or was not written by this code ({why}): go on from another")
+def damaged_error(path: str, why: str) -> UserError:
+    """Return the error for a checkpoint that is not ours, or is damaged."""
+    return UserError(f"{path} is damaged, or was not written by this code ({why}): resume from another")
 
 
-def check_whole(path: str, content: Mapping[str, Any]) -> None:
+def check_complete(path: str, content: Mapping[str, Any]) -> None:
     """Refuse a checkpoint that lacks a part, or has one of another kind.
 
     Args:
         path: the file, for the message.
-        content: what it holds; "resume" is known to be a dictionary.
+        content: what it contains; "resume" is a dictionary, as the caller has checked.
 
     Raises:
         UserError: naming the part.
@@ -43,22 +43,22 @@ def check_whole(path: str, content: Mapping[str, Any]) -> None:
             value: Any = part.get(name)
             fits = isinstance(value, kind) and not isinstance(value, bool)
             if not fits or (kind not in (dict, list, str) and not (is_number(value) and value >= 0)):
-                raise damaged(path, f"its {name!r} is {shown(value)}" if name in part else f"it has no {name!r}")
+                raise damaged_error(path, f"its {name!r} is {shown(value)}" if name in part else f"it has no {name!r}")
     for name, keys in INSIDE.items():
         for key in keys:
             if key not in resume[name]:
-                raise damaged(path, f"its {name!r} has no {key!r}")
+                raise damaged_error(path, f"its {name!r} has no {key!r}")
     options = resume["config"]["options"]
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-        raise damaged(path, f"its options are {shown(options)}")
+        raise damaged_error(path, f"its options are {shown(options)}")
     for name in ("best", "extra"):
         if not all(isinstance(key, str) and is_number(value) for key, value in resume[name].items()):
-            raise damaged(path, f"its {name!r} is {shown(resume[name])}")
+            raise damaged_error(path, f"its {name!r} is {shown(resume[name])}")
     if resume["step"] and not resume["seconds"]:
-        raise damaged(path, "its steps took no time")
+        raise damaged_error(path, "its steps took no time")
 
 
-def take_up(module: nn.Module, load: Callable[[], None]) -> Exception | None:
+def load_or_keep(module: nn.Module, load: Callable[[], None]) -> Exception | None:
     """Load a state into a module; where that fails, leave the module as it was and return the error."""
     own = copy.deepcopy(module.state_dict())
     try:
@@ -71,7 +71,7 @@ def take_up(module: nn.Module, load: Callable[[], None]) -> Exception | None:
 
 @contextlib.contextmanager
 def whole(path: str) -> Iterator[None]:
-    """Turn what goes wrong while a state is taken up into one sentence.
+    """Turn errors while a state is loaded into one sentence.
 
     Raises:
         UserError: naming the file.
@@ -82,4 +82,4 @@ def whole(path: str) -> Iterator[None]:
         raise
     except Exception as error:  # a broken state raises whatever it happens to mean
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise damaged(path, f"{kind}{' '.join(str(error).split())[:200]}") from error
+        raise damaged_error(path, f"{kind}{' '.join(str(error).split())[:200]}") from error

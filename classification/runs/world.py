@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from classification.errors import RunError
 from classification.options.groups import Devices
+from classification.runs.heartbeat import Heartbeat, Mate
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class World:
     # Reduced tensors, a few small ones an epoch. A gloo thread that is the last to hold one waits for the interpreter's
     # lock to free it, while the end of the process group waits for the thread holding that lock.
     kept: list[Tensor] = field(default_factory=list)
-    mates: tuple[tuple[str, int], ...] = ()  # host and process of every rank, to name one that died
+    mates: tuple[Mate, ...] = ()  # every rank's process, to name one that died
+    heartbeat: Heartbeat | None = None  # among several ranks
     # Shared with the loading processes: 1 once the job is over, and they leave at the first signal.
     ending: Any = field(default_factory=lambda: multiprocessing.RawValue("b", 0))
 
@@ -37,6 +39,25 @@ class World:
     def first(self) -> bool:
         """Whether this rank prints and writes."""
         return self.rank == 0
+
+    def passed(self) -> None:
+        """Note that this rank has passed a batch, so that ranks that hang can be named."""
+        if self.heartbeat is not None:
+            self.heartbeat.passed()
+
+    def largest(self, number: int) -> int:
+        """Return the largest of the ranks' numbers."""
+        if self.size == 1:
+            return number
+        value = torch.tensor(number, device=self.device, dtype=torch.int64)
+        self.kept.append(value)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return int(value)
+
+    def wait(self) -> None:
+        """Wait until every rank has come here."""
+        if self.size > 1:
+            dist.barrier()
 
     def say(self, text: str) -> None:
         """Print a line, on rank 0."""
@@ -107,20 +128,20 @@ def device_of(devices: Devices, local_rank: int = 0) -> torch.device:
     return torch.device(devices.device)
 
 
-def seed_everything(seed: int, rank: int, *, seeded: bool, deterministic: bool) -> None:
+def seed_everything(seed: int, rank: int, *, deterministic: bool) -> None:
     """Seed Python, NumPy and torch, each rank in its own way.
 
     Args:
         seed: shared by the ranks.
         rank: of this process.
-        seeded: whether the user named the seed; GPU convolutions are then chosen by rule, not by timing.
-        deterministic: whether every operation must be; one that has no such form stops the run.
+        deterministic: whether every operation must be; one that has no such form stops the run. GPU convolutions are
+            then chosen by rule; else by their speed, which may differ from run to run.
     """
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
     torch.manual_seed(seed + rank)
-    torch.backends.cudnn.deterministic = seeded or deterministic
-    torch.backends.cudnn.benchmark = not (seeded or deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
@@ -130,13 +151,15 @@ def wrap(module: nn.Module, world: World, devices: Devices) -> nn.Module:
     """Wrap what trains: DDP among ranks; DataParallel on one process that sees several GPUs; else nothing.
 
     DDP does not broadcast buffers: flows and cost sums are equal by construction, statistics are shared when needed.
+    It looks in each step for weights without a gradient, as a head has where terms read maps alone: without that look
+    its second step fails.
     """
     if world.size > 1:
         ids = [world.device.index] if world.device.type == "cuda" else None
         ddp = nn.parallel.DistributedDataParallel
         new = "forward_sync_buffers" in inspect.signature(ddp).parameters  # the name since torch 2.15
         no_broadcast: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
-        return ddp(module, device_ids=ids, **no_broadcast)
+        return ddp(module, device_ids=ids, find_unused_parameters=True, **no_broadcast)
     return nn.DataParallel(module) if parallel_devices(world, devices) > 1 else module
 
 

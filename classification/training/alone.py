@@ -1,4 +1,4 @@
-"""What main_base.py does: train or evaluate one network."""
+"""The work of main_base.py: train or evaluate one network."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from classification.options.options import Options
 from classification.runs import launch
 from classification.runs.launch import Task
 from classification.runs.world import Seed, World
+from classification.training.agreement import check_parallel, check_ranks
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job
 from classification.training.trainer import Trainer
@@ -28,6 +29,8 @@ def prepare(options: Options, seed: Seed) -> Job:
 
 def execute(job: Job, world: World) -> None:
     """Evaluate, or train."""
+    check_ranks(job, world)
+    check_parallel(job, world)
     if job.done:
         world.say(f"=> the run in {job.folder} is done")
         return
@@ -39,5 +42,5 @@ def execute(job: Job, world: World) -> None:
 
 
 def run(words: list[str], prog: str) -> int:
-    """Do what was typed; return the exit status."""
+    """Run the command line; return the exit status."""
     return launch.run(Task(words, prog, partial(config.parse, distillation=False), prepare, execute))

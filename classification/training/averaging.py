@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,23 +14,33 @@ def average(student: nn.Module, decay: float) -> AveragedModel:
     """Return the exponential moving average of a network's weights and statistics.
 
     average <- d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)) at update n, so that a short run is
-    not held back by its first weights.
+    not slowed down by its first weights.
 
     Args:
         student: the network; `update_parameters(student)` after each step.
         decay: in (0, 1).
     """
 
-    @torch.no_grad()
-    def blend(averages: Any, weights: Any, updates: Any) -> None:
-        step = 1 - min(decay, (1 + float(updates)) / (10 + float(updates)))
-        if torch.is_floating_point(averages[0]):
-            torch._foreach_lerp_(averages, weights, step)
-        else:
-            for kept, new in zip(averages, weights, strict=True):
-                kept.copy_(new)
+    return _Average(student, decay)
 
-    return AveragedModel(student, multi_avg_fn=blend, use_buffers=True)
+
+class _Average(AveragedModel):
+    """torch's average, whose number of updates stays on the processor: reading it would wait for a GPU."""
+
+    def __init__(self, student: nn.Module, decay: float) -> None:
+        super().__init__(student, use_buffers=True)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        updates = int(self.n_averaged)
+        step = 1.0 if updates == 0 else 1 - min(self.decay, (1 + updates) / (10 + updates))
+        own, new = (list(chain(m.parameters(), m.buffers())) for m in (self.module, model))
+        floating = [n for n, value in enumerate(own) if torch.is_floating_point(value)]
+        torch._foreach_lerp_([own[n] for n in floating], [new[n].detach() for n in floating], step)
+        for n in set(range(len(own))) - set(floating):
+            own[n].copy_(new[n])
+        self.n_averaged += 1
 
 
 def state(average: AveragedModel | None, student: nn.Module) -> dict[str, Any]:

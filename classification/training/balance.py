@@ -1,16 +1,19 @@
-"""The gradients of the terms of a loss: their shares, weights that would make them equal, which are not finite."""
+"""The gradients of the terms of a loss: their shares, and which are not finite."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 
 def gradient_shares(
-    groups: Sequence[tuple[nn.Module, Sequence[str]]], values: Mapping[str, Tensor], weights: Mapping[str, float]
+    groups: Sequence[tuple[nn.Module, Sequence[str]]],
+    values: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    scale: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> dict[str, Tensor]:
     """Return each term's part of the gradient on its network's weights: its norm over the sum of all norms.
 
@@ -20,12 +23,14 @@ def gradient_shares(
         groups: each network that trains, and the names of its terms.
         values: raw value of each term, with its graph, which is kept.
         weights: factor of each term.
+        scale: scales a loss before its backward: in float16 small gradients would become zeros. Shares stay what they
+            are.
     """
     shares: dict[str, Tensor] = {}
     for network, names in groups:
         norms = {}
         for name in names if len(names) > 1 else ():
-            value = weights[name] * values[name].mean()
+            value = scale(weights[name] * values[name].mean())
             gradients = _gradients(value, network)
             norms[name] = torch.stack([g.float().norm() for g in gradients] or [value * 0]).norm()
         total = sum(norms.values(), torch.tensor(0.0)).clamp_min(1e-30)
@@ -57,17 +62,6 @@ def terms_not_finite(module: nn.Module, values: Mapping[str, Tensor], weights: M
     """
     found = {name: _gradients(weight * values[name].mean(), module) for name, weight in weights.items()}
     return [name for name, gradients in found.items() if not all(bool(g.isfinite().all()) for g in gradients)]
-
-
-def balanced(weights: Mapping[str, float], shares: Mapping[str, float]) -> dict[str, float]:
-    """Rescale weights to equal gradient norms; the first term and terms without gradient keep theirs.
-
-    Args:
-        weights: factor of each term.
-        shares: as measured with them; terms of other networks are left out.
-    """
-    some = next((share for share in shares.values() if share > 0), 1.0)
-    return {n: weights[n] * (some / share if share > 0 else 1.0) for n, share in shares.items()}
 
 
 def dominant(weighted: Mapping[str, float]) -> str | None:

@@ -24,18 +24,20 @@ def distil(job: Job, networks: Sequence[Taps]) -> Distiller:
     """Build the terms, and freeze the teachers, each in its fastest form; or let peers teach each other."""
     student, teachers = networks[0], networks[1:]
     if mutual(job.options.table):
-        probes = [look(job, network, None) for network in networks]
+        probes = [probe_of(job, network, None) for network in networks]
         others = [[other for other in probes if other is not own] for own in probes]
         pairs = zip(probes, others, strict=True)
         return Distiller.mutual(networks, [build_terms(job, own, rest) for own, rest in pairs])
-    views = [view(job.preprocessing, seen) for seen in job.teacher_preprocessing]
+    views = [view_of(job.preprocessing, seen) for seen in job.teacher_preprocessing]
     weights = [float(teacher.get("weight", 1.0)) for teacher in job.specs]
-    seen = [look(job, network, shown, weight) for network, shown, weight in zip(teachers, views, weights, strict=True)]
+    seen = [
+        probe_of(job, network, view, weight) for network, view, weight in zip(teachers, views, weights, strict=True)
+    ]
     joint = job.options.networks.teacher_mean == "probabilities"
     if joint:
         seen = [Probe(replace(seen[0].outputs, features=[]))]
-    terms = build_terms(job, look(job, student, None), seen)
-    job.teachers = [speed_up(job, *pair) for pair in zip(teachers, views, strict=True)]
+    terms = build_terms(job, probe_of(job, student, None), seen)
+    job.teachers = [fast_teacher(job, *pair) for pair in zip(teachers, views, strict=True)]
     return Distiller(student, freeze(Ensemble(job.teachers, weights)) if joint else job.teachers, terms)
 
 
@@ -60,47 +62,47 @@ def build_terms(job: Job, student: Probe, teachers: Sequence[Probe]) -> Terms:
     return terms
 
 
-def view(student: Preprocessing, teacher: Preprocessing) -> View | None:
-    """Return what a teacher of another size or normalisation needs between the student's images and itself."""
+def view_of(student: Preprocessing, teacher: Preprocessing) -> View | None:
+    """Return what turns the student's images into the teacher's size and normalisation; None where they agree."""
     if (student.mean, student.std, student.img_size) == (teacher.mean, teacher.std, teacher.img_size):
         return None
     return View(student.mean, student.std, teacher.mean, teacher.std, teacher.img_size)
 
 
-def look(job: Job, network: Taps, shown: View | None, weight: float | None = None) -> Probe:
-    """Return what one dry forward tells of a network.
+def probe_of(job: Job, network: Taps, view: View | None, weight: float | None = None) -> Probe:
+    """Probe a network: its taps, norms, margins and logits on one batch.
 
     Args:
-        job: with what the student sees.
+        job: its preprocessing is the student's.
         network: tapped, not folded.
-        shown: what its images pass first.
+        view: what turns the student's images into the network's own, or None.
         weight: of a frozen teacher among several; None for a network that trains.
 
     Raises:
-        UserError: taps that are not reached, read what is no tensor, or do not say how it is laid out; no logits.
+        UserError: a tap that the forward does not reach, or that reads no map; a network without logits.
     """
     size = job.preprocessing.img_size
     images = torch.zeros(1, 3, size, size)
     try:
-        seen = images if shown is None else shown(images)
+        seen = images if view is None else view(images)
         found = probe(network, seen, weight=1.0 if weight is None else weight, frozen=weight is not None)
-    except (ValueError, TypeError) as error:  # of the taps: what they read says that the network runs
+    except (ValueError, TypeError) as error:  # an error of the taps: the network itself runs
         raise UserError(str(error)) from error
     except RuntimeError as error:
         raise UserError(f"the networks do not run at --img-size {size} with these taps: {error}") from error
     return replace(found, before_relu=job.before_relu)
 
 
-def speed_up(job: Job, teacher: Taps, shown: View | None) -> Frozen:
+def fast_teacher(job: Job, teacher: Taps, view: View | None) -> Frozen:
     """Freeze a teacher in its fastest form: norms folded, in bfloat16 where the device has it."""
     devices, size = job.options.devices, job.preprocessing.img_size
     images = torch.randn(1, 3, size, size)
     norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in teacher.modules())
-    folded = fold_norms(teacher, images if shown is None else shown(images))
+    folded = fold_norms(teacher, images if view is None else view(images))
     dtype = devices.teacher_dtype
     if dtype == "auto":
         narrow = "float16" if devices.amp == "fp16" else "float32"
         dtype = "bfloat16" if has_bfloat16(device_of(devices)) else narrow
     job.teacher_dtype = dtype
     job.notes.append(f"teacher: frozen, {folded} of {norms} batch norms folded into convolutions, {dtype}")
-    return freeze(teacher.to(getattr(torch, dtype)), shown)
+    return freeze(teacher.to(getattr(torch, dtype)), view)

@@ -1,4 +1,4 @@
-"""What main_mgd.py does: build the terms of a run, distil."""
+"""The work of main_mgd.py: build networks, taps and terms, then distil."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from classification.options.terms import using
 from classification.runs import launch
 from classification.runs.launch import Task
 from classification.runs.world import Seed, World
+from classification.training.agreement import check_parallel, check_ranks
 from classification.training.distillation import distil
 from classification.training.engine import Engine
 from classification.training.job import Job, start_job
@@ -27,11 +28,10 @@ def prepare(options: Options, seed: Seed) -> Job:
     assert job.student is not None
     networks = tap(job)
     if options.run.show_taps:
-        job.shown = described(job, networks)
+        job.taps_table = described(job, networks)
         return job
-    logits = [name for name in using(options.table, "maps") if not networks[0].paths]
-    if logits:
-        job.notes.append(f"no taps are known of these networks: {', '.join(logits)} compares logits")
+    if (without_maps := using(options.table, "maps")) and not networks[0].paths:
+        job.notes.append(f"these networks have no published taps: {', '.join(without_maps)} compares logits")
     distiller = distil(job, networks)
     if options.devices.sync_bn:
         nn.SyncBatchNorm.convert_sync_batchnorm(distiller.terms)
@@ -41,11 +41,13 @@ def prepare(options: Options, seed: Seed) -> Job:
 
 def execute(job: Job, world: World) -> None:
     """Evaluate the networks, then distil."""
+    check_ranks(job, world)
+    check_parallel(job, world)
     if job.done:
         world.say(f"=> the run in {job.folder} is done")
         return
-    if job.shown:
-        world.say(job.shown)
+    if job.taps_table:
+        world.say(job.taps_table)
         return
     engine, run = Engine(job, world), job.options.run
     engine.evaluate_all()
@@ -56,5 +58,5 @@ def execute(job: Job, world: World) -> None:
 
 
 def run(words: list[str], prog: str) -> int:
-    """Do what was typed; return the exit status."""
+    """Run the command line; return the exit status."""
     return launch.run(Task(words, prog, partial(config.parse, distillation=True), prepare, execute))

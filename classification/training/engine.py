@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from classification.data.images import read_image
 from classification.data.preprocessing import Preprocessing
 from classification.errors import Stopped
 from classification.runs import evaluation
-from classification.runs.checkpoint import hold, job_hash
+from classification.runs.checkpoint import hold
 from classification.runs.interrupt import Interrupt
 from classification.runs.metrics import accuracy, result, tally
 from classification.runs.scores import COLUMNS, Predictions, per_image
@@ -26,6 +26,7 @@ from classification.training.job import Job
 from classification.training.precision import autocast, lacks
 from mgd import Frozen, logits_of
 
+LOOK = 8  # batches of a pass without training after which ranks look whether one got a signal
 NAMES = {"cpu": "processor", "cuda": "GPU"}
 
 
@@ -41,12 +42,8 @@ class Engine:
         self.job, self.world, self.options = job, world, job.options
         trains = job.distiller is not None and not job.options.run.calibrate
         self.lock = hold(job.folder) if trains and world.first else None  # held while this lives
-        if job.distiller is not None:
-            world.check_same(job_hash(job.record(), job.inputs), "options, teachers or training images")
         self.seed = world.share(job.seed.value)
-        seed_everything(
-            self.seed, world.rank, seeded=job.seed.typed, deterministic=bool(job.options.devices.deterministic)
-        )
+        seed_everything(self.seed, world.rank, deterministic=bool(job.options.devices.deterministic))
         self.workers = -(-job.options.devices.workers // world.local_size)
         for note in (*job.data.notes, *job.notes):
             world.say(f"=> {note}")
@@ -68,12 +65,12 @@ class Engine:
     # -- evaluation
 
     def evaluate_all(self) -> dict[str, dict[str, float]]:
-        """Evaluate every network of the job, each on images as it sees them; warn of a teacher that knows nothing."""
+        """Evaluate every network of the job with its own preprocessing; warn of a teacher that is near chance."""
         results, rows = {}, {}
         run = self.options.run
         file = evaluation.place(run.output, self._checkpoints()) if run.evaluate and self.world.first else None
         for role, (arch, network) in self.job.networks().items():
-            seen = self.job.seen()[role]
+            seen = self.job.preprocessing_by_role()[role]
             if seen is None:
                 self.world.say(f"=> {role} {arch}: not evaluated, its outputs are of other classes")
                 continue
@@ -118,7 +115,6 @@ class Engine:
         total = torch.zeros(4, dtype=torch.float64, device=self.world.device)
         network.eval()
         for images, target in self.valid_images(seen):
-            self._leave_if_asked()
             with self.autocast():
                 outputs = network(images)
             logits = logits_of(outputs).float()
@@ -141,7 +137,7 @@ class Engine:
             photos = Photos(self.job.data.valid, seen.transform(), cache=self._valid_cache)
             batches = FixedBatches(list(range(len(photos))), self._share, self.world.rank, self.world.size)
             self._valid_loaders[seen] = self.load(photos, batches)
-        for images, target, _ in told(self.progress(self._valid_loaders[seen], "evaluate"), self.workers):
+        for images, target, _ in self._passing(self._valid_loaders[seen], "evaluate"):
             yield self.images(images, seen), self.move(target)
 
     def training_images(self, epoch: int, num_images: int | None = None) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
@@ -156,14 +152,13 @@ class Engine:
         batches = FixedBatches(chosen, self._share, self.world.rank, self.world.size)
         photos = Photos(self.job.data.train, self.job.preprocessing.transform(), cache=self.train_cache())
         loading = self.load(photos, batches, persistent=False)
-        for images, target, index in told(self.progress(loading, "match"), self.workers):
-            self._leave_if_asked()
+        for images, target, index in self._passing(loading, "match"):
             yield self.images(images), self.move(target), self.move(index)
 
     def load(
         self, photos: Photos, batches: Sampler[list[tuple[int, int]]], *, persistent: bool = True
     ) -> DataLoader[tuple[Tensor, int, int]]:
-        """Return what loads batches of images for this rank; `persistent` as in `loader`."""
+        """Return the loader of this rank's batches; `persistent` as in `loader`."""
         world = self.world
         return loader(photos, batches, self.workers, world.device, persistent=persistent, ending=world.ending)
 
@@ -188,19 +183,30 @@ class Engine:
         self.world.say(f"=> decoding {len(samples)} images into memory")
         return Cache(samples, read_image)
 
-    # -- small things
+    # -- precision, progress, signals
 
     def autocast(self) -> torch.autocast:
         """Return the context of mixed precision that --amp asks for."""
         return autocast(self.world.device.type, self.options.devices.amp)
 
     def progress(self, loading: DataLoader[tuple[Tensor, int, int]], what: str) -> Any:
-        """Show a bar on a terminal, on rank 0."""
+        """Wrap a loader in a progress bar, on rank 0 in a terminal."""
         if self.world.first and sys.stderr.isatty():
             return tqdm(loading, desc=what, leave=False, dynamic_ncols=True)
         return loading
 
-    def _leave_if_asked(self) -> None:
-        """Leave a pass that can be done again, where no other rank waits for its end."""
-        if self.interrupt is not None and self.interrupt.signal and self.world.size == 1:
-            raise Stopped(self.interrupt.signal)
+    def _passing(self, loading: DataLoader[tuple[Tensor, int, int]], what: str) -> Iterator[Any]:
+        """Yield the batches of a pass that can be done again; leave it where a signal asks for that, on all ranks.
+
+        Ranks look at each other's signals after every few batches that all of them have.
+        """
+        batches = loading.batch_sampler
+        assert isinstance(batches, FixedBatches)
+        for number, batch in enumerate(told(self.progress(loading, what), self.workers)):
+            alone = self.world.size == 1
+            if self.interrupt is not None and (alone or (number % LOOK == 0 and number < batches.common)):
+                signal = self.world.largest(self.interrupt.signal)
+                if signal:
+                    raise Stopped(signal)
+            yield batch
+            self.world.passed()

@@ -27,10 +27,10 @@ from classification.options.groups import Devices
 from classification.options.options import Options, recorded
 from classification.options.terms import mutual, needing
 from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume, run_folder
-from classification.runs.restore import damaged, take_up
+from classification.runs.restore import damaged_error, load_or_keep
 from classification.runs.world import Seed, device_of
 from classification.training.precision import widen
-from classification.training.sources import Sources, find, numbered_as
+from classification.training.sources import Sources, find_sources, numbered_as
 from mgd import Distiller, logits_of
 from mgd.losses import Term
 
@@ -42,28 +42,30 @@ class Job:
     Args:
         options: of the run.
         seed: of the run, drawn or typed; a resumed run has that of its checkpoint.
+        data: the folder's splits.
+        student: the network to train or evaluate; None where only a teacher is evaluated.
+        teachers: the networks beside it: frozen, or in mutual learning its peers.
         arch: the student's network.
         specs: the description of each teacher, its network settled.
         num_classes: K.
         resume_from: the checkpoint to resume from, or an empty string.
-        teacher_dtype: number type of the frozen teachers, as it was settled.
-        data: the folder's splits.
-        student: the network to train or evaluate; None where only a teacher is evaluated.
-        teachers: the networks beside it: frozen, or in mutual learning its peers.
+        teacher_dtype: number type of the frozen teachers.
         distiller: what computes the loss, or None with --evaluate.
         notes: what was loaded, one line each.
-        resume: the checkpoint to go on from, or None.
-        changed: how its run differs from this one, where --resume-override allows it.
-        anew: what begins anew therefore: its state does not fit.
-        inputs: hashes of what the run depends on beside its options.
-        bad: images that were left out, and why.
-        auto: whether --resume auto was given, with which a run that is done is no mistake.
-        done: whether the checkpoint is of a run that is done.
         sizes: parameters of each network, by role: "student", "teacher", or "teacher 1" and so on.
-        preprocessing: what the student sees of an image.
-        teacher_preprocessing: what each teacher sees of it.
+        preprocessing: of the student's images.
+        teacher_preprocessing: of each teacher's images.
         before_relu: whether the taps lie before a ReLU, so that terms whose source reads maps behind it apply one.
-        foreign: whether each teacher tells other classes than the run's, and serves by its maps alone.
+        other_classes: whether each teacher has other classes than the run, so that only its maps are used.
+        checkpoint: what the run resumes from, or None.
+        changed: how its run differs from this one, where --resume-override allows it.
+        reinitialised: the parts whose state does not fit the new options, and is initialised again.
+        inputs: hashes of what the run depends on beside its options.
+        bad_images: images that are skipped, and why.
+        auto: whether --resume auto was typed, with which a run that is done is no mistake.
+        done: whether the checkpoint is of a run that is done.
+        folder: the run folder.
+        taps_table: what --show-taps prints, in place of a run.
     """
 
     options: Options
@@ -82,16 +84,16 @@ class Job:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     teacher_preprocessing: list[Preprocessing] = field(default_factory=list)
     before_relu: bool = False
-    foreign: list[bool] = field(default_factory=list)
-    resume: dict[str, Any] | None = None
+    other_classes: list[bool] = field(default_factory=list)
+    checkpoint: dict[str, Any] | None = None
     changed: list[str] = field(default_factory=list)
-    anew: list[str] = field(default_factory=list)
+    reinitialised: list[str] = field(default_factory=list)
     inputs: dict[str, Any] = field(default_factory=dict)
-    bad: dict[str, str] = field(default_factory=dict)
+    bad_images: dict[str, str] = field(default_factory=dict)
     auto: bool = False
     done: bool = False
     folder: Path = Path()
-    shown: str = ""  # what --show-taps prints, in place of a run
+    taps_table: str = ""
 
     def networks(self) -> dict[str, tuple[str, nn.Module]]:
         """Return {role: (arch, network)}, teachers first."""
@@ -99,9 +101,9 @@ class Job:
         found = {role: (spec["arch"], network) for role, (spec, network) in zip(self._roles(), pairs, strict=True)}
         return found if self.student is None else {**found, "student": (self.arch, self.student)}
 
-    def seen(self) -> dict[str, Preprocessing | None]:
-        """Return {role: preprocessing} of the networks, None for those that tell other classes."""
-        pairs = zip(self.teacher_preprocessing, self.foreign, strict=True)
+    def preprocessing_by_role(self) -> dict[str, Preprocessing | None]:
+        """Return {role: preprocessing} of the networks, None for those of other classes."""
+        pairs = zip(self.teacher_preprocessing, self.other_classes, strict=True)
         found = {role: None if other else seen for role, (seen, other) in zip(self._roles(), pairs, strict=True)}
         return {**found, "student": self.preprocessing}
 
@@ -115,7 +117,7 @@ class Job:
         return self.options.data.train_crop or "resized"
 
     def record(self) -> dict[str, Any]:
-        """Return the options as the run keeps them, with what was found out of files and folders."""
+        """Return the options as the run records them, with what files and folders have settled."""
         asked = self.options.data.img_size is not None
         found: dict[str, Any] = {
             "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.specs,
@@ -129,7 +131,7 @@ class Job:
         return recorded(self.options, **found)
 
     def set_distiller(self, distiller: Distiller) -> None:
-        """Take the distiller, and the checkpoint to go on from if there is one."""
+        """Set the distiller, and load the checkpoint of a run that is resumed."""
         data, run = self.options.data, self.options.run
         assert data.data is not None
         self.distiller = distiller
@@ -143,24 +145,24 @@ class Job:
             return
         images = image_names(self.data.train, data.data)
         now = Now(self.record(), self.options, self.data.classes, self.inputs, images)
-        self.resume, self.changed = read_resume(self.resume_from, now)
+        self.checkpoint, self.changed = read_resume(self.resume_from, now)
         if self.changed:
-            self.notes.append(f"going on with {', '.join(self.changed)}")
-        self.done = self.resume["resume"]["epoch"] >= total_epochs(self.options.optimisation)
+            self.notes.append(f"resuming with {', '.join(self.changed)}")
+        self.done = self.checkpoint["resume"]["epoch"] >= total_epochs(self.options.optimisation)
         if self.done and not self.auto:
-            raise UserError(f"{self.resume_from} is of a run that is done: raise --epochs to go on")
-        self._load_resume(self.resume, distiller)
+            raise UserError(f"{self.resume_from} is of a run that is done: raise --epochs to train further")
+        self._load_resume(self.checkpoint, distiller)
 
-    def _load_resume(self, resume: dict[str, Any], distiller: Distiller) -> None:
-        """Take up the student and the terms; a term of changed options, which its state does not fit, begins anew."""
+    def _load_resume(self, checkpoint: dict[str, Any], distiller: Distiller) -> None:
+        """Load the student and the terms; a term whose state does not fit changed options is initialised again."""
         assert self.student is not None
-        load_strictly(self.student, resume["state_dict"], f"{self.resume_from} is damaged: it", self.arch)
+        load_strictly(self.student, checkpoint["state_dict"], f"{self.resume_from} is damaged: it", self.arch)
         for name, term in distiller.terms.items():
-            if error := take_up(term, partial(_load_term, term, resume["resume"]["terms"].get(name))):
+            if error := load_or_keep(term, partial(_load_term, term, checkpoint["resume"]["terms"].get(name))):
                 if not self.changed:
                     what = f"the state of the term {name} does not fit: {' '.join(str(error).split())[:200]}"
-                    raise damaged(self.resume_from, what) from error
-                self.anew.append(f"the term {name}")
+                    raise damaged_error(self.resume_from, what) from error
+                self.reinitialised.append(f"the term {name}")
 
 
 def _load_term(term: nn.Module, state: dict[str, Any]) -> None:
@@ -172,7 +174,7 @@ def _load_term(term: nn.Module, state: dict[str, Any]) -> None:
 def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
     """Read the folder and build the networks that the options ask for.
 
-    What the options leave to the networks' files is settled first: architectures, the size of images, the crop.
+    What the options leave open (architectures, size of images, crop) is first taken from the networks' files.
 
     Raises:
         UserError: whatever the user can mend.
@@ -181,7 +183,7 @@ def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
     data, bad = _read_data(options)
     weights = networks.student_resume or run.resume or networks.pretrained or networks.use_pretrained
     only_teacher = run.evaluate and with_teacher and not weights
-    sources = find(options, with_student=not only_teacher, with_teacher=with_teacher)
+    sources = find_sources(options, with_student=not only_teacher, with_teacher=with_teacher)
     number = options.data.num_classes
     if run.evaluate and number is None:
         data = numbered_as(data, sources.classes)
@@ -189,7 +191,7 @@ def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
     if number < len(data.classes):
         raise UserError(f"--num-classes {number} is less than the {len(data.classes)} class folders")
     torch.manual_seed(seed.value)
-    job = Job(options, seed, data, auto=run.resume == "auto", bad=bad, notes=sources.notes, num_classes=number)
+    job = Job(options, seed, data, auto=run.resume == "auto", bad_images=bad, notes=sources.notes, num_classes=number)
     job.arch, job.specs, job.resume_from = sources.arch, sources.specs, sources.resume
     _add_student(job, sources, build_it=not only_teacher)
     if with_teacher:
@@ -201,7 +203,7 @@ def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
 
 
 def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
-    """Return the images of a run, and those that are left out because they cannot be read."""
+    """Return the images of a run, and those that are skipped because they cannot be read."""
     asked = options.data
     assert asked.data is not None
     data = read_folder(
@@ -226,7 +228,7 @@ def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
 
 @torch.no_grad()
 def _try(arch: str, model: nn.Module, size: int, num_classes: int) -> None:
-    """Refuse a network that does not turn an image of its size into so many logits."""
+    """Refuse a network that does not return `num_classes` logits for an image of this size."""
     model.eval()
     try:
         output = model(torch.zeros(1, 3, size, size))
@@ -241,7 +243,7 @@ def _try(arch: str, model: nn.Module, size: int, num_classes: int) -> None:
 
 
 def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
-    """Build the student and load it; settle what it sees, and with it --img-size and --train-crop."""
+    """Build and load the student, and settle its preprocessing, with it --img-size and --train-crop."""
     options, published = job.options, None
     evaluate = options.run.evaluate
     if build_it:
@@ -249,7 +251,7 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
         downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.goes_on
         if downloads or (sources.student is not None and job.arch.startswith("timm:")):
             published = published_preprocessing(model, job.arch)
-    job.preprocessing = sources.student_sees(evaluate, published)
+    job.preprocessing = sources.student_preprocessing(evaluate, published)
     size = job.preprocessing.img_size
     if not build_it:
         return
@@ -265,7 +267,7 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
 
 
 def _trainable(devices: Devices, model: nn.Module) -> nn.Module:
-    """Replace the layers whose gradient a processor is slow at in bfloat16, before anything is tapped."""
+    """Replace layers whose gradient is slow in bfloat16 on a processor; to be done before the network is tapped."""
     if devices.amp == "bf16" and device_of(devices).type == "cpu":
         widen(model)
     return model
@@ -280,7 +282,7 @@ def _say_preprocessing(
         if recipe:
             how = f"as its recipe and its {what} say"
         elif file is not None and file.preprocessing(seen) != seen:
-            how += ", but for the size"
+            how += ", except for the size"
         silent = ", of which its file says nothing" if file is not None and not file.seen else ""
         job.notes.append(f"the {role} {arch} sees images {how}{silent}: {seen}")
 
@@ -315,7 +317,7 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
     else:
         if file is None or arch.startswith("timm:"):
             published = published_preprocessing(model, arch, spec.get("weights"))
-        seen = sources.teacher_sees(job.preprocessing, spec, file, published)
+        seen = sources.teacher_preprocessing(job.preprocessing, spec, file, published)
         if file is not None:
             outputs = other_outputs(model, file, classes, job.data.classes)
         elif classes != 1000:
@@ -336,10 +338,12 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
         _say_preprocessing(job, role, arch, seen, file, recipe=bool({"img_size", "mean", "std"} & set(spec)))
     if evaluate or not spec.get("frozen", True):
         model = _trainable(options.devices, model)
+    if options.devices.sync_bn and not spec.get("frozen", True):
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     _try(arch, model, seen.img_size, outputs or classes)
     job.teachers.append(model)
     job.teacher_preprocessing.append(seen)
-    job.foreign.append(outputs is not None)
+    job.other_classes.append(outputs is not None)
 
 
 def _load_teacher(
@@ -355,6 +359,6 @@ def _load_teacher(
 
 
 def _reads_maps_alone(options: Options) -> bool:
-    """Return whether a training's terms read nothing but maps of the teachers."""
+    """Return whether the terms read only maps of the teachers, in a training."""
     names = [name for name, spec in options.table.items() if not spec.kind.alone]
     return not options.run.evaluate and bool(names) and set(names) <= set(needing(options.table, "maps"))

@@ -1,4 +1,4 @@
-"""What updates the weights: SGD with Nesterov momentum, or Muon; and how its state is taken up again."""
+"""What updates the weights: SGD with Nesterov momentum, or Muon; and how its state is loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build_optimizer(
 
     Args:
         distiller: what trains.
-        args: the options.
+        options: of training.
         bfloat16: whether Muon computes in bfloat16; where the device has it by default.
 
     Reference: Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks".
@@ -53,7 +53,7 @@ def build_optimizer(
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Take up the momenta of a saved state; rate, momentum and decay stay those of this run.
+    """Load the momenta of a saved state; rate, momentum and decay stay those of this run.
 
     Raises:
         ValueError: momenta of other weights, or none that are finite.

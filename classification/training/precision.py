@@ -1,4 +1,4 @@
-"""Numbers of 16 bits: autocast, and what is better computed without."""
+"""Mixed precision: autocast, and layers that are faster in float32."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from mgd import has_bfloat16
 class MixedPrecision(nn.Module):
     """Autocast inside the module that is wrapped: the threads of DataParallel do not inherit its type.
 
+    The logits lose their graph: DDP waits for the gradient of every weight that an output depends on, and only the
+    terms have one to give.
+
     Args:
         module: what to run.
         device: whose autocast.
@@ -26,7 +29,8 @@ class MixedPrecision(nn.Module):
 
     def forward(self, *inputs: Any) -> Any:
         with autocast(self.device_type, self.kind, self._bfloat16):
-            return self.module(*inputs)
+            values = self.module(*inputs)
+        return {**values, "logits": values["logits"].detach()} if isinstance(values, dict) else values
 
 
 def autocast(device_type: str, kind: str, bfloat16: bool | None = None) -> torch.autocast:

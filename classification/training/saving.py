@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written between two steps, and taken up again."""
+"""Checkpoints of a training: written between two steps, and restored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from classification.errors import RunError, shown
 from classification.options.config import describe, epoch_name
 from classification.runs.checkpoint import VERSION, describe_student, write_atomic
 from classification.runs.random_state import random_state, set_random_state
-from classification.runs.restore import take_up
+from classification.runs.restore import load_or_keep
 from classification.training import averaging
 from classification.training.optimizer import load_optimizer
 from classification.training.step import finite
@@ -28,6 +28,7 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
     Raises:
         RunError: weights that are not finite; the files stay what they were.
     """
+    trainer.stepper.settle()
     trainer.world.share_state(trainer.student)
     if trainer.result is not trainer.student:
         trainer.world.share_state(trainer.result)
@@ -40,7 +41,7 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
     trainer.means.collect(trainer.world)
     for term in trainer.terms():
         term.collect(first=trainer.world.first)
-    drawn = random_state(trainer.world)
+    generators = random_state(trainer.world)
     if not trainer.world.first:
         return
     job = trainer.job
@@ -52,7 +53,13 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
             write_atomic(trainer.job.folder / file, described)
     if "" in better:
         write_atomic(trainer.job.folder / "best.pth", plain)
-    resume = {
+    resume = _resume_state(trainer, generators)
+    write_atomic(trainer.job.folder / "last.pth", {**plain, "resume": resume})
+
+
+def _resume_state(trainer: Trainer, generators: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what last.pth has beside the student: everything that a resumed run needs."""
+    return {
         "version": VERSION,
         "epoch": trainer.epoch,
         "step": trainer.step,
@@ -71,18 +78,18 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
         "optimizer": trainer.stepper.optimizer.state_dict(),
         "scaler": trainer.stepper.scaler.state_dict(),
         "ema": averaging.state(trainer.stepper.average, trainer.student),
-        "random": drawn,
+        "random": generators,
     }
-    write_atomic(trainer.job.folder / "last.pth", {**plain, "resume": resume})
 
 
 def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Take up the state of a checkpoint; student and terms have theirs since the job was built."""
-    anew = [*trainer.job.anew, *_restore_peers(trainer, state["peers"])]
+    """Load the state of a checkpoint, except that of student and terms, which was loaded when the job was built."""
+    reinitialised = [*trainer.job.reinitialised, *_restore_peers(trainer, state["peers"])]
     before = state["config"]["options"].get("optimizer", "sgd")
-    if anew or before != trainer.options.optimisation.optimizer:
-        anew.append(
-            f"the momenta of {trainer.options.optimisation.optimizer}" + (f", after {before}" if not anew else "")
+    if reinitialised or before != trainer.options.optimisation.optimizer:
+        reinitialised.append(
+            f"the momenta of {trainer.options.optimisation.optimizer}"
+            + (f", after {before}" if not reinitialised else "")
         )
     else:
         load_optimizer(trainer.stepper.optimizer, state["optimizer"])
@@ -90,10 +97,10 @@ def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
         if state["scaler"] or not trainer.job.changed:
             trainer.stepper.scaler.load_state_dict(state["scaler"])
         else:
-            anew.append("the scale of --amp fp16")
+            reinitialised.append("the scale of --amp fp16")
     averaging.restore(trainer.stepper.average, trainer.student, state["ema"])
     if trainer.stepper.average is not None and not state["ema"]:
-        anew.append("the average of --ema")
+        reinitialised.append("the average of --ema")
     trainer.epoch, trainer.extra, trainer.best = state["epoch"], state["extra"], state["best"]
     trainer.stepper.skipped, trainer.elapsed = state["skipped"], float(state.get("elapsed", 0.0))
     if _same_images(trainer, state):
@@ -103,7 +110,7 @@ def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
         trainer.batches.begin(
             trainer.epoch, trainer.step, trainer.seen
         )  # refuses what is left before anything is written
-    trainer.unprepared = bool(trainer.job.anew) and trainer.step > 0
+    trainer.update_due = bool(trainer.job.reinitialised) and trainer.step > 0
     for term in trainer.terms():
         if not trainer.world.first:
             term.forget()
@@ -112,43 +119,45 @@ def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
         trainer.world.say(f"=> the run keeps its own seed, {state['seed']}")
     trainer.take_seed(state["seed"])
     exact = set_random_state(state["random"], trainer.world)
-    _say_resumed(trainer, state, anew, exact=exact)
+    _say_resumed(trainer, state, reinitialised, exact=exact)
 
 
 def _restore_peers(trainer: Trainer, states: Mapping[str, Any]) -> list[str]:
-    """Take up the peers; return those that are of another network than the run had, and begin anew."""
-    anew = []
+    """Load the peers; return the names of those whose network has changed, which are initialised again."""
+    reinitialised = []
     for name, peer in trainer.peers().items():
-        if error := take_up(peer, partial(_load, peer, states.get(name))):
+        if error := load_or_keep(peer, partial(_load, peer, states.get(name))):
             if not trainer.job.changed:
                 raise error
-            anew.append(name)
-    return anew
+            reinitialised.append(name)
+    return reinitialised
 
 
 def _same_images(trainer: Trainer, state: Mapping[str, Any]) -> bool:
     return bool(state["inputs"]["training images"] == trainer.job.inputs["training images"])
 
 
-def _say_resumed(trainer: Trainer, state: Mapping[str, Any], anew: Sequence[str], *, exact: bool) -> None:
+def _say_resumed(trainer: Trainer, state: Mapping[str, Any], reinitialised: Sequence[str], *, exact: bool) -> None:
     name = epoch_name(trainer.options.optimisation, trainer.epoch)
-    if anew:
-        trainer.world.say(f"=> what the run had does not fit its new options, and begins anew: {'; '.join(anew)}")
+    if reinitialised:
+        trainer.world.say(
+            f"=> state that does not fit the new options is initialised again: {'; '.join(reinitialised)}"
+        )
     if state["step"] and not trainer.step:
-        trainer.world.say(f"=> the training images are others than then: {name} begins anew")
+        trainer.world.say(f"=> the training images have changed: {name} starts again from its first step")
     left = f", step {trainer.step}: {len(trainer.photos) - trainer.seen} images of it are left" if trainer.step else ""
-    trainer.world.say(f"=> going on with {name}{left}")
+    trainer.world.say(f"=> resuming with {name}{left}")
     if not exact:
         trainer.world.say(
-            f"=> the run had {len(state['random'])} ranks and has {trainer.world.size} now: it goes on, and is no "
-            "longer the same bit for bit"
+            f"=> the run had {len(state['random'])} ranks and has {trainer.world.size} now: it resumes, but no "
+            "longer gives the same bits"
         )
 
 
 def seen_images(state: Mapping[str, Any], num_images: int) -> int:
     """Return how many images of the epoch a run had seen, over all ranks.
 
-    A checkpoint of before this was kept says it by its steps and its batch size.
+    An older checkpoint does not record it: there it follows from its steps and its batch size.
 
     Raises:
         ValueError: a number that cannot be.

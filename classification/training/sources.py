@@ -1,4 +1,4 @@
-"""Where the networks of a run come from, and what their files say of them, before any is built."""
+"""The weight files of a run's networks, read before any network is built: architectures and preprocessing."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Sources:
         student: the file whose weights the student takes, or None.
         resumed: the description of the run that this one resumes, or None.
         teachers: the file of each teacher, or None.
-        img_size: as it was asked for, None where files decide.
-        train_crop: likewise.
-        notes: what was found.
+        img_size: of --img-size; None where files decide.
+        train_crop: of --train-crop; None where files decide.
+        notes: remarks for the user.
     """
 
     goes_on: bool = False
@@ -50,11 +50,10 @@ class Sources:
         """The class names of the first file that has some."""
         return next((file.classes for file in (self.student, *self.teachers) if file and file.classes), None)
 
-    def student_sees(self, evaluate: bool, published: Preprocessing | None) -> Preprocessing:
+    def student_preprocessing(self, evaluate: bool, published: Preprocessing | None) -> Preprocessing:
         """Return the student's preprocessing: of its file, of published weights, or the usual one.
 
-        What was asked for by --img-size wins; --train-crop wins where a run begins. Evaluations and resumed runs crop
-        as their file says.
+        --img-size comes first, and --train-crop in a new run. Evaluations and resumed runs crop as their file says.
 
         Args:
             evaluate: whether the networks are evaluated alone.
@@ -67,7 +66,7 @@ class Sources:
         crop = None if kept else self.train_crop
         return found if (self.img_size, crop) == (None, None) else found.at(self.img_size or found.img_size, crop)
 
-    def teacher_sees(
+    def teacher_preprocessing(
         self,
         student: Preprocessing,
         spec: Mapping[str, Any],
@@ -78,9 +77,9 @@ class Sources:
 
         Args:
             student: what the student sees.
-            spec: what is known of the teacher.
+            spec: the description of the teacher.
             file: of its weights, or None.
-            published: as in `student_sees`.
+            published: as in `student_preprocessing`.
 
         Raises:
             UserError: the recipe's values make no sense.
@@ -99,11 +98,11 @@ def _of_file(file: WeightFile | None, usual: Preprocessing, published: Preproces
     return usual if file is None else file.preprocessing(usual)
 
 
-def find(options: Options, *, with_student: bool, with_teacher: bool) -> Sources:
+def find_sources(options: Options, *, with_student: bool, with_teacher: bool) -> Sources:
     """Read the files of a run's networks, and settle the architectures that were left to them.
 
     Raises:
-        UserError: a file that cannot be read, or one of a network that is not known.
+        UserError: a file that cannot be read, or one of an unknown network.
     """
     run, networks = options.run, options.networks
     last = str(Path(run.output, "last.pth")) if run.resume == "auto" and run.output else run.resume
@@ -134,7 +133,7 @@ def _teacher_arch(student: str, spec: Mapping[str, Any], file: WeightFile | None
 
 
 def _arch(file: WeightFile | None, notes: list[str], option: str) -> str | None:
-    """Return the architecture that a file says, by our name; None where it says none."""
+    """Return our name of the architecture that a file records; None where it records none."""
     if file is None:
         return None
     if file.arch is None:
@@ -147,7 +146,7 @@ def _arch(file: WeightFile | None, notes: list[str], option: str) -> str | None:
 
 
 def numbered_as(data: Folder, names: list[str] | None) -> Folder:
-    """Number the classes of a folder as a file does that knows these and more."""
+    """Number the classes of a folder as a file does that has these classes and more."""
     if names is None or not set(data.classes) < set(names):
         return data
     index = [names.index(name) for name in data.classes]

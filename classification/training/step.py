@@ -6,10 +6,10 @@ import contextlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from classification.data.mixing import mixing
@@ -21,6 +21,7 @@ from classification.runs.world import World, wrap
 from classification.training.averaging import average
 from classification.training.balance import gradient_shares, largest_gradient, terms_not_finite
 from classification.training.engine import Engine
+from classification.training.flags import Flags, Met
 from classification.training.job import Job
 from classification.training.optimizer import build_optimizer
 from classification.training.precision import MixedPrecision
@@ -30,6 +31,18 @@ Loaded = Sequence[Tensor]  # images, target and index, as the loader gives them
 Known = Future[list[Outputs]] | None  # what the teachers say of a batch, where it is computed ahead
 
 SMALLEST_SCALE = 2.0**-20  # of the scaler, which begins with 2^16
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A step's batch and losses, as far as they are needed to say what went wrong in it."""
+
+    epoch: int
+    step: int
+    parts: Sequence[Loaded]
+    found: Sequence[Mapping[str, Tensor]]
+    known: Known
+    drawn: Sequence[Any]
 
 
 class Stepper:
@@ -53,8 +66,11 @@ class Stepper:
         self.mix = mixing(options.data, job.num_classes)
         self._ahead = self._teachers_ahead()
         self.skipped = 0  # steps left out because their loss or gradient was not finite
-        self.signal = 0  # that came to any rank before its last step; 0 for none
-        self._flags = torch.zeros(3, device=world.device)  # kept: see World.kept
+        self.met = Met()  # what any rank met, as far as it is known
+        # A step can be left out only where its flags are read before the update.
+        late = world.device.type == "cuda" and not options.run.skip_nonfinite
+        self._flags = Flags(world, late=late)
+        self._last: _Done | None = None
 
     @property
     def job(self) -> Job:
@@ -173,18 +189,19 @@ class Stepper:
                 images, target, index = part
                 values = self.forward(images, target, index, epoch, known)
                 if step == 0 and last:
-                    shares = gradient_shares(self.distiller.groups(), values, self.distiller.weights(epoch))
+                    weights = self.distiller.weights(epoch)
+                    shares = gradient_shares(self.distiller.groups(), values, weights, self.scaler.scale)
                 # DDP averages gradients over ranks; parts that differ in size weigh by their images.
                 share = len(part[0]) * self.world.size / size
                 self.scaler.scale(values["loss"].mean() * share).backward()
             del values["logits"]
             found.append({name: value.detach() for name, value in values.items()})
-        if what := self._not_finite(found):
-            where = f"{epoch_name(self.options.optimisation, epoch)}, step {step + 1}"
-            cause = (
-                self._bad_losses(parts, found) if what == "loss" else self._bad_gradients(parts, epoch, known, drawn)
-            )
-            self._leave_out(f"the {what} is not finite in {where}{cause}", before)
+        done = _Done(epoch, step, parts, found, known, drawn)
+        self._exchange(found)
+        if self._flags.late:
+            done, self._last = self._last or done, done
+        if self.met.loss or self.met.gradient:
+            self._leave_out(done, before)
             return None
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -201,22 +218,36 @@ class Stepper:
         ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)
         return self.wrapped.no_sync() if ddp else contextlib.nullcontext()  # type: ignore[operator]
 
-    def _not_finite(self, found: Sequence[Mapping[str, Tensor]]) -> str:
-        """Return "loss" or "gradient" where that is not finite on any rank, and note a signal to any of them.
+    def _exchange(self, found: Sequence[Mapping[str, Tensor]]) -> None:
+        """Learn what any rank met.
 
-        All is read in one wait for the device. The scaler of --amp fp16 looks at gradients itself: it leaves a step out
-        where they overflow, and lowers its scale.
+        The scaler of --amp fp16 looks at gradients itself: it leaves a step out where they overflow, and lowers its
+        scale.
         """
-        losses = torch.stack([values["loss"].mean() for values in found])
-        self._flags[0] = ~losses.isfinite().all()
-        if not self.scaler.is_enabled():
-            self._flags[1] = ~largest_gradient(self.distiller).isfinite()
-        self._flags[2] = self.engine.interrupt.signal if self.engine.interrupt is not None else 0
-        if self.world.size > 1:
-            dist.all_reduce(self._flags, op=dist.ReduceOp.MAX)
-        loss, gradient, signal = self._flags.tolist()
-        self.signal = int(signal)
-        return "loss" if loss else "gradient" if gradient else ""
+        losses, interrupt = torch.stack([values["loss"].mean() for values in found]), self.engine.interrupt
+        gradient = None if self.scaler.is_enabled() else ~largest_gradient(self.distiller).isfinite()
+        signal, save = (interrupt.signal, interrupt.take_save()) if interrupt is not None else (0, False)
+        self.met = self._flags.exchange(~losses.isfinite().all(), gradient, signal, save)
+
+    def settle(self) -> None:
+        """Learn what any rank met in the last step; before its weights are saved.
+
+        Raises:
+            RunError: a loss or a gradient that is not finite.
+        """
+        met = self._flags.settle()
+        if (met.loss or met.gradient) and self._last is not None:
+            self.met = met
+            self._leave_out(self._last, {})
+        self.met = Met(signal=met.signal or self.met.signal, save=met.save or self.met.save)
+
+    def _cause(self, done: _Done) -> str:
+        """Name the terms and images behind a loss or a gradient that is not finite."""
+        if self.met.loss:
+            return self._bad_losses(done.parts, done.found)
+        if self._flags.late:  # the weights have moved since
+            return " though the loss is; --skip-nonfinite 1 would name the term"
+        return self._bad_gradients(done)
 
     def _bad_losses(self, parts: Sequence[Loaded], found: Sequence[Mapping[str, Tensor]]) -> str:
         """Name the terms and images of the first part whose loss is not finite."""
@@ -226,12 +257,13 @@ class Stepper:
                 return self._named(terms or ["sum"], part)
         return " (on another rank)"
 
-    def _bad_gradients(self, parts: Sequence[Loaded], epoch: int, known: Known, drawn: Sequence[Any]) -> str:
+    def _bad_gradients(self, done: _Done) -> str:
         """Pass the batch again, as it was drawn, and name terms and images of the first part of a bad gradient."""
         self.optimizer.zero_grad(set_to_none=True)
-        _set_generators(self.world.device, drawn)
-        whole = [self._terms_of(part, epoch, known) for part in parts]  # all: terms may wait for those of other ranks
-        for part, terms in zip(parts, whole, strict=True):
+        _set_generators(self.world.device, done.drawn)
+        # All of them: terms may wait for those of other ranks.
+        terms_of_parts = [self._terms_of(part, done.epoch, done.known) for part in done.parts]
+        for part, terms in zip(done.parts, terms_of_parts, strict=True):
             if terms:
                 return f" though the loss is{self._named(terms, part)}"
         return f" though the loss is{' (on another rank)' if self.world.size > 1 else ''}"
@@ -252,26 +284,29 @@ class Stepper:
         """Copy statistics, costs and margins; a bank of all images is left out: it takes finite values only."""
         return {n: value.clone() for n, value in self.distiller.named_buffers() if not n.endswith("_bank")}
 
-    def _leave_out(self, what: str, before: Mapping[str, Tensor]) -> None:
+    def _leave_out(self, done: _Done, before: Mapping[str, Tensor]) -> None:
         """Take back what the forward changed, or stop the run.
 
         Raises:
             RunError: more steps than --skip-nonfinite allows.
         """
+        what = "loss" if self.met.loss else "gradient"
+        where = f"{epoch_name(self.options.optimisation, done.epoch)}, step {done.step + 1}"
+        said = f"the {what} is not finite in {where}{self._cause(done)}"
         self.skipped += 1
         self.optimizer.zero_grad(set_to_none=True)
         last, best = (self.job.folder / f"{name}.pth" for name in ("last", "best"))
         if self.skipped > self.options.run.skip_nonfinite:
             raise RunError(
-                f"{what}: lower --lr or the term's weight, look at the images, or allow some by --skip-nonfinite N; "
+                f"{said}: lower --lr or the term's weight, look at the images, or allow some by --skip-nonfinite N; "
                 f"{last} is from before{f', and {best} from the best epoch' if best.exists() else ''}"
             )
         if not finite(self.distiller):
-            raise RunError(f"{what}, because weights are not: lower --lr; {last} is from before")
+            raise RunError(f"{said}, because weights are not: lower --lr; {last} is from before")
         for name, value in self.distiller.named_buffers():
             if name in before:
                 value.copy_(before[name])
-        self.world.say(f"!! WARNING: {what}: left out, {self.skipped} of {self.options.run.skip_nonfinite}")
+        self.world.say(f"!! WARNING: {said}: left out, {self.skipped} of {self.options.run.skip_nonfinite}")
 
     def check_scale(self, epoch: int) -> None:
         """Stop a run of --amp fp16 whose gradients never fit.

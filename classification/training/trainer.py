@@ -1,4 +1,4 @@
-"""Training: epochs and steps, what is logged and saved, and how a run that was cut goes on."""
+"""Training: epochs and steps, what is logged and saved, and how a run that was interrupted resumes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from classification.data.transforms import train_transform
 from classification.errors import Stopped, UserError
 from classification.options.config import describe, epoch_name, learning_rate, total_epochs
 from classification.options.options import Options
+from classification.runs.balance import balanced
 from classification.runs.checkpoint import (
     image_names,
     keep_images,
@@ -28,7 +29,7 @@ from classification.runs.metrics import Journal, Means
 from classification.runs.progress import Progress, epoch_line, last_lines, sum_of
 from classification.runs.restore import whole
 from classification.runs.world import World
-from classification.training.balance import balanced, dominant, gradient_shares
+from classification.training.balance import dominant, gradient_shares
 from classification.training.engine import Engine
 from classification.training.job import Job
 from classification.training.saving import restore, save
@@ -43,8 +44,8 @@ SETTLED = 10  # steps after which terms are compared
 class Trainer:
     """Train the distiller of a job.
 
-    What a checkpoint holds is the state between two steps, all of it: a run that goes on from one computes what the
-    uncut run would have computed, bit for bit on the CPU.
+    A checkpoint has the complete state between two steps: a resumed run computes what the run without interruption
+    would have computed, bit for bit on the CPU.
 
     Args:
         engine: the job on this rank.
@@ -76,16 +77,16 @@ class Trainer:
         )
         self.loader = engine.load(self.photos, self.batches)
         self.take_seed(engine.seed)
-        # The state between two steps, beside that of the modules above.
+        # The state between two steps, except that of the modules above.
         self.epoch = options.optimisation.start_epoch
         self.step = self.seen = 0  # steps of this epoch that are done, and the images of them over all ranks
-        self.seconds = 0.0  # that they took
-        self.extra: dict[str, float] = {}  # what the terms logged before it
+        self.seconds = 0.0  # that these steps took
+        self.extra: dict[str, float] = {}  # what the terms logged before this epoch
         self.means = Means(world.device)
         self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
-        self.elapsed = 0.0  # seconds of the run, up to its last checkpoint before this process
-        self.unprepared = False  # whether a term begins anew inside an epoch
-        self.balance_told = False
+        self.elapsed = 0.0  # seconds that the run took before this process
+        self.update_due = False  # whether a term was initialised again within an epoch
+        self.balance_reported = False
         self.progress, self.begun = Progress(options.optimisation, options.run.print_freq), time.perf_counter()
 
     @property
@@ -100,7 +101,7 @@ class Trainer:
 
     @property
     def options(self) -> Options:
-        """Of the run."""
+        """The options of the run."""
         return self.engine.options
 
     # -- the loop
@@ -109,33 +110,37 @@ class Trainer:
         """Train to the last epoch and return its record.
 
         Raises:
-            Stopped: a signal came; a checkpoint holds the state.
+            Stopped: a signal came; the state is saved.
             RunError: a loss that is not finite, or memory that ran out.
         """
-        if self.job.resume:
+        resumed = self.job.checkpoint is not None
+        if self.job.checkpoint is not None:
             with whole(self.job.resume_from):
-                restore(self, self.job.resume["resume"])
+                restore(self, self.job.checkpoint["resume"])
+            self.job.checkpoint = None  # all of it has been taken up: a second copy of the state would stay in memory
         if self.world.first:
             make_folder(
                 self.job.folder,
                 describe(self.options.command, self.job.record()),
-                resumed=self.job.resume is not None,
-                bad=self.job.bad,
+                resumed=resumed,
+                bad=self.job.bad_images,
             )
-            if self.job.changed or not self.job.resume:
+            if self.job.changed or not resumed:
                 keep_images(self.job.folder, image_names(self.job.data.train, str(self.options.data.data)))
         self.world.say(f"=> run folder {self.job.folder}")
         self.journal = Journal(self.job.folder, self.epoch) if self.world.first else None
-        if not self.job.resume:
+        if not resumed:
             save(self)
         record: dict[str, Any] = {}
-        try:
-            with Interrupt("the step", at_once=self.world.size == 1) as self.engine.interrupt:
+        with Interrupt("the step", at_once=self.world.size == 1) as self.engine.interrupt:
+            try:
                 while self.epoch < total_epochs(self.options.optimisation):
                     record = self._run_epoch()
-        except Stopped as stop:
-            stop.resume = command(self.options.command[0], "--resume", str(self.job.folder)) if self.world.first else ""
-            raise
+            except Stopped as stop:
+                self.world.wait()  # for rank 0's file: a launcher ends the others as soon as one rank leaves
+                words = (self.options.command[0], "--resume", str(self.job.folder))
+                stop.resume = command(*words) if self.world.first else ""
+                raise
         if self.journal:
             self.journal.close()
         self._say_end(record)
@@ -143,25 +148,22 @@ class Trainer:
 
     def _run_epoch(self) -> dict[str, Any]:
         epoch, begun = self.epoch, time.perf_counter()
-        if self.step == 0 or self.unprepared:
+        if self.step == 0 or self.update_due:
             self.extra = update_terms(self.engine, self.distiller, epoch)
-            self.unprepared = False
+            self.update_due = False
         if self.step == 0:
             self.means, self.seconds = Means(self.world.device), 0.0
         earlier = self.seconds
-        try:
+        if self.step < len(self.batches) or not self.step:
             self._train()
-            record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate(self.result)}
-            for name, peer in self.peers().items():
-                record |= {f"{key}_{name}": value for key, value in self.engine.evaluate(peer).items()}
-        except Stopped:
-            if self.progress.steps:  # else the last checkpoint holds all
-                save(self)
-            raise
+            save(self)  # before the evaluation, which a signal may cut
+        record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate(self.result)}
+        for name, peer in self.peers().items():
+            record |= {f"{key}_{name}": value for key, value in self.engine.evaluate(peer).items()}
         better = self._improved(record)
         self._say_epoch(record)
         if self.journal:
-            self.journal.write(record)  # first: what a run cut here leaves behind is dropped when it goes on
+            self.journal.write(record)  # first: if the run is killed here, the line is dropped when it resumes
         self.epoch, self.step, self.seen = epoch + 1, 0, 0
         save(self, better=better)
         self.progress.aside = time.perf_counter() - begun - (self.seconds - earlier)
@@ -184,10 +186,10 @@ class Trainer:
         self.stepper.wrapped.train()
         bar = self.engine.progress(self.loader, epoch_name(self.options.optimisation, epoch))
         before, earlier = time.perf_counter(), self.seconds
-        for batch, known in self.stepper.ahead(told(bar, self.engine.workers)):
+        for batch, teacher_outputs in self.stepper.ahead(told(bar, self.engine.workers)):
             self.stepper.set_rate(learning_rate(self.options.optimisation, epoch, self.step / steps))
             size, past = self.batches.batch_size(self.step), self.seconds
-            values = self.stepper(batch, epoch, self.step, size, known)
+            values = self.stepper(batch, epoch, self.step, size, teacher_outputs)
             if values is not None:
                 self.means.add(values, len(batch[0]))
             if self.engine.interrupt is not None:
@@ -197,13 +199,15 @@ class Trainer:
             self.progress.stepped(self.seconds - past)
             if values is not None:
                 self._say_step(values, bar)
-            if self.stepper.signal:
-                raise Stopped(self.stepper.signal)
-            if every and self.step % every == 0 and self.step < steps:
+            self.world.passed()
+            if signal := self.stepper.met.signal:
+                save(self)
+                raise Stopped(signal)
+            if self.step < steps and ((every and self.step % every == 0) or self.stepper.met.save):
                 save(self)
         self.stepper.check_scale(epoch)
 
-    # -- what is said and logged
+    # -- output and records
 
     def _train_record(self) -> dict[str, float]:
         means, epoch = self.means.means(self.world), self.epoch
@@ -227,13 +231,13 @@ class Trainer:
         if not self.world.first:
             return
         due, steps = self.progress.due(self.step), len(self.batches)
-        settled = not self.balance_told and self.progress.steps >= min(SETTLED, steps)
+        settled = not self.balance_reported and self.progress.steps >= min(SETTLED, steps)
         if not due and not settled:
             return  # reading values waits for the device
         weights = self.distiller.weights(self.epoch)
         weighted = {name: weights[name] * float(values[name].detach().mean()) for name in weights}
         if settled:
-            self.balance_told = True
+            self.balance_reported = True
             if warning := dominant(weighted):
                 self.world.say(warning)
         if due:
@@ -289,7 +293,7 @@ class Trainer:
                 break
             images, target, index = batch
             values = self.stepper.forward(images, target, index, epoch=0)
-            means.add(gradient_shares(groups, values, weights), len(batch[0]))
+            means.add(gradient_shares(groups, values, weights, self.stepper.scaler.scale), len(batch[0]))
         shares = means.means(self.world)
         for name, weight in balanced(weights, shares).items():
             how = f"--term {name}.weight={weight:.4g}"

@@ -1,4 +1,4 @@
-"""What happens before an epoch: every term renews itself; what it found is said, logged and kept."""
+"""Before an epoch: every term updates itself, and what it returns is printed, logged and saved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mgd import Distiller
 
 
 def update_terms(engine: Engine, distiller: Distiller, epoch: int) -> dict[str, float]:
-    """Have every term renew what it takes from the networks, and return what is logged of it.
+    """Update every term from the networks, and return the numbers to log.
 
     Raises:
         RunError: an update that fails, or whose result differs between the ranks.
@@ -55,7 +55,7 @@ def update_terms(engine: Engine, distiller: Distiller, epoch: int) -> dict[str, 
 
 
 def _hash(arrays: Mapping[str, Any]) -> int:
-    """Hash the arrays of whole numbers to a 63-bit number, so that ranks can check that theirs are equal."""
-    whole = [value for value in map(np.ascontiguousarray, arrays.values()) if value.dtype.kind in "iu"]
-    digest = hashlib.sha256(b"".join(value.tobytes() for value in whole)).digest()
+    """Hash the integer arrays to a 63-bit number, so that ranks can compare theirs."""
+    integers = [value for value in map(np.ascontiguousarray, arrays.values()) if value.dtype.kind in "iu"]
+    digest = hashlib.sha256(b"".join(value.tobytes() for value in integers)).digest()
     return int.from_bytes(digest[:8], "big") >> 1

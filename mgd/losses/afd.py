@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from mgd.checks import check_maps, check_tensors
 from mgd.losses.at import energy
+from mgd.losses.pool import pool
 from mgd.losses.term import HyperParameters, Term, per_teacher
 from mgd.taps import Batch, Outputs, Probe, as_map
 
@@ -51,7 +52,7 @@ def afd(student: Sequence[Tensor], teacher: Sequence[Tensor], attention: Tensor)
     for teacher_map in teacher:
         goal = F.normalize(energy(teacher_map.detach()).flatten(1), dim=1)
         height, width = teacher_map.shape[2:]
-        pooled = [F.adaptive_avg_pool2d(x, (height, width)).flatten(1) for x in energies]
+        pooled = [pool(x, (height, width)).flatten(1) for x in energies]
         gaps.append(torch.stack([(F.normalize(x, dim=1) - goal).square().mean(dim=1) for x in pooled], dim=1))
     distance = torch.stack(gaps, dim=1)  # (B, teacher taps, student taps)
     return (attention.float() * distance).sum(dim=(1, 2)).mean()

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mgd.checks import check_maps
 from mgd.flow import Flow
+from mgd.losses.pool import pool
 from mgd.taps import Outputs, as_map
 
 
@@ -28,7 +29,7 @@ def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """
     check_maps("the loss", a, b)
     size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
-    pooled = (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size) for x in (a, b))
+    pooled = (x if x.shape[2:] == size else pool(x, size) for x in (a, b))
     first, second = pooled
     return first, second
 
@@ -49,7 +50,7 @@ def at_size_of(student: Tensor, teacher: Tensor) -> Tensor:
     if own == size:
         return teacher
     if all(a % b == 0 for a, b in zip(own, size, strict=True)):
-        return F.adaptive_avg_pool2d(teacher, size)
+        return pool(teacher, size)
     shrinks = any(a > b for a, b in zip(own, size, strict=True))
     return F.interpolate(teacher.float(), size, mode="bilinear", antialias=shrinks).to(teacher.dtype)
 

@@ -99,6 +99,10 @@ def check_index(index: Tensor, num_images: int, num_all: int) -> None:
             raise ValueError(f"crd was built for {num_all} images; got positions {low} to {high} in the data set")
 
 
+def _forget_step(contrast: _Contrast, _: object) -> None:
+    contrast._known_step = None
+
+
 class _Contrast(nn.Module):
     """Heads and memory of one pair of networks; the buffers are equal on all ranks."""
 
@@ -119,6 +123,13 @@ class _Contrast(nn.Module):
             self.register_buffer(name, bank)
         self.register_buffer("log_normalisers", torch.full((2,), math.nan))  # NaN: not estimated yet
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._known_step: int | None = None  # what `steps` holds: reading it would wait for a GPU in each step
+        self.register_load_state_dict_post_hook(_forget_step)  # type: ignore[no-untyped-call]
+
+    def _step(self) -> int:
+        if self._known_step is None:
+            self._known_step = int(self.steps)
+        return self._known_step
 
     def forward(self, student: Tensor, teacher: Tensor, index: Tensor) -> Tensor:
         student, teacher = self.student_head(student), self.teacher_head(teacher)
@@ -128,7 +139,9 @@ class _Contrast(nn.Module):
     def _contrast(self, student: Tensor, teacher: Tensor, index: Tensor) -> Tensor:
         student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
         # One more than wanted: an anchor that is among them takes the last in its own place.
-        drawn = candidates(int(self.steps), self.num_negatives + 1, self.num_images, self.hyper.seed).to(index.device)
+        drawn = candidates(self._step(), self.num_negatives + 1, self.num_images, self.hyper.seed)
+        if index.device.type == "cuda":
+            drawn = drawn.pin_memory().to(index.device, non_blocking=True)
         scores = [
             self._scores(student, self.teacher_bank, index, drawn),
             self._scores(teacher, self.student_bank, index, drawn),
@@ -151,16 +164,17 @@ class _Contrast(nn.Module):
         return torch.cat([positives, negatives], dim=1) / self.hyper.temperature
 
     @torch.no_grad()
-    def _remember(self, whole: Tensor, index: Tensor, logs: Tensor) -> None:
+    def _remember(self, embeddings: Tensor, index: Tensor, logs: Tensor) -> None:
         """Move the banks' entries of the whole batch towards its embeddings, on every rank in the same way."""
         # Where an image comes twice, both rows write what its first one says: the order of writing cannot matter.
         first = (index[:, None] == index).int().argmax(dim=1)
-        embeddings = whole[first, :-2].chunk(2, dim=1)
-        for bank, embedding in zip((self.student_bank, self.teacher_bank), embeddings, strict=True):
+        rows = embeddings[first, :-2].chunk(2, dim=1)
+        for bank, embedding in zip((self.student_bank, self.teacher_bank), rows, strict=True):
             old = bank[index]
             new = F.normalize(self.hyper.momentum * old + (1 - self.hyper.momentum) * embedding, dim=1)
             bank.index_copy_(0, index, torch.where(new.isfinite().all(dim=1, keepdim=True), new, old))
         self.log_normalisers.copy_(logs)
+        self._known_step = self._step() + 1
         self.steps += 1
 
 
@@ -204,6 +218,7 @@ class CRD(Term):
     uses = frozenset({"maps"})
     rectified = True
     paired = False
+    remembers = True
     weight = 0.8
 
     @dataclass(frozen=True, kw_only=True)
@@ -262,8 +277,6 @@ class CRD(Term):
         return cls(widths[0], widths[1:], num_images, hyper)
 
     def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        if getattr(self, "_is_replica", False):
-            raise RuntimeError("crd keeps a memory, which DataParallel loses: run one process per GPU")
         assert batch.index is not None
         contrast = self.contrasts[number]
         assert isinstance(contrast, _Contrast)

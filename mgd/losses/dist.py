@@ -74,6 +74,8 @@ def _unit(logs: Tensor, dim: int) -> Tensor:
 class DIST(LogitTerm):
     """`dist` of the batch over all ranks, as a term."""
 
+    relational = True
+
     weight = 2.0
 
     @dataclass(frozen=True, kw_only=True)

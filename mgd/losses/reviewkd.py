@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mgd.checks import check_maps
 from mgd.losses.align import same_size
+from mgd.losses.pool import pool
 from mgd.losses.term import HyperParameters, Term, per_teacher
 from mgd.taps import Batch, Outputs, Probe, as_map
 
@@ -44,7 +45,7 @@ def context_loss(student: Tensor, teacher: Tensor, *, sizes: Sequence[int] = (4,
         if size < min(student.shape[2:]):
             factor /= 2
             total += factor
-            pooled = F.adaptive_avg_pool2d(student, size), F.adaptive_avg_pool2d(teacher, size)
+            pooled = pool(student, (size, size)), pool(teacher, (size, size))
             loss = loss + factor * F.mse_loss(pooled[0], pooled[1])
     return loss / total
 

@@ -77,6 +77,7 @@ class RKD(Term):
 
     uses = frozenset({"maps"})
     rectified = True
+    relational = True
     paired = False
 
     @dataclass(frozen=True, kw_only=True)

@@ -43,6 +43,7 @@ class Similarity(Term):
 
     needs = frozenset({"maps"})
     rectified = True
+    relational = True
     paired = False
     weight = 3000.0
 

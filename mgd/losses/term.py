@@ -64,7 +64,8 @@ class Term(nn.Module):
     networks' maps tap by tap, `rectified` whether its source reads maps behind the ReLU; with `rectify` set, a ReLU is
     applied to both networks' maps first, because the taps lie before it. `alone` says that it reads no teacher,
     `label_free` that it is meant to train without labels, `mutual` that its teachers are peers that train too, `fuses`
-    that `torch.compile` makes one fast kernel of it.
+    that `torch.compile` makes one fast kernel of it, `relational` that it compares the images of a batch with each
+    other, `remembers` that a step changes its buffers.
 
     Args:
         hyper: the hyper-parameters; None for those in `values`, or the defaults.
@@ -87,6 +88,8 @@ class Term(nn.Module):
     label_free: ClassVar[bool] = False
     mutual: ClassVar[bool] = False
     fuses: ClassVar[bool] = False
+    relational: ClassVar[bool] = False
+    remembers: ClassVar[bool] = False
     rectify: bool = False
     notes: Sequence[str] = ()  # what a user should know of how it was built
 

@@ -85,7 +85,7 @@ class Frozen(nn.Module):
         super().__init__()
         self.view = view
         self.taps = model if isinstance(model, (Taps, Ensemble)) else Taps(model)
-        self._copies: dict[torch.device, nn.Module] = {}
+        self._copies: dict[torch.device, Frozen] = {}
         self.requires_grad_(False)
         self.taps.eval()
 
@@ -99,23 +99,32 @@ class Frozen(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Outputs:
         """Return the `Outputs` for `images` (B, 3, H, W), cast to the weights' type; none requires a gradient."""
-        network = self._on(images.device)
-        images = images if self.view is None else self.view(images)
+        own = self._on(images.device)
+        images = images if own.view is None else own.view(images)
         with torch.autocast(images.device.type, enabled=False):
-            outputs: Outputs = network(_cast(images, network))
+            outputs: Outputs = own.taps(_cast(images, own.taps))
         return outputs
 
-    def _on(self, device: torch.device) -> nn.Module:
-        """Return the network on `device`, copied there once: DataParallel calls one teacher from many devices."""
+    def _on(self, device: torch.device) -> Frozen:
+        """Return this teacher on `device`, copied there once: DataParallel calls one teacher from many devices."""
         weight = next(self.taps.parameters(), None)
         if weight is None or weight.device == device:
-            return self.taps
+            return self
         if device not in self._copies:
-            if not isinstance(self.taps, Taps):
-                raise ValueError(f"the teacher is on {weight.device}, the images on {device}: move one of them")
-            model = copy.deepcopy(self.taps.model).to(device)
-            self._copies[device] = Taps(model, self.taps.paths).eval()
+            self._copies[device] = Frozen(_copy(self.taps), copy.deepcopy(self.view)).to(device)
         return self._copies[device]
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    """Copy a network; taps hold hooks, and are set anew."""
+    if isinstance(network, Taps):
+        return Taps(copy.deepcopy(network.model), network.paths)
+    if isinstance(network, Frozen):
+        return Frozen(_copy(network.taps), copy.deepcopy(network.view))
+    assert isinstance(network, Ensemble)
+    found = Ensemble([_copy(model) for model in network.models])
+    found.weights.copy_(network.weights)
+    return found
 
 
 def _cast(images: Tensor, network: nn.Module) -> Tensor:

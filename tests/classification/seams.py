@@ -1,4 +1,4 @@
-"""Whole runs whose job a test changes before they start, by the hooks of torch."""
+"""Whole runs whose job or trainer a test changes before they start."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from classification.options.config import parse
 from classification.options.options import Options
 from classification.runs import launch
 from classification.runs.launch import Task
-from classification.runs.world import Seed
+from classification.runs.world import Seed, World
 from classification.training import alone, distilling
+from classification.training.engine import Engine
 from classification.training.job import Job
+from classification.training.trainer import Trainer
 
 
 def run_changed(words: list[str], change: Callable[[Job], object], script: Any = main_mgd) -> int:
@@ -30,6 +32,21 @@ def run_changed(words: list[str], change: Callable[[Job], object], script: Any =
 
     read = partial(parse, distillation=script is main_mgd)
     return launch.run(Task(words, script.PROG, read, prepare, module.execute))
+
+
+def run_trainer(
+    words: list[str], change: Callable[[Trainer], object], script: Any = main_mgd, engine: type[Engine] = Engine
+) -> int:
+    """Train a run whose trainer `change` has changed before its first step, and return its exit status."""
+    module = distilling if script is main_mgd else alone
+
+    def execute(job: Job, world: World) -> None:
+        trainer = Trainer(engine(job, world))
+        change(trainer)
+        trainer.fit()
+
+    read = partial(parse, distillation=script is main_mgd)
+    return launch.run(Task(words, script.PROG, read, module.prepare, execute))
 
 
 def before_forward(job: Job, hook: Callable[[int, Any], Any]) -> None:

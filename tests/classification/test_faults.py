@@ -19,8 +19,9 @@ from classification.data.folders import read_folder, told
 from classification.data.images import read_image
 from classification.errors import RunError, UserError
 from classification.runs.metrics import Journal
+from classification.training.trainer import Trainer
 from tests.classification.conftest import SMALL, TEACHER
-from tests.classification.seams import before_forward, poison, run_changed
+from tests.classification.seams import before_forward, poison, run_changed, run_trainer
 from tests.classification.test_main import options, records
 
 
@@ -75,15 +76,15 @@ class Deadly:
 
 
 def test_a_loading_process_that_dies_ends_the_run(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import classification.training.trainer
+    def deadly(trainer: Trainer) -> None:
+        trainer.photos.transform = Deadly()
 
-    monkeypatch.setattr(classification.training.trainer, "train_transform", lambda *_, **__: Deadly())
     words = [str(photos), "-a", TEACHER, *SMALL, "--epochs", "1", "--output", str(tmp_path / "run"), "-j", "1"]
     words.remove("-j")
     words.remove("0")
-    assert main_base.main(words) == 1
+    assert run_trainer(words, deadly, main_base) == 1
     error = capsys.readouterr().err
     assert "a loading process died" in error and "lower --workers (now 1)" in error
 

@@ -15,11 +15,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.classification.refusals import Case, Place, checkpoints, folders, images, lists, options, recipes, terms
+from tests.classification.refusals import (
+    Case,
+    Place,
+    checkpoints,
+    folders,
+    images,
+    lists,
+    options,
+    recipes,
+    reports,
+    terms,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "refusals.md"
-MODULES = (images, folders, checkpoints, options, recipes, lists, terms)
+MODULES = (images, folders, checkpoints, options, recipes, lists, terms, reports)
 GROUPS: dict[str, list[Case]] = {module.__name__.rpartition(".")[2]: module.CASES for module in MODULES}
 ALL = [(group, case) for group, cases in GROUPS.items() for case in cases]
 CASES = [pytest.param(*pair, id=f"{pair[0]}: {pair[1].what}") for pair in ALL]

@@ -294,7 +294,7 @@ def test_what_was_said_of_images_names_its_source(photos: Path, tmp_path: Path) 
     file = saved(tmp_path / "w.pth", TEACHER, 0, format=4, img_size=24, resize=24, mean=list(HALF), std=[0.25] * 3)
     words = [str(photos), "-e", "-j", "0", "--seed", "0"]
     alone = engine_of([*words, "--student-resume", str(file), "--img-size", "32"], main_base)
-    assert "sees images as its file had them, but for the size: 32 px" in " ".join(alone.job.notes)
+    assert "sees images as its file had them, except for the size: 32 px" in " ".join(alone.job.notes)
     recipe = tmp_path / "r.yaml"
     recipe.write_text(f"teachers: [{{arch: {TEACHER}, resume: {file}, mean: [0.1, 0.1, 0.1]}}]\nterms: {{kd: {{}}}}\n")
     both = engine_of([*words, "--config", str(recipe)], main_mgd)

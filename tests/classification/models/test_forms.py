@@ -28,7 +28,7 @@ from classification.models import build, known_name, may_be_same
 from classification.models.files import read_checkpoint
 from classification.models.states import choose, states_of
 from classification.models.weights import load_file, load_pretrained, load_strictly, read_weights
-from classification.options.config import _files
+from classification.options.teachers import split_files
 from tests.classification.conftest import SMALL, STUDENT
 
 State = dict[str, Tensor]
@@ -344,10 +344,10 @@ def test_files_with_commas_in_their_names_are_told_apart(tmp_path: Path, monkeyp
     for name in ("a.pth", "b.pth", "lr0.1,wd1e-4/last.pth", "a.pth,b.pth"):
         Path(name).write_bytes(b"")
     comma = "lr0.1,wd1e-4/last.pth"
-    assert _files(comma, 1) == _files(comma, 0) == [comma]
-    assert _files(f"a.pth,{comma},b.pth", 3) == ["a.pth", comma, "b.pth"]
-    assert _files("a.pth,b.pth", 2) == ["a.pth", "b.pth"] and _files("a.pth,b.pth", 1) == ["a.pth,b.pth"]
-    assert _files("gone.pth,a.pth", 2) == ["gone.pth", "a.pth"]
+    assert split_files(comma, 1) == split_files(comma, 0) == [comma]
+    assert split_files(f"a.pth,{comma},b.pth", 3) == ["a.pth", comma, "b.pth"]
+    assert split_files("a.pth,b.pth", 2) == ["a.pth", "b.pth"] and split_files("a.pth,b.pth", 1) == ["a.pth,b.pth"]
+    assert split_files("gone.pth,a.pth", 2) == ["gone.pth", "a.pth"]
 
 
 # -- our own formats

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from classification import main_mgd
 from classification.errors import UserError
 from classification.options.config import parse
-from classification.options.term_module import known_terms
+from classification.options.term_module import term_classes
 from mgd import Batch, Outputs
 from mgd.losses import LOSSES
 from tests.classification.test_main import options, records, without
@@ -68,7 +68,7 @@ def test_types_of_hyper_parameters_are_read_however_they_are_written(file: Path)
 
 
 def test_a_term_of_the_file_is_what_it_computes(file: Path) -> None:
-    kind = known_terms(str(file))["gap"]
+    kind = term_classes(str(file))["gap"]
     student, teacher = torch.randn(4, 3), torch.randn(4, 3)
     expected = 2 * (student - teacher).abs().mean()
     term = kind(power="absolute", scale=2.0)
@@ -106,15 +106,15 @@ def test_the_file_of_the_guide_works(tmp_path: Path) -> None:
 def test_files_that_make_no_sense_are_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "my_terms.py").write_text(text)
     with pytest.raises(UserError, match=message):
-        known_terms(str(tmp_path / "my_terms.py"))
+        term_classes(str(tmp_path / "my_terms.py"))
 
 
 def test_a_file_that_is_not_there_or_no_python_is_refused(tmp_path: Path) -> None:
     (tmp_path / "terms.txt").write_text("TERMS = {}")
     with pytest.raises(UserError, match="cannot be read: No such file"):
-        known_terms(str(tmp_path / "none.py"))
+        term_classes(str(tmp_path / "none.py"))
     with pytest.raises(UserError, match="expected a Python file"):
-        known_terms(str(tmp_path / "terms.txt"))
+        term_classes(str(tmp_path / "terms.txt"))
 
 
 def test_no_recipe_brings_code_along(file: Path, tmp_path: Path) -> None:

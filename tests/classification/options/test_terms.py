@@ -100,7 +100,7 @@ def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ("--distiller nothing", "unknown distiller 'nothing': use one of afd, at"),
-        ("--distiller ce", "ce is there by itself wherever labels are used"),
+        ("--distiller ce", "ce is added by itself wherever labels are used"),
         ("--distiller kd+", "names a term that is empty: write a sum as mgd\\+kd"),
         ("--distiller kd --term kd.start=100", "the term kd never acts: it starts in epoch 100"),
         ("--distiller kd --labels 0 --term kd.start=1", "no term acts in epoch 0"),

@@ -49,7 +49,7 @@ class Place:
         return self.base(*teacher, *more, data=data)
 
     def go_on(self, *more: str, data: Path | None = None, **parts: Any) -> list[str]:
-        """The words that go on with a copy of the run, in which parts of last.pth are others; None takes one out."""
+        """The words that resume a copy of the run, in which parts of last.pth are others; None takes one out."""
         if not (self.root / "run").exists():
             shutil.copytree(self.run, self.root / "run")
         last = self.root / "run" / "last.pth"

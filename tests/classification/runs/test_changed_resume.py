@@ -16,8 +16,9 @@ from classification.data.folders import TrainBatches
 from classification.errors import UserError
 from classification.runs.checkpoint import IMAGES, _other_images, keep_images
 from classification.training.saving import seen_images
-from classification.training.step import Stepper
+from classification.training.trainer import Trainer
 from tests.classification.conftest import SMALL, STUDENT
+from tests.classification.seams import run_trainer
 from tests.classification.test_main import options, without
 
 
@@ -64,20 +65,18 @@ def test_an_older_checkpoint_says_by_its_steps_what_it_saw() -> None:
 
 def cut(words: list[str], steps: int, script: Any = main_mgd) -> list[int]:
     """Do so many steps, save, and leave; return the images seen."""
-    step, seen = Stepper._step, []
+    seen: list[list[int]] = []
 
-    def counted(self: Stepper, batch: Any, *inputs: Any) -> Any:
-        seen.append(batch[2].tolist())
-        done = step(self, batch, *inputs)
-        if len(seen) == steps:
-            assert self.engine.interrupt is not None
-            self.engine.interrupt.signal = 15
-            self.signal = 15
-        return done
+    def stop(trainer: Trainer) -> None:
+        def counted(_: Any, inputs: Any) -> None:
+            seen.append(inputs[2].tolist())
+            if len(seen) == steps:
+                assert trainer.engine.interrupt is not None
+                trainer.engine.interrupt.signal = 15
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stepper, "_step", counted)
-        assert script.main(words) == (143 if steps else 0)
+        trainer.distiller.register_forward_pre_hook(counted)
+
+    assert run_trainer(words, stop, script) == (143 if steps else 0)
     return flat(seen)
 
 
@@ -118,7 +117,7 @@ def test_another_optimizer_begins_with_fresh_momenta(kinds: tuple[str, str], dis
     assert main_mgd.main(words) == 2
     assert f"--optimizer {kinds[1]}, was {kinds[0]}. Give those of the run" in capsys.readouterr().err
     assert main_mgd.main([*words, "--resume-override", "1"]) == 0
-    assert f"begins anew: the momenta of {kinds[1]}, after {kinds[0]}" in capsys.readouterr().out
+    assert f"is initialised again: the momenta of {kinds[1]}, after {kinds[0]}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_what_does_not_fit_new_options_begins_anew_and_is_named(
     assert "is of a run with other " in error and "is damaged" not in error and error.count("\n") == 1
     assert main_mgd.main([*again, "--resume-override", "1"]) == 0
     out = capsys.readouterr().out
-    assert f"begins anew: {said}\n" in out if said else "begins anew" not in out
+    assert f"is initialised again: {said}\n" in out if said else "initialised again" not in out
 
 
 def test_a_state_that_fits_no_option_is_damaged(distil: list[str], capsys: Any) -> None:
@@ -164,19 +163,13 @@ def test_a_state_that_fits_no_option_is_damaged(distil: list[str], capsys: Any) 
     )
 
 
-def test_a_scaler_that_the_run_did_not_have_begins_anew(
-    distil: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_a_scaler_that_the_run_did_not_have_is_initialised_again(distil: list[str], capsys: Any) -> None:
+    def scale(trainer: Trainer) -> None:
+        trainer.stepper.scaler = torch.amp.GradScaler("cpu")  # --amp fp16 itself needs a GPU
+
     cut(distil, 1)
-    start = Stepper.__init__
-
-    def scaled(self: Stepper, *inputs: Any) -> None:
-        start(self, *inputs)
-        self.scaler = torch.amp.GradScaler("cpu")  # --amp fp16 itself needs a GPU
-
-    monkeypatch.setattr(Stepper, "__init__", scaled)
-    assert main_mgd.main(["--resume", distil[-1], "--lr", "0.01", "--resume-override", "1"]) == 0
-    assert "begins anew: the scale of --amp fp16" in capsys.readouterr().out
+    assert run_trainer(["--resume", distil[-1], "--lr", "0.01", "--resume-override", "1"], scale) == 0
+    assert "is initialised again: the scale of --amp fp16" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("steps", [2, 6])  # in the first epoch, whose images are others; and in the second
@@ -194,7 +187,7 @@ def test_the_same_line_after_a_broken_image_was_mended(steps: int, copied: list[
     assert "is of a run with other training images: 1 more than then (train/sky/3.png). Give those" in error
     assert len(cut([*words, "--resume-override", "1"], 0, main_base)) == 27 * (2 if steps == 2 else 1)
     name = "epoch 1/2" if steps == 2 else "epoch 2/2"
-    assert f"the training images are others than then: {name} begins anew" in capsys.readouterr().out
+    assert f"the training images have changed: {name} starts again from its first step" in capsys.readouterr().out
     assert main_base.main([*words, "--epochs", "3"]) == 0  # whose images are those of the run now
 
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -12,22 +14,66 @@ from classification.runs import interrupt, launch
 from classification.runs.interrupt import Interrupt
 from classification.runs.world import World
 
+INT, TERM = signal.SIGINT, signal.SIGTERM
+
+
+def status_of(body: Callable[[], int]) -> int:
+    """Run `body` in a forked process and return its exit status."""
+    child = os.fork()
+    if not child:
+        os._exit(body())
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [
+        ((INT,), INT),
+        ((TERM,), TERM),
+        ((INT, INT), 128 + INT),  # a person who types it twice leaves at once
+        ((TERM, TERM, TERM), TERM),  # a scheduler and a launcher send it more than once
+        ((INT, TERM), INT),
+        ((TERM, INT), TERM),
+        ((TERM, INT, INT), 128 + INT),
+    ],
+)
+def test_only_a_second_ctrl_c_leaves_before_the_step_is_finished(signals: tuple[int, ...], status: int) -> None:
+    def body() -> int:
+        with Interrupt("the step") as asked:
+            for number in signals:
+                os.kill(os.getpid(), number)
+            return asked.signal
+
+    assert status_of(body) == status
+
 
 @pytest.mark.parametrize("number", interrupt.SIGNALS)
-def test_the_first_signal_is_remembered_and_the_second_leaves(
-    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    left: list[int] = []
-    monkeypatch.setattr(os, "_exit", left.append)
+def test_the_first_signal_is_said_and_the_handlers_return(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)
-    with Interrupt("the step") as asked:
-        assert asked.signal == 0
+    with Interrupt("the step"):
         os.kill(os.getpid(), number)
-        assert asked.signal == number and left == []
-        assert "finishing the step, then leaving; once more leaves at once" in capsys.readouterr().err
-        os.kill(os.getpid(), number)
-        assert left == [128 + number]
+        assert "finishing the step, then leaving; Ctrl-C" in capsys.readouterr().err
+        if number == TERM:
+            os.kill(os.getpid(), number)
+            assert capsys.readouterr().err == ""
     assert signal.getsignal(number) == before
+
+
+def test_sigusr1_asks_for_a_checkpoint_once_and_ends_nothing() -> None:
+    with Interrupt("the step", at_once=True) as asked:
+        assert not asked.take_save()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert asked.signal == 0 and asked.take_save() and not asked.take_save()
+
+
+def test_sigusr1_ends_no_process_before_training_and_no_loading_process() -> None:
+    def body(prepare: Callable[[], None]) -> int:
+        prepare()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return 7
+
+    for prepare in (interrupt.ignore_save, interrupt.outlast):
+        assert status_of(partial(body, prepare)) == 7
 
 
 def test_a_loading_process_leaves_it_to_the_one_that_trains(capfd: pytest.CaptureFixture[str]) -> None:
@@ -42,16 +88,17 @@ def test_a_loading_process_leaves_it_to_the_one_that_trains(capfd: pytest.Captur
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("number", interrupt.SIGNALS)
-def test_a_loading_process_outlasts_one_signal_and_no_second(number: int) -> None:
-    for signals, status in ((1, 7), (2, 128 + number)):
-        child = os.fork()
-        if not child:
-            interrupt.outlast()
-            for _ in range(signals):
-                os.kill(os.getpid(), number)
-            os._exit(7)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == status
+@pytest.mark.parametrize(
+    ("signals", "status"), [((INT,), 7), ((TERM,), 7), ((TERM, TERM), 7), ((INT, TERM), 7), ((INT, INT), 128 + INT)]
+)
+def test_a_loading_process_outlasts_all_but_a_second_ctrl_c(signals: tuple[int, ...], status: int) -> None:
+    def body() -> int:
+        interrupt.outlast()
+        for number in signals:
+            os.kill(os.getpid(), number)
+        return 7
+
+    assert status_of(body) == status
 
 
 def test_a_signal_leaves_at_once_where_nothing_is_unsaved(capsys: pytest.CaptureFixture[str]) -> None:

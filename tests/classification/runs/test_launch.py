@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import shutil
@@ -9,16 +10,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from classification import main_mgd
-from classification.options.config import parse
-from classification.runs.launch import _place
+from classification.runs import launch
 from classification.runs.world import seed_everything
 from tests.classification.seams import fix_norms, run_changed
 from tests.classification.test_main import options, records, without
@@ -82,7 +83,7 @@ def test_a_rank_that_fails_takes_the_others_down_and_names_the_image(distil: lis
 def test_a_mistake_is_told_once_a_node(distil: list[str]) -> None:
     words = options(distil, teacher_taps="nowhere")
     for rank, local, lines in (("0", "0", 1), ("1", "1", 0), ("1", "0", 1)):
-        env = {**ENV, "RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+        env = {**ENV, "RANK": rank, "LOCAL_RANK": local, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
         done = subprocess.run([sys.executable, SCRIPT, *words], env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 2 and len(done.stderr.splitlines()) == lines, done.stderr
 
@@ -139,45 +140,19 @@ def test_a_killed_rank_is_named_and_the_restarted_run_ends_as_the_one_left_alone
     assert differences(tmp_path / "kill", tmp_path / "alone") == []
 
 
-@pytest.mark.parametrize(
-    ("words", "env", "gpus", "expected"),
-    [
-        ("", {}, 4, (0, 1, 1, False)),
-        ("--world-size 3 --rank 2", {}, 0, (2, 3, 1, False)),
-        ("--multiprocessing-distributed", {}, 0, (0, 1, 1, False)),
-        ("--multiprocessing-distributed", {}, 4, (0, 4, 4, True)),
-        ("--multiprocessing-distributed --world-size 3 --rank 2", {}, 4, (8, 12, 4, True)),
-        ("--dist-url env://", {"WORLD_SIZE": "3", "RANK": "2"}, 0, (2, 3, 1, False)),
-        ("--dist-url env:// --world-size 3 --rank 1", {"WORLD_SIZE": "9", "RANK": "2"}, 0, (1, 3, 1, False)),
-        ("--multiprocessing-distributed --dist-url env://", {"WORLD_SIZE": "2", "RANK": "1"}, 2, (2, 4, 2, True)),
-    ],
-)
-def test_ranks_are_numbered_node_by_node(
-    words: str, env: dict[str, str], gpus: int, expected: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    place = _place(parse(["DIR", *words.split()], "main_base.py", distillation=False).devices)
-    assert (place.first, place.size, place.local_size, place.spawn) == expected
-
-
 def test_every_rank_draws_its_own_numbers_and_choices_of_convolutions_are_as_asked() -> None:
 
     cudnn, before = torch.backends.cudnn, torch.get_rng_state()
     try:
         drawn = []
         for rank in (0, 1, 0):
-            seed_everything(3, rank, seeded=True, deterministic=False)
+            seed_everything(3, rank, deterministic=False)
             drawn.append((random.random(), np.random.rand(), float(torch.rand(1))))
         assert drawn[0] == drawn[2] and not set(drawn[0]) & set(drawn[1])
-        for seeded, deterministic in ((False, False), (True, False), (False, True)):
-            seed_everything(3, 0, seeded=seeded, deterministic=deterministic)
+        for deterministic in (False, True):
+            seed_everything(3, 0, deterministic=deterministic)
             assert torch.are_deterministic_algorithms_enabled() == deterministic
-            assert (cudnn.deterministic, cudnn.benchmark) == (seeded or deterministic, not (seeded or deterministic))
+            assert (cudnn.deterministic, cudnn.benchmark) == (deterministic, not deterministic)
     finally:
         torch.use_deterministic_algorithms(False)
         cudnn.deterministic, cudnn.benchmark = False, False
@@ -250,3 +225,32 @@ def test_parts_of_a_batch_on_two_ranks_give_the_update_of_the_whole(distil: list
     alone, both = records(tmp_path / "one")[0], records(tmp_path / "two")[0]
     for key in ("train_loss", "train_ce", "train_kd", "train_top1", "valid_top1"):
         assert both[key] == pytest.approx(alone[key], rel=1e-3)
+
+
+def _leave(status: int, seconds: float) -> None:
+    def stop(number: int, _: object) -> None:
+        os._exit(status + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    time.sleep(seconds)
+    os._exit(status)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "signalled", "status"),
+    [
+        ([(0, 0.0), (0, 0.3)], False, 0),
+        ([(0, 0.0), (3, 0.3)], False, 3),
+        ([(3, 0.0), (5, 0.5)], False, 3),  # the first that failed; the other still ends by itself
+        ([(100, 60.0), (100, 60.0)], True, 100 + signal.SIGTERM),  # a signal to the launcher reaches all
+    ],
+)
+def test_spawned_ranks_end_by_themselves(ranks: list[tuple[int, float]], signalled: bool, status: int) -> None:
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=_leave, args=rank) for rank in ranks]
+    for process in processes:
+        process.start()
+    if signalled:
+        threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+    assert launch._join(processes) == status
+    assert all(process.exitcode in (rank[0], status) for process, rank in zip(processes, ranks, strict=True))

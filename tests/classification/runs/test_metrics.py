@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import io
 import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from classification.errors import UserError
-from classification.runs.metrics import Journal, Means, hits
+from classification.runs.metrics import Journal, Means, hits, tag_of
 from classification.runs.world import World
 
 
@@ -60,9 +63,44 @@ def test_an_epoch_is_a_line_and_an_event_and_a_second_start_drops_what_is_writte
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["epoch"], line["valid_top1"]) for line in lines] == [(0, 0.0), (1, 11.0)]
     found = [(event.step, value.tag) for event in events(tmp_path) for value in event.summary.value]
-    assert found == [(0, "valid_top1"), (1, "valid_top1"), (2, "valid_top1"), (1, "valid_top1")]
+    assert found == [(epoch, "accuracy/valid_top1") for epoch in (0, 1, 2, 1)]
     # TensorBoard forgets the first run's epochs 1 and 2 where a session starts again at 1.
     assert [event.step for event in events(tmp_path) if event.session_log.status] == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        ("train_loss", "loss/train_loss"),
+        ("valid_loss_peer1", "loss/valid_loss_peer1"),
+        ("valid_top5", "accuracy/valid_top5"),
+        ("train_top1", "accuracy/train_top1"),
+        ("train_mgd", "terms/train_mgd"),
+        ("train_mgd_weighted", "terms_weighted/train_mgd_weighted"),
+        ("gradient_share_kd", "gradient_share/gradient_share_kd"),
+        ("ofd_flow_cost", "flow/ofd_flow_cost"),
+        ("match_seconds", "flow/match_seconds"),
+        ("train_seconds", "run/train_seconds"),
+        ("learning_rate", "run/learning_rate"),
+    ],
+)
+def test_tags_are_grouped(name: str, tag: str) -> None:
+    assert tag_of(name) == tag
+
+
+def test_a_matching_is_a_picture_at_its_epoch(tmp_path: Path) -> None:
+    (tmp_path / "flow").mkdir()
+    cost, index = np.array([[2.0, 1.0], [0.0, 2.0]]), np.array([[1, 0]])
+    np.savez(tmp_path / "flow" / "0000.npz", epoch=1, cost0=cost, index0=index, num_teacher0=2, total_cost0=1.0)
+    journal = Journal(tmp_path)
+    for epoch in range(3):
+        journal.write({"epoch": epoch})
+    journal.close()
+    found = [(event.step, value) for event in events(tmp_path) for value in event.summary.value]
+    assert [(step, value.tag) for step, value in found] == [(1, "flow/stage_1")]
+    picture = Image.open(io.BytesIO(found[0][1].image.encoded_image_string))
+    # The pair of cost 0 is the first on the diagonal, and white; that of cost 1 is the second.
+    assert np.asarray(picture.convert("L")).tolist() == [[255, 0], [0, 127]]
 
 
 def test_a_cut_line_is_dropped_and_a_damaged_one_is_named(tmp_path: Path) -> None:

@@ -28,7 +28,10 @@ def test_states_of_generators_that_are_none_are_refused(what: str) -> None:
 
 
 def test_what_goes_wrong_is_told_in_a_sentence() -> None:
-    with pytest.raises(UserError, match=r"^x is damaged, .* \(KeyError: 'step'\): go on from another"), whole("x"):
+    with (
+        pytest.raises(UserError, match=r"^x is damaged, .* \(KeyError: 'step'\): resume from another"),
+        whole("x"),
+    ):
         raise KeyError("step")
     with pytest.raises(UserError, match=r"^as it is$"), whole("x"):
         raise UserError("as it is")

@@ -1,4 +1,4 @@
-"""Runs that are cut, by a signal or between two steps, and go on."""
+"""Runs that are interrupted, by a signal or between two steps, and resume."""
 
 from __future__ import annotations
 

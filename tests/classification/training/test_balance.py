@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from classification.training.balance import balanced, dominant, gradient_shares
+from classification.runs.balance import balanced
+from classification.training.balance import dominant, gradient_shares
 
 
 def test_shares_are_those_of_the_gradients_norms() -> None:

@@ -19,7 +19,7 @@ from classification.models import build
 from classification.options.options import make_options
 from classification.options.terms import TermSpec
 from classification.runs.world import Seed
-from classification.training.distillation import view
+from classification.training.distillation import view_of
 from classification.training.job import Job, _add_teacher
 from classification.training.sources import Sources
 from mgd.losses import KD, LOSSES
@@ -254,11 +254,11 @@ def test_mutual_learning_with_a_frozen_network_is_refused(
 def test_a_view_shows_a_teacher_the_images_that_it_knows() -> None:
     pixels = torch.randint(256, (2, 16, 16, 3), dtype=torch.uint8)
     usual, mean, std = Preprocessing.of(16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    shown = view(usual, Preprocessing(16, 20, mean=mean, std=std))
-    assert shown is not None and view(usual, Preprocessing.of(16, "pad")) is None
+    shown = view_of(usual, Preprocessing(16, 20, mean=mean, std=std))
+    assert shown is not None and view_of(usual, Preprocessing.of(16, "pad")) is None
     expected = T.Normalize(mean, std)(pixels.permute(0, 3, 1, 2) / 255)
     torch.testing.assert_close(shown(normalise(pixels)), expected, rtol=1e-4, atol=1e-4)
-    larger = view(usual, Preprocessing.of(24))
+    larger = view_of(usual, Preprocessing.of(24))
     assert larger is not None and larger(normalise(pixels)).shape == (2, 3, 24, 24)
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from classification import main_base, main_mgd
 from classification.data.folders import read_folder
@@ -19,6 +20,7 @@ from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.trainer import Trainer
 from tests.classification.conftest import SMALL, TEACHER
+from tests.classification.seams import run_trainer
 from tests.classification.test_main import options, records
 
 
@@ -65,6 +67,13 @@ def test_a_network_is_evaluated_in_eval_mode_and_left_as_it_is(photos: Path, tea
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_only_a_training_locks_its_folder(distil: list[str], photos: Path, teacher: Path) -> None:
+    assert engine_of(distil).lock is not None
+    assert engine_of(options(distil, output=f"{distil[-1]}-2", calibrate="1")).lock is None
+    words = [str(photos), "-a", TEACHER, *SMALL, "--student-resume", str(teacher), "-e"]
+    assert engine_of(words, main_base).lock is None
+
+
 @pytest.mark.parametrize("choice", ["0", "1"])
 def test_networks_and_images_have_the_layout_that_is_asked_for(choice: str, distil: list[str]) -> None:
     engine = engine_of(options(distil, channels_last=choice))
@@ -76,23 +85,18 @@ def test_networks_and_images_have_the_layout_that_is_asked_for(choice: str, dist
         assert tensor.is_contiguous(memory_format=last) == asked and tensor.is_contiguous() != asked
 
 
-def test_a_cache_changes_nothing_but_how_often_files_are_read(
-    distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[str] = []
+def test_a_cache_changes_nothing_and_no_file_is_read_again(distil: list[str], tmp_path: Path) -> None:
+    def remove_images(_: Trainer) -> None:
+        shutil.rmtree(copy)  # matching, training and evaluation do without
 
-    def counted(path: str) -> Image.Image:
-        read.append(path)
-        return read_image(path)
-
-    for module in ("data.folders", "training.engine"):
-        monkeypatch.setattr(f"classification.{module}.read_image", counted)
+    copy = shutil.copytree(distil[0], tmp_path / "copy")
+    changes: list[tuple[str, list[str], Callable[[Trainer], object]]] = [
+        ("off", distil, lambda _: None), ("ram", [str(copy), *distil[1:]], remove_images)
+    ]  # fmt: skip
     states = []
-    for cache in ("off", "ram"):
-        read.clear()
-        assert main_mgd.main(options(distil, cache=cache, output=str(tmp_path / cache))) == 0
+    for cache, words, change in changes:
+        assert run_trainer(options(words, cache=cache, output=str(tmp_path / cache)), change) == 0
         states.append(torch.load(tmp_path / cache / "last.pth", weights_only=True)["state_dict"])
-    assert len(read) == len(set(read)) == 27 + 15  # each once, for matching, training and evaluation together
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert records(tmp_path / "off")[1]["valid_top1"] == records(tmp_path / "ram")[1]["valid_top1"]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,9 +13,11 @@ from torch import nn
 from classification import main_mgd
 from classification.data.folders import read_folder
 from classification.training.balance import largest_gradient, terms_not_finite
-from classification.training.step import SMALLEST_SCALE, Stepper
+from classification.training.step import SMALLEST_SCALE
+from classification.training.trainer import Trainer
 from mgd import Batch, Outputs
 from mgd.losses import Term
+from tests.classification.seams import run_trainer
 from tests.classification.test_main import options, records
 
 BAD = 5  # the image whose gradient is not finite
@@ -65,16 +67,8 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
     parts: str, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = read_folder(words[0]).train[BAD][0]
-    with pytest.MonkeyPatch.context() as patch:
-        reached: list[nn.Module] = []
-        leave = Stepper._leave_out
-
-        def noted(self: Stepper, *inputs: Any) -> None:
-            reached.append(self.distiller)
-            leave(self, *inputs)
-
-        patch.setattr(Stepper, "_leave_out", noted)
-        assert main_mgd.main(options(words, accumulate=parts)) == 1
+    trainers: list[Trainer] = []
+    assert run_trainer(options(words, accumulate=parts), trainers.append) == 1
     error = capsys.readouterr().err
     found = re.search(r"the gradient is not finite in epoch 1/2, step \d though the loss is \(term root; images", error)
     assert found and error.count("\n") == 1
@@ -83,7 +77,9 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
         in ({"1": (6, 7), "2": (3, 4)}[parts])
     )
     assert bad in error or "more" in error
-    assert all(value.isfinite().all() for value in reached[0].state_dict().values() if value.is_floating_point())
+    assert all(
+        value.isfinite().all() for value in trainers[0].distiller.state_dict().values() if value.is_floating_point()
+    )
 
 
 def test_steps_of_such_gradients_may_be_left_out(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,18 +93,13 @@ def test_steps_of_such_gradients_may_be_left_out(words: list[str], capsys: pytes
 
 
 def test_an_overflow_that_the_scaler_leaves_out_is_no_error_and_one_at_every_scale_is(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    start = Stepper.__init__
+    def scale(trainer: Trainer, start: float) -> None:
+        trainer.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=start)  # --amp fp16 itself needs a GPU
 
-    def scaled(self: Stepper, *inputs: Any) -> None:
-        start(self, *inputs)
-        self.scaler = torch.amp.GradScaler("cpu", init_scale=scales[0])
-
-    scales = [2.0**16]
-    monkeypatch.setattr(Stepper, "__init__", scaled)
-    assert main_mgd.main(options(words, epochs="1")) == 0
+    assert run_trainer(options(words, epochs="1"), partial(scale, start=2.0**16)) == 0
     assert "left out" not in capsys.readouterr().out
-    scales[0] = SMALLEST_SCALE
-    assert main_mgd.main(options(words, epochs="1", output=words[-1] + "2")) == 1
+    again = options(words, epochs="1", output=words[-1] + "2")
+    assert run_trainer(again, partial(scale, start=SMALLEST_SCALE)) == 1
     assert "not finite in float16 at any scale, in epoch 1/1: use --amp bf16" in capsys.readouterr().err

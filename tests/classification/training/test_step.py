@@ -11,11 +11,11 @@ import torch
 
 import mgd
 from classification import main_base, main_mgd
-from classification.data.preprocessing import Preprocessing, Transform
 from classification.training import saving, trainer
+from classification.training.trainer import Trainer
 from tests.classification.conftest import SMALL, STUDENT, TEACHER
 from tests.classification.runs.test_resume import differences, into  # noqa: F401
-from tests.classification.seams import fix_norms, run_changed
+from tests.classification.seams import fix_norms, run_changed, run_trainer
 from tests.classification.test_main import options, records
 
 ALL = {"accumulate": "2", "ema": "0.9", "mixup": "0.2", "cutmix": "1", "distiller": "mgd+kd", "mgd_reducer": "rd"}
@@ -67,7 +67,7 @@ def test_everything_together_goes_on_as_if_uncut(
     words = options(distil, epochs="3", checkpoint_every_steps="3", **ALL)
     assert main_mgd.main(into(words, tmp_path / "whole")) == 0
     words = options(into(words, tmp_path / "cut"), resume="auto")
-    assert cut_at_save(4, words) == 130
+    assert cut_at_save(5, words) == 130
     assert torch.load(tmp_path / "cut" / "last.pth", weights_only=True)["resume"]["step"] == 3
     assert main_mgd.main(words) == 0
     assert differences(tmp_path / "cut", tmp_path / "whole") == []
@@ -125,7 +125,7 @@ def test_teachers_that_go_ahead_change_neither_the_run_nor_how_it_goes_on(
     for key in ("train_mgd", "train_kd", "flow_cost"):
         assert [r[key] for r in ahead] == pytest.approx([r[key] for r in plain], rel=1e-2)
     words = options(into(words, tmp_path / "cut"), resume="auto")
-    assert cut_at_save(4, words) == 130
+    assert cut_at_save(5, words) == 130
     assert main_mgd.main(words) == 0
     assert differences(tmp_path / "cut", tmp_path / "ahead") == []
 
@@ -184,15 +184,13 @@ def test_a_missing_compiler_is_said(distil: list[str], monkeypatch: pytest.Monke
     cpp_compiler_search.cache_clear()
 
 
-def test_the_training_accuracy_is_that_of_the_images_seen(
-    distil: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_training_accuracy_is_that_of_the_images_seen(distil: list[str], tmp_path: Path) -> None:
     """A trained network that learns nothing more, on images without augmentation: it scores as when evaluated."""
 
-    def plain(size: int, crop: str, **_: object) -> Transform:
-        return Preprocessing.of(size, crop).transform()
+    def plain(trainer: Trainer) -> None:
+        trainer.photos.transform = trainer.job.preprocessing.transform()
+        fix_norms(trainer.job)
 
-    monkeypatch.setattr("classification.training.trainer.train_transform", plain)
     teacher = distil[distil.index("--teacher-resume") + 1]
     lines = [f"{p.relative_to(distil[0])} {n}\n" for n, c in enumerate(("bar", "dot", "sky"))
              for p in sorted(Path(distil[0], "train", c).iterdir())]  # fmt: skip
@@ -203,6 +201,6 @@ def test_the_training_accuracy_is_that_of_the_images_seen(
     state = torch.load(teacher, weights_only=True)["state_dict"]
     torch.save(state, tmp_path / "w.pth")
     run = ["--student-resume", str(tmp_path / "w.pth"), "--output", str(tmp_path / "run")]
-    assert run_changed([*words, *run], fix_norms, main_base) == 0
+    assert run_trainer([*words, *run], plain, main_base) == 0
     (record,) = records(tmp_path / "run")
     assert record["train_top1"] == pytest.approx(record["valid_top1"]) and 0 < record["train_top1"] < 100

@@ -17,7 +17,8 @@ from classification.models import build
 from classification.options.config import parse
 from classification.runs.world import Seed
 from classification.training.job import Job
-from classification.training.tapping import tap
+from classification.training.tapping import show, tap
+from mgd import describe_taps
 from tests.classification.test_main import options, records, without
 
 
@@ -35,6 +36,12 @@ def test_a_family_keeps_its_published_taps() -> None:
     found = tap(job)
     assert [list(taps.paths) for taps in found] == [[f"layer{n}.{b}.relu@in#-1" for n in (1, 2, 3)] for b in (2, 8)]
     assert job.before_relu and job.notes == []
+
+
+def test_tables_number_teachers_where_there_are_several() -> None:
+    row = describe_taps(build("cifar_resnet8", 3), ["layer1"], 16)
+    for number, roles in ((2, ["student:", "teacher:"]), (3, ["student:", "teacher 1:", "teacher 2:"])):
+        assert [line for line in show([row] * number).splitlines() if line.endswith(":")] == roles
 
 
 def test_a_network_without_published_taps_is_tapped_by_what_it_computes() -> None:

@@ -75,7 +75,7 @@ def test_a_frozen_teacher_and_a_distiller_compute_the_same(twin: Callable[[Any],
     for _ in range(2):
         for name, value in other(images, target).items():
             torch.testing.assert_close(value, expected[name])
-    teacher._copies[torch.device("meta")] = nn.Linear(1, 1)  # as for another device
+    teacher._copies[torch.device("meta")] = mgd.freeze(nn.Linear(1, 1))  # as for another device
     frozen = twin(teacher)
     assert not frozen._copies
     assert torch.equal(frozen.train()(images).logits, teacher(images).logits)

@@ -1,0 +1,75 @@
+"""Show what runs measured, on one HTML page: python report.py RUN... --output FILE.html"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+from classification.errors import UserError
+from classification.options.fields import count
+from classification.options.first_look import write_any_name
+from classification.options.parser import Parser
+from classification.paths import exists, is_folder
+from classification.reports.packages import check_packages
+from classification.runs.exit_status import attempt
+from classification.runs.new_files import check_new, write_whole
+
+PROG = "report.py"
+EXAMPLE = "example: python classification/report.py runs/alone runs/student --output report.html --data photos"
+
+
+def build_parser() -> Parser:
+    """Return the parser; it needs no torch."""
+    parser = Parser(PROG, description=__doc__, epilog=EXAMPLE, allow_abbrev=False)
+    add = parser.add_argument
+    add("runs", metavar="RUN", nargs="+", type=Path, help="a run folder; students alone are the control, drawn in gray")
+    add("--output", required=True, type=Path, metavar="FILE", help="the page; it holds all that it shows")
+    add("--force", action="store_true", help="replace FILE if it exists")
+    add("--data", type=Path, metavar="DIR", help="run the networks on DIR/valid: confusion, worst images, channels")
+    add("--images", type=count, default=5000, metavar="N", help="images of DIR/valid at most, drawn at random (5000)")
+    return parser
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Return the options, checked as far as that needs no torch.
+
+    Raises:
+        UserError: a mistake in them, or a package that is missing.
+    """
+    args = build_parser().parse_intermixed_args(words)
+    check_new(args.output, force=args.force)
+    check_packages()
+    if args.data is not None and not is_folder(args.data):
+        raise UserError(f"--data {args.data} {'is not a folder' if exists(args.data) else 'does not exist'}")
+    return args
+
+
+def report(args: argparse.Namespace) -> None:
+    """Write the page.
+
+    Raises:
+        UserError: a mistake of the user's.
+    """
+    from classification.reports.page import make_page
+
+    page = make_page(args.runs, data=args.data, most=args.images).encode(errors="backslashreplace")
+    write_whole(args.output, page)
+    print(f"=> written to {args.output}, {len(page) / 1e6:.2f} MB")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script; return its exit status."""
+    write_any_name()
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # they do not name the file that they concern
+            return attempt(lambda: report(parse(words)), PROG)
+    except SystemExit:  # a help text was printed
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

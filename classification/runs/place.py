@@ -1,0 +1,86 @@
+"""Which ranks this process is or starts: from the flags, or from what a launcher leaves in the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from classification.errors import UserError
+from classification.options.groups import Devices
+from classification.runs.world import device_of
+
+# Where launchers write a rank's number on its node. Without any of them ranks are dealt out GPU by GPU.
+LOCAL = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
+EXPORTS = (
+    "export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID, and MASTER_ADDR and MASTER_PORT of "
+    "the first node"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which ranks to start here.
+
+    Args:
+        first: number of the first one.
+        size: ranks of the whole run.
+        local_size: ranks that this process starts.
+        spawn: whether they are processes of their own.
+        env: whether they meet where the environment says (MASTER_ADDR, MASTER_PORT).
+        local: number of the first one on its node, which chooses its GPU.
+    """
+
+    first: int
+    size: int
+    local_size: int
+    spawn: bool
+    env: bool
+    local: int = 0
+
+
+def find_place(devices: Devices, env: Mapping[str, str] = os.environ) -> Place:
+    """Return which ranks to start here.
+
+    RANK, WORLD_SIZE and MASTER_ADDR together, as torchrun, Kubernetes and many Slurm scripts set them, make this
+    process one rank. With --multiprocessing-distributed and --dist-url env:// they number nodes instead.
+
+    Raises:
+        UserError: an environment that names several ranks and does not say where they meet, or which this is.
+    """
+    nodes, node = devices.world_size, devices.rank
+    per_node = devices.multiprocessing_distributed
+    if not per_node and nodes == -1 and node == -1 and int(env.get("WORLD_SIZE", 1)) > 1:
+        return _of_environment(env)
+    if not per_node and nodes == -1 and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in env:
+        tasks = env["SLURM_STEP_NUM_TASKS"]
+        raise UserError(f"srun started {tasks} tasks that do not know of each other: {EXPORTS}; or start one task")
+    if devices.dist_url == "env://":
+        nodes = int(env.get("WORLD_SIZE", nodes)) if nodes == -1 else nodes
+        node = int(env.get("RANK", node)) if node == -1 else node
+    nodes, node = max(nodes, 1), max(node, 0)
+    if per_node:
+        local_size = max(torch.cuda.device_count(), 1) if device_of(devices).type == "cuda" else 1
+        return Place(node * local_size, nodes * local_size, local_size, local_size > 1, False)
+    return Place(node, nodes, 1, False, False, _local(env, node))
+
+
+def _of_environment(env: Mapping[str, str]) -> Place:
+    size = int(env["WORLD_SIZE"])
+    missing = [name for name in ("RANK", "MASTER_ADDR") if name not in env]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is {size}, and {' and '.join(missing)} not set: start the ranks by torchrun, set "
+            "RANK, MASTER_ADDR and MASTER_PORT too, or unset WORLD_SIZE for one process"
+        )
+    rank = int(env["RANK"])
+    if not 0 <= rank < size:
+        raise UserError(f"RANK must be 0 to WORLD_SIZE - 1 = {size - 1}; got {rank}")
+    return Place(rank, size, 1, False, True, _local(env, rank))
+
+
+def _local(env: Mapping[str, str], rank: int) -> int:
+    number = next((int(env[name]) for name in LOCAL if name in env), None)
+    return rank % max(torch.cuda.device_count(), 1) if number is None else number

@@ -1,0 +1,86 @@
+"""What ranks compare before they work together: the checkpoint, the options, the networks, the images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from classification.errors import UserError
+from classification.runs.checkpoint import job_hash
+from classification.runs.world import World, parallel_devices
+from classification.training.job import Job
+from mgd.losses import Term
+
+MOST = 100_000  # files of a list whose sizes are compared; of longer lists evenly spaced ones
+READ = 64  # files of a list that are read
+
+
+def check_ranks(job: Job, world: World) -> None:
+    """Stop a run whose ranks would do different things, before any of them does.
+
+    Raises:
+        RunError: naming the ranks that differ from rank 0, and in what.
+    """
+    if world.size == 1:
+        return
+    world.check_same(
+        _number(_checkpoint(job)),
+        "the checkpoints to resume from (a run folder that not every rank sees, or not the same one)",
+    )
+    if job.distiller is not None:
+        world.check_same(job_hash(job.record(), job.inputs), "options, teachers or training images")
+    root = str(job.options.data.data)
+    for name, samples in (("training images", job.data.train), ("validation images", job.data.valid)):
+        world.check_same(_number(_files(samples, root)), name)
+
+
+def check_parallel(job: Job, world: World) -> None:
+    """Refuse what DataParallel cannot do, and say what it changes: each GPU sees a part of the batch.
+
+    Raises:
+        UserError: a term whose memory the replicas would lose.
+    """
+    if job.distiller is None or parallel_devices(world, job.options.devices) == 1:
+        return
+    terms = {name: term for name, term in job.distiller.terms.items() if isinstance(term, Term)}
+    if lost := [name for name, term in terms.items() if term.remembers]:
+        raise UserError(
+            f"{', '.join(lost)} keeps a memory, which DataParallel loses: start one rank per GPU by torchrun or "
+            "--multiprocessing-distributed, or name one GPU by --gpu"
+        )
+    if parts := [name for name, term in terms.items() if term.relational]:
+        job.notes.append(
+            f"DataParallel: {', '.join(parts)} compares the images of each GPU's part with each other only"
+        )
+
+
+def _checkpoint(job: Job) -> list[str]:
+    """Return epoch, step and the file's digest of what is resumed, nothing where a run begins."""
+    if job.checkpoint is None:
+        return []
+    state = job.checkpoint["resume"]
+    return [str(state["epoch"]), str(state["step"]), _digest(Path(job.resume_from))]
+
+
+def _digest(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
+
+
+def _files(samples: Sequence[tuple[str, int]], root: str) -> list[str]:
+    """Return names, classes and sizes of files, and the content of a few: other bytes may hide under the same names."""
+    names = [f"{os.path.relpath(path, root)} {target}" for path, target in samples]
+    sizes = [str(Path(path).stat().st_size) for path, _ in samples[:: max(1, len(samples) // MOST)]]
+    read = [_digest(Path(path)) for path, _ in samples[:: max(1, len(samples) // READ)]]
+    return [*names, *sizes, *read]
+
+
+def _number(parts: Sequence[str]) -> int:
+    """Return a 63-bit hash of texts."""
+    digest = hashlib.sha256(b"\0".join(map(os.fsencode, parts))).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

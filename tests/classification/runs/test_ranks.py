@@ -1,0 +1,155 @@
+"""Two gloo ranks: weights without gradients, folders that differ, signals at bad moments, a rank that hangs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.classification.runs import ranks
+from tests.classification.test_main import options, records, without
+
+
+def both(words: list[str]) -> list[list[str]]:
+    return [words, words]
+
+
+def test_weights_without_a_gradient_train_on(distil: list[str], tmp_path: Path) -> None:
+    """The head of a student whose terms read maps alone, beside one process that trains the same batches."""
+    words = options(distil, distiller="mgd", labels="0", epochs="1", b="9", momentum="0.9")
+    found = ranks.run(both(words), tmp_path / "said")
+    assert [end.status for end in found] == [0, 0], found
+    first = torch.load(Path(distil[-1]) / "last.pth", weights_only=True)
+    assert records(Path(distil[-1]))[0]["train_mgd"] > 0
+    fresh = torch.load(Path(distil[-1]) / "best.pth", weights_only=True)["state_dict"]
+    head = [name for name in fresh if name.startswith(("fc.", "linear."))]
+    assert head and all(torch.isfinite(first["state_dict"][name]).all() for name in head)
+
+
+def test_a_run_folder_that_one_rank_does_not_see_is_refused_at_once(distil: list[str], tmp_path: Path) -> None:
+    words = options(without(distil, "--loss-factor"), distiller="kd", epochs="1")
+    assert [end.status for end in ranks.run(both(words), tmp_path / "first")] == [0, 0]
+    again = options(words, resume="auto", epochs="2")
+    found = ranks.run([again, options(again, output=str(tmp_path / "elsewhere"))], tmp_path / "again")
+    assert [end.status for end in found] == [1, 1], found
+    assert any(
+        "the checkpoints to resume from" in end.err and "differ between the ranks: [1]" in end.err for end in found
+    )
+    # On a folder that both see, the line may be typed again, also when the run is done.
+    done = options(words, resume="auto")
+    assert [end.status for end in ranks.run(both(done), tmp_path / "done")] == [0, 0]
+
+
+@pytest.mark.parametrize("what", ["other", "missing"])
+def test_validation_images_that_differ_are_refused(distil: list[str], tmp_path: Path, what: str) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(distil[0], photos)
+    images = sorted((photos / "valid").rglob("*.png"))
+    if what == "missing":
+        images[-1].unlink()
+    else:
+        shutil.copyfile(images[0], images[-1])  # another image under the same name
+    words = options(without(distil, "--loss-factor"), distiller="kd", epochs="1")
+    found = ranks.run([words, [str(photos), *words[1:]]], tmp_path / "said")
+    assert [end.status for end in found] == [1, 1], found
+    assert any("validation images differ between the ranks: [1] from 0" in end.err for end in found)
+
+
+def counted_steps(before: Callable[[int], None]) -> list[int]:
+    """Count the steps of this process, and call `before` with the number of each."""
+    stepper: Any = importlib.import_module("classification.training.step").Stepper
+    steps: list[int] = []
+    step = stepper._step
+
+    def counted(*inputs: object) -> object:
+        steps.append(1)
+        before(len(steps))
+        return step(*inputs)
+
+    stepper._step = counted
+    return steps
+
+
+def send_while_writing(rank: int) -> None:
+    """Have rank 1 send SIGTERM to itself and to rank 0, again and again, while rank 0 writes its second checkpoint."""
+    from classification.runs import checkpoint
+
+    written: list[int] = []
+    save = checkpoint.save
+
+    def slow(content: object, file: object) -> None:
+        written.append(1)
+        if len(written) == 2:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.1)
+        save(content, file)
+
+    checkpoint.save = slow
+
+
+def test_a_signal_that_comes_again_while_a_checkpoint_is_written_does_not_cut_it(
+    distil: list[str], tmp_path: Path
+) -> None:
+    words = options(without(distil, "--loss-factor"), distiller="kd", epochs="2")
+    found = ranks.run(both(words), tmp_path / "said", prepare=send_while_writing)
+    assert [end.status for end in found] == [128 + signal.SIGTERM] * 2, found
+    assert "the state is saved; to resume the run" in found[0].err
+    state = torch.load(Path(distil[-1]) / "last.pth", weights_only=True)["resume"]
+    assert (state["epoch"], state["seen"]) == (0, 27)  # the first epoch is trained, and not evaluated
+    found = ranks.run(both(options(words, resume="auto")), tmp_path / "again")
+    assert [end.status for end in found] == [0, 0] and len(records(Path(distil[-1]))) == 2
+
+
+def signal_in_evaluation(rank: int) -> None:
+    """Have rank 1 get SIGTERM in the evaluation behind the first epoch."""
+    engine: Any = importlib.import_module("classification.training.engine")
+    tally, steps = engine.tally, counted_steps(lambda number: None)
+    engine.LOOK = 1
+
+    def signalled(*inputs: object) -> object:
+        if steps and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return tally(*inputs)
+
+    engine.tally = signalled
+
+
+def test_an_evaluation_is_left_by_all_ranks_where_one_gets_a_signal(distil: list[str], tmp_path: Path) -> None:
+    words = options(without(distil, "--loss-factor"), distiller="kd", epochs="2", b="4")
+    found = ranks.run(both(words), tmp_path / "said", prepare=signal_in_evaluation)
+    assert [end.status for end in found] == [128 + signal.SIGTERM] * 2, found
+    state = torch.load(Path(distil[-1]) / "last.pth", weights_only=True)["resume"]
+    assert (state["epoch"], state["seen"]) == (0, 27)
+
+
+def hang(rank: int) -> None:
+    """Stop rank 1 in its third step; have the others notice after a second."""
+    from classification.runs import heartbeat
+
+    heartbeat.EVERY, heartbeat.SILENT = 0.2, 2.0
+    counted_steps(lambda number: os.kill(os.getpid(), signal.SIGSTOP) if (rank, number) == (1, 3) else None)
+
+
+def test_a_rank_that_hangs_is_named_and_the_run_ends_after_the_timeout(distil: list[str], tmp_path: Path) -> None:
+    words = options(without(distil, "--loss-factor"), distiller="kd", epochs="1", dist_timeout="8")
+
+    def meanwhile(processes: list[int]) -> None:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and Path(f"/proc/{processes[0]}").exists():
+            state = Path(f"/proc/{processes[0]}/stat").read_text().rpartition(")")[2].split()[0]
+            if state == "Z":
+                break
+            time.sleep(0.2)
+        os.kill(processes[1], signal.SIGKILL)
+
+    found = ranks.run(both(words), tmp_path / "said", prepare=hang, meanwhile=meanwhile)
+    assert found[0].status == 1 and "waiting for rank 1 (process" in found[0].err, found
