@@ -67,6 +67,7 @@ def build_parser(*, with_shared: bool = True) -> Parser:
     add("--confidence", type=sure, default=0.95, metavar="P", help="of all intervals together (0.95)")
     add("--jobs", type=count, default=1, metavar="N", help="runs at once (1)")
     add("--threads", type=count, metavar="N", help="of each run; default: the cores, shared by the runs at once")
+    add("--page", type=Path, metavar="FILE.html", help="write a page about all runs, as report.py does")
     add("--plan", action="store_true", help="say how long it takes and what it needs, and leave")
     if with_shared:
         add_options(parser, shared_options())
@@ -268,6 +269,12 @@ def compare(asked: Asked) -> None:
 
     folder = asked.own.output
     check_output(folder)
+    if asked.own.page is not None:
+        from classification.reports.packages import check_packages
+        from classification.runs.new_files import check_new
+
+        check_packages()
+        check_new(asked.own.page, force=True, option="--page")
     plan, classes = plan_of(asked)
     if exists(folder / PLAN):
         keep_plan(plan, folder)
@@ -308,8 +315,19 @@ def run(plan: Plan, asked: Asked) -> Iterator[str]:
         if not comparison.due(plan, verdicts):
             break
     yield comparison.table(plan, found, verdicts)
-    for pair, verdict in verdicts.items():
-        yield comparison.said(verdict, pair, plan.confidence)
+    lines = [comparison.said(verdict, pair, plan.confidence) for pair, verdict in verdicts.items()]
+    if asked.own.page is not None:
+        runs = [plan.command(folder, pair, seed).folder for pair in found for seed in found[pair]]
+        write_page(asked.own.page, runs, " ".join(f"{line}." for line in lines))
+    yield from lines
+
+
+def write_page(path: Path, runs: list[Path], verdict: str) -> None:
+    """Write the page about the runs."""
+    from classification.reports.page import make_page
+    from classification.runs.new_files import write_whole
+
+    write_whole(path, make_page(runs, verdict=verdict).encode(errors="backslashreplace"), "--page")
 
 
 def main(argv: list[str] | None = None) -> int:
