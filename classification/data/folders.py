@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from classification.data.image_files import SUFFIXES, LeftOut, across, class_nam
 from classification.data.images import has_heif, is_heif, read_image, to_bytes, unreadable
 from classification.data.lists import numbered_classes, read_list
 from classification.data.transforms import Transform
+from classification.data.unequal import balanced, shuffled
 from classification.errors import RunError, UserError
 from classification.paths import exists, is_folder
 from classification.runs.interrupt import outlast
@@ -265,13 +266,18 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         rank: of this process.
         size: number of ranks.
         parts: into which each rank divides its slice.
+        labels: the class of every image, for epochs in which the classes are equally frequent.
 
     Raises:
         UserError: a batch with fewer images than parts on all ranks.
     """
 
-    def __init__(self, num: int, batch_size: int, seed: int, rank: int = 0, size: int = 1, parts: int = 1) -> None:
+    def __init__(
+        self, num: int, batch_size: int, seed: int, rank: int = 0, size: int = 1, parts: int = 1,
+        labels: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         self.num, self.most, self.seed, self.rank, self.size, self.parts = num, batch_size, seed, rank, size, parts
+        self.labels = None if labels is None else np.array(labels)
         self.epoch = 0
         self.start = self.seen = 0  # steps of the epoch that are done already, and their images
         if num // len(self) < size * parts:
@@ -305,9 +311,12 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         return images // steps + (step - self.start < images % steps)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num)[self.seen :]
+        if self.labels is None:
+            order = shuffled(self.num, self.seed, self.epoch)[self.seen :]
+        else:
+            order = balanced(self.labels, self.seed, self.epoch)[self.seen :]
         for batch in np.array_split(order, self._left()) if len(order) else []:
-            yield [(self.epoch, int(index)) for index in np.array_split(batch, self.size)[self.rank]]
+            yield [(int(epoch), int(index)) for epoch, index in np.array_split(batch, self.size)[self.rank]]
 
 
 class FixedBatches(Sampler[list[tuple[int, int]]]):

@@ -74,6 +74,7 @@ class Trainer:
             world.rank,
             world.size,
             options.optimisation.accumulate,
+            [label for _, label in job.data.train] if options.data.sampler == "balanced" else None,
         )
         self.loader = engine.load(self.photos, self.batches)
         self.take_seed(engine.seed)

@@ -30,6 +30,16 @@ CASES = [
     Case("a teacher for main_base.py", lambda p: p.base("--teacher-resume", str(p.teacher))),
     Case("the same term twice", lambda p: p.distil("--distiller", "kd+kd"), main_mgd),
     Case("an option that has no effect", lambda p: p.distil("--distiller", "kd", "--mgd-reducer", "sp"), main_mgd),
+    Case(
+        "equally frequent classes of images without labels",
+        lambda p: p.distil("--distiller", "kd", "--labels", "0", "--sampler", "balanced"),
+        main_mgd,
+    ),
+    Case(
+        "weights of classes without cross-entropy",
+        lambda p: p.distil("--distiller", "kd", "--labels", "0", "--class-weights", "balanced"),
+        main_mgd,
+    ),
     Case("more parts than a batch has images", lambda p: p.base("-b", "4", "--accumulate", "5")),
     Case(
         "mixed images for a term of one class",
