@@ -65,7 +65,7 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
         parser.set_defaults(**{key: value for key, value in vars(read).items() if key not in ("data", "config")})
     values = vars(parser.parse_args(argv))
     for name in sorted(names_where("file") & set(typed)):
-        if values[name] == "":
+        if values[name] in ("", [""]):
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
     if values["data"] is None:
         raise UserError(f"name the folder of photographs, as in {prog} DIR; --resume RUN alone takes that of a run")

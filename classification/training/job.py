@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from classification.data.folders import Folder, check_heif, read_folder, shared_images, without_unreadable
+from classification.data.folders import (
+    MOST_COMPARED,
+    Folder,
+    check_heif,
+    read_folder,
+    shared_images,
+    without_unreadable,
+)
+from classification.data.image_files import across, count_of
+from classification.data.lists import mix, read_pile
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import build, pretrained_source
@@ -214,6 +223,8 @@ def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
     )
     if options.run.evaluate:
         data = replace(data, train=[])
+    elif options.pile.pile_list:
+        data = _with_pile(data, options)
     bad: dict[str, str] = {}
     if asked.bad_images == "skip":
         data, bad = without_unreadable(data, options.devices.workers)
@@ -222,6 +233,26 @@ def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
     if not options.run.evaluate:
         data.notes.extend(shared_images(data))
     return data, bad
+
+
+def _with_pile(data: Folder, options: Options) -> Folder:
+    """Add the images of --pile-list to train.
+
+    Raises:
+        UserError: a wrong list, or one that holds images of valid.
+    """
+    asked = options.pile
+    found = read_pile(asked.pile_list, asked.pile_root, data.classes, labels=bool(options.labels))
+    if len(found) + len(data.valid) <= MOST_COMPARED:
+        held = across([path for path, _ in data.valid], [path for path, _ in found])
+        if held:
+            raise UserError(
+                f"--pile-list holds {count_of(len(held), 'image')} of valid, as {held[0][1]} = {held[0][0]}: leave such "
+                "images out by `pseudo_label.py select --exclude`"
+            )
+    train = mix(data.train, found, asked.pile_share)
+    note = f"{len(found)} images of {', '.join(asked.pile_list)} labelled by a teacher; {len(train)} images per epoch"
+    return replace(data, train=train, notes=[*data.notes, note])
 
 
 @torch.no_grad()
