@@ -246,9 +246,10 @@ def _with_pile(data: Folder, options: Options) -> Folder:
     if len(found) + len(data.valid) <= MOST_COMPARED:
         held = across([path for path, _ in data.valid], [path for path, _ in found])
         if held:
+            first = f"{held[0][1]} = {held[0][0]}"
             raise UserError(
-                f"--pile-list holds {count_of(len(held), 'image')} of valid, as {held[0][1]} = {held[0][0]}: leave such "
-                "images out by `pseudo_label.py select --exclude`"
+                f"--pile-list holds {count_of(len(held), 'image')} of valid, as {first}: leave such images out by "
+                "`pseudo_label.py select --exclude`"
             )
     train = mix(data.train, found, asked.pile_share)
     note = f"{len(found)} images of {', '.join(asked.pile_list)} labelled by a teacher; {len(train)} images per epoch"
