@@ -111,7 +111,8 @@ def control_epochs(args: argparse.Namespace, labelled: int, listed: int) -> int:
     """Return the epochs on the labels that take as many steps as the student's two trainings."""
 
     own, pile = (math.ceil(images / args.batch_size) for images in (labelled, listed))  # steps of an epoch
-    return max(1, round((args.pretrain_epochs * pile + args.finetune_epochs * own) / own))
+    epochs: int = round((args.pretrain_epochs * pile + args.finetune_epochs * own) / own)
+    return max(1, epochs)
 
 
 def verdict(difference: float, low: float, high: float, margin: float) -> str:

@@ -1,7 +1,7 @@
 """Kill scoring, selection and the four steps again and again, and compare: python scripts/kill_pile.py [--kills 25]
 
-Makes small images, scores them and trains on them once without a kill. Then each command is started anew again and
-again, and gets SIGKILL after a drawn time, with all its processes, until it ends by itself. In the end shards, lists and
+Makes small images, scores them and trains on them once without a kill. Then each command is started again and again,
+and gets SIGKILL after a drawn time, with all its processes, until it ends by itself. In the end shards, lists and
 weights must be the same, bit for bit, and no shard may have been written twice.
 """
 

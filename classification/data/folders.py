@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from classification.data.cache import Cache
 from classification.data.image_files import SUFFIXES, LeftOut, across, class_names, count_of, find_images
 from classification.data.images import has_heif, is_heif, read_image, to_bytes, unreadable
 from classification.data.lists import numbered_classes, read_list
+from classification.data.soft_labels import Likely
 from classification.data.transforms import Transform
 from classification.errors import RunError, UserError
 from classification.paths import exists, is_folder
@@ -75,12 +76,14 @@ class Folder:
         train: (path, class index) of every image to train on.
         valid: the same of every image to evaluate on.
         notes: what was left out, or looks wrong, one line each.
+        soft: probabilities of classes, by path, of images of train that have soft labels.
     """
 
     classes: list[str]
     train: list[tuple[str, int]]
     valid: list[tuple[str, int]]
     notes: list[str] = field(default_factory=list, compare=False)
+    soft: dict[str, Likely] = field(default_factory=dict)
 
 
 def read_folder(
@@ -144,7 +147,7 @@ def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, st
         raise UserError(f"no image of {', '.join(names[:5])} can be read; the first is {first} ({bad[first]})")
     first = ", ".join(list(bad)[:3]) + (" ..." if len(bad) > 3 else "")
     notes = [f"left out {len(bad)} images that cannot be read: {first}"] if bad else []
-    return Folder(data.classes, train, valid, [*data.notes, *notes]), bad
+    return replace(data, train=train, valid=valid, notes=[*data.notes, *notes]), bad
 
 
 def check_heif(data: Folder) -> None:

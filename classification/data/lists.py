@@ -64,9 +64,8 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
         raise UserError("it holds a NUL byte: is this text in UTF-8?")
     if len(line) == LONGEST_LINE:
         raise UserError("it is too long for a path and a label")
-    parts = line.rsplit(None, 2)
-    if len(parts) == 3 and LABEL.fullmatch(parts[1]) and SCORE.fullmatch(parts[2]):
-        line = line[: line.rindex(parts[2])]
+    if score_of(line) is not None:
+        line = line[: line.rindex(line.split()[-1])]
     name, label = [b"", *line.rsplit(None, 1)][-2:]
     if not labels:
         labelled = LABEL.fullmatch(label) and is_file(root / os.fsdecode(name))
@@ -88,6 +87,13 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
     if not is_file(root / path):
         raise UserError(f"{shown(name)} is no file in {root}")
     return str(root / path), int(label)
+
+
+def score_of(line: bytes) -> float | None:
+    """Return the score at the end of a line, behind a label; None where there is none."""
+    parts = line.rsplit(None, 2)
+    scored = len(parts) == 3 and LABEL.fullmatch(parts[1]) and SCORE.fullmatch(parts[2])
+    return float(parts[2]) if scored else None
 
 
 def numbered_classes(samples: list[tuple[str, int]], num_classes: int | None) -> list[str]:

@@ -22,7 +22,7 @@ def without_effect(options: Options) -> dict[str, str]:
         ("--compile 1", bool(options.devices.compile), {"compile_student"}),
         ("--warmup 1", bool(options.optimisation.warmup), {"warmup_epochs"}),
         ("main_mgd.py", options.distils or options.data.labels != 0, {"labels"}),  # main_base.py cannot do without
-        ("--pile-list", bool(options.pile.pile_list), {"pile_root", "pile_share"}),
+        ("--pile-list", bool(options.pile.pile_list), {"pile_root", "pile_share", "pile_targets"}),
         ("a run without --resume", not options.run.resume, {"start_epoch"}),
     ]
     found: dict[str, str] = {}

@@ -28,6 +28,12 @@ class Pile:
         file=True,
         place=True,
     )
+    pile_targets: str = option(
+        "hard",
+        choices=("hard", "soft"),
+        help="hard: a line is an example of its class; soft: the lines of an image are one example of their classes, as "
+        "likely as their scores say",
+    )
     pile_share: float | None = option(
         None,
         kind=number(float, 0, 1, open_low=True),

@@ -21,6 +21,7 @@ from classification.data.folders import (
 from classification.data.image_files import across, count_of
 from classification.data.lists import mix, read_pile
 from classification.data.preprocessing import Preprocessing
+from classification.data.soft_labels import Likely, soften
 from classification.errors import UserError
 from classification.models import build, pretrained_source
 from classification.models.weights import (
@@ -251,9 +252,12 @@ def _with_pile(data: Folder, options: Options) -> Folder:
                 f"--pile-list holds {count_of(len(held), 'image')} of valid, as {first}: leave such images out by "
                 "`pseudo_label.py select --exclude`"
             )
+    soft: dict[str, Likely] = {}
+    if asked.pile_targets == "soft" and options.labels:
+        found, soft = soften(asked.pile_list, found)
     train = mix(data.train, found, asked.pile_share)
     note = f"{len(found)} images of {', '.join(asked.pile_list)} labelled by a teacher; {len(train)} images per epoch"
-    return replace(data, train=train, notes=[*data.notes, note])
+    return replace(data, train=train, notes=[*data.notes, note], soft=soft)
 
 
 @torch.no_grad()

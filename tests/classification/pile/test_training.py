@@ -83,6 +83,53 @@ def test_the_pile_alone(data: Path, pile: Path, tmp_path: Path, capsys: Any) -> 
     assert "18 images per epoch" in capsys.readouterr().out
 
 
+def test_soft_labels_are_the_scores_of_an_image() -> None:
+    import math
+
+    from classification.data.soft_labels import SoftLabels
+
+    samples = [("a", 2), ("b", 1), ("c", 0)]
+    soft = {"a": ((2, 0.75), (0, 0.25)), "c": ((0, 1.0),)}
+    targets = SoftLabels(samples, soft, 3, torch.device("cpu"))(torch.tensor([0, 1, 2, 0]))
+    assert targets.tolist() == [[0.25, 0, 0.75], [0, 1, 0], [1, 0, 0], [0.25, 0, 0.75]]
+    assert math.isclose(float(targets.sum()), 4)
+
+
+def test_lines_of_an_image_become_one_example(tmp_path: Path) -> None:
+    from classification.data.soft_labels import soften
+    from classification.errors import UserError
+
+    # exp(-0.5) / (exp(-0.5) + exp(-1.5)) = 1 / (1 + 1/e)
+    lines = "a 0 -1.5\nb 1 -0.25\na 2 -0.5\n\nc 1 -inf\n"
+    (tmp_path / "list").write_text(lines)
+    for name in "abc":
+        (tmp_path / name).touch()
+    samples = read_list(tmp_path / "list", tmp_path, 3)
+    found, soft = soften([str(tmp_path / "list")], samples)
+    paths = [str(tmp_path / name) for name in "abc"]
+    assert found == [(paths[0], 2), (paths[1], 1), (paths[2], 1)]
+    assert dict(soft[paths[0]]) == pytest.approx({2: 0.7310586, 0: 0.2689414})
+    assert soft[paths[1]] == ((1, 1.0),) and soft[paths[2]] == ((1, 1.0),)
+    (tmp_path / "list").write_text("a 0 -1.5\nb 1\n")
+    with pytest.raises(UserError, match="line 2 has no score: --pile-targets soft needs one per line"):
+        soften([str(tmp_path / "list")], samples[:2])
+
+
+def test_a_run_on_soft_labels_has_the_loss_of_the_formula(data: Path, pile: Path, tmp_path: Path, capsys: Any) -> None:
+    file = tmp_path / "soft"
+    pairs = [(f"{name}/0.png", label) for k, name in enumerate(CLASSES) for label in (k, (k + 1) % 3)]
+    file.write_text("".join(f"{path} {label} -1.0\n" for path, label in pairs))
+    more = ["--pile-list", str(file), "--pile-root", str(pile / "train"), "--pile-share", "1", "--pile-targets", "soft"]
+    base = [str(data), "-a", STUDENT, *SMALL, "--epochs", "8", "--output", str(tmp_path / "run")]
+    assert main_base.main([*base, *more]) == 0
+    assert "6 images of" in (out := capsys.readouterr().out) and "3 images per epoch" in out
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    # No logits are right for two classes at once: the entropy of a coin, log 2, is the least loss.
+    assert min(record["train_loss"] for record in records) >= 0.6931
+    base[-1] = str(tmp_path / "other")
+    assert "--pile-targets soft does not go with --mixup" in refused([*base, *more, "--mixup", "0.2"], capsys)
+
+
 def refused(words: list[str], capsys: Any) -> str:
     capsys.readouterr()
     assert main_base.main(words) == 2
