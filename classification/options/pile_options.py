@@ -31,8 +31,8 @@ class Pile:
     pile_targets: str = option(
         "hard",
         choices=("hard", "soft"),
-        help="hard: a line is an example of its class; soft: the lines of an image are one example of their classes, as "
-        "likely as their scores say",
+        help="hard: a line is an example of its class; soft: the lines of an image are one example of their classes, "
+        "as likely as their scores say",
     )
     pile_share: float | None = option(
         None,

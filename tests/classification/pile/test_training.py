@@ -122,7 +122,7 @@ def test_a_run_on_soft_labels_has_the_loss_of_the_formula(data: Path, pile: Path
     more = ["--pile-list", str(file), "--pile-root", str(pile / "train"), "--pile-share", "1", "--pile-targets", "soft"]
     base = [str(data), "-a", STUDENT, *SMALL, "--epochs", "8", "--output", str(tmp_path / "run")]
     assert main_base.main([*base, *more]) == 0
-    assert "6 images of" in (out := capsys.readouterr().out) and "3 images per epoch" in out
+    assert "3 images per epoch" in capsys.readouterr().out
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     # No logits are right for two classes at once: the entropy of a coin, log 2, is the least loss.
     assert min(record["train_loss"] for record in records) >= 0.6931
