@@ -58,10 +58,6 @@ def choose_terms(
     if options["pile_targets"] == "soft":
         if single := single_class(table):
             raise UserError(f"--pile-targets soft says several classes, and {', '.join(single)} needs one")
-        if options["mixup"] or options["cutmix"]:
-            raise UserError(
-                "--pile-targets soft does not go with --mixup and --cutmix, which mix images of one class each"
-            )
     labels = int(bool(needing(table, "labels"))) if labels is None else labels
     return {"table": table, "distiller": "+".join(names), "labels": labels}
 

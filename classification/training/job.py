@@ -243,6 +243,10 @@ def _with_pile(data: Folder, options: Options) -> Folder:
         UserError: a wrong list, or one that holds images of valid.
     """
     asked = options.pile
+    if asked.pile_targets == "soft" and (options.data.mixup or options.data.cutmix):
+        raise UserError(
+            "--pile-targets soft does not go with --mixup and --cutmix, which mix hard labels: leave one out"
+        )
     found = read_pile(asked.pile_list, asked.pile_root, data.classes, labels=bool(options.labels))
     if len(found) + len(data.valid) <= MOST_COMPARED:
         held = across([path for path, _ in data.valid], [path for path, _ in found])
