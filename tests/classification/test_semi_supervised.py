@@ -68,7 +68,7 @@ def test_six_steps_once_and_the_same_line_again(
     options = json.loads((folder / "student" / "config.json").read_text())["options"]
     assert options["student_resume"] == str(folder / "pretrain" / "last.pth") and options["train_crop"] == "pad"
     found = json.loads((folder / "evaluation" / "evaluation.json").read_text())
-    assert f"top-1 of student {found['student']['top1']:.2f}" in said
+    assert f"student {found['student']['top1']:.2f}" in said
     word = said.splitlines()[-1]
     assert word in ("BETTER", "NO DIFFERENCE", "WORSE", "UNDECIDED")
     assert main([*words, "--", "--train-crop", "pad"]) == 0
