@@ -83,6 +83,8 @@ def own_options(
 
 def _seen_from_here(started: object, place: object) -> object:
     """Return a place that a run was told in the folder where it was started, as it is seen from the current one."""
+    if isinstance(place, list):
+        return [_seen_from_here(started, entry) for entry in place]
     if not (isinstance(started, str) and isinstance(place, str)) or not started or Path(started) == Path.cwd():
         return place
     return str(Path(started, place))

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from classification.data.cache import Cache
-from classification.data.folders import FixedBatches, Photos, loader, subset, told
 from classification.data.images import read_image
+from classification.data.loading import FixedBatches, Photos, loader, subset, told
 from classification.data.preprocessing import Preprocessing
 from classification.errors import Stopped
 from classification.runs import evaluation

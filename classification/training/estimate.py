@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from classification.data.folders import told
+from classification.data.loading import told
 from classification.data.preprocessing import Preprocessing
 from classification.models import build
 from classification.options import config

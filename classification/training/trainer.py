@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from classification.data.folders import Photos, TrainBatches, told
+from classification.data.loading import Photos, TrainBatches, told
 from classification.data.transforms import train_transform
 from classification.errors import Stopped, UserError
 from classification.options.config import describe, epoch_name, learning_rate, total_epochs
