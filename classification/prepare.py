@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the script; return its exit status."""
     write_any_name()
     words = sys.argv[1:] if argv is None else argv
-    from classification.runs.exit_status import attempt
+    from classification.system.exit_status import attempt
 
     def work() -> None:
         args = build_parser().parse_args(words)

@@ -20,7 +20,7 @@ from classification.options.first_look import write_any_name
 from classification.options.parser import Parser
 from classification.paths import is_file, is_folder
 from classification.pile.packages import check_packages
-from classification.runs.exit_status import attempt
+from classification.system.exit_status import attempt
 
 if TYPE_CHECKING:
     from classification.pile.steps import Steps

@@ -27,8 +27,8 @@ from classification.data.loading import FixedBatches, Photos, TrainBatches, load
 from classification.data.preprocessing import Preprocessing
 from classification.data.transforms import MEAN, STD, normalise, train_transform
 from classification.options.config import parse
-from classification.runs.memory import keep_freed_memory
 from classification.runs.world import Seed, World
+from classification.system.memory import keep_freed_memory
 from classification.training.engine import Engine
 from classification.training.precision import autocast
 from classification.training.starting import start_job

@@ -22,7 +22,7 @@ from classification.data.preprocessing import Preprocessing
 from classification.data.transforms import Transform
 from classification.errors import UserError, shown
 from classification.paths import exists, is_file, is_folder
-from classification.runs.interrupt import outlast
+from classification.system.interrupt import outlast
 
 LONGEST_LINE = 1 << 16  # bytes; a file that is no list may be one line without end
 STDIN = "-"

@@ -16,7 +16,7 @@ from classification.data.images import read_image, to_bytes
 from classification.data.transforms import Transform
 from classification.data.unequal import balanced, shuffled
 from classification.errors import RunError, UserError
-from classification.runs.interrupt import outlast
+from classification.system.interrupt import outlast
 
 
 class Photos(Dataset[tuple[Tensor, int, int]]):

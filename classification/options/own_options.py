@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from classification.errors import UserError, shown
-from classification.models.files import read_checkpoint
 from classification.options.options import names_where
 from classification.options.published import without_aliases
 from classification.options.term_module import check_digest
 from classification.options.terms import is_number
 from classification.paths import exists, is_folder
-from classification.runs.restore import damaged_error
+from classification.system.weight_files import damaged_error, read_checkpoint
 from mgd.losses import LOSSES
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from classification.errors import UserError, shown
 from classification.paths import exists, is_file, is_folder
-from classification.runs.new_files import write_whole
+from classification.system.new_files import write_whole
 
 FORMAT = 1
 PLAN = "scores.json"

@@ -12,7 +12,7 @@ from typing import Any
 
 from classification.errors import RunError, Stopped, UserError
 from classification.paths import exists, is_file, is_folder
-from classification.runs.new_files import write_whole
+from classification.system.new_files import write_whole
 
 LEDGER = "steps.json"
 SCRIPTS = Path(__file__).parents[1]  # the entry points

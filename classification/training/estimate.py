@@ -21,8 +21,8 @@ from classification.options import config
 from classification.options.options import Options
 from classification.options.terms import TermSpec
 from classification.runs.checkpoint import describe_student
-from classification.runs.memory import keep_freed_memory, peak_bytes
 from classification.runs.world import Seed, World, device_of
+from classification.system.memory import keep_freed_memory, peak_bytes
 from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.job import Job

@@ -19,8 +19,9 @@ from classification.options.config import total_epochs
 from classification.options.options import Options, recorded
 from classification.options.terms import mutual
 from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume, run_folder
-from classification.runs.restore import damaged_error, load_or_keep
+from classification.runs.restore import load_or_keep
 from classification.runs.world import Seed
+from classification.system.weight_files import damaged_error
 from mgd import Distiller
 from mgd.losses import Term
 

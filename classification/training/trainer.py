@@ -23,13 +23,13 @@ from classification.runs.checkpoint import (
     keep_images,
     make_folder,
 )
-from classification.runs.interrupt import Interrupt
 from classification.runs.launch import command
-from classification.runs.memory import peak_bytes
 from classification.runs.metrics import Journal, Means, improves
 from classification.runs.progress import Progress, best_value, epoch_line, last_lines, sum_of
 from classification.runs.restore import whole
 from classification.runs.world import World
+from classification.system.interrupt import Interrupt
+from classification.system.memory import peak_bytes
 from classification.training.balance import dominant, gradient_shares, noted_maps, pair_shares
 from classification.training.engine import Engine
 from classification.training.job import Job
