@@ -2,70 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
-
-from classification.data.batches import Key
-from classification.data.cache import Cache
 from classification.data.image_files import SUFFIXES, LeftOut, across, class_names, count_of, find_images
-from classification.data.images import has_heif, is_heif, read_image, to_bytes, unreadable
+from classification.data.images import has_heif, is_heif, unreadable
 from classification.data.lists import numbered_classes, read_list
-from classification.data.samples import Samples
-from classification.data.transforms import Transform
-from classification.errors import RunError, UserError
+from classification.data.soft_labels import Likely
+from classification.errors import UserError
 from classification.paths import exists, is_folder
-from classification.runs.interrupt import outlast
 
 MOST_COMPARED = 100_000  # images whose contents are compared at the start of a run
-
-
-class Photos(Dataset[tuple[Tensor, int, int]]):
-    """Images of one split, as bytes: (height, width, 3) uint8, class index, index.
-
-    An item is asked for by (epoch, index), or (epoch, index, repetition): random transforms draw from a generator
-    seeded by these and the seed, so neither the number of workers nor a resumption changes them.
-
-    Args:
-        samples: (path, class index) of every image.
-        transform: (3, height, width) -> bytes of the size that the network sees.
-        seed: of the random transforms.
-        cache: the decoded images, or None to read their files.
-    """
-
-    def __init__(
-        self, samples: list[tuple[str, int]], transform: Transform, seed: int = 0, cache: Cache | None = None
-    ) -> None:
-        self.samples = Samples(samples)
-        self.transform = transform
-        self.seed = seed
-        self.cache = cache
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
-        index = key[1]
-        path, target = self.samples[index]
-        pixels = to_bytes(read_image(path)) if self.cache is None else self.cache[index]
-        outside = torch.random.get_rng_state()
-        torch.random.default_generator.manual_seed(_mix(self.seed, *key))
-        try:
-            return self.transform(pixels.permute(2, 0, 1)).permute(1, 2, 0).contiguous(), target, index
-        finally:
-            torch.random.set_rng_state(outside)
-
-
-def _mix(*numbers: int) -> int:
-    """Turn numbers into one 63-bit seed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @dataclass(frozen=True)
@@ -77,12 +24,14 @@ class Folder:
         train: (path, class index) of every image to train on.
         valid: the same of every image to evaluate on.
         notes: what was left out, or looks wrong, one line each.
+        soft: probabilities of classes, by path, of images of train that have soft labels.
     """
 
     classes: list[str]
     train: list[tuple[str, int]]
     valid: list[tuple[str, int]]
     notes: list[str] = field(default_factory=list, compare=False)
+    soft: dict[str, Likely] = field(default_factory=dict)
 
 
 def read_folder(
@@ -146,7 +95,7 @@ def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, st
         raise UserError(f"no image of {', '.join(names[:5])} can be read; the first is {first} ({bad[first]})")
     first = ", ".join(list(bad)[:3]) + (" ..." if len(bad) > 3 else "")
     notes = [f"left out {len(bad)} images that cannot be read: {first}"] if bad else []
-    return Folder(data.classes, train, valid, [*data.notes, *notes]), bad
+    return replace(data, train=train, valid=valid, notes=[*data.notes, *notes]), bad
 
 
 def check_heif(data: Folder) -> None:
@@ -250,55 +199,3 @@ def _class_names(split: Path, left: LeftOut | None = None) -> list[str]:
     if not (names := class_names(split, LeftOut() if left is None else left)):
         raise UserError(f"{split} has no class folders: expected {split}/CLASS/*.jpg, or terms that need no labels")
     return names
-
-
-def loader(
-    photos: Photos,
-    batches: Sampler[list[Key]],
-    workers: int,
-    device: torch.device,
-    *,
-    persistent: bool = True,
-    ending: Any = None,
-) -> DataLoader[tuple[Tensor, int, int]]:
-    """Load `batches` of `photos`, as bytes for `normalise`.
-
-    Args:
-        photos: the images.
-        batches: indices of each batch.
-        workers: loading processes; 0 to load in this one.
-        device: that the batches go to.
-        persistent: keep the processes alive between epochs.
-        ending: as in `outlast`.
-    """
-    return DataLoader(
-        photos,
-        batch_sampler=batches,
-        num_workers=workers,
-        persistent_workers=persistent and workers > 0,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=partial(outlast, ending=ending),
-        generator=torch.Generator(),  # of the processes' seeds: the default one would be drawn from at every start
-    )
-
-
-def told(loading: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Iterate a loader; say what to do where one of its processes dies.
-
-    Raises:
-        RunError: one did.
-    """
-    try:
-        yield from loading
-    except RuntimeError as error:
-        text = str(error)
-        if "shared memory" in text:
-            raise RunError(
-                "the loading processes ran out of shared memory (/dev/shm): give the container more of it "
-                f"(--shm-size), lower --workers (now {workers}), or read without them, by --workers 0"
-            ) from error
-        if "DataLoader worker" not in text:
-            raise
-        raise RunError(
-            f"a loading process died ({text.splitlines()[0]}): where memory is short, lower --workers (now {workers})"
-        ) from error

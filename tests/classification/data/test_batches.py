@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from classification.data.batches import Key, TrainBatches
-from classification.data.folders import Photos, read_folder
+from classification.data.folders import read_folder
+from classification.data.loading import Key, Photos, TrainBatches
 from classification.data.samples import Samples
 from classification.data.transforms import train_transform
 
