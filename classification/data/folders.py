@@ -26,14 +26,14 @@ MOST_COMPARED = 100_000  # images whose contents are compared at the start of a 
 
 
 class Photos(Dataset[tuple[Tensor, int, int]]):
-    """Images of one split, as bytes: (height, width, 3) uint8, class index, index.
+    """Images of one split, as bytes: (height, width, 3) uint8, class index, index; (V, height, width, 3) for V views.
 
     An item is asked for by (epoch, index): random transforms draw from a generator seeded by (seed, epoch, index), so
     neither the number of workers nor a resumption changes them.
 
     Args:
         samples: (path, class index) of every image.
-        transform: (3, height, width) -> bytes of the size that the network sees.
+        transform: (3, height, width) -> bytes of the size that the network sees, those of V views as (V, 3, H, W).
         seed: of the random transforms.
         cache: the decoded images, or None to read their files.
     """
@@ -56,7 +56,7 @@ class Photos(Dataset[tuple[Tensor, int, int]]):
         outside = torch.random.get_rng_state()
         torch.random.default_generator.manual_seed(_mix(self.seed, epoch, index))
         try:
-            return self.transform(pixels.permute(2, 0, 1)).permute(1, 2, 0).contiguous(), target, index
+            return self.transform(pixels.permute(2, 0, 1)).movedim(-3, -1).contiguous(), target, index
         finally:
             torch.random.set_rng_state(outside)
 

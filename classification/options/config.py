@@ -26,8 +26,11 @@ from classification.options.published import LABELLED, entries_of, without_alias
 from classification.options.recipe import read_recipe
 from classification.options.teachers import describe_teachers
 from classification.options.term_module import digest_of, term_classes
-from classification.options.terms import TermClasses, term_table
+from classification.options.terms import TermClasses, needing, term_table
 from mgd import has_bfloat16
+
+# Options of main_mgd.py that earlier versions did not record: what their value amounts to.
+NEW = {"second_view": "strong", "dot_delta": 0.075}
 
 
 def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
@@ -138,6 +141,8 @@ def _join(
     options = make_options(values, command=command, distils=distillation)
     _check(options, distillation)
     if not distillation:
+        if options.optimisation.optimizer == "dot":
+            raise UserError("--optimizer dot parts the gradients of labels and teachers: it goes with main_mgd.py")
         table = term_table(entries_of([LABELLED], terms, values), [], term_classes(None))
         given = options.networks.teacher_resume or options.networks.teacher_arch
         alone = {"arch": options.networks.teacher_arch, "resume": options.networks.teacher_resume}
@@ -146,6 +151,10 @@ def _join(
     chosen = choose_terms(values, terms, typed, term_classes(file), epochs)
     options = replace(options, **chosen, term_digest=digest_of(file) if file else None)
     options = replace(options, teachers=tuple(describe_teachers(options, teachers)))
+    if options.optimisation.optimizer == "dot":
+        _check_dot(options)
+    if options.devices.teacher_threads and (views := needing(options.table, "views")):
+        raise UserError(f"--teacher-threads computes one view of each image, and {', '.join(views)} compares two")
     check_teachers(options.table, options.teachers, joined=options.networks.teacher_mean == "probabilities")
     return options
 
@@ -279,6 +288,23 @@ def _check_distillation(options: Options) -> None:
         raise UserError("--taps names the paths of both networks: leave --student-taps and --teacher-taps out")
 
 
+def _check_dot(options: Options) -> None:
+    """Refuse what does not go with two momenta."""
+    optimisation, table = options.optimisation, options.table
+    low, high = (optimisation.momentum + sign * optimisation.dot_delta for sign in (-1, 1))
+    if low < 0 or high >= 1:
+        raise UserError(
+            f"--optimizer dot needs momenta of at least 0 and below 1; --momentum {optimisation.momentum:g} and "
+            f"--dot-delta {optimisation.dot_delta:g} make {low:g} and {high:g}"
+        )
+    if len({spec.kind.alone for spec in table.values()}) < 2:
+        raise UserError(
+            f"--optimizer dot parts the gradients of labels and teachers, and this run has {' and '.join(table)} alone"
+        )
+    if options.devices.amp == "fp16":
+        raise UserError("--optimizer dot reads gradients that --amp fp16 scales: use --amp bf16 or off")
+
+
 def total_epochs(optimisation: Optimisation) -> int:
     """Return how many epochs there are, those of the warmup included."""
     return int(optimisation.epochs + (optimisation.warmup_epochs if optimisation.warmup else 0))
@@ -313,7 +339,7 @@ def recorded_options(options: Mapping[str, Any], known: TermClasses) -> dict[str
         known: the classes of terms, by name.
     """
     rest, entries = without_aliases(options)
-    rest = {"best_by": "top1", **rest}  # the only measure that there was
+    rest = {"best_by": "top1", **(NEW if "distiller" in rest else {}), **rest}  # the only measure that there was
     return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], known).items()}}
 
 

@@ -57,6 +57,13 @@ class Data:
         None, choices=("resized", "pad"), help="pad: images fill the frame already (CIFAR); default: resized"
     )
     hflip: int = switch(1, help="0: no mirrored images (digits, text)")
+    second_view: str = option(
+        "strong",
+        choices=("strong", "weak"),
+        help="second view of an image, for terms that compare two: weak: another crop and mirror; strong: RandAugment "
+        "and a grey square, too",
+        distillation=True,
+    )
     mixup: float = option(0.0, kind=nonnegative, metavar="ALPHA", help="mix pairs of images; 0.2 is usual, 0 is off")
     cutmix: float = option(0.0, kind=nonnegative, metavar="ALPHA", help="paste parts of images; 1 is usual, 0 is off")
     bad_images: str = option(
@@ -179,11 +186,19 @@ class Optimisation:
     linear_probe: int = switch(0, help="1: train the head alone, on a frozen network with weights (main_base.py)")
     optimizer: str = option(
         "sgd",
-        choices=("sgd", "muon"),
-        help="muon: orthogonal steps of convolutions; begin with --lr 0.03 --wd 0.05",
+        choices=("sgd", "muon", "dot"),
+        help="muon: orthogonal steps of convolutions; begin with --lr 0.03 --wd 0.05; dot: SGD with a lower momentum "
+        "for the labels and a higher one for the teachers, main_mgd.py only",
+    )
+    dot_delta: float = option(
+        0.075,
+        kind=number(float, 0, 0.9999),
+        metavar="DELTA",
+        help="dot: subtracted from the momentum of the labels, added to that of the teachers",
+        distillation=True,
     )
     lr: float = option(0.1, "--lr", "--learning-rate", kind=positive, help="learning rate")
-    momentum: float = option(0.9, kind=number(float, 0, 0.9999), help="Nesterov momentum")
+    momentum: float = option(0.9, kind=number(float, 0, 0.9999), help="Nesterov momentum; with dot a plain one")
     weight_decay: float = option(1e-4, "--wd", "--weight-decay", kind=nonnegative, help="weight decay")
     lr_schedule: str = option("step", choices=("step", "cosine"), help="drops at epochs, or half a cosine to 0")
     lr_drop_ratio: float = option(0.1, kind=positive, help="step: factor at every drop")

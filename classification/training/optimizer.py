@@ -1,4 +1,4 @@
-"""What updates the weights: SGD with Nesterov momentum, or Muon; and how its state is loaded."""
+"""What updates the weights: SGD with Nesterov momentum, Muon or DOT; and how its state is loaded."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from torch import Tensor
 
 from classification.errors import shown
 from classification.options.groups import Optimisation
+from classification.training.dot import DOT
 from mgd import Distiller, has_bfloat16
 
 # What each keeps of a weight.
 STATE = {
     "sgd": {"momentum_buffer"},
+    "dot": {"momentum_buffer", "distillation_buffer"},
     "muon": {"momentum_buffer", "use_muon", "step", "exp_avg", "exp_avg_sq"},
 }
 
@@ -41,15 +43,32 @@ def build_optimizer(
         return torch.optim.SGD(
             weights, options.lr, momentum=options.momentum, weight_decay=options.weight_decay, nesterov=nesterov
         )
+    if options.optimizer == "dot":
+        own = {id(p) for p in distiller.terms.parameters()}  # which no label reaches
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in weights if id(p) not in own]},
+            {"params": [p for p in weights if id(p) in own], "delta": 0.0},
+        ]
+        return DOT(
+            [group for group in groups if group["params"]],
+            options.lr,
+            momentum=options.momentum,
+            delta=options.dot_delta,
+            weight_decay=options.weight_decay,
+        )
     from classification.training.muon import Float32Muon, Muon  # of timm, which is slow to import
 
     hidden = {id(p) for network, _ in distiller.groups() for p in network.parameters() if p.ndim == 4}
-    groups: list[dict[str, Any]] = [
+    groups = [
         {"params": [p for p in weights if id(p) in hidden]},
         {"params": [p for p in weights if id(p) not in hidden], "use_fallback": True},
     ]
     kind = Muon if (has_bfloat16(weights[0].device) if bfloat16 is None else bfloat16) else Float32Muon
     return kind(groups, options.lr, weight_decay=options.weight_decay, momentum=options.momentum, nesterov=True)
+
+
+def _name_of(optimizer: torch.optim.Optimizer) -> str:
+    return {torch.optim.SGD: "sgd", DOT: "dot"}.get(type(optimizer), "muon")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
@@ -60,7 +79,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
     """
     own = optimizer.state_dict()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    kept = STATE["sgd" if isinstance(optimizer, torch.optim.SGD) else "muon"]
+    kept = STATE[_name_of(optimizer)]
     for number, entry in saved["state"].items():
         if not 0 <= number < len(weights) or set(entry) - kept:
             raise ValueError(f"its optimizer has a state {shown(number)} of {shown(list(entry))}")

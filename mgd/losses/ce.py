@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,12 +26,14 @@ class CE(Term):
 
         Args:
             label_smoothing: share of the target mass spread over all classes, in [0, 1).
+            views: the cross-entropy of the "first" view of each image, or the sum over "all" that a batch has.
 
         Raises:
             ValueError: a label_smoothing outside [0, 1).
         """
 
         label_smoothing: float = 0.0
+        views: Literal["first", "all"] = "first"
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -44,4 +48,6 @@ class CE(Term):
         check_logits("ce", student.logits, student.logits)
         check_target("ce", batch.target, student.logits, mixed=True)
         target = batch.target.float() if batch.target.is_floating_point() else batch.target
-        return F.cross_entropy(student.logits.float(), target, label_smoothing=self.hyper.label_smoothing)
+        seen = [student, *(student.more if self.hyper.views == "all" else ())]
+        losses = [F.cross_entropy(o.logits.float(), target, label_smoothing=self.hyper.label_smoothing) for o in seen]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
