@@ -169,9 +169,7 @@ def test_the_relu_is_for_both_networks() -> None:
 
 
 LOGIT_TERMS: dict[str, Any] = {
-    name: t
-    for name, t in losses.LOSSES.items()
-    if issubclass(t, LogitTerm) and name not in ("meal", "mlkd", "wkd_logits")
+    name: t for name, t in losses.LOSSES.items() if issubclass(t, LogitTerm) and name[0] != "m" and name != "wkd_logits"
 }
 
 
@@ -399,20 +397,3 @@ def test_maps_tapped_before_a_relu_pass_one_where_the_source_reads_behind_it(nam
     student = Probe(student.outputs, frozen=False, before_relu=before_relu)
     term = losses.LOSSES[name].build(student, [teacher], 20)
     assert term.rectify == (before_relu and losses.LOSSES[name].rectified)
-
-
-def test_a_deviation_over_one_class_fewer_is_another_temperature_and_weight() -> None:
-    # As in the authors' code of standardised logits: (z - mean) / sqrt(sum of squares / (K - 1)).
-    student, teacher, number = randn(3, 4), 2 * randn(3, 4, seed=1), 4
-
-    def theirs(z: Tensor) -> Tensor:
-        return (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True)
-
-    expected = 9 * losses.dkd(theirs(student), theirs(teacher), TARGET, temperature=2.0, alpha=1.0, beta=8.0)
-    same = losses.DKD(
-        temperature=2.0 * math.sqrt(number / (number - 1)),
-        alpha=9 * (number - 1) / number,
-        beta=72 * (number - 1) / number,
-        standardised=True,
-    )
-    torch.testing.assert_close(same(Outputs(student), [Outputs(teacher)], Batch(TARGET)), expected)
