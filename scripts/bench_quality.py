@@ -9,9 +9,7 @@ its last epoch.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,8 +25,7 @@ from prepare_cifar10 import prepare
 from prepare_digits import write_digits
 from results_table import Record, keep_record, read_keys
 
-from classification.options.config import total_epochs
-from classification.options.options import make_options
+from classification.runs.repeated import Command, is_done
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -84,27 +81,13 @@ class Suite:
         folder = self.work / f"{name}-{seed}"
         if is_done(folder):
             return folder
-        cut = folder.exists()
-        command = [sys.executable, "-m", f"classification.{script}", str(data), *words, "-j", "0", "-p", "1000"]
-        command += ["--seed", str(seed), "--output", str(folder), "--resume", "auto"]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        start = time.perf_counter()
-        with (self.work / f"{name}-{seed}.log").open("a") as log:
-            done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, env=environment, check=False)
-        if done.returncode:
-            raise RuntimeError(f"{name}, seed {seed}: status {done.returncode}, see {log.name}")
+        cut, log, start = folder.exists(), self.work / f"{name}-{seed}.log", time.perf_counter()
+        command = Command(script, (str(data), *words, "-j", "0", "-p", "1000"), seed, folder, log)
+        if status := command.start(threads, ROOT).wait():
+            raise RuntimeError(f"{name}, seed {seed}: status {status}, see {log}")
         if not cut:
             (folder / "wall_seconds").write_text(f"{time.perf_counter() - start:.1f}")
         return folder
-
-
-def is_done(folder: Path) -> bool:
-    """Whether the run in `folder` has finished its last epoch."""
-    if not (folder / "last.pth").exists():
-        return False
-    options = json.loads((folder / "config.json").read_text())["options"]
-    last = torch.load(folder / "last.pth", weights_only=True)
-    return bool(last["resume"]["epoch"] >= total_epochs(make_options(options).optimisation))
 
 
 def read_suites(cells: Path, work: Path) -> list[Suite]:

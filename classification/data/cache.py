@@ -38,7 +38,7 @@ class Cache:
             raise UserError(
                 f"--cache ram needs {need / 2**30:.1f} GiB for {len(samples)} decoded images, and "
                 f"{free / 2**30:.1f} GiB of memory are free: shrink copies of the images first, by "
-                "scripts/prepare_photos.py, or give --cache off"
+                "prepare.py, or give --cache off"
             )
         try:
             self.bytes: Tensor = torch.empty(need, dtype=torch.uint8).share_memory_()

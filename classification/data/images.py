@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -24,6 +25,7 @@ from classification.errors import UserError
 Result = TypeVar("Result")
 TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange the sides
 ORIENTATION = 0x0112
+EXIF_PART, TAKEN, CHANGED = 0x8769, 0x9003, 0x0132  # EXIF: its own part, in it the time of the shot; of the last change
 UPRIGHT: dict[object, Image.Transpose] = {  # by EXIF orientation, what sets a photograph upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -204,6 +206,17 @@ def image_size(path: str) -> tuple[int, int]:
             return _read(path).size[::-1]  # its head is broken, but its pixels may be whole
         except Exception:
             return 1, 1  # reading it will say what is wrong
+
+
+def taken_at(path: str) -> datetime | None:
+    """Return when a photograph was taken, as its EXIF says; None where it does not."""
+    try:
+        with _file(path) as file, _open(file) as image:
+            exif = image.getexif()
+            text = exif.get_ifd(EXIF_PART).get(TAKEN) or exif.get(CHANGED)
+            return datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S")
+    except Exception:  # broken metadata raises whatever its broken bytes happen to mean
+        return None
 
 
 def unreadable(paths: list[str], workers: int) -> dict[str, str]:

@@ -19,7 +19,7 @@ from classification.errors import UserError
 from classification.options.choose import check_teachers, choose_terms
 from classification.options.effects import check_recipe, check_typed
 from classification.options.groups import Devices, Optimisation
-from classification.options.options import Options, make_options, names_where
+from classification.options.options import Options, all_options, make_options, names_where
 from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser
 from classification.options.published import LABELLED, entries_of, without_aliases
@@ -28,9 +28,6 @@ from classification.options.teachers import describe_teachers
 from classification.options.term_module import digest_of, term_classes
 from classification.options.terms import TermClasses, needing, term_table
 from mgd import has_bfloat16
-
-# Options of main_mgd.py that earlier versions did not record: what their value amounts to.
-NEW = {"second_view": "strong", "dot_delta": 0.075}
 
 
 def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
@@ -106,7 +103,7 @@ def _values(parser: Parser, argv: list[str], typed: Mapping[str, str]) -> dict[s
     """Return the value of every option, whose defaults may be those of a run or recipe."""
     values = vars(parser.parse_args(argv))
     for name in sorted(names_where("file") & set(typed)):
-        if values[name] == "":
+        if values[name] in ("", [""]):
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
     if values["data"] is None:
         raise UserError(
@@ -339,7 +336,9 @@ def recorded_options(options: Mapping[str, Any], known: TermClasses) -> dict[str
         known: the classes of terms, by name.
     """
     rest, entries = without_aliases(options)
-    rest = {"best_by": "top1", **(NEW if "distiller" in rest else {}), **rest}  # the only measure that there was
+    # An option that the version of then did not have changed nothing: its default means the same.
+    usual = {found.name: found.default for found in all_options(distillation="distiller" in rest)}
+    rest = {**usual, **rest}
     return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], known).items()}}
 
 

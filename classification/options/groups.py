@@ -66,6 +66,18 @@ class Data:
     )
     mixup: float = option(0.0, kind=nonnegative, metavar="ALPHA", help="mix pairs of images; 0.2 is usual, 0 is off")
     cutmix: float = option(0.0, kind=nonnegative, metavar="ALPHA", help="paste parts of images; 1 is usual, 0 is off")
+    sampler: str | None = option(
+        None,
+        choices=("balanced",),
+        help="balanced: an epoch shows all classes equally often, and repeats images of small ones; default: every "
+        "image once",
+    )
+    class_weights: str | None = option(
+        None,
+        choices=("balanced",),
+        help="balanced: cross-entropy weighs an image by n / (K n_c), with n_c of n images in its class, one of K; "
+        "default: all alike",
+    )
     bad_images: str = option(
         "stop",
         choices=("stop", "skip"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from classification.errors import UserError
@@ -97,9 +98,31 @@ def build_parser(prog: str, *, distillation: bool) -> Parser:
     parser.add_argument(
         "--help-all", action="help", default=argparse.SUPPRESS, help="show every option, group by group, and leave"
     )
+    add_options(parser, all_options(distillation=distillation))
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
+    """Add options to a parser, those of a section side by side."""
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for option in all_options(distillation=distillation):
+    for option in options:
         if option.section not in groups:
             groups[option.section] = parser.add_argument_group(option.section)
         add_option(groups[option.section], option)
-    return parser
+
+
+def typed_words(parser: argparse.ArgumentParser, values: argparse.Namespace, options: Iterable[Option]) -> list[str]:
+    """Return the words of the options whose values are not their defaults, for a command that has them too."""
+    words: list[str] = []
+    for option in options:
+        value = getattr(values, option.name)
+        if value == parser.get_default(option.name):
+            continue
+        flag = option.flags[-1]
+        if option.is_flag:
+            words.append(flag)
+        elif isinstance(value, list):
+            words += [f"{flag}={one}" for one in value] if option.repeats else [flag, *map(str, value)]
+        else:
+            words.append(f"{flag}={value}")
+    return words

@@ -15,8 +15,10 @@ from classification.runs.launch import Task
 from classification.runs.world import Seed, World
 from classification.training.agreement import check_parallel, check_ranks
 from classification.training.engine import Engine
-from classification.training.job import Job, start_job
+from classification.training.job import Job
+from classification.training.starting import start_job
 from classification.training.trainer import Trainer
+from classification.training.weighing import hyper_of
 from mgd import Distiller
 
 
@@ -27,7 +29,7 @@ def prepare(options: Options, seed: Seed) -> Job:
         assert job.student is not None
         if options.optimisation.linear_probe:
             _probe(job, job.student)
-        terms = {name: (spec.kind(spec.hyper), 1.0) for name, spec in options.table.items()}
+        terms = {name: (spec.kind(hyper_of(job, name)), 1.0) for name, spec in options.table.items()}
         job.set_distiller(Distiller(job.student, [], terms))
     return job
 

@@ -15,6 +15,7 @@ from classification.options import config
 from classification.options.terms import mutual
 from classification.runs.world import device_of
 from classification.training.job import Job
+from classification.training.weighing import hyper_of
 from mgd import Distiller, Ensemble, Frozen, Probe, Taps, View, fold_norms, freeze, has_bfloat16, probe
 from mgd.distiller import Terms
 
@@ -53,7 +54,7 @@ def build_terms(job: Job, student: Probe, teachers: Sequence[Probe]) -> Terms:
                 f"the term {name} compares feature maps: name the taps by --student-taps and --teacher-taps"
             )
         try:
-            term = spec.kind.build(student, teachers, len(job.data.train), spec.hyper)
+            term = spec.kind.build(student, teachers, len(job.data.train), hyper_of(job, name))
         except (ValueError, TypeError, RuntimeError) as error:  # torch's own: shapes, or memory that is not there
             raise UserError(f"term {name}: {error}") from error
         terms[name] = (term, partial(spec.schedule.at, term.weight, epochs))

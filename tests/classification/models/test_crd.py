@@ -90,7 +90,8 @@ def filled(name: str, value: Tensor) -> Tensor:
         return 0.5 + torch.rand(value.shape, generator=generator)
     if value.ndim == 1:
         return 0.2 + 0.3 * torch.rand(value.shape, generator=generator)
-    return torch.randn(value.shape, generator=generator) * (2 / value.shape[1:].numel()) ** 0.5
+    deviation: float = (2 / value.shape[1:].numel()) ** 0.5
+    return deviation * torch.randn(value.shape, generator=generator)
 
 
 def shared_file(arch: str) -> dict[str, Tensor]:

@@ -24,6 +24,24 @@ def test_smoothing_and_mixed_labels_spread_the_mass() -> None:
     torch.testing.assert_close(smoothed, mixed)
 
 
+def test_class_weights_by_hand() -> None:
+    """Three images at even odds of two classes: (2 log 2 + 0.5 log 2 + 0.5 log 2) / 3, not divided by the weights."""
+    outputs, target = Outputs(torch.zeros(3, 2)), torch.tensor([0, 1, 1])
+    term = CE(class_weights=(2.0, 0.5))
+    assert term(outputs, [], Batch(target)).item() == pytest.approx(math.log(2))
+    mixed = term(outputs, [], Batch(torch.tensor([[0.5, 0.5]] * 3)))
+    assert mixed.item() == pytest.approx(1.25 * math.log(2))
+    one = CE(class_weights=(1.0, 1.0), label_smoothing=0.1)(Outputs(torch.randn(3, 2)), [], Batch(target))
+    assert torch.isfinite(one) and not term.state_dict()
+
+
+def test_unit_weights_change_nothing() -> None:
+    outputs, target = Outputs(torch.randn(5, 4)), torch.tensor([0, 3, 1, 1, 2])
+    for values in ({}, {"label_smoothing": 0.3}):
+        weighted = CE(class_weights=(1.0,) * 4, **values)(outputs, [], Batch(target))
+        torch.testing.assert_close(weighted, CE(**values)(outputs, [], Batch(target)))
+
+
 def test_bf16_is_computed_in_float32() -> None:
     assert CE()(Outputs(torch.randn(3, 4).bfloat16()), [], Batch(torch.tensor([0, 1, 2]))).dtype == torch.float32
 
@@ -34,3 +52,8 @@ def test_wrong_use_is_refused() -> None:
             CE(label_smoothing=share)
     with pytest.raises(ValueError, match="needs labels"):
         CE()(Outputs(torch.zeros(1, 2)), [], Batch())
+    for weights in ((), (0.0, 0.0), (1.0, -1.0), (math.inf, 1.0)):
+        with pytest.raises(ValueError, match="class_weights must be finite numbers"):
+            CE(class_weights=weights)
+    with pytest.raises(ValueError, match="3 class_weights for 2 classes: give one each"):
+        CE(class_weights=(1.0, 1.0, 1.0))(Outputs(torch.zeros(1, 2)), [], Batch(torch.tensor([0])))

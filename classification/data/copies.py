@@ -1,0 +1,259 @@
+"""Small copies of photographs, with a list of where each comes from, and what is on two sides of a split."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.util
+import io
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from classification.data.image_files import count_of, identical
+from classification.data.images import read_image
+from classification.data.split import TRAIN, Split
+from classification.errors import UserError
+from classification.paths import exists, is_folder
+
+JPEG_SIDE = 65500  # px, of Pillow's encoder
+MANIFEST = "manifest.csv"
+BLOCK = 1024  # images whose hashes are compared at once
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One photograph and its copy.
+
+    Args:
+        original: the file.
+        part: train, valid or test.
+        kind: its class.
+        name: of the copy.
+    """
+
+    original: Path
+    part: str
+    kind: str
+    name: str
+
+    @property
+    def place(self) -> Path:
+        """The copy, from the top folder on."""
+        return Path(self.part, self.kind, self.name)
+
+
+def named(split: Split) -> list[Copy]:
+    """Name the copy of every image.
+
+    Two folders of a class, or two formats, may have a name in common: numbers tell them apart.
+    """
+    return [
+        Copy(path, part, kind, f"{path.stem[:60]}-{number}.jpg")
+        for number, (path, (part, kind)) in enumerate(split.placed.items())
+    ]
+
+
+def shrink(path: Path, target: Path, side: int) -> None:
+    """Write an upright copy whose short side is at most `side` px; it appears when it is complete.
+
+    Raises:
+        UserError: the image cannot be read, or is too long for a JPEG file.
+    """
+    image = read_image(str(path))
+    scale = side / min(image.size)
+    if scale < 1:
+        width, height = (round(scale * length) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
+    if max(image.size) > JPEG_SIDE:
+        raise UserError(f"image {path} cannot be written: a side of {max(image.size)} px is more than JPEG has")
+    beside = target.with_name(f".{target.name}")
+    image.save(beside, format="JPEG", quality=95)
+    beside.replace(target)
+
+
+def copy_all(copies: Sequence[Copy], top: Path, side: int) -> dict[Copy, str]:
+    """Write the copies that are not there yet; return those that cannot be read, and why."""
+
+    def attempt(copy: Copy) -> str:
+        target = top / copy.place
+        try:
+            if not exists(target):
+                shrink(copy.original, target, side)
+        except UserError as error:
+            return str(error).partition(": mend or remove")[0]
+        return ""
+
+    for place in {(top / copy.place).parent for copy in copies}:
+        place.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        causes = list(tqdm(pool.map(attempt, copies), total=len(copies), leave=False, disable=None, desc="copy"))
+    return {copy: why for copy, why in zip(copies, causes, strict=True) if why}
+
+
+def unfinished(folder: Path, copies: Sequence[Copy], side: int) -> Path:
+    """Return the folder, beside `folder`, that the copies are collected in; what another plan left there is removed.
+
+    A plan is the same where the same files, as they were, go to the same places in the same size.
+    """
+    digest = hashlib.sha256(str(side).encode())
+    for copy in copies:
+        state = copy.original.stat()
+        digest.update(os.fsencode(f"{copy.original}\0{copy.place}\0{state.st_size}\0{state.st_mtime_ns}\n"))
+    top = folder.with_name(f".{folder.name}.part")
+    plan = top / "plan"
+    if is_folder(top) and not (exists(plan) and plan.read_text() == digest.hexdigest()):
+        shutil.rmtree(top)
+    top.mkdir(parents=True, exist_ok=True)
+    plan.write_text(digest.hexdigest())
+    return top
+
+
+def check_whole(copies: Sequence[Copy], bad: Mapping[Copy, str], top: Path) -> list[str]:
+    """Remove class folders of which no image could be read; return what is to be said.
+
+    Raises:
+        UserError: a class of train is left without images.
+    """
+    kept = {(copy.part, copy.kind) for copy in copies if copy not in bad}
+    empty = sorted({(copy.part, copy.kind) for copy in copies} - kept)
+    if lost := [kind for part, kind in empty if part == TRAIN]:
+        raise UserError(
+            f"no image of {', '.join(lost[:5])} that was drawn for train can be read: mend or remove the broken ones"
+        )
+    for part, kind in empty:
+        (top / part / kind).rmdir()
+    return [f"warning: no image of {part}/{kind} can be read" for part, kind in empty]
+
+
+def manifest(copies: Sequence[Copy]) -> bytes:
+    """Return the CSV file that says of each copy which file it was made of; bytes of names are kept."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["copy", "original", "split", "class"])
+    for copy in copies:
+        writer.writerow([copy.place, copy.original.resolve(), copy.part, copy.kind])
+    return os.fsencode(text.getvalue())
+
+
+Pair = tuple[Copy, Copy]  # of train, and of another side
+
+
+def identical_across(copies: Sequence[Copy]) -> list[Pair]:
+    """Return pairs of the same bytes on two sides of the split, train's first."""
+    by_path = {str(copy.original): copy for copy in copies}
+    groups = identical(by_path, lambda group: len({by_path[path].part for path in group}) > 1)
+    return [pair for group in groups for pair in _pairs([by_path[path] for path in group])]
+
+
+def _pairs(group: Sequence[Copy]) -> Iterator[Pair]:
+    other = next((copy for copy in group if copy.part != TRAIN), None)
+    for copy in group:
+        if copy.part == TRAIN and other is not None:
+            yield copy, other
+
+
+def check_imagehash() -> None:
+    """Refuse near duplicates where the library that hashes images is missing.
+
+    Raises:
+        UserError: it says what to install.
+    """
+    if importlib.util.find_spec("imagehash") is None:
+        raise UserError("--near needs the library imagehash: `pip install ImageHash`, or leave --near out")
+
+
+def near_across(copies: Sequence[Copy], top: Path, bits: int) -> list[Pair]:
+    """Return pairs on two sides of the split whose perceptual hashes differ in at most `bits` of 64, train's first."""
+    sides: dict[bool, list[Copy]] = {True: [], False: []}
+    for copy in copies:
+        sides[copy.part == TRAIN].append(copy)
+    hashes = {side: _hashes([top / copy.place for copy in found]) for side, found in sides.items()}
+    pairs = []
+    for start in range(0, len(sides[False]), BLOCK):
+        other = hashes[False][start : start + BLOCK]
+        for first in range(0, len(sides[True]), BLOCK):
+            own = hashes[True][first : first + BLOCK]
+            # (train, other) pairs: the bits that differ, summed.
+            apart = len(own.T) - own @ other.T - (1 - own) @ (1 - other).T
+            pairs += [
+                (sides[True][first + i], sides[False][start + j])
+                for i, j in zip(*np.nonzero(apart <= bits), strict=True)
+            ]
+    return pairs
+
+
+def _hashes(paths: Sequence[Path]) -> NDArray[np.float32]:
+    """Return the perceptual hash of each image as 64 numbers, 0 or 1, in a row."""
+    import imagehash
+
+    def one(path: Path) -> NDArray[np.float32]:
+        with Image.open(path) as image:
+            return np.asarray(imagehash.phash(image).hash, dtype=np.float32).reshape(-1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(tqdm(pool.map(one, paths), total=len(paths), leave=False, disable=None, desc="compare"))
+    return np.stack(found) if found else np.zeros((0, 64), np.float32)
+
+
+def resolve(
+    pairs: Sequence[Pair], copies: list[Copy], top: Path, *, what: str, remove: bool
+) -> tuple[list[Copy], list[str]]:
+    """Leave out of train what is on two sides of the split too, or only say so; return the copies, and what to say.
+
+    Args:
+        pairs: copies of train, each with one of another side.
+        copies: all of them.
+        top: the folder in which those that are left out are removed.
+        what: how the images of train are called.
+        remove: whether they are left out.
+
+    Raises:
+        UserError: a class of train would be left without images.
+    """
+    if not pairs:
+        return copies, []
+    doubled = {own for own, _ in pairs}
+    own, other = pairs[0]
+    found = f"{count_of(len(doubled), 'image')} of train {what}, as {own.original} = {other.original}"
+    if not remove:
+        return copies, [f"warning: {found}: --remove-duplicates leaves such images out of train"]
+    left = [copy for copy in copies if copy not in doubled]
+    if lost := sorted({copy.kind for copy in doubled} - {copy.kind for copy in left if copy.part == TRAIN}):
+        raise UserError(f"{found}: without them {', '.join(lost[:5])} has nothing to train on: add images")
+    for copy in doubled:
+        (top / copy.place).unlink(missing_ok=True)
+    return left, [f"left out {found}"]
+
+
+def summary(copies: Sequence[Copy], most: int = 20) -> list[str]:
+    """Return a table of classes and sides, and the suffixes of the originals."""
+    sides = list(dict.fromkeys(["train", "valid", *(copy.part for copy in copies)]))
+    counts: dict[str, dict[str, int]] = {}
+    suffixes: dict[str, int] = {}
+    for copy in copies:
+        of_class = counts.setdefault(copy.kind, dict.fromkeys(sides, 0))
+        of_class[copy.part] += 1
+        suffix = copy.original.suffix.lower()
+        suffixes[suffix] = suffixes.get(suffix, 0) + 1
+    width = max(map(len, [*list(counts)[:most], "class"]))
+    lines = [" ".join([f"{'class':{width}}", *(f"{side:>7}" for side in sides)])]
+    for kind in sorted(counts)[:most]:
+        lines.append(" ".join([f"{kind:{width}}", *(f"{counts[kind][side]:>7}" for side in sides)]))
+    if len(counts) > most:
+        sizes = sorted(of_class["train"] for of_class in counts.values())
+        lines.append(f"and {len(counts) - most} classes more; a class has {sizes[0]} to {sizes[-1]} images in train")
+    kinds = sorted(suffixes.items(), key=lambda item: -item[1])
+    lines.append("made of " + ", ".join(f"{number} {suffix}" for suffix, number in kinds))
+    for side in sides:
+        classes = sum(bool(of_class[side]) for of_class in counts.values())
+        lines.append(f"{side}: {sum(copy.part == side for copy in copies)} images of {classes} classes")
+    return lines

@@ -1,0 +1,141 @@
+"""Copy photographs, shrunk and split for training: python prepare.py FROM TO
+
+FROM holds CLASS folders, and a seeded tenth of each becomes TO/valid/CLASS, the others TO/train/CLASS; or it holds
+train/, valid/ (or val/) and perhaps test/ with CLASS folders, and the split stays. Copies are upright JPEG files with
+a short side of `side` px at most: twice what the network sees is enough. Nothing is written into FROM, and TO appears
+when it is complete; what was cut is resumed by the same line. TO/manifest.csv says which file each copy was made of.
+Images that cannot be read are named and left out, and so are hidden files and folders. Files whose bytes are the same
+are one image: they come to the same side of a split that is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+from classification.errors import UserError, one_line
+from classification.options.fields import count, number
+from classification.options.first_look import write_any_name
+from classification.options.parser import Parser
+from classification.paths import exists, is_folder
+
+PROG = "prepare.py"
+EXACT, NEAR = "in valid or test too, byte for byte", "near to one of valid or test"
+EXAMPLE = "example: python classification/prepare.py holidays photos --valid 0.1 --test 0.1 --group time"
+
+
+def build_parser() -> Parser:
+    """Return the parser; it needs no torch."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(PROG, description=__doc__, epilog=EXAMPLE, allow_abbrev=False, formatter_class=raw)
+    add, share = parser.add_argument, number(float, 0, 0.95)
+    add("source", type=Path, metavar="FROM", help="the photographs; nothing is written there")
+    add("folder", type=Path, metavar="TO", help="a new folder")
+    add("--side", type=count, default=256, metavar="PX", help="longest short side of a copy (256)")
+    add("--valid", type=share, default=0.1, metavar="PART", help="part of each class that validates (0.1)")
+    add("--test", type=share, default=0.0, metavar="PART", help="part of each class that tests (0)")
+    about = "keep images of a class on one side that lie in one subfolder, or were taken one shortly after the other"
+    add("--group", choices=("none", "folder", "time"), default="none", help=f"{about} (none)")
+    minutes = number(float, 0, open_low=True)
+    add(
+        "--minutes",
+        type=minutes,
+        default=10.0,
+        metavar="N",
+        help="a pause that begins a new group of --group time (10)",
+    )
+    bits = number(int, 0, 20)
+    add("--near", type=bits, metavar="BITS", help="look for near duplicates across the split: hashes that differ in at "
+        "most BITS of 64, 4 is usual; needs ImageHash")  # fmt: skip
+    add("--remove-duplicates", action="store_true", help="leave out of train what valid or test has too")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the draw (0)")
+    return parser
+
+
+def check(args: argparse.Namespace, typed: list[str]) -> None:
+    """Refuse places and options that make no sense.
+
+    Raises:
+        UserError: one of these.
+    """
+    if not is_folder(args.source):
+        raise UserError(f"{args.source} is no folder")
+    if exists(args.folder):
+        raise UserError(f"{args.folder} exists already: give a new folder")
+    if args.folder.resolve().is_relative_to(args.source.resolve()):
+        raise UserError(
+            f"{args.folder} lies in {args.source}, where it would count as a class: give a folder elsewhere"
+        )
+    if args.valid == 0:
+        raise UserError("--valid 0 leaves nothing to validate on: give a part between 0 and 1")
+    if args.valid + args.test >= 1:
+        raise UserError(f"--valid {args.valid:g} and --test {args.test:g} leave nothing to train on: lower them")
+    if any(word.split("=")[0] == "--minutes" for word in typed) and args.group != "time":
+        raise UserError("--minutes has no effect: it goes with --group time")
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Copy all; print what is to be said.
+
+    Raises:
+        UserError: a mistake of the user's; the source and the disk are as before.
+    """
+    from classification.data import copies as work
+    from classification.data.split import Shares, find_split
+
+    if args.near is not None:
+        work.check_imagehash()
+    shares = Shares(args.valid, args.test, args.group, args.minutes, args.seed)
+    split = find_split(args.source, shares)
+    if not split.drawn and (shares.test or shares.group != "none"):
+        what = "--test" if shares.test else "--group"
+        raise UserError(f"{what} has no effect: {args.source} is split already; give a folder that holds CLASS folders")
+    notes, copies = [*split.notes], work.named(split)
+    try:
+        top = work.unfinished(args.folder, copies, args.side)
+        try:
+            bad = work.copy_all(copies, top, args.side)
+            notes += work.check_whole(copies, bad, top)
+            copies = [copy for copy in copies if copy not in bad]
+            pairs = [] if split.drawn else work.identical_across(copies)
+            copies, said = work.resolve(pairs, copies, top, what=EXACT, remove=args.remove_duplicates)
+            notes += said
+            pairs = [] if args.near is None else work.near_across(copies, top, args.near)
+            copies, said = work.resolve(pairs, copies, top, what=NEAR, remove=args.remove_duplicates)
+            notes += said
+        except UserError:
+            shutil.rmtree(top)
+            raise
+        (top / work.MANIFEST).write_bytes(work.manifest(copies))
+        (top / "plan").unlink()
+        top.rename(args.folder)
+    except OSError as error:
+        raise UserError(f"{args.folder} cannot be written ({error.strerror}): make room, or give another") from error
+    for line in [*notes, *(f"left out: {why}" for why in bad.values()), *work.summary(copies)]:
+        print(one_line(line))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script; return its exit status."""
+    write_any_name()
+    words = sys.argv[1:] if argv is None else argv
+    from classification.system.exit_status import attempt
+
+    def work() -> None:
+        args = build_parser().parse_args(words)
+        check(args, words)
+        prepare(args)
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # they do not name the file that they concern
+            return attempt(work, PROG)
+    except SystemExit:  # a help text was printed
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Runs of the main scripts that belong together, each a process of its own that goes on where it was cut."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from classification.errors import RunError, UserError, one_line
+from classification.options.config import total_epochs
+from classification.options.options import make_options
+from classification.paths import exists
+from classification.runs.checkpoint import hold
+
+ROOT = Path(__file__).parents[2]
+PAUSE = 0.05  # seconds between two looks at what runs
+
+
+@dataclass(frozen=True)
+class Command:
+    """One run.
+
+    Args:
+        script: main_base or main_mgd.
+        words: the command line, without what follows from the other fields.
+        seed: of the run.
+        folder: the run folder.
+        log: the file that takes what it prints.
+    """
+
+    script: str
+    words: tuple[str, ...]
+    seed: int
+    folder: Path
+    log: Path
+
+    def typed(self) -> list[str]:
+        """Return the words of a command that begins the run, or goes on with it."""
+        place = ["--seed", str(self.seed), "--output", str(self.folder), "--resume", "auto"]
+        return [sys.executable, "-m", f"classification.{self.script}", *self.words, *place]
+
+    def start(self, threads: int, cwd: Path | None = None, *, apart: bool = False) -> subprocess.Popen[bytes]:
+        """Start the run.
+
+        Args:
+            threads: of the run.
+            cwd: the folder that it is typed in; None for the current one.
+            apart: whether Ctrl-C does not reach it.
+        """
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)}
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                self.typed(), cwd=cwd, stdout=log, stderr=log, env=environment, start_new_session=apart
+            )
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the run in `folder` has finished its last epoch."""
+    if not (folder / "last.pth").exists():
+        return False
+    options = json.loads((folder / "config.json").read_text())["options"]
+    last = torch.load(folder / "last.pth", weights_only=True)
+    return bool(last["resume"]["epoch"] >= total_epochs(make_options(options).optimisation))
+
+
+def last_top1(folder: Path) -> float:
+    """Return the top-1 in percent after the last epoch of a run that is done."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return float(json.loads(lines[-1])["valid_top1"])
+
+
+def run_all(commands: Sequence[Command], *, jobs: int, threads: int, cwd: Path | None = None) -> Iterator[Command]:
+    """Run commands, `jobs` of them at once; yield each when it is done.
+
+    A run that is done already is yielded at once. When this is stopped, the runs finish their steps and save.
+
+    Args:
+        commands: in the order of their start.
+        jobs: how many run at once.
+        threads: of each.
+        cwd: the folder that they are typed in; None for the current one.
+
+    Raises:
+        RunError: a run failed; the others were stopped.
+    """
+    waiting, running = list(commands), dict[Command, subprocess.Popen[bytes]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                command = waiting.pop(0)
+                await_others(command.folder)
+                if is_done(command.folder):
+                    yield command
+                else:
+                    running[command] = command.start(threads, cwd, apart=True)  # told once, in the end
+            for command in [command for command, process in running.items() if process.poll() is not None]:
+                if status := running.pop(command).returncode:
+                    raise RunError(f"{command.folder.name} ended with status {status}: {_last_line(command.log)}")
+                yield command
+            time.sleep(PAUSE)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+
+
+def await_others(folder: Path) -> None:
+    """Wait while a process that an earlier call left behind still writes to a run folder."""
+    said = False
+    while exists(folder):
+        try:
+            hold(folder).close()
+            return
+        except UserError as error:
+            if not said:
+                print(f"=> waiting: {error}", file=sys.stderr, flush=True)
+            said = True
+            time.sleep(1)
+
+
+def warnings_in(log: Path) -> list[str]:
+    """Return the warnings that a run printed, each once."""
+    lines = log.read_text(errors="replace").splitlines() if exists(log) else []
+    return list(dict.fromkeys(one_line(line) for line in lines if line.startswith("!! WARNING")))
+
+
+def _last_line(log: Path) -> str:
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = log.read_text(errors="replace").strip().splitlines()
+    return f"{one_line(lines[-1]) if lines else 'it said nothing'} (see {log})"
