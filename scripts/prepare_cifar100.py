@@ -1,19 +1,21 @@
 """Write CIFAR-100 as class folders: python scripts/prepare_cifar100.py ARCHIVE FOLDER
 
-ARCHIVE is cifar-100-python.tar.gz or cifar-100-binary.tar.gz, as the data set's authors publish it; nothing is
-downloaded. FOLDER receives train/CLASS/NNNNN.png and valid/CLASS/NNNNN.png, numbered in the order of the archive.
+ARCHIVE is cifar-100-python.tar.gz or cifar-100-binary.tar.gz, as the data set's authors publish it, or the folder that
+it was unpacked into; nothing is downloaded. FOLDER receives train/CLASS/NNNNN.png and valid/CLASS/NNNNN.png, numbered
+in the order of the archive.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import pickle
 import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,8 +41,8 @@ class _Arrays(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is no array")
 
 
-def _python(files: dict[str, IO[bytes]]) -> tuple[list[str], dict[str, Split]]:
-    meta, *splits = (_Arrays(files[name], encoding="latin1").load() for name in ("meta", *SPLITS))
+def _python(files: dict[str, bytes]) -> tuple[list[str], dict[str, Split]]:
+    meta, *splits = (_Arrays(io.BytesIO(files[name]), encoding="latin1").load() for name in ("meta", *SPLITS))
     found = {
         split: (np.asarray(content["data"], np.uint8).reshape(-1, 3, 32, 32), list(content["fine_labels"]))
         for split, content in zip(SPLITS.values(), splits, strict=True)
@@ -48,11 +50,11 @@ def _python(files: dict[str, IO[bytes]]) -> tuple[list[str], dict[str, Split]]:
     return list(meta["fine_label_names"]), found
 
 
-def _binary(files: dict[str, IO[bytes]]) -> tuple[list[str], dict[str, Split]]:
-    names = files["fine_label_names.txt"].read().decode().split()
+def _binary(files: dict[str, bytes]) -> tuple[list[str], dict[str, Split]]:
+    names = files["fine_label_names.txt"].decode().split()
     found = {}
     for name, split in SPLITS.items():
-        rows = np.frombuffer(files[f"{name}.bin"].read(), np.uint8).reshape(-1, 2 + PIXELS)  # two labels in front
+        rows = np.frombuffer(files[f"{name}.bin"], np.uint8).reshape(-1, 2 + PIXELS)  # two labels in front
         found[split] = rows[:, 2:].reshape(-1, 3, 32, 32), rows[:, 1].tolist()
     return names, found
 
@@ -64,11 +66,13 @@ def read(archive: Path) -> tuple[list[str], dict[str, Split]]:
         ValueError: a file that is no archive, or one that holds something else.
     """
     try:
-        with tarfile.open(archive) as tar:
-            members = {Path(member.name).name: member for member in tar if member.isfile()}
-            files = {name: file for name, member in members.items() if (file := tar.extractfile(member))}
-            form = _binary if "train.bin" in files else _python
-            names, found = form(files)
+        if archive.is_dir():
+            files: dict[str, bytes] = {path.name: path.read_bytes() for path in archive.iterdir() if path.is_file()}
+        else:
+            with tarfile.open(archive) as tar:
+                members = [(member.name, tar.extractfile(member)) for member in tar if member.isfile()]
+                files = {Path(name).name: file.read() for name, file in members if file}
+        names, found = (_binary if "train.bin" in files else _python)(files)
     except (OSError, tarfile.TarError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise ValueError(f"{archive} is not cifar-100-python.tar.gz or cifar-100-binary.tar.gz: {error}") from error
     if any(

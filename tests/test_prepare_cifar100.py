@@ -21,13 +21,28 @@ def images(split: str) -> np.ndarray:
     return found
 
 
+def as_python2(value: Any) -> bytes:
+    """Pickle as Python 2 did, which made the published files: text and bytes are one kind of string."""
+    file = io.BytesIO()
+    pickler: Any = getattr(pickle, "_Pickler")(file, protocol=2)  # noqa: B009
+
+    def save(self: Any, text: str | bytes) -> None:
+        content = text.encode("latin1") if isinstance(text, str) else text
+        self.write(b"T" + len(content).to_bytes(4, "little") + content)
+        self.memoize(text)
+
+    pickler.dispatch = {**pickler.dispatch, str: save, bytes: save}
+    pickler.dump(value)
+    return file.getvalue()
+
+
 def contents(form: str) -> dict[str, bytes]:
     if form == "python":
         found: dict[str, Any] = {"meta": {"fine_label_names": NAMES}}
         found |= {
             s: {"data": images(s), "fine_labels": labels, "coarse_labels": labels} for s, labels in LABELS.items()
         }
-        return {name: pickle.dumps(value, protocol=2) for name, value in found.items()}
+        return {name: as_python2(value) for name, value in found.items()}
     rows = {s: b"".join(bytes([9, y]) + x.tobytes() for x, y in zip(images(s), LABELS[s], strict=True)) for s in LABELS}
     return {"fine_label_names.txt": "\n".join(NAMES).encode(), **{f"{s}.bin": content for s, content in rows.items()}}
 
@@ -47,11 +62,15 @@ def test_both_forms_give_the_same_folders(form: str, tmp_path: Path) -> None:
     import prepare_cifar100
 
     folder = tmp_path / "new" / "cifar100"
-    assert prepare_cifar100.prepare(archive(tmp_path, form, contents(form)), folder) == 6
+    packed = archive(tmp_path, form, contents(form))
+    assert prepare_cifar100.prepare(packed, folder) == 6
     expected = {"train/cloud/00000.png", "train/apple/00001.png", "train/bear/00002.png", "train/apple/00003.png"}
     expected |= {"valid/bear/00000.png", "valid/cloud/00001.png"}
     assert {str(path.relative_to(folder)) for path in folder.rglob("*.png")} == expected
     pixels = np.asarray(Image.open(folder / "train" / "bear" / "00002.png"))
+    with tarfile.open(packed) as tar:
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    assert prepare_cifar100.prepare(tmp_path / "unpacked" / f"cifar-100-{form}", tmp_path / "again") == 6
     assert all((pixels[:, :, c].ravel() == images("train")[2][1024 * c : 1024 * (c + 1)]).all() for c in range(3))
 
 

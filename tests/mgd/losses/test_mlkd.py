@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgd import Batch, Distiller, Outputs, freeze
 from mgd.losses import CE, MLKD, kd, mlkd
+from tests.mgd.losses.ranks import Loss, check_two_ranks
 from tests.mgd.nets import toy
 from tests.reference import logit_losses
 
@@ -113,3 +114,23 @@ def test_a_distiller_passes_one_view_after_another() -> None:
     torch.testing.assert_close(found["mlkd"], expected)
     one = Distiller(toy(seed=1), freeze(toy(seed=2)), {"ce": (CE(), 1.0)}).train()(images[:, 0], target)
     assert torch.equal(one["ce"], found["ce"])
+
+
+def make() -> tuple[nn.Module, Loss]:
+    generator = torch.Generator().manual_seed(0)
+    images, teacher = torch.randn(2, 8, 4, generator=generator), torch.randn(2, 8, 3, generator=generator)
+    layer = nn.Linear(4, 3)
+    nn.init.constant_(layer.bias, 0.2)
+    layer.weight.data = torch.linspace(-1, 1, 12).reshape(3, 4)
+
+    def loss(module: nn.Module, part: slice) -> Tensor:
+        student = Outputs(module(images[0, part]), more=(Outputs(module(images[1, part])),))
+        taught = Outputs(teacher[0, part], more=(Outputs(teacher[1, part]),))
+        value: Tensor = MLKD()(student, [taught], Batch())
+        return value
+
+    return layer, loss
+
+
+def test_two_ranks_compare_all_images_of_the_batch() -> None:
+    check_two_ranks(make)
