@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -161,15 +161,17 @@ class Distiller(nn.Module):
         """Return {"loss": scalar, "logits": (B, K) of the student, name: raw value of each term}.
 
         Args:
-            images: (B, 3, H, W).
+            images: (B, 3, H, W), or (B, V, 3, H, W) with V augmented views of each image. Every network sees one view
+                after another; terms and "logits" are of the first, and terms that compare views find the others in
+                `Outputs.more`.
             target: (B,) class indices, (B, K) probabilities where images were mixed, or None.
             index: (B,) positions of the images in the data set, for terms with a memory.
             epoch: epoch of training, counted from 0.
             taught: the frozen teachers' outputs for `images`, where they are there already (`Ahead`).
             counts: images of this batch on every rank; None where there is one, or that is not known.
         """
-        teachers = [teacher(images) for teacher in self.teachers] if taught is None else taught
-        outputs: list[Outputs] = [network(images) for network in self.networks]
+        teachers = [_outputs(teacher, images) for teacher in self.teachers] if taught is None else taught
+        outputs: list[Outputs] = [_outputs(network, images) for network in self.networks]
         constants = [_detached(output) for output in outputs] if len(outputs) > 1 else []
         batch, weights = Batch(target, index, epoch, counts), self.weights(epoch)
         values: dict[str, Tensor] = {}
@@ -179,6 +181,13 @@ class Distiller(nn.Module):
                 values[name] = self.terms[name](output, [*teachers, *others], batch)
         loss = sum((weights[name] * value for name, value in values.items()), outputs[0].logits.new_zeros(()))
         return {"loss": loss, "logits": outputs[0].logits, **values}
+
+
+def _outputs(network: nn.Module, images: Tensor) -> Outputs:
+    """Return the outputs of a network for the first view of each image, those for the other views in `more`."""
+    first, *others = images.unbind(1) if images.ndim == 5 else (images,)
+    outputs: Outputs = network(first)
+    return replace(outputs, more=tuple(network(view) for view in others)) if others else outputs
 
 
 def _of_peer(name: str, number: int) -> str:
@@ -196,7 +205,8 @@ def _gradients(outputs: Outputs, target: Tensor | None) -> list[Tensor]:
 
 
 def _detached(outputs: Outputs) -> Outputs:
-    return Outputs(outputs.logits.detach(), [feature.detach() for feature in outputs.features])
+    more = tuple(_detached(view) for view in outputs.more)
+    return Outputs(outputs.logits.detach(), [feature.detach() for feature in outputs.features], more=more)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ class Row:
 def networks() -> dict[str, int]:
     """Return every network of the table and the side of its images: the named ones, then the families."""
     named = {
-        arch: 96 if "mobilenet" in arch or "shufflenet" in arch or arch == "pplcnet_x2_5" else 32 for arch in NETWORKS
+        arch: 96 if arch.startswith(("mobilenet", "shufflenet", "cifar_mobilenet", "pplcnet")) else 32
+        for arch in NETWORKS
     }
     return {**named, **FAMILIES}
 

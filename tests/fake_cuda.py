@@ -157,7 +157,7 @@ def count_waits(words: list[str], steps: int = 3) -> dict[str, int]:
         size, batch = job.preprocessing.img_size, options.optimisation.batch_size
         for step in range(steps):
             waits.seen.clear()
-            images = torch.zeros(batch, size, size, 3, dtype=torch.uint8)
+            images = torch.zeros(batch, *_views(options), size, size, 3, dtype=torch.uint8)
             loaded = [images, torch.zeros(batch, dtype=torch.int64), torch.arange(batch)]
             stepper.set_rate(0.1)
             values = stepper(loaded, 0, step + 1, batch)
@@ -187,13 +187,18 @@ def replicate(words: list[str]) -> dict[str, int]:
         stepper.wrapped.train()
         _match(job.distiller)
         size = job.preprocessing.img_size
-        images = engine.images(torch.zeros(8, size, size, 3, dtype=torch.uint8))
+        images = engine.images(torch.zeros(8, *_views(job.options), size, size, 3, dtype=torch.uint8))
         for device, replica in enumerate(split(stepper.wrapped, [0, 1])):
             target, index = torch.zeros(4, dtype=torch.int64), torch.arange(4)
             given = [tensor.to(f"cuda:{device}") for tensor in (images[:4], target, index)]
             values = replica(*given, 0)
             assert all(value.device.index == device for value in values.values()), values
     return {}
+
+
+def _views(options: Any) -> list[int]:
+    """Return [2] where a term compares two views of each image."""
+    return [2] if any("views" in spec.needs for spec in options.table.values()) else []
 
 
 def controls() -> dict[str, Any]:

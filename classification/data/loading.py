@@ -23,14 +23,14 @@ Key = tuple[int, ...]  # epoch and index of an image, and after them which repet
 
 
 class Photos(Dataset[tuple[Tensor, int, int]]):
-    """Images of one split, as bytes: (height, width, 3) uint8, class index, index.
+    """Images of one split, as bytes: (height, width, 3) uint8, class index, index; (V, height, width, 3) for V views.
 
     An item is asked for by (epoch, index), or (epoch, index, repetition): random transforms draw from a generator
     seeded by these and the seed, so neither the number of workers nor a resumption changes them.
 
     Args:
         samples: (path, class index) of every image.
-        transform: (3, height, width) -> bytes of the size that the network sees.
+        transform: (3, height, width) -> bytes of the size that the network sees, those of V views as (V, 3, H, W).
         seed: of the random transforms.
         cache: the decoded images, or None to read their files.
     """
@@ -53,7 +53,7 @@ class Photos(Dataset[tuple[Tensor, int, int]]):
         outside = torch.random.get_rng_state()
         torch.random.default_generator.manual_seed(_mix(self.seed, *key))
         try:
-            return self.transform(pixels.permute(2, 0, 1)).permute(1, 2, 0).contiguous(), target, index
+            return self.transform(pixels.permute(2, 0, 1)).movedim(-3, -1).contiguous(), target, index
         finally:
             torch.random.set_rng_state(outside)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from classification.data.preprocessing import MEAN, STD, Transform, normalise
 from classification.data.resizing import Fit, random_box, resize
 
-__all__ = ["MEAN", "STD", "Transform", "normalise", "train_transform"]
+__all__ = ["MEAN", "STD", "Transform", "normalise", "train_transform", "two_views"]
 
 
 def train_transform(
@@ -47,6 +47,53 @@ def train_transform(
             steps.append(v2.RandAugment(magnitude=randaugment, interpolation=bilinear, fill=empty))
         steps += [v2.RandomErasing(erasing, value=empty)] if erasing else []
     return torch.nn.Sequential(*steps)
+
+
+def two_views(size: int, crop: str, *, strong: bool = True, **options: Any) -> Transform:
+    """Two views of an image, as (2, 3, H, W) bytes: the first is that of `train_transform`, with the same draws.
+
+    Args:
+        size: as in `train_transform`.
+        crop: likewise.
+        strong: whether the second view passes `_Strong` too.
+        options: as in `train_transform`.
+    """
+    first, second = (train_transform(size, crop, **options) for _ in range(2))
+    return _Stack(first, second, _Strong() if strong else None)
+
+
+class _Stack(torch.nn.Module):
+    """Two transforms of the same image, one after the other, and a third of the second's result."""
+
+    def __init__(self, first: Transform, second: Transform, third: Transform | None) -> None:
+        super().__init__()
+        self.first, self.second, self.third = first, second, third
+
+    def forward(self, image: Tensor) -> Tensor:
+        first, second = self.first(image), self.second(image)
+        return torch.stack([first, second if self.third is None else self.third(second)])
+
+
+class _Strong(torch.nn.Module):
+    """Two random changes of colour or shape, then a grey square of at most half the side: strong augmentation.
+
+    Reference: Cubuk et al., 2020, arXiv:1909.13719, of torchvision; DeVries, Taylor, 2017, arXiv:1708.04552.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.transforms import v2  # slow to import
+
+        self.change = v2.RandAugment(num_ops=2, magnitude=10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = self.change(image).clone()
+        rows, columns = image.shape[1:]
+        side, row, column = torch.rand(3).tolist()
+        height, width = round(side * rows / 2), round(side * columns / 2)
+        top, left = round(row * rows - height / 2), round(column * columns - width / 2)
+        image[:, max(0, top) : max(0, top + height), max(0, left) : max(0, left + width)] = 128
+        return image
 
 
 class _PadCrop(torch.nn.Module):

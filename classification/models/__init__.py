@@ -62,7 +62,19 @@ NETWORKS = {
     "cifar_resnet32x4": Network(".cifar", "CifarResNet", None, {"depth": 5, "widths": WIDE}),
     "cifar_mobilenet_v2": Network(".mobilenet", "cifar_mobilenet_v2"),
     "wrn_16_2": Network(".cifar", "WideResNet", None, {"depth": 16, "width": 2}),
+    "wrn_40_1": Network(".cifar", "WideResNet", None, {"depth": 40, "width": 1}),
     "wrn_40_2": Network(".cifar", "WideResNet", None, {"depth": 40, "width": 2}),
+    **{f"crd_resnet{n}": Network(".crd", "conv_resnet", None, {"layers": n}) for n in (20, 32, 44, 56, 110)},
+    **{f"crd_resnet{n}x4": Network(".crd", "conv_resnet", None, {"layers": n, "wide": True}) for n in (8, 32)},
+    "crd_resnet50": Network(".crd", "resnet50"),
+    "crd_wrn_16_2": Network(".crd", "wide_resnet", None, {"depth": 16, "width": 2}),
+    "crd_wrn_40_1": Network(".crd", "wide_resnet", None, {"depth": 40, "width": 1}),
+    "crd_wrn_40_2": Network(".crd", "wide_resnet", None, {"depth": 40, "width": 2}),
+    "crd_vgg8": Network(".crd", "VGG", None, {"convolutions": (1, 1, 1, 1, 1)}),
+    "crd_vgg13": Network(".crd", "VGG", None, {"convolutions": (2, 2, 2, 2, 2)}),
+    "crd_shufflenet_v1": Network(".crd", "ShuffleNetV1"),
+    "crd_shufflenet_v2": Network(".crd", "shufflenet_v2"),
+    "crd_mobilenet_v2": Network(".crd", "MobileNetV2"),
 }
 
 _WIDTH = re.compile(

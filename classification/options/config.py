@@ -27,7 +27,7 @@ from classification.options.published import LABELLED, entries_of, without_alias
 from classification.options.recipe import read_recipe
 from classification.options.teachers import describe_teachers
 from classification.options.term_module import digest_of, term_classes
-from classification.options.terms import TermClasses, term_table
+from classification.options.terms import TermClasses, needing, term_table
 from mgd import has_bfloat16
 
 
@@ -139,6 +139,8 @@ def _join(
     options = make_options(values, command=command, distils=distillation)
     _check(options, distillation)
     if not distillation:
+        if options.optimisation.optimizer == "dot":
+            raise UserError("--optimizer dot parts the gradients of labels and teachers: it goes with main_mgd.py")
         table = term_table(entries_of([LABELLED], terms, values), [], term_classes(None))
         given = options.networks.teacher_resume or options.networks.teacher_arch
         alone = {"arch": options.networks.teacher_arch, "resume": options.networks.teacher_resume}
@@ -147,6 +149,10 @@ def _join(
     chosen = choose_terms(values, terms, typed, term_classes(file), epochs)
     options = replace(options, **chosen, term_digest=digest_of(file) if file else None)
     options = replace(options, teachers=tuple(describe_teachers(options, teachers)))
+    if options.optimisation.optimizer == "dot":
+        _check_dot(options)
+    if options.devices.teacher_threads and (views := needing(options.table, "views")):
+        raise UserError(f"--teacher-threads computes one view of each image, and {', '.join(views)} compares two")
     check_teachers(options.table, options.teachers, joined=options.networks.teacher_mean == "probabilities")
     return options
 
@@ -282,6 +288,25 @@ def _check_distillation(options: Options) -> None:
         raise UserError(f"--teacher-threads {ahead} leaves the student none of {threads} threads")
     if networks.taps and (networks.student_taps or networks.teacher_taps):
         raise UserError("--taps names the paths of both networks: leave --student-taps and --teacher-taps out")
+
+
+def _check_dot(options: Options) -> None:
+    """Refuse what does not go with two momenta."""
+    optimisation, table = options.optimisation, options.table
+    low, high = (optimisation.momentum + sign * optimisation.dot_delta for sign in (-1, 1))
+    if low < 0 or high >= 1:
+        raise UserError(
+            f"--optimizer dot needs momenta of at least 0 and below 1; --momentum {optimisation.momentum:g} and "
+            f"--dot-delta {optimisation.dot_delta:g} make {low:g} and {high:g}"
+        )
+    if optimisation.clip_gradients is not None:
+        raise UserError("--optimizer dot keeps two gradients, which --clip-gradients would not see: leave one out")
+    if len({spec.kind.alone for spec in table.values()}) < 2:
+        raise UserError(
+            f"--optimizer dot parts the gradients of labels and teachers, and this run has {' and '.join(table)} alone"
+        )
+    if options.devices.amp == "fp16":
+        raise UserError("--optimizer dot reads gradients that --amp fp16 scales: use --amp bf16 or off")
 
 
 def total_epochs(optimisation: Optimisation) -> int:

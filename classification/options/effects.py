@@ -8,7 +8,7 @@ from typing import Any
 from classification.errors import UserError
 from classification.options.options import Options
 from classification.options.published import ALIASES, LABELLED, REPLACED, WITH_KD
-from classification.options.terms import Table, mutual, using
+from classification.options.terms import Table, mutual, needing, using
 
 
 def without_effect(options: Options) -> dict[str, str]:
@@ -17,8 +17,10 @@ def without_effect(options: Options) -> dict[str, str]:
     rules = [
         (f"the term {WITH_KD[0]}", WITH_KD[0] in terms, {"mgd_with_kd"}),
         ("a term that reads maps", bool(using(terms, "maps")), {"taps", "student_taps", "teacher_taps"}),
+        ("a term that compares two views", bool(needing(terms, "views")), {"second_view"}),
         ("a frozen teacher", not mutual(terms), {"teacher_dtype", "teacher_threads", "compile_student"}),
         ("--lr-schedule step", options.optimisation.lr_schedule == "step", {"lr_drop_ratio", "lr_drop_epochs"}),
+        ("--optimizer dot", options.optimisation.optimizer == "dot", {"dot_delta"}),
         ("labels", bool(options.labels), {"sampler"}),
         (f"the term {LABELLED}", LABELLED in terms, {"class_weights"}),
         ("--compile 1", bool(options.devices.compile), {"compile_student"}),

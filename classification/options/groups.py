@@ -75,6 +75,13 @@ class Data:
         metavar="N",
         help="each image N times in a row, augmented in N ways, and 1/N of the images an epoch; 3 is usual, 1 is off",
     )
+    second_view: str = option(
+        "strong",
+        choices=("strong", "weak"),
+        help="second view of an image, for terms that compare two: weak: another crop and mirror; strong: RandAugment "
+        "and a grey square, too",
+        distillation=True,
+    )
     mixup: float = option(0.0, kind=nonnegative, metavar="ALPHA", help="mix pairs of images; 0.2 is usual, 0 is off")
     cutmix: float = option(0.0, kind=nonnegative, metavar="ALPHA", help="paste parts of images; 1 is usual, 0 is off")
     sampler: str | None = option(
@@ -229,13 +236,23 @@ class Optimisation:
     linear_probe: int = switch(0, help="1: train the head alone, on a frozen network with weights (main_base.py)")
     optimizer: str = option(
         "sgd",
-        choices=("sgd", "muon", "adamw", "lamb"),
+        choices=("sgd", "muon", "adamw", "lamb", "dot"),
         help="muon: orthogonal steps of convolutions; begin with --lr 0.03 --wd 0.05; adamw: --lr 0.001 --wd 0.05; "
-        "lamb, for large batches: --lr 0.005 --wd 0.02 --clip-gradients 1",
+        "lamb, for large batches: --lr 0.005 --wd 0.02 --clip-gradients 1; dot: SGD with a lower momentum for labels "
+        "and a higher one for teachers, main_mgd.py only",
+    )
+    dot_delta: float = option(
+        0.075,
+        kind=number(float, 0, 0.9999),
+        metavar="DELTA",
+        help="dot: subtracted from the momentum of the labels, added to that of the teachers",
+        distillation=True,
     )
     lr: float = option(0.1, "--lr", "--learning-rate", kind=positive, help="learning rate")
     momentum: float = option(
-        0.9, kind=number(float, 0, 0.9999), help="Nesterov momentum; the first beta of adamw and lamb"
+        0.9,
+        kind=number(float, 0, 0.9999),
+        help="Nesterov momentum; with dot a plain one; the first beta of adamw and lamb",
     )
     weight_decay: float = option(1e-4, "--wd", "--weight-decay", kind=nonnegative, help="weight decay")
     no_decay: str = option(

@@ -247,7 +247,7 @@ def check_schedules(table: Table, epochs: int) -> None:
 
 
 def needing(table: Table, what: str) -> list[str]:
-    """Return the terms that cannot do without "labels", "maps", "index" or "frozen" teachers."""
+    """Return the terms that cannot do without "labels", "maps", "index", "views" or "frozen" teachers."""
     return [name for name, spec in table.items() if what in spec.needs]
 
 

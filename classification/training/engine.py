@@ -189,7 +189,13 @@ class Engine:
         return self._train_cache
 
     def images(self, images: Tensor, seen: Preprocessing | None = None) -> Tensor:
-        """Bring bytes to the device, normalised as `seen` or as the student's, in the layout of --channels-last."""
+        """Bring bytes to the device, normalised as `seen` or as the student's, in the layout of --channels-last.
+
+        Several views of each image, (B, V, H, W, 3), become (B, V, 3, H, W).
+        """
+        if images.ndim == 5:
+            flat = self.images(images.flatten(0, 1), seen)
+            return flat.reshape(*images.shape[:2], *flat.shape[1:])
         normal = (seen or self.job.preprocessing).normalise(self.move(images))
         return normal if self.options.devices.channels_last else normal.contiguous()
 

@@ -1,4 +1,4 @@
-"""What updates the weights: SGD with Nesterov momentum, AdamW, LAMB or Muon; and how its state is loaded."""
+"""What updates the weights: SGD with Nesterov momentum, AdamW, LAMB, Muon or DOT; and how its state is loaded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from classification.errors import shown
 from classification.options.groups import Optimisation
+from classification.training.dot import DOT
 from mgd import Distiller, has_bfloat16
 
 # What each keeps of a weight.
@@ -17,6 +18,7 @@ STATE = {
     "sgd": {"momentum_buffer"},
     "adamw": {"step", "exp_avg", "exp_avg_sq"},
     "lamb": {"exp_avg", "exp_avg_sq"},
+    "dot": {"momentum_buffer", "distillation_buffer"},
     "muon": {"momentum_buffer", "use_muon", "step", "exp_avg", "exp_avg_sq"},
 }
 
@@ -58,6 +60,19 @@ def build_optimizer(
 
         # --clip-gradients clips, for all optimizers alike.
         return Lamb(groups, options.lr, betas=betas, weight_decay=options.weight_decay, max_grad_norm=None)
+    if options.optimizer == "dot":
+        own = {id(p) for p in distiller.terms.parameters()}  # which no label reaches
+        groups = [
+            {"params": [p for p in weights if id(p) not in own]},
+            {"params": [p for p in weights if id(p) in own], "delta": 0.0},
+        ]
+        return DOT(
+            _split([group for group in groups if group["params"]], options),
+            options.lr,
+            momentum=options.momentum,
+            delta=options.dot_delta,
+            weight_decay=options.weight_decay,
+        )
     from classification.training.muon import Float32Muon, Muon  # of timm, which is slow to import
 
     hidden = {id(p) for network, _ in distiller.groups() for p in network.parameters() if p.ndim == 4}
@@ -85,7 +100,7 @@ def _split(groups: Sequence[dict[str, Any]], options: Optimisation) -> list[dict
 
 def kind_of(optimizer: torch.optim.Optimizer) -> str:
     """Return the name of an optimizer in the options."""
-    return {"SGD": "sgd", "AdamW": "adamw", "Lamb": "lamb"}.get(type(optimizer).__name__, "muon")
+    return {"SGD": "sgd", "AdamW": "adamw", "Lamb": "lamb", "DOT": "dot"}.get(type(optimizer).__name__, "muon")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from classification.runs.metrics import hits
 from classification.runs.world import World, wrap
 from classification.training.averaging import average
 from classification.training.balance import gradient_shares, largest_gradient, terms_not_finite
+from classification.training.dot import DOT
 from classification.training.engine import Engine
 from classification.training.flags import Flags, Met
 from classification.training.job import Job
@@ -199,9 +200,13 @@ class Stepper:
                     shares = gradient_shares(self.distiller.groups(), values, weights, self.scaler.scale)
                 # DDP averages gradients over ranks; parts that differ in size weigh by their images.
                 share = len(part[0]) * self.world.size / size
+                if isinstance(self.optimizer, DOT):
+                    self.optimizer.note(self._taught(values, epoch) * share)
                 self.scaler.scale(values["loss"].mean() * share).backward()
             del values["logits"]
             found.append({name: value.detach() for name, value in values.items()})
+        if isinstance(self.optimizer, DOT):
+            self.optimizer.average(self.world)
         done = _Done(epoch, step, parts, found, known, drawn)
         self._exchange(found)
         if self._flags.late:
@@ -231,6 +236,12 @@ class Stepper:
         return [
             count_of_part(count_of_part(size, self.world.size, rank), parts, part) for rank in range(self.world.size)
         ]
+
+    def _taught(self, values: Mapping[str, Tensor], epoch: int) -> Tensor:
+        """Return the part of the loss whose terms read teachers."""
+        weights, terms = self.distiller.weights(epoch), self.distiller.terms.items()
+        taught = [weights[name] * values[name].mean() for name, term in terms if not getattr(term, "alone", False)]
+        return torch.stack(taught).sum()
 
     def _local(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which gradients stay on this rank: of all parts of a batch but the last."""

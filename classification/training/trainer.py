@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from classification.data.loading import Photos, TrainBatches, told
-from classification.data.transforms import train_transform
+from classification.data.transforms import Transform, train_transform, two_views
 from classification.errors import Stopped, UserError
 from classification.options.config import describe, epoch_name, learning_rate, total_epochs
 from classification.options.options import Options
-from classification.options.terms import using
+from classification.options.terms import needing, using
 from classification.runs.balance import balanced
 from classification.runs.checkpoint import (
     image_names,
@@ -65,14 +65,7 @@ class Trainer:
         self.result = self.student if self.stepper.average is None else self.stepper.average.module
         self.photos = Photos(
             job.data.train,
-            train_transform(
-                job.preprocessing.img_size,
-                job.train_crop,
-                hflip=bool(options.data.hflip),
-                randaugment=options.data.randaugment,
-                erasing=options.data.random_erasing,
-                mean=job.preprocessing.mean,
-            ),
+            self._transform(),
             engine.seed,
             engine.train_cache(),
         )
@@ -99,6 +92,15 @@ class Trainer:
         self.update_due = False  # whether a term was initialised again within an epoch
         self.balance_reported = False
         self.progress, self.begun = Progress(options.optimisation, options.run.print_freq), time.perf_counter()
+
+    def _transform(self) -> Transform:
+        """Return the random transform of the training images, to two views where a term compares them."""
+        data, seen, crop = self.options.data, self.job.preprocessing, self.job.train_crop
+        more: dict[str, Any] = {"hflip": bool(data.hflip), "randaugment": data.randaugment}
+        more |= {"erasing": data.random_erasing, "mean": seen.mean}
+        if needing(self.options.table, "views"):
+            return two_views(seen.img_size, crop, strong=data.second_view == "strong", **more)
+        return train_transform(seen.img_size, crop, **more)
 
     @property
     def job(self) -> Job:
@@ -325,7 +327,8 @@ class Trainer:
         groups = self.distiller.groups()[:1]
         if len(groups[0][1]) == 1:
             raise UserError("--calibrate compares terms, and this run has one")
-        reading = using(self.options.table, "maps")
+        # The maps of a second view would hide those of the first, which the terms read.
+        reading = [] if needing(self.options.table, "views") else using(self.options.table, "maps")
         with noted_maps(self.distiller.student) as maps:
             for step, batch in enumerate(self.loader):
                 if step == steps:

@@ -13,6 +13,7 @@ from mgd.losses.map_l2 import MapL2, map_l2
 from mgd.losses.masked_generative import MaskedGenerative
 from mgd.losses.meal import MEAL, meal
 from mgd.losses.mgd import ChannelMatching
+from mgd.losses.mlkd import MLKD, mlkd
 from mgd.losses.ofd import OFD
 from mgd.losses.reviewkd import ReviewKD
 from mgd.losses.rkd import RKD, rkd
@@ -39,6 +40,7 @@ LOSSES: dict[str, type[Term]] = {
     "masked_generative": MaskedGenerative,
     "meal": MEAL,
     "mgd": ChannelMatching,
+    "mlkd": MLKD,
     "ofd": OFD,
     "reviewkd": ReviewKD,
     "rkd": RKD,
@@ -62,6 +64,7 @@ __all__ = [
     "KD",
     "LOSSES",
     "MEAL",
+    "MLKD",
     "OFD",
     "RKD",
     "SSLD",
@@ -91,6 +94,7 @@ __all__ = [
     "kd",
     "map_l2",
     "meal",
+    "mlkd",
     "rkd",
     "similarity",
     "ssld",

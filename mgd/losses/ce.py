@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class CE(Term):
 
         Args:
             label_smoothing: share of the target mass spread over all classes, in [0, 1).
+            views: the cross-entropy of the "first" view of each image, or the sum over "all" that a batch has.
             class_weights: the weight of each of the K classes, or None for 1.
 
         Raises:
@@ -34,6 +35,7 @@ class CE(Term):
         """
 
         label_smoothing: float = 0.0
+        views: Literal["first", "all"] = "first"
         class_weights: tuple[float, ...] | None = None
 
         def __post_init__(self) -> None:
@@ -58,7 +60,12 @@ class CE(Term):
         check_logits("ce", student.logits, student.logits)
         check_target("ce", batch.target, student.logits, mixed=True)
         target = batch.target.float() if batch.target.is_floating_point() else batch.target
-        logits, smoothing, weights = student.logits.float(), self.hyper.label_smoothing, self.class_weights
+        seen = [student, *(student.more if self.hyper.views == "all" else ())]
+        losses = [self._of(outputs.logits.float(), target) for outputs in seen]
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+    def _of(self, logits: Tensor, target: Tensor) -> Tensor:
+        smoothing, weights = self.hyper.label_smoothing, self.class_weights
         if weights is None:
             return F.cross_entropy(logits, target, label_smoothing=smoothing)
         if len(weights) != logits.shape[1]:

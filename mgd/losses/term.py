@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -64,12 +64,12 @@ class Term(nn.Module):
 
     `weight` is the factor that its source gives the term in a sum; the term itself does not apply it. `needs` names
     what it cannot do without: "labels", "maps" (of both networks), "index" (of the images in the data set), "frozen"
-    (teachers that do not train); `uses` what it takes where it is there. `paired` says whether it compares the
-    networks' maps tap by tap, `rectified` whether its source reads maps behind the ReLU; with `rectify` set, a ReLU is
-    applied to both networks' maps first, because the taps lie before it. `alone` says that it reads no teacher,
-    `label_free` that it is meant to train without labels, `mutual` that its teachers are peers that train too, `fuses`
-    that `torch.compile` makes one fast kernel of it, `relational` that it compares the images of a batch with each
-    other, `remembers` that a step changes its buffers.
+    (teachers that do not train), "views" (a second augmented view of each image); `uses` what it takes where it is
+    there. `paired` says whether it compares the networks' maps tap by tap, `rectified` whether its source reads maps
+    behind the ReLU; with `rectify` set, a ReLU is applied to both networks' maps first, because the taps lie before it.
+    `alone` says that it reads no teacher, `label_free` that it is meant to train without labels, `mutual` that its
+    teachers are peers that train too, `fuses` that `torch.compile` makes one fast kernel of it, `relational` that it
+    compares the images of a batch with each other, `remembers` that a step changes its buffers.
 
     Args:
         hyper: the hyper-parameters; None for those in `values`, or the defaults.
@@ -189,7 +189,7 @@ class Term(nn.Module):
         if not teachers or len(weights) != len(teachers):
             raise ValueError(f"the term {name} has {len(weights)} teacher weights and got {len(teachers)} teachers")
         if self.rectify:
-            student, *teachers = (Outputs(o.logits, [F.relu(f) for f in o.features]) for o in (student, *teachers))
+            student, *teachers = (replace(o, features=[F.relu(f) for f in o.features]) for o in (student, *teachers))
         total = student.logits.new_zeros((), dtype=student.logits.float().dtype)
         for number, (weight, teacher) in enumerate(zip(weights, teachers, strict=True)):
             total = total + weight / sum(weights) * self.against(number, student, teacher, batch)

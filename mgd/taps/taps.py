@@ -34,11 +34,13 @@ class Outputs:
         logits: (B, K), before any softmax; (B, 0) of a tapped network that returns none, as a detector.
         features: one (B, C, H, W) per tap, in the order of the taps.
         result: what a network without logits returned, as a detector's losses; None where there are logits.
+        more: the outputs for further augmented views of the same images, where the batch has some.
     """
 
     logits: Tensor
     features: list[Tensor] = field(default_factory=list)
     result: Any = None
+    more: Sequence[Outputs] = ()
 
 
 @dataclass(frozen=True)

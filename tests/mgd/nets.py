@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mgd import Batch, Outputs, Probe
-from mgd.losses import Term
+from mgd.losses import MLKD, Term
 
 T = TypeVar("T", bound=Term)
 
@@ -79,6 +79,8 @@ def built(
 ) -> T:
     """The term for networks of such outputs, as a run builds it."""
     weights = teacher_weights or [1.0] * len(teachers)
+    if kind is MLKD and not student.more:  # outputs of one view
+        values = {"second": 0.0, **values}
     given = margins or [()] * len(teachers)
     probes = [
         Probe(t, weight=w, margins=m, classifier=classifier(t))

@@ -45,6 +45,7 @@ LOGIT_LOSSES: dict[str, Callable[..., Tensor]] = {
     "ssld": losses.ssld,
     "meal": losses.meal,
     "wttm": losses.wttm,
+    "mlkd": losses.mlkd,
 }
 MAP_LOSSES: dict[str, Callable[..., Tensor]] = {
     "at": losses.at,

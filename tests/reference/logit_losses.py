@@ -95,6 +95,24 @@ def wttm(student: np.ndarray, teacher: np.ndarray, exponent: float) -> float:
     return total / len(student)
 
 
+def mlkd(
+    student: np.ndarray, teacher: np.ndarray, temperatures: list[float], instance: float, batch: float, classes: float
+) -> float:
+    total, images, num = 0.0, range(len(student)), range(student.shape[1])
+    for tau in temperatures:
+        p, q = ([softmax(z, tau) for z in logits] for logits in (student, teacher))
+        total += instance * tau**2 * sum(kl(q[i], p[i]) for i in images) / len(images)
+        for i in images:
+            for j in images:
+                gap = sum(p[i][k] * p[j][k] for k in num) - sum(q[i][k] * q[j][k] for k in num)
+                total += batch * gap**2 / len(images)
+        for k in num:
+            for m in num:
+                gap = sum(p[i][k] * p[i][m] for i in images) - sum(q[i][k] * q[i][m] for i in images)
+                total += classes * gap**2 / len(num)
+    return total
+
+
 def class_cost(prototypes: np.ndarray, sharpening: float) -> list[list[float]]:
     def cosine(a: np.ndarray, b: np.ndarray) -> float:
         return float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))

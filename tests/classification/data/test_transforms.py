@@ -8,7 +8,7 @@ from torchvision import transforms as T
 
 from classification.data.images import to_bytes
 from classification.data.preprocessing import Preprocessing
-from classification.data.transforms import MEAN, STD, normalise, train_transform
+from classification.data.transforms import MEAN, STD, normalise, train_transform, two_views
 
 
 def photo(height: int, width: int) -> Image.Image:
@@ -119,3 +119,30 @@ def test_randaugment_has_the_strength_that_is_asked_for() -> None:
             changes.append((train_transform(32, "pad", hflip=False, randaugment=strength)(image).int() - plain).abs())
         changed[strength] = float(torch.stack(changes).float().mean())
     assert 2 * changed[0] < changed[30]
+
+
+@pytest.mark.parametrize("strong", [True, False])
+@pytest.mark.parametrize("crop", ["pad", "resized"])
+def test_two_views_are_those_of_one_image_and_the_first_is_the_usual_one(crop: str, strong: bool) -> None:
+    image = torch.arange(3 * 40 * 40).reshape(3, 40, 40).remainder(251).to(torch.uint8)
+    torch.manual_seed(3)
+    expected = train_transform(32, crop)(image)
+    seconds = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        views = two_views(32, crop, strong=strong)(image)
+        assert views.shape == (2, 3, 32, 32) and views.dtype == torch.uint8
+        assert torch.equal(views[0], expected) or seed == 4
+        seconds.append(views[1])
+    assert torch.equal(seconds[0], seconds[1]) and not torch.equal(seconds[0], seconds[2])
+    assert not torch.equal(seconds[0], expected)
+
+
+def test_a_strong_view_has_a_grey_square_of_half_the_side_at_most() -> None:
+    image = torch.full((3, 32, 32), 7, dtype=torch.uint8)
+    shares = []
+    for seed in range(200):
+        torch.manual_seed(seed)
+        grey = (two_views(32, "pad", hflip=False)(image)[1] == 128).all(dim=0)
+        shares.append(float(grey.sum()) / 32**2)
+    assert 0.26 > sorted(shares)[-5] > 0.1 and min(shares) == 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import re
 import subprocess
+from dataclasses import replace
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -19,7 +20,7 @@ from classification.models import build, pretrained_source
 from classification.options import config
 from classification.options.config import _commit, learning_rate, parse, total_epochs
 from classification.options.options import Options, recorded
-from classification.options.terms import using
+from classification.options.terms import needing, using
 from classification.runs.world import Seed
 from classification.training.job import Job
 from classification.training.tapping import tap
@@ -275,6 +276,8 @@ def test_the_terms_of_every_recipe_fit_its_networks(recipe: Path) -> None:
         for arch in archs:
             assert not arch.startswith("timm:") or arch.removeprefix("timm:") in timm.list_pretrained()
             pretrained_source(arch)
+    if needing(args.table, "views"):
+        outputs = [replace(output, more=(output,)) for output in outputs]
     batch = Batch(torch.tensor([0, 1, 2]), torch.tensor([3, 8, 5]))
     for spec in args.table.values():
         term = spec.kind.build(probes[0], probes[1:], 10, spec.hyper)

@@ -52,6 +52,14 @@ CASES = [
         lambda p: p.distil("--distiller", "dkd", "--cutmix", "1"),
         main_mgd,
     ),
+    Case(
+        "mixed images for a term that compares views",
+        lambda p: p.distil("--distiller", "mlkd", "--mixup", "0.2"),
+        main_mgd,
+    ),
+    Case("two momenta with labels alone", lambda p: p.base("--optimizer", "dot")),
+    Case("two momenta with teachers alone", lambda p: p.distil("--optimizer", "dot", "--labels", "0"), main_mgd),
+    Case("a momentum above 1", lambda p: p.distil("--optimizer", "dot", "--dot-delta", "0.2"), main_mgd),
     Case("a term's value that is no YAML", lambda p: p.distil("--term", "mgd.weight=["), main_mgd),
     Case(
         "a term's value of another kind",

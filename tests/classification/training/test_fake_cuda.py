@@ -28,6 +28,7 @@ PLAIN = [
     "--distiller kd --optimizer muon",
     "--distiller kd --optimizer adamw --clip-gradients 1",
     "--distiller kd --optimizer lamb --no-decay norms",
+    "--distiller kd --optimizer dot",
     "--distiller mgd --channels-last 0",
 ]
 # The gradient scaler of torch asks whether gradients overflowed; a step can only be left out if that is known in time.

@@ -113,3 +113,20 @@ def test_one_class_or_mixed_labels_are_refused() -> None:
 def test_hyper_parameters_come_by_name_alone() -> None:
     with pytest.raises(TypeError, match="positional"):
         dkd(*draw(), 4.0)  # type: ignore[call-arg]
+
+
+def test_a_deviation_over_one_class_fewer_is_another_temperature_and_weight() -> None:
+    # As in the authors' code of standardised logits: (z - mean) / sqrt(sum of squares / (K - 1)).
+    (student, teacher, target), number = draw(), 5
+
+    def theirs(z: Tensor) -> Tensor:
+        return (z - z.mean(1, keepdim=True)) / z.std(1, keepdim=True)
+
+    expected = 9 * dkd(theirs(student), theirs(teacher), target, temperature=2.0, alpha=1.0, beta=8.0)
+    same = DKD(
+        temperature=2.0 * math.sqrt(number / (number - 1)),
+        alpha=9 * (number - 1) / number,
+        beta=72 * (number - 1) / number,
+        standardised=True,
+    )
+    torch.testing.assert_close(same(Outputs(student), [Outputs(teacher)], Batch(target)), expected)

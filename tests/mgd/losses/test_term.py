@@ -124,6 +124,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]]
     "wkd_maps": (losses.wkd_maps, (3, 2, 4, 4)),
     "wkd_logits": (lambda s, t: losses.wkd_logits(s, t, TARGET, cost=1 - torch.eye(4)), (3, 4)),
     "wttm": (losses.wttm, (3, 4)),
+    "mlkd": (losses.mlkd, (3, 4)),
     "afd": (lambda s, t: losses.afd([s], [t], SHARES), (3, 2, 4, 4)),
 }
 
@@ -168,7 +169,7 @@ def test_the_relu_is_for_both_networks() -> None:
 
 
 LOGIT_TERMS: dict[str, Any] = {
-    name: t for name, t in losses.LOSSES.items() if issubclass(t, LogitTerm) and name not in ("meal", "wkd_logits")
+    name: t for name, t in losses.LOSSES.items() if issubclass(t, LogitTerm) and name[0] != "m" and name != "wkd_logits"
 }
 
 
@@ -205,6 +206,7 @@ WEIGHTS = {
     "dist": 2.0,
     "fitnet": 100.0,
     "mgd": 5.0,
+    "mlkd": 0.9,
     "ofd": 1e-3,
     "similarity": 3000.0,
     "wkd_maps": 0.02,
