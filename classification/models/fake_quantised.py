@@ -163,9 +163,7 @@ class FakeQuantisation(nn.Module):
             result, scales[part], self.zero_points[part], 0, LARGEST, 1.0
         )
 
-    def _compute(
-        self, network: nn.Module, key: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _compute(self, network: nn.Module, key: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in WEIGHTED:
             images, weight, bias, *more = _bind(("input", "weight", "bias"), args, kwargs)
             path = self.sites.folded.get(key)

@@ -62,6 +62,21 @@ def find_sites(trained: Trained, *, takes_bytes: bool = False, opset: int | None
     return Sites(order, {key: path for key, (_, path) in pairs.items()}, frozenset(norm for norm, _ in pairs.values()))
 
 
+def handed_over(trained: Trained, *, takes_bytes: bool = False, opset: int | None = None) -> dict[str, Any]:
+    """Return {tensor of the ONNX graph: (scale, zero point)} of the scales that a checkpoint holds.
+
+    Raises:
+        UserError: its scales belong to other calls than those whose results the file rounds.
+    """
+    sites, known = find_sites(trained, takes_bytes=takes_bytes, opset=opset), trained.int8 or {}
+    if other := sorted(set(sites.tensors) ^ set(known)):
+        raise UserError(
+            f"the scales of {trained.path} do not fit what its int8 file rounds ({len(other)} differ, as {other[0]}): "
+            "give --calibration minmax to find them anew"
+        )
+    return {name: known[key] for key, names in sites.tensors.items() for name in names}
+
+
 class _Recorder:
     """The results of all calls of one forward, and the batch norms that follow a convolution or a linear layer.
 
@@ -139,9 +154,7 @@ def _values(model: bytes, fed: Tensor, wanted: list[str]) -> dict[str, Tensor]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     with quiet():
-        session = onnxruntime.InferenceSession(
-            loaded.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(loaded.SerializeToString(), options, providers=["CPUExecutionProvider"])
         inside = [name for name in names if name != "images"]
         found = session.run(inside, {"images": fed.numpy()})
     given = {"images": fed} if "images" in names else {}

@@ -19,6 +19,7 @@ from classification.errors import UserError
 from classification.options.choose import check_teachers, choose_terms
 from classification.options.effects import check_recipe, check_typed
 from classification.options.groups import Devices, Optimisation
+from classification.options.int8 import check_int8
 from classification.options.options import Options, make_options, names_where
 from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser
@@ -49,6 +50,7 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
     recipe_teachers = [] if "teacher_arch" in typed else nested.get("teachers", [])
     options = _join(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (prog, *argv))
     if not options.run.evaluate:
+        check_int8(options, total_epochs(options.optimisation))
         check_typed(options, typed)
         check_recipe(options, recipe, keys, nested, typed)
     return options
@@ -313,7 +315,7 @@ def recorded_options(options: Mapping[str, Any], known: TermClasses) -> dict[str
         known: the classes of terms, by name.
     """
     rest, entries = without_aliases(options)
-    rest = {"best_by": "top1", **rest}  # the only measure that there was
+    rest = {"best_by": "top1", "int8_epochs": 0, **rest}  # as it was before there was a choice
     return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], known).items()}}
 
 

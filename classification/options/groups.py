@@ -190,6 +190,12 @@ class Optimisation:
     lr_drop_epochs: tuple[int, ...] = option((31, 61, 81), kind=count, nargs="+", help="step: epochs of the drops")
     warmup: int = switch(0, help="1: linear warmup from 0.1 of the rate, added in front")
     warmup_epochs: int = option(10, kind=count, help="epochs that --warmup 1 adds in front")
+    int8_epochs: int = option(
+        0,
+        kind=whole,
+        metavar="N",
+        help="the last N epochs compute as the student's int8 file will, which export.py --to int8 then writes",
+    )
     ema: float = option(
         0.0,
         kind=number(float, 0, 0.999999),
