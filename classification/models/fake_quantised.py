@@ -66,7 +66,8 @@ class FakeQuantisation(nn.Module):
 
     Activations: q = clamp(round(x / s) + z, 0, 255), x' = s (q - z), with one s and z per tensor; s = s_0 exp(t), t is
     learned, z stays. Weights, batch norms folded: s = max |w| / 127 per output channel, z = 0. Gradients pass through
-    the rounding where nothing is clamped. Batch norms keep their statistics.
+    the rounding where nothing is clamped. Batch norms keep their statistics, so that rates
+    must be small.
 
     Args:
         sites: where.
@@ -139,11 +140,11 @@ class FakeQuantisation(nn.Module):
 
             images = self._round(INPUT, args[0], scales)
             self._modes.append(Calls(called))
-            self._modes[-1].__enter__()
+            self._modes[-1].__enter__()  # type: ignore[no-untyped-call]
             return (images, *args[1:])
 
         def end(module: nn.Module, args: Any, output: Any) -> None:
-            self._modes.pop().__exit__(None, None, None)
+            self._modes.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
         self._handles = [
             network.register_forward_pre_hook(begin),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from classification import export, main_mgd
 from classification.data.trial import read_trial
@@ -14,7 +16,9 @@ from classification.errors import RunError
 from classification.models.exporting import open_onnx
 from classification.models.fake_quantised import FakeQuantisation
 from classification.models.rounding import find_sites
-from classification.models.trained import open_trained
+from classification.models.trained import Trained, open_trained
+from classification.runs.checkpoint import changed_options
+from classification.training.job import Job
 from tests.classification.conftest import SMALL, STUDENT, TEACHER
 from tests.classification.seams import before_forward, run_changed
 
@@ -34,61 +38,60 @@ def run(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_file_has_the_scales_that_were_learned(run: Path, photos: Path, tmp_path: Path, capsys: Any) -> None:
+def test_the_file_computes_what_was_trained_with_the_scales_that_were_learned(
+    run: Path, photos: Path, tmp_path: Path, capsys: Any
+) -> None:
     import onnx
 
-    kept = torch.load(run / "last.pth", weights_only=True)["resume"]["int8"]
-    assert float(kept["log_scales"].abs().min()) > 0, "every scale has moved"
-    best = torch.load(run / "best.pth", weights_only=True)
-    epoch = torch.load(run / "last.pth", weights_only=True)["resume"]["best"]["epoch"]
-    assert epoch >= 2, "an epoch that did not round is not the best"
+    state = torch.load(run / "last.pth", weights_only=True)["resume"]
+    assert float(state["int8"]["log_scales"].abs().min()) > 0, "every scale has moved"
+    assert state["best"]["epoch"] >= 2, "an epoch that did not round is not the best"
     file = tmp_path / "int8.onnx"
     told = ["--to", "int8", "--output", str(file), "--data", str(photos), "--tolerance", "100"]
     assert export.main([str(run / "best.pth"), *told]) == 0
     assert "int8: the scales that were learned" in capsys.readouterr().out
-    model = onnx.load(file)
+    trained, model = open_trained(run / "best.pth"), onnx.load(file)
+    assert trained.int8 is not None
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     used = {
         (f"{constants[node.input[1]]:.6g}", int(constants[node.input[2]]))
         for node in model.graph.node
         if node.op_type == "QuantizeLinear"
     }
-    assert used == {(f"{scale:.6g}", zero) for scale, zero in best["int8"].values()}
+    assert used == {(f"{scale:.6g}", zero) for scale, zero in trained.int8.values()}
+    trial = read_trial(photos, trained.preprocessing, trained.classes, trained.num_classes, calibrate=False)
+    images, target = next(trial.batches(15))
+    normal = trained.preprocessing.normalise(images).contiguous()
+    theirs = open_onnx(file)[0](normal)
+    assert 100 * (theirs.argmax(1) == target).float().mean().item() == pytest.approx(state["best"]["valid_top1"])
+    ours = _rounding(trained)
+    with torch.no_grad():
+        assert (ours(normal) - theirs).abs().max() <= 1.01 * trained.int8["linear:0"][0], "one step of the logits"
 
 
-def test_what_is_trained_is_what_the_file_computes(run: Path, photos: Path, tmp_path: Path) -> None:
-    """The accuracy of the best epoch is that of the file, and their logits are a step apart at most."""
-    trained = open_trained(run / "best.pth")
-    file = tmp_path / "int8.onnx"
-    told = ["--to", "int8", "--output", str(file), "--data", str(photos), "--tolerance", "100"]
-    assert export.main([str(run / "best.pth"), *told]) == 0
+def _rounding(trained: Trained) -> nn.Module:
+    """Return the network of a checkpoint with its scales."""
     found = FakeQuantisation(find_sites(trained))
     assert trained.int8 is not None
     for key, number in found.numbers.items():
         found.first_scales[number], found.zero_points[number] = trained.int8[key]
     found.attach(trained.network)
-    trial = read_trial(photos, trained.preprocessing, trained.classes, trained.num_classes, calibrate=False)
-    images, target = next(trial.batches(15))
-    normal = trained.preprocessing.normalise(images).contiguous()
-    with torch.no_grad():
-        ours = trained.network(normal)
-    theirs = open_onnx(file)[0](normal)
-    step = trained.int8["linear:0"][0]
-    assert (ours - theirs).abs().max() <= 1.01 * step
-    best = torch.load(run / "last.pth", weights_only=True)["resume"]["best"]["valid_top1"]
-    assert 100 * (theirs.argmax(1) == target).float().mean().item() == pytest.approx(best)
+    return trained.network
 
 
-@pytest.mark.parametrize("forward", [6, 9, 15], ids=["before", "at its beginning", "within"])
-def test_a_cut_run_resumes_bit_for_bit(run: Path, words: list[str], tmp_path: Path, forward: int) -> None:
-    """It is cut in a step of 16, the last 8 of which round."""
+def test_a_run_that_is_cut_twice_resumes_bit_for_bit(run: Path, words: list[str], tmp_path: Path) -> None:
+    """It is cut before the first step that rounds, the ninth of 16, and in the fourteenth."""
 
-    def stop(number: int, images: Any) -> None:
-        if number == forward:
-            raise RunError("cut")
+    def stop_at(last: int) -> Callable[[Job], None]:
+        def stop(number: int, images: Any) -> None:
+            if number == last:
+                raise RunError("cut")
 
-    told = [*words, "--output", str(tmp_path / "run")]
-    assert run_changed([*told, "--checkpoint-every-steps", "1"], lambda job: before_forward(job, stop)) == 1
+        return lambda job: before_forward(job, stop)
+
+    told = [*words, "--output", str(tmp_path / "run"), "--checkpoint-every-steps", "1"]
+    assert run_changed(told, stop_at(9)) == 1
+    assert run_changed(["--resume", str(tmp_path / "run")], stop_at(6)) == 1
     assert main_mgd.main(["--resume", str(tmp_path / "run")]) == 0
     whole, other = (torch.load(folder / "last.pth", weights_only=True) for folder in (run, tmp_path / "run"))
     for one, two in ((whole, other), (whole["resume"], other["resume"])):
@@ -104,7 +107,6 @@ def test_a_cut_run_resumes_bit_for_bit(run: Path, words: list[str], tmp_path: Pa
         (["--int8-epochs", "5"], "--int8-epochs 5 are the last of 4 epochs: raise --epochs"),
         (["--amp", "bf16"], "--int8-epochs does not go with --amp bf16: leave one of them out"),
         (["--ema", "0.9"], "--int8-epochs does not go with --ema 0.9: leave one of them out"),
-        (["-a", "timm:mobilenetv3_small_100", "--img-size", "32"], "its file rounds"),
     ],
 )
 def test_what_it_does_not_go_with(more: list[str], said: str, words: list[str], tmp_path: Path, capsys: Any) -> None:
@@ -113,7 +115,8 @@ def test_what_it_does_not_go_with(more: list[str], said: str, words: list[str], 
     assert said in error and len(error.splitlines()) == 1
 
 
-def test_fewer_epochs_than_the_run_had_are_another_run(run: Path, capsys: Any) -> None:
-    """The last epochs would be others."""
-    assert main_mgd.main(["--resume", str(run), "--epochs", "6"]) == 2
-    assert "other options: --epochs 6, was 4" in capsys.readouterr().err
+def test_more_epochs_are_another_run() -> None:
+    """The last ones would be others."""
+    before = {"lr_schedule": "step", "int8_epochs": 2, "epochs": 4}
+    assert changed_options(before, {**before, "epochs": 6}) == ["--epochs 6, was 4"]
+    assert changed_options({**before, "int8_epochs": 0}, {**before, "int8_epochs": 0, "epochs": 6}) == []
