@@ -2,8 +2,8 @@
 
 Post-training quantisation by every calibration method with weights of 8 and 7 bits, then --int8-epochs, for which the
 network guides itself (`kd`), on several seeds. Each cell is compared with CHECKPOINT on all of DIR/valid, and its
-record is appended to results/int8.jsonl when it is done. This can be killed and started again: cells that have a record are
-kept, a run that was cut is resumed. `--table` prints the records as a table, and does nothing else.
+record is appended to results/int8.jsonl when it is done. This can be killed and started again: cells that have a
+record are kept, a run that was cut is resumed. `--table` prints the records as a table, and does nothing else.
 """
 
 from __future__ import annotations
