@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from classification.errors import RunError, UserError
 from classification.options.fields import number
 from classification.options.first_look import write_any_name
+from classification.options.int8 import missing_packages as missing_for_onnx
 from classification.options.parser import Parser
 from classification.paths import is_file, is_folder
 from classification.system.exit_status import attempt
@@ -54,7 +54,11 @@ def build_parser() -> Parser:
     add("--opset", type=number(int, OLDEST_OPSET), metavar="N", help="version of ONNX's operators, 18 or later")
     add("--arch", metavar="NAME", help="the network, if the checkpoint does not say it")
     add("--network", default="student", metavar="NAME", help="of a mutual run: student, peer1, peer2 ... (student)")
-    add("--calibration", choices=("minmax", "entropy", "percentile"), default="minmax", help="int8: ranges (minmax)")
+    add(
+        "--calibration",
+        choices=("minmax", "entropy", "percentile"),
+        help="int8: how ranges are found (the scales of --int8-epochs where the checkpoint has them, else minmax)",
+    )
     add("--calibration-images", type=number(int, 1), default=256, metavar="N", help="int8: how many (256)")
     add("--reduce-range", choices=("auto", "on", "off"), default="auto", help="int8: weights of 7 bits; auto: no VNNI")
     add("--bad-images", choices=("stop", "skip"), default="stop", help="what to do about unreadable images (stop)")
@@ -89,8 +93,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def missing_packages(kind: str) -> list[str]:
     """Return the packages that a kind of file needs and that are not installed."""
-    needed = ("onnx", "onnxscript", "onnxruntime") if kind in ("onnx", "int8") else ()
-    return [name for name in needed if importlib.util.find_spec(name) is None]
+    return missing_for_onnx() if kind in ("onnx", "int8") else []
 
 
 def _checkpoint(path: Path, network: str) -> Path:
@@ -150,7 +153,7 @@ def export(args: argparse.Namespace) -> None:
 
 def _content(args: argparse.Namespace, trained: Trained, trial: Trial) -> bytes:
     """Return the file's bytes."""
-    from classification.models import exporting, quantised
+    from classification.models import exporting, quantised, rounding
 
     graph: dict[str, Any] = {"takes_bytes": args.with_preprocessing}
     if args.to == "safetensors":
@@ -161,12 +164,16 @@ def _content(args: argparse.Namespace, trained: Trained, trial: Trial) -> bytes:
     if args.to == "onnx":
         return model
     reduced = args.reduce_range == "on" or (args.reduce_range == "auto" and not quantised.wide_instructions())
+    scales, method = {}, args.calibration or "minmax"
     count = min(args.calibration_images, len(trial.data.train))
-    print(f"=> int8: {count} images for calibration by {args.calibration}, weights of {7 if reduced else 8} bits")
+    if trained.int8 and args.calibration is None:
+        scales, count = rounding.handed_over(trained, opset=args.opset, **graph), 1  # of one image nothing is taken
+    how = "the scales that were learned" if scales else f"{count} images for calibration by {method}"
+    print(f"=> int8: {how}, weights of {7 if reduced else 8} bits")
     prepare = exporting.input_of(trained, **graph)
-    images = [prepare(batch) for batch in trial.calibration(args.calibration_images, CALIBRATION_BATCH, args.workers)]
+    images = [prepare(batch) for batch in trial.calibration(count, CALIBRATION_BATCH, args.workers)]
     said = exporting.description(trained, **graph)
-    return quantised.to_int8(model, images, said, method=args.calibration, reduce_range=reduced)
+    return quantised.to_int8(model, images, said, method=method, reduce_range=reduced, scales=scales)
 
 
 def _check(args: argparse.Namespace, trained: Trained, trial: Trial, file: Path) -> Fidelity:

@@ -80,7 +80,7 @@ def predict(args: argparse.Namespace) -> None:
     """
     from classification.data.inference import find_paths, read_batches
     from classification.options.config import check_devices
-    from classification.options.groups import Devices
+    from classification.options.devices import Devices
     from classification.runs import predictions
     from classification.runs.world import device_of
 

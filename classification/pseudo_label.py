@@ -127,7 +127,7 @@ def score(args: argparse.Namespace) -> None:
     """
     from classification.data.inference import find_paths
     from classification.options.config import check_devices
-    from classification.options.groups import Devices
+    from classification.options.devices import Devices
     from classification.pile.scoring import Work, open_teachers, usable
     from classification.pile.shards import Plan, begin, paths_digest
     from classification.runs.world import device_of

@@ -3,7 +3,8 @@
 A table stands between <!-- NAME --> and <!-- /NAME --> in README.md or docs/: "options" and "losses" from the code,
 "speed" and "speed-float32" from the results/NAME/*.json of processors with and without bfloat16, "quality-GROUP" from
 the tables of the suites of scripts/quality.yaml, results/SUITE.csv, in its layout, and "digits" from results/demo.csv,
-where scripts/collect_run.py keeps the runs of `make demo`. A record whose command is not that of its cell is refused.
+where scripts/collect_run.py keeps the runs of `make demo`, "int8" from results/int8.jsonl. A record whose command is
+not that of its cell is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import partial
 from statistics import mean, stdev
 from typing import Any
 
+from bench_int8 import table as int8_table
 from cells import RESULTS, ROOT, read_quality
 from draw import draw_growth, draw_quality, draw_speed, rows_of
 from results_table import Record, TableError, read_table
@@ -29,7 +31,7 @@ from mgd.losses import LOSSES
 
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("flows", "losses", "options", "quality", "speed")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("export", "flows", "losses", "options", "quality", "speed")),
 )
 MEASURES = {"ratio": " x", "value": "", "seconds": " s"}  # what a row of the speed table holds, first one found
 
@@ -269,6 +271,7 @@ def solvers_table() -> str:
 
 
 MADE: dict[str, Callable[[], str]] = {
+    "int8": int8_table,
     "options": options_table,
     "losses": losses_table,
     "energy": energy_table,

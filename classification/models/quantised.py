@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,7 @@ def to_int8(
     *,
     method: str = "minmax",
     reduce_range: bool = False,
+    scales: Mapping[str, tuple[float, int]] | None = None,
 ) -> bytes:
     """Quantise an ONNX file: QDQ format, weights per output channel, activations per tensor.
 
@@ -53,17 +55,48 @@ def to_int8(
         said: the description of the file.
         method: how ranges of activations are found: a key of `METHODS`.
         reduce_range: weights of 7 bits, for processors whose sums of products saturate.
+        scales: {tensor: (scale, zero point)} of the tensors whose range is known, which calibration leaves alone.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    content = quantise(prepared(model), batches, method=method, reduce_range=reduce_range, scales=scales)
+    quantised = onnx.load_from_string(content)
+    describe_onnx(quantised, said)
+    described: bytes = quantised.SerializeToString()
+    return described
+
+
+def prepared(model: bytes) -> bytes:
+    """Return an ONNX file whose batch norms are folded, as `quantise` takes it."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory() as folder, quiet():
-        source, prepared, target = (Path(folder, f"{name}.onnx") for name in ("float", "prepared", "int8"))
+        source, target = Path(folder, "float.onnx"), Path(folder, "prepared.onnx")
         source.write_bytes(model)
-        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
+        return target.read_bytes()
+
+
+def quantise(
+    model: bytes,
+    batches: Sequence[Tensor],
+    *,
+    method: str = "minmax",
+    reduce_range: bool = False,
+    scales: Mapping[str, tuple[float, int]] | None = None,
+) -> bytes:
+    """Quantise a prepared ONNX file; see `to_int8`."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    known = {
+        name: [{"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}]
+        for name, (scale, zero) in (scales or {}).items()
+    }
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        source, target = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
+        source.write_bytes(model)
         quantize_static(
-            prepared,
+            source,
             target,
             _reader(batches),
             quant_format=QuantFormat.QDQ,
@@ -72,12 +105,12 @@ def to_int8(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod[METHODS[method]],
-            extra_options={"CalibStridedMinMax": 1},  # a batch at a time, by every method: all would fill the memory
+            extra_options={
+                "CalibStridedMinMax": 1,  # a batch at a time, by every method: all would fill the memory
+                "TensorQuantOverrides": known,
+            },
         )
-        quantised = onnx.load(target)
-    describe_onnx(quantised, said)
-    content: bytes = quantised.SerializeToString()
-    return content
+        return target.read_bytes()
 
 
 def _reader(batches: Sequence[Tensor]) -> Any:

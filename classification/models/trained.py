@@ -26,6 +26,7 @@ class Trained:
         classes: their names in order of index, or None where the file has none.
         preprocessing: what it sees of an image.
         note: what was loaded, in a line.
+        int8: the scales that --int8-epochs learned: {call of the forward: (scale, zero point)}, or None.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Trained:
     classes: list[str] | None
     preprocessing: Preprocessing
     note: str
+    int8: dict[str, tuple[float, int]] | None = None
 
 
 def open_trained(path: str | Path, arch: str | None = None) -> Trained:
@@ -57,7 +59,7 @@ def open_trained(path: str | Path, arch: str | None = None) -> Trained:
     note = load_file(network, file, arch=name, num_classes=number, classes=file.classes)
     usual = None if "mean" in file.seen else published_preprocessing(network, name)
     seen = file.preprocessing(usual or Preprocessing())
-    return Trained(Path(path), network.eval(), name, number, file.classes, seen, note)
+    return Trained(Path(path), network.eval(), name, number, file.classes, seen, note, file.int8)
 
 
 def _outputs(file: WeightFile) -> int:

@@ -34,6 +34,7 @@ class WeightFile:
         seen: what it says of the images' preprocessing.
         unread: keys of a file of other code that say something else, or that nothing can be made of.
         configuration: what a network of Hugging Face is built from.
+        int8: scales that --int8-epochs learned: {call of the forward: (scale, zero point)}.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class WeightFile:
     seen: dict[str, Any] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
     configuration: dict[str, Any] | None = None
+    int8: dict[str, tuple[float, int]] | None = None
 
     def preprocessing(self, default: Preprocessing) -> Preprocessing:
         """Return the preprocessing that the file describes, that of `default` where it says nothing."""
@@ -107,9 +109,23 @@ def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str
     configuration = said.get("configuration") if ours else None
     if not (configuration is None or (isinstance(configuration, dict) and "model_type" in configuration)):
         raise UserError(f"checkpoint {path} is damaged: its 'configuration' is none of transformers")
-    weights = WeightFile(Path(path), states, said.get("arch"), number, classes, seen, tuple(unread), configuration)
+    known = (said.get("arch"), number, classes, seen, tuple(unread), configuration)
+    weights = WeightFile(Path(path), states, *known, _scales(path, said.get("int8") if ours else None))
     weights.preprocessing(Preprocessing())  # refused now, where it is damaged
     return weights
+
+
+def _scales(path: str | Path, value: Any) -> dict[str, tuple[float, int]] | None:
+    """Return the scales of a checkpoint, or None."""
+    if value is None:
+        return None
+    try:
+        found = {str(key): (float(scale), int(zero)) for key, (scale, zero) in value.items()}
+    except (AttributeError, TypeError, ValueError):
+        found = {"": (0.0, 0)}
+    if not all(0 < scale < np.inf and 0 <= zero <= 255 for scale, zero in found.values()):
+        raise UserError(f"checkpoint {path} is damaged: its 'int8' are no scales")
+    return found
 
 
 def _names(path: str | Path, key: str, value: Any) -> list[str]:

@@ -18,8 +18,10 @@ import torch
 
 from classification.errors import UserError
 from classification.options.choose import check_teachers, choose_terms
+from classification.options.devices import Devices
 from classification.options.effects import check_recipe, check_typed
-from classification.options.groups import Devices, Optimisation
+from classification.options.groups import Optimisation
+from classification.options.int8 import check_int8
 from classification.options.options import Options, all_options, make_options, names_where
 from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser
@@ -50,6 +52,7 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
     recipe_teachers = [] if "teacher_arch" in typed else nested.get("teachers", [])
     options = _join(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (prog, *argv))
     if not options.run.evaluate:
+        check_int8(options, total_epochs(options.optimisation))
         check_typed(options, typed)
         check_recipe(options, recipe, keys, nested, typed)
     return options

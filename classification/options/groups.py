@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from classification.options.fields import count, nonnegative, number, option, positive, switch, whole
-from classification.options.names import BEST_BY, LARGEST_SIZE, TRACKERS
+from classification.options.names import BEST_BY, LARGEST_SIZE, TAPS, TRACKERS
 
 
 @dataclass(frozen=True)
@@ -269,15 +268,18 @@ class Optimisation:
     lr_drop_epochs: tuple[int, ...] = option((31, 61, 81), kind=count, nargs="+", help="step: epochs of the drops")
     warmup: int = switch(0, help="1: linear warmup from 0.1 of the rate, added in front")
     warmup_epochs: int = option(10, kind=count, help="epochs that --warmup 1 adds in front")
+    int8_epochs: int = option(
+        0,
+        kind=whole,
+        metavar="N",
+        help="the last N epochs compute as the student's int8 file will, which export.py --to int8 then writes",
+    )
     ema: float = option(
         0.0,
         kind=number(float, 0, 0.999999),
         metavar="DECAY",
         help="evaluate and keep an average of the student over its steps; 0.999 to 0.9999 is usual, 0 is off",
     )
-
-
-TAPS = "frozen teachers and taps"
 
 
 @dataclass(frozen=True)
@@ -338,71 +340,4 @@ class Networks:
         help="the same paths for student and teacher, or auto",
         section=TAPS,
         distillation=True,
-    )
-
-
-@dataclass(frozen=True)
-class Devices:
-    """Devices"""
-
-    device: str = option("auto", help="auto, cpu, cuda, cuda:1 ...", free=True, reading=True)
-    gpu: int | None = option(None, kind=whole, help="use this GPU only", free=True, reading=True)
-    amp: str = option(
-        "off",
-        choices=("off", "bf16", "fp16"),
-        help="mixed precision; bf16 runs anywhere (in float32 where the device lacks it), fp16 on GPUs",
-        reading=True,
-    )
-    workers: int = option(
-        min(8, os.cpu_count() or 1),
-        "-j",
-        "--workers",
-        kind=number(int, 0, 1024),
-        help="loading processes of a node, shared by its ranks",
-        free=True,
-        reading=True,
-    )
-    channels_last: int = switch(1, help="memory layout of maps: 1 is faster nearly always", reading=True)
-    compile: int = switch(0, help="1: torch.compile; slow to start")
-    world_size: int = option(-1, kind=int, help="nodes (with --multiprocessing-distributed), or else ranks", free=True)
-    rank: int = option(-1, kind=int, help="number of this node, or of this rank", free=True)
-    dist_url: str = option(
-        "tcp://127.0.0.1:23456", help="where rank 0 listens; env:// takes the environment's", free=True
-    )
-    dist_backend: str | None = option(
-        None,
-        choices=("nccl", "gloo"),
-        help="how ranks talk; default: nccl on GPUs, gloo on CPUs",
-        free=True,
-    )
-    dist_timeout: int = option(
-        1800, kind=count, help="seconds that ranks wait for each other before the run ends", free=True
-    )
-    multiprocessing_distributed: bool = option(False, help="one process per GPU of this node", free=True)
-    deterministic: int = switch(
-        0, help="1: the same bits on the same GPU, at some cost in speed; the CPU gives them anyway"
-    )
-    sync_bn: int = switch(0, help="1: batch statistics over all GPUs of a DDP run")
-    teacher_dtype: str = option(
-        "auto",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        help="number type of the frozen teacher; auto: bfloat16 where the device computes in it, else that of --amp",
-        section=TAPS,
-        distillation=True,
-    )
-    compile_student: int | None = switch(
-        None,
-        help="with --compile 1: whether the student is translated too, or teachers and matching alone; default: on a "
-        "GPU only: on a CPU it makes small ResNets faster and MobileNets slower",
-        section=TAPS,
-        distillation=True,
-    )
-    teacher_threads: int = option(
-        0,
-        kind=whole,
-        help="on a CPU: threads on which the teachers compute the next batch while the student trains on the others; "
-        "0: in turn, each on all. Half of the cores is a good start",
-        section=TAPS,
-        distillation=True,
-        free=True,
     )

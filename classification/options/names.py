@@ -14,3 +14,4 @@ BEST_BY = ("top1", "balanced_accuracy", "macro_f1", "loss")  # measures by which
 TRACKERS = ("tensorboard", "trackio")  # of --track
 # The teachers of the published pairs; every other student gets resnet50.
 DEFAULT_TEACHER = {"resnet50": "resnet152"}
+TAPS = "frozen teachers and taps"  # a section of --help-all

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from classification.options.devices import Devices
 from classification.options.fields import Option, declared
-from classification.options.groups import Data, Devices, Networks, Optimisation, Run
+from classification.options.groups import Data, Networks, Optimisation, Run
 from classification.options.pile_options import Pile
 from classification.options.published import ALIASES
 from classification.options.term_options import Terms

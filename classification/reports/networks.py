@@ -16,7 +16,7 @@ from classification.data.loading import subset
 from classification.data.trial import Trial, read_trial
 from classification.errors import RunError, UserError
 from classification.models.trained import Trained, open_trained
-from classification.options.groups import Devices
+from classification.options.devices import Devices
 from classification.paths import is_file
 from classification.reports.groups import TEACHER, Member, teacher_files
 from classification.reports.records import Run, mapping

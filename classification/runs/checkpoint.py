@@ -227,7 +227,7 @@ def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Name the options that change what is computed: "--lr 0.1, was 0.2"."""
     free = {*names_where("free"), *NOTED, *(() if now.get("seeded") else ("seed",))}
     decays = [entry.get("decay", "constant") for entry in now.get("terms", {}).values()]
-    if now.get("lr_schedule") == "step" and set(decays) <= {"constant"}:
+    if now.get("lr_schedule") == "step" and set(decays) <= {"constant"} and not now.get("int8_epochs"):
         free.add("epochs")  # more of them change nothing that was computed
     if now.get("terms") == before.get("terms"):
         free.add("term")  # typed in another way

@@ -24,8 +24,8 @@ import torch.distributed as dist
 from torch import multiprocessing as mp
 
 from classification.errors import RunError, Stopped, UserError
+from classification.options.devices import Devices
 from classification.options.first_look import write_any_name
-from classification.options.groups import Devices
 from classification.options.options import Options
 from classification.runs.heartbeat import Heartbeat, Mate, shared_devices
 from classification.runs.place import Place, find_place

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from classification.errors import UserError
-from classification.options.groups import Devices
+from classification.options.devices import Devices
 from classification.runs.world import device_of
 
 # Where launchers write a rank's number on its node. Without any of them ranks are dealt out GPU by GPU.

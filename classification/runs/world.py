@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from classification.errors import RunError
-from classification.options.groups import Devices
+from classification.options.devices import Devices
 from classification.runs.heartbeat import Heartbeat, Mate
 
 

@@ -41,9 +41,12 @@ def check_parallel(job: Job, world: World) -> None:
     """Refuse what DataParallel cannot do, and say what it changes: each GPU sees a part of the batch.
 
     Raises:
-        UserError: a term whose memory the replicas would lose.
+        UserError: a term whose memory the replicas would lose; --int8-epochs on several devices.
     """
-    if job.distiller is None or parallel_devices(world, job.options.devices) == 1:
+    devices = parallel_devices(world, job.options.devices)
+    if job.quantisation is not None and max(devices, world.size) > 1:
+        raise UserError("--int8-epochs trains in one process, on one device: start it alone, with --gpu on a GPU")
+    if job.distiller is None or devices == 1:
         return
     terms = {name: term for name, term in job.distiller.terms.items() if isinstance(term, Term)}
     if lost := [name for name, term in terms.items() if term.remembers]:

@@ -15,6 +15,7 @@ from classification.runs.launch import Task
 from classification.runs.world import Seed, World
 from classification.training.agreement import check_parallel, check_ranks
 from classification.training.engine import Engine
+from classification.training.int8 import prepare_int8
 from classification.training.job import Job
 from classification.training.starting import start_job
 from classification.training.trainer import Trainer
@@ -27,6 +28,7 @@ def prepare(options: Options, seed: Seed) -> Job:
     job = start_job(options, seed, with_teacher=bool(options.teachers))
     if not options.run.evaluate:
         assert job.student is not None
+        prepare_int8(job)
         if options.optimisation.linear_probe:
             _probe(job, job.student)
         terms = {name: (spec.kind(hyper_of(job, name)), 1.0) for name, spec in options.table.items()}

@@ -15,6 +15,7 @@ from classification.runs.world import Seed, World
 from classification.training.agreement import check_parallel, check_ranks
 from classification.training.distillation import distil
 from classification.training.engine import Engine
+from classification.training.int8 import prepare_int8
 from classification.training.job import Job
 from classification.training.starting import start_job
 from classification.training.tapping import described, tap
@@ -27,6 +28,8 @@ def prepare(options: Options, seed: Seed) -> Job:
     if options.run.evaluate:
         return job
     assert job.student is not None
+    if not options.run.show_taps:
+        prepare_int8(job)
     networks = tap(job)
     if options.run.show_taps:
         job.taps_table = described(job, networks)

@@ -14,12 +14,13 @@ from classification.data.folders import (
 )
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
+from classification.models.fake_quantised import FakeQuantisation
 from classification.models.weights import load_strictly
 from classification.options.config import total_epochs
 from classification.options.options import Options, recorded
 from classification.options.terms import mutual
 from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume, run_folder
-from classification.runs.restore import load_or_keep
+from classification.runs.restore import load_or_keep, whole
 from classification.runs.world import Seed
 from classification.system.weight_files import damaged_error
 from mgd import Distiller
@@ -58,6 +59,7 @@ class Job:
         done: whether the checkpoint is of a run that is done.
         folder: the run folder.
         taps_table: what --show-taps prints, in place of a run.
+        quantisation: what rounds in the student in the epochs of --int8-epochs, or None.
     """
 
     options: Options
@@ -87,6 +89,7 @@ class Job:
     done: bool = False
     folder: Path = Path()
     taps_table: str = ""
+    quantisation: FakeQuantisation | None = None
 
     def networks(self) -> dict[str, tuple[str, nn.Module]]:
         """Return {role: (arch, network)}, teachers first."""
@@ -128,6 +131,8 @@ class Job:
         data, run = self.options.data, self.options.run
         assert data.data is not None
         self.distiller = distiller
+        if self.quantisation is not None:
+            distiller.add_module("int8", self.quantisation)  # it trains with the networks
         arch = self.arch.replace(":", "-").replace("/", "-")  # of timm: or hf:
         self.folder = run_folder(run, f"{arch}-{'+'.join(self.options.table)}")
         frozen = [] if distiller.peers else self.teachers
@@ -151,6 +156,9 @@ class Job:
         """Load the student and the terms; a term whose state does not fit changed options is initialised again."""
         assert self.student is not None
         load_strictly(self.student, checkpoint["state_dict"], f"{self.resume_from} is damaged: it", self.arch)
+        if self.quantisation is not None and (state := checkpoint["resume"].get("int8")):
+            with whole(self.resume_from):
+                self.quantisation.load_state_dict(state)
         for name, term in distiller.terms.items():
             if error := load_or_keep(term, partial(_load_term, term, checkpoint["resume"]["terms"].get(name))):
                 if not self.changed:

@@ -17,6 +17,7 @@ from classification.runs.history import keep_last
 from classification.runs.random_state import random_state, set_random_state
 from classification.runs.restore import load_or_keep
 from classification.training import averaging
+from classification.training.int8 import described_int8
 from classification.training.optimizer import load_optimizer
 from classification.training.step import finite
 
@@ -48,7 +49,8 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
         return
     job = trainer.job
     known = (job.num_classes, job.data.classes, job.preprocessing)
-    plain = describe_student(trainer.result.state_dict(), job.arch, *known, configuration(trainer.student))
+    more = {**configuration(trainer.student), **described_int8(job)}
+    plain = describe_student(trainer.result.state_dict(), job.arch, *known, more)
     for (name, peer), spec in zip(trainer.peers().items(), trainer.job.specs, strict=False):
         described = describe_student(peer.state_dict(), spec["arch"], *known, configuration(peer))
         for file in (f"{name}.pth", *([f"best_{name}.pth"] if name in better else [])):
@@ -82,6 +84,7 @@ def _resume_state(trainer: Trainer, generators: list[dict[str, Any]]) -> dict[st
         "optimizer": trainer.stepper.optimizer.state_dict(),
         "scaler": trainer.stepper.scaler.state_dict(),
         "ema": averaging.state(trainer.stepper.average, trainer.student),
+        "int8": {} if trainer.job.quantisation is None else trainer.job.quantisation.state_dict(),
         "random": generators,
     }
 

@@ -25,7 +25,7 @@ from classification.models import build, pretrained_source
 from classification.models.pretrained import load_pretrained, published_preprocessing
 from classification.models.sizes import fit_size
 from classification.models.weights import WeightFile, load_file, other_outputs
-from classification.options.groups import Devices
+from classification.options.devices import Devices
 from classification.options.options import Options
 from classification.options.terms import needing
 from classification.runs.world import Seed, device_of

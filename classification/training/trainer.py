@@ -34,6 +34,7 @@ from classification.system.interrupt import Interrupt
 from classification.system.memory import peak_bytes
 from classification.training.balance import dominant, gradient_shares, noted_maps, pair_shares
 from classification.training.engine import Engine
+from classification.training.int8 import begin_int8
 from classification.training.job import Job
 from classification.training.saving import restore, save
 from classification.training.step import Stepper
@@ -87,7 +88,7 @@ class Trainer:
         self.seconds = 0.0  # that these steps took
         self.extra: dict[str, float] = {}  # what the terms logged before this epoch
         self.means = Means(world.device)
-        self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
+        self.forget_best()
         self.elapsed = 0.0  # seconds that the run took before this process
         self.update_due = False  # whether a term was initialised again within an epoch
         self.balance_reported = False
@@ -165,6 +166,7 @@ class Trainer:
 
     def _run_epoch(self) -> dict[str, Any]:
         epoch, begun = self.epoch, time.perf_counter()
+        begin_int8(self)
         if self.step == 0 or self.update_due:
             self.extra = update_terms(self.engine, self.distiller, epoch)
             self.update_due = False
@@ -357,6 +359,10 @@ class Trainer:
         """Return the networks that train beside the student, by the names of their records and files."""
         peers = [peer for peer in self.distiller.peers if isinstance(peer, Taps)]
         return {f"peer{n}": peer.model for n, peer in enumerate(peers, start=1)}
+
+    def forget_best(self) -> None:
+        """Let the next epoch be the best so far."""
+        self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
 
     def take_seed(self, seed: int) -> None:
         """Take the run's seed, which is rank 0's, or that of the checkpoint."""

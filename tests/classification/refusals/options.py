@@ -73,5 +73,6 @@ CASES = [
     ),
     Case("a linear probe of a network without weights", lambda p: p.base("--linear-probe", "1")),
     Case("a linear probe in a distillation", lambda p: p.distil("--linear-probe", "1"), main_mgd),
+    Case("more epochs for int8 than there are", lambda p: p.base("--int8-epochs", "50")),
     Case("batches of one image whose last maps are one px", one_image),
 ]

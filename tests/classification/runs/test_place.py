@@ -9,7 +9,7 @@ import torch
 
 from classification.errors import UserError
 from classification.options.config import parse
-from classification.options.groups import Devices
+from classification.options.devices import Devices
 from classification.runs.place import find_place
 
 MEET = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from classification.errors import UserError
-from classification.options.groups import Devices
+from classification.options.devices import Devices
 from classification.runs.world import World
 from classification.training.agreement import check_parallel
 from mgd.losses import CRD, DIST, KD, Term
