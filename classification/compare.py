@@ -54,7 +54,9 @@ def build_parser(prog: str = PROG, *, with_shared: bool = True) -> Parser:
     add("data", metavar="DIR", help="folder of photographs: train/CLASS/*.jpg and valid/CLASS/*.jpg (or val/)")
     add("--students", nargs="+", required=True, metavar="ARCH", help="networks to train")
     usual = ["alone", "kd", "recommended"]
-    about = "alone; a sum of terms, as kd or mgd+ofd; recommended or another of classification/recipes; a YAML file"
+    about = (
+        "beside alone: a sum of terms, as kd or mgd+ofd; recommended or another of classification/recipes; a YAML file"
+    )
     add("--recipes", nargs="+", default=usual, metavar="NAME", help=f"{about} ({' '.join(usual)})")
     add("--seeds", type=number(int, 2, 1000), default=5, metavar="K", help="runs per recipe at most (5)")
     add("--output", type=Path, required=True, metavar="FOLDER", help="runs and results; the same line goes on there")
@@ -127,7 +129,7 @@ def plan_of(asked: Asked) -> tuple[Plan, list[str]]:
     from classification.models.weights import read_weights
     from classification.options.config import parse as parse_run
     from classification.options.terms import mutual
-    from classification.reports.comparison import Plan, Recipe
+    from classification.reports.comparison import ALONE, Plan, Recipe
 
     own, words = asked.own, asked.words
     data = read_folder(own.data, train_list=own.train_list, valid_list=own.valid_list, num_classes=own.num_classes)
@@ -141,7 +143,8 @@ def plan_of(asked: Asked) -> tuple[Plan, list[str]]:
         arch = own.teacher_arch or DEFAULT_TEACHER.get(own.students[0], "resnet50")
         teacher = ("--teacher-resume", str(own.output / "runs" / "teacher" / "last.pth"), "--teacher-arch", arch)
         trains = (*words, *(("--epochs", str(own.teacher_epochs)) if own.teacher_epochs else ()), "-a", arch)
-    recipes = tuple(Recipe.of(word) for word in own.recipes)
+    named = own.recipes if ALONE in own.recipes else [ALONE, *own.recipes]
+    recipes = tuple(Recipe.of(word) for word in named)
     if own.config and (twice := [recipe.name for recipe in recipes if "--config" in recipe.words]):
         raise UserError(
             f"--config and the recipe {twice[0]} are both recipe files: type the options of --config instead"

@@ -245,8 +245,8 @@ def _split(root: Path, *names: str) -> Path:
     wanted = " or ".join(f"{name}/" for name in names)
     if len(class_names(root, LeftOut())) > 1:
         raise UserError(
-            f"{root} has no folder {wanted}: if its folders are the classes, make a data folder of it by prepare.py "
-            f"{root} NEW_FOLDER, and name that"
+            f"{root} has no folder {wanted}: if its folders are the classes, make a data folder of it by "
+            f"mgd prepare {root} NEW_FOLDER, and name that"
         )
     raise UserError(f"{root} has no folder {wanted}: expected one folder per class in it")
 
