@@ -125,9 +125,10 @@ def plan_of(asked: Asked) -> tuple[Plan, list[str]]:
         UserError: a mistake of the user's.
     """
     from classification.data.folders import read_folder
-    from classification.models import DEFAULT_TEACHER, known_name
+    from classification.models import known_name
     from classification.models.weights import read_weights
     from classification.options.config import parse as parse_run
+    from classification.options.names import DEFAULT_TEACHER
     from classification.options.terms import mutual
     from classification.reports.comparison import ALONE, Plan, Recipe
 
@@ -274,7 +275,7 @@ def compare(asked: Asked) -> None:
     check_output(folder)
     if asked.own.page is not None:
         from classification.reports.packages import check_packages
-        from classification.runs.new_files import check_new
+        from classification.system.new_files import check_new
 
         check_packages()
         check_new(asked.own.page, force=True, option="--page")
@@ -328,7 +329,7 @@ def run(plan: Plan, asked: Asked) -> Iterator[str]:
 def write_page(path: Path, runs: list[Path], verdict: str) -> None:
     """Write the page about the runs."""
     from classification.reports.page import make_page
-    from classification.runs.new_files import write_whole
+    from classification.system.new_files import write_whole
 
     write_whole(path, make_page(runs, verdict=verdict).encode(errors="backslashreplace"), "--page")
 
@@ -341,7 +342,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
         asked_or_status = _asked(words, prog)
         if isinstance(asked_or_status, int):
             return asked_or_status
-        from classification.runs.exit_status import attempt  # after help and typing mistakes, which need no torch
+        from classification.system.exit_status import attempt  # after help and typing mistakes, which need no torch
 
         status = attempt(lambda: compare(asked_or_status), prog)
         if status in (130, 143):

@@ -14,8 +14,8 @@ from classification.options.fields import number
 from classification.options.first_look import write_any_name
 from classification.options.parser import Parser
 from classification.paths import is_file, is_folder
-from classification.runs.exit_status import attempt
-from classification.runs.new_files import check_new, folder_beside, free_name, move, write
+from classification.system.exit_status import attempt
+from classification.system.new_files import check_new, folder_beside, free_name, move, write
 
 if TYPE_CHECKING:
     from classification.data.trial import Trial

@@ -15,8 +15,8 @@ from classification.options.fields import count, number
 from classification.options.first_look import write_any_name
 from classification.options.parser import Parser
 from classification.paths import exists, is_file, is_folder
-from classification.runs.exit_status import attempt
-from classification.runs.new_files import check_new, write_whole
+from classification.system.exit_status import attempt
+from classification.system.new_files import check_new, write_whole
 
 if TYPE_CHECKING:
     from torch import device

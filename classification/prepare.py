@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     """Run the script, called by the name `prog`; return its exit status."""
     write_any_name()
     words = sys.argv[1:] if argv is None else argv
-    from classification.runs.exit_status import attempt
+    from classification.system.exit_status import attempt
 
     def work() -> None:
         args = build_parser(prog).parse_args(words)

@@ -13,8 +13,8 @@ from classification.options.first_look import write_any_name
 from classification.options.parser import Parser
 from classification.paths import exists, is_folder
 from classification.reports.packages import check_packages
-from classification.runs.exit_status import attempt
-from classification.runs.new_files import check_new, write_whole
+from classification.system.exit_status import attempt
+from classification.system.new_files import check_new, write_whole
 
 PROG = "report.py"
 EXAMPLE = "example: %(prog)s runs/alone runs/student --output report.html --data photos"

@@ -13,7 +13,7 @@ from classification.errors import UserError
 from classification.options import evaluating
 from classification.options.first_look import write_any_name
 from classification.paths import is_file
-from classification.runs.exit_status import attempt
+from classification.system.exit_status import attempt
 
 PROG = "mgd"
 

@@ -25,7 +25,7 @@ from side_by_side import keep
 from torch import Tensor
 
 import mgd
-from classification.runs.memory import keep_freed_memory
+from classification.system.memory import keep_freed_memory
 from classification.training.precision import autocast
 from mgd.flow import group_channels, soft_weights
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from bench_step import STEPS, STUDENTS, check, make_pair
 from side_by_side import keep
 
-from classification.runs.memory import keep_freed_memory
+from classification.system.memory import keep_freed_memory
 
 
 def peak(arch: str, way: str, batch_size: int, img_size: int, steps: int) -> int:

@@ -21,16 +21,17 @@ from torchvision import datasets
 from torchvision import transforms as T
 
 from classification.data.cache import Cache
-from classification.data.folders import FixedBatches, Photos, TrainBatches, loader, read_folder
+from classification.data.folders import read_folder
 from classification.data.images import read_image
+from classification.data.loading import FixedBatches, Photos, TrainBatches, loader
 from classification.data.preprocessing import Preprocessing
 from classification.data.transforms import MEAN, STD, normalise, train_transform
 from classification.options.config import parse
-from classification.runs.memory import keep_freed_memory
 from classification.runs.world import Seed, World
+from classification.system.memory import keep_freed_memory
 from classification.training.engine import Engine
-from classification.training.job import start_job
 from classification.training.precision import autocast
+from classification.training.starting import start_job
 
 CPU, SIZE, BATCH = torch.device("cpu"), 224, 64
 Loader = DataLoader[tuple[Tensor, int, int]]

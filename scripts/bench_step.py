@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 import mgd
 from classification.models import build, default_taps
-from classification.runs.memory import keep_freed_memory
+from classification.system.memory import keep_freed_memory
 from classification.training.precision import MixedPrecision, autocast, widen
 from mgd.losses import CE, KD
 

@@ -18,7 +18,7 @@ from classification.models import default_taps
 from classification.options.config import parse
 from classification.runs.world import Seed, World
 from classification.training.engine import Engine
-from classification.training.job import start_job
+from classification.training.starting import start_job
 
 
 def fast(taps: mgd.Taps, images: Tensor) -> mgd.Frozen:

@@ -20,10 +20,11 @@ import torch
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-from classification.data.folders import Photos
+from classification.data.loading import Photos
 from classification.options.config import parse
 from classification.runs.world import Seed
-from classification.training.job import Job, start_job
+from classification.training.job import Job
+from classification.training.starting import start_job
 from classification.training.tapping import tap
 from mgd import channel_cost, dry_forward
 

@@ -77,3 +77,36 @@ def test_the_method_prints_nothing_and_there_is_no_utils() -> None:
 def test_files_stay_short() -> None:
     long = {str(p): n for room in ROOMS for p in sources(room) if (n := len(p.read_text().splitlines())) > 400}
     assert not long
+
+
+# The rooms of the task, lowest first: each may import those before it, and mgd.
+FLOORS = ("errors", "paths", "system", "options", "data", "models", "runs", "training", "pile", "reports")
+BESIDE = {("pile", "training"), ("reports", "training"), ("reports", "pile")}  # rooms that leave each other alone
+ENTRY_POINTS = ROOT / "classification"
+
+
+def imported_modules(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.startswith("classification.")}
+
+
+def test_data_flows_down_through_the_rooms_of_the_task() -> None:
+    rooms = {path.name for path in ENTRY_POINTS.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+    assert rooms == set(FLOORS) - {"errors", "paths"}
+    for room in sorted(rooms):
+        for path in sorted((ENTRY_POINTS / room).rglob("*.py")):
+            used = {name.split(".")[1] for name in imported_modules(path)} - {room}
+            assert used <= set(FLOORS[: FLOORS.index(room)]), f"{path} imports {used}"
+            assert not {(room, other) for other in used} & BESIDE, f"{path} imports {used}"
+
+
+def test_a_command_imports_rooms_and_no_other_command() -> None:
+    commands = {path.stem for path in ENTRY_POINTS.glob("*.py")} - {"errors", "paths", "__init__"}
+    for name in sorted(commands - {"__main__"}):
+        used = {module.split(".")[1] for module in imported_modules(ENTRY_POINTS / f"{name}.py")}
+        assert not used & (commands - {name}), name

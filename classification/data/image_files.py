@@ -178,6 +178,11 @@ def _digest(path: str, most: int | None = None) -> bytes:
         return state.digest()
 
 
+def file_digest(path: str) -> str:
+    """Return 32 hexadecimal digits of a file's bytes: the beginning of their BLAKE2b of 64 bytes."""
+    return _digest(path).hex()[:32]
+
+
 def across(one: Iterable[str], other: Iterable[str]) -> list[tuple[str, str]]:
     """Return (path of `one`, path of `other`) for each file of `other` whose bytes are those of a file of `one`."""
     first, second = set(one), set(other)

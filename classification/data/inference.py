@@ -15,14 +15,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from classification.data.folders import told
 from classification.data.image_files import SUFFIXES, LeftOut, find_images, is_image
 from classification.data.images import image_or_cause, to_bytes
+from classification.data.loading import told
 from classification.data.preprocessing import Preprocessing
 from classification.data.transforms import Transform
 from classification.errors import UserError, shown
 from classification.paths import exists, is_file, is_folder
-from classification.runs.interrupt import outlast
+from classification.system.interrupt import outlast
 
 LONGEST_LINE = 1 << 16  # bytes; a file that is no list may be one line without end
 STDIN = "-"

@@ -1,9 +1,12 @@
-"""Lists of images in the place of class folders: one image a line, `path label`."""
+"""Lists of images: one per line, `path label`; `path label score` where a teacher labelled them."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Iterable, Sequence
+from itertools import cycle, islice
 from pathlib import Path
 
 from classification.data.image_files import hidden
@@ -11,6 +14,7 @@ from classification.errors import UserError, shown
 from classification.paths import is_file
 
 LABEL = re.compile(rb"[0-9]+")
+SCORE = re.compile(rb"[-+]?(inf|[0-9]*\.[0-9]+(e[-+]?[0-9]+)?|[0-9]+e[-+]?[0-9]+|[0-9]+\.)")
 LONGEST_LINE = 1 << 16  # bytes; a path is far shorter, a file that is no list may be one line without end
 
 
@@ -19,9 +23,10 @@ def read_list(
 ) -> list[tuple[str, int]]:
     """Read a list of images.
 
-    A line is the image's path from `root` on, whitespace, and its class index; the path may hold spaces. Blank lines
-    are skipped, so lists can be joined. Bytes that are no text are kept, as in names of files. Without labels a class
-    index may be missing, and counts for nothing. Any suffix is allowed; hidden files are refused.
+    A line is the image's path from `root` on, whitespace, and its class index; the path may hold spaces. A score may
+    follow, a number with a point, an exponent or a sign, and counts for nothing. Blank lines are skipped, so lists can
+    be joined. Bytes that are no text are kept, as in names of files. Without labels a class index may be missing, and
+    counts for nothing. Any suffix is allowed; hidden files are refused. A path from / on must lie in `root`.
 
     Args:
         path: the list.
@@ -59,6 +64,8 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
         raise UserError("it holds a NUL byte: is this text in UTF-8?")
     if len(line) == LONGEST_LINE:
         raise UserError("it is too long for a path and a label")
+    if score_of(line) is not None:
+        line = line[: line.rindex(line.split()[-1])]
     name, label = [b"", *line.rsplit(None, 1)][-2:]
     if not labels:
         labelled = LABEL.fullmatch(label) and is_file(root / os.fsdecode(name))
@@ -69,6 +76,8 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
     if len(label) > 10 or int(label) >= most:
         raise UserError(f"label {shown(label)} is not below the number of classes, {most}")
     path = Path(os.fsdecode(name))
+    if path.is_relative_to(root.absolute()):
+        path = path.relative_to(root.absolute())
     if path.is_absolute() or ".." in path.parts:
         raise UserError(f"{shown(name)} may lead out of the data folder: give a path from there on, without ..")
     if found := [part for part in path.parts if hidden(part)]:
@@ -78,6 +87,13 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
     if not is_file(root / path):
         raise UserError(f"{shown(name)} is no file in {root}")
     return str(root / path), int(label)
+
+
+def score_of(line: bytes) -> float | None:
+    """Return the score at the end of a line, behind a label; None where there is none."""
+    parts = line.rsplit(None, 2)
+    scored = len(parts) == 3 and LABEL.fullmatch(parts[1]) and SCORE.fullmatch(parts[2])
+    return float(parts[2]) if scored else None
 
 
 def numbered_classes(samples: list[tuple[str, int]], num_classes: int | None) -> list[str]:
@@ -94,3 +110,63 @@ def numbered_classes(samples: list[tuple[str, int]], num_classes: int | None) ->
             "if that is meant"
         )
     return [str(index) for index in range(num_classes or len(labels))]
+
+
+def read_pile(
+    lists: Sequence[str], root: str | Path, classes: Sequence[str], *, labels: bool = True
+) -> list[tuple[str, int]]:
+    """Read lists of images that a teacher labelled, one after the other.
+
+    Args:
+        lists: the files.
+        root: the folder that holds their images.
+        classes: names in order of index.
+        labels: whether class indices are wanted.
+
+    Returns:
+        (path of the file, class index or -1) of every line.
+
+    Raises:
+        UserError: as in `read_list`, or the teacher has other classes.
+    """
+    for path in lists if labels else ():
+        _check_teacher(path, classes)
+    return [sample for path in lists for sample in read_list(path, root, len(classes), labels=labels)]
+
+
+def _check_teacher(path: str, classes: Sequence[str]) -> None:
+    """Compare the classes in the file beside a list, if there is one, with these."""
+    try:
+        about = json.loads(Path(f"{path}.json").read_bytes())
+        theirs = about.get("classes")
+    except (OSError, ValueError, AttributeError):
+        return
+    if isinstance(theirs, list) and theirs != list(classes):
+        pairs = zip([*theirs, "none"], [*classes, "none"], strict=False)
+        place, (their, own) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+        raise UserError(
+            f"list {path} is of a teacher of other classes: its class {place} is {shown(their)}, here {shown(own)}: "
+            "score with a teacher of these classes"
+        )
+
+
+def mix(labelled: list[tuple[str, int]], pile: list[tuple[str, int]], share: float | None) -> list[tuple[str, int]]:
+    """Return both, of which the part `share` is the pile; the smaller one is repeated in turn to make it so.
+
+    Args:
+        labelled: images with labels.
+        pile: images that a teacher labelled.
+        share: 0 < share <= 1, or None for every image once.
+    """
+    if share is None:
+        return labelled + pile
+    if share == 1:
+        return pile
+    wanted = round(len(labelled) * share / (1 - share))  # of the pile
+    if wanted >= len(pile):
+        return labelled + _repeated(pile, wanted)
+    return _repeated(labelled, round(len(pile) * (1 - share) / share)) + pile
+
+
+def _repeated(samples: Iterable[tuple[str, int]], number: int) -> list[tuple[str, int]]:
+    return list(islice(cycle(samples), number))

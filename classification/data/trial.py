@@ -9,18 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from classification.data.folders import (
-    FixedBatches,
-    Photos,
-    check_heif,
-    loader,
-    read_folder,
-    subset,
-    told,
-    without_unreadable,
-)
 from classification.data.folders import Folder as DataFolder
+from classification.data.folders import check_heif, read_folder, without_unreadable
 from classification.data.image_files import LeftOut, find_images
+from classification.data.loading import FixedBatches, Photos, loader, subset, told
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.paths import exists, is_folder

@@ -70,9 +70,6 @@ _WIDTH = re.compile(
 )
 
 
-# The teachers of the published pairs; every other student gets resnet50.
-DEFAULT_TEACHER = {"resnet50": "resnet152"}
-
 # Networks that take published weights and compute something else.
 OTHER_SHAPES = {"mobilenet_v2_mgd"}
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from classification.data.preprocessing import Preprocessing, read
 from classification.errors import UserError
 from classification.models.exporting import DESCRIPTION, Compute, open_onnx, open_pt2, prepared
-from classification.models.files import is_onnx, is_program
 from classification.models.trained import open_trained
+from classification.system.weight_files import is_onnx, is_program
 from mgd import logits_of
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classification.runs.scores import difference_interval
+from classification.models.intervals import difference_interval
 
 EXACT = 1e-3  # of the largest logit: what rounding may change in a file that computes in float32
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from classification.data.preprocessing import MEAN, STD, Preprocessing, interpolation, square, three
 from classification.errors import UserError
-from classification.models.files import FORMAT
 from classification.paths import is_file, is_folder
+from classification.system.weight_files import FORMAT
 from mgd import logits_of
 
 PREFIX = "hf:"

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from classification.data.preprocessing import Preprocessing, of_timm, of_torchvision
 from classification.errors import UserError
 from classification.models import build_published, pretrained_source
-from classification.models.files import cause, load
 from classification.models.weights import head_names, lacking_head, load_strictly, load_with_new_head
+from classification.system.weight_files import cause, load
 
 
 def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | None = None, new_head: bool = True) -> str:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from classification.data.preprocessing import Preprocessing, read
 from classification.errors import UserError
 from classification.models import known_name, may_be_same
-from classification.models.files import read_content
+from classification.models.huggingface import folder_of, read_huggingface
 from classification.models.others import CLASSES, SEEN, not_ours, seen_in_options
 from classification.models.sizes import fit_size
 from classification.models.states import Found, State, choose, states_of, with_versions
+from classification.system.weight_files import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,19 @@ class WeightFile:
 
 
 SEEN_BY_US = ("img_size", "resize", "crop", "interpolation", "mean", "std")
+
+
+def read_content(path: str | Path) -> Mapping[str, Any]:
+    """Read a checkpoint file, or a network of Hugging Face: hf:NAME_OR_FOLDER, or its weights beside its config.json.
+
+    Raises:
+        UserError: as `read_checkpoint` and `read_huggingface`.
+    """
+    if str(path).startswith("hf:"):
+        return read_huggingface(str(path).removeprefix("hf:"))
+    if folder := folder_of(Path(path)):  # transformers may have named the tensors as earlier versions of it did
+        return read_huggingface(str(folder))
+    return read_checkpoint(path)
 
 
 def read_weights(path: str | Path) -> WeightFile:

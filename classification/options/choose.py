@@ -55,6 +55,8 @@ def choose_terms(
     check_schedules(table, epochs)
     if (options["mixup"] or options["cutmix"]) and (single := single_class(table)):
         raise UserError(f"--mixup and --cutmix mix images of two classes, and {', '.join(single)} needs one")
+    if options["pile_targets"] == "soft" and (single := single_class(table)):
+        raise UserError(f"--pile-targets soft says several classes, and {', '.join(single)} needs one")
     labels = int(bool(needing(table, "labels"))) if labels is None else labels
     return {"table": table, "distiller": "+".join(names), "labels": labels}
 

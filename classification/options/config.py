@@ -108,7 +108,7 @@ def _values(parser: Parser, argv: list[str], typed: Mapping[str, str]) -> dict[s
     """Return the value of every option, whose defaults may be those of a run or recipe."""
     values = vars(parser.parse_args(argv))
     for name in sorted(names_where("file") & set(typed)):
-        if values[name] == "":
+        if values[name] in ("", [""]):
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
     if values["data"] is None:
         raise UserError(

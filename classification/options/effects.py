@@ -25,6 +25,7 @@ def without_effect(options: Options) -> dict[str, str]:
         ("--warmup 1", bool(options.optimisation.warmup), {"warmup_epochs"}),
         ("main_mgd.py", options.distils or options.data.labels != 0, {"labels"}),  # main_base.py cannot do without
         ("main_base.py", not options.distils, {"linear_probe"}),
+        ("--pile-list", bool(options.pile.pile_list), {"pile_root", "pile_share", "pile_targets"}),
         ("a run without --resume", not options.run.resume, {"start_epoch"}),
     ]
     found: dict[str, str] = {}

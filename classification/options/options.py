@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from classification.options.fields import Option, declared
 from classification.options.groups import Data, Devices, Networks, Optimisation, Run
+from classification.options.pile_options import Pile
 from classification.options.published import ALIASES
 from classification.options.term_options import Terms
 
 if TYPE_CHECKING:
     from classification.options.terms import TermSpec
 
-GROUPS = (Data, Run, Optimisation, Networks, Devices, Terms)
+GROUPS = (Data, Pile, Run, Optimisation, Networks, Devices, Terms)
 
 
 def all_options(*, distillation: bool = True) -> Iterator[Option]:
@@ -39,6 +40,7 @@ class Options:
 
     Args:
         data: which images, and how they are read.
+        pile: images that a teacher labelled.
         run: where a run writes, and what it does.
         optimisation: epochs, batches and rates.
         networks: the student and its teachers, as they were typed.
@@ -54,6 +56,7 @@ class Options:
     """
 
     data: Data
+    pile: Pile
     run: Run
     optimisation: Optimisation
     networks: Networks

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from classification.errors import UserError, shown
-from classification.models.files import read_checkpoint
 from classification.options.options import names_where
 from classification.options.parser import script_of
 from classification.options.published import without_aliases
 from classification.options.term_module import check_digest
 from classification.options.terms import is_number
 from classification.paths import exists, is_folder
-from classification.runs.restore import damaged_error
+from classification.system.weight_files import damaged_error, read_checkpoint
 from mgd.losses import LOSSES
 
 
@@ -84,6 +83,8 @@ def own_options(
 
 def _seen_from_here(started: object, place: object) -> object:
     """Return a place that a run was told in the folder where it was started, as it is seen from the current one."""
+    if isinstance(place, list):
+        return [_seen_from_here(started, entry) for entry in place]
     if not (isinstance(started, str) and isinstance(place, str)) or not started or Path(started) == Path.cwd():
         return place
     return str(Path(started, place))

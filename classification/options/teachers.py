@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from classification.errors import UserError
-from classification.models import DEFAULT_TEACHER
+from classification.options.names import DEFAULT_TEACHER
 from classification.options.options import Options
 from classification.options.terms import mutual
 from classification.paths import is_file

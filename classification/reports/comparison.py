@@ -14,8 +14,8 @@ from typing import Any
 from classification.errors import UserError, shown
 from classification.paths import exists, is_file
 from classification.reports.verdict import OPEN, Design, Verdict, judge
-from classification.runs.new_files import write_whole
 from classification.runs.repeated import Command
+from classification.system.new_files import write_whole
 
 ALONE = "alone"
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classification.data.folders import Photos
+from classification.data.loading import Photos
 from classification.data.preprocessing import Preprocessing
 from classification.models import default_taps
 from classification.models.trained import Trained

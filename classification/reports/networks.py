@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from classification.data.folders import subset
+from classification.data.loading import subset
 from classification.data.trial import Trial, read_trial
 from classification.errors import RunError, UserError
 from classification.models.trained import Trained, open_trained

@@ -30,13 +30,13 @@ from torch import Tensor, nn
 
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError, one_line, shown
-from classification.models.files import FORMAT, read_checkpoint
 from classification.options.config import recorded_options
 from classification.options.groups import Run
 from classification.options.options import Options, names_where
 from classification.options.term_module import check_digest
 from classification.paths import exists, is_folder
 from classification.runs.restore import check_complete, whole
+from classification.system.weight_files import FORMAT, read_checkpoint
 from mgd.losses import LOSSES
 
 VERSION = 3

@@ -12,8 +12,8 @@ from typing import Any
 
 from classification.errors import UserError, one_line
 from classification.paths import is_folder
-from classification.runs.new_files import write_whole
 from classification.runs.scores import Predictions, compare, scores
+from classification.system.new_files import write_whole
 
 NAME = "evaluation.json"
 WORST = 20  # classes that are printed at most

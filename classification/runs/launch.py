@@ -27,12 +27,12 @@ from classification.errors import RunError, Stopped, UserError
 from classification.options.first_look import write_any_name
 from classification.options.groups import Devices
 from classification.options.options import Options
-from classification.runs.exit_status import attempt
 from classification.runs.heartbeat import Heartbeat, Mate, shared_devices
-from classification.runs.interrupt import ignore_save
-from classification.runs.memory import keep_freed_memory
 from classification.runs.place import Place, find_place
 from classification.runs.world import Seed, World, device_of
+from classification.system.exit_status import attempt
+from classification.system.interrupt import ignore_save
+from classification.system.memory import keep_freed_memory
 
 PATIENCE = 30.0  # seconds that the other ranks have to leave after one has failed
 

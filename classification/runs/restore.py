@@ -11,6 +11,7 @@ from torch import nn
 
 from classification.errors import UserError, shown
 from classification.options.terms import is_number
+from classification.system.weight_files import damaged_error
 
 # The parts and their kinds; numbers are not negative.
 PARTS: dict[str, Any] = {"state_dict": dict, "arch": str, "num_classes": int, "classes": list, "resume": dict}
@@ -20,11 +21,6 @@ RESUME: dict[str, Any] = {
     "ema": dict, "random": list,
 }  # fmt: skip
 INSIDE = {"config": ("options",), "inputs": ("teachers", "training images"), "best": ("valid_top1", "valid_top5")}
-
-
-def damaged_error(path: str, why: str) -> UserError:
-    """Return the error for a checkpoint that is not ours, or is damaged."""
-    return UserError(f"{path} is damaged, or was not written by this code ({why}): resume from another")
 
 
 def check_complete(path: str, content: Mapping[str, Any]) -> None:

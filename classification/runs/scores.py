@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-DRAWS = 10_000  # of the bootstrap
+from classification.models.intervals import difference_interval
+
 BINS = 15  # of the calibration error
 COLUMNS = 5
 
@@ -121,20 +122,6 @@ def calibration_error(probability: Floats, right: NDArray[np.bool_], bins: int =
     place = np.clip(np.ceil(np.nan_to_num(probability) * bins).astype(np.int64) - 1, 0, bins - 1)
     gaps = np.bincount(place, weights=right - probability, minlength=bins)  # n_b * (accuracy_b - mean probability_b)
     return float(np.abs(gaps).sum() / len(right))
-
-
-def difference_interval(right: Sequence[int]) -> tuple[float, float]:
-    """Return the 95 % interval of the second's top-1 minus the first's, in points: paired bootstrap over the images.
-
-    To draw images with replacement is to draw the four counts from a multinomial distribution.
-
-    Args:
-        right: images that both have right, the first alone, the second alone, neither.
-    """
-    images = sum(right)
-    drawn = np.random.default_rng(0).multinomial(images, np.array(right) / images, DRAWS)
-    low, high = np.quantile(100 * (drawn[:, 2] - drawn[:, 1]) / images, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def compare(student: Predictions, teacher: Predictions) -> dict[str, Any]:

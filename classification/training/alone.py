@@ -15,7 +15,8 @@ from classification.runs.launch import Task
 from classification.runs.world import Seed, World
 from classification.training.agreement import check_parallel, check_ranks
 from classification.training.engine import Engine
-from classification.training.job import Job, start_job
+from classification.training.job import Job
+from classification.training.starting import start_job
 from classification.training.trainer import Trainer
 from classification.training.weighing import hyper_of
 from mgd import Distiller

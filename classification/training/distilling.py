@@ -15,7 +15,8 @@ from classification.runs.world import Seed, World
 from classification.training.agreement import check_parallel, check_ranks
 from classification.training.distillation import distil
 from classification.training.engine import Engine
-from classification.training.job import Job, start_job
+from classification.training.job import Job
+from classification.training.starting import start_job
 from classification.training.tapping import described, tap
 from classification.training.trainer import Trainer
 

@@ -13,16 +13,16 @@ from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
 from classification.data.cache import Cache
-from classification.data.folders import FixedBatches, Photos, loader, subset, told
 from classification.data.images import read_image
+from classification.data.loading import FixedBatches, Photos, loader, subset, told
 from classification.data.preprocessing import Preprocessing
 from classification.errors import Stopped
 from classification.runs import evaluation
 from classification.runs.checkpoint import hold
-from classification.runs.interrupt import Interrupt
 from classification.runs.metrics import accuracy, result, tally
 from classification.runs.scores import COLUMNS, Predictions, class_scores, per_image
 from classification.runs.world import World, parallel_devices, seed_everything
+from classification.system.interrupt import Interrupt
 from classification.training.job import Job
 from classification.training.precision import autocast, lacks
 from mgd import Frozen, logits_of

@@ -14,15 +14,15 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from classification.data.folders import told
+from classification.data.loading import told
 from classification.data.preprocessing import Preprocessing
 from classification.models import build
 from classification.options import config
 from classification.options.options import Options
 from classification.options.terms import TermSpec
 from classification.runs.checkpoint import describe_student
-from classification.runs.memory import keep_freed_memory, peak_bytes
 from classification.runs.world import Seed, World, device_of
+from classification.system.memory import keep_freed_memory, peak_bytes
 from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.job import Job

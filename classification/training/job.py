@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from classification.data.folders import Folder, check_heif, read_folder, shared_images, without_unreadable
+from classification.data.folders import (
+    Folder,
+)
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
-from classification.models import build, pretrained_source
-from classification.models.pretrained import load_pretrained, published_preprocessing
-from classification.models.sizes import fit_size
-from classification.models.weights import WeightFile, load_file, load_strictly, other_outputs
+from classification.models.weights import load_strictly
 from classification.options.config import total_epochs
-from classification.options.groups import Devices
 from classification.options.options import Options, recorded
-from classification.options.terms import mutual, needing
+from classification.options.terms import mutual
 from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume, run_folder
-from classification.runs.restore import damaged_error, load_or_keep
-from classification.runs.world import Seed, device_of
-from classification.training.precision import widen
-from classification.training.sources import Sources, find_sources, numbered_as
-from mgd import Distiller, logits_of
+from classification.runs.restore import load_or_keep
+from classification.runs.world import Seed
+from classification.system.weight_files import damaged_error
+from mgd import Distiller
 from mgd.losses import Term
 
 
@@ -167,220 +163,3 @@ def _load_term(term: nn.Module, state: dict[str, Any]) -> None:
     term.load_state_dict(state)
     if isinstance(term, Term):
         term.check_state()
-
-
-def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
-    """Read the folder and build the networks that the options ask for.
-
-    What the options leave open (architectures, size of images, crop) is first taken from the networks' files.
-
-    Raises:
-        UserError: whatever the user can mend.
-    """
-    run, networks = options.run, options.networks
-    data, bad = _read_data(options)
-    weights = networks.student_resume or run.resume or networks.pretrained or networks.use_pretrained
-    only_teacher = run.evaluate and with_teacher and not weights
-    sources = find_sources(options, with_student=not only_teacher, with_teacher=with_teacher)
-    number = options.data.num_classes
-    if run.evaluate and number is None:
-        data = numbered_as(data, sources.classes)
-    number = len(data.classes) if number is None else number
-    if number < len(data.classes):
-        raise UserError(f"--num-classes {number} is less than the {len(data.classes)} class folders")
-    torch.manual_seed(seed.value)
-    job = Job(options, seed, data, auto=run.resume == "auto", bad_images=bad, notes=sources.notes, num_classes=number)
-    job.arch, job.specs, job.resume_from = sources.arch, sources.specs, sources.resume
-    _add_student(job, sources, build_it=not only_teacher)
-    if with_teacher:
-        for spec, file in zip(job.specs, sources.teachers, strict=True):
-            _add_teacher(job, sources, spec, file)
-    found = job.networks()
-    job.sizes = {role: sum(p.numel() for p in network.parameters()) for role, (_, network) in found.items()}
-    return job
-
-
-def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
-    """Return the images of a run, and those that are skipped because they cannot be read."""
-    asked = options.data
-    assert asked.data is not None
-    data = read_folder(
-        asked.data,
-        labels=bool(options.labels),
-        train_list=asked.train_list,
-        valid_list=asked.valid_list,
-        num_classes=asked.num_classes,
-        evaluate=options.run.evaluate,
-    )
-    if options.run.evaluate:
-        data = replace(data, train=[])
-    bad: dict[str, str] = {}
-    if asked.bad_images == "skip":
-        data, bad = without_unreadable(data, options.devices.workers)
-    else:
-        check_heif(data)
-    if not options.run.evaluate:
-        data.notes.extend(shared_images(data))
-    return data, bad
-
-
-@torch.no_grad()
-def _try(arch: str, model: nn.Module, size: int, num_classes: int) -> None:
-    """Refuse a network that does not return `num_classes` logits for an image of this size."""
-    model.eval()
-    try:
-        output = model(torch.zeros(1, 3, size, size))
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        raise UserError(f"{arch} does not run at --img-size {size}: {' '.join(str(error).split())}") from error
-    try:
-        logits = logits_of(output)
-    except TypeError as error:
-        raise UserError(f"{arch}: {error}") from error
-    if logits.shape != (1, num_classes):
-        raise UserError(f"{arch} does not return {num_classes} logits an image: choose another network")
-
-
-def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
-    """Build and load the student, and settle its preprocessing, with it --img-size and --train-crop."""
-    options, published = job.options, None
-    evaluate = options.run.evaluate
-    if build_it:
-        file = sources.student or sources.resumed
-        model = _trainable(options.devices, build(job.arch, job.num_classes, file.configuration if file else None))
-        downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.goes_on
-        named = job.arch.startswith("hf:") and file is None  # its processor goes with its configuration
-        if downloads or named or (sources.student and job.arch.startswith("timm:")):
-            published = published_preprocessing(model, job.arch)
-    job.preprocessing = sources.student_preprocessing(evaluate, published)
-    size = job.preprocessing.img_size
-    if not build_it:
-        return
-    if sources.student is not None:
-        job.notes.append(_load(job, model, sources.student, job.arch, size, new_head=not evaluate))
-    elif downloads:
-        job.notes.append(load_pretrained(model, job.arch, option="--student-resume"))
-    elif evaluate:
-        raise UserError("--evaluate has no weights to evaluate: give a file by --student-resume, or --pretrained")
-    _fit(job, job.arch, model, size)
-    _say_preprocessing(job, "student", job.arch, job.preprocessing, sources.student or sources.resumed)
-    job.student = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options.devices.sync_bn else model
-    _try(job.arch, job.student, size, job.num_classes)
-
-
-def _fit(job: Job, arch: str, model: nn.Module, size: int) -> None:
-    if fit_size(model, size):
-        job.notes.append(f"{arch}: its position embeddings were resampled for images of {size} px")
-
-
-def _trainable(devices: Devices, model: nn.Module) -> nn.Module:
-    """Replace layers whose gradient is slow in bfloat16 on a processor; to be done before the network is tapped."""
-    if devices.amp == "bf16" and device_of(devices).type == "cpu":
-        widen(model)
-    return model
-
-
-def _say_preprocessing(
-    job: Job, role: str, arch: str, seen: Preprocessing, file: WeightFile | None, recipe: bool = False
-) -> None:
-    if seen != Preprocessing.of(job.preprocessing.img_size, job.train_crop):
-        unread = "image processor" if arch.startswith("hf:") else "published weights"
-        what = unread if file is None or not file.seen else "file"
-        how = f"as its {what} had them"
-        if recipe:
-            how = f"as its recipe and its {what} say"
-        elif file is not None and file.preprocessing(seen) != seen:
-            how += ", except for the size"
-        silent = ", of which its file says nothing" if file is not None and not file.seen else ""
-        job.notes.append(f"the {role} {arch} sees images {how}{silent}: {seen}")
-
-
-def _load(job: Job, model: nn.Module, file: WeightFile, arch: str, img_size: int, new_head: bool = False) -> str:
-    silent = next((note for note in job.notes if note.startswith(f"{file.path} does not say its network")), None)
-    try:
-        return load_file(
-            model,
-            file,
-            arch=arch,
-            num_classes=job.num_classes,
-            classes=job.data.classes,
-            img_size=img_size,
-            new_head=new_head,
-        )
-    except UserError as error:
-        raise UserError(f"{error}; {silent}" if silent else str(error)) from error
-
-
-def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightFile | None) -> None:
-    """Build a teacher, or a peer of mutual learning, and load it."""
-    options, arch, classes = job.options, spec["arch"], job.num_classes
-    evaluate = options.run.evaluate
-    configuration = None if file is None else file.configuration
-    model, published, outputs = build(arch, classes, configuration), None, None
-    if not spec.get("frozen", True) and not (evaluate and file is not None):  # it trains on the student's images
-        seen = job.preprocessing
-        if file is not None:
-            job.notes.append(_load(job, model, file, arch, seen.img_size))
-            if (theirs := file.preprocessing(seen)) != seen:
-                job.notes.append(f"the peer {arch} saw {theirs}; now it sees what the student sees, {seen}")
-    else:
-        if file is None or arch.startswith(("timm:", "hf:")):
-            published = published_preprocessing(model, arch, spec.get("weights"))
-        seen = sources.teacher_preprocessing(job.preprocessing, spec, file, published)
-        if file is not None:
-            outputs = other_outputs(model, file, classes, job.data.classes)
-        elif getattr(model, "pretrained_cfg", {}).get("num_classes") == 0:
-            outputs = 0
-        elif classes != 1000:
-            outputs = 1000
-        there = file is not None or pretrained_source(arch) is not None
-        if outputs is not None and there and _reads_maps_alone(options):
-            model = build(arch, outputs or classes, configuration)
-            has = f"{outputs} outputs of other classes" if outputs else "no classifier"
-            job.notes.append(f"the teacher {arch} has {has}: its maps alone are read")
-        elif outputs == 0 and not evaluate:
-            raise UserError(
-                f"the weights of the teacher {arch} have no classifier: use terms on maps alone, as --distiller mgd, "
-                f"or train a head by main_base.py {options.data.data} -a {arch} "
-                f"{f'--student-resume {file.path}' if file else '--pretrained'} --linear-probe 1 and give its best.pth "
-                "by --teacher-resume"
-            )
-        elif file is None and outputs is not None:
-            raise UserError(
-                f"the published weights of {arch} have 1000 classes, this run {classes}: "
-                "train a teacher with main_base.py and give its best.pth by --teacher-resume"
-            )
-        else:
-            outputs = None
-        job.notes.append(_load_teacher(job, model, spec, file, seen, outputs))
-        role = "teacher" if spec.get("frozen", True) else "peer"
-        _say_preprocessing(job, role, arch, seen, file, recipe=bool({"img_size", "mean", "std"} & set(spec)))
-    if evaluate or not spec.get("frozen", True):
-        model = _trainable(options.devices, model)
-    if options.devices.sync_bn and not spec.get("frozen", True):
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    _fit(job, arch, model, seen.img_size)
-    _try(arch, model, seen.img_size, outputs or classes)
-    job.teachers.append(model)
-    job.teacher_preprocessing.append(seen)
-    job.other_classes.append(outputs is not None)
-
-
-def _load_teacher(
-    job: Job, model: nn.Module, spec: dict[str, Any], file: WeightFile | None, seen: Preprocessing, outputs: int | None
-) -> str:
-    arch = spec["arch"]
-    if file is None:
-        name = spec.get("weights")
-        return load_pretrained(model, arch, option="--teacher-resume", name=name, new_head=outputs == 0)
-    if outputs is None:
-        return _load(job, model, file, arch, seen.img_size)
-    number = outputs or job.num_classes
-    return load_file(
-        model, file, arch=arch, num_classes=number, classes=None, img_size=seen.img_size, new_head=outputs == 0
-    )
-
-
-def _reads_maps_alone(options: Options) -> bool:
-    """Return whether the terms read only maps of the teachers, in a training."""
-    names = [name for name, spec in options.table.items() if not spec.kind.alone]
-    return not options.run.evaluate and bool(names) and set(names) <= set(needing(options.table, "maps"))

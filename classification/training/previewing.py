@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from classification.data.folders import FixedBatches, Photos, loader, subset
+from classification.data.loading import FixedBatches, Photos, loader, subset
 from classification.training.distillation import view_of
 from classification.training.job import Job
 from mgd import Outputs, Tap, Taps, dry_forward

@@ -10,11 +10,12 @@ from typing import Any
 from classification.data.folders import Folder
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
-from classification.models import DEFAULT_TEACHER, known_name
-from classification.models.files import read_checkpoint
+from classification.models import known_name
 from classification.models.weights import WeightFile, describe_file, read_weights
+from classification.options.names import DEFAULT_TEACHER
 from classification.options.options import Options
 from classification.paths import exists
+from classification.system.weight_files import read_checkpoint
 
 
 @dataclass

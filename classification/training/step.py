@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from classification.data.mixing import mixing
+from classification.data.soft_labels import SoftLabels
 from classification.errors import RunError, UserError
 from classification.options.config import epoch_name
 from classification.options.options import Options
@@ -64,6 +65,8 @@ class Stepper:
         self.wrapped = wrap(MixedPrecision(self.distiller, world.device, options.devices.amp), world, options.devices)
         self.average = average(self.student, options.optimisation.ema) if options.optimisation.ema else None
         self.mix = mixing(options.data, job.num_classes)
+        soft = job.data.soft
+        self.soft = SoftLabels(job.data.train, soft, job.num_classes, world.device) if soft else None
         self._ahead = self._teachers_ahead()
         self.skipped = 0  # steps left out because their loss or gradient was not finite
         self.met = Met()  # what any rank met, as far as it is known
@@ -127,6 +130,8 @@ class Stepper:
         images, index = self.engine.images(images), self.engine.move(index)
         target = self.engine.move(target) if target is not None and self.options.labels else None
         mixed, soft = self.mix(images, target) if self.mix else (images, target)
+        if self.soft is not None and target is not None:
+            soft = self.soft(index)
         taught = [known.result()] if known else []
         with self._translating():
             values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *taught)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from classification.data.folders import Photos, TrainBatches, told
+from classification.data.loading import Photos, TrainBatches, told
 from classification.data.transforms import train_transform
 from classification.errors import Stopped, UserError
 from classification.options.config import describe, epoch_name, learning_rate, total_epochs
@@ -23,13 +23,13 @@ from classification.runs.checkpoint import (
     keep_images,
     make_folder,
 )
-from classification.runs.interrupt import Interrupt
 from classification.runs.launch import command
-from classification.runs.memory import peak_bytes
 from classification.runs.metrics import Journal, Means, improves
 from classification.runs.progress import Progress, best_value, epoch_line, last_lines, sum_of
 from classification.runs.restore import whole
 from classification.runs.world import World
+from classification.system.interrupt import Interrupt
+from classification.system.memory import peak_bytes
 from classification.training.balance import dominant, gradient_shares, noted_maps, pair_shares
 from classification.training.engine import Engine
 from classification.training.job import Job

@@ -15,8 +15,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from classification import main_base, main_mgd
 from classification.data.cache import Cache
-from classification.data.folders import read_folder, told
+from classification.data.folders import read_folder
 from classification.data.images import read_image
+from classification.data.loading import told
 from classification.errors import RunError, UserError
 from classification.runs.metrics import Journal
 from classification.training.trainer import Trainer

@@ -12,8 +12,8 @@ import torch
 
 from classification.errors import UserError
 from classification.models import build
-from classification.models.files import read_checkpoint
 from classification.models.states import choose, states_of
+from classification.system.weight_files import read_checkpoint
 from tests.classification.models.test_forms import loaded, prefixed, same, state_of
 
 

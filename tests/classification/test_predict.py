@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from classification.data.folders import Photos
 from classification.data.inference import find_paths, read_batches
+from classification.data.loading import Photos
 from classification.data.preprocessing import Preprocessing
 from classification.errors import RunError, UserError
 from classification.models import build

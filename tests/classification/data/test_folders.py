@@ -13,19 +13,10 @@ from torchvision.datasets.folder import pil_loader
 
 from classification import main_base
 from classification.data.cache import Cache, _free_bytes
-from classification.data.folders import (
-    FixedBatches,
-    Folder,
-    Photos,
-    TrainBatches,
-    check_heif,
-    loader,
-    read_folder,
-    shared_images,
-    subset,
-)
+from classification.data.folders import Folder, check_heif, read_folder, shared_images
 from classification.data.image_files import LeftOut, find_images, identical
 from classification.data.images import read_image
+from classification.data.loading import FixedBatches, Photos, TrainBatches, loader, subset
 from classification.data.preprocessing import Preprocessing
 from classification.data.transforms import train_transform
 from classification.errors import UserError

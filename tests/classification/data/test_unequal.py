@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from classification.data.folders import TrainBatches
+from classification.data.loading import TrainBatches
 from classification.data.unequal import balanced, class_weights, shuffled
 
 LABELS = [0] * 40 + [1] * 7 + [2] * 4  # 51 images: 17 of each class in an epoch

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from classification import main_base
 from classification.errors import UserError
 from classification.models import build, known_name, may_be_same
-from classification.models.files import read_checkpoint
 from classification.models.pretrained import load_pretrained
 from classification.models.states import choose, states_of
 from classification.models.weights import load_file, load_strictly, read_weights
 from classification.options.teachers import split_files
+from classification.system.weight_files import read_checkpoint
 from tests.classification.conftest import SMALL, STUDENT
 
 State = dict[str, Tensor]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from classification import main_base, main_mgd
-from classification.data.folders import TrainBatches
+from classification.data.loading import TrainBatches
 from classification.errors import UserError
 from classification.runs.checkpoint import IMAGES, _other_images, keep_images
 from classification.training.saving import seen_images

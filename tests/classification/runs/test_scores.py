@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 from torch import nn
@@ -14,7 +13,6 @@ from classification.runs.scores import (
     Predictions,
     calibration_error,
     compare,
-    difference_interval,
     per_image,
     scores,
 )
@@ -70,15 +68,6 @@ def test_a_bin_holds_its_upper_end() -> None:
     assert calibration_error(np.array([0.5, 0.25]), right, bins=4) == pytest.approx((0.5 + 0.25) / 2)
     # In one bin, gaps of unlike sign would cancel.
     assert calibration_error(np.array([0.5, 0.5]), right, bins=4) == pytest.approx(0)
-
-
-def test_the_interval_is_that_of_a_plain_paired_bootstrap() -> None:
-    assert difference_interval([3, 0, 0, 2]) == (0, 0)
-    right = [40, 5, 15, 20]
-    difference = np.repeat([0, -1, 1, 0], right)
-    plain = stats.bootstrap((100 * difference,), np.mean, n_resamples=10_000, method="percentile", rng=1)
-    assert difference_interval(right) == pytest.approx(tuple(plain.confidence_interval), abs=1.3)  # an image is 1.25
-    assert difference_interval(right) == difference_interval(right)
 
 
 def test_two_networks_by_hand() -> None:

@@ -20,8 +20,9 @@ from classification.options.options import make_options
 from classification.options.terms import TermSpec
 from classification.runs.world import Seed
 from classification.training.distillation import view_of
-from classification.training.job import Job, _add_teacher
+from classification.training.job import Job
 from classification.training.sources import Sources
+from classification.training.starting import _add_teacher
 from mgd.losses import KD, LOSSES
 from tests.classification.conftest import SMALL
 from tests.classification.runs.test_resume import differences  # noqa: F401
@@ -190,7 +191,7 @@ def test_logits_are_standardised_by_a_recipe(distil: list[str], tmp_path: Path) 
 
 
 def test_a_downloaded_teacher_brings_its_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("classification.training.job.load_pretrained", lambda *_, **__: "loaded")
+    monkeypatch.setattr("classification.training.starting.load_pretrained", lambda *_, **__: "loaded")
     parsed = make_options({"img_size": 64}, table={"kd": TermSpec(KD, KD.Hyper())})
     job = Job(parsed, Seed(0, True), Folder([], [], []), num_classes=1000, preprocessing=Preprocessing.of(64))
     spec: dict[str, Any] = {"arch": "timm:tf_mobilenetv3_small_100.in1k"}

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from classification.runs import memory
+from classification.system import memory
 
 CODE = """
 import resource, torch
-from classification.runs.memory import keep_freed_memory
+from classification.system.memory import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(5):

@@ -10,9 +10,10 @@ import pytest
 
 from classification.errors import Stopped, UserError
 from classification.options.options import Options, make_options
-from classification.runs import interrupt, launch
-from classification.runs.interrupt import Interrupt
+from classification.runs import launch
 from classification.runs.world import World
+from classification.system import interrupt
+from classification.system.interrupt import Interrupt
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
 

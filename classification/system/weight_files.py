@@ -93,19 +93,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content  # type: ignore[return-value]
 
 
-def read_content(path: str | Path) -> Mapping[str, Any]:
-    """Read a checkpoint file, or a network of Hugging Face: hf:NAME_OR_FOLDER, or its weights beside its config.json.
-
-    Raises:
-        UserError: as `read_checkpoint` and `read_huggingface`.
-    """
-    from classification.models.huggingface import folder_of, read_huggingface
-
-    if str(path).startswith("hf:"):
-        return read_huggingface(str(path).removeprefix("hf:"))
-    if folder := folder_of(Path(path)):  # transformers may have named the tensors as earlier versions of it did
-        return read_huggingface(str(folder))
-    return read_checkpoint(path)
+def damaged_error(path: str, why: str) -> UserError:
+    """Return the error for a checkpoint that is not ours, or is damaged."""
+    return UserError(f"{path} is damaged, or was not written by this code ({why}): resume from another")
 
 
 def _no_file(path: Path) -> str:

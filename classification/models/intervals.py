@@ -1,0 +1,23 @@
+"""How sure a difference of two networks on the same images is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+DRAWS = 10_000  # of the bootstrap
+
+
+def difference_interval(right: Sequence[int]) -> tuple[float, float]:
+    """Return the 95 % interval of the second's top-1 minus the first's, in points: paired bootstrap over the images.
+
+    To draw images with replacement is to draw the four counts from a multinomial distribution.
+
+    Args:
+        right: images that both have right, the first alone, the second alone, neither.
+    """
+    images = sum(right)
+    drawn = np.random.default_rng(0).multinomial(images, np.array(right) / images, DRAWS)
+    low, high = np.quantile(100 * (drawn[:, 2] - drawn[:, 1]) / images, [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,213 @@
+"""Train on few labels and many images without: python semi_supervised.py DIR --unlabelled DIR2 --output FOLDER
+
+Six steps, each a command of this project: a teacher learns from the labels; it scores the images without labels; the
+best per class are listed; a student learns from the list, then from the labels; a control learns from the labels alone,
+for as many steps. The last line says whether the student is better than the control on valid/, and how sure that is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from classification.errors import UserError
+from classification.options.fields import count, number, positive
+from classification.options.first_look import write_any_name
+from classification.options.parser import Parser
+from classification.paths import is_file, is_folder
+from classification.pile.packages import check_packages
+from classification.system.exit_status import attempt
+
+if TYPE_CHECKING:
+    from classification.pile.steps import Steps
+
+PROG = "semi_supervised.py"
+EXAMPLE = """example: semi_supervised.py photos --unlabelled pile --output semi --arch mobilenet_v1 --img-size 128
+The same line resumes. Words after -- go to every training: ... -- --amp bf16 --hflip 0"""
+
+
+def build_parser() -> Parser:
+    """Return the parser; it needs no torch."""
+    kept = argparse.RawDescriptionHelpFormatter
+    parser = Parser(PROG, description=__doc__, epilog=EXAMPLE, allow_abbrev=False, formatter_class=kept)
+    add = parser.add_argument
+    add("data", metavar="DIR", type=Path, help="labelled images: train/CLASS/*.jpg and valid/CLASS/*.jpg")
+    add("--unlabelled", metavar="DIR2", type=Path, required=True, help="images without labels, in folders of any depth")
+    add("--output", metavar="FOLDER", type=Path, required=True, help="folder of all that is made")
+    add("-a", "--arch", default="resnet18", metavar="NAME", help="the student (resnet18)")
+    add("--teacher", metavar="CHECKPOINT", type=Path, help="a teacher that is trained already")
+    add("--teacher-arch", metavar="NAME", help="the teacher (its file's, or the student's)")
+    add("--img-size", type=count, metavar="N", help="side of the square that the networks see, in pixels")
+    add("-b", "--batch-size", type=count, default=64, metavar="N", help="images of a batch (64)")
+    add("-j", "--workers", type=number(int, 0, 1024), default=2, metavar="N", help="loading processes (2)")
+    add("--lr", type=positive, default=0.05, help="learning rate of trainings from scratch (0.05)")
+    add("--finetune-lr", type=positive, default=0.005, help="learning rate of the student's last training (0.005)")
+    add("--teacher-epochs", type=count, default=60, metavar="N", help="epochs of the teacher (60)")
+    add("--pretrain-epochs", type=count, default=30, metavar="N", help="epochs on the list (30)")
+    add("--finetune-epochs", type=count, default=30, metavar="N", help="epochs on the labels afterwards (30)")
+    add("--top-p", type=count, default=1, metavar="P", help="classes that an image may serve (1)")
+    add("--top-k", type=count, metavar="K", help="images per class (images without labels / classes)")
+    about = "smallest score of an image: a probability, or a log-probability below 0"
+    add("--min-score", type=number(float, -1e9, 1), metavar="S", help=about)
+    about = "leave out images that look foreign beside valid: keep those of a margin that PERCENT of valid have"
+    add("--keep", type=number(float, 0, 100, open_low=True), metavar="PERCENT", help=about)
+    add("--margin", type=number(float, 0), default=0.5, help="points that count as no difference (0.5)")
+    add("--seed", type=number(int, 0), default=0, metavar="N", help="of all trainings (0)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
+    return parser
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """Return the options, checked as far as that needs no torch; `more` are the words after --.
+
+    Raises:
+        UserError: a mistake in them.
+    """
+    place = words.index("--") if "--" in words else len(words)
+    args = build_parser().parse_args(words[:place])
+    args.more = words[place + 1 :]
+    check_packages(("pyarrow", "duckdb", "imagehash"), PROG)
+    if not is_folder(args.unlabelled):
+        raise UserError(f"--unlabelled {args.unlabelled} is no folder: give a folder of images")
+    if args.teacher is not None and is_folder(args.teacher) and is_file(args.teacher / "best.pth"):
+        args.teacher /= "best.pth"
+    return args
+
+
+def check_images(args: argparse.Namespace) -> dict[str, int]:
+    """Return the number of labelled and unlabelled images and of classes.
+
+    Raises:
+        UserError: no images, a pile that holds valid, or a teacher of other classes.
+    """
+    from classification.data.folders import read_folder
+    from classification.data.image_files import across, count_of
+    from classification.data.inference import find_paths
+    from classification.models.trained import open_trained
+
+    data = read_folder(args.data)
+    paths = find_paths([str(args.unlabelled)], sys.stdin.buffer).paths
+    if held := across([path for path, _ in data.valid], paths):
+        raise UserError(
+            f"--unlabelled {args.unlabelled} holds {count_of(len(held), 'image')} of valid, as {held[0][1]} = "
+            f"{held[0][0]}: remove such images, or the accuracy on valid will be too high"
+        )
+    if args.teacher is not None:
+        theirs = open_trained(args.teacher, args.teacher_arch).classes
+        if theirs is not None and theirs != data.classes:
+            odd = sorted(set(theirs) ^ set(data.classes))[:3]
+            what = f", as {', '.join(odd)}" if odd else ", or in another order"
+            raise UserError(
+                f"--teacher {args.teacher} has other classes than {args.data}{what}: give a teacher of these"
+            )
+    return {"labelled": len(data.train), "unlabelled": len(paths), "classes": len(data.classes)}
+
+
+def control_epochs(args: argparse.Namespace, labelled: int, listed: int) -> int:
+    """Return the epochs on the labels that take as many steps as the student's two trainings."""
+
+    own, pile = (math.ceil(images / args.batch_size) for images in (labelled, listed))  # steps of an epoch
+    epochs: int = round((args.pretrain_epochs * pile + args.finetune_epochs * own) / own)
+    return max(1, epochs)
+
+
+def verdict(difference: float, low: float, high: float, margin: float) -> str:
+    """Return the word for an interval of a difference in points.
+
+    Returns:
+        BETTER or WORSE where the interval lies on one side of 0, NO DIFFERENCE where it lies within the margin, and
+        UNDECIDED otherwise.
+    """
+    if low > 0 or high < 0:
+        return "BETTER" if difference > 0 else "WORSE"
+    return "NO DIFFERENCE" if -margin <= low and high <= margin else "UNDECIDED"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do the steps that are left, and say how the student compares.
+
+    Raises:
+        UserError: a mistake of the user's, found before work starts.
+        RunError: a step failed.
+    """
+    from classification.pile.steps import begin_steps
+
+    found = check_images(args)
+    asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    steps = begin_steps(args.output, {**asked, **found})
+    folder, data = steps.folder, str(args.data)
+    common = ["-b", str(args.batch_size), "-j", str(args.workers), "--seed", str(args.seed), "--device", args.device]
+    common += ["--img-size", str(args.img_size)] if args.img_size else []
+    fast = ["--lr", str(args.lr)]
+
+    def train(name: str, arch: str, epochs: int, *words: str) -> Path:
+        output = folder / name
+        given = [data, "-a", arch, "--epochs", str(epochs), *common, *words, *args.more]
+        steps.run(name, "main_base.py", [*given, "--output", str(output), "--resume", "auto"])
+        return output
+
+    teacher = args.teacher
+    if teacher is None:
+        teacher = train("teacher", args.teacher_arch or args.arch, args.teacher_epochs, *fast) / "best.pth"
+    chosen = _choose(args, steps, teacher, found)
+    lines = len(chosen.read_bytes().splitlines())
+    lists = ["--pile-list", str(chosen), "--pile-root", str(args.unlabelled), "--pile-share", "1"]
+    before = train("pretrain", args.arch, args.pretrain_epochs, *fast, *lists) / "last.pth"
+    slow = ["--lr", str(args.finetune_lr), "--student-resume", str(before)]
+    student = train("student", args.arch, args.finetune_epochs, *slow) / "last.pth"
+    control = train("control", args.arch, control_epochs(args, found["labelled"], lines), *fast) / "last.pth"
+    pair = ["--student-resume", str(student), "--teacher-resume", str(control)]
+    beside = ["--output", str(folder / "evaluation"), "-j", str(args.workers), "--device", args.device]
+    steps.run("evaluation", "main_mgd.py", [data, "--evaluate", *pair, *beside])
+    _conclude(folder, args.margin)
+
+
+def _choose(args: argparse.Namespace, steps: Steps, teacher: Path, found: dict[str, int]) -> Path:
+    """Score the images without labels and list the best per class."""
+    folder, data = steps.folder, args.data
+    how = ["-j", str(args.workers), "-b", str(args.batch_size), "--device", args.device]
+    how += ["--arch", args.teacher_arch] if args.teacher and args.teacher_arch else []
+    score = ["score", str(teacher)]
+    steps.run("scores", "pseudo_label.py", [*score, str(args.unlabelled), "--output", str(folder / "scores"), *how])
+    valid = data / "valid" if is_folder(data / "valid") else data / "val"
+    top_k = args.top_k or -(-found["unlabelled"] // found["classes"])
+    words = ["select", str(folder / "scores"), "--top-p", str(args.top_p), "--top-k", str(top_k), "--force"]
+    words += ["--exclude", str(valid), "--root", str(args.unlabelled)]
+    words += [] if args.min_score is None else ["--min-score", str(args.min_score)]
+    if args.keep is not None:
+        steps.run("known", "pseudo_label.py", [*score, str(valid), "--output", str(folder / "known"), *how])
+        words += ["--known", str(folder / "known"), "--keep", str(args.keep)]
+    chosen = folder / "chosen.txt"
+    steps.run("selection", "pseudo_label.py", [*words, "--output", str(chosen)])
+    return chosen
+
+
+def _conclude(folder: Path, margin: float) -> None:
+    found = json.loads((folder / "evaluation" / "evaluation.json").read_bytes())
+    student, control = found["student"], found["teacher"]
+    ((_, both),) = student["compared"].items()
+    low, high = both["interval"]
+    print(
+        f"=> student {student['top1']:.2f}, control on labels alone {control['top1']:.2f} ({student['images']} images)"
+    )
+    difference = both["top1_difference"]
+    print(f"=> difference {difference:+.2f} points of top-1, 95 % interval over images {low:+.2f} to {high:+.2f}")
+    print(verdict(difference, low, high, margin), flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the script; return its exit status."""
+    write_any_name()
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        return attempt(lambda: run(parse(words)), PROG)
+    except SystemExit:  # a help text was printed
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from classification.models.intervals import difference_interval
+
+
+def test_the_interval_is_that_of_a_plain_paired_bootstrap() -> None:
+    assert difference_interval([3, 0, 0, 2]) == (0, 0)
+    right = [40, 5, 15, 20]
+    difference = np.repeat([0, -1, 1, 0], right)
+    plain = stats.bootstrap((100 * difference,), np.mean, n_resamples=10_000, method="percentile", rng=1)
+    assert difference_interval(right) == pytest.approx(tuple(plain.confidence_interval), abs=1.3)  # an image is 1.25
+    assert difference_interval(right) == difference_interval(right)
