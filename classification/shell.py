@@ -28,7 +28,6 @@ class Word:
         before: words in front of those that are typed.
         after: words behind them.
         translate: turns what is typed into (script, its words), in the place of the above.
-        named: whether the script's `main` takes the name that it is called by.
     """
 
     module: str
@@ -36,7 +35,6 @@ class Word:
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     translate: Callable[[Sequence[str], str], tuple[str, list[str]]] | None = None
-    named: bool = True
 
     @property
     def there(self) -> bool:
@@ -46,7 +44,7 @@ class Word:
 
 WORDS = {
     "prepare": Word("prepare", "make a data folder out of photographs"),
-    "train": Word("main_base", "train one network, as a teacher"),
+    "train": Word("main_base", "train one network by itself, as a teacher"),
     "distill": Word("main_mgd", "distil a student from a teacher"),
     "taps": Word("main_mgd", "show where student and teacher would be tapped", after=("--show-taps",)),
     "evaluate": Word("main_base", "measure a network, and its teacher beside it", translate=evaluating.translate),
@@ -54,10 +52,10 @@ WORDS = {
     "report": Word("report", "write a page about runs"),
     "predict": Word("predict", "say what is on images"),
     "export": Word("export", "write a network for other programs: onnx, int8, pt2, safetensors"),
-    "score": Word("pseudo_label", "score images without labels by a teacher", before=("score",), named=False),
-    "select": Word("pseudo_label", "choose the best of the scored images", before=("select",), named=False),
-    "reinforce": Word("reinforce", "store a teacher's outputs, to train without it", named=False),
-    "semi": Word("semi_supervised", "learn from labelled and unlabelled images in four steps", named=False),
+    "score": Word("pseudo_label", "score images without labels by a teacher", before=("score",)),
+    "select": Word("pseudo_label", "choose the best of the scored images", before=("select",)),
+    "reinforce": Word("reinforce", "store a teacher's outputs, to train without it"),
+    "semi": Word("semi_supervised", "learn from labelled and unlabelled images in four steps"),
 }
 
 
@@ -106,8 +104,8 @@ def run(words: Sequence[str]) -> int:
     script, given = word.module, [*word.before, *typed, *word.after]
     if word.translate is not None:
         script, given = word.translate(typed, f"{PROG} {words[0]}")
-    main: Callable[..., int] = importlib.import_module(f"classification.{script}").main
-    return main(given, f"{PROG} {words[0]}") if word.named else main(given)
+    main: Callable[[list[str], str], int] = importlib.import_module(f"classification.{script}").main
+    return main(given, PROG if word.before else f"{PROG} {words[0]}")
 
 
 def main(argv: list[str] | None = None) -> int:
