@@ -19,7 +19,7 @@ from classification.errors import UserError
 from classification.options.choose import check_teachers, choose_terms
 from classification.options.effects import check_recipe, check_typed
 from classification.options.groups import Devices, Optimisation
-from classification.options.options import Options, make_options, names_where
+from classification.options.options import Options, all_options, make_options, names_where
 from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser, script_of
 from classification.options.published import LABELLED, entries_of, without_aliases
@@ -318,7 +318,9 @@ def recorded_options(options: Mapping[str, Any], known: TermClasses) -> dict[str
         known: the classes of terms, by name.
     """
     rest, entries = without_aliases(options)
-    rest = {"best_by": "top1", **rest}  # the only measure that there was
+    # An option that the version of then did not have changed nothing: its default means the same.
+    usual = {found.name: found.default for found in all_options(distillation="distiller" in rest)}
+    rest = {**usual, **rest}
     return {**rest, "terms": {name: spec.record() for name, spec in term_table(entries, [], known).items()}}
 
 

@@ -256,7 +256,7 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         "output": options(words, output=str(tmp_path / "taken")),
         "resume": [*no_output, "--resume", str(checkpoint)],
         "read only": options(words, output="/proc/run"),
-        "size": ["torchvision:vit_b_16" if w == STUDENT else w for w in words],
+        "size": ["timm:levit_128s" if w == STUDENT else w for w in words],
         "typo": [*words, "--mgd-reducr", "amp"],
     }[name]
 
@@ -281,7 +281,7 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         ("output", "exists already and is not overwritten"),
         ("resume", "holds weights only"),
         ("read only", "--output /proc/run cannot be made"),
-        ("size", "torchvision:vit_b_16 does not run at --img-size 16"),
+        ("size", "timm:levit_128s does not run at --img-size 16"),
         ("typo", "close ones are --mgd-reducer"),
     ],
 )

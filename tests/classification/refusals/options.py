@@ -23,7 +23,7 @@ CASES = [
     Case("fewer classes than class folders", lambda p: p.base("--num-classes", "2")),
     Case("a network that no rule makes", lambda p: p.base("-a", "cifar_resnet9")),
     Case("a network of 999,999,998 layers", lambda p: p.base("-a", "cifar_resnet999999998")),
-    Case("a network that does not run at this size", lambda p: p.base("-a", "torchvision:vit_b_16", "--img-size", "8")),
+    Case("a network that does not run at this size", lambda p: p.base("-a", "timm:levit_128s", "--img-size", "16")),
     Case("a device that is none", lambda p: p.base("--device", "tpu9000")),
     Case("ranks without a number", lambda p: p.base("--world-size", "2")),
     Case("an empty name of a file, as of an unset variable", lambda p: p.base("--student-resume", "")),

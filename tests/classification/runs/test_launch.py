@@ -250,7 +250,11 @@ def test_spawned_ranks_end_by_themselves(ranks: list[tuple[int, float]], signall
     processes = [context.Process(target=_leave, args=rank) for rank in ranks]
     for process in processes:
         process.start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of the test runner ignores it
     if signalled:
         threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
-    assert launch._join(processes) == status
+    try:
+        assert launch._join(processes) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert all(process.exitcode in (rank[0], status) for process, rank in zip(processes, ranks, strict=True))

@@ -188,9 +188,6 @@ def test_wrong_use_is_refused() -> None:
         CRD(3, [4], 1)
     with pytest.raises(ValueError, match="pass index"):
         term(3, 4)(outputs(3, 1), [outputs(4, 2)], Batch())
-    replica: CRD = nn.Module._replicate_for_data_parallel(term(3, 4))
-    with pytest.raises(RuntimeError, match="DataParallel"):
-        replica(outputs(3, 1), [outputs(4, 2)], Batch(index=INDEX))
 
 
 def make() -> tuple[nn.Module, Loss]:
