@@ -156,6 +156,7 @@ class Distiller(nn.Module):
         index: Tensor | None = None,
         epoch: int = 0,
         taught: list[Outputs] | None = None,
+        counts: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """Return {"loss": scalar, "logits": (B, K) of the student, name: raw value of each term}.
 
@@ -165,11 +166,12 @@ class Distiller(nn.Module):
             index: (B,) positions of the images in the data set, for terms with a memory.
             epoch: epoch of training, counted from 0.
             taught: the frozen teachers' outputs for `images`, where they are there already (`Ahead`).
+            counts: images of this batch on every rank; None where there is one, or that is not known.
         """
         teachers = [teacher(images) for teacher in self.teachers] if taught is None else taught
         outputs: list[Outputs] = [network(images) for network in self.networks]
         constants = [_detached(output) for output in outputs] if len(outputs) > 1 else []
-        batch, weights = Batch(target, index, epoch), self.weights(epoch)
+        batch, weights = Batch(target, index, epoch, counts), self.weights(epoch)
         values: dict[str, Tensor] = {}
         for number, (output, (_, names)) in enumerate(zip(outputs, self.groups(), strict=True)):
             others = [constant for position, constant in enumerate(constants) if position != number]

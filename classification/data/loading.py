@@ -13,17 +13,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from classification.data.cache import Cache
 from classification.data.images import read_image, to_bytes
+from classification.data.samples import Samples
 from classification.data.transforms import Transform
 from classification.data.unequal import balanced, shuffled
 from classification.errors import RunError, UserError
 from classification.system.interrupt import outlast
 
+Key = tuple[int, ...]  # epoch and index of an image, and after them which repetition of it this is, unless the first
+
 
 class Photos(Dataset[tuple[Tensor, int, int]]):
     """Images of one split, as bytes: (height, width, 3) uint8, class index, index.
 
-    An item is asked for by (epoch, index): random transforms draw from a generator seeded by (seed, epoch, index), so
-    neither the number of workers nor a resumption changes them.
+    An item is asked for by (epoch, index), or (epoch, index, repetition): random transforms draw from a generator
+    seeded by these and the seed, so neither the number of workers nor a resumption changes them.
 
     Args:
         samples: (path, class index) of every image.
@@ -35,7 +38,7 @@ class Photos(Dataset[tuple[Tensor, int, int]]):
     def __init__(
         self, samples: list[tuple[str, int]], transform: Transform, seed: int = 0, cache: Cache | None = None
     ) -> None:
-        self.samples = samples
+        self.samples = Samples(samples)
         self.transform = transform
         self.seed = seed
         self.cache = cache
@@ -43,12 +46,12 @@ class Photos(Dataset[tuple[Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int]:
-        epoch, index = key
+    def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
+        index = key[1]
         path, target = self.samples[index]
         pixels = to_bytes(read_image(path)) if self.cache is None else self.cache[index]
         outside = torch.random.get_rng_state()
-        torch.random.default_generator.manual_seed(_mix(self.seed, epoch, index))
+        torch.random.default_generator.manual_seed(_mix(self.seed, *key))
         try:
             return self.transform(pixels.permute(2, 0, 1)).permute(1, 2, 0).contiguous(), target, index
         finally:
@@ -60,7 +63,7 @@ def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-class TrainBatches(Sampler[list[tuple[int, int]]]):
+class TrainBatches(Sampler[list[Key]]):
     """Shuffled batches of (epoch, index), the same global batches on any number of ranks.
 
     n images make ceil(n / batch_size) batches whose sizes differ by one at most, so no batch is short and no image is
@@ -76,6 +79,8 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         size: number of ranks.
         parts: into which each rank divides its slice.
         labels: the class of every image, for epochs in which the classes are equally frequent.
+        repeats: R; with more than 1 an epoch has the first ceil(n / R) of these images, each R times in turn and n in
+            all, so that a batch sees an image under several augmentations (Hoffer et al., 2020, arXiv:1901.09335).
 
     Raises:
         UserError: a batch with fewer images than parts on all ranks.
@@ -83,10 +88,11 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
 
     def __init__(
         self, num: int, batch_size: int, seed: int, rank: int = 0, size: int = 1, parts: int = 1,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[int] | None = None, repeats: int = 1,
     ) -> None:  # fmt: skip
         self.num, self.most, self.seed, self.rank, self.size, self.parts = num, batch_size, seed, rank, size, parts
         self.labels = None if labels is None else np.array(labels)
+        self.repeats = repeats
         self.epoch = 0
         self.start = self.seen = 0  # steps of the epoch that are done already, and their images
         if num // len(self) < size * parts:
@@ -119,16 +125,19 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         images, steps = self.num - self.seen, self._left()
         return images // steps + (step - self.start < images % steps)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         if self.labels is None:
-            order = shuffled(self.num, self.seed, self.epoch)[self.seen :]
+            order = shuffled(self.num, self.seed, self.epoch)
         else:
-            order = balanced(self.labels, self.seed, self.epoch)[self.seen :]
-        for batch in np.array_split(order, self._left()) if len(order) else []:
-            yield [(int(epoch), int(index)) for epoch, index in np.array_split(batch, self.size)[self.rank]]
+            order = balanced(self.labels, self.seed, self.epoch)
+        places = np.arange(self.seen, self.num)
+        for batch in np.array_split(places, self._left()) if len(places) else []:
+            own = np.array_split(batch, self.size)[self.rank]
+            pairs, repetitions = order[own // self.repeats].tolist(), (own % self.repeats).tolist()
+            yield [(*pair, *([again] if again else [])) for pair, again in zip(pairs, repetitions, strict=True)]
 
 
-class FixedBatches(Sampler[list[tuple[int, int]]]):
+class FixedBatches(Sampler[list[Key]]):
     """Batches over given indices in their order, dealt out over the ranks, each image once.
 
     Args:
@@ -145,7 +154,7 @@ class FixedBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Key]]:
         for start in range(0, len(self.indices), self.batch_size):
             yield [(0, index) for index in self.indices[start : start + self.batch_size]]
 
@@ -159,7 +168,7 @@ def subset(num: int, most: int, seed: int, epoch: int) -> list[int]:
 
 def loader(
     photos: Photos,
-    batches: Sampler[list[tuple[int, int]]],
+    batches: Sampler[list[Key]],
     workers: int,
     device: torch.device,
     *,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,16 +15,38 @@ from classification.data.resizing import Fit, random_box, resize
 __all__ = ["MEAN", "STD", "Transform", "normalise", "train_transform"]
 
 
-def train_transform(size: int, crop: str, *, hflip: bool = True) -> Transform:
-    """Random resized crop, or with the crop "pad" a shift by an eighth of the side; mirror. Of (3, H, W) bytes.
+def train_transform(
+    size: int,
+    crop: str,
+    *,
+    hflip: bool = True,
+    randaugment: int | None = None,
+    erasing: float = 0.0,
+    mean: Sequence[float] = MEAN,
+) -> Transform:
+    """Random resized crop, or with the crop "pad" a shift by an eighth of the side; mirror; more. Of (3, H, W) bytes.
 
     Args:
         size: side of the square that the network sees, in pixels.
         crop: "resized" or "pad".
         hflip: whether half of the images are mirrored.
+        randaugment: strength of two random changes of shape or colour, 0 to 30; None for no changes.
+        erasing: share of the images of which a random rectangle is erased.
+        mean: the colour of what is empty, from 0 to 1: the one that the network sees as 0.
+
+    Reference: Cubuk et al., 2020, arXiv:1909.13719; Zhong et al., 2020, arXiv:1708.04896.
     """
-    cut = [Fit(size), _PadCrop(size)] if crop == "pad" else [_RandomResized(size)]
-    return torch.nn.Sequential(*cut, *([_Mirror()] if hflip else []))
+    steps: list[torch.nn.Module] = [Fit(size), _PadCrop(size)] if crop == "pad" else [_RandomResized(size)]
+    steps += [_Mirror()] if hflip else []
+    empty: Any = [round(255 * part) for part in mean]
+    if randaugment is not None or erasing:
+        from torchvision.transforms import v2  # a second, for those that ask for it
+
+        if randaugment is not None:
+            bilinear = v2.InterpolationMode.BILINEAR
+            steps.append(v2.RandAugment(magnitude=randaugment, interpolation=bilinear, fill=empty))
+        steps += [v2.RandomErasing(erasing, value=empty)] if erasing else []
+    return torch.nn.Sequential(*steps)
 
 
 class _PadCrop(torch.nn.Module):

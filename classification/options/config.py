@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,10 @@ def _check(options: Options, distillation: bool) -> None:
         raise UserError(
             f"--accumulate {optimisation.accumulate} divides batches of {optimisation.batch_size} images: raise -b"
         )
+    if options.data.repeats > optimisation.batch_size:
+        raise UserError(f"--repeats {options.data.repeats} is more than -b {optimisation.batch_size} images: raise -b")
+    if run.track == "trackio" and find_spec("trackio") is None:
+        raise UserError("--track trackio needs trackio: pip install 'matching-guided-distillation[track]'")
     check_devices(options.devices)
     if distillation:
         _check_distillation(options)

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from classification.options.fields import count, nonnegative, number, option, positive, switch, whole
-from classification.options.names import BEST_BY, LARGEST_SIZE
+from classification.options.names import BEST_BY, LARGEST_SIZE, TRACKERS
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,24 @@ class Data:
         None, choices=("resized", "pad"), help="pad: images fill the frame already (CIFAR); default: resized"
     )
     hflip: int = switch(1, help="0: no mirrored images (digits, text)")
+    randaugment: int | None = option(
+        None,
+        kind=number(int, 0, 30),
+        metavar="STRENGTH",
+        help="two random changes of shape or colour for each image (RandAugment), 0 to 30; 9 is usual; default: none",
+    )
+    random_erasing: float = option(
+        0.0,
+        kind=number(float, 0, 1),
+        metavar="SHARE",
+        help="share of the images of which a random rectangle is erased; 0.25 is usual, 0 is off",
+    )
+    repeats: int = option(
+        1,
+        kind=count,
+        metavar="N",
+        help="each image N times in a row, augmented in N ways, and 1/N of the images an epoch; 3 is usual, 1 is off",
+    )
     mixup: float = option(0.0, kind=nonnegative, metavar="ALPHA", help="mix pairs of images; 0.2 is usual, 0 is off")
     cutmix: float = option(0.0, kind=nonnegative, metavar="ALPHA", help="paste parts of images; 1 is usual, 0 is off")
     sampler: str | None = option(
@@ -122,6 +140,26 @@ class Run:
     )
     checkpoint_every_steps: int | None = option(
         None, kind=count, metavar="N", help="write last.pth every N steps, beside every epoch", free=True
+    )
+    keep_checkpoints: int = option(
+        0,
+        kind=whole,
+        metavar="N",
+        help="keep the checkpoints of the last N epochs as epoch0001.pth ..., from which --resume can resume",
+        free=True,
+    )
+    log_steps: int | None = option(
+        None,
+        kind=count,
+        metavar="N",
+        help="write loss, terms and rate of every N-th step to steps.jsonl and to the trackers; default: no steps",
+        free=True,
+    )
+    track: str = option(
+        "tensorboard",
+        choices=TRACKERS,
+        help="trackio: log to trackio, too, beside the TensorBoard events of each run",
+        free=True,
     )
     best_by: str = option(
         "top1", choices=BEST_BY, help="measure on valid/ by which the epoch of best.pth is chosen; default: top1"
@@ -192,12 +230,24 @@ class Optimisation:
     linear_probe: int = switch(0, help="1: train the head alone, on a frozen network with weights (main_base.py)")
     optimizer: str = option(
         "sgd",
-        choices=("sgd", "muon"),
-        help="muon: orthogonal steps of convolutions; begin with --lr 0.03 --wd 0.05",
+        choices=("sgd", "muon", "adamw", "lamb"),
+        help="muon: orthogonal steps of convolutions; begin with --lr 0.03 --wd 0.05; adamw: --lr 0.001 --wd 0.05; "
+        "lamb, for large batches: --lr 0.005 --wd 0.02 --clip-gradients 1",
     )
     lr: float = option(0.1, "--lr", "--learning-rate", kind=positive, help="learning rate")
-    momentum: float = option(0.9, kind=number(float, 0, 0.9999), help="Nesterov momentum")
+    momentum: float = option(
+        0.9, kind=number(float, 0, 0.9999), help="Nesterov momentum; the first beta of adamw and lamb"
+    )
     weight_decay: float = option(1e-4, "--wd", "--weight-decay", kind=nonnegative, help="weight decay")
+    no_decay: str = option(
+        "none", choices=("none", "norms"), help="norms: no weight decay of norms, biases and other vectors"
+    )
+    clip_gradients: float | None = option(
+        None,
+        kind=positive,
+        metavar="NORM",
+        help="shrink the gradient of a step to this norm where it is longer, all weights together; default: never",
+    )
     lr_schedule: str = option("step", choices=("step", "cosine"), help="drops at epochs, or half a cosine to 0")
     lr_drop_ratio: float = option(0.1, kind=positive, help="step: factor at every drop")
     lr_drop_epochs: tuple[int, ...] = option((31, 61, 81), kind=count, nargs="+", help="step: epochs of the drops")

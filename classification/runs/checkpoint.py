@@ -34,7 +34,7 @@ from classification.options.config import recorded_options
 from classification.options.groups import Run
 from classification.options.options import Options, names_where
 from classification.options.term_module import check_digest
-from classification.paths import exists, is_folder
+from classification.paths import exists, is_folder, relative
 from classification.runs.restore import check_complete, whole
 from classification.system.weight_files import FORMAT, read_checkpoint
 from mgd.losses import LOSSES
@@ -190,7 +190,7 @@ def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
 
 def image_names(samples: Sequence[tuple[str, int]], root: str | Path) -> list[str]:
     """Return "path class" of every image, the path relative to the data folder."""
-    return [f"{os.path.relpath(path, root)} {target}" for path, target in samples]
+    return [f"{relative(path, root)} {target}" for path, target in samples]
 
 
 def _other_images(path: Path, names: Sequence[str]) -> str:
@@ -268,7 +268,7 @@ def fingerprints(
             weights.update(_bytes(value))
     images = hashlib.sha256()
     for path, target in samples:
-        images.update(os.fsencode(f"{os.path.relpath(path, root)} {target}\n"))
+        images.update(os.fsencode(f"{relative(path, root)} {target}\n"))
     return {"teachers": weights.hexdigest(), "training images": images.hexdigest(), "terms": list(terms)}
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from classification.errors import UserError, shown
-from classification.runs import matchings
+from classification.runs.tracking import TensorBoard, Tracker
 from classification.runs.world import World
 
-# Groups of TensorBoard, by the names of the metrics that belong to each: the first that fits.
-GROUPS = {
-    r"(train|valid)_loss(_.*)?": "loss",
-    r"train_top[15]|valid_.*": "accuracy",
-    r"gradient_share_.*": "gradient_share",
-    r".*flow_.*|.*match_seconds": "flow",
-    r"train_seconds": "run",
-    r"train_.*_weighted": "terms_weighted",
-    r"train_.*": "terms",
-}
-PICTURE = (96, 240)  # rows and columns of a flow's picture at most
+STEPS = "steps.jsonl"
 
 
 class Means:
@@ -116,66 +105,69 @@ def improves(measure: str, value: float, best: float | None) -> bool:
     return value < best if measure == "loss" else value > best
 
 
-def tag_of(name: str) -> str:
-    """Return the TensorBoard tag of a metric: its name behind that of its group."""
-    group = next((group for pattern, group in GROUPS.items() if re.fullmatch(pattern, name)), "run")
-    return f"{group}/{name}"
-
-
 class Journal:
-    """The run folder's `metrics.jsonl` and TensorBoard events, written by rank 0.
+    """The run folder's `metrics.jsonl` and `steps.jsonl`, and what else is told of a run; written by rank 0.
 
     Args:
         folder: the run folder.
         start: first epoch that will be written; lines from there on, left by a run cut short, are dropped.
+        steps: steps of that epoch that are done; the lines of later ones are dropped.
+        trackers: who is told of every record; TensorBoard by default.
     """
 
-    def __init__(self, folder: Path, start: int = 0) -> None:
-        self.path = folder / "metrics.jsonl"
-        if self.path.exists():
-            # The last line may be cut; complete ones stand before it.
-            lines = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in lines if _epoch(self.path, line) < start]
-            beside = self.path.with_name("metrics.jsonl.new")
-            beside.write_text("".join(kept))
-            beside.replace(self.path)
-        from tensorboardX import SummaryWriter  # not needed before a run writes
-
-        self.events = SummaryWriter(str(folder), purge_step=start or None)
+    def __init__(self, folder: Path, start: int = 0, steps: int = 0, trackers: Sequence[Tracker] | None = None) -> None:
+        self.path, self.steps_path = folder / "metrics.jsonl", folder / STEPS
+        _cut(self.path, lambda line: line["epoch"] < start, "an epoch")
+        _cut(self.steps_path, lambda line: (line["epoch"], line["step"]) < (start, steps + 1), "a step")
+        self.trackers = [TensorBoard(folder, start)] if trackers is None else list(trackers)
 
     def write(self, record: dict[str, Any]) -> None:
         """Add one epoch."""
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            for name, value in record.items():
-                if name != "epoch" and isinstance(value, (int, float)):
-                    self.events.add_scalar(tag_of(name), value, record["epoch"])
-            self._add_flow(record["epoch"])
-            self.events.flush()
-        except OSError as error:
-            raise UserError(
-                f"{self.path} cannot be written ({error.strerror}): make room; --resume resumes from last.pth"
-            ) from error
+        with _told(self.path):
+            _append(self.path, record)
+            for tracker in self.trackers:
+                tracker.epoch(record)
 
-    def _add_flow(self, epoch: int) -> None:
-        """Add the pictures of the matching that was made before this epoch, if one was."""
-        newest = matchings.files(self.path.parent)[-1:]
-        with contextlib.suppress(ValueError):  # a report names a file that is damaged
-            for path in newest:
-                matching = matchings.read_matching(path)
-                for stage in matching.stages if matching.epoch == epoch else ():
-                    if stage.cost is not None:
-                        picture = matchings.closeness(matchings.ordered(stage, *PICTURE))
-                        self.events.add_image(f"flow/{stage.name.replace(' ', '_')}", picture[None], epoch)
+    def write_step(self, record: dict[str, Any], number: int) -> None:
+        """Add one step, the `number`th of the run, counted from 1."""
+        with _told(self.steps_path):
+            _append(self.steps_path, record)
+            for tracker in self.trackers:
+                tracker.step(record, number)
 
     def close(self) -> None:
-        """Close the event file."""
-        self.events.close()
+        """Close what is open."""
+        for tracker in self.trackers:
+            tracker.close()
 
 
-def _epoch(path: Path, line: str) -> int:
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
     try:
-        return int(json.loads(line)["epoch"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged: {shown(line)} is no record of an epoch; remove the line") from error
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}): make room; --resume resumes from last.pth"
+        ) from error
+
+
+def _cut(path: Path, keep: Callable[[Any], Any], what: str) -> None:
+    """Drop the lines of a file that are not to be kept, and one that was cut short."""
+    if not path.exists():
+        return
+    # The last line may be cut; complete ones stand before it.
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    kept = []
+    for line in lines:
+        try:
+            kept += [line] if keep(json.loads(line)) else []
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} is damaged: {shown(line)} is no record of {what}; remove the line") from error
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text("".join(kept))
+    beside.replace(path)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from classification.errors import UserError
+from classification.paths import relative
 from classification.runs.checkpoint import job_hash
 from classification.runs.world import World, parallel_devices
 from classification.training.job import Job
@@ -74,7 +75,7 @@ def _digest(path: Path) -> str:
 
 def _files(samples: Sequence[tuple[str, int]], root: str) -> list[str]:
     """Return names, classes and sizes of files, and the content of a few: other bytes may hide under the same names."""
-    names = [f"{os.path.relpath(path, root)} {target}" for path, target in samples]
+    names = [f"{relative(path, root)} {target}" for path, target in samples]
     sizes = [str(Path(path).stat().st_size) for path, _ in samples[:: max(1, len(samples) // MOST)]]
     read = [_digest(Path(path)) for path, _ in samples[:: max(1, len(samples) // READ)]]
     return [*names, *sizes, *read]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from classification.data.cache import Cache
 from classification.data.images import read_image
-from classification.data.loading import FixedBatches, Photos, loader, subset, told
+from classification.data.loading import FixedBatches, Key, Photos, loader, subset, told
 from classification.data.preprocessing import Preprocessing
 from classification.errors import Stopped
 from classification.runs import evaluation
@@ -176,7 +176,7 @@ class Engine:
             yield self.images(images), self.move(target), self.move(index)
 
     def load(
-        self, photos: Photos, batches: Sampler[list[tuple[int, int]]], *, persistent: bool = True
+        self, photos: Photos, batches: Sampler[list[Key]], *, persistent: bool = True
     ) -> DataLoader[tuple[Tensor, int, int]]:
         """Return the loader of this rank's batches; `persistent` as in `loader`."""
         world = self.world

@@ -1,8 +1,8 @@
-"""What updates the weights: SGD with Nesterov momentum, or Muon; and how its state is loaded."""
+"""What updates the weights: SGD with Nesterov momentum, AdamW, LAMB or Muon; and how its state is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from mgd import Distiller, has_bfloat16
 # What each keeps of a weight.
 STATE = {
     "sgd": {"momentum_buffer"},
+    "adamw": {"step", "exp_avg", "exp_avg_sq"},
+    "lamb": {"exp_avg", "exp_avg_sq"},
     "muon": {"momentum_buffer", "use_muon", "step", "exp_avg", "exp_avg_sq"},
 }
 
@@ -26,30 +28,64 @@ def build_optimizer(
 
     Muon moves the convolutions of the networks by their momentum, seen as a matrix (out, in * height * width) and made
     orthogonal; all else (depthwise convolutions, norms, heads, what the terms train) moves by Adam with Nesterov
-    momentum, at the same rate.
+    momentum, at the same rate. LAMB scales AdamW's step of each tensor to a share of the tensor's own length. With
+    `no_decay` "norms", tensors of one axis (norms, biases) have no weight decay.
 
     Args:
         distiller: what trains.
         options: of training.
         bfloat16: whether Muon computes in bfloat16; where the device has it by default.
 
-    Reference: Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks".
+    Reference: Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks"; Loshchilov, Hutter, 2019,
+        arXiv:1711.05101 (AdamW); You et al., 2020, arXiv:1904.00962 (LAMB).
     """
     weights = [p for p in distiller.parameters() if p.requires_grad]
     if options.optimizer == "sgd":
         nesterov = options.momentum > 0
         return torch.optim.SGD(
-            weights, options.lr, momentum=options.momentum, weight_decay=options.weight_decay, nesterov=nesterov
+            _split([{"params": weights}], options),
+            options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+            nesterov=nesterov,
         )
+    if options.optimizer in ("adamw", "lamb"):
+        betas = (options.momentum, 0.999)
+        groups = _split([{"params": weights}], options)
+        if options.optimizer == "adamw":
+            return torch.optim.AdamW(groups, options.lr, betas=betas, weight_decay=options.weight_decay)
+        from timm.optim import Lamb  # slow to import
+
+        # --clip-gradients clips, for all optimizers alike.
+        return Lamb(groups, options.lr, betas=betas, weight_decay=options.weight_decay, max_grad_norm=None)
     from classification.training.muon import Float32Muon, Muon  # of timm, which is slow to import
 
     hidden = {id(p) for network, _ in distiller.groups() for p in network.parameters() if p.ndim == 4}
-    groups: list[dict[str, Any]] = [
+    groups = [
         {"params": [p for p in weights if id(p) in hidden]},
         {"params": [p for p in weights if id(p) not in hidden], "use_fallback": True},
     ]
     kind = Muon if (has_bfloat16(weights[0].device) if bfloat16 is None else bfloat16) else Float32Muon
-    return kind(groups, options.lr, weight_decay=options.weight_decay, momentum=options.momentum, nesterov=True)
+    return kind(
+        _split(groups, options), options.lr, weight_decay=options.weight_decay, momentum=options.momentum, nesterov=True
+    )
+
+
+def _split(groups: Sequence[dict[str, Any]], options: Optimisation) -> list[dict[str, Any]]:
+    """Divide groups of weights by whether they have weight decay."""
+    if options.no_decay == "none":
+        return list(groups)
+    found = []
+    for group in groups:
+        vectors = [weight for weight in group["params"] if weight.ndim <= 1]
+        others = [weight for weight in group["params"] if weight.ndim > 1]
+        found += [{**group, "params": others}, {**group, "params": vectors, "weight_decay": 0.0}]
+    return [group for group in found if group["params"]]
+
+
+def kind_of(optimizer: torch.optim.Optimizer) -> str:
+    """Return the name of an optimizer in the options."""
+    return {"SGD": "sgd", "AdamW": "adamw", "Lamb": "lamb"}.get(type(optimizer).__name__, "muon")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
@@ -60,7 +96,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
     """
     own = optimizer.state_dict()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    kept = STATE["sgd" if isinstance(optimizer, torch.optim.SGD) else "muon"]
+    kept = STATE[kind_of(optimizer)]
     for number, entry in saved["state"].items():
         if not 0 <= number < len(weights) or set(entry) - kept:
             raise ValueError(f"its optimizer has a state {shown(number)} of {shown(list(entry))}")
@@ -71,4 +107,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
                     raise ValueError(f"the {name} of weight {number} does not fit, or is not finite")
             elif value is not None and not (name == "use_muon" and isinstance(value, bool)):
                 raise ValueError(f"the {name} of weight {number} is {shown(value)}")
+    for group, theirs in zip(own["param_groups"], saved["param_groups"], strict=True):
+        if "step" in theirs:  # LAMB counts its steps here
+            if not (isinstance(theirs["step"], Tensor) and theirs["step"].shape == () and theirs["step"].isfinite()):
+                raise ValueError(f"its optimizer has done {shown(theirs['step'])} steps")
+            group["step"] = theirs["step"]
     optimizer.load_state_dict({**own, "state": saved["state"]})

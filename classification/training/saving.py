@@ -13,6 +13,7 @@ from classification.errors import RunError, shown
 from classification.models import configuration
 from classification.options.config import describe, epoch_name
 from classification.runs.checkpoint import VERSION, describe_student, write_atomic
+from classification.runs.history import keep_last
 from classification.runs.random_state import random_state, set_random_state
 from classification.runs.restore import load_or_keep
 from classification.training import averaging
@@ -56,6 +57,8 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
         write_atomic(trainer.job.folder / "best.pth", plain)
     resume = _resume_state(trainer, generators)
     write_atomic(trainer.job.folder / "last.pth", {**plain, "resume": resume})
+    if trainer.step == 0 and trainer.epoch > trainer.options.optimisation.start_epoch:
+        keep_last(trainer.job.folder, trainer.epoch, trainer.options.run.keep_checkpoints)
 
 
 def _resume_state(trainer: Trainer, generators: list[dict[str, Any]]) -> dict[str, Any]:
@@ -86,11 +89,13 @@ def _resume_state(trainer: Trainer, generators: list[dict[str, Any]]) -> dict[st
 def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
     """Load the state of a checkpoint, except that of student and terms, which was loaded when the job was built."""
     reinitialised = [*trainer.job.reinitialised, *_restore_peers(trainer, state["peers"])]
-    before = state["config"]["options"].get("optimizer", "sgd")
-    if reinitialised or before != trainer.options.optimisation.optimizer:
+    then, optimisation = state["config"]["options"], trainer.options.optimisation
+    before = then.get("optimizer", "sgd")
+    regrouped = then.get("no_decay", "none") != optimisation.no_decay
+    if reinitialised or regrouped or before != optimisation.optimizer:
         reinitialised.append(
-            f"the momenta of {trainer.options.optimisation.optimizer}"
-            + (f", after {before}" if not reinitialised else "")
+            f"the momenta of {optimisation.optimizer}"
+            + (f", after {before}" if before != optimisation.optimizer and not reinitialised else "")
         )
     else:
         load_optimizer(trainer.stepper.optimizer, state["optimizer"])

@@ -125,6 +125,7 @@ class Stepper:
         epoch: int,
         known: Known = None,
         module: nn.Module | None = None,
+        counts: Sequence[int] | None = None,
     ) -> dict[str, Tensor]:
         """Return the distiller's values for a batch as the loader gives it; without labels `target` is left out."""
         images, index = self.engine.images(images), self.engine.move(index)
@@ -132,9 +133,9 @@ class Stepper:
         mixed, soft = self.mix(images, target) if self.mix else (images, target)
         if self.soft is not None and target is not None:
             soft = self.soft(index)
-        taught = [known.result()] if known else []
+        taught = known.result() if known else None
         with self._translating():
-            values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, *taught)
+            values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, taught, counts)
         if target is not None and not self.mix:
             values["train_hits"] = hits(values["logits"].detach().float(), target)[:1] / len(target)
         return values
@@ -192,7 +193,7 @@ class Stepper:
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last else self._local():
                 images, target, index = part
-                values = self.forward(images, target, index, epoch, known)
+                values = self.forward(images, target, index, epoch, known, counts=self._counts(size, number))
                 if step == 0 and last:
                     weights = self.distiller.weights(epoch)
                     shares = gradient_shares(self.distiller.groups(), values, weights, self.scaler.scale)
@@ -208,6 +209,10 @@ class Stepper:
         if self.met.loss or self.met.gradient:
             self._leave_out(done, before)
             return None
+        if self.options.optimisation.clip_gradients is not None:
+            self.scaler.unscale_(self.optimizer)
+            moved = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(moved, self.options.optimisation.clip_gradients)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
@@ -217,6 +222,15 @@ class Stepper:
             for name, value in known_values.items():
                 means[name] = means.get(name, 0.0) + value * (len(part[0]) / len(batch[0]))
         return means | {f"{name}_share": share for name, share in shares.items()}
+
+    def _counts(self, size: int, part: int) -> list[int] | None:
+        """Return the images of each rank in a part of a batch of `size`: TrainBatches and _step divide evenly."""
+        if self.world.size == 1:
+            return None
+        parts = self.options.optimisation.accumulate
+        return [
+            count_of_part(count_of_part(size, self.world.size, rank), parts, part) for rank in range(self.world.size)
+        ]
 
     def _local(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which gradients stay on this rank: of all parts of a batch but the last."""
@@ -330,6 +344,11 @@ class Stepper:
         """Set the learning rate."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+
+
+def count_of_part(num: int, parts: int, part: int) -> int:
+    """Return how many of `num` images a part gets: the first ones get one more where they do not divide evenly."""
+    return num // parts + (part < num % parts)
 
 
 def finite(module: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -27,6 +28,7 @@ from classification.runs.launch import command
 from classification.runs.metrics import Journal, Means, improves
 from classification.runs.progress import Progress, best_value, epoch_line, last_lines, sum_of
 from classification.runs.restore import whole
+from classification.runs.tracking import trackers
 from classification.runs.world import World
 from classification.system.interrupt import Interrupt
 from classification.system.memory import peak_bytes
@@ -63,7 +65,14 @@ class Trainer:
         self.result = self.student if self.stepper.average is None else self.stepper.average.module
         self.photos = Photos(
             job.data.train,
-            train_transform(job.preprocessing.img_size, job.train_crop, hflip=bool(options.data.hflip)),
+            train_transform(
+                job.preprocessing.img_size,
+                job.train_crop,
+                hflip=bool(options.data.hflip),
+                randaugment=options.data.randaugment,
+                erasing=options.data.random_erasing,
+                mean=job.preprocessing.mean,
+            ),
             engine.seed,
             engine.train_cache(),
         )
@@ -75,6 +84,7 @@ class Trainer:
             world.size,
             options.optimisation.accumulate,
             [label for _, label in job.data.train] if options.data.sampler == "balanced" else None,
+            options.data.repeats,
         )
         self.loader = engine.load(self.photos, self.batches)
         self.take_seed(engine.seed)
@@ -129,7 +139,7 @@ class Trainer:
             if self.job.changed or not resumed:
                 keep_images(self.job.folder, image_names(self.job.data.train, str(self.options.data.data)))
         self.world.say(f"=> run folder {self.job.folder}")
-        self.journal = Journal(self.job.folder, self.epoch) if self.world.first else None
+        self.journal = self._journal() if self.world.first else None
         if not resumed:
             save(self)
         record: dict[str, Any] = {}
@@ -146,6 +156,10 @@ class Trainer:
             self.journal.close()
         self._say_end(record)
         return record
+
+    def _journal(self) -> Journal:
+        folder, name = self.job.folder, self.options.run.track
+        return Journal(folder, self.epoch, self.step, trackers(name, folder, self.epoch, self.job.record()))
 
     def _run_epoch(self) -> dict[str, Any]:
         epoch, begun = self.epoch, time.perf_counter()
@@ -201,6 +215,7 @@ class Trainer:
             self.progress.stepped(self.seconds - past)
             if values is not None:
                 self._say_step(values, bar)
+                self._log_step(values)
             self.world.passed()
             if signal := self.stepper.met.signal:
                 save(self)
@@ -255,6 +270,20 @@ class Trainer:
                 bar.set_postfix_str(line)
             else:
                 self.world.say(f"{epoch_name(self.options.optimisation, self.epoch)}  step {self.step}/{steps}  {line}")
+
+    def _log_step(self, values: Mapping[str, Tensor]) -> None:
+        """Write every N-th step of --log-steps; reading its values waits for the device."""
+        every, steps = self.options.run.log_steps, len(self.batches)
+        if not every or self.step % every or self.journal is None:
+            return
+        names = ["loss", *self.distiller.terms]
+        read = torch.stack([values[name].detach().float().mean() for name in names]).tolist()
+        rate = self.stepper.optimizer.param_groups[0]["lr"]
+        place = {"epoch": self.epoch, "step": self.step}
+        record = {**place, **dict(zip(names, read, strict=True)), "learning_rate": rate}
+        self.journal.write_step(
+            {**record, "images_per_second": self.seen / self.seconds}, self.epoch * steps + self.step
+        )
 
     def _say_epoch(self, record: Mapping[str, Any]) -> None:
         self.world.say(

@@ -131,12 +131,12 @@ class _Contrast(nn.Module):
             self._known_step = int(self.steps)
         return self._known_step
 
-    def forward(self, student: Tensor, teacher: Tensor, index: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, index: Tensor, counts: Sequence[int] | None = None) -> Tensor:
         student, teacher = self.student_head(student), self.teacher_head(teacher)
         with torch.autocast(index.device.type, enabled=False):
-            return self._contrast(student.float(), teacher.float(), index)
+            return self._contrast(student.float(), teacher.float(), index, counts)
 
-    def _contrast(self, student: Tensor, teacher: Tensor, index: Tensor) -> Tensor:
+    def _contrast(self, student: Tensor, teacher: Tensor, index: Tensor, counts: Sequence[int] | None) -> Tensor:
         student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
         # One more than wanted: an anchor that is among them takes the last in its own place.
         drawn = candidates(self._step(), self.num_negatives + 1, self.num_images, self.hyper.seed)
@@ -147,14 +147,14 @@ class _Contrast(nn.Module):
             self._scores(teacher, self.student_bank, index, drawn),
         ]
         sums = torch.stack([score.detach().logsumexp(dim=1) for score in scores], dim=1)
-        whole = gather(torch.cat([student.detach(), teacher.detach(), sums], dim=1))  # (B, 2 * dimension + 2)
+        whole = gather(torch.cat([student.detach(), teacher.detach(), sums], dim=1), counts)  # (B, 2 * dimension + 2)
         estimates = whole[:, -2:].logsumexp(dim=0) + math.log(self.num_images / (len(whole) * scores[0].shape[1]))
         logs = torch.where(self.log_normalisers.isnan(), estimates, self.log_normalisers)
         losses = [crd(score, log, num_images=self.num_images) for score, log in zip(scores, logs, strict=True)]
-        whole_index = gather(index)
+        whole_index = gather(index, counts)
         if self.training:
             self._remember(whole, whole_index, logs)
-        return gather(losses[0] + losses[1]).mean()
+        return gather(losses[0] + losses[1], counts).mean()
 
     def _scores(self, anchors: Tensor, bank: Tensor, index: Tensor, drawn: Tensor) -> Tensor:
         """Return the (B, 1 + K) inner products with the bank, over the temperature."""
@@ -281,5 +281,5 @@ class CRD(Term):
         contrast = self.contrasts[number]
         assert isinstance(contrast, _Contrast)
         check_index(batch.index, len(student.logits), contrast.num_images)
-        loss: Tensor = contrast(_vector(student), _vector(teacher).detach(), batch.index)
+        loss: Tensor = contrast(_vector(student), _vector(teacher).detach(), batch.index, batch.counts)
         return loss

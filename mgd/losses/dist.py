@@ -110,5 +110,6 @@ class DIST(LogitTerm):
         )
 
     def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        student, teacher = Outputs(gather(student.logits.float())), Outputs(gather(teacher.logits.detach().float()))
+        logits = student.logits.float(), teacher.logits.detach().float()
+        student, teacher = (Outputs(gather(part, batch.counts)) for part in logits)
         return super().against(number, student, teacher, Batch(epoch=batch.epoch))

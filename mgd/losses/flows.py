@@ -15,6 +15,7 @@ from mgd.flow import Flow, assign_groups, group_channels, make_cost, solve_contr
 from mgd.flow.gram import ChannelGram
 from mgd.flow.groups import CAPACITIES_OF_GROUPS
 from mgd.losses.align import at_size_of
+from mgd.losses.gather import first_rank
 from mgd.losses.term import HyperParameters, Update, Views
 from mgd.taps import Outputs, Probe
 
@@ -218,6 +219,7 @@ def first_flows(
                 own = None if gradients is None else (gradients[0][tap], gradients[number + 1][tap])
                 stage.update(ours, theirs, own)
     solved = [[stage.solve(options, (views.seed, 0, i)) for i, stage in enumerate(stages)] for stages in sums]
+    solved = first_rank(solved)
     flows = [[flow for flow, _ in stages] for stages in solved]
     costs = [cost for stages in solved for _, cost in stages]
     return flows, flow_record([flow for stages in flows for flow in stages], costs, time.perf_counter() - start)

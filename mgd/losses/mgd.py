@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mgd.flow import Flow, slots, solve_flow
 from mgd.flow.cost import TINY
 from mgd.losses.flows import check_pairs, flow_record, looks, margin_of, say_margins, say_sizes
+from mgd.losses.gather import first_rank
 from mgd.losses.margin import sum_partial_l2
 from mgd.losses.matching_options import MatchingOptions
 from mgd.losses.reduce import reduce_channels
@@ -193,7 +194,7 @@ class ChannelMatching(Term):
         """Solve every stage on the costs observed since the last call, over all ranks, and forget them.
 
         Returns:
-            One optimal `Flow` per stage; the same on every rank.
+            One optimal `Flow` per stage; on every rank those that the first one has solved.
 
         Raises:
             RuntimeError: nothing was observed, or the solver found no optimum.
@@ -206,6 +207,7 @@ class ChannelMatching(Term):
         costs = [self._at(*place).cost.mean() for place in places]
         try:
             solved = [self._solve(*places[n], cost, (self.seed, number, n)) for n, cost in enumerate(costs)]
+            solved = first_rank(solved)
             if self.partner is not None:
                 self._choose([flow.total_cost / flow.matrix.sum() for flow in solved])
         except ValueError:
@@ -233,7 +235,7 @@ class ChannelMatching(Term):
         num = len(self.stages)
         flow = solve_flow(torch.tensor(costs, dtype=torch.float64).reshape(num, num), capacity="single")
         assert self.partner is not None
-        self.partner.copy_(torch.as_tensor(flow.index[0]))
+        self.partner.copy_(torch.as_tensor(first_rank(flow.index[0])))
         self._partners = self.partner.tolist()
 
     def update(self, epoch: int, views: Views) -> Update:

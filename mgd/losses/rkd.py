@@ -110,5 +110,5 @@ class RKD(Term):
         if student.features and teacher.features:
             maps = (as_map(student.features[-1]).float(), as_map(teacher.features[-1].detach()).float())
             embeddings = (maps[0].mean(dim=(2, 3)), maps[1].mean(dim=(2, 3)))
-        gathered = (gather(embeddings[0]), gather(embeddings[1]))
+        gathered = (gather(embeddings[0], batch.counts), gather(embeddings[1], batch.counts))
         return rkd(*gathered, distance=self.hyper.distance, angle=self.hyper.angle)

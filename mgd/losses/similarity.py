@@ -48,4 +48,5 @@ class Similarity(Term):
     weight = 3000.0
 
     def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        return similarity(gather(tapped(student, -1)), gather(tapped(teacher, -1).detach()))
+        maps = tapped(student, -1), tapped(teacher, -1).detach()
+        return similarity(*(gather(part, batch.counts) for part in maps))

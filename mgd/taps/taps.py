@@ -49,11 +49,13 @@ class Batch:
         target: (B,) int64 class indices, (B, K) probabilities of mixed images, or None where images carry no labels.
         index: (B,) int64 positions of the images in the data set, or None.
         epoch: epoch of training, counted from 0.
+        counts: images of this batch on every rank, in the order of the ranks, where that is known.
     """
 
     target: Tensor | None = None
     index: Tensor | None = None
     epoch: int = 0
+    counts: Sequence[int] | None = None
 
 
 def logits_of(output: Any) -> Tensor:

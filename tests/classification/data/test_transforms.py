@@ -95,3 +95,27 @@ def test_images_of_another_size_are_made_to_fit_before_a_padded_crop(size: tuple
     shifted = train_transform(32, "pad", hflip=False)(bytes_of(image)).int()
     padded = torch.nn.functional.pad(expected, [4] * 4)[:, top : top + 32, left : left + 32]
     assert (shifted - padded).abs().max() <= 1
+
+
+def test_an_erased_rectangle_has_the_colour_that_the_network_sees_as_0() -> None:
+    torch.manual_seed(0)
+    image, mean = torch.full((3, 16, 16), 200, dtype=torch.uint8), (0.5, 0.25, 0.1)
+    found = train_transform(16, "pad", hflip=False, erasing=1.0, mean=mean)(image)
+    shifted = found[:, (found != 0).any(dim=0)]  # without the black border of the shift
+    erased = shifted[:, (shifted[0] != 200)]
+    assert erased.shape[1] > 4 and (erased == torch.tensor([[128], [64], [26]])).all()
+    assert abs(float(normalise(erased[None, :, :, None].permute(0, 2, 3, 1), mean, STD).abs().max())) < 0.01
+
+
+def test_randaugment_has_the_strength_that_is_asked_for() -> None:
+    image = bytes_of(photo(32, 32))
+    changed = {}
+    for strength in (0, 30):
+        changes = []
+        for seed in range(20):
+            torch.manual_seed(seed)
+            plain = train_transform(32, "pad", hflip=False)(image).int()
+            torch.manual_seed(seed)
+            changes.append((train_transform(32, "pad", hflip=False, randaugment=strength)(image).int() - plain).abs())
+        changed[strength] = float(torch.stack(changes).float().mean())
+    assert 2 * changed[0] < changed[30]

@@ -41,6 +41,12 @@ CASES = [
         main_mgd,
     ),
     Case("more parts than a batch has images", lambda p: p.base("-b", "4", "--accumulate", "5")),
+    Case("more repetitions than a batch has images", lambda p: p.base("-b", "4", "--repeats", "5")),
+    Case("a norm of 0 for gradients", lambda p: p.base("--clip-gradients", "0")),
+    Case("a strength of RandAugment that there is not", lambda p: p.base("--randaugment", "31")),
+    Case("a share of erased images above 1", lambda p: p.base("--random-erasing", "2")),
+    Case("an optimizer that is not there", lambda p: p.base("--optimizer", "adam")),
+    Case("a tracker that is not there", lambda p: p.base("--track", "wandb")),
     Case(
         "mixed images for a term of one class",
         lambda p: p.distil("--distiller", "dkd", "--cutmix", "1"),

@@ -13,7 +13,8 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from classification.errors import UserError
-from classification.runs.metrics import Journal, Means, hits, improves, tag_of
+from classification.runs.metrics import Journal, Means, hits, improves
+from classification.runs.tracking import tag_of
 from classification.runs.world import World
 
 

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from classification import main_mgd
 from tests.classification.runs import ranks
 from tests.classification.test_main import options, records, without
 
@@ -153,3 +155,23 @@ def test_a_rank_that_hangs_is_named_and_the_run_ends_after_the_timeout(distil: l
 
     found = ranks.run(both(words), tmp_path / "said", prepare=hang, meanwhile=meanwhile)
     assert found[0].status == 1 and "waiting for rank 1 (process" in found[0].err, found
+
+
+def solve_otherwise(rank: int) -> None:
+    """Have rank 1 find other flows, as a processor may that rounds in another way."""
+    flows: Any = importlib.import_module("mgd.losses.flows")
+    solve = flows.solve_control
+    if rank == 1:
+        flows.solve_control = lambda cost, assignment, seed, **how: solve(cost, "costliest", seed, **how)
+
+
+def test_flows_that_a_rank_finds_otherwise_are_those_of_the_first(distil: list[str], tmp_path: Path) -> None:
+    """The ranks' parts of a batch differ in size, which terms that compare images have to know."""
+    words = options(distil, distiller="mgd+similarity+kd", epochs="1", b="9", accumulate="2")
+    found = ranks.run(both(words), tmp_path / "said", prepare=solve_otherwise)
+    assert [end.status for end in found] == [0, 0], found
+    one = tmp_path / "one"
+    alone = options(words, output=str(one))
+    assert main_mgd.main(alone) == 0
+    kept, expected = (np.load(folder / "flow" / "0000.npz") for folder in (Path(distil[-1]), one))
+    assert all((kept[f"index{n}"] == expected[f"index{n}"]).all() for n in range(3))

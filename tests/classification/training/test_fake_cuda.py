@@ -26,6 +26,8 @@ PLAIN = [
     "--distiller mgd+kd --accumulate 2",
     "--distiller kd --mixup 0.2 --cutmix 1",
     "--distiller kd --optimizer muon",
+    "--distiller kd --optimizer adamw --clip-gradients 1",
+    "--distiller kd --optimizer lamb --no-decay norms",
     "--distiller mgd --channels-last 0",
 ]
 # The gradient scaler of torch asks whether gradients overflowed; a step can only be left out if that is known in time.

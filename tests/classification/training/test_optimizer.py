@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from classification.training.optimizer import build_optimizer, load_optimizer
 from mgd import Distiller, Taps, freeze
 from mgd.losses import CE, OFD
 from tests.classification.conftest import SMALL, STUDENT
-from tests.classification.test_main import options, records
+from tests.classification.test_main import options, records, without
 from tests.mgd.nets import TOY_TAPS, toy
 
 
@@ -36,7 +37,44 @@ def stepped(kind: str, momentum: float = 0.9, decay: float = 1e-4) -> torch.opti
     return optimizer
 
 
-@pytest.mark.parametrize("kind", ["sgd", "muon"])
+def first_step(kind: str, weight: Tensor, gradient: Tensor, rate: float, decay: float) -> Tensor:
+    """The first step of Adam is the sign of the gradient; AdamW's decay and LAMB's length by their papers, float64."""
+    weight, gradient = weight.double(), gradient.double()
+    direction = gradient / (gradient.abs() + (1e-8 if kind == "adamw" else 1e-6))
+    if kind == "adamw":
+        return weight - rate * decay * weight - rate * direction
+    direction = direction + decay * weight
+    return weight - rate * weight.norm() / direction.norm() * direction if decay else weight - rate * direction
+
+
+@pytest.mark.parametrize("no_decay", ["none", "norms"])
+@pytest.mark.parametrize("kind", ["adamw", "lamb"])
+def test_first_steps_are_those_of_the_papers(kind: str, no_decay: str) -> None:
+    torch.manual_seed(0)
+    whole = Distiller(nn.Sequential(nn.Linear(6, 4)), freeze(nn.Identity()), {"ce": (CE(), 1.0)})
+    options = Optimisation(optimizer=kind, lr=0.1, weight_decay=0.3, momentum=0.8, no_decay=no_decay)
+    optimizer = build_optimizer(whole, options)
+    assert all(group["betas"] == (0.8, 0.999) for group in optimizer.param_groups)
+    weights = list(whole.parameters())
+    assert [weight.ndim for weight in weights] == [2, 1]
+    expected = []
+    for weight in weights:
+        weight.grad = torch.randn_like(weight)
+        decay = 0.0 if no_decay == "norms" and weight.ndim == 1 else 0.3
+        expected.append(first_step(kind, weight.detach(), weight.grad, 0.1, decay))
+    optimizer.step()
+    for weight, value in zip(weights, expected, strict=True):
+        torch.testing.assert_close(weight.detach().double(), value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "muon", "adamw", "lamb"])
+def test_vectors_alone_are_spared_the_decay(kind: str) -> None:
+    optimizer = build_optimizer(distiller(), Optimisation(optimizer=kind, no_decay="norms", weight_decay=0.01))
+    decays = {(p.ndim > 1, group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+    assert decays == {(True, 0.01), (False, 0.0)}
+
+
+@pytest.mark.parametrize("kind", ["sgd", "muon", "adamw", "lamb"])
 def test_everything_that_trains_is_updated_and_no_teacher(kind: str) -> None:
     whole = distiller()
     args = Optimisation(optimizer=kind, lr=0.1, momentum=0.9, weight_decay=0.0)
@@ -131,6 +169,8 @@ def test_momenta_are_taken_up_and_rates_are_not(kind: str) -> None:
         ("sgd", 0, {"exp_avg": torch.tensor(0.0)}, "of .'exp_avg'."),
         ("muon", 0, {"exp_avg": torch.zeros(77)}, "exp_avg of weight 0 does not fit"),
         ("muon", 0, {"step": torch.zeros(2)}, "step of weight 0 does not fit"),
+        ("adamw", 0, {"exp_avg": torch.zeros(77)}, "exp_avg of weight 0 does not fit"),
+        ("lamb", 0, {"step": torch.tensor(1.0)}, "of .'step'."),
         ("muon", 0, {"velocity": torch.tensor(0.0)}, "of .'velocity'."),
     ],
 )
@@ -139,6 +179,52 @@ def test_momenta_of_something_else_are_refused(kind: str, number: int, entry: di
     saved["state"][number] = entry
     with pytest.raises(ValueError, match=message):
         load_optimizer(stepped(kind), saved)
+
+
+def test_a_number_of_steps_that_is_none_is_refused() -> None:
+    saved = stepped("lamb").state_dict()
+    for steps in (torch.tensor(math.inf), torch.zeros(2), "two"):
+        saved["param_groups"][0]["step"] = steps
+        with pytest.raises(ValueError, match="its optimizer has done"):
+            load_optimizer(stepped("lamb"), saved)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lamb"])
+def test_a_run_with_all_of_it_resumes_with_the_same_bits(kind: str, distil: list[str], tmp_path: Path) -> None:
+    more = {"no_decay": "norms", "clip_gradients": "0.5", "randaugment": "9", "random_erasing": "0.5", "repeats": "2"}
+    words = options(distil, optimizer=kind, lr="0.01", wd="0.05", epochs="2", distiller="kd", **more)
+    words = without(words, "--loss-factor")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main_mgd.main(options(words, output=str(whole), keep_checkpoints="5")) == 0
+    losses = [line["train_loss"] for line in records(whole)]
+    assert losses[-1] < losses[0]
+    shutil.copytree(whole, cut)
+    assert main_mgd.main(["--resume", str(cut / "epoch0001.pth")]) == 0
+    assert len(records(cut)) == 2
+    states: list[dict[str, Any]] = [torch.load(f / "last.pth", weights_only=True)["state_dict"] for f in (whole, cut)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    # Another division of the weights begins with fresh momenta.
+    assert main_mgd.main(["--resume", str(cut), "--no-decay", "none", "--epochs", "3"]) == 2
+    assert main_mgd.main(["--resume", str(cut), "--no-decay", "none", "--epochs", "3", "--resume-override", "1"]) == 0
+
+
+@pytest.mark.parametrize("accumulate", ["1", "2"])
+def test_a_gradient_that_is_too_long_is_shrunk_to_the_norm(accumulate: str, photos: Path, tmp_path: Path) -> None:
+    norms: list[float] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(sum(gradient.double().square().sum() for gradient in gradients) ** 0.5))
+
+    words = [str(photos), "-a", STUDENT, *SMALL, "--epochs", "1", "--accumulate", accumulate]
+    handle = register_optimizer_step_pre_hook(note)
+    assert main_base.main([*words, "--output", str(tmp_path / "free")]) == 0
+    free = norms.copy()
+    norms.clear()
+    limit = str(min(free[0], 0.3))
+    assert main_base.main([*words, "--output", str(tmp_path / "clipped"), "--clip-gradients", limit]) == 0
+    handle.remove()
+    assert max(norms) <= float(limit) * 1.0001 and norms[0] == pytest.approx(float(limit), rel=1e-3)
 
 
 def test_a_run_with_muon_learns_and_goes_on_with_the_same_bits(distil: list[str], tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""A list of samples as two arrays, which processes share instead of copying."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+Sample = tuple[str, int]  # path of an image, class index
+
+
+class Samples(Sequence[Sample]):
+    """Paths and class indices of images, as bytes.
+
+    A loading process that reads a list of tuples writes to it: each object counts who uses it, so that after an epoch
+    every process has a copy of the whole list. Arrays are one object each.
+
+    Args:
+        samples: (path, class index) of every image.
+    """
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        listed = samples if isinstance(samples, Sequence) else list(samples)
+        paths = [os.fsencode(path) for path, _ in listed]
+        self.bytes = np.frombuffer(b"".join(paths), dtype=np.uint8)
+        self.ends = np.cumsum([0, *map(len, paths)], dtype=np.int64)
+        self.targets = np.array([target for _, target in listed], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        index %= len(self)
+        path = self.bytes[self.ends[index] : self.ends[index + 1]].tobytes()
+        return os.fsdecode(path), int(self.targets[index])
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
