@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from classification.training.estimate import Cost
 
 PROG = "compare.py"
-EXAMPLE = """example: python classification/compare.py photos --students mobilenet_v1 --teacher runs/teacher/last.pth \\
+EXAMPLE = """example: %(prog)s photos --students mobilenet_v1 --teacher runs/teacher/last.pth \\
     --img-size 128 --epochs 15 -b 32 --output runs/compare
 Options of training, as --epochs and --lr, are those of main_base.py (--help-all there); all runs share them."""
 # What compare.py says itself, or what belongs to a single run.
@@ -40,10 +40,10 @@ def shared_options() -> list[Option]:
     return [option for option in all_options(distillation=False) if option.name not in OWN]
 
 
-def build_parser(*, with_shared: bool = True) -> Parser:
+def build_parser(prog: str = PROG, *, with_shared: bool = True) -> Parser:
     """Return the parser; it needs no torch."""
     parser = Parser(
-        PROG,
+        prog,
         usage="%(prog)s DIR --students ARCH... --output FOLDER [options]",
         description=(__doc__ or "").partition(":")[0] + ".",
         epilog=EXAMPLE,
@@ -54,7 +54,9 @@ def build_parser(*, with_shared: bool = True) -> Parser:
     add("data", metavar="DIR", help="folder of photographs: train/CLASS/*.jpg and valid/CLASS/*.jpg (or val/)")
     add("--students", nargs="+", required=True, metavar="ARCH", help="networks to train")
     usual = ["alone", "kd", "recommended"]
-    about = "alone; a sum of terms, as kd or mgd+ofd; recommended or another of classification/recipes; a YAML file"
+    about = (
+        "beside alone: a sum of terms, as kd or mgd+ofd; recommended or another of classification/recipes; a YAML file"
+    )
     add("--recipes", nargs="+", default=usual, metavar="NAME", help=f"{about} ({' '.join(usual)})")
     add("--seeds", type=number(int, 2, 1000), default=5, metavar="K", help="runs per recipe at most (5)")
     add("--output", type=Path, required=True, metavar="FOLDER", help="runs and results; the same line goes on there")
@@ -92,15 +94,15 @@ class Asked:
         return int(self.own.threads or max(1, (os.cpu_count() or 1) // self.own.jobs))
 
 
-def parse(words: list[str]) -> Asked:
+def parse(words: list[str], prog: str = PROG) -> Asked:
     """Return what was typed, as far as it can be checked without torch.
 
     Raises:
         UserError: a mistake in it.
     """
     if "-h" in words or "--help" in words:
-        build_parser(with_shared=False).parse_args(["--help"])
-    parser = build_parser()
+        build_parser(prog, with_shared=False).parse_args(["--help"])
+    parser = build_parser(prog)
     taken = {flag: option.name for option in all_options(distillation=True) for flag in option.flags}
     for word in words:
         flag = word.split("=")[0]
@@ -128,7 +130,7 @@ def plan_of(asked: Asked) -> tuple[Plan, list[str]]:
     from classification.options.config import parse as parse_run
     from classification.options.names import DEFAULT_TEACHER
     from classification.options.terms import mutual
-    from classification.reports.comparison import Plan, Recipe
+    from classification.reports.comparison import ALONE, Plan, Recipe
 
     own, words = asked.own, asked.words
     data = read_folder(own.data, train_list=own.train_list, valid_list=own.valid_list, num_classes=own.num_classes)
@@ -142,7 +144,8 @@ def plan_of(asked: Asked) -> tuple[Plan, list[str]]:
         arch = own.teacher_arch or DEFAULT_TEACHER.get(own.students[0], "resnet50")
         teacher = ("--teacher-resume", str(own.output / "runs" / "teacher" / "last.pth"), "--teacher-arch", arch)
         trains = (*words, *(("--epochs", str(own.teacher_epochs)) if own.teacher_epochs else ()), "-a", arch)
-    recipes = tuple(Recipe.of(word) for word in own.recipes)
+    named = own.recipes if ALONE in own.recipes else [ALONE, *own.recipes]
+    recipes = tuple(Recipe.of(word) for word in named)
     if own.config and (twice := [recipe.name for recipe in recipes if "--config" in recipe.words]):
         raise UserError(
             f"--config and the recipe {twice[0]} are both recipe files: type the options of --config instead"
@@ -331,29 +334,29 @@ def write_page(path: Path, runs: list[Path], verdict: str) -> None:
     write_whole(path, make_page(runs, verdict=verdict).encode(errors="backslashreplace"), "--page")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the script; return its exit status."""
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    """Run the script, called by the name `prog`; return its exit status."""
     write_any_name()
     words = sys.argv[1:] if argv is None else argv
     try:
-        asked_or_status = _asked(words)
+        asked_or_status = _asked(words, prog)
         if isinstance(asked_or_status, int):
             return asked_or_status
         from classification.system.exit_status import attempt  # after help and typing mistakes, which need no torch
 
-        status = attempt(lambda: compare(asked_or_status), PROG)
+        status = attempt(lambda: compare(asked_or_status), prog)
         if status in (130, 143):
-            print(f"{PROG}: type the same line to go on", file=sys.stderr, flush=True)
+            print(f"{prog}: type the same line to go on", file=sys.stderr, flush=True)
         return status
     except SystemExit:  # a help text was printed
         return 0
 
 
-def _asked(words: list[str]) -> Asked | int:
+def _asked(words: list[str], prog: str) -> Asked | int:
     try:
-        return parse(words)
+        return parse(words, prog)
     except UserError as error:
-        print(f"{PROG}: {error}", file=sys.stderr, flush=True)
+        print(f"{prog}: {error}", file=sys.stderr, flush=True)
         return 2
 
 

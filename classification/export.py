@@ -31,13 +31,13 @@ KINDS = {
     "safetensors": "the weights, and a model card FILE.md beside them",
     "int8": "ONNX with weights and activations of 8 bits, calibrated on images of --data",
 }
-EXAMPLE = "example: python classification/export.py runs/student/best.pth --to int8 --output student.onnx --data photos"
+EXAMPLE = "example: %(prog)s runs/student/best.pth --to int8 --output student.onnx --data photos"
 
 
-def build_parser() -> Parser:
+def build_parser(prog: str = PROG) -> Parser:
     """Return the parser; it needs no torch."""
     told = "; ".join(f"{name}: {text}" for name, text in KINDS.items())
-    parser = Parser(PROG, description=__doc__, epilog=EXAMPLE, allow_abbrev=False)
+    parser = Parser(prog, description=(__doc__ or "").partition(":")[0] + ".", epilog=EXAMPLE, allow_abbrev=False)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="a best.pth, another file of weights, or a run folder")
     add("--to", required=True, choices=KINDS, help=told)
@@ -67,13 +67,13 @@ def build_parser() -> Parser:
     return parser
 
 
-def parse(words: list[str]) -> argparse.Namespace:
+def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
     """Return the options, checked as far as that needs no torch.
 
     Raises:
         UserError: a mistake in them.
     """
-    args = build_parser().parse_args(words)
+    args = build_parser(prog).parse_args(words)
     if args.to == "int8" and args.data is None:
         raise UserError("--to int8 needs --data DIR: the images to calibrate on, in DIR/train or in DIR itself")
     if args.to == "safetensors" and args.with_preprocessing:
@@ -199,12 +199,12 @@ def _check(args: argparse.Namespace, trained: Trained, trial: Trial, file: Path)
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the script; return its exit status."""
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    """Run the script, called by the name `prog`; return its exit status."""
     write_any_name()
     words = sys.argv[1:] if argv is None else argv
     try:
-        return attempt(lambda: export(parse(words)), PROG)
+        return attempt(lambda: export(parse(words, prog)), prog)
     except SystemExit:  # a help text was printed
         return 0
 

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 PROG = "predict.py"
 USUAL_TOP = 5  # classes per image
-EXAMPLE = "example: python classification/predict.py runs/student/best.pth holidays --csv holidays.csv"
+EXAMPLE = "example: %(prog)s runs/student/best.pth holidays --csv holidays.csv"
 
 
-def build_parser() -> Parser:
+def build_parser(prog: str = PROG) -> Parser:
     """Return the parser; it needs no torch."""
-    parser = Parser(PROG, description=__doc__, epilog=EXAMPLE, allow_abbrev=False)
+    parser = Parser(prog, description=(__doc__ or "").partition(":")[0] + ".", epilog=EXAMPLE, allow_abbrev=False)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="a best.pth, weights, a run folder, or a file of export.py")
     about = "an image; a folder, with those in it; a list, one path per line; - for a list on stdin"
@@ -49,13 +49,13 @@ def build_parser() -> Parser:
     return parser
 
 
-def parse(words: list[str]) -> argparse.Namespace:
+def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
     """Return the options, checked as far as that needs no torch.
 
     Raises:
         UserError: a mistake in them.
     """
-    args = build_parser().parse_intermixed_args(words)
+    args = build_parser(prog).parse_intermixed_args(words)
     if is_folder(args.checkpoint) and is_file(args.checkpoint / "best.pth"):
         args.checkpoint /= "best.pth"
     inputs = {"the checkpoint": args.checkpoint, "the file of --class-names": args.class_names}
@@ -157,14 +157,14 @@ def _said(
     return said, bad
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the script; return its exit status."""
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    """Run the script, called by the name `prog`; return its exit status."""
     write_any_name()
     words = sys.argv[1:] if argv is None else argv
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # they do not name the file that they concern
-            return attempt(lambda: predict(parse(words)), PROG)
+            return attempt(lambda: predict(parse(words, prog)), prog)
     except SystemExit:  # a help text was printed
         return 0
 

@@ -24,13 +24,13 @@ from classification.paths import exists, is_folder
 
 PROG = "prepare.py"
 EXACT, NEAR = "in valid or test too, byte for byte", "near to one of valid or test"
-EXAMPLE = "example: python classification/prepare.py holidays photos --valid 0.1 --test 0.1 --group time"
+EXAMPLE = "example: %(prog)s holidays photos --valid 0.1 --test 0.1 --group time"
 
 
-def build_parser() -> Parser:
+def build_parser(prog: str = PROG) -> Parser:
     """Return the parser; it needs no torch."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(PROG, description=__doc__, epilog=EXAMPLE, allow_abbrev=False, formatter_class=raw)
+    raw, about = argparse.RawDescriptionHelpFormatter, (__doc__ or "").replace(": python prepare.py FROM TO", ".")
+    parser = Parser(prog, description=about, epilog=EXAMPLE, allow_abbrev=False, formatter_class=raw)
     add, share = parser.add_argument, number(float, 0, 0.95)
     add("source", type=Path, metavar="FROM", help="the photographs; nothing is written there")
     add("folder", type=Path, metavar="TO", help="a new folder")
@@ -118,21 +118,21 @@ def prepare(args: argparse.Namespace) -> None:
         print(one_line(line))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the script; return its exit status."""
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    """Run the script, called by the name `prog`; return its exit status."""
     write_any_name()
     words = sys.argv[1:] if argv is None else argv
     from classification.system.exit_status import attempt
 
     def work() -> None:
-        args = build_parser().parse_args(words)
+        args = build_parser(prog).parse_args(words)
         check(args, words)
         prepare(args)
 
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # they do not name the file that they concern
-            return attempt(work, PROG)
+            return attempt(work, prog)
     except SystemExit:  # a help text was printed
         return 0
 

@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 PROG = "pseudo_label.py"
 COMMANDS = ("score", "select")
 EXAMPLE = """examples:
-  pseudo_label.py score runs/teacher/best.pth pile --output scores
+  %(prog)s score runs/teacher/best.pth pile --output scores
   torchrun --nproc-per-node 8 classification/pseudo_label.py score runs/teacher/best.pth pile --output scores
-  pseudo_label.py select scores --top-k 1000 --output chosen.txt"""
+  %(prog)s select scores --top-k 1000 --output chosen.txt"""
 
 
-def build_parser(command: str = "") -> Parser:
+def build_parser(command: str = "", prog: str = PROG) -> Parser:
     """Return the parser of a command, or that of both; it needs no torch."""
     kept = argparse.RawDescriptionHelpFormatter
-    parser = Parser(PROG, description=__doc__, epilog=EXAMPLE, allow_abbrev=False, formatter_class=kept)
+    parser = Parser(prog, description=__doc__, epilog=EXAMPLE, allow_abbrev=False, formatter_class=kept)
     parts = parser.add_subparsers(dest="command", required=True, metavar="score|select")
     known = {
         "score": parts.add_parser("score", help="write a teacher's scores of images", allow_abbrev=False),
@@ -85,16 +85,16 @@ def _select_options(parser: argparse.ArgumentParser) -> None:
     add("--force", action="store_true", help="replace LIST if it exists")
 
 
-def parse(words: list[str]) -> argparse.Namespace:
+def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
     """Return the options, checked as far as that needs no torch.
 
     Raises:
         UserError: a mistake in them.
     """
     command = words[0] if words else ""
-    args = build_parser(command).parse_args(words[1:] if command in COMMANDS else words)
+    args = build_parser(command, prog).parse_args(words[1:] if command in COMMANDS else words)
     if command == "score":
-        check_packages(("pyarrow",), f"{PROG} score")
+        check_packages(("pyarrow",), f"{prog} score")
         for path in args.paths:
             if is_folder(path) and is_folder(Path(path) / "valid") and is_folder(Path(path) / "train"):
                 raise UserError(
@@ -102,7 +102,7 @@ def parse(words: list[str]) -> argparse.Namespace:
                     "or a folder of its own"
                 )
         return args
-    check_packages(("pyarrow", "duckdb", *(["imagehash"] if args.exclude else [])), f"{PROG} select")
+    check_packages(("pyarrow", "duckdb", *(["imagehash"] if args.exclude else [])), f"{prog} select")
     for path in (args.output, _about(args.output)):
         check_new(path, force=args.force)
     if args.exclude is not None and not is_folder(args.exclude):
@@ -251,19 +251,19 @@ def _copies(args: argparse.Namespace) -> NearCopies | None:
     return NearCopies(paths, args.exclude_distance, os.cpu_count() or 1)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the script; return its exit status."""
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    """Run the script, called by the name `prog`; return its exit status."""
     write_any_name()
     words = sys.argv[1:] if argv is None else argv
 
     def work() -> None:
-        args = parse(words)
+        args = parse(words, prog)
         (score if words[0] == "score" else select)(args)
 
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # they do not name the file that they concern
-            return attempt(work, PROG)
+            return attempt(work, prog)
     except SystemExit:  # a help text was printed
         return 0
 

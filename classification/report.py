@@ -17,12 +17,12 @@ from classification.system.exit_status import attempt
 from classification.system.new_files import check_new, write_whole
 
 PROG = "report.py"
-EXAMPLE = "example: python classification/report.py runs/alone runs/student --output report.html --data photos"
+EXAMPLE = "example: %(prog)s runs/alone runs/student --output report.html --data photos"
 
 
-def build_parser() -> Parser:
+def build_parser(prog: str = PROG) -> Parser:
     """Return the parser; it needs no torch."""
-    parser = Parser(PROG, description=__doc__, epilog=EXAMPLE, allow_abbrev=False)
+    parser = Parser(prog, description=(__doc__ or "").partition(":")[0] + ".", epilog=EXAMPLE, allow_abbrev=False)
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", type=Path, help="a run folder; students alone are the control, drawn in gray")
     add("--output", required=True, type=Path, metavar="FILE", help="the page; it holds all that it shows")
@@ -32,13 +32,13 @@ def build_parser() -> Parser:
     return parser
 
 
-def parse(words: list[str]) -> argparse.Namespace:
+def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
     """Return the options, checked as far as that needs no torch.
 
     Raises:
         UserError: a mistake in them, or a package that is missing.
     """
-    args = build_parser().parse_intermixed_args(words)
+    args = build_parser(prog).parse_intermixed_args(words)
     check_new(args.output, force=args.force)
     check_packages()
     if args.data is not None and not is_folder(args.data):
@@ -59,14 +59,14 @@ def report(args: argparse.Namespace) -> None:
     print(f"=> written to {args.output}, {len(page) / 1e6:.2f} MB")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the script; return its exit status."""
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    """Run the script, called by the name `prog`; return its exit status."""
     write_any_name()
     words = sys.argv[1:] if argv is None else argv
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="PIL")  # they do not name the file that they concern
-            return attempt(lambda: report(parse(words)), PROG)
+            return attempt(lambda: report(parse(words, prog)), prog)
     except SystemExit:  # a help text was printed
         return 0
 

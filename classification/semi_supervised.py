@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from classification.pile.steps import Steps
 
 PROG = "semi_supervised.py"
-EXAMPLE = """example: semi_supervised.py photos --unlabelled pile --output semi --arch mobilenet_v1 --img-size 128
+EXAMPLE = """example: %(prog)s photos --unlabelled pile --output semi --arch mobilenet_v1 --img-size 128
 The same line resumes. Words after -- go to every training: ... -- --amp bf16 --hflip 0"""
 
 
-def build_parser() -> Parser:
+def build_parser(prog: str = PROG) -> Parser:
     """Return the parser; it needs no torch."""
     kept = argparse.RawDescriptionHelpFormatter
-    parser = Parser(PROG, description=__doc__, epilog=EXAMPLE, allow_abbrev=False, formatter_class=kept)
+    parser = Parser(prog, description=__doc__, epilog=EXAMPLE, allow_abbrev=False, formatter_class=kept)
     add = parser.add_argument
     add("data", metavar="DIR", type=Path, help="labelled images: train/CLASS/*.jpg and valid/CLASS/*.jpg")
     add("--unlabelled", metavar="DIR2", type=Path, required=True, help="images without labels, in folders of any depth")
@@ -61,14 +61,14 @@ def build_parser() -> Parser:
     return parser
 
 
-def parse(words: list[str]) -> argparse.Namespace:
+def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
     """Return the options, checked as far as that needs no torch; `more` are the words after --.
 
     Raises:
         UserError: a mistake in them.
     """
     place = words.index("--") if "--" in words else len(words)
-    args = build_parser().parse_args(words[:place])
+    args = build_parser(prog).parse_args(words[:place])
     args.more = words[place + 1 :]
     check_packages(("pyarrow", "duckdb", "imagehash"), PROG)
     if not is_folder(args.unlabelled):
@@ -199,12 +199,12 @@ def _conclude(folder: Path, margin: float) -> None:
     print(verdict(difference, low, high, margin), flush=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the script; return its exit status."""
+def main(argv: list[str] | None = None, prog: str = PROG) -> int:
+    """Run the script, called by the name `prog`; return its exit status."""
     write_any_name()
     words = sys.argv[1:] if argv is None else argv
     try:
-        return attempt(lambda: run(parse(words)), PROG)
+        return attempt(lambda: run(parse(words, prog)), prog)
     except SystemExit:  # a help text was printed
         return 0
 

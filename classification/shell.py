@@ -44,7 +44,7 @@ class Word:
 
 WORDS = {
     "prepare": Word("prepare", "make a data folder out of photographs"),
-    "train": Word("main_base", "train one network, as a teacher"),
+    "train": Word("main_base", "train one network by itself, as a teacher"),
     "distill": Word("main_mgd", "distil a student from a teacher"),
     "taps": Word("main_mgd", "show where student and teacher would be tapped", after=("--show-taps",)),
     "evaluate": Word("main_base", "measure a network, and its teacher beside it", translate=evaluating.translate),
@@ -104,8 +104,8 @@ def run(words: Sequence[str]) -> int:
     script, given = word.module, [*word.before, *typed, *word.after]
     if word.translate is not None:
         script, given = word.translate(typed, f"{PROG} {words[0]}")
-    main: Callable[[list[str]], int] = importlib.import_module(f"classification.{script}").main
-    return main(given)
+    main: Callable[[list[str], str], int] = importlib.import_module(f"classification.{script}").main
+    return main(given, PROG if word.before else f"{PROG} {words[0]}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,6 +9,7 @@ python scripts/check_export.py [ARCH_OR_CHECKPOINT ...] [--data DIR]
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from classification.models.hub import Classifier
 from classification.models.quantised import instruction_set, to_int8, wide_instructions
 from classification.models.trained import Trained, open_trained
 from classification.runs.checkpoint import describe_student
+from classification.system.exit_status import attempt
 
 ARCHS = (
     *("cifar_resnet20", "mobilenet_v1", "mobilenet_v2", "shufflenet_v2", "resnet18"),
@@ -144,11 +146,15 @@ def percent(found: Fidelity) -> float:
     return 100 * found.agree / found.images
 
 
-def main() -> None:
-    """Print the table."""
+def table() -> None:
+    """Print the table.
+
+    Raises:
+        UserError: a network or a file that is not there.
+    """
     parser = argparse.ArgumentParser(description="Load networks again in every format, and compare their logits.")
     parser.add_argument(
-        "arch", metavar="ARCH", nargs="*", default=ARCHS, help="networks or checkpoints (eight networks)"
+        "arch", metavar="ARCH", nargs="*", default=ARCHS, help="networks, checkpoints or run folders (eight networks)"
     )
     parser.add_argument("--data", metavar="DIR", type=Path, help="folder with photographs in valid/CLASS/")
     args = parser.parse_args()
@@ -159,10 +165,11 @@ def main() -> None:
     print(f"{'network':<30}{'format':<17}{heading}")
     for arch in args.arch:
         with tempfile.TemporaryDirectory() as folder:
-            trained = open_trained(arch) if Path(arch).is_file() else network(arch, classes)
+            file = Path(arch, "best.pth") if Path(arch).is_dir() else Path(arch)
+            trained = open_trained(str(file)) if file.is_file() else network(arch, classes)
             for line in check(trained, Path(folder), args.data):
                 print(line, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(attempt(table, "check_export.py"))

@@ -22,11 +22,12 @@ from classification.runs.checkpoint import describe_student
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+EVALUATE = (ROOT / "docs" / "evaluate.md").read_text()
 
 
-def python(line: str) -> str:
-    """Return the one Python block that has this line."""
-    (code,) = (c for c in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if line in c.splitlines())
+def python(line: str, page: str = README) -> str:
+    """Return the one Python block of a page that has this line."""
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if line in c.splitlines())
     return str(code)
 
 
@@ -51,7 +52,7 @@ def test_a_students_file_is_used_as_it_is_evaluated(
     Image.fromarray(noise).resize((160, 120)).save(tmp_path / "photo.jpg", exif=turned)
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
-    exec(python("from classification.models import build"), scope)
+    exec(python("from classification.models import build", EVALUATE), scope)
     pixels = preprocessing.transform()(to_bytes(read_image("photo.jpg")).permute(2, 0, 1))
     seen = preprocessing.normalise(pixels.permute(1, 2, 0)[None])
     torch.testing.assert_close(scope["image"], seen[0], rtol=1e-4, atol=1e-4)
@@ -82,7 +83,8 @@ def test_options_in_commands_exist() -> None:
                  for o in action.option_strings}
         for script in ("main_base.py", "main_mgd.py")
     }  # fmt: skip
-    typed = README.replace("\ndistil ", "\npython main_mgd.py ")
+    typed = re.sub(r"\n(?:distil|mgd distill) ", "\npython main_mgd.py ", README)
+    typed = typed.replace("\nmgd train ", "\npython main_base.py ")
     commands = re.findall(r"^(?:python|torchrun) .*(main_base|main_mgd)\.py((?:.|\\\n)*?)$", typed, flags=re.MULTILINE)
     assert len(commands) >= 10
     for script, words in commands:

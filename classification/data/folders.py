@@ -192,7 +192,13 @@ def _split(root: Path, *names: str) -> Path:
     for name in names:
         if is_folder(root / name):
             return root / name
-    raise UserError(f"{root} has no folder {' or '.join(n + '/' for n in names)}; expected one folder a class in it")
+    wanted = " or ".join(f"{name}/" for name in names)
+    if len(class_names(root, LeftOut())) > 1:
+        raise UserError(
+            f"{root} has no folder {wanted}: if its folders are the classes, make a data folder of it by "
+            f"mgd prepare {root} NEW_FOLDER, and name that"
+        )
+    raise UserError(f"{root} has no folder {wanted}: expected one folder per class in it")
 
 
 def _class_names(split: Path, left: LeftOut | None = None) -> list[str]:

@@ -24,7 +24,7 @@ from classification.options.groups import Optimisation
 from classification.options.int8 import check_int8
 from classification.options.options import Options, all_options, make_options, names_where
 from classification.options.own_options import checkpoint_of, own_options
-from classification.options.parser import Parser, build_parser
+from classification.options.parser import Parser, build_parser, script_of
 from classification.options.published import LABELLED, entries_of, without_aliases
 from classification.options.recipe import read_recipe
 from classification.options.teachers import describe_teachers
@@ -35,6 +35,11 @@ from mgd import has_bfloat16
 
 def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
     """Parse and check the command line; a recipe, or the run that is resumed, replaces the defaults.
+
+    Args:
+        argv: the command line.
+        prog: the name by which the script is called, for its messages.
+        distillation: whether it is main_mgd.py.
 
     Raises:
         UserError: anything that makes no sense, before any work is done.
@@ -50,7 +55,7 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
         nested, keys, recipe = _default_to_recipe(parser, chosen.config, distillation)
     values = _values(parser, argv, typed)
     recipe_teachers = [] if "teacher_arch" in typed else nested.get("teachers", [])
-    options = _join(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (prog, *argv))
+    options = _join(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (script_of(values), *argv))
     if not options.run.evaluate:
         check_int8(options, total_epochs(options.optimisation))
         check_typed(options, typed)

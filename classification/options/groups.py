@@ -118,7 +118,8 @@ class Run:
     config: str | None = option(
         None,
         metavar="FILE",
-        help="recipe: a YAML mapping of option names to values; the command line wins",
+        help="recipe: a YAML mapping of option names to values, or the name of one in classification/recipes; the "
+        "command line wins",
         free=True,
         anew=True,
         file=True,

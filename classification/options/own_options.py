@@ -9,6 +9,7 @@ from typing import Any
 
 from classification.errors import UserError, shown
 from classification.options.options import names_where
+from classification.options.parser import script_of
 from classification.options.published import without_aliases
 from classification.options.term_module import check_digest
 from classification.options.terms import is_number
@@ -55,14 +56,14 @@ def own_options(
     """
     config, options = _recorded(path, parser.prog, evaluate=evaluate)
     options, entries = without_aliases(options)
-    script = "main_mgd.py" if "distiller" in options else "main_base.py"
-    if parser.prog != script and not evaluate:
+    script, resumes = script_of(options), script_of({action.dest for action in parser._actions})
+    if resumes != script and not evaluate:
         raise UserError(f"{path} is of a run of {script}: resume it by {script} --resume {path}")
     started = config.get("folder", "")
     own = _values_of(path, options, parser, started)
     if evaluate:
         own = {name: value for name, value in own.items() if name in names_where("reading")}
-    if "main_base.py" in (script, parser.prog):
+    if "main_base.py" in (script, resumes):
         _check_places(own if started else {}, [], typed)
         return own, {"terms": entries}
     if not evaluate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any, NoReturn
 
 from classification.errors import UserError
@@ -83,8 +83,13 @@ class _FirstHelp(argparse.Action):
         parser.exit()
 
 
+def script_of(options: Container[str]) -> str:
+    """Return the name of the script that has these options."""
+    return "main_mgd.py" if "distiller" in options else "main_base.py"
+
+
 def build_parser(prog: str, *, distillation: bool) -> Parser:
-    """Return the parser of `main_mgd.py` (with `distillation`) or `main_base.py`."""
+    """Return the parser of `main_mgd.py` (with `distillation`) or `main_base.py`, called by the name `prog`."""
     what = "Distil a student from a teacher" if distillation else "Train or evaluate one network"
     parser = Parser(
         prog=prog,

@@ -12,7 +12,9 @@ from classification.errors import UserError, shown
 from classification.options.names import LARGEST_SIZE
 from classification.options.strict_yaml import read_yaml
 from classification.options.terms import is_number
+from classification.paths import exists, is_file
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 LONGEST = 1 << 16  # bytes; ours have hundreds
 STUDENT = {"arch": "--arch", "resume": "--student-resume", "pretrained": "--pretrained"}
 # What a teacher takes: which values, and how to say so.
@@ -36,7 +38,7 @@ def read_recipe(parser: argparse.ArgumentParser, path: Path, distillation: bool)
 
     Args:
         parser: the parser whose options it may hold.
-        path: the file.
+        path: the file, or the name of a recipe of this project.
         distillation: whether it may hold `teachers` and `terms`.
 
     Returns:
@@ -65,9 +67,21 @@ def read_recipe(parser: argparse.ArgumentParser, path: Path, distillation: bool)
         raise UserError(f"recipe {path}: {error}") from error
 
 
+def _file_of(path: Path) -> Path:
+    """Return the file itself, or that of a recipe of this project where a bare name is given."""
+    own = RECIPES / f"{path}.yaml"
+    return own if path.name == str(path) and not exists(path) and is_file(own) else path
+
+
+def _near(path: Path) -> str:
+    """Return a hint at the recipes of this project whose names are close."""
+    near = difflib.get_close_matches(path.stem, [own.stem for own in RECIPES.glob("*.yaml")], n=2)
+    return f"; close ones of this project are {', '.join(near)}" if near and not exists(path) else ""
+
+
 def _read(path: Path) -> dict[Any, Any]:
     try:
-        with path.open("rb") as file:
+        with _file_of(path).open("rb") as file:
             text = file.read(LONGEST + 1)
         if len(text) > LONGEST:
             raise ValueError(f"it is longer than {LONGEST} bytes")
@@ -77,7 +91,7 @@ def _read(path: Path) -> dict[Any, Any]:
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else error
         cause = "it is no text in UTF-8" if isinstance(error, UnicodeDecodeError) else cause
-        raise UserError(f"recipe {path} cannot be read: {cause}") from error
+        raise UserError(f"recipe {path} cannot be read: {cause}{_near(path)}") from error
     if not isinstance(content, dict):
         raise UserError(f"recipe {path} must be a mapping of option names to values; got {shown(content)}")
     return content

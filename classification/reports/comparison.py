@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Recipe:
         """Return the recipe that a word stands for: alone, a recipe file, one of ours by name, or a sum of terms.
 
         Raises:
-            UserError: a file that is not there.
+            UserError: a file that is not there, or a name that is nearly that of a recipe.
         """
         if word == ALONE:
             return cls(ALONE, "main_base")
@@ -52,6 +53,8 @@ class Recipe:
             if not is_file(word):
                 raise UserError(f"--recipes {shown(word)}: there is no such file")
             return cls(Path(word).stem, "main_mgd", ("--config", word))
+        if near := get_close_matches(word, [ALONE, *(path.stem for path in RECIPES.glob("*.yaml"))], n=1, cutoff=0.8):
+            raise UserError(f"--recipes {shown(word)}: there is no such recipe; close is {near[0]}")
         return cls(word, "main_mgd", ("--distiller", word))
 
 

@@ -17,7 +17,17 @@ WORDS = ["--img-size", "16", "-b", "8", "-j", "0", "--train-crop", "pad", "--lr"
 
 def line(photos: Path, teacher: Path, output: Path, *more: str) -> list[str]:
     shared = ["--students", STUDENT, "--teacher", str(teacher), *WORDS, "--output", str(output)]
-    return [str(photos), *shared, "--threads", "1", "--seeds", "2", "--recipes", "alone", "kd", *more]
+    return [
+        str(photos),
+        *shared,
+        "--threads",
+        "1",
+        "--seeds",
+        "2",
+        "--recipes",
+        "kd",
+        *more,
+    ]  # alone is there by itself
 
 
 def test_a_comparison_ends_with_a_verdict_and_is_kept(
@@ -48,7 +58,8 @@ def test_a_comparison_ends_with_a_verdict_and_is_kept(
         (["--epoch", "2"], "unrecognized arguments: --epoch; close ones are --epochs"),
         (["--seed", "3"], "--seed is of a single run"),
         (["--seeds", "1"], "expected a whole number at least 2"),
-        (["--recipes", "kd"], "--recipes kd: expected alone"),
+        (["--recipes", "alone"], "--recipes alone: expected alone, which the others are compared with, and another"),
+        (["--recipes", "recomended"], "there is no such recipe; close is recommended"),
         (["--recipes", "alone", "kdd"], "unknown distiller 'kdd'"),
         (["--recipes", "alone", "none.yaml"], "there is no such file"),
         (["--recipes", "alone", "cifar100_resnet20_kd"], "type --epochs N, so that all have the same budget"),

@@ -48,9 +48,9 @@ def test_a_word_is_listed_where_its_script_is_there(name: str) -> None:
 
 def test_words_reach_their_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     assert shell.main(["train", "nowhere", "-j", "0"]) == 2
-    assert capsys.readouterr().err == "main_base.py: data folder nowhere does not exist\n"
+    assert capsys.readouterr().err == "mgd train: data folder nowhere does not exist\n"
     assert shell.main(["taps", "nowhere", "--show-tapss"]) == 2
-    assert "main_mgd.py: unrecognized arguments: --show-tapss; close ones are --show-taps" in capsys.readouterr().err
+    assert "mgd taps: unrecognized arguments: --show-tapss; close ones are --show-taps" in capsys.readouterr().err
 
 
 def test_evaluate_is_the_published_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,6 +81,11 @@ def test_a_wrong_folder_is_refused(what: str, message: str, photos: Path, tmp_pa
         read_folder(root)
 
 
+def test_a_folder_of_class_folders_is_sent_to_prepare(photos: Path) -> None:
+    with pytest.raises(UserError, match=f"by mgd prepare {photos / 'train'} NEW_FOLDER, and name that$"):
+        read_folder(photos / "train")
+
+
 @pytest.mark.parametrize(("num", "size", "ranks"), [(27, 8, 1), (27, 8, 2), (27, 8, 3), (16, 8, 2), (5, 8, 2)])
 def test_ranks_share_the_same_balanced_global_batches(num: int, size: int, ranks: int) -> None:
     alone = TrainBatches(num, size, seed=3)

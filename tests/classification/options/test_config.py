@@ -331,3 +331,11 @@ def test_recipes_of_any_script_and_number_of_teachers_are_checked(recipe: str, d
     (tmp_path / "r.yaml").write_text(recipe)
     with pytest.raises(UserError, match="warmup-epochs has no effect: it goes with --warmup 1"):
         parse(["DIR", "--config", str(tmp_path / "r.yaml")], "main.py", distillation=distils)
+
+
+def test_a_recipe_of_this_project_goes_by_its_name() -> None:
+    by_name = parse(["photos", "--config", "recommended"], "main_mgd.py", distillation=True)
+    by_file = parse(["photos", "--config", str(RECIPES / "recommended.yaml")], "main_mgd.py", distillation=True)
+    assert by_name.table == by_file.table and set(by_name.table) == {"ce", "mgd", "kd"}
+    with pytest.raises(UserError, match=r"cannot be read: No such file.*; close ones of this project are recommended$"):
+        parse(["photos", "--config", "recomended"], "main_mgd.py", distillation=True)

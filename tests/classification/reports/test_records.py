@@ -91,10 +91,12 @@ def test_names_tell_folders_apart(tmp_path: Path, run: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, run: Path) -> None:
+    shutil.copytree(run, tmp_path / "comparison" / "runs" / "net-alone-0")
     for path, what in (
         (tmp_path / "none", "does not exist"),
         (run / "metrics.jsonl", "is a file"),
         (tmp_path, "is no run folder.*holds the runs run$"),
+        (tmp_path / "comparison", "is no run folder.*holds the runs runs/net-alone-0$"),
     ):
         with pytest.raises(UserError, match=what):
             read_runs([run, path])
