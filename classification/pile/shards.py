@@ -108,10 +108,12 @@ def begin(folder: Path, plan: Plan) -> None:
     """
     if exists(folder) and not is_folder(folder):
         raise UserError(f"--output {folder} is a file: give a folder")
+    # The names first: another rank may write the plan between the two looks.
+    others = [path for path in folder.iterdir() if not _is_own(path.name)] if is_folder(folder) else []
     if is_file(folder / PLAN):
         _compare(folder, read_plan(folder), plan)
         return
-    if is_folder(folder) and any(folder.iterdir()):
+    if others:
         raise UserError(f"--output {folder} holds other files than scores: give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,6 +121,11 @@ def begin(folder: Path, plan: Plan) -> None:
         raise UserError(f"--output {folder} cannot be made: {error.strerror}") from error
     write_whole(folder / PLAN, (json.dumps(asdict(plan), indent=1) + "\n").encode())
     _compare(folder, read_plan(folder), plan)  # a rank that came first may have written another
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file is a plan or a shard, whole or being written."""
+    return PLAN in name or name.startswith(".") or name.endswith(".parquet")
 
 
 def read_plan(folder: Path) -> Plan:

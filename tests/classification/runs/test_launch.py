@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,13 +228,21 @@ def test_parts_of_a_batch_on_two_ranks_give_the_update_of_the_whole(distil: list
         assert both[key] == pytest.approx(alone[key], rel=1e-3)
 
 
-def _leave(status: int, seconds: float) -> None:
+def _leave(status: int, seconds: float, ready: Any) -> None:
     def stop(number: int, _: object) -> None:
         os._exit(status + number)
 
     signal.signal(signal.SIGTERM, stop)
+    ready.release()
     time.sleep(seconds)
     os._exit(status)
+
+
+def _interrupt(ready: Any, ranks: int) -> None:
+    """Send this process SIGINT once all ranks are ready."""
+    for _ in range(ranks):
+        ready.acquire()
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize(
@@ -247,12 +256,13 @@ def _leave(status: int, seconds: float) -> None:
 )
 def test_spawned_ranks_end_by_themselves(ranks: list[tuple[int, float]], signalled: bool, status: int) -> None:
     context = multiprocessing.get_context("forkserver")
-    processes = [context.Process(target=_leave, args=rank) for rank in ranks]
+    ready = context.Semaphore(0)
+    processes = [context.Process(target=_leave, args=(*rank, ready)) for rank in ranks]
     for process in processes:
         process.start()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a worker of the test runner ignores it
     if signalled:
-        threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+        threading.Thread(target=_interrupt, args=(ready, len(ranks)), daemon=True).start()
     try:
         assert launch._join(processes) == status
     finally:
