@@ -19,6 +19,7 @@ import torch
 from classification.errors import UserError
 from classification.options.choose import check_teachers, choose_terms
 from classification.options.devices import Devices
+from classification.options.dot import check_dot
 from classification.options.effects import check_recipe, check_typed
 from classification.options.groups import Optimisation
 from classification.options.int8 import check_int8
@@ -158,7 +159,7 @@ def _join(
     options = replace(options, **chosen, term_digest=digest_of(file) if file else None)
     options = replace(options, teachers=tuple(describe_teachers(options, teachers)))
     if options.optimisation.optimizer == "dot":
-        _check_dot(options)
+        check_dot(options)
     if options.devices.teacher_threads and (views := needing(options.table, "views")):
         raise UserError(f"--teacher-threads computes one view of each image, and {', '.join(views)} compares two")
     check_teachers(options.table, options.teachers, joined=options.networks.teacher_mean == "probabilities")
@@ -296,25 +297,6 @@ def _check_distillation(options: Options) -> None:
         raise UserError(f"--teacher-threads {ahead} leaves the student none of {threads} threads")
     if networks.taps and (networks.student_taps or networks.teacher_taps):
         raise UserError("--taps names the paths of both networks: leave --student-taps and --teacher-taps out")
-
-
-def _check_dot(options: Options) -> None:
-    """Refuse what does not go with two momenta."""
-    optimisation, table = options.optimisation, options.table
-    low, high = (optimisation.momentum + sign * optimisation.dot_delta for sign in (-1, 1))
-    if low < 0 or high >= 1:
-        raise UserError(
-            f"--optimizer dot needs momenta of at least 0 and below 1; --momentum {optimisation.momentum:g} and "
-            f"--dot-delta {optimisation.dot_delta:g} make {low:g} and {high:g}"
-        )
-    if optimisation.clip_gradients is not None:
-        raise UserError("--optimizer dot keeps two gradients, which --clip-gradients would not see: leave one out")
-    if len({spec.kind.alone for spec in table.values()}) < 2:
-        raise UserError(
-            f"--optimizer dot parts the gradients of labels and teachers, and this run has {' and '.join(table)} alone"
-        )
-    if options.devices.amp == "fp16":
-        raise UserError("--optimizer dot reads gradients that --amp fp16 scales: use --amp bf16 or off")
 
 
 def total_epochs(optimisation: Optimisation) -> int:

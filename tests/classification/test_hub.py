@@ -109,7 +109,7 @@ def test_the_page_keeps_its_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     torch.save({**content, **about}, tmp_path / "runs" / "student" / "best.pth")
     Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
-    hub, pretrained = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    _, hub, pretrained = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     scope: dict[str, Any] = {}
     exec(hub.replace('REPO = "."', f"REPO = {ROOT!r}"), scope)
     assert scope["logits"].shape == (1, 4) and scope["fresh"].num_classes == 1000

@@ -20,7 +20,7 @@ WORLD = World(device=torch.device("cuda", 0))
 
 def job_of(**terms: Term) -> Any:
     distiller = SimpleNamespace(terms=nn.ModuleDict(terms))
-    return SimpleNamespace(distiller=distiller, options=SimpleNamespace(devices=Devices()), notes=[])
+    return SimpleNamespace(distiller=distiller, options=SimpleNamespace(devices=Devices()), notes=[], quantisation=None)
 
 
 @pytest.fixture(autouse=True)

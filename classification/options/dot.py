@@ -1,0 +1,29 @@
+"""--optimizer dot: what it does not go with."""
+
+from __future__ import annotations
+
+from classification.errors import UserError
+from classification.options.options import Options
+
+
+def check_dot(options: Options) -> None:
+    """Refuse what does not go with two momenta.
+
+    Raises:
+        UserError: one of these.
+    """
+    optimisation, table = options.optimisation, options.table
+    low, high = (optimisation.momentum + sign * optimisation.dot_delta for sign in (-1, 1))
+    if low < 0 or high >= 1:
+        raise UserError(
+            f"--optimizer dot needs momenta of at least 0 and below 1; --momentum {optimisation.momentum:g} and "
+            f"--dot-delta {optimisation.dot_delta:g} make {low:g} and {high:g}"
+        )
+    if optimisation.clip_gradients is not None:
+        raise UserError("--optimizer dot keeps two gradients, which --clip-gradients would not see: leave one out")
+    if len({spec.kind.alone for spec in table.values()}) < 2:
+        raise UserError(
+            f"--optimizer dot parts the gradients of labels and teachers, and this run has {' and '.join(table)} alone"
+        )
+    if options.devices.amp == "fp16":
+        raise UserError("--optimizer dot reads gradients that --amp fp16 scales: use --amp bf16 or off")
