@@ -68,7 +68,7 @@ class Pair:
             student.to(memory_format=torch.channels_last)
             widen(student.model)
             teacher = self.fast_teacher()
-        terms = {"ce": (CE(), 1.0), "mgd": (copy.deepcopy(self.matching), 1e-4), "kd": (KD(1.5), 1.0)}
+        terms = {"ce": (CE(), 1.0), "mgd": (copy.deepcopy(self.matching), 1e-4), "kd": (KD(temperature=1.5), 1.0)}
         return mgd.Distiller(student, mgd.freeze(teacher), terms)
 
     def fast_teacher(self) -> mgd.Frozen:
