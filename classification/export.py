@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from classification.errors import RunError, UserError
 from classification.options.fields import number
-from classification.options.first_look import write_any_name
+from classification.options.first_look import run_command
 from classification.options.int8 import missing_packages as missing_for_onnx
 from classification.options.parser import Parser
 from classification.paths import is_file, is_folder
-from classification.system.exit_status import attempt
 from classification.system.new_files import check_new, folder_beside, free_name, move, write
 
 if TYPE_CHECKING:
@@ -201,12 +200,7 @@ def _check(args: argparse.Namespace, trained: Trained, trial: Trial, file: Path)
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     """Run the script, called by the name `prog`; return its exit status."""
-    write_any_name()
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        return attempt(lambda: export(parse(words, prog)), prog)
-    except SystemExit:  # a help text was printed
-        return 0
+    return run_command(lambda words: export(parse(words, prog)), argv, prog)
 
 
 if __name__ == "__main__":

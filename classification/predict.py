@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from classification.errors import RunError, UserError, one_line
 from classification.options.fields import count, number
-from classification.options.first_look import write_any_name
+from classification.options.first_look import run_command
 from classification.options.parser import Parser
 from classification.paths import exists, is_file, is_folder
-from classification.system.exit_status import attempt
 from classification.system.new_files import check_new, write_whole
 
 if TYPE_CHECKING:
@@ -159,14 +157,7 @@ def _said(
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     """Run the script, called by the name `prog`; return its exit status."""
-    write_any_name()
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # they do not name the file that they concern
-            return attempt(lambda: predict(parse(words, prog)), prog)
-    except SystemExit:  # a help text was printed
-        return 0
+    return run_command(lambda words: predict(parse(words, prog)), argv, prog)
 
 
 if __name__ == "__main__":

@@ -6,17 +6,15 @@ import argparse
 import math
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from classification.errors import UserError, one_line
 from classification.options.fields import count, number
-from classification.options.first_look import write_any_name
+from classification.options.first_look import run_command
 from classification.options.parser import Parser
 from classification.paths import exists, is_file, is_folder
 from classification.pile.packages import check_packages
-from classification.system.exit_status import attempt
 from classification.system.new_files import check_new, write_whole
 
 if TYPE_CHECKING:
@@ -253,19 +251,12 @@ def _copies(args: argparse.Namespace) -> NearCopies | None:
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     """Run the script, called by the name `prog`; return its exit status."""
-    write_any_name()
-    words = sys.argv[1:] if argv is None else argv
 
-    def work() -> None:
+    def work(words: list[str]) -> None:
         args = parse(words, prog)
         (score if words[0] == "score" else select)(args)
 
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # they do not name the file that they concern
-            return attempt(work, prog)
-    except SystemExit:  # a help text was printed
-        return 0
+    return run_command(work, argv, prog)
 
 
 if __name__ == "__main__":

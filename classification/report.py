@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from pathlib import Path
 
 from classification.errors import UserError
 from classification.options.fields import count
-from classification.options.first_look import write_any_name
+from classification.options.first_look import run_command
 from classification.options.parser import Parser
 from classification.paths import exists, is_folder
 from classification.reports.packages import check_packages
-from classification.system.exit_status import attempt
 from classification.system.new_files import check_new, write_whole
 
 PROG = "report.py"
@@ -61,14 +59,7 @@ def report(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     """Run the script, called by the name `prog`; return its exit status."""
-    write_any_name()
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="PIL")  # they do not name the file that they concern
-            return attempt(lambda: report(parse(words, prog)), prog)
-    except SystemExit:  # a help text was printed
-        return 0
+    return run_command(lambda words: report(parse(words, prog)), argv, prog)
 
 
 if __name__ == "__main__":

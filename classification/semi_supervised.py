@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING
 
 from classification.errors import UserError
 from classification.options.fields import count, number, positive
-from classification.options.first_look import write_any_name
+from classification.options.first_look import run_command
 from classification.options.parser import Parser
 from classification.paths import is_file, is_folder
 from classification.pile.packages import check_packages
-from classification.system.exit_status import attempt
 
 if TYPE_CHECKING:
     from classification.pile.steps import Steps
@@ -201,12 +200,7 @@ def _conclude(folder: Path, margin: float) -> None:
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     """Run the script, called by the name `prog`; return its exit status."""
-    write_any_name()
-    words = sys.argv[1:] if argv is None else argv
-    try:
-        return attempt(lambda: run(parse(words, prog)), prog)
-    except SystemExit:  # a help text was printed
-        return 0
+    return run_command(lambda words: run(parse(words, prog)), argv, prog)
 
 
 if __name__ == "__main__":

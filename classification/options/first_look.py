@@ -1,13 +1,16 @@
-"""Answer help and mistyped options at once, before torch is imported."""
+"""How a command begins: names that can be printed, help and mistyped options before torch is imported."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+import warnings
+from collections.abc import Callable
 
 from classification.errors import UserError
 from classification.options.parser import build_parser
+from classification.system.exit_status import attempt
 
 
 def write_any_name() -> None:
@@ -34,3 +37,21 @@ def first_look(words: list[str], prog: str, *, distillation: bool) -> int | None
     except SystemExit:  # a help text was printed
         return 0
     return None
+
+
+def run_command(work: Callable[[list[str]], object], argv: list[str] | None, prog: str) -> int:
+    """Do the work of a command that runs in one process, and return its exit status.
+
+    Args:
+        work: takes the command line, without the script.
+        argv: that line; None for what was typed.
+        prog: the command's name, in front of messages.
+    """
+    write_any_name()
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="PIL")  # they do not name the file that they concern
+            return attempt(lambda: work(words), prog)
+    except SystemExit:  # a help text was printed
+        return 0

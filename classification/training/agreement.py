@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from classification.data.image_files import file_digest
 from classification.errors import UserError
 from classification.paths import relative
 from classification.runs.checkpoint import job_hash
@@ -65,22 +66,14 @@ def _checkpoint(job: Job) -> list[str]:
     if job.checkpoint is None:
         return []
     state = job.checkpoint["resume"]
-    return [str(state["epoch"]), str(state["step"]), _digest(Path(job.resume_from))]
-
-
-def _digest(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            found.update(part)
-    return found.hexdigest()
+    return [str(state["epoch"]), str(state["step"]), file_digest(job.resume_from)]
 
 
 def _files(samples: Sequence[tuple[str, int]], root: str) -> list[str]:
     """Return names, classes and sizes of files, and the content of a few: other bytes may hide under the same names."""
     names = [f"{relative(path, root)} {target}" for path, target in samples]
     sizes = [str(Path(path).stat().st_size) for path, _ in samples[:: max(1, len(samples) // MOST)]]
-    read = [_digest(Path(path)) for path, _ in samples[:: max(1, len(samples) // READ)]]
+    read = [file_digest(path) for path, _ in samples[:: max(1, len(samples) // READ)]]
     return [*names, *sizes, *read]
 
 

@@ -9,9 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from classification.data.folders import (
-    Folder,
-)
+from classification.data.folders import Folder
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models.fake_quantised import FakeQuantisation
