@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from classification import export, predict, shell
+from classification import __main__ as shell
+from classification import export, predict
 from tests.classification.refusals import Case, Place
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from classification import shell
+from classification import __main__ as shell
 from classification.errors import UserError
 from classification.options import evaluating
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_help_is_one_screen_and_does_not_wait_for_torch() -> None:
     code = (
-        "import sys; from classification.shell import main\n"
+        "import sys; from classification.__main__ import main\n"
         "status = main(['--help']), main(['evalute']), main(['evaluate', '--help']), main(['train', '--help'])\n"
         "heavy = {'torch', 'torchvision', 'timm', 'numpy'} & set(sys.modules)\n"
         "assert (status, heavy) == ((0, 2, 0, 0), set()), (status, heavy)"
@@ -31,7 +31,7 @@ def test_help_is_one_screen_and_does_not_wait_for_torch() -> None:
 
 
 def test_it_is_what_an_installation_calls(capsys: pytest.CaptureFixture[str]) -> None:
-    assert 'mgd = "classification.shell:main"' in (ROOT / "pyproject.toml").read_text()
+    assert 'mgd = "classification.__main__:main"' in (ROOT / "pyproject.toml").read_text()
     assert shell.main([]) == 2 and capsys.readouterr().err.startswith("usage: mgd WORD")
     done = subprocess.run([sys.executable, "-m", "classification", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage: mgd WORD")
