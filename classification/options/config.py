@@ -374,6 +374,8 @@ def _processor() -> str:
 
 def _commit(root: Path = Path(__file__).parents[2]) -> str | None:
     """Return the commit of this code, with "-dirty" where a source file differs; None outside a repository."""
+    if root.name in ("site-packages", "dist-packages"):  # installed: a repository around it is another project's
+        return None
     try:
         head, changed = (
             subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)

@@ -339,3 +339,12 @@ def test_a_recipe_of_this_project_goes_by_its_name() -> None:
     assert by_name.table == by_file.table and set(by_name.table) == {"ce", "mgd", "kd"}
     with pytest.raises(UserError, match=r"cannot be read: No such file.*; close ones of this project are recommended$"):
         parse(["photos", "--config", "recomended"], "main_mgd.py", distillation=True)
+
+
+def test_an_installed_copy_has_no_commit_of_the_project_around_it(tmp_path: Path) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    root = tmp_path / "lib" / "site-packages"
+    root.mkdir(parents=True)
+    assert _commit(root.parent) is not None and _commit(root) is None
