@@ -11,6 +11,7 @@ import shlex
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import yaml
@@ -110,3 +111,21 @@ def read_quality() -> tuple[dict[str, dict[str, Any]], dict[str, dict[int, Recor
             check_command(name, suite, record)
             records[record.cell][record.seed] = record
     return cells, records
+
+
+def count(found: dict[int, Record]) -> str:
+    """How many seeds, and in brackets how many of them on a processor without bfloat16."""
+    float32 = sum(not r.had_bfloat16 for r in found.values())
+    return f"{len(found)} ({float32}*)" if float32 else f"{len(found)}"
+
+
+def differences(values: list[float]) -> str:
+    """Mean of paired differences and its standard error; fewer than three, each."""
+    if len(values) < 3:
+        return ", ".join(f"{value:+.2f}" for value in values)
+    return f"{mean(values):+.2f} ± {stdev(values) / len(values) ** 0.5:.2f}"
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{values[0]:.2f}" if len(values) == 1 else f"{mean(values):.2f} ± {stdev(values):.2f}"

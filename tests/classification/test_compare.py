@@ -93,7 +93,8 @@ def test_help_is_short_and_needs_no_folder(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_commands_of_its_page_are_understood() -> None:
-    page = (Path(compare.__file__).parents[1] / "docs" / "compare.md").read_text().replace("\\\n", " ")
+    folder = Path(compare.__file__).parents[1] / "docs" / "start"
+    page = "".join((folder / name).read_text() for name in ("compare.md", "photographs.md")).replace("\\\n", " ")
     commands = [shlex.split(found) for found in re.findall(r"^python classification/(.*)$", page, flags=re.MULTILINE)]
     assert [words[0] for words in commands] == ["compare.py", "prepare.py"]
     asked = compare.parse(commands[0][1:])
