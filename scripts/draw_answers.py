@@ -1,7 +1,8 @@
-"""The pictures of docs/results/index.md, one question each; scripts/make_tables.py calls it."""
+"""The pictures of docs/results/index.md, one question each, and the notebook's; make_tables.py calls it."""
 
 from __future__ import annotations
 
+import base64
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -9,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import matplotlib.pyplot as plt
-from cells import RESULTS, read_quality
+from cells import RESULTS, ROOT, read_quality
 from matplotlib.axes import Axes
 from results_table import Record
 
@@ -62,9 +63,18 @@ def draw_answers(folder: Path) -> None:
     _, results = read_quality()
     draw_gain(results, folder / "gain.png")
     draw_worth(results, folder / "flow_worth.png")
+    (folder / "notebook.png").write_bytes(notebook_picture("The squares are the *flow*"))
     record = RESULTS / "device.json"
     if record.exists():
         draw_device(json.loads(record.read_text())["rows"], folder / "device.png")
+
+
+def notebook_picture(text: str) -> bytes:
+    """Return the picture that examples/digits.ipynb holds behind the cell with this text."""
+    cells = json.loads((ROOT / "examples" / "digits.ipynb").read_text())["cells"]
+    place = next(number for number, cell in enumerate(cells) if text in " ".join("".join(cell["source"]).split()))
+    data = next(output["data"]["image/png"] for output in cells[place + 1]["outputs"] if "data" in output)
+    return base64.b64decode("".join(data))
 
 
 def _error(axis: Axes, x: float, values: list[float], color: str) -> None:
