@@ -50,7 +50,7 @@ def _page(name: str, kind: type[Term], when: str) -> str:
         "",
         f"{title}.",
         "",
-        f"**Use it when:** {when}",
+        f"**When to use it:** {when}",
         "",
         f"**Default weight:** {kind.weight:g}. **Reads:** {_reads(kind)}.",
         "",
