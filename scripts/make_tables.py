@@ -335,14 +335,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only say whether the pages are up to date")
     args = parser.parse_args()
-    made = term_pages()
-    for page in (page for page in PAGES if page not in made):
-        text = page.read_text()
-        try:
-            filled = fill(text)
-        except TableError as error:
-            sys.exit(str(error))
-        made[page] = filled
+    try:
+        made = term_pages()
+        made |= {page: fill(page.read_text()) for page in PAGES if page not in made}
+    except TableError as error:
+        sys.exit(str(error))
     stale = [page.name for page, text in made.items() if not page.exists() or page.read_text() != text]
     if not args.check:
         for page, text in made.items():

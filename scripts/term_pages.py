@@ -1,7 +1,7 @@
 """Make docs/reference/terms/NAME.md, a page per term, from docstrings, recipes and results; make_tables.py calls it.
 
-The formula is the text of the docstring up to its arguments, the source its reference, the defaults the fields of the
-term's hyper-parameters. Only when to use a term is written for the page, in scripts/terms.yaml.
+What a formula means is the text of the docstring up to its arguments, the source its reference, the defaults the fields
+of the term's hyper-parameters. Only the formula in LaTeX and when to use the term stand in scripts/terms.yaml.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 
 import yaml
 from cells import ROOT, count, differences, read_quality, spread
+from results_table import TableError
 
 from mgd.losses import LOSSES, Term
 
 FOLDER = ROOT / "docs" / "reference" / "terms"
-WHEN = ROOT / "scripts" / "terms.yaml"
+WRITTEN = ROOT / "scripts" / "terms.yaml"
 RECIPES = ROOT / "classification" / "recipes"
 GROUPS = ("main", "terms", "muon", "few", "photographs")  # of the rows that a page shows
 SECTION = re.compile(r"\n\n(?=(?:Args|Returns|Raises|Reference|Use):)")
@@ -35,16 +36,16 @@ NEEDS = {
 
 def term_pages() -> dict[Path, str]:
     """Return the page of every term by its path."""
-    when = yaml.safe_load(WHEN.read_text())
-    if set(when) != set(LOSSES):
-        raise ValueError(f"{WHEN} must name every term, and no other; look at {set(when) ^ set(LOSSES)}")
-    return {FOLDER / f"{name}.md": _page(name, kind, " ".join(when[name].split())) for name, kind in LOSSES.items()}
+    written = yaml.safe_load(WRITTEN.read_text())
+    if set(written) != set(LOSSES):
+        raise TableError(f"{WRITTEN} must name every term, and no other; look at {set(written) ^ set(LOSSES)}")
+    return {FOLDER / f"{name}.md": _page(name, kind, **written[name]) for name, kind in LOSSES.items()}
 
 
-def _page(name: str, kind: type[Term], when: str) -> str:
+def _page(name: str, kind: type[Term], formula: str, when: str) -> str:
     module = inspect.getmodule(kind)
     title = (module.__doc__ or "").strip().rstrip(".")
-    formula, source = _docs(name, kind)
+    meaning, source = _docs(name, kind)
     lines = [
         f"# {name}",
         "",
@@ -56,8 +57,14 @@ def _page(name: str, kind: type[Term], when: str) -> str:
         "",
         "## Formula",
         "",
+        "$$",
+        formula,
+        "$$",
+        "",
+        "As the code says it:",
+        "",
         "```text",
-        *formula,
+        *meaning,
         "```",
         "",
         "## Source",
