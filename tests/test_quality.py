@@ -136,7 +136,7 @@ def test_unknown_cells_are_refused(bench: list[str]) -> None:
 
 
 def test_differences_are_paired() -> None:
-    from make_tables import differences
+    from cells import differences
 
     assert differences([1.0, 2.0, 3.0]) == "+2.00 ± 0.58"
     assert differences([-0.5, 2.0]) == "-0.50, +2.00"  # two make no deviation worth the name
