@@ -79,9 +79,8 @@ class Suite:
         if "start" in cell:
             self.run_cell(cell["start"], seed, threads)
         start = self.work / f"{cell.get('start')}-{seed}" / "last.pth"
-        if "start-file" in cell:
-            start = SHARED / "weights" / cell["start-file"]
-        data, words = self.data(name), cell_words(self.content, cell, str(self.weights()), str(start))
+        given = f"{SHARED / 'weights'}/"
+        data, words = self.data(name), cell_words(self.content, cell, str(self.weights()), str(start), given)
         if threads > 1 and has_teacher(cell) and not torch.cuda.is_available():  # pays on the base case
             words += ["--teacher-threads", str(threads // 2)]
         return self.run(name, cell.get("script", "main_mgd"), data, words, seed, threads)

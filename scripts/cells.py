@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 CELLS = (ROOT / "scripts" / "quality.yaml", ROOT / "scripts" / "transport.yaml")
 RESULTS = ROOT / "results"
 GIVEN_TEACHER = "cifar10_resnet56.pt"
+GIVEN = "given/"  # in front of the name of a file that is not made by a cell
 PLACES = ("-j", "-p", "--seed", "--output", "--resume", "--teacher-threads")  # each with one value
 
 
@@ -47,19 +48,21 @@ def has_teacher(cell: dict[str, Any]) -> bool:
     return bool(cell.get("script", "main_mgd") == "main_mgd" and cell.get("teacher", True))
 
 
-def cell_words(suite: dict[str, Any], cell: dict[str, Any], teacher: str, start: str) -> list[str]:
+def cell_words(suite: dict[str, Any], cell: dict[str, Any], teacher: str, start: str, given: str = "") -> list[str]:
     """Return the options of a cell, those of its seed and its place left out.
 
     Args:
         suite: of a list of cells.
         cell: one of its cells.
         teacher: file of the teacher's weights.
-        start: file of the student's, where it starts from another cell's, or from one that is given.
+        start: file of the student's, where it starts from another cell's.
+        given: what stands in the place of `given/` in front of the name of a given file.
     """
-    words = [*shlex.split(suite["base"]), *shlex.split(cell.get("options", ""))]
+    options = shlex.split(f"{suite['base']} {cell.get('options', '')}")
+    words = [f"{given}{word.removeprefix(GIVEN)}" if word.startswith(GIVEN) else word for word in options]
     if has_teacher(cell):
         words += [*shlex.split(suite["teacher"]), "--teacher-resume", teacher]
-    return [*words, "--student-resume", start] if cell.keys() & {"start", "start-file"} else words
+    return [*words, "--student-resume", start] if "start" in cell else words
 
 
 def earlier(suite: dict[str, Any], record: Record) -> list[dict[str, Any]]:
@@ -87,11 +90,8 @@ def check_command(name: str, suite: dict[str, Any], record: Record) -> None:
         data = entry.get("data", data)
     teacher = "last.pth" if suite.get("teacher-cell") else GIVEN_TEACHER
     script = f"{cell.get('script', 'main_mgd')}.py"
-    wanted = [
-        script,
-        data or data_name(data_kind(name, suite), cell),
-        *cell_words(suite, cell, teacher, cell.get("start-file", "last.pth")),
-    ]
+    kind = data_kind(name, suite)
+    wanted = [script, data or data_name(kind, cell), *cell_words(suite, cell, teacher, "last.pth")]
     found, places = _apart([Path(word).name if word.startswith("/") else word for word in record.words])
     if found != wanted:
         raise TableError(
