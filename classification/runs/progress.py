@@ -101,7 +101,7 @@ def last_lines(
     where = f" ({epoch_name(options.optimisation, int(best['epoch']))})" if "epoch" in best else ""
     words = [str(data.data), *(["--valid-list", data.valid_list] if data.valid_list else [])]
     if data.train_list and data.valid_list:  # which name the classes
-        words += [*(["--train-list", data.train_list] if options.labels else []), "--num-classes", str(num_classes)]
+        words += [*(["--train-list", data.train_list] if options.labelled else []), "--num-classes", str(num_classes)]
     words += ["--bad-images", "skip"] if data.bad_images == "skip" else []
     evaluate = command("main_base.py", *words, "--evaluate", "--student-resume", str(folder / "best.pth"))
     measure, said = options.run.best_by, f"top-1 {best['valid_top1']:.2f}"
