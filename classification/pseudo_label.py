@@ -81,8 +81,8 @@ def _select_options(parser: argparse.ArgumentParser) -> None:
     add("--exclude-distance", type=number(int, 0, 16), default=4, metavar="N", help=about)
     about = "scores of images of the classes, as of valid: leave out foreign images by them"
     add("--known", type=Path, metavar="FOLDER", help=about)
-    about = "what tells foreign images: the largest score, the energy, or the margin of the two largest (margin)"
-    add("--rule", "--foreign-rule", type=_rule_name, choices=("min-score", "energy", "margin"), help=about)
+    about = "what tells foreign images: the energy, the largest score, or the margin of the two largest (energy)"
+    add("--rule", "--foreign-rule", type=_rule_name, choices=("energy", "min-score", "margin"), help=about)
     about = "percent of the --known images that the rule keeps (95)"
     add("--keep", type=number(float, 0, 100, open_low=True), metavar="PERCENT", help=about)
     add("--force", action="store_true", help="replace LIST if it exists")
@@ -243,7 +243,7 @@ def _rule(args: argparse.Namespace, shards: Shards) -> Rule:
     rule = Rule(args.top_p, args.top_k, low if low < 0 else math.log(low) if low else -math.inf)
     if args.known is None:
         return rule
-    name, keep = args.rule or "margin", 95.0 if args.keep is None else args.keep
+    name, keep = args.rule or "energy", 95.0 if args.keep is None else args.keep
     known = open_shards(args.known)
     if known.teacher != shards.teacher:
         raise UserError(f"--known {args.known} holds scores of another teacher than {args.folder}: use one teacher")
