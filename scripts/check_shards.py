@@ -115,7 +115,7 @@ def check_resuming(root: Path, draw: random.Random) -> None:
         words = [sys.executable, str(SCRIPT), *command(root, root / "killed")]
         process = subprocess.Popen(words, stdout=subprocess.DEVNULL, start_new_session=True)
         try:
-            status = process.wait(seconds * draw.uniform(0.3, 1.0) if kills < 4 else None)
+            status = process.wait(seconds * draw.uniform(0.3, 0.8) if kills < 5 else None)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -172,8 +172,9 @@ def _walk(shard: str, file: int, end: int) -> Iterator[Found]:
         if header.isdir():
             continue
         if start + size > end:
+            beyond = start + size - end
             raise UserError(
-                f"shard {shard} is cut: {shown(name)} ends {start + size - end} bytes behind it: copy it again"
+                f"shard {shard} is cut: {shown(name)} ends {beyond} bytes behind the end of the file: copy it again"
             )
         before = name
         yield Member(shard, start, size, name.removeprefix("./")), block[BLOCK : BLOCK + size]

@@ -103,7 +103,10 @@ def open_teachers(
                 "same classes"
             )
         if first.classes and other.classes and first.classes != other.classes:
-            raise UserError(f"{other.path} has other classes than {first.path}, or in another order")
+            raise UserError(
+                f"{other.path} has other classes than {first.path}, or in another order: give teachers of the same "
+                "classes"
+            )
         if _cut(other.preprocessing) != _cut(first.preprocessing):
             raise UserError(
                 f"{other.path} sees {other.preprocessing}, {first.path} {first.preprocessing}: score with each alone"

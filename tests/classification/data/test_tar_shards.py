@@ -183,7 +183,7 @@ def written(content: bytes) -> Callable[[Path], Path]:
         (lambda p: special(p, tarfile.GNUTYPE_SPARSE), "'1.png' is a file with holes"),
         (lambda p: special(p, b"?"), "'1.png' is of an unknown kind"),
         (cut(1024 + 20), r"a\.tar is cut: '000\.cls' ends|is cut: it has no end mark"),
-        (cut(512 + 30), r"a\.tar is cut: '000\.png' ends [0-9]+ bytes behind it: copy it again"),
+        (cut(512 + 30), r"a\.tar is cut: '000\.png' ends [0-9]+ bytes behind the end of the file: copy it again"),
         (cut(1024), "is cut: it has no end mark behind '000.png': copy it again"),
         (cut(2048), "is cut: it has no end mark behind '000.cls': copy it again"),
         (joined, "holds more behind its end mark"),

@@ -14,6 +14,7 @@ from classification import main_base, predict, pseudo_label
 from classification.data.folders import read_folder
 from classification.data.loading import Photos, TrainBatches, loader
 from classification.data.preprocessing import Preprocessing
+from classification.data.trial import read_trial
 from classification.training.trainer import Trainer
 from tests.classification.conftest import CLASSES, SMALL, STUDENT
 from tests.classification.seams import before_forward, run_trainer
@@ -119,6 +120,12 @@ def test_shards_are_scored_selected_and_trained_on(
     capsys.readouterr()
     assert predict.main([str(tmp_path / "run" / "best.pth"), tars[0], "--csv", str(tmp_path / "csv"), "-j", "0"]) == 0
     assert (tmp_path / "csv").read_text().count("000000.tar@") == 11 * len(CLASSES)
+
+
+def test_an_export_calibrates_on_shards(shards: Path) -> None:
+    trial = read_trial(shards, Preprocessing.of(16, "pad"), list(CLASSES), 3, calibrate=True)
+    assert len(trial.data.train) == 27 and len(trial.data.valid) == 15
+    assert sum(len(images) for images in trial.calibration(20, 8)) == 20
 
 
 def test_both_splits_may_be_shards(shards: Path, tmp_path: Path, capsys: Any) -> None:
