@@ -51,7 +51,7 @@ def build_parser(command: str = "", prog: str = PROG) -> Parser:
 def _score_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="a teacher: a best.pth, other weights, or a run folder")
-    about = "an image; a folder, with those in it; a list, one path per line; - for a list on stdin"
+    about = "an image; a tar shard; a folder, with those in it; a list, one path per line; - for a list on stdin"
     add("paths", metavar="PATH", nargs="+", help=about)
     add("--output", required=True, metavar="FOLDER", type=Path, help="the folder of shards; the same line resumes")
     add("--also", metavar="CHECKPOINT", type=Path, action="append", default=[], help="a further teacher (mean)")

@@ -98,7 +98,10 @@ def read_shards(shards: Sequence[Path], num_classes: int | None, *, labels: bool
 def _label(image: Member, file: Found | None, num_classes: int | None) -> int:
     if file is None:
         name = image.name.rpartition("/")[2].partition(".")[0]
-        raise UserError(f"shard {image.shard}: {shown(image.name)} has no label: expected {name}.cls behind it")
+        raise UserError(
+            f"shard {image.shard}: {shown(image.name)} has no label: expected {name}.cls behind it, or terms that need "
+            "no labels"
+        )
     label, content = file
     found = CLASS.fullmatch(content) if label.size == len(content) else None
     if not found:
