@@ -60,13 +60,14 @@ def find_paths(words: Iterable[str], stdin: BinaryIO) -> Found:
     paths: list[str] = []
     left = LeftOut()
     words = list(words)
+    packed = shard_images(word for word in words if word != STDIN and is_shard(word))
     for word in words:
         if word == STDIN:
             paths += _read_list(stdin, "stdin")
         elif is_folder(word):
             paths += _in_folder(Path(word), left)
-        elif is_shard(word):
-            paths += shard_images(word)
+        elif word in packed:
+            paths += packed[word]
         elif is_image(word) or (is_file(word) and _looks_like_image(word)):
             if not is_there(word):
                 raise UserError(f"image {word} does not exist")
@@ -88,7 +89,7 @@ def _in_folder(folder: Path, left: LeftOut) -> list[str]:
     paths = [os.path.join(top, name) for top, names in found for name in names]  # noqa: PTH118
     if left.others.pop(SUFFIX, 0):
         shards = [path for top, _ in found for path in sorted(Path(top).glob(f"*{SUFFIX}")) if is_shard(path)]
-        paths += [path for shard in shards for path in shard_images(shard)]
+        paths += [path for images in shard_images(shards).values() for path in images]
     return paths
 
 

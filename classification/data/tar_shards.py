@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
 
 from classification.data.image_files import SUFFIXES, hidden, is_image
 from classification.data.members import BLOCK, LARGEST, MARK, Member
@@ -21,6 +24,7 @@ from classification.paths import is_file
 SUFFIX = ".tar"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # of these
+THREADS = 8  # that read headers
 LONGEST_NAME = 1 << 16  # bytes of a header that holds a long name
 CLASS = re.compile(rb"\s*([0-9]{1,9})\s*")
 RECORD = re.compile(rb"([0-9]{1,5}) ([^=]+)=")
@@ -33,6 +37,7 @@ KINDS = {
     tarfile.GNUTYPE_SPARSE: "a file with holes",
 }
 LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+Result = TypeVar("Result")
 Found = tuple[Member, bytes]  # a file, and its beginning
 Labelled = tuple[Member, Found | None]  # an image, and the file of its class index
 
@@ -60,13 +65,24 @@ def find_shards(folder: Path) -> list[Path]:
     return [entry for entry in entries if is_shard(entry)]
 
 
-def shard_images(shard: str | Path) -> list[str]:
-    """Return the paths of the images of a shard, in its order.
+def shard_images(shards: Iterable[str | Path]) -> dict[str, list[str]]:
+    """Return the paths of the images of each shard, in its order, by the path of the shard.
 
     Raises:
-        UserError: as in `_members`.
+        UserError: a shard that is cut or holds more than plain files.
     """
+    names = [str(shard) for shard in shards]
+    return dict(zip(names, _side_by_side(_images, names), strict=True))
+
+
+def _images(shard: str) -> list[str]:
     return [image.path for group in _samples(shard) for image, _ in group]
+
+
+def _side_by_side(work: Callable[[str], Result], shards: Sequence[str]) -> list[Result]:
+    """Work on several shards at once: on a disk of another machine, each header is waited for."""
+    with ThreadPoolExecutor(max(1, min(THREADS, len(shards)))) as pool:
+        return list(pool.map(work, shards))
 
 
 def read_shards(shards: Sequence[Path], num_classes: int | None, *, labels: bool = True) -> list[tuple[str, int]]:
@@ -80,18 +96,23 @@ def read_shards(shards: Sequence[Path], num_classes: int | None, *, labels: bool
     Raises:
         UserError: a shard that is cut or holds more than plain files, an image without its class index, no images.
     """
-    found: list[tuple[str, int]] = []
-    for shard in shards:
-        if not labels:
-            found += [(path, -1) for path in shard_images(shard)]
-            continue
-        for group in _samples(shard):
-            if len(group) > 1:
-                names = " and ".join(shown(image.name) for image, _ in group[:2])
-                raise UserError(f"shard {shard}: {names} have one label: give each image a name of its own")
-            found += [(image.path, _label(image, cls, num_classes)) for image, cls in group]
+    if labels:
+        parts = _side_by_side(partial(_labelled, num_classes=num_classes), [str(shard) for shard in shards])
+        found = [sample for part in parts for sample in part]
+    else:
+        found = [(path, -1) for paths in shard_images(shards).values() for path in paths]
     if not found:
         raise UserError(f"{shards[0].parent} holds shards without images: expected NAME.jpg and NAME.cls in each")
+    return found
+
+
+def _labelled(shard: str, num_classes: int | None) -> list[tuple[str, int]]:
+    found = []
+    for group in _samples(shard):
+        if len(group) > 1:
+            names = " and ".join(shown(image.name) for image, _ in group[:2])
+            raise UserError(f"shard {shard}: {names} have one label: give each image a name of its own")
+        found += [(image.path, _label(image, file, num_classes)) for image, file in group]
     return found
 
 
@@ -115,12 +136,12 @@ def _label(image: Member, file: Found | None, num_classes: int | None) -> int:
     return int(found[1])
 
 
-def _samples(shard: str | Path) -> Iterator[list[Labelled]]:
+def _samples(shard: str) -> Iterator[list[Labelled]]:
     """Yield the images of each group of files that follow each other and have a name in common, up to its first point.
 
     Of several images those count whose suffix is all that differs: a mask NAME.seg.png is none.
     """
-    for _, files in groupby(_members(str(shard)), lambda found: _parts(found[0].name)[:2]):
+    for _, files in groupby(_members(shard), lambda found: _parts(found[0].name)[:2]):
         group = [found for found in files if not any(map(hidden, found[0].name.split("/")))]
         images = [member for member, _ in group if is_image(member.name)]
         plain = [member for member in images if f".{_parts(member.name)[2]}" in SUFFIXES]

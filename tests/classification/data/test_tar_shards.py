@@ -78,7 +78,7 @@ def test_images_and_labels_are_those_that_tarfile_finds(form: int, tmp_path: Pat
                 assert file.read() == content.read()
             assert label == int(said.read()) and is_there(path) and size_of(path) == info.size
     assert read_shards([shard], None, labels=False) == [(path, -1) for path, _ in found]
-    assert shard_images(shard) == [path for path, _ in found]
+    assert shard_images([shard]) == {str(shard): [path for path, _ in found]}
 
 
 def test_what_is_no_image_is_left_out(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_what_is_no_image_is_left_out(tmp_path: Path) -> None:
 
 def test_a_path_in_a_shard_is_read_like_any_other(tmp_path: Path) -> None:
     shard = pack(tmp_path / "a.tar", GOOD)
-    paths = shard_images(shard)
+    paths = shard_images([shard])[str(shard)]
     alone = tmp_path / "alone.png"
     alone.write_bytes(picture(2))
     assert read_image(paths[2]).tobytes() == read_image(str(alone)).tobytes()
@@ -118,7 +118,7 @@ def test_a_path_in_a_shard_is_read_like_any_other(tmp_path: Path) -> None:
 
 def test_a_shard_that_was_packed_again_is_not_read_at_old_places(tmp_path: Path) -> None:
     shard = pack(tmp_path / "a.tar", GOOD)
-    path = shard_images(shard)[2]
+    path = shard_images([shard])[str(shard)][2]
     pack(shard, [("more.cls", b"1"), *GOOD])
     assert image_or_cause(path) == "its shard holds another file at this place: was it packed again?"
     pack(shard, [(f"more/{'n' * 120}.cls", b"1"), *GOOD])
@@ -238,7 +238,7 @@ def test_an_image_of_gigapixels_is_refused_by_its_head(tmp_path: Path) -> None:
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 50000, 50000, 8, 2, 0, 0, 0))
     bomb = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     shard = pack(tmp_path / "a.tar", [("bomb.png", bomb), ("bomb.cls", b"0")])
-    (path,) = shard_images(shard)
+    (path,) = shard_images([shard])[str(shard)]
     with pytest.raises(UserError, match=r"a\.tar@512\+[0-9]+/bomb\.png cannot be read .*2500000000 pixels"):
         read_image(path)
 
