@@ -25,13 +25,13 @@ def share_kept(files: list[Path], statistic: str, threshold: float) -> float:
     return float(found)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("known", "own", "foreign"):
         parser.add_argument(f"--{name}", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--keep", type=float, nargs="+", default=[95.0, 80.0], metavar="PERCENT")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     known, own, foreign = (open_shards(folder) for folder in (args.known, args.own, args.foreign))
     if len({known.teacher, own.teacher, foreign.teacher}) > 1:
         parser.error("the folders are of several teachers: score all images by one")

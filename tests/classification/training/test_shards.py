@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,24 @@ def test_shards_are_scored_selected_and_trained_on(
     capsys.readouterr()
     assert predict.main([str(tmp_path / "run" / "best.pth"), tars[0], "--csv", str(tmp_path / "csv"), "-j", "0"]) == 0
     assert (tmp_path / "csv").read_text().count("000000.tar@") == 11 * len(CLASSES)
+
+
+def test_an_image_of_gigapixels_in_a_shard_is_left_out_by_name(
+    photos: Path, teacher: Path, tmp_path: Path, capsys: Any
+) -> None:
+    good = (photos / "train" / "bar" / "0.png").read_bytes()
+    head = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    bomb = good[:12] + head + struct.pack(">I", zlib.crc32(head)) + good[33:]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("0.png", good), ("bomb.png", bomb), ("1.png", good)):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    words = ["score", str(teacher), str(tmp_path / "a.tar"), "--output", str(tmp_path / "scores"), "-j", "0"]
+    assert pseudo_label.main(words) == 0
+    said = capsys.readouterr()
+    assert "bomb.png is left out (Image size (3600000000 pixels) exceeds limit" in said.err
+    assert "2 images scored" in said.out and "1 images left out" in said.out
 
 
 def test_an_export_calibrates_on_shards(shards: Path) -> None:
