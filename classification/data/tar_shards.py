@@ -120,7 +120,7 @@ def _label(image: Member, file: Found | None, num_classes: int | None) -> int:
     if file is None:
         name = image.name.rpartition("/")[2].partition(".")[0]
         raise UserError(
-            f"shard {image.shard}: {shown(image.name)} has no label: expected {name}.cls behind it, or terms that need "
+            f"shard {image.shard}: {shown(image.name)} has no label: expected {name}.cls beside it, or terms that need "
             "no labels"
         )
     label, content = file
@@ -227,14 +227,14 @@ def _header(shard: str, block: bytes, place: int, before: str) -> tarfile.TarInf
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
-        if not place:
+        if not place and (not block or any(block)):
             what = "is empty" if not block else "is compressed" if block.startswith(MAGIC) else "is no tar file"
             raise UserError(f"shard {shard} {what}: expected a tar file as `tar -cf` makes it") from error
         if len(block) < BLOCK:
             raise UserError(
                 f"shard {shard} is cut: it has no end mark behind {shown(before)}: copy it again"
             ) from error
-        if block.strip(b"\0"):
+        if any(block):
             raise UserError(
                 f"shard {shard} is damaged behind {shown(before)}, at byte {place}: copy it again"
             ) from error
@@ -271,7 +271,8 @@ def _said(shard: str, kind: bytes, content: bytes) -> dict[str, str]:
     while found := RECORD.match(content, place):
         end = place + int(found[1])
         key, value = found[2].decode("utf-8", "replace"), os.fsdecode(content[found.end() : end - 1])
-        if end <= found.end() or key.startswith("GNU.sparse") or (key == "size" and not value.isdecimal()):
+        wrong = key == "size" and not (value.isdecimal() and len(value) < 20)
+        if end <= found.end() or wrong or key.startswith("GNU.sparse"):  # a file with holes
             break
         if kind == tarfile.XHDTYPE and key in ("path", "size"):
             said[key] = value

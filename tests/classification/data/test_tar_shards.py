@@ -154,6 +154,14 @@ def with_size(size: bytes, kind: bytes = tarfile.REGTYPE) -> Callable[[Path], Pa
     return make
 
 
+def with_record(path: Path, key: str, value: str) -> Path:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("0.png")
+        info.size, info.pax_headers = len(picture()), {key: value}
+        tar.addfile(info, io.BytesIO(picture()))
+    return path
+
+
 def joined(path: Path) -> Path:
     content = pack(path, GOOD).read_bytes()
     path.write_bytes(content * 2)
@@ -188,14 +196,17 @@ def written(content: bytes) -> Callable[[Path], Path]:
         (cut(2048), "is cut: it has no end mark behind '000.cls': copy it again"),
         (joined, "holds more behind its end mark"),
         (written(b""), "a.tar is empty"),
-        (written(b"\0" * 1024), "holds no images|is no tar file|holds shards without images"),
+        (written(b"\0" * 1024), "holds shards without images"),
         (written(b"no tar file" * 100), "a.tar is no tar file: expected a tar file as `tar -cf` makes it"),
         (lambda p: written(gzip.compress(pack(p, GOOD).read_bytes()))(p), "a.tar is compressed"),
         (with_size(b"\xff" * 12), "is damaged behind '000.png', at byte 1024"),
         (with_size(b"\x80" + b"\x7f" * 11), "is cut: '000.cls' ends"),
         (with_size(b"00077777777\0", tarfile.XHDTYPE), "has a header of 16777215 bytes, too many for a name"),
         (with_size(b"00000000002\0", tarfile.XHDTYPE), "has a header that cannot be read"),
-        (lambda p: pack(p, GOOD[:-1]), "'003.png' has no label: expected 003.cls behind it"),
+        (lambda p: with_record(p, "size", "9" * 5000), "has a header that cannot be read"),
+        (lambda p: with_record(p, "GNU.sparse.major", "1"), "has a header that cannot be read"),
+        (lambda p: with_record(p, "path", "../x.png"), "may lead out of it"),
+        (lambda p: pack(p, GOOD[:-1]), "'003.png' has no label: expected 003.cls beside it"),
         (lambda p: pack(p, [*GOOD[:-1], ("003.cls", b"sky")]), "'003.cls' must hold a class index, as 3; got 'sky'"),
         (lambda p: pack(p, [*GOOD[:-1], ("003.cls", b"")]), "'003.cls' must hold a class index, as 3; got ''"),
         (lambda p: pack(p, [*GOOD[:-1], ("003.cls", b"1" * 600)]), "got 600 bytes"),
