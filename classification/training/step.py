@@ -130,7 +130,7 @@ class Stepper:
     ) -> dict[str, Tensor]:
         """Return the distiller's values for a batch as the loader gives it; without labels `target` is left out."""
         images, index = self.engine.images(images), self.engine.move(index)
-        target = self.engine.move(target) if target is not None and self.options.labels else None
+        target = self.engine.move(target) if target is not None and self.options.labelled else None
         mixed, soft = self.mix(images, target) if self.mix else (images, target)
         if self.soft is not None and target is not None:
             soft = self.soft(index)

@@ -25,6 +25,7 @@ from tests.classification.refusals import (
     images,
     lists,
     options,
+    pile,
     recipes,
     reports,
     terms,
@@ -32,7 +33,7 @@ from tests.classification.refusals import (
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "refusals.md"
-MODULES = (images, folders, checkpoints, options, recipes, lists, terms, commands, reports, huggingface)
+MODULES = (images, folders, checkpoints, options, recipes, lists, terms, commands, reports, huggingface, pile)
 GROUPS: dict[str, list[Case]] = {module.__name__.rpartition(".")[2]: module.CASES for module in MODULES}
 ALL = [(group, case) for group, cases in GROUPS.items() for case in cases]
 CASES = [pytest.param(*pair, id=f"{pair[0]}: {pair[1].what}") for pair in ALL]

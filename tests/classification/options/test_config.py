@@ -266,6 +266,7 @@ def test_the_terms_of_every_recipe_fit_its_networks(recipe: Path) -> None:
         student, *teachers = (network(arch, 7, position) for position, arch in enumerate(archs))
         specs = [dict(teacher) for teacher in args.teachers]
         job = Job(args, Seed(0, True), Folder([], [], []), student, teachers, archs[0], specs)
+        job.teacher_preprocessing = [job.preprocessing for _ in teachers]  # as where teachers are found
         tapped = tap(job)
         images = torch.randn(3, 3, size, size)
         probes = [probe(taps, images) for taps in tapped]
