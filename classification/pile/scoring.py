@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from hashlib import blake2b
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from classification.data.image_files import file_digest
 from classification.data.inference import PixelBatch, read_batches
 from classification.data.preprocessing import Preprocessing
 from classification.errors import RunError, UserError
-from classification.models.trained import Trained, open_trained
+from classification.models.trained import Trained, digest_of, open_trained
 from classification.pile.shards import Plan, Row, claimed, encode, finish, path_hash
 from mgd import logits_of
 
@@ -43,14 +43,20 @@ class Teachers:
     def log_probabilities(self, pixels: Tensor) -> Tensor:
         """Return log((1/n) sum_i softmax(logits_i)) of bytes (B, H, W, 3): (B, K) float32, on the CPU.
 
+        A network that was made for images of another size sees them resized.
+
         Raises:
             RunError: outputs that are not finite, or too large a batch.
         """
         found = []
         try:
             for member in self.members:
-                images = member.preprocessing.normalise(pixels.to(self.device)).contiguous()
-                found.append(logits_of(member.network(images)).float().log_softmax(1))
+                images = member.preprocessing.normalise(pixels.to(self.device))
+                side = member.preprocessing.img_size
+                if images.shape[2] != side:
+                    images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+                weight = next(member.network.parameters())
+                found.append(logits_of(member.network(images.to(weight.dtype).contiguous())).float().log_softmax(1))
         except torch.OutOfMemoryError as error:
             raise RunError(f"a batch of {len(pixels)} images needs too much memory: lower -b") from error
         mean = found[0] if len(found) == 1 else torch.stack(found).logsumexp(0) - math.log(len(found))
@@ -60,17 +66,17 @@ class Teachers:
 
     def digest(self) -> str:
         """Return 32 hexadecimal digits of all weights, and of what each network sees of an image."""
-        state = blake2b(digest_size=16)
-        for member in self.members:
-            state.update(f"{member.arch} {member.preprocessing}".encode())
-            for name, value in sorted(member.network.state_dict().items()):
-                state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return state.hexdigest()
+        return digest_of(self.members)
 
 
-def open_teachers(paths: Sequence[Path], arch: str | None, device: torch.device) -> Teachers:
+def open_teachers(paths: Sequence[Path], arch: str | None, device: torch.device, *, one_cut: bool = True) -> Teachers:
     """Load the teachers, the first of which says classes and preprocessing.
+
+    Args:
+        paths: their files.
+        arch: their network, for files that do not say it.
+        device: to bring them to.
+        one_cut: whether all must see the same part of an image, in the same size.
 
     Raises:
         UserError: a file that cannot be read, or teachers of other classes, or that see other parts of an image.
@@ -85,7 +91,7 @@ def open_teachers(paths: Sequence[Path], arch: str | None, device: torch.device)
             )
         if first.classes and other.classes and first.classes != other.classes:
             raise UserError(f"{other.path} has other classes than {first.path}, or in another order")
-        if _cut(other.preprocessing) != _cut(first.preprocessing):
+        if one_cut and _cut(other.preprocessing) != _cut(first.preprocessing):
             raise UserError(
                 f"{other.path} sees {other.preprocessing}, {first.path} {first.preprocessing}: score with each alone"
             )
