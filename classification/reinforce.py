@@ -158,7 +158,7 @@ def reinforce(args: argparse.Namespace) -> None:
     if args.check:
         print(f"=> checked: {reinforcing.check(work, reinforcing.fast(teachers, plan.dtype))}")
         return
-    reinforcing.begin(work)
+    reinforcing.begin(work, reinforcing.classifier_of(teachers))
     _store(work, reinforcing.fast(teachers, plan.dtype))
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+CLASSIFIER = "classifier.npy"
+
+
 @dataclass(frozen=True)
 class Block:
     """What a teacher said of some images, one after another; every image has N samples.
@@ -147,11 +150,14 @@ class StoredTeacher:
         folder: the folder.
         plan: what it says of itself.
         block: all images, in their order.
+        classifier: (K, D) float16, the rows of the teachers' last linear layers, each of length 1 and side by side, or
+            None where one has no such layer.
     """
 
     folder: Path
     plan: StoredPlan
     block: Block
+    classifier: NDArray[np.float16] | None
 
     @cached_property
     def numbers(self) -> Mapping[str, int]:
@@ -178,7 +184,20 @@ def open_stored(folder: str | Path) -> StoredTeacher:
         for name in ("views", "classes", "log_probabilities", "rest")
     }
     names = {name: [text for block in blocks for text in getattr(block, name)] for name in ("paths", "hashes")}
-    return StoredTeacher(folder, plan, Block(**names, **arrays))
+    return StoredTeacher(folder, plan, Block(**names, **arrays), _read_classifier(folder, plan))
+
+
+def _read_classifier(folder: Path, plan: StoredPlan) -> NDArray[np.float16] | None:
+    path = folder / CLASSIFIER
+    if not exists(path):
+        return None
+    try:
+        found: NDArray[np.float16] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged: remove it, and type the line of reinforce.py again") from error
+    if found.ndim != 2 or len(found) != plan.num_classes:
+        raise UserError(f"{path} has {found.shape} numbers: remove it, and type the line of reinforce.py again")
+    return found
 
 
 class StoredViews:
@@ -201,7 +220,7 @@ class StoredViews:
                 f"--teacher-cache {stored.folder} holds nothing of {len(unknown)} of {len(names)} training images, as "
                 f"{unknown[0]}: store the teacher anew by reinforce.py, with these images"
             )
-        self.plan, self.block = plan, stored.block
+        self.plan, self.block, self.classifier = plan, stored.block, stored.classifier
         self.number = np.array([known[name] for name in names], dtype=np.int64)
         self.own = np.full(plan.num_images, -1, dtype=np.int64)  # the run's image by the cache's number
         self.own[self.number] = np.arange(len(names))

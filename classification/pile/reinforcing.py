@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -13,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from classification.data.image_files import file_digest
 from classification.data.images import read_image, to_bytes
 from classification.data.loading import told
-from classification.data.stored import Block, encode, open_stored, shard_name
+from classification.data.stored import CLASSIFIER, Block, encode, open_stored, shard_name
 from classification.data.stored_views import LONGEST, VIEW, Renderer, draw, mixed
 from classification.errors import RunError, UserError
 from classification.options.stored_teacher import PLAN, VIEWS, StoredPlan, read_stored_plan
@@ -27,7 +29,7 @@ from classification.pile.scoring import Teachers
 from classification.pile.shards import claimed, finish
 from classification.system.interrupt import outlast
 from classification.system.new_files import write_whole
-from mgd import Taps, fold_norms, keep_top
+from mgd import Taps, fold_norms, keep_top, probe
 
 SHARD_BYTES = 8000  # of a shard beside its rows: what Parquet says of each column
 CHECKED = 100  # one image of so many is scored again by `check`
@@ -89,8 +91,29 @@ def bytes_per_image(plan: StoredPlan, paths: Sequence[str]) -> float:
     )
 
 
-def begin(work: Storing) -> None:
+def classifier_of(teachers: Teachers) -> bytes | None:
+    """Return the rows of the teachers' last linear layers, of length 1 and side by side, as a file for NumPy.
+
+    The cosine of two such rows is the mean over the teachers of that of their own. None where one has no such layer.
+    """
+    found = []
+    for member in teachers.members:
+        side = member.preprocessing.img_size
+        rows = probe(member.network, torch.zeros(1, 3, side, side, device=teachers.device)).classifier
+        if rows is None:
+            return None
+        found.append(F.normalize(rows.float(), dim=1).cpu())
+    buffer = io.BytesIO()
+    np.save(buffer, F.normalize(torch.cat(found, dim=1), dim=1).half().numpy())
+    return buffer.getvalue()
+
+
+def begin(work: Storing, classifier: bytes | None) -> None:
     """Make the folder and write its plan, or check that it was begun with the same one.
+
+    Args:
+        work: what to store.
+        classifier: as `classifier_of` returns it, a further file of the folder.
 
     Raises:
         UserError: the folder holds something else, cannot be written to, or its disk is too small.
@@ -109,6 +132,8 @@ def begin(work: Storing) -> None:
             raise UserError(f"--output {folder} cannot be made: {error.strerror}") from error
         write_whole(folder / PLAN, work.plan.text().encode())
     compare(folder, read_stored_plan(folder), work.plan)
+    if classifier is not None and not exists(folder / CLASSIFIER):
+        write_whole(folder / CLASSIFIER, classifier)
     need = bytes_per_image(work.plan, work.paths) * sum(len(work.images(number)) for number in work.missing())
     if (free := shutil.disk_usage(folder).free) < need:
         raise UserError(
@@ -119,7 +144,7 @@ def begin(work: Storing) -> None:
 
 def _is_own(name: str) -> bool:
     """Whether a file is a plan or a shard, whole or being written."""
-    return PLAN in name or name.startswith(".") or name.endswith(".parquet")
+    return PLAN in name or CLASSIFIER in name or name.startswith(".") or name.endswith(".parquet")
 
 
 def compare(folder: Path, then: StoredPlan, now: StoredPlan) -> None:

@@ -88,7 +88,10 @@ def _compare_teacher(plan: StoredPlan, folder: str, job: Job) -> None:
 
 def stored_probe(job: Job) -> Probe:
     """Return what terms may know of a teacher whose outputs are stored."""
-    return Probe(Outputs(torch.zeros(1, job.num_classes)))
+    assert job.stored is not None
+    rows = job.stored.classifier
+    classifier = None if rows is None else torch.from_numpy(rows).float()
+    return Probe(Outputs(torch.zeros(1, job.num_classes)), classifier=classifier)
 
 
 @dataclass(frozen=True)
