@@ -169,7 +169,9 @@ def compare(folder: Path, then: StoredPlan, now: StoredPlan) -> None:
         value = getattr(then.views, entry.name)
         if value != getattr(now.views, entry.name):
             different.append(f"--{entry.name.replace('_', '-')} {value}")
-    different += [f"{name} {then.versions.get(name)}" for name in now.versions if then.versions != now.versions]
+    for name, value in now.versions.items():
+        if then.versions.get(name) != value:
+            different.append(f"{name} {then.versions.get(name)}")
     if different:
         raise UserError(
             f"{folder} was begun with {', '.join(different[:2])}: type the same line to resume, or give another folder"
