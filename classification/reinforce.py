@@ -153,12 +153,12 @@ def reinforce(args: argparse.Namespace) -> None:
     )
     rank, size = (int(os.environ.get(name, usual)) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1")))
     work = reinforcing.Storing(args.output, plan, args.data, paths, rank, size, args.batch_size, args.workers)
-    for note in [*notes, *(member.note for member in teachers.members)] if rank == 0 else ():
-        print(f"=> {one_line(note)}", file=sys.stderr)
     if args.check:
         print(f"=> checked: {reinforcing.check(work, reinforcing.fast(teachers, plan.dtype))}")
         return
     reinforcing.begin(work, reinforcing.classifier_of(teachers))
+    for note in [*notes, *(member.note for member in teachers.members)] if rank == 0 else ():
+        print(f"=> {one_line(note)}", file=sys.stderr)
     _store(work, reinforcing.fast(teachers, plan.dtype))
 
 

@@ -27,12 +27,13 @@ from tests.classification.refusals import (
     options,
     recipes,
     reports,
+    stored,
     terms,
 )
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "refusals.md"
-MODULES = (images, folders, checkpoints, options, recipes, lists, terms, commands, reports, huggingface)
+MODULES = (images, folders, checkpoints, options, recipes, lists, terms, commands, reports, huggingface, stored)
 GROUPS: dict[str, list[Case]] = {module.__name__.rpartition(".")[2]: module.CASES for module in MODULES}
 ALL = [(group, case) for group, cases in GROUPS.items() for case in cases]
 CASES = [pytest.param(*pair, id=f"{pair[0]}: {pair[1].what}") for pair in ALL]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as tv
+from torchvision.transforms.v2 import functional
 
 from classification.data.stored_views import VIEW, Renderer, draw, mixed
 from classification.errors import UserError
 from classification.options.stored_teacher import ViewOptions
 
+tv: Any = functional
 PLAIN = ViewOptions(16, "resized", 1, None, 0.0, 0.0, 0.0, (0.485, 0.456, 0.406))
 SIZE = (30, 41)
 
@@ -24,7 +26,7 @@ def image() -> Tensor:
     return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, *SIZE), dtype=np.uint8))
 
 
-def drawn(views: ViewOptions, sample: int, number: int = 3) -> np.ndarray:
+def drawn(views: ViewOptions, sample: int, number: int = 3) -> Any:
     return draw(views, 0, number, sample, SIZE, 50)
 
 
@@ -75,9 +77,9 @@ def test_colours_are_those_of_the_stored_seed(image: Tensor) -> None:
     first = render(image, view, "")
     torch.manual_seed(7)
     assert torch.equal(render(image, view, ""), first) and not torch.equal(first, plain)
-    changed = [
+    changed: list[Any] = [
         v2.RandAugment(magnitude=9, interpolation=v2.InterpolationMode.BILINEAR, fill=fill),
-        v2.RandomErasing(1.0, value=fill),
+        v2.RandomErasing(1.0, value=fill),  # type: ignore[arg-type]
     ]
     seed = int(np.random.SeedSequence((int(view["colour_seed"]),)).generate_state(1, np.uint64)[0] >> np.uint64(1))
     torch.manual_seed(seed)
