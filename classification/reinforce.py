@@ -42,7 +42,8 @@ def build_parser(prog: str = PROG) -> Parser:
     add("--samples", type=number(int, 1, 65535), default=32, metavar="N", help="views per image (32)")
     add("--top-k", type=count, default=10, metavar="K", help="classes per view, the likeliest first (10)")
     add("--check", action="store_true", help="score 1 %% of the images again, and compare with FOLDER")
-    views = parser.add_argument_group("how views are drawn; a run with --teacher-cache takes these from FOLDER")
+    about = "how views are drawn, by default as for the first teacher; a run with --teacher-cache takes it from FOLDER"
+    views = parser.add_argument_group(about)
     for option in declared(Data):
         if option.name in VIEWS:
             add_option(views, option)
@@ -133,12 +134,16 @@ def reinforce(args: argparse.Namespace) -> None:
     check_devices(devices)
     where = device_of(devices, int(os.environ.get("LOCAL_RANK", "0")))
     teachers = open_teachers([_checkpoint(path) for path in args.checkpoints], args.arch, where, one_cut=False)
+    digest = teachers.digest()
+    if args.img_size:
+        teachers = teachers.at(args.img_size)
     first = teachers.members[0]
     names = next((member.classes for member in teachers.members if member.classes), None)
     paths, notes = find_training_images(args.data, names, args.bad_images, args.workers)
     plan = StoredPlan(
-        teacher=teachers.digest(),
+        teacher=digest,
         archs=[member.arch for member in teachers.members],
+        sizes=[member.preprocessing.img_size for member in teachers.members],
         dtype=args.teacher_dtype,
         num_classes=first.num_classes,
         classes=names,
@@ -168,7 +173,9 @@ def _views(args: argparse.Namespace, teachers: Teachers) -> ViewOptions:
     seen = teachers.members[0].preprocessing
     asked = {name: getattr(args, name) for name in VIEWS}
     asked["img_size"] = asked["img_size"] or seen.img_size
-    asked["train_crop"] = asked["train_crop"] or "resized"
+    # Our checkpoints of a training with the crop "pad" resize images to the square itself; those of others may, too.
+    own = ":" not in teachers.members[0].arch
+    asked["train_crop"] = asked["train_crop"] or ("pad" if own and seen.resize == seen.img_size else "resized")
     return ViewOptions(**asked, mean=seen.mean)
 
 
@@ -185,8 +192,8 @@ def _store(work: Storing, teachers: Teachers) -> None:
     if work.rank == 0:
         each = bytes_per_image(plan, work.paths)
         print(
-            f"=> {plan.num_images} images x {plan.samples} samples, {plan.views.img_size} px, {plan.top} of "
-            f"{plan.num_classes} classes: at most about {each * plan.num_images / 1e6:.1f} MB in {work.folder} "
+            f"=> {plan.num_images} images x {plan.samples} samples, {plan.views.img_size} px, crop "
+            f"{plan.views.train_crop}, {plan.top} of {plan.num_classes} classes: at most about {each * plan.num_images / 1e6:.1f} MB in {work.folder} "
             f"({each / 1e3:.1f} kB an image)",
             flush=True,
         )

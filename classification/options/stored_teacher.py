@@ -66,6 +66,7 @@ class StoredPlan:
     Args:
         teacher: digest of the teachers' weights and of what they see, in hexadecimal digits.
         archs: their networks.
+        sizes: side of the square that each of them sees, in pixels.
         dtype: number type that they computed in.
         num_classes: K.
         classes: their names in order of index, or None where the teachers do not say them.
@@ -82,6 +83,7 @@ class StoredPlan:
 
     teacher: str
     archs: list[str]
+    sizes: list[int]
     dtype: str
     num_classes: int
     classes: list[str] | None
@@ -118,7 +120,7 @@ def read_stored_plan(folder: str | Path) -> StoredPlan:
     path = Path(folder, PLAN)
     if not is_folder(folder):
         what = "is not a folder" if exists(folder) else "does not exist"
-        raise UserError(f"--teacher-cache {folder} {what}: give the --output of reinforce.py")
+        raise UserError(f"{folder} {what}: give the --output of reinforce.py")
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:

@@ -169,6 +169,7 @@ def compare(folder: Path, then: StoredPlan, now: StoredPlan) -> None:
         value = getattr(then.views, entry.name)
         if value != getattr(now.views, entry.name):
             different.append(f"--{entry.name.replace('_', '-')} {value}")
+    different += [f"teachers that see {', '.join(map(str, then.sizes))} px"] if then.sizes != now.sizes else []
     for name, value in now.versions.items():
         if then.versions.get(name) != value:
             different.append(f"{name} {then.versions.get(name)}")

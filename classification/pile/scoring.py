@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from classification.data.image_files import file_digest
 from classification.data.inference import PixelBatch, read_batches
 from classification.data.preprocessing import Preprocessing
 from classification.errors import RunError, UserError
+from classification.models.sizes import fit_size
 from classification.models.trained import Trained, digest_of, open_trained
 from classification.pile.shards import Plan, Row, claimed, encode, finish, path_hash
 from mgd import logits_of
@@ -63,6 +64,13 @@ class Teachers:
         if not mean.isfinite().all():
             raise RunError("the teacher's outputs are not finite: are its weights damaged?")
         return mean.cpu()
+
+    def at(self, size: int) -> Teachers:
+        """Return them for images of another size; the networks themselves are changed where they must be."""
+        for member in self.members:
+            fit_size(member.network, size)
+        members = [replace(member, preprocessing=member.preprocessing.at(size)) for member in self.members]
+        return Teachers(members, self.device)
 
     def digest(self) -> str:
         """Return 32 hexadecimal digits of all weights, and of what each network sees of an image."""

@@ -116,8 +116,9 @@ class Job:
     def record(self) -> dict[str, Any]:
         """Return the options as the run records them, with what files and folders have settled."""
         asked = self.options.data.img_size is not None
+        stored = [] if self.stored is None else [{"arch": arch, "frozen": True} for arch in self.stored.plan.archs]
         found: dict[str, Any] = {
-            "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.specs,
+            "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.specs or stored,
             "num_classes": self.num_classes, "img_size": self.preprocessing.img_size, "img_size_asked": asked,
             "train_crop": self.train_crop, "resume": self.resume_from,
         }  # fmt: skip

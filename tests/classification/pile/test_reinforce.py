@@ -25,7 +25,7 @@ from tests.classification.conftest import TEACHER
 from tests.classification.test_full_disk import room
 
 ROOT = Path(__file__).parents[3]
-SMALL = ["-j", "0", "-b", "8", "--shard-size", "10", "--samples", "3", "--train-crop", "pad"]
+SMALL = ["-j", "0", "-b", "8", "--shard-size", "10", "--samples", "3"]
 READER = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "stored_teachers.md").read_text(), re.DOTALL)
 
 
@@ -70,7 +70,8 @@ def test_a_box_of_the_reader_is_what_the_teacher_saw(photos: Path, teacher: Path
         (root / "train" / "a").mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (6, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((63, 42), Image.Resampling.BICUBIC).save(root / "train" / "a" / f"{number}.png")
-    assert main([str(teacher), str(root), "--output", str(tmp_path / "cache"), "--samples", "2", "-j", "0"]) == 0
+    more = ["--samples", "2", "-j", "0", "--train-crop", "resized"]
+    assert main([str(teacher), str(root), "--output", str(tmp_path / "cache"), *more]) == 0
     from classification.data.images import to_bytes
     from classification.data.stored import open_stored
     from classification.data.stored_views import Renderer
@@ -213,6 +214,22 @@ def test_what_was_begun_otherwise_is_refused(
     assert main(words(teacher, other, tmp_path / "new")) == 2
     assert "the teacher does not know the class moon" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_size_that_is_typed_is_that_of_the_teacher_too(photos: Path, teacher: Path, tmp_path: Path) -> None:
+    """Without one, views have the first teacher's size, and another teacher sees them resized."""
+    large = {**torch.load(teacher, weights_only=True), "img_size": 24, "resize": 32}
+    torch.save(large, tmp_path / "large.pth")
+    few = ["-j", "0", "--samples", "1", "--shard-size", "30", str(photos)]
+    for name, more, size, sizes, crop in (
+        ("own", [str(teacher)], 16, [16], "pad"),  # it was trained with --train-crop pad
+        ("both", [str(teacher), str(tmp_path / "large.pth")], 16, [16, 24], "pad"),
+        ("large", [str(tmp_path / "large.pth")], 24, [24], "resized"),
+        ("typed", ["--img-size", "20", str(teacher), str(tmp_path / "large.pth")], 20, [20, 20], "pad"),
+    ):
+        assert main([*more, *few, "--output", str(tmp_path / name)]) == 0
+        plan = json.loads((tmp_path / name / "teacher_cache.json").read_text())
+        assert (plan["views"]["img_size"], plan["sizes"], plan["views"]["train_crop"]) == (size, sizes, crop)
 
 
 def test_a_broken_image_is_named_or_left_out(photos: Path, teacher: Path, tmp_path: Path, capsys: Any) -> None:

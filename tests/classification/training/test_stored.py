@@ -143,7 +143,11 @@ def test_a_run_that_is_cut_in_an_epoch_resumes_exactly(
     assert main_mgd.main(["--resume", str(tmp_path / "cut")]) == 0
     assert not differences(tmp_path / "whole", tmp_path / "cut")
     record = json.loads((tmp_path / "cut" / "config.json").read_text())["options"]
-    assert record["teachers"] == [] and record["mixup"] == 0.4 and record["train_crop"] == "pad"
+    assert (
+        record["teachers"] == [{"arch": TEACHER, "frozen": True}]
+        and record["mixup"] == 0.4
+        and record["train_crop"] == "pad"
+    )
     assert "train_top1" not in records(tmp_path / "whole")[0]  # images are mixed
 
 
