@@ -69,7 +69,7 @@ def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
     Raises:
         UserError: a mistake in them.
     """
-    args = build_parser(prog).parse_args(words)
+    args = build_parser(prog).parse_intermixed_args(words)  # options may stand between the paths
     check_packages(("pyarrow",), prog)
     *args.checkpoints, args.data = map(Path, args.paths)
     if not args.checkpoints:
@@ -193,8 +193,8 @@ def _store(work: Storing, teachers: Teachers) -> None:
         each = bytes_per_image(plan, work.paths)
         print(
             f"=> {plan.num_images} images x {plan.samples} samples, {plan.views.img_size} px, crop "
-            f"{plan.views.train_crop}, {plan.top} of {plan.num_classes} classes: at most about {each * plan.num_images / 1e6:.1f} MB in {work.folder} "
-            f"({each / 1e3:.1f} kB an image)",
+            f"{plan.views.train_crop}, {plan.top} of {plan.num_classes} classes: at most about "
+            f"{each * plan.num_images / 1e6:.1f} MB in {work.folder} ({each / 1e3:.1f} kB an image)",
             flush=True,
         )
         if len(missing) < plan.num_shards:
@@ -208,15 +208,11 @@ def _store(work: Storing, teachers: Teachers) -> None:
         for shard in store(work, teachers, advance):
             bar.write(f"=> shard {shard + 1} of {plan.num_shards}: {pace.line()}".replace("images/s", "views/s"))
     left = work.missing()
-    rest = f"; other processes still work on {len(left)} shards" if left else ""
+    rest = f"; other processes still work on {len(left)} shards"
     size = sum(path.stat().st_size for path in work.folder.glob("*.parquet"))
     views = plan.samples * plan.num_images
-    told = (
-        ""
-        if left
-        else f"; {size / 1e6:.2f} MB, {size / views:.1f} bytes a sample, {size / plan.num_images:.0f} an image"
-    )
-    print(f"=> done: {pace.done} views stored into {work.folder}{told}{rest}", flush=True)
+    told = f"; {size / 1e6:.2f} MB, {size / views:.1f} bytes a sample, {size / plan.num_images:.0f} an image"
+    print(f"=> done: {pace.done} views stored into {work.folder}{rest if left else told}", flush=True)
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:
