@@ -129,6 +129,7 @@ def reinforce(args: argparse.Namespace) -> None:
     from classification.pile.scoring import open_teachers
     from classification.pile.shards import paths_digest
     from classification.runs.world import device_of
+    from classification.system.memory import keep_freed_memory
 
     devices = Devices(device=args.device)
     check_devices(devices)
@@ -161,7 +162,14 @@ def reinforce(args: argparse.Namespace) -> None:
     if args.check:
         print(f"=> checked: {reinforcing.check(work, reinforcing.fast(teachers, plan.dtype))}")
         return
-    reinforcing.begin(work, reinforcing.classifier_of(teachers))
+    classifier = reinforcing.classifier_of(teachers)
+    if classifier is None or len(classifier) > reinforcing.CLASSIFIER_BYTES * len(paths):
+        notes.append(
+            "wkd_logits cannot train from this: the teacher's last layer is no linear one, or too large to keep"
+        )
+        classifier = None
+    reinforcing.begin(work, classifier)
+    keep_freed_memory()
     for note in [*notes, *(member.note for member in teachers.members)] if rank == 0 else ():
         print(f"=> {one_line(note)}", file=sys.stderr)
     _store(work, reinforcing.fast(teachers, plan.dtype))

@@ -32,6 +32,7 @@ from classification.system.new_files import write_whole
 from mgd import Taps, fold_norms, keep_top, probe
 
 SHARD_BYTES = 8000  # of a shard beside its rows: what Parquet says of each column
+CLASSIFIER_BYTES = 1000  # per image at most of the teachers' last layers, for wkd_logits
 CHECKED = 100  # one image of so many is scored again by `check`
 CLOSE = {"float32": 0.01, "float16": 0.03, "bfloat16": 0.1}  # probabilities that count as equal, by number type
 
