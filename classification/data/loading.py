@@ -36,9 +36,9 @@ class Photos(Dataset[tuple[Tensor, int, int]]):
     """
 
     def __init__(
-        self, samples: list[tuple[str, int]], transform: Transform, seed: int = 0, cache: Cache | None = None
+        self, samples: Sequence[tuple[str, int]], transform: Transform, seed: int = 0, cache: Cache | None = None
     ) -> None:
-        self.samples = Samples(samples)
+        self.samples = samples if isinstance(samples, Samples) else Samples(samples)
         self.transform = transform
         self.seed = seed
         self.cache = cache

@@ -28,7 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from classification.data.listing import NAME as LISTING
 from classification.data.preprocessing import Preprocessing
+from classification.data.samples import digest_of
 from classification.errors import UserError, one_line, shown
 from classification.options.config import recorded_options
 from classification.options.groups import Run
@@ -121,14 +123,14 @@ class Now:
         options: of the run.
         classes: names in order of index.
         inputs: see `fingerprints`.
-        images: the training images, as `image_names` gives them.
+        images: returns the training images as `image_names` does, to say what is different.
     """
 
     record: dict[str, Any]
     options: Options
     classes: list[str]
     inputs: dict[str, Any]
-    images: Sequence[str]
+    images: Callable[[], Sequence[str]]
 
 
 def read_resume(path: str, now: Now) -> tuple[dict[str, Any], list[str]]:
@@ -179,7 +181,7 @@ def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
         if seen_then.get(role) != seen
     ]
     if resume["inputs"]["training images"] != inputs["training images"]:
-        changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, now.images)}")
+        changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, now.images())}")
     if changed and not now.options.run.resume_override:
         raise UserError(
             f"{path} is of a run with {', and '.join(changed)}. Give those of the run, or --resume-override 1 to "
@@ -259,17 +261,14 @@ def _known(options: dict[str, Any], name: str) -> Any:
 
 
 def fingerprints(
-    teachers: Iterable[nn.Module], samples: list[tuple[str, int]], root: str | Path, terms: Iterable[str]
+    teachers: Iterable[nn.Module], samples: Sequence[tuple[str, int]], root: str | Path, terms: Iterable[str]
 ) -> dict[str, Any]:
     """Return what a run depends on beside its options: hashes of the teachers' weights and of the list of images."""
     weights = hashlib.sha256()
     for teacher in teachers:
         for value in teacher.state_dict().values():
             weights.update(_bytes(value))
-    images = hashlib.sha256()
-    for path, target in samples:
-        images.update(os.fsencode(f"{relative(path, root)} {target}\n"))
-    return {"teachers": weights.hexdigest(), "training images": images.hexdigest(), "terms": list(terms)}
+    return {"teachers": weights.hexdigest(), "training images": digest_of(samples, root), "terms": list(terms)}
 
 
 def _bytes(value: Any) -> bytes:
@@ -298,9 +297,7 @@ def run_folder(run: Run, name: str) -> Path:
     if not run.output:
         return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder = Path(run.output)
-    again = run.resume == "auto" and any(exists(folder / name) for name in (LOCK, "config.json", "last.pth"))
-    taken = exists(folder) and (not is_folder(folder) or any(path.name != LOCK for path in folder.iterdir()))
-    if taken and not again:
+    if _taken(folder, run):
         raise UserError(
             f"--output {folder} exists already and is not overwritten: give another, or --resume its last.pth"
         )
@@ -312,6 +309,35 @@ def run_folder(run: Run, name: str) -> Path:
         cause = error.strerror if isinstance(error, OSError) else "no file may have such a name"
         raise UserError(f"--output {folder} cannot be made: {cause}") from error
     return folder
+
+
+def listing_place(run: Run) -> Path | None:
+    """Return the folder in which a run keeps the list of its images, or None for a run that writes nothing.
+
+    It is the run folder, or `runs` where that has no name yet; never a folder that will be refused.
+    """
+    if run.evaluate or run.calibrate or run.show_taps:
+        return None
+    if run.resume and run.resume != "auto":
+        return Path(run.resume).resolve().parent
+    if not run.output:
+        return Path("runs")
+    return None if _taken(Path(run.output), run) else Path(run.output)
+
+
+def _taken(folder: Path, run: Run) -> bool:
+    """Whether a folder holds something that this run does not resume; a lock or a list of images is nothing."""
+    try:
+        if not exists(folder):
+            return False
+        again = run.resume == "auto" and any(exists(folder / name) for name in (LOCK, "config.json", "last.pth"))
+        return not again and (not is_folder(folder) or any(not _hidden(path.name) for path in folder.iterdir()))
+    except OSError:
+        return True
+
+
+def _hidden(name: str) -> bool:
+    return name == LOCK or name.startswith(LISTING)
 
 
 def hold(folder: Path) -> BinaryIO:

@@ -140,7 +140,7 @@ class Job:
         }
         if not self.resume_from:
             return
-        images = image_names(self.data.train, data.data)
+        images = partial(image_names, self.data.train, data.data)
         now = Now(self.record(), self.options, self.data.classes, self.inputs, images)
         self.checkpoint, self.changed = read_resume(self.resume_from, now)
         if self.changed:
