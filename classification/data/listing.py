@@ -26,6 +26,7 @@ from classification.data.samples import Samples, digest_of
 
 NAME = ".listing"  # how the names of its files begin
 FORMAT = 1
+PARTS = ("bytes", "ends", "targets")  # of `Samples`
 LARGE = 20_000  # images; to list fewer takes less than half a second
 QUIET = 2.0  # seconds; a change this close to the listing may have been seen or not, as clocks of file systems tick
 PATIENCE = 900.0  # seconds that a process waits for another one's list
@@ -94,8 +95,11 @@ def _keep(file: Path, key: str, data: Folder, states: NDArray[np.int64], root: s
     train, valid = Samples(data.train), Samples(data.valid)
     train.digest = digest_of(train, root)
     about = {"key": key, "classes": data.classes, "notes": data.notes, "read": data.read, "digest": train.digest}
-    arrays = {f"{name}_{part}": value for name, samples in (("train", train), ("valid", valid)) for part, value in
-              (("bytes", samples.bytes), ("ends", samples.ends), ("targets", samples.targets))}  # fmt: skip
+    arrays: dict[str, Any] = {
+        f"{name}_{part}": array
+        for name, samples in (("train", train), ("valid", valid))
+        for part, array in zip(PARTS, samples.arrays, strict=True)
+    }
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)  # names of any bytes are escaped
     beside = file.with_name(f"{file.name}.{os.getpid()}.npz")
     try:
@@ -116,8 +120,8 @@ def _load(file: Path, key: str) -> Folder | None:
             states = _states(about["read"])
             if about["key"] != key or states is None or not np.array_equal(states, kept["states"]):
                 return None
-            parts = [[kept[f"{name}_{part}"] for part in ("bytes", "ends", "targets")] for name in ("train", "valid")]
+            train, valid = (Samples.of([kept[f"{name}_{part}"] for part in PARTS]) for name in ("train", "valid"))
+            train.digest = about["digest"]
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):  # missing, or damaged
         return None
-    train, valid = Samples.of(*parts[0], about["digest"]), Samples.of(*parts[1])
     return Folder(about["classes"], train, valid, about["notes"], read=about["read"])

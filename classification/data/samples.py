@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,13 +35,16 @@ class Samples(Sequence[Sample]):
         self.digest = ""  # of `digest_of`, where it is known
 
     @classmethod
-    def of(
-        cls, paths: NDArray[np.uint8], ends: NDArray[np.int64], targets: NDArray[np.int64], digest: str = ""
-    ) -> Samples:
-        """Return samples of arrays as an instance has them."""
+    def of(cls, arrays: Sequence[NDArray[Any]]) -> Samples:
+        """Return samples of what `arrays` was."""
         made = cls([])
-        made.bytes, made.ends, made.targets, made.digest = paths, ends, targets, digest
+        made.bytes, made.ends, made.targets = arrays
         return made
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """The bytes of all paths, where each of them ends, and the class indices."""
+        return self.bytes, self.ends, self.targets
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import platform
-import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,15 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classification.data.listing import NAME as LISTING
 from classification.data.preprocessing import Preprocessing
 from classification.data.samples import digest_of
 from classification.errors import UserError, one_line, shown
 from classification.options.config import recorded_options
-from classification.options.groups import Run
 from classification.options.options import Options, names_where
 from classification.options.term_module import check_digest
-from classification.paths import exists, is_folder, relative
+from classification.paths import relative
 from classification.runs.restore import check_complete, whole
 from classification.system.weight_files import FORMAT, read_checkpoint
 from mgd.losses import LOSSES
@@ -284,60 +281,6 @@ def job_hash(record: Mapping[str, Any], inputs: dict[str, Any]) -> int:
     kept = {name: _known(dict(record), name) for name in set(record) - names_where("free") - NOTED - {"seed"}}
     text = json.dumps([kept, inputs], sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def run_folder(run: Run, name: str) -> Path:
-    """Return the folder that this run writes to; one named by --output is made, to see whether it can be.
-
-    Raises:
-        UserError: it holds something already, is a file, or cannot be made.
-    """
-    if run.resume and run.resume != "auto":
-        return Path(run.resume).resolve().parent
-    if not run.output:
-        return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    folder = Path(run.output)
-    if _taken(folder, run):
-        raise UserError(
-            f"--output {folder} exists already and is not overwritten: give another, or --resume its last.pth"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except (OSError, ValueError) as error:
-        cause = error.strerror if isinstance(error, OSError) else "no file may have such a name"
-        raise UserError(f"--output {folder} cannot be made: {cause}") from error
-    return folder
-
-
-def listing_place(run: Run) -> Path | None:
-    """Return the folder in which a run keeps the list of its images, or None for a run that writes nothing.
-
-    It is the run folder, or `runs` where that has no name yet; never a folder that will be refused.
-    """
-    if run.evaluate or run.calibrate or run.show_taps:
-        return None
-    if run.resume and run.resume != "auto":
-        return Path(run.resume).resolve().parent
-    if not run.output:
-        return Path("runs")
-    return None if _taken(Path(run.output), run) else Path(run.output)
-
-
-def _taken(folder: Path, run: Run) -> bool:
-    """Whether a folder holds something that this run does not resume; a lock or a list of images is nothing."""
-    try:
-        if not exists(folder):
-            return False
-        again = run.resume == "auto" and any(exists(folder / name) for name in (LOCK, "config.json", "last.pth"))
-        return not again and (not is_folder(folder) or any(not _hidden(path.name) for path in folder.iterdir()))
-    except OSError:
-        return True
-
-
-def _hidden(name: str) -> bool:
-    return name == LOCK or name.startswith(LISTING)
 
 
 def hold(folder: Path) -> BinaryIO:

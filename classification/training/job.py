@@ -17,7 +17,8 @@ from classification.models.weights import load_strictly
 from classification.options.config import total_epochs
 from classification.options.options import Options, recorded
 from classification.options.terms import mutual
-from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume, run_folder
+from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume
+from classification.runs.folder import run_folder
 from classification.runs.restore import load_or_keep, whole
 from classification.runs.world import Seed
 from classification.system.weight_files import damaged_error

@@ -30,7 +30,7 @@ from classification.models.weights import WeightFile, load_file, other_outputs
 from classification.options.devices import Devices
 from classification.options.options import Options
 from classification.options.terms import needing
-from classification.runs.checkpoint import listing_place
+from classification.runs.folder import listing_place
 from classification.runs.place import find_place
 from classification.runs.world import Seed, device_of
 from classification.training.job import Job
