@@ -175,3 +175,11 @@ def test_flows_that_a_rank_finds_otherwise_are_those_of_the_first(distil: list[s
     assert main_mgd.main(alone) == 0
     kept, expected = (np.load(folder / "flow" / "0000.npz") for folder in (Path(distil[-1]), one))
     assert all((kept[f"index{n}"] == expected[f"index{n}"]).all() for n in range(3))
+
+
+def test_ranks_decode_images_together(distil: list[str], tmp_path: Path) -> None:
+    words = options(without(distil, "--loss-factor"), distiller="kd", epochs="1", cache="ram")
+    found = ranks.run(both(words), tmp_path / "said")
+    assert [end.status for end in found] == [0, 0], found
+    assert "=> decoding 27 images into memory" in found[0].out
+    assert len(records(Path(distil[-1]))) == 1
