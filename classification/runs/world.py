@@ -113,6 +113,22 @@ class World:
         if others:
             raise RunError(f"{what} differ between the ranks: {others} from 0; are their data and code the same?")
 
+    @torch.no_grad()
+    def average_statistics(self, module: nn.Module) -> None:
+        """Give every rank the mean over the ranks of each batch norm's running mean and variance.
+
+        The variance is the mean of the ranks' variances: how far their means lie apart is left out, which is little
+        after many batches. Equal statistics stay what they are, to the bit.
+        """
+        norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        kept = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+        values = [value for value in kept if value is not None]
+        if self.size == 1 or not values:
+            return
+        means = self.sum(torch.cat([value.flatten().double() for value in values])) / self.size
+        for value, mean in zip(values, means.split([value.numel() for value in values]), strict=True):
+            value.copy_(mean.view_as(value))
+
     def near(self) -> Near:
         """Return the ranks of this node, of which this is one; every rank of the run has to ask."""
         if self.size == 1:
