@@ -171,9 +171,9 @@ def torture(
     folder.mkdir()
     command = [*words, "--output", str(folder / "hit")]
     for number, blow in enumerate(blows):
-        begun = time.monotonic()
+        begun, before = time.monotonic(), steps_saved(folder / "hit", steps)
         statuses = start(command, folder, ranks, blow)
-        lost = steps_done(folder, ranks, steps) - steps_saved(folder / "hit", steps)
+        lost = max(before, steps_done(folder, ranks, steps)) - steps_saved(folder / "hit", steps)
         if found := check(blow, statuses, lost):
             said = "\n".join((folder / f"err{rank}").read_text()[-1500:] for rank in range(ranks))
             wrong.append(f"{ranks} ranks, blow {number}, {blow}: {found}\n{said}")
