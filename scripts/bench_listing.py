@@ -148,7 +148,7 @@ def main() -> None:
                         sizes,
                         flush=True,
                     )
-        keep("listing", {"images": args.images, "classes": CLASSES, "rows": rows})
+        keep("listing", {"images": args.images, "classes": CLASSES, "starts": rows})
     finally:
         shutil.rmtree(top)
 
