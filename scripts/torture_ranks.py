@@ -90,7 +90,8 @@ def start(words: Sequence[str], folder: Path, ranks: int, blow: Blow | None) -> 
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
-    flags = ["--world-size", str(ranks), "--dist-url", url, "--dist-timeout", str(TIMEOUT), "--rank"]
+    patience = str(TIMEOUT if blow is not None else 600)
+    flags = ["--world-size", str(ranks), "--dist-url", url, "--dist-timeout", patience, "--rank"]
     processes = [
         context.Process(target=_one_rank, args=([*words, *flags, str(rank)], str(folder), rank, blow))
         for rank in range(ranks)
@@ -99,7 +100,7 @@ def start(words: Sequence[str], folder: Path, ranks: int, blow: Blow | None) -> 
         process.start()
     stopped = blow.rank if blow is not None and blow.name == "SIGSTOP" else None
     others = [process for rank, process in enumerate(processes) if rank != stopped]
-    end = time.monotonic() + 600
+    end = time.monotonic() + 1800
     while any(process.is_alive() for process in others) and time.monotonic() < end:
         time.sleep(0.05)
         if any(not process.is_alive() for process in others) or _is_stopped(processes, stopped):
@@ -197,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", help="folder of photographs; default: digits")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 3])
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="torture-ranks-"))
