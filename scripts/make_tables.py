@@ -34,6 +34,7 @@ from mgd.losses import LOSSES
 
 PICTURES = ROOT / "docs" / "pictures"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+OTHERS = ("solvers", "listing")  # results of other pages
 MEASURES = {"ratio": " x", "value": "", "seconds": " s"}  # what a row of the speed table holds, first one found
 
 
@@ -213,7 +214,7 @@ def terms_table() -> str:
 def speed_table(kind: str = "speed", only: tuple[str, ...] = ()) -> str:
     """One line a measured question, with its target; with `only`, these questions."""
     lines = ["| | measured | quartiles | target |", "|---|---|---|---|"]
-    files = [path for path in sorted((RESULTS / kind).glob("*.json")) if path.stem != "solvers"]  # of another page
+    files = [path for path in sorted((RESULTS / kind).glob("*.json")) if path.stem not in OTHERS]
     results = [json.loads(path.read_text()) for path in files]
     rows = [row for result in results for row in result.get("rows", [])]
     for row in (row for row in rows if not only or row["what"] in only):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,13 +28,15 @@ class Folder:
         valid: the same of every image to evaluate on.
         notes: what was left out, or looks wrong, one line each.
         soft: probabilities of classes, by path, of images of train that have soft labels.
+        read: the folders and lists that were read; while they stay as they are, so do the images.
     """
 
     classes: list[str]
-    train: list[tuple[str, int]]
-    valid: list[tuple[str, int]]
+    train: Sequence[tuple[str, int]]
+    valid: Sequence[tuple[str, int]]
     notes: list[str] = field(default_factory=list, compare=False)
     soft: dict[str, Likely] = field(default_factory=dict)
+    read: list[str] = field(default_factory=list, compare=False)
 
 
 def read_folder(
@@ -80,7 +84,11 @@ def read_folder(
         valid_samples = _valid_images(valid, classes, train, left)
     if train is not None:
         listed = _train_images(train, classes, left) if labels else _unlabelled(train, left)
-    return Folder(classes, listed, valid_samples, left.notes())
+    lists = [path for path in (train_list, valid_list) if path is not None]
+    shards = [*train_shards, *valid_shards]
+    parents = {os.path.dirname(path) for path, _ in (*listed, *valid_samples)} if lists else set()  # noqa: PTH120
+    places = [*lists, *map(str, shards), *sorted(parents | {str(shard.parent) for shard in shards})]
+    return Folder(classes, listed, valid_samples, left.notes(), read=[str(root), *left.read, *places])
 
 
 def numbers_classes(root: str | Path, train_list: str | None, valid_list: str | None) -> bool:
@@ -160,7 +168,7 @@ def _class_images(split: Path, classes: list[str], left: LeftOut) -> tuple[list[
         beside.append(LeftOut())
         if is_folder(split / class_name):
             for folder, names in find_images(split / class_name, beside[-1]):
-                samples += [(str(Path(folder, name)), label) for name in names]
+                samples += [(os.path.join(folder, name), label) for name in names]  # noqa: PTH118
         left.add(beside[-1])
     return samples, beside
 

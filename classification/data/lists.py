@@ -150,7 +150,7 @@ def _check_teacher(path: str, classes: Sequence[str]) -> None:
         )
 
 
-def mix(labelled: list[tuple[str, int]], pile: list[tuple[str, int]], share: float | None) -> list[tuple[str, int]]:
+def mix(labelled: Sequence[tuple[str, int]], pile: list[tuple[str, int]], share: float | None) -> list[tuple[str, int]]:
     """Return both, of which the part `share` is the pile; the smaller one is repeated in turn to make it so.
 
     Args:
@@ -159,12 +159,12 @@ def mix(labelled: list[tuple[str, int]], pile: list[tuple[str, int]], share: flo
         share: 0 < share <= 1, or None for every image once.
     """
     if share is None:
-        return labelled + pile
+        return [*labelled, *pile]
     if share == 1:
         return pile
     wanted = round(len(labelled) * share / (1 - share))  # of the pile
     if wanted >= len(pile):
-        return labelled + _repeated(pile, wanted)
+        return [*labelled, *_repeated(pile, wanted)]
     return _repeated(labelled, round(len(pile) * (1 - share) / share)) + pile
 
 

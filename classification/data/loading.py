@@ -40,13 +40,13 @@ class Photos(Dataset[Any]):
 
     def __init__(
         self,
-        samples: list[tuple[str, int]],
+        samples: Sequence[tuple[str, int]],
         transform: Transform,
         seed: int = 0,
         cache: Cache | None = None,
         stored: StoredViews | None = None,
     ) -> None:
-        self.samples = Samples(samples)
+        self.samples = samples if isinstance(samples, Samples) else Samples(samples)
         self.transform = transform
         self.seed = seed
         self.cache = cache

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from classification.data.image_files import file_digest
 from classification.data.members import size_of
+from classification.data.samples import digest_of
 from classification.errors import UserError
-from classification.paths import relative
 from classification.runs.checkpoint import job_hash
 from classification.runs.world import World, parallel_devices
 from classification.training.job import Job
@@ -75,10 +75,9 @@ def _checkpoint(job: Job) -> list[str]:
 
 def _files(samples: Sequence[tuple[str, int]], root: str) -> list[str]:
     """Return names, classes and sizes of files, and the content of a few: other bytes may hide under the same names."""
-    names = [f"{relative(path, root)} {target}" for path, target in samples]
     sizes = [str(size_of(path)) for path, _ in samples[:: max(1, len(samples) // MOST)]]
     read = [file_digest(path) for path, _ in samples[:: max(1, len(samples) // READ)]]
-    return [*names, *sizes, *read]
+    return [digest_of(samples, root), *sizes, *read]
 
 
 def _number(parts: Sequence[str]) -> int:

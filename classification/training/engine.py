@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,11 +203,11 @@ class Engine:
         """Bring a tensor to the device."""
         return tensor.to(self.world.device, non_blocking=True)
 
-    def _cache(self, samples: list[tuple[str, int]]) -> Cache | None:
+    def _cache(self, samples: Sequence[tuple[str, int]]) -> Cache | None:
         if self.options.data.cache == "off":
             return None
         self.world.say(f"=> decoding {len(samples)} images into memory")
-        return Cache(samples, read_image)
+        return Cache(samples, read_image, near=self.world.near())
 
     # -- precision, progress, signals
 

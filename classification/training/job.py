@@ -18,7 +18,8 @@ from classification.models.weights import load_strictly
 from classification.options.config import total_epochs
 from classification.options.options import Options, recorded
 from classification.options.terms import mutual
-from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume, run_folder
+from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume
+from classification.runs.folder import run_folder
 from classification.runs.restore import explain_damage, load_or_keep
 from classification.runs.world import Seed
 from classification.system.weight_files import damaged_error
@@ -146,7 +147,7 @@ class Job:
         }
         if not self.resume_from:
             return
-        images = image_names(self.data.train, data.data)
+        images = partial(image_names, self.data.train, data.data)
         now = Now(self.record(), self.options, self.data.classes, self.inputs, images)
         self.checkpoint, self.changed = read_resume(self.resume_from, now)
         if self.changed:

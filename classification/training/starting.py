@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from classification.data.folders import (
     without_unreadable,
 )
 from classification.data.image_files import across, count_of
+from classification.data.listing import list_once
 from classification.data.lists import mix, read_pile
 from classification.data.preprocessing import Preprocessing
 from classification.data.soft_labels import Likely, soften
@@ -28,6 +30,8 @@ from classification.models.weights import WeightFile, load_file, other_outputs
 from classification.options.devices import Devices
 from classification.options.options import Options
 from classification.options.terms import needing
+from classification.runs.folder import listing_place
+from classification.runs.place import find_place
 from classification.runs.world import Seed, device_of
 from classification.training.job import Job
 from classification.training.precision import widen
@@ -70,14 +74,10 @@ def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
     """Return the images of a run, and those that are skipped because they cannot be read."""
     asked = options.data
     assert asked.data is not None
-    data = read_folder(
-        asked.data,
-        labels=options.labelled,
-        train_list=asked.train_list,
-        valid_list=asked.valid_list,
-        num_classes=asked.num_classes,
-        evaluate=options.run.evaluate or options.labels == "pseudo",
-    )
+    place, shared = listing_place(options.run), find_place(options.devices).size > 1
+    what = (options.labels, asked.train_list, asked.valid_list, asked.num_classes)
+    read = partial(_read_folder, options)
+    data = list_once(read, place, asked.data, what, shared=shared)
     if options.run.evaluate:
         data = replace(data, train=[])
     elif options.pile.pile_list:
@@ -90,6 +90,19 @@ def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
     if not options.run.evaluate:
         data.notes.extend(shared_images(data))
     return data, bad
+
+
+def _read_folder(options: Options) -> Folder:
+    asked = options.data
+    assert asked.data is not None
+    return read_folder(
+        asked.data,
+        labels=options.labelled,
+        train_list=asked.train_list,
+        valid_list=asked.valid_list,
+        num_classes=asked.num_classes,
+        evaluate=options.run.evaluate or options.labels == "pseudo",
+    )
 
 
 def _with_pile(data: Folder, options: Options) -> Folder:

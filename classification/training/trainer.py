@@ -176,6 +176,7 @@ class Trainer:
         earlier = self.seconds
         if self.step < len(self.batches) or not self.step:
             self._train()
+            self._average_statistics()
             save(self)  # before the evaluation, which a signal may cut
         record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate_epoch(self.result)}
         for name, peer in self.peers().items():
@@ -228,6 +229,12 @@ class Trainer:
             if self.step < steps and ((every and self.step % every == 0) or self.stepper.met.save):
                 save(self)
         self.stepper.check_scale(epoch)
+
+    def _average_statistics(self) -> None:
+        """Average the statistics of what trains, and those of --ema, as --average-bn asks."""
+        if self.options.devices.average_bn:
+            for module in (self.distiller.terms, self.student, self.result, *self.peers().values()):
+                self.world.average_statistics(module)
 
     def _train_mode(self) -> None:
         self.stepper.wrapped.train()
