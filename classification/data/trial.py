@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,7 +53,7 @@ class Trial:
             yield images
 
     def _read(
-        self, samples: list[tuple[str, int]], chosen: list[int], size: int, workers: int
+        self, samples: Sequence[tuple[str, int]], chosen: list[int], size: int, workers: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         photos = Photos(samples, self.preprocessing.transform())
         loading = loader(photos, FixedBatches(chosen, size), workers, torch.device("cpu"), persistent=False)

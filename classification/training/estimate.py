@@ -140,7 +140,7 @@ def _cost(job: Job) -> Cost:
     return Cost(seconds, peak_bytes(engine.world.device), _disk(trainer))
 
 
-def _spread(samples: list[tuple[str, int]], most: int) -> list[tuple[str, int]]:
+def _spread(samples: Sequence[tuple[str, int]], most: int) -> Sequence[tuple[str, int]]:
     """Return at most `most` samples, of all classes alike where these stand one after another."""
     return samples[:: math.ceil(len(samples) / most)]
 
