@@ -104,7 +104,7 @@ def _keep(file: Path, key: str, data: Folder, states: NDArray[np.int64], root: s
     beside = file.with_name(f"{file.name}.{os.getpid()}.npz")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(beside, about=text, states=states, **arrays)
+        np.savez_compressed(beside, about=text, states=states, **arrays)  # a tenth of the bytes, for half a second
         beside.replace(file)
     except OSError:  # a full disk, or a folder that cannot be written to: the run itself will say so
         with contextlib.suppress(OSError):
