@@ -13,7 +13,7 @@ from classification.options.fields import number
 from classification.options.first_look import run_command
 from classification.options.int8 import missing_packages as missing_for_onnx
 from classification.options.parser import Parser
-from classification.paths import is_file, is_folder
+from classification.paths import is_file, weights_of
 from classification.system.new_files import check_new, folder_beside, free_name, move, write
 
 if TYPE_CHECKING:
@@ -97,8 +97,7 @@ def missing_packages(kind: str) -> list[str]:
 
 def _checkpoint(path: Path, network: str) -> Path:
     """Return the file of one network of a run."""
-    if is_folder(path) and is_file(path / "best.pth"):
-        path = path / "best.pth"
+    path = weights_of(path)
     if network == "student":
         return path
     found = path.with_name(f"{'best_' if path.name.startswith('best') else ''}{network}.pth")
