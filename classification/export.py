@@ -84,7 +84,7 @@ def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
         raise UserError(f"--to {args.to} needs {names}: `pip install {names}`, or the extra [export] of this project")
     args.checkpoint = _checkpoint(Path(args.checkpoint), args.network)
     for path in (args.output, *([_card(args.output)] if args.to == "safetensors" else [])):
-        check_new(path, force=args.force)
+        check_new(path, force=args.force, device=False)
     if args.output.resolve() == args.checkpoint.resolve():
         raise UserError(f"--output {args.output} is the checkpoint itself: give another")
     return args

@@ -27,6 +27,7 @@ from tests.classification.refusals import (
     options,
     recipes,
     reports,
+    room,
     terms,
 )
 
@@ -111,7 +112,8 @@ def test_it_is_refused_in_one_sentence(
     before = files(place.root)
     monkeypatch.chdir(place.root)
     capfd.readouterr()
-    status = case.script.main(words)
+    with room(case.room):
+        status = case.script.main(words)
     message = check(case, status, *capfd.readouterr(), before, place.root)
     found = row(group, case, message, place)
     assert table.setdefault((group, case.what), found if "WRITE_REFUSALS" in os.environ else "") == found
