@@ -43,7 +43,7 @@ mobilenetv4_hybrid_medium mnasnet_small spnasnet_100 fbnetc_100 fbnetv3_b effici
 tf_efficientnet_b0 tf_efficientnet_lite0 tf_efficientnetv2_b0 efficientnetv2_rw_t mixnet_s tinynet_e lcnet_035
 rexnet_100 hardcorenas_a ghostnet_050 ghostnetv2_100 repghostnet_050 repvgg_a0 repvgg_b0 mobileone_s0 repvit_m0_9
 fastvit_t8@256 fastvit_sa12@256 hgnetv2_b0 hgnet_tiny hrnet_w18_small hrnet_w18_small_v2 dla34 dla46_c dpn48b
-densenet121 ese_vovnet19b_dw selecsls42b inception_v3@299 inception_v4@160 inception_next_atto inception_resnet_v2@160
+densenet121 ese_vovnet19b_dw selecsls42b inception_v3@224 inception_v4@160 inception_next_atto inception_resnet_v2@160
 xception41 legacy_xception convnext_atto convnextv2_atto convnext_femto_ols starnet_s1 mambaout_femto edgenext_xx_small
 focalnet_tiny_srf davit_tiny@224 mobilevit_xxs mobilevitv2_050 poolformer_s12 poolformerv2_s12 caformer_s18
 convformer_s18 pvt_v2_b0 twins_pcpvt_small@224 twins_svt_small@224 efficientformer_l1@224 efficientformerv2_s0@224
@@ -58,7 +58,7 @@ mixer_s32_224@224 gmixer_12_224@224 resmlp_12_224@224 gmlp_ti16_224@224 tnt_s_pa
 pit_ti_distilled_224@224 sequencer2d_s@224 tresnet_m vovnet39a volo_d1_224@224 rdnet_tiny"""
 PAIRS = "## Pairs that train"  # the part of the page that check_pairs.py makes
 SIZE = 128
-SECONDS = 400
+SECONDS = 1800
 HEAD = """# Where networks are tapped
 
 Made by `python scripts/check_taps.py --output docs/networks.md`; do not edit. One row per network, built without
