@@ -6,7 +6,8 @@ changes them; (b) a bright patch at row i and column j of an image changes the m
 for three of four patches, or the centre of what it changes follows it (correlation of rows, and of columns, at least
 0.9: random weights blur a deep map, and do not mix up its order). A map that fails is tried again in a network that
 blurs less: see `centre` and `settle`.
-Results are kept in a file beside the table; a second run does only what is missing there.
+Results are kept in a file beside the table; a second run does only what is missing there. A network that is not in that
+file keeps its line of the page.
 """
 
 from __future__ import annotations
@@ -249,17 +250,20 @@ def line(row: dict[str, Any]) -> str:
 
 
 def write(rows: list[dict[str, Any]], output: Path) -> None:
-    """Write the table."""
-    found = [row for row in rows if "taps" in row]
-    good = sum(row["stays"] == row["moves"] == "yes" for row in found)
+    """Write the table; networks without a row keep the line that the page has of them."""
+    before, mark, pairs = output.read_text().partition(PAIRS) if output.exists() else ("", "", "")
+    lines = {text.split("`")[1]: text for text in before.splitlines() if text.startswith("| `")}
+    lines |= {row["name"]: line(row) for row in rows}
+    known = [lines[name] for name, _ in names() if name in lines]
+    refused = sum("| refused: " in text for text in known)
+    good = sum(text.endswith("| yes / yes |") for text in known)
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}"
-    refused = len(rows) - len(found)
     said = (
-        f"{len(rows)} networks: taps found in {len(found)}, all checks passed in {good}, {refused} refused; {versions}."
+        f"{len(known)} networks: taps found in {len(known) - refused}, all checks passed in {good}, {refused} refused; "
+        f"{versions}."
     )
     head = "| network | pixels | taps | sides (t: tokens) | channels | margins | folded norms | in place / moves |"
-    table = [head, "|---|---|---|---|---|---|---|---|", *map(line, rows)]
-    _, mark, pairs = output.read_text().partition(PAIRS) if output.exists() else ("", "", "")
+    table = [head, "|---|---|---|---|---|---|---|---|", *known]
     output.write_text("\n".join([HEAD, said, "", *table, ""]) + (f"\n{mark}{pairs}" if mark else ""))
 
 
@@ -268,7 +272,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--rows", type=Path, default=Path("runs/networks.jsonl"), help="one JSON object per network")
-    parser.add_argument("--only", nargs="*", help="check these again")
+    parser.add_argument("--only", nargs="*", help="check these again, and no others")
     args = parser.parse_args()
     sizes = dict(names())
     args.rows.parent.mkdir(parents=True, exist_ok=True)

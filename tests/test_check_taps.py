@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from check_taps import order, stays
+from check_taps import order, stays, write
 from torch import Tensor, nn
 
 SIDE, STRIDE = 8, 4
@@ -53,3 +55,15 @@ def test_a_map_in_its_own_place_changes_nothing() -> None:
     network = Mixed(ORDERS["raster"], 1).eval()
     images = torch.randn(2, 3, SIDE * STRIDE, SIDE * STRIDE)
     assert stays(network, "map", images) == "yes"
+
+
+def test_networks_without_a_record_keep_their_line(tmp_path: Path) -> None:
+    page = tmp_path / "networks.md"
+    refused = {"name": "timm:tnt_s_patch16_224", "size": 224, "refused": "no tap"}
+    write([{"name": "timm:resnet18d", "size": 128, "taps": [], "stays": "yes", "moves": "yes"}, refused], page)
+    page.write_text(page.read_text() + "\n## Pairs that train\n\n| `timm:resnet18d <- b` |\n")
+    write([{"name": "timm:lcnet_035", "size": 128, "taps": [], "stays": "yes", "moves": "a: 1 of 9 near"}], page)
+    text = page.read_text()
+    assert "3 networks: taps found in 2, all checks passed in 1, 1 refused; " in text
+    places = [text.index(f"| `timm:{name}` |") for name in ("resnet18d", "lcnet_035", "tnt_s_patch16_224")]
+    assert places == sorted(places) and text.endswith("\n\n## Pairs that train\n\n| `timm:resnet18d <- b` |\n")
