@@ -201,17 +201,17 @@ def export_demo(args: argparse.Namespace, package: Package | None = None) -> Non
         places["Teacher"] = recorded
     else:
         print(f"=> {args.checkpoint} names no teacher that is there: give --teacher CHECKPOINT to show one beside it")
+    found = {role: open_trained(*place) for role, place in places.items()}
     networks = []
     as_onnx = argparse.Namespace(**{**vars(args), "to": "onnx", "with_preprocessing": True})
     with folder_beside(args.demo, "--demo") as folder:
-        for role, place in places.items():
-            trained = open_trained(*place)
+        for role, trained in found.items():
             print(f"=> {role.lower()}: {trained.note}")
             trial = _trial(as_onnx, trained)
             content = _content(as_onnx, trained, trial)
             write(folder / role, content)
-            found = _check(as_onnx, trained, trial, folder / role, timed=False)  # the page says how long it takes
-            if fault := found.fault(args.tolerance, exact=True):
+            alike = _check(as_onnx, trained, trial, folder / role, timed=False)  # the page says how long it takes
+            if fault := alike.fault(args.tolerance, exact=True):
                 raise RunError(f"the {role.lower()} is rejected, {fault}")
             networks.append(Shown(role, trained.arch, trained.classes, trained.preprocessing, content))
         page = folder / "page"

@@ -140,7 +140,7 @@ def _said(
     with tqdm(total=total, leave=False, disable=None, dynamic_ncols=True) as bar:
         for batch in batches:
             for path, cause in batch.unreadable:
-                bar.write(one_line(f"{PROG}: image {path} cannot be read ({cause})"), file=sys.stderr)
+                bar.write(one_line(f"image {path} cannot be read ({cause})"), file=sys.stderr)
             bad += len(batch.unreadable)
             if batch.paths:
                 try:
