@@ -17,7 +17,7 @@ from classification.options.fields import Option, count, number
 from classification.options.first_look import write_any_name
 from classification.options.options import all_options
 from classification.options.parser import Parser, add_options, typed_words
-from classification.paths import exists, is_folder
+from classification.paths import exists, is_folder, weights_of
 
 if TYPE_CHECKING:
     from classification.reports.comparison import Plan
@@ -60,7 +60,7 @@ def build_parser(prog: str = PROG, *, with_shared: bool = True) -> Parser:
     add("--recipes", nargs="+", default=usual, metavar="NAME", help=f"{about} ({' '.join(usual)})")
     add("--seeds", type=number(int, 2, 1000), default=5, metavar="K", help="runs per recipe at most (5)")
     add("--output", type=Path, required=True, metavar="FOLDER", help="runs and results; the same line goes on there")
-    add("--teacher", metavar="CHECKPOINT", help="weights of the teacher; without them it is trained first")
+    add("--teacher", metavar="CHECKPOINT", help="run folder or weights of the teacher; else one is trained first")
     add("--teacher-arch", metavar="ARCH", help="its network; default: that of its file, or the usual one")
     add("--teacher-epochs", type=count, metavar="N", help="epochs of its training; default: those of the students")
     margin = number(float, 0, 100)
@@ -135,8 +135,9 @@ def plan_of(asked: Asked) -> tuple[Plan, list[str]]:
     own, words = asked.own, asked.words
     data = read_folder(own.data, train_list=own.train_list, valid_list=own.valid_list, num_classes=own.num_classes)
     if own.teacher is not None:
-        arch = own.teacher_arch or known_name(read_weights(own.teacher).arch or "")
-        teacher = ("--teacher-resume", str(own.teacher), *(("--teacher-arch", arch) if arch else ()))
+        file = weights_of(Path(own.teacher))
+        arch = own.teacher_arch or known_name(read_weights(str(file)).arch or "")
+        teacher = ("--teacher-resume", str(file), *(("--teacher-arch", arch) if arch else ()))
         trains: tuple[str, ...] = ()
         if own.teacher_epochs:
             raise UserError("--teacher-epochs has no effect: --teacher names one that is trained")

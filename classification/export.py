@@ -1,4 +1,7 @@
-"""Write a trained network as a file that other programs run: python export.py CHECKPOINT --to onnx --output FILE"""
+"""Write a trained network as a file that other programs run: python export.py CHECKPOINT --to onnx --output FILE
+
+Or as a page that classifies pictures in the browser: python export.py CHECKPOINT --demo FOLDER
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,14 @@ from classification.options.fields import number
 from classification.options.first_look import run_command
 from classification.options.int8 import missing_packages as missing_for_onnx
 from classification.options.parser import Parser
-from classification.paths import is_file, is_folder
+from classification.paths import exists, is_file, weights_of
 from classification.system.new_files import check_new, folder_beside, free_name, move, write
 
 if TYPE_CHECKING:
     from classification.data.trial import Trial
     from classification.models.fidelity import Fidelity
     from classification.models.trained import Trained
+    from classification.system.npm import Package
 
 PROG = "export.py"
 OLDEST_OPSET = 18  # torch's exporter writes no older one
@@ -30,6 +34,7 @@ KINDS = {
     "safetensors": "the weights, and a model card FILE.md beside them",
     "int8": "ONNX with weights and activations of 8 bits, calibrated on images of --data",
 }
+DEMO = ("teacher", "teacher-arch", "runtime")  # options that need it
 EXAMPLE = "example: %(prog)s runs/student/best.pth --to int8 --output student.onnx --data photos"
 
 
@@ -39,9 +44,15 @@ def build_parser(prog: str = PROG) -> Parser:
     parser = Parser(prog, description=(__doc__ or "").partition(":")[0] + ".", epilog=EXAMPLE, allow_abbrev=False)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="a best.pth, another file of weights, or a run folder")
-    add("--to", required=True, choices=KINDS, help=told)
-    add("--output", required=True, metavar="FILE", type=Path, help="the file to write")
+    add("--to", choices=KINDS, help=told)
+    add("--output", metavar="FILE", type=Path, help="the file to write")
     add("--force", action="store_true", help="replace FILE if it exists")
+    about = "instead of --to and --output: a new folder with a page that classifies pictures in the browser"
+    add("--demo", metavar="FOLDER", type=Path, help=about)
+    add("--teacher", metavar="CHECKPOINT", help="--demo: the network beside it (the teacher that the run names)")
+    add("--teacher-arch", metavar="NAME", help="--demo: its network, if its checkpoint does not say it")
+    about = "--demo: address or file of the archive of onnxruntime-web (its address in the npm registry, 33 MB)"
+    add("--runtime", metavar="ADDRESS", help=about)
     add("--data", metavar="DIR", help="images to compare on, in valid/ (int8 calibrates on train/); or any folder")
     add(
         "--tolerance",
@@ -72,22 +83,49 @@ def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
     Raises:
         UserError: a mistake in them.
     """
-    args = build_parser(prog).parse_args(words)
+    parser = build_parser(prog)
+    args = parser.parse_args(words)
+    if args.demo is not None:
+        return _parse_demo(args)
+    if alone := [flag for flag in DEMO if getattr(args, flag.replace("-", "_")) is not None]:
+        raise UserError(f"--{alone[0]} goes with --demo FOLDER only")
+    if missing := [f"--{name}" for name in ("to", "output") if getattr(args, name) is None]:
+        parser.error(f"the following arguments are required: {', '.join(missing)}; or --demo FOLDER")
     if args.to == "int8" and args.data is None:
         raise UserError("--to int8 needs --data DIR: the images to calibrate on, in DIR/train or in DIR itself")
     if args.to == "safetensors" and args.with_preprocessing:
         raise UserError("--with-preprocessing needs a graph, which safetensors does not hold: use --to onnx or pt2")
     if args.to not in ("onnx", "int8") and args.opset is not None:
         raise UserError("--opset goes with --to onnx or int8 only")
-    if missing := missing_packages(args.to):
-        names = " ".join(missing)
-        raise UserError(f"--to {args.to} needs {names}: `pip install {names}`, or the extra [export] of this project")
+    _check_packages(args.to, f"--to {args.to}")
     args.checkpoint = _checkpoint(Path(args.checkpoint), args.network)
     for path in (args.output, *([_card(args.output)] if args.to == "safetensors" else [])):
-        check_new(path, force=args.force)
+        check_new(path, force=args.force, device=False)
     if args.output.resolve() == args.checkpoint.resolve():
         raise UserError(f"--output {args.output} is the checkpoint itself: give another")
     return args
+
+
+def _parse_demo(args: argparse.Namespace) -> argparse.Namespace:
+    given = [name for name in ("to", "output", "calibration") if getattr(args, name) is not None]
+    given += [name for name in ("force", "with_preprocessing") if getattr(args, name)]
+    if given:
+        raise UserError(
+            f"--{given[0].replace('_', '-')} has no effect on --demo, which writes a whole folder: leave it out"
+        )
+    _check_packages("onnx", "--demo")
+    if exists(args.demo):
+        raise UserError(f"--demo {args.demo} exists already and is not overwritten: give a new folder")
+    check_new(args.demo, option="--demo")
+    args.checkpoint = _checkpoint(Path(args.checkpoint), args.network)
+    args.teacher = None if args.teacher is None else weights_of(Path(args.teacher))
+    return args
+
+
+def _check_packages(kind: str, option: str) -> None:
+    if missing := missing_packages(kind):
+        names = " ".join(missing)
+        raise UserError(f"{option} needs {names}: `pip install {names}`, or the extra [export] of this project")
 
 
 def missing_packages(kind: str) -> list[str]:
@@ -97,8 +135,7 @@ def missing_packages(kind: str) -> list[str]:
 
 def _checkpoint(path: Path, network: str) -> Path:
     """Return the file of one network of a run."""
-    if is_folder(path) and is_file(path / "best.pth"):
-        path = path / "best.pth"
+    path = weights_of(path)
     if network == "student":
         return path
     found = path.with_name(f"{'best_' if path.name.startswith('best') else ''}{network}.pth")
@@ -120,20 +157,12 @@ def export(args: argparse.Namespace) -> None:
         UserError: a mistake of the user's.
         RunError: the file is not as good as the network; it is kept under another name.
     """
-    from classification.data.trial import random_trial, read_trial
     from classification.models.card import write_card
     from classification.models.trained import open_trained
 
     trained = open_trained(args.checkpoint, args.arch)
     print(f"=> {trained.note}")
-    seen = trained.preprocessing
-    if args.data is None:
-        trial = random_trial(seen)
-    else:
-        known, how = (trained.classes, trained.num_classes), {"skip_bad": args.bad_images == "skip"}
-        trial = read_trial(args.data, seen, *known, calibrate=args.to == "int8", workers=args.workers, **how)
-    for note in trial.notes:
-        print(f"=> {note}")
+    trial = _trial(args, trained)
     with folder_beside(args.output) as folder:
         file = folder / args.output.name
         write(file, _content(args, trained, trial))
@@ -148,6 +177,64 @@ def export(args: argparse.Namespace) -> None:
         if args.to == "safetensors":
             move(_card(file), _card(args.output))
     print(f"=> done: {args.output}", flush=True)
+
+
+def export_demo(args: argparse.Namespace, package: Package | None = None) -> None:
+    """Write the folder of a page; each network in it is run again first, and compared.
+
+    Args:
+        args: the options.
+        package: what runs networks in the browser; None for onnxruntime-web.
+
+    Raises:
+        UserError: a mistake of the user's, or no archive of onnxruntime-web.
+        RunError: a file that is not as good as its network.
+    """
+    from classification.models.trained import open_trained
+    from classification.reports.demo import MEMBERS, RUNTIME, Shown, demo_files, recorded_teacher
+
+    files = (package or RUNTIME).read(MEMBERS, args.runtime)
+    places = {"Student": (args.checkpoint, args.arch)}
+    if args.teacher is not None:
+        places["Teacher"] = args.teacher, args.teacher_arch
+    elif (recorded := recorded_teacher(args.checkpoint)) is not None:
+        places["Teacher"] = recorded
+    else:
+        print(f"=> {args.checkpoint} names no teacher that is there: give --teacher CHECKPOINT to show one beside it")
+    found = {role: open_trained(*place) for role, place in places.items()}
+    networks = []
+    as_onnx = argparse.Namespace(**{**vars(args), "to": "onnx", "with_preprocessing": True})
+    with folder_beside(args.demo, "--demo") as folder:
+        for role, trained in found.items():
+            print(f"=> {role.lower()}: {trained.note}")
+            trial = _trial(as_onnx, trained)
+            content = _content(as_onnx, trained, trial)
+            write(folder / role, content)
+            alike = _check(as_onnx, trained, trial, folder / role, timed=False)  # the page says how long it takes
+            if fault := alike.fault(args.tolerance, exact=True):
+                raise RunError(f"the {role.lower()} is rejected, {fault}")
+            networks.append(Shown(role, trained.arch, trained.classes, trained.preprocessing, content))
+        page = folder / "page"
+        page.mkdir()  # with the usual rights, which `folder` has not
+        for name, content in demo_files(networks, files).items():
+            write(page / name, content)
+        move(page, args.demo)
+    print(f"=> done: open {args.demo / 'index.html'} in a browser, or copy the folder to any web server", flush=True)
+
+
+def _trial(args: argparse.Namespace, trained: Trained) -> Trial:
+    """Return the images to compare on, and print what is to be said of them."""
+    from classification.data.trial import random_trial, read_trial
+
+    if args.data is None:
+        trial = random_trial(trained.preprocessing)
+    else:
+        known, how = (trained.classes, trained.num_classes), {"skip_bad": args.bad_images == "skip"}
+        seen, workers = trained.preprocessing, args.workers
+        trial = read_trial(args.data, seen, *known, calibrate=args.to == "int8", workers=workers, **how)
+    for note in trial.notes:
+        print(f"=> {note}")
+    return trial
 
 
 def _content(args: argparse.Namespace, trained: Trained, trial: Trial) -> bytes:
@@ -175,7 +262,7 @@ def _content(args: argparse.Namespace, trained: Trained, trial: Trial) -> bytes:
     return quantised.to_int8(model, images, said, method=method, reduce_range=reduced, scales=scales)
 
 
-def _check(args: argparse.Namespace, trained: Trained, trial: Trial, file: Path) -> Fidelity:
+def _check(args: argparse.Namespace, trained: Trained, trial: Trial, file: Path, *, timed: bool = True) -> Fidelity:
     """Run the file again, print both side by side, and return what was found."""
     import torch
 
@@ -187,7 +274,7 @@ def _check(args: argparse.Namespace, trained: Trained, trial: Trial, file: Path)
     found = fidelity.compare(before, after, trial.batches(args.batch_size, args.workers))
     latencies = {}
     first, _ = next(iter(trial.batches(1)))
-    for size in cost.SIZES:
+    for size in cost.SIZES if timed else ():
         images = first.expand(size, -1, -1, -1)
         ours, theirs = before.prepare(images), after.prepare(images)
         one, other = cost.medians([partial(before.compute, ours), partial(after.compute, theirs)], seconds=2.0)
@@ -200,7 +287,11 @@ def _check(args: argparse.Namespace, trained: Trained, trial: Trial, file: Path)
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:
     """Run the script, called by the name `prog`; return its exit status."""
-    return run_command(lambda words: export(parse(words, prog)), argv, prog)
+    return run_command(lambda words: _run(parse(words, prog)), argv, prog)
+
+
+def _run(args: argparse.Namespace) -> None:
+    (export if args.demo is None else export_demo)(args)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,11 @@ def is_folder(path: str | Path) -> bool:
     return False
 
 
+def weights_of(path: Path) -> Path:
+    """Return the best.pth of a run folder; anything else as it is."""
+    return path / "best.pth" if is_folder(path) and is_file(path / "best.pth") else path
+
+
 def exists(path: str | Path) -> bool:
     """Return whether there is anything of that name."""
     with contextlib.suppress(OSError, ValueError):

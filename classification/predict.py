@@ -13,7 +13,7 @@ from classification.errors import RunError, UserError, one_line
 from classification.options.fields import count, number
 from classification.options.first_look import run_command
 from classification.options.parser import Parser
-from classification.paths import exists, is_file, is_folder
+from classification.paths import exists, is_file, is_folder, weights_of
 from classification.system.new_files import check_new, write_whole
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
         UserError: a mistake in them.
     """
     args = build_parser(prog).parse_intermixed_args(words)
-    if is_folder(args.checkpoint) and is_file(args.checkpoint / "best.pth"):
-        args.checkpoint /= "best.pth"
+    args.checkpoint = weights_of(args.checkpoint)
     inputs = {"the checkpoint": args.checkpoint, "the file of --class-names": args.class_names}
     taken = {path.resolve(): name for name, path in inputs.items() if path is not None}
     for option, path in (("--csv", args.csv), ("--json", args.json)):
@@ -141,7 +140,7 @@ def _said(
     with tqdm(total=total, leave=False, disable=None, dynamic_ncols=True) as bar:
         for batch in batches:
             for path, cause in batch.unreadable:
-                bar.write(one_line(f"{PROG}: image {path} cannot be read ({cause})"), file=sys.stderr)
+                bar.write(one_line(f"image {path} cannot be read ({cause})"), file=sys.stderr)
             bad += len(batch.unreadable)
             if batch.paths:
                 try:

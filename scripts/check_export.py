@@ -3,15 +3,17 @@
 The weights of a network that is named are random; those of a checkpoint are its own. With --data, int8 is calibrated on
 photographs of train/, and accuracy and agreement are those on valid/.
 
-python scripts/check_export.py [ARCH_OR_CHECKPOINT ...] [--data DIR]
+python scripts/check_export.py [ARCH_OR_CHECKPOINT ...] [--data DIR] [--records results/exports.jsonl]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ from classification.models.exporting import (
     to_pt2,
     to_safetensors,
     torch_runtime,
+    versions,
 )
 from classification.models.fidelity import Fidelity, compare
 from classification.models.hub import Classifier
@@ -43,6 +46,7 @@ ARCHS = (
 )
 BATCHES = (1, 7, 32)
 ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "results" / "exports.jsonl"
 
 
 def network(arch: str, classes: int) -> Trained:
@@ -115,8 +119,38 @@ def runtimes(trained: Trained, folder: Path, calibration: Sequence[Tensor]) -> I
         yield name, True, runtime, size
 
 
-def check(trained: Trained, folder: Path, data: Path | None) -> Iterator[str]:
-    """Yield a line per format."""
+@dataclass(frozen=True)
+class Row:
+    """What was found of one format of a network.
+
+    Args:
+        arch: the network.
+        format: its name here.
+        gap: the largest difference of two logits, over random pictures in batches of `BATCHES`.
+        largest: the largest logit there.
+        agreement: random pictures of the same class, in percent.
+        photographs: of --data the number, the agreement and top-1 before and after, in percent; empty without.
+        bytes: of the file.
+        fault: why the file may not stand for the network, or nothing.
+    """
+
+    arch: str
+    format: str
+    gap: float
+    largest: float
+    agreement: float
+    photographs: tuple[float, ...]
+    bytes: int
+    fault: str
+
+    def __str__(self) -> str:
+        photographs = "{1:>11.1f}{2:>9.2f}{3:>9.2f}".format(*self.photographs) if self.photographs else ""
+        numbers = f"{self.gap:>10.2e}{self.largest:>10.3g}{self.agreement:>10.1f}{photographs}{self.bytes:>14,}"
+        return f"{self.arch:<30}{self.format:<17}{numbers}  {self.fault}".rstrip()
+
+
+def check(trained: Trained, folder: Path, data: Path | None) -> Iterator[Row]:
+    """Yield a row per format."""
     before: Runtime = torch_runtime(trained)
     known: list[tuple[Tensor, Tensor, Tensor]] = []  # of the photographs: pixels, classes, logits before
     torch.manual_seed(2)
@@ -127,12 +161,12 @@ def check(trained: Trained, folder: Path, data: Path | None) -> Iterator[str]:
         calibration = list(trial.calibration(256, 8))
     for name, exact, after, size in runtimes(trained, folder, calibration):
         found = compare(before, after, batches(trained.preprocessing.img_size))
-        photographs = ""
+        photographs: tuple[float, ...] = ()
         if known:
             alike = compare(recalled(known), after, [(pixels, target) for pixels, target, _ in known])
-            photographs = f"{percent(alike):>11.1f}{alike.top1()[0]:>9.2f}{alike.top1()[1]:>9.2f}"
-        numbers = f"{found.difference:>10.2e}{found.largest:>10.3g}{percent(found):>10.1f}{photographs}{size:>14,}"
-        yield f"{trained.arch:<30}{name:<17}{numbers}  {found.fault(0, exact=exact) or ''}".rstrip()
+            photographs = alike.images, percent(alike), *alike.top1()
+        fault = found.fault(0, exact=exact) or ""
+        yield Row(trained.arch, name, found.difference, found.largest, percent(found), photographs, size, fault)
 
 
 def recalled(known: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Callable[[Tensor], Tensor]:
@@ -146,8 +180,33 @@ def percent(found: Fidelity) -> float:
     return 100 * found.agree / found.images
 
 
-def table() -> None:
-    """Print the table.
+def table(path: Path = RECORDS) -> str:
+    """Return the table of a file of records, a row per network."""
+    rows: dict[str, dict[str, Row]] = {}
+    machine = ""
+    for record in map(json.loads, path.read_text().splitlines()):
+        row = Row(**{**record["row"], "photographs": tuple(record["row"]["photographs"])})
+        rows.setdefault(row.arch, {})[row.format] = row
+        machine = f"{record['images']}; {record['machine']}"
+    lines = [
+        "| network | top-1, %: torch | onnx | int8 | agreement, %: onnx | int8 | logits up to "
+        "| gap: safetensors, pt2, hubs | onnx | int8 | bytes: safetensors | onnx | pt2 | int8 |",
+        f"|{'---|' * 14}",
+    ]
+    for arch, formats in rows.items():
+        onnx, int8 = formats["onnx"], formats["int8"]
+        torch_gap = max(row.gap for name, row in formats.items() if not name.startswith(("onnx", "int8")))
+        _, alike, top1, top1_onnx = onnx.photographs
+        _, alike_int8, _, top1_int8 = int8.photographs
+        cells = [f"{value:.2f}" for value in (top1, top1_onnx, top1_int8, alike, alike_int8)]
+        cells += [f"{value:.2g}" for value in (onnx.largest, torch_gap, onnx.gap, int8.gap)]
+        cells += [f"{formats[name].bytes:,}" for name in ("safetensors", "onnx", "pt2", "int8")]
+        lines.append(f"| `{arch}` | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", machine])
+
+
+def run() -> None:
+    """Print a row per network and format, and keep it.
 
     Raises:
         UserError: a network or a file that is not there.
@@ -157,19 +216,26 @@ def table() -> None:
         "arch", metavar="ARCH", nargs="*", default=ARCHS, help="networks, checkpoints or run folders (eight networks)"
     )
     parser.add_argument("--data", metavar="DIR", type=Path, help="folder with photographs in valid/CLASS/")
+    parser.add_argument("--records", metavar="FILE", type=Path, help="also write a JSON object per row into this file")
     args = parser.parse_args()
     classes = 10 if args.data is None else len([path for path in (args.data / "valid").iterdir() if path.is_dir()])
-    print(f"batches of {BATCHES}; {instruction_set()}, torch {torch.__version__}")
+    machine = f"{instruction_set()}, {versions('onnx')}"
+    print(f"batches of {BATCHES}; {machine}")
     photographs = "" if args.data is None else f"{'photos, %':>11}{'before':>9}{'top-1':>9}"
     heading = f"{'gap':>10}{'logit':>10}{'agree, %':>10}{photographs}{'bytes':>14}"
     print(f"{'network':<30}{'format':<17}{heading}")
+    kept = []
     for arch in args.arch:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(arch, "best.pth") if Path(arch).is_dir() else Path(arch)
             trained = open_trained(str(file)) if file.is_file() else network(arch, classes)
-            for line in check(trained, Path(folder), args.data):
-                print(line, flush=True)
+            for row in check(trained, Path(folder), args.data):
+                print(row, flush=True)
+                images = f"{int(row.photographs[0])} photographs" if row.photographs else "random pictures"
+                kept.append(json.dumps({"row": asdict(row), "images": images, "machine": machine}))
+    if args.records is not None:
+        args.records.write_text("".join(f"{line}\n" for line in kept))
 
 
 if __name__ == "__main__":
-    sys.exit(attempt(table, "check_export.py"))
+    sys.exit(attempt(run, "check_export.py"))

@@ -11,7 +11,8 @@ import argparse
 
 import numpy as np
 
-from classification.reports.verdict import BETTER, WORSE, Design, bounds, judge
+from classification.models.intervals import BETTER, WORSE
+from classification.reports.verdict import Design, bounds, judge
 
 SEEDS = (2, 3, 4, 5, 6, 8, 10)
 

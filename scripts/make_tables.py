@@ -3,8 +3,9 @@
 A table stands between <!-- NAME --> and <!-- /NAME --> in README.md or docs/: "options" and "losses" from the code,
 "speed" and "speed-float32" from the results/NAME/*.json of processors with and without bfloat16, "quality-GROUP" from
 the tables of the suites of scripts/quality.yaml, results/SUITE.csv, in its layout, and "digits" from results/demo.csv,
-where scripts/collect_run.py keeps the runs of `make demo`, "int8" from results/int8.jsonl. A record whose command is
-not that of its cell is refused. scripts/term_pages.py makes one page per term.
+where scripts/collect_run.py keeps the runs of `make demo`, "int8" from results/int8.jsonl, "exports" from
+results/exports.jsonl. A record whose command is not that of its cell is refused. scripts/term_pages.py makes one page
+per term.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 
 from bench_int8 import table as int8_table
 from cells import RESULTS, ROOT, count, differences, read_quality, spread
+from check_export import table as exports_table
 from draw import draw_growth, draw_quality, draw_speed, rows_of
 from draw_answers import draw_answers
 from draw_concepts import draw_concepts
@@ -277,6 +279,7 @@ def solvers_table() -> str:
 
 MADE: dict[str, Callable[[], str]] = {
     "int8": int8_table,
+    "exports": exports_table,
     "options": options_table,
     "losses": losses_table,
     "energy": energy_table,

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from classification.errors import UserError, shown
+from classification.models.intervals import OPEN
 from classification.paths import exists, is_file
-from classification.reports.verdict import OPEN, Design, Verdict, judge
+from classification.reports.verdict import Design, Verdict, judge
 from classification.runs.repeated import Command
 from classification.system.new_files import write_whole
 

@@ -61,7 +61,8 @@ def scatter(networks: Sequence[Network], x: Mapping[str, float], title: str, axi
             "tooltip": [*tips, {"field": "of", "title": "from"}],
         },
     }
-    layers = [points, *(_names(place, side) for side in ("left", "right"))] if len(rows) <= MOST_LABELS else [points]
+    sides = {row["side"] for row in rows} - {"hidden"}  # a layer without names would be an error on the console
+    layers = [points, *(_names(place, side) for side in sorted(sides))] if len(rows) <= MOST_LABELS else [points]
     return Chart(title, "", spec_of(rows, 300, layer=layers))
 
 
@@ -72,7 +73,7 @@ def _sided(rows: Rows, middle: float) -> Rows:
     found: Rows = []
     for row in rows:
         side = "left" if row["x"] <= middle else "right"
-        hidden = any(other["side"] == side and abs(other["y"] - row["y"]) < apart for other in found)
+        hidden = any(other["side"] == side and abs(other["y"] - row["y"]) <= apart for other in found)
         found.append({**row, "side": "hidden" if hidden else side})
     return found
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from classification.options.config import describe
 from classification.reports import charts, sections, vega
@@ -14,6 +15,9 @@ from classification.reports.network_charts import scatter
 from classification.reports.networks import Network, Tried, known_networks, try_networks
 from classification.reports.packages import check_packages
 from classification.reports.records import read_runs
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 HERE = Path(__file__).parent
 MOST_IMAGES = 5000  # of --data
@@ -91,6 +95,13 @@ def _costs(networks: Sequence[Network]) -> list[vega.Chart]:
     return [chart for chart in found if chart is not None]
 
 
+def breakable(text: str) -> Markup:
+    """Return a name as HTML that may be broken after `_`, `-`, `/` and `.`, as browsers do not do by themselves."""
+    from markupsafe import Markup
+
+    return Markup("<wbr>").join(re.split(r"(?<=[_/.-])", text))  # escapes each part
+
+
 def _render(content: dict[str, Any]) -> str:
     import vl_convert
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -101,6 +112,7 @@ def _render(content: dict[str, Any]) -> str:
     )
     # Not even what is no number of JSON gets into a chart.
     room.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    room.filters["breakable"] = breakable
     style, script = ((HERE / name).read_text() for name in ("page.css", "page.js"))
     library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     own = {"style": Markup(style), "script": Markup(script), "library": Markup(library)}

@@ -10,7 +10,8 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
-BETTER, WORSE, SAME, OPEN = "BETTER", "WORSE", "NO DIFFERENCE", "UNDECIDED"
+from classification.models.intervals import MARGIN, OPEN, verdict
+
 PATHS = 400_000  # simulated comparisons of two equal recipes
 FEW = 200  # of them; a bound that fewer would cross is taken from the t distribution
 
@@ -30,7 +31,7 @@ class Design:
     seeds: int
     comparisons: int = 1
     confidence: float = 0.95
-    margin: float = 0.5
+    margin: float = MARGIN
     resolution: float = 0.0
 
     @property
@@ -83,11 +84,7 @@ def judge(differences: Sequence[float], design: Design) -> Verdict:
     spread = max(float(np.std(differences, ddof=1)), design.resolution / math.sqrt(6))
     half = bounds(design.seeds, design.alpha)[n - 2] * spread / math.sqrt(n)
     low, high = mean - half, mean + half
-    if -design.margin <= low and high <= design.margin:
-        word = SAME
-    else:
-        word = BETTER if low > 0 else WORSE if high < 0 else OPEN
-    return Verdict(word, mean, (low, high), n)
+    return Verdict(verdict(low, high, design.margin), mean, (low, high), n)
 
 
 def spent(alpha: float, part: float) -> float:

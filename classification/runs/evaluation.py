@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from classification.errors import UserError, one_line
+from classification.models.intervals import BETTER, MARGIN, OPEN, SAME, WORSE
 from classification.paths import is_folder
 from classification.runs.scores import Predictions, compare, scores
 from classification.system.new_files import write_whole
@@ -18,6 +19,12 @@ from classification.system.new_files import write_whole
 NAME = "evaluation.json"
 WORST = 20  # classes that are printed at most
 PERCENT = {"top1": "top-1, %", "top5": "top-5, %"}
+REASONS = {
+    BETTER: "the interval lies above 0",
+    WORSE: "the interval lies below 0",
+    SAME: f"the interval lies within {MARGIN} points of 0",
+    OPEN: "the interval holds 0: more images would make it narrower",
+}
 SHARES = {"balanced_accuracy": "balanced accuracy, %", "macro_f1": "macro-F1, %", "ece": "calibration error, %"}
 
 
@@ -99,6 +106,7 @@ def _differences(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
             f"student minus {role}: {both['top1_difference']:+.2f} points of top-1 (95 % interval {low:+.2f} to "
             f"{high:+.2f}); both say the same class of {both['agreement']:.2f} % of the images"
         )
+        yield f"verdict on student and {role}: {both['verdict']}, as {REASONS[both['verdict']]}"
 
 
 def _per_class(roles: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from classification.models.intervals import difference_interval
+from classification.models.intervals import difference_interval, verdict
 
 BINS = 15  # of the calibration error
 COLUMNS = 5
@@ -128,8 +128,8 @@ def compare(student: Predictions, teacher: Predictions) -> dict[str, Any]:
     """Compare two networks on the same images.
 
     Returns:
-        `top1_difference`, student minus teacher in points, its 95 % `interval`, and the `agreement`, the percentage of
-        images that both say the same class of.
+        `top1_difference`, student minus teacher in points, its 95 % `interval` and the `verdict` about it, and the
+        `agreement`, the percentage of images that both say the same class of.
 
     Raises:
         ValueError: the images differ.
@@ -138,8 +138,10 @@ def compare(student: Predictions, teacher: Predictions) -> dict[str, Any]:
         raise ValueError("two networks are compared on the same images in the same order")
     ours, theirs = student.right, teacher.right
     right = [int(part.sum()) for part in (ours & theirs, theirs & ~ours, ours & ~theirs, ~ours & ~theirs)]
+    interval = difference_interval(right)
     return {
         "top1_difference": 100 * (right[2] - right[1]) / len(ours),
-        "interval": list(difference_interval(right)),
+        "interval": list(interval),
+        "verdict": verdict(*interval),
         "agreement": 100 * float((student.predicted == teacher.predicted).mean()),
     }

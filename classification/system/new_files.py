@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,19 +14,22 @@ from classification.errors import UserError
 from classification.paths import exists, is_file, is_folder
 
 
-def check_new(path: Path, *, force: bool = False, option: str = "--output") -> None:
+def check_new(path: Path, *, force: bool = False, option: str = "--output", device: bool = True) -> None:
     """Refuse a file that could not be written, before any work is done.
 
     Args:
         path: the file.
         force: whether an existing file may be replaced.
         option: that names it, for the message.
+        device: whether a device or pipe will do, as /dev/stdout; what `move` brings would take its place.
 
     Raises:
-        UserError: there is such a file already, it is a folder, or its folder is missing or closed.
+        UserError: there is such a file already, it is a folder or a device, or its folder is missing or closed.
     """
     if is_folder(path):
         raise UserError(f"{option} {path} is a folder: give a file in it")
+    if exists(path) and not (device or is_file(path)):
+        raise UserError(f"{option} {path} is a device or a pipe: give a file")
     if exists(path) and not force:
         raise UserError(f"{option} {path} exists already and is not overwritten: give another, or --force")
     if not is_folder(path.parent):
@@ -57,7 +61,13 @@ def write(path: Path, content: bytes) -> None:
 
 
 def move(source: Path, target: Path) -> None:
-    """Rename a file, and force the new name to disk."""
+    """Rename a file, and force the new name to disk.
+
+    Raises:
+        OSError: the target is no file, as a device, which root could replace; or the disk fails.
+    """
+    if exists(target) and not is_file(target):
+        raise OSError(errno.EEXIST, "it is no file")
     source.replace(target)
     folder = os.open(target.parent, os.O_RDONLY)
     try:

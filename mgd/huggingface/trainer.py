@@ -49,7 +49,8 @@ class DistillationTrainer(Trainer):
         options: those of `Trainer`, except model and model_init.
 
     Raises:
-        ValueError: terms, taps or networks that do not go together; what the Trainer does with FSDP or DeepSpeed.
+        ValueError: terms, taps or networks that do not go together; what the Trainer does with FSDP or DeepSpeed; fp16
+            without a GPU.
         TypeError: a missing network, or an option that is not known.
     """
 
@@ -76,7 +77,10 @@ class DistillationTrainer(Trainer):
             raise ValueError("name taps of both networks, or of none: student_taps and teacher_taps")
         check_classes(student_model, teacher_model, options.get("train_dataset"))
         table = None if terms is None else specified(terms)
-        super().__init__(model=student_model, args=training_args if args is None else args, **options)
+        given = training_args if args is None else args
+        if given is not None and given.fp16 and given.device.type == "cpu":  # the Trainer would take float32 unsaid
+            raise ValueError("fp16 has no effect on a processor: leave it out, or pass bf16=True")
+        super().__init__(model=student_model, args=given, **options)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("a DistillationTrainer trains in one process or by DDP: leave out fsdp and deepspeed")
         # Losses are means over all images of a step, which `get_batch_samples` counts: nothing is left to divide.

@@ -209,12 +209,15 @@ class Taps(nn.Module):
         if self._reorders:
             raise ValueError(
                 f"tap {path!r} reads tokens of a network that keeps them in another order than that of rows and "
-                "columns: no map can be made of them, so tap a module that gives a map, or another network"
+                "columns: no map can be made of them, so tap a module that gives a map, as find_taps names them, or "
+                "another network"
             )
 
     def _record(self, number: int, tensor: Tensor) -> None:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"tap {self.paths[number]!r} reads a {type(tensor).__name__}, not a tensor")
+            path, element = self.paths[number], "[0]" if isinstance(tensor, tuple | list) else "[name]"
+            hint = "" if "@" in path else f"; name the element that is one, as {path}{element}"
+            raise TypeError(f"tap {path!r} reads a {type(tensor).__name__}, not a tensor{hint}")
         slots = self._open.get(tensor.device)
         if slots is None:  # the network runs on its own, not through this object
             return

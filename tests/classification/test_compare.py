@@ -52,6 +52,12 @@ def test_a_comparison_ends_with_a_verdict_and_is_kept(
     assert "holds a comparison with other margin" in capsys.readouterr().err
 
 
+def test_a_run_folder_is_taken_as_the_teacher(photos: Path, teacher: Path, tmp_path: Path) -> None:
+    plan, _ = compare.plan_of(compare.parse(line(photos, teacher.parent, tmp_path / "out")))
+    assert plan.teacher[:2] == ("--teacher-resume", str(teacher))
+    assert plan == compare.plan_of(compare.parse(line(photos, teacher, tmp_path / "out")))[0]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

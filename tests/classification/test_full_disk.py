@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import resource
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from classification import export, main_base, predict
-
-
-@contextlib.contextmanager
-def room(size: int) -> Iterator[None]:
-    """Let no file grow beyond `size` bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+from tests.classification.refusals import room
 
 
 def test_what_does_not_fit_is_said_and_leaves_nothing(teacher: Path, photos: Path, tmp_path: Path, capsys: Any) -> None:

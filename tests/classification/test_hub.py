@@ -15,9 +15,10 @@ import hubconf
 from classification.data.images import read_image, to_bytes
 from classification.errors import UserError
 from classification.models import NETWORKS, build
-from classification.models.hub import MEAL_V2, Classifier
+from classification.models.hub import MEAL_V2, Classifier, from_checkpoint
 from classification.models.trained import open_trained
 from tests.classification.conftest import CLASSES, TEACHER
+from tests.hub import REPO, serve
 
 ROOT = str(Path(__file__).parents[2])
 # Parameters in millions, as the two hub pages have them.
@@ -132,3 +133,20 @@ def test_what_is_saved_is_loaded(teacher: Path, photos: Path, tmp_path: Path) ->
     (tmp_path / "other" / "config.json").write_text((tmp_path / "config.json").read_text())
     with pytest.raises(RuntimeError, match="size mismatch"):
         Classifier.from_pretrained(str(tmp_path / "other"))
+
+
+def test_a_classifier_is_pushed_and_loaded_again(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = from_checkpoint(teacher)
+    with serve() as server:
+        # HF_ENDPOINT would do the same, but is read once, when huggingface_hub is imported.
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        classifier.push_to_hub(REPO, token="hf_secret")
+    assert {"config.json", "model.safetensors", "README.md"} <= set(server.files)
+    for name, content in server.files.items():
+        (tmp_path / name).write_bytes(content)
+    again = Classifier.from_pretrained(tmp_path)
+    state = classifier.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
+    assert again.classes == classifier.classes

@@ -28,6 +28,7 @@ from tests.classification.refusals import (
     pile,
     recipes,
     reports,
+    room,
     stored,
     terms,
 )
@@ -36,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "refusals.md"
 MODULES = (
     *(images, folders, checkpoints, options, recipes, lists, terms),
-    *(commands, reports, huggingface, pile, stored),
+    *(commands, reports, huggingface, pile, room, stored),
 )
 GROUPS: dict[str, list[Case]] = {module.__name__.rpartition(".")[2]: module.CASES for module in MODULES}
 ALL = [(group, case) for group, cases in GROUPS.items() for case in cases]
@@ -116,7 +117,8 @@ def test_it_is_refused_in_one_sentence(
     before = files(place.root)
     monkeypatch.chdir(place.root)
     capfd.readouterr()
-    status = case.script.main(words)
+    with room(case.room):
+        status = case.script.main(words)
     message = check(case, status, *capfd.readouterr(), before, place.root)
     found = row(group, case, message, place)
     assert table.setdefault((group, case.what), found if "WRITE_REFUSALS" in os.environ else "") == found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -84,6 +86,7 @@ class Case:
         script: the main script that is given them.
         process: whether it is also run as a process of its own.
         status: the exit status.
+        room: bytes that a file may have at most, as on a full disk; 0 for any number.
     """
 
     what: str
@@ -91,3 +94,15 @@ class Case:
     script: ModuleType = main_base
     process: bool = False
     status: int = 2
+    room: int = 0
+
+
+@contextlib.contextmanager
+def room(size: int) -> Iterator[None]:
+    """Let no file grow beyond `size` bytes, as on a full disk; 0 for any size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size or before[0], before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

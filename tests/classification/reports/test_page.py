@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,22 +145,6 @@ def test_a_page_of_20_long_runs_is_below_5_mb(tmp_path: Path) -> None:
     assert len(page) < 5e6
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("needs Chromium and its driver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield window
-    window.quit()
-
-
 @pytest.mark.parametrize(("width", "theme"), MODES)
 def test_a_browser_draws_it_without_a_complaint(
     page: str, browser: Any, tmp_path: Path, width: int, theme: str
@@ -192,11 +174,29 @@ def test_a_browser_draws_it_without_a_complaint(
     assert (ground == "rgb(255, 255, 255)") == (theme == "light")
 
 
+def test_long_names_and_equal_networks_fit_a_desk(teacher: Path, browser: Any, tmp_path: Path) -> None:
+    for seed in range(2):
+        alone = write_run(tmp_path / f"photographs_mobilenet_v1_from_scratch_alone_seed{seed}", [50.0], seed=seed)
+        run = write_run(
+            tmp_path / f"photographs_mobilenet_v1_relative_and_kd_seed{seed}", [50.0], seed=seed, teacher=teacher
+        )
+        for one in (alone, run):
+            write_evaluation(one, 60.0, 2.0)  # all at one place of every chart
+    (tmp_path / "page.html").write_text(make_page(sorted(tmp_path.glob("photographs*"))))
+    size = {"width": 1200, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get((tmp_path / "page.html").as_uri())
+    browser.execute_async_script(WAIT)
+    assert browser.get_log("browser") == []
+    cut = "return [...document.querySelectorAll('.wide')].filter(table => table.scrollWidth > table.clientWidth).length"
+    assert browser.execute_script(cut) == 0
+
+
 def test_tables_are_sorted_by_a_click(page: str, browser: Any, tmp_path: Path) -> None:
     (tmp_path / "page.html").write_text(page)
     browser.get((tmp_path / "page.html").as_uri())
-    column = "return [...document.querySelectorAll('#runs tbody tr')].map(row => row.cells[6].textContent)"
-    click = "document.querySelectorAll('#runs th button')[6].click(); " + column
+    column = "return [...document.querySelectorAll('#runs tbody tr')].map(row => row.cells[2].textContent)"
+    click = "document.querySelectorAll('#runs th button')[2].click(); " + column
     assert browser.execute_script(click) == ["55.00", "60.00", "61.00"]
     assert browser.execute_script(click) == ["61.00", "60.00", "55.00"]
-    assert browser.execute_script("return document.querySelectorAll('#runs th')[6].ariaSort") == "descending"
+    assert browser.execute_script("return document.querySelectorAll('#runs th')[2].ariaSort") == "descending"

@@ -74,7 +74,8 @@ def test_two_networks_by_hand() -> None:
     student, teacher = said([0, 1, 1, 2], [0, 1, 2, 0]), said([0, 0, 1, 0], [0, 1, 2, 0])
     found = compare(student, teacher)
     assert (found["top1_difference"], found["agreement"]) == (0, 50)
-    assert found["interval"][0] < 0 < found["interval"][1]
+    assert found["interval"][0] < 0 < found["interval"][1] and found["verdict"] == "UNDECIDED"
+    assert compare(student, student)["verdict"] == "NO DIFFERENCE"
     assert compare(said([0, 0], [0, 0]), said([0, 1], [0, 0]))["top1_difference"] == 50  # the student is better
     with pytest.raises(ValueError, match="same images"):
         compare(student, said([0], [0]))

@@ -304,6 +304,11 @@ def test_refusals(tmp_path: Path) -> None:
         ({"terms": {"udml": 1}}, ValueError, "trains its teachers too"),
         ({"terms": {"ce": 1, "mgd": None}, "train_dataset": None}, ValueError, "pass train_dataset"),
         ({"student_taps": ["vit"]}, ValueError, "of both networks"),
+        (
+            {"args": arguments(tmp_path, fp16=True)},
+            ValueError,
+            "fp16 has no effect on a processor: leave it out, or pass",
+        ),
         ({"teacher_model": mgd.freeze(vit(0, num_labels=5))}, ValueError, "3 classes, the teacher 5"),
     ]
     for changes, kind, text in cases:
