@@ -28,6 +28,7 @@ from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser, script_of
 from classification.options.published import LABELLED, entries_of, without_aliases
 from classification.options.recipe import read_recipe
+from classification.options.stored_teacher import check_stored, settled_by
 from classification.options.teachers import describe_teachers
 from classification.options.term_module import digest_of, term_classes
 from classification.options.terms import TermClasses, needing, term_table
@@ -54,12 +55,16 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
         nested = _default_to_run(parser, argv, chosen, typed)
     if chosen.config:
         nested, keys, recipe = _default_to_recipe(parser, chosen.config, distillation)
+    cache = parser.parse_args(argv).teacher_cache if distillation and not chosen.evaluate else None
+    if cache:
+        parser.set_defaults(**settled_by(cache))
     values = _values(parser, argv, typed)
     recipe_teachers = [] if "teacher_arch" in typed else nested.get("teachers", [])
     options = _join(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (script_of(values), *argv))
     if not options.run.evaluate:
         check_int8(options, total_epochs(options.optimisation))
         check_typed(options, typed)
+        check_stored(options, typed)
         check_recipe(options, recipe, keys, nested, typed)
     return options
 
@@ -163,7 +168,8 @@ def _join(
         check_dot(options)
     if options.devices.teacher_threads and (views := needing(options.table, "views")):
         raise UserError(f"--teacher-threads computes one view of each image, and {', '.join(views)} compares two")
-    check_teachers(options.table, options.teachers, joined=options.networks.teacher_mean == "probabilities")
+    joined = options.networks.teacher_mean == "probabilities" and not options.networks.teacher_cache
+    check_teachers(options.table, options.teachers, joined=joined)
     return options
 
 

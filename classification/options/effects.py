@@ -19,6 +19,11 @@ def without_effect(options: Options) -> dict[str, str]:
         ("a term that reads maps", bool(using(terms, "maps")), {"taps", "student_taps", "teacher_taps"}),
         ("a term that compares two views", bool(needing(terms, "views")), {"second_view"}),
         ("a frozen teacher", not mutual(terms), {"teacher_dtype", "teacher_threads", "compile_student"}),
+        (
+            "a run without --teacher-cache",
+            not options.networks.teacher_cache or options.run.evaluate,
+            {"teacher_taps", "teacher_mean", "teacher_dtype", "teacher_threads"},
+        ),
         ("--lr-schedule step", options.optimisation.lr_schedule == "step", {"lr_drop_ratio", "lr_drop_epochs"}),
         ("--optimizer dot", options.optimisation.optimizer == "dot", {"dot_delta"}),
         ("labels", options.labelled, {"sampler"}),

@@ -319,6 +319,16 @@ class Networks:
     teacher_resume: str | None = option(
         None, metavar="FILE", help="weights of the teacher, or of each, comma-separated", free=True, file=True
     )
+    teacher_cache: str | None = option(
+        None,
+        metavar="FOLDER",
+        help="train from a teacher's outputs, as reinforce.py stored them, with no teacher in memory; crops, mirrors "
+        "and mixtures of the images are those in FOLDER",
+        distillation=True,
+        free=True,
+        file=True,
+        place=True,
+    )
     teacher_mean: str = option(
         "terms",
         choices=("terms", "probabilities"),

@@ -8,18 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from hashlib import blake2b
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from classification.data.image_files import file_digest
 from classification.data.inference import PixelBatch, read_batches
 from classification.data.preprocessing import Preprocessing
 from classification.errors import RunError, UserError
 from classification.models.sizes import fit_size
-from classification.models.trained import Trained, open_trained
+from classification.models.trained import Trained, digest_of, open_trained
 from classification.pile.shards import Plan, Row, claimed, encode, finish, path_hash
 from mgd import logits_of
 
@@ -49,14 +49,20 @@ class Teachers:
 
         Reference: Liu et al., Energy-based Out-of-distribution Detection, 2020, arXiv:2010.03759, equation 4 with T 1.
 
+        A network that was made for images of another size sees them resized.
+
         Raises:
             RunError: outputs that are not finite, or too large a batch.
         """
         found, energies = [], []
         try:
             for member in self.members:
-                images = member.preprocessing.normalise(pixels.to(self.device)).contiguous()
-                logits = logits_of(member.network(images)).float()
+                images = member.preprocessing.normalise(pixels.to(self.device))
+                side = member.preprocessing.img_size
+                if images.shape[2] != side:
+                    images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+                weight = next(member.network.parameters())
+                logits = logits_of(member.network(images.to(weight.dtype).contiguous())).float()
                 energies.append(-logits.logsumexp(1))
                 found.append(logits.log_softmax(1))
         except torch.OutOfMemoryError as error:
@@ -67,19 +73,26 @@ class Teachers:
             raise RunError("the teacher's outputs are not finite: are its weights damaged?")
         return mean.cpu(), energy.cpu()
 
+    def at(self, size: int) -> Teachers:
+        """Return them for images of another size; the networks themselves are changed where they must be.
+
+        Raises:
+            UserError: one of them cannot see such images.
+        """
+        return Teachers([_at_size(member, size) for member in self.members], self.device)
+
     def digest(self) -> str:
         """Return 32 hexadecimal digits of all weights, and of what each network sees of an image."""
-        state = blake2b(digest_size=16)
-        for member in self.members:
-            state.update(f"{member.arch} {member.preprocessing}".encode())
-            for name, value in sorted(member.network.state_dict().items()):
-                state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return state.hexdigest()
+        return digest_of(self.members)
 
 
 def open_teachers(
-    paths: Sequence[Path], arch: str | None, device: torch.device, img_size: int | None = None
+    paths: Sequence[Path],
+    arch: str | None,
+    device: torch.device,
+    img_size: int | None = None,
+    *,
+    one_cut: bool = True,
 ) -> Teachers:
     """Load the teachers, the first of which says classes and preprocessing.
 
@@ -88,6 +101,7 @@ def open_teachers(
         arch: their network, where they do not say it.
         device: that they go to.
         img_size: side of the square that they see, in pixels; None for their own.
+        one_cut: whether all must see the same part of an image, in the same size.
 
     Raises:
         UserError: a file that cannot be read, or teachers of other classes, or that see other parts of an image.
@@ -107,7 +121,7 @@ def open_teachers(
                 f"{other.path} has other classes than {first.path}, or in another order: give teachers of the same "
                 "classes"
             )
-        if _cut(other.preprocessing) != _cut(first.preprocessing):
+        if one_cut and _cut(other.preprocessing) != _cut(first.preprocessing):
             raise UserError(
                 f"{other.path} sees {other.preprocessing}, {first.path} {first.preprocessing}: score with each alone"
             )

@@ -55,6 +55,10 @@ def check_parallel(job: Job, world: World) -> None:
             f"{', '.join(lost)} keeps a memory, which DataParallel loses: start one rank per GPU by torchrun or "
             "--multiprocessing-distributed, or name one GPU by --gpu"
         )
+    if job.stored is not None:
+        raise UserError(
+            "--teacher-cache does not go with DataParallel: start one rank per GPU by torchrun, or name one by --gpu"
+        )
     if parts := [name for name, term in terms.items() if term.relational]:
         job.notes.append(
             f"DataParallel: {', '.join(parts)} compares the images of each GPU's part with each other only"

@@ -11,6 +11,7 @@ from torch import nn
 
 from classification.data.folders import Folder
 from classification.data.preprocessing import Preprocessing
+from classification.data.stored import StoredViews
 from classification.errors import UserError
 from classification.models.fake_quantised import FakeQuantisation
 from classification.models.weights import load_strictly
@@ -58,6 +59,7 @@ class Job:
         folder: the run folder.
         taps_table: what --show-taps prints, in place of a run.
         quantisation: what rounds in the student in the epochs of --int8-epochs, or None.
+        stored: the views and teacher outputs of --teacher-cache, or None.
     """
 
     options: Options
@@ -88,6 +90,7 @@ class Job:
     folder: Path = Path()
     taps_table: str = ""
     quantisation: FakeQuantisation | None = None
+    stored: StoredViews | None = None
 
     def networks(self) -> dict[str, tuple[str, nn.Module]]:
         """Return {role: (arch, network)}, teachers first."""
@@ -113,8 +116,9 @@ class Job:
     def record(self) -> dict[str, Any]:
         """Return the options as the run records them, with what files and folders have settled."""
         asked = self.options.data.img_size is not None
+        stored = [] if self.stored is None else [{"arch": arch, "frozen": True} for arch in self.stored.plan.archs]
         found: dict[str, Any] = {
-            "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.specs,
+            "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.specs or stored,
             "num_classes": self.num_classes, "img_size": self.preprocessing.img_size, "img_size_asked": asked,
             "train_crop": self.train_crop, "resume": self.resume_from,
         }  # fmt: skip
@@ -135,6 +139,8 @@ class Job:
         self.folder = run_folder(run, f"{arch}-{'+'.join(self.options.table)}")
         frozen = [] if distiller.peers else self.teachers
         self.inputs = fingerprints(frozen, self.data.train, data.data, distiller.terms)
+        if self.stored is not None:
+            self.inputs["teachers"] = self.stored.plan.fingerprint()
         self.inputs["preprocessing"] = {
             role: str(seen) for role, seen in zip(self._roles(), self.teacher_preprocessing, strict=True)
         }

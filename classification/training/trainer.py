@@ -69,6 +69,7 @@ class Trainer:
             self._transform(),
             engine.seed,
             engine.train_cache(),
+            job.stored,
         )
         self.batches = TrainBatches(
             len(self.photos),
@@ -335,8 +336,8 @@ class Trainer:
             for step, batch in enumerate(self.loader):
                 if step == steps:
                     break
-                images, target, index = batch
-                values = self.stepper.forward(images, target, index, epoch=0)
+                images, target, index, *stored = batch
+                values = self.stepper.forward(images, target, index, epoch=0, stored=stored)
                 found = gradient_shares(groups, values, weights, self.stepper.scaler.scale)
                 for name in reading if maps else ():
                     parts = pair_shares(self.student, maps, values[name])

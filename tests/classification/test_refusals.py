@@ -28,12 +28,16 @@ from tests.classification.refusals import (
     pile,
     recipes,
     reports,
+    stored,
     terms,
 )
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "refusals.md"
-MODULES = (images, folders, checkpoints, options, recipes, lists, terms, commands, reports, huggingface, pile)
+MODULES = (
+    *(images, folders, checkpoints, options, recipes, lists, terms),
+    *(commands, reports, huggingface, pile, stored),
+)
 GROUPS: dict[str, list[Case]] = {module.__name__.rpartition(".")[2]: module.CASES for module in MODULES}
 ALL = [(group, case) for group, cases in GROUPS.items() for case in cases]
 CASES = [pytest.param(*pair, id=f"{pair[0]}: {pair[1].what}") for pair in ALL]
