@@ -26,15 +26,18 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 from peers.commands import ROOT, Job, Peer, ours, timm, torchdistill, trainer
+from results_table import TableError
 from side_by_side import RESULTS, Seconds, alternate, keep, question
 
 from classification.data.folders import read_folder
+from classification.errors import UserError
 
 SKIP, WINDOW = 8, 4  # steps left out at the beginning: until then the loaders' queues are full; and those of a window
 NUMBERS = {"float32": 1e-3, "bf16": 2e-2}  # by number type, the relative error of a loss: some compute it in bf16
@@ -47,11 +50,13 @@ class Found:
     Args:
         rate: images per second.
         start: seconds from the command to the end of the first step.
+        start_cpu: of these, seconds that the process computed.
         log: what scripts/peers/watch.py noted.
     """
 
     rate: float
     start: float
+    start_cpu: float
     log: dict[str, Any]
 
 
@@ -61,19 +66,38 @@ def peers(job: Job, checkouts: argparse.Namespace) -> list[Peer]:
     found = [
         ours(job, "ours", "float32", "--teacher-dtype", "float32"),
         ours(job, "ours, by default: the teacher in bfloat16", "float32"),
-        trainer(job, "Trainer", "float32"),
-        trainer(job, f"Trainer, {cores} loading processes", "float32", "--workers", cores),
         ours(job, "ours, --amp bf16", "bf16", "--amp", "bf16"),
-        trainer(job, f"Trainer, bf16, {cores} loading processes", "bf16", "--workers", cores, "--bf16"),
     ]
+    if version_of("transformers") and version_of("accelerate") and version_of("datasets"):
+        more = ("--workers", cores)
+        found.append(trainer(job, "Trainer", "float32"))
+        found.append(trainer(job, f"Trainer, {cores} loading processes", "float32", *more))
+        found.append(trainer(job, f"Trainer, bf16, {cores} loading processes", "bf16", *more, "--bf16"))
+    else:
+        print("the Trainer is left out: pip install transformers accelerate datasets")
     if checkouts.timm:
         half, layout = ("--amp", "--amp-dtype", "bfloat16"), "--channels-last"
         found.append(timm(job, checkouts.timm, "timm", "float32"))
         found.append(timm(job, checkouts.timm, "timm --channels-last", "float32", layout))
         found.append(timm(job, checkouts.timm, "timm --channels-last, bfloat16", "bf16", layout, *half))
-    if checkouts.torchdistill:
+    else:
+        print("timm is left out: clone huggingface/pytorch-image-models, and name the folder by --timm")
+    if checkouts.torchdistill and version_of("torchdistill"):
         found.append(torchdistill(job, checkouts.torchdistill, "torchdistill"))
+    else:
+        print(
+            "torchdistill is left out: pip install torchdistill, clone yoshitomo-matsubara/torchdistill, and name the "
+            "folder by --torchdistill"
+        )
     return found
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of a package, or None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def run(peer: Peer, job: Job, steps: int, threads: int) -> Found:
@@ -108,13 +132,13 @@ def run(peer: Peer, job: Job, steps: int, threads: int) -> Found:
     found = json.loads(log.read_text())
     check(peer, found, job.batch_size)
     ends = [step["seconds"] for step in found["steps"]]
-    return Found(rate(ends, job.batch_size), ends[0] - start, found)
+    return Found(rate(ends, job.batch_size), ends[0] - start, found["steps"][0]["cpu"], found)
 
 
 def rate(ends: Sequence[float], batch_size: int) -> float:
     """Return images per second: the median over windows, from the times at which steps ended."""
     marks = ends[SKIP - 1 :: WINDOW]
-    return median(WINDOW * batch_size / (b - a) for a, b in zip(marks, marks[1:], strict=False))
+    return median(WINDOW * batch_size / (b - a) for a, b in pairwise(marks))
 
 
 def check(peer: Peer, log: dict[str, Any], batch_size: int) -> None:
@@ -171,6 +195,7 @@ def row_of(peer: Peer, runs: Sequence[Found]) -> dict[str, Any]:
         "quartiles": [low, high],
         "each": [run.rate for run in runs],
         "first_step_seconds": median(run.start for run in runs),
+        "first_step_cpu_seconds": median(run.start_cpu for run in runs),
         "peak_bytes": median(run.log["peak_bytes"] for run in runs),
         "bytes_with_workers": median(run.log["bytes_with_workers"] for run in runs),
     }
@@ -191,14 +216,21 @@ def questions(chosen: Sequence[Peer], found: dict[str, list[Found]]) -> list[dic
     return rows
 
 
-def table() -> str:
-    """Return the table of the documentation, from results/speed*/peers.json."""
-    files = [path for path in (RESULTS.parent / kind / "peers.json" for kind in ("speed", "speed-float32"))]
-    record = json.loads(next((path for path in files if path.exists()), files[0]).read_text())
+def table(file: Path = RESULTS.parent / "speed" / "peers.json") -> str:
+    """Return the table of the documentation.
+
+    Raises:
+        TableError: there is no record.
+    """
+    if not file.exists():
+        raise TableError(f"there is no {file}: run python scripts/bench_peers.py")
+    record = json.loads(file.read_text())
     columns = ("", "images/s", "quartiles", "first step, s", "peak memory, MiB", "loading processes")
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for numbers in NUMBERS:
-        for row in sorted((r for r in record["peers"] if r["numbers"] == numbers), key=lambda r: -r["images_per_second"]):
+        for row in sorted(
+            (r for r in record["peers"] if r["numbers"] == numbers), key=lambda r: -r["images_per_second"]
+        ):
             middle = " to ".join(f"{value:.1f}" for value in row["quartiles"])
             lines.append(
                 f"| {row['name']} ({numbers}) | {row['images_per_second']:.1f} | {middle} | "
@@ -232,7 +264,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="instead of --minutes")
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="peers whose names begin with a WORD")
     args = parser.parse_args()
-    images = read_folder(args.folder)
+    try:
+        images = read_folder(args.folder)
+    except UserError as error:
+        parser.error(str(error))
     if args.steps < SKIP + 2 * WINDOW:
         parser.error(f"--steps {args.steps}: expected at least {SKIP + 2 * WINDOW}")
     if args.steps * args.batch_size > len(images.train):
@@ -244,13 +279,16 @@ def main() -> None:
         classes = len(images.classes)
         job = Job(args.folder.resolve(), Path(work), classes, args.img_size, args.batch_size)
         job.prepare()
-        chosen = [peer for peer in peers(job, args) if peer.name.startswith(tuple(args.only))]
+        every = peers(job, args)
+        chosen = [peer for peer in every if peer.name.startswith(tuple(args.only))]
+        if not chosen:
+            parser.error(f"--only {' '.join(args.only)}: expected the beginning of {'; '.join(p.name for p in every)}")
         found = measure(job, chosen, args)
     kept = {
         "img_size": args.img_size,
         "batch_size": args.batch_size,
         "steps": args.steps,
-        "packages": {name: version(name) for name in ("transformers", "accelerate", "datasets", "torchdistill")},
+        "packages": {name: version_of(name) for name in ("transformers", "accelerate", "datasets", "torchdistill")},
         "peers": [row_of(peer, found[peer.name]) for peer in chosen],
         "rows": questions(chosen, found),
     }

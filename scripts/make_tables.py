@@ -22,6 +22,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from bench_int8 import table as int8_table
+from bench_peers import table as peers_table
 from cells import RESULTS, ROOT, read_quality
 from draw import draw_growth, draw_quality, draw_speed, rows_of
 from results_table import Record, TableError, read_table
@@ -202,10 +203,13 @@ def differences(values: list[float]) -> str:
     return f"{mean(values):+.2f} ± {stdev(values) / len(values) ** 0.5:.2f}"
 
 
+OTHERS = ("peers", "solvers")  # records of tables of their own
+
+
 def speed_table(kind: str = "speed", only: tuple[str, ...] = ()) -> str:
     """One line a measured question, with its target; with `only`, these questions."""
     lines = ["| | measured | quartiles | target |", "|---|---|---|---|"]
-    files = [path for path in sorted((RESULTS / kind).glob("*.json")) if path.stem != "solvers"]  # of another page
+    files = [path for path in sorted((RESULTS / kind).glob("*.json")) if path.stem not in OTHERS]
     results = [json.loads(path.read_text()) for path in files]
     rows = [row for result in results for row in result.get("rows", [])]
     for row in (row for row in rows if not only or row["what"] in only):
@@ -272,6 +276,7 @@ def solvers_table() -> str:
 
 MADE: dict[str, Callable[[], str]] = {
     "int8": int8_table,
+    "peers": peers_table,
     "options": options_table,
     "losses": losses_table,
     "energy": energy_table,

@@ -14,7 +14,9 @@ import torch
 from datasets import load_dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision import models, transforms
+from torchvision import transforms
+from torchvision.models.mobilenetv2 import mobilenet_v2
+from torchvision.models.resnet import resnet18
 from transformers import Trainer, TrainingArguments
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -68,8 +70,8 @@ def main() -> None:
         pixels = torch.stack([example["pixel_values"] for example in examples])
         return {"pixel_values": pixels, "labels": torch.tensor([example["labels"] for example in examples])}
 
-    student = models.mobilenet_v2(num_classes=classes)
-    teacher = models.resnet18(num_classes=classes)
+    student = mobilenet_v2(num_classes=classes)
+    teacher = resnet18(num_classes=classes)
     teacher.load_state_dict(torch.load(args.teacher))
     sgd = torch.optim.SGD(student.parameters(), args.lr, momentum=0.9, weight_decay=1e-4, nesterov=True)
     options = TrainingArguments(

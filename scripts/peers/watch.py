@@ -1,9 +1,10 @@
 """Run a training script and note its steps: python watch.py LOG.json STEPS CLASSES SCRIPT [ARGUMENT ...]
 
 The script runs as if it had been started itself. After STEPS steps of its optimizer the process writes LOG.json and
-ends. The log holds, per step, when it ended (seconds of the system's monotonic clock), the loss whose gradient was
-taken, the cross-entropy, and T^2 KL(teacher || student) with T 4, computed here from the outputs of the two last layers
-(linear, with CLASSES outputs) in float64. So every script is measured and checked in one way, whatever it prints.
+ends. The log holds, per step, when it ended (seconds of the system's monotonic clock), how long the process had
+computed by then, the loss whose gradient was taken, the cross-entropy, and T^2 KL(teacher || student) with T 4,
+computed here from the outputs of the two last layers (linear, with CLASSES outputs) in float64. So every script is
+measured and checked in one way, whatever it prints.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Watch:
 
     def begin(self) -> None:
         """Note what the functions of torch get and give, from now on."""
-        linear, cross_entropy, backward = F.linear, F.cross_entropy, Tensor.backward
+        torch_functions: Any = F
+        tensors: Any = Tensor
+        linear, cross_entropy, backward = F.linear, F.cross_entropy, tensors.backward
 
         def noted_linear(images: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             logits = linear(images, weight, bias)
@@ -59,13 +62,13 @@ class Watch:
             self.found["loss"] = tensor.detach()
             backward(tensor, *args, **kwargs)
 
-        F.linear, F.cross_entropy = noted_linear, noted_cross_entropy  # type: ignore[assignment]
-        Tensor.backward = noted_backward  # type: ignore[method-assign]
+        torch_functions.linear, torch_functions.cross_entropy = noted_linear, noted_cross_entropy
+        tensors.backward = noted_backward
         optimizer.register_optimizer_step_post_hook(self.step)
 
     def step(self, *_: Any) -> None:
         """Note a step; end the process after the last."""
-        self.rows.append({"seconds": time.monotonic(), **self.found})
+        self.rows.append({"seconds": time.monotonic(), "cpu": time.process_time(), **self.found})
         self.found = {}
         if len(self.rows) == self.steps:
             self.log.write_text(json.dumps(self.result()))
@@ -93,7 +96,7 @@ def values(row: dict[str, Any]) -> dict[str, float | None]:
         student, teacher = ((row[name].double() / TEMPERATURE).softmax(1) for name in ("student", "teacher"))
         kd = float(TEMPERATURE**2 * (teacher * (teacher / student).log()).sum(1).mean())
     loss, ce = (float(row[name]) if name in row else None for name in ("loss", "ce"))
-    return {"seconds": row["seconds"], "loss": loss, "ce": ce, "kd": kd}
+    return {"seconds": row["seconds"], "cpu": row["cpu"], "loss": loss, "ce": ce, "kd": kd}
 
 
 def children(parent: int) -> list[int]:
