@@ -158,10 +158,9 @@ def check(peer: Peer, log: dict[str, Any], batch_size: int) -> None:
             sys.exit(f"{peer.name}, step {number}: the loss is {loss}, expected ce + kd = {ce} + {kd}")
     if all(abs(step["kd"] - step["ce"]) < 1e-3 for step in steps):
         sys.exit(f"{peer.name}: KD and cross-entropy are the same: does the teacher see the images?")
-    third = len(steps) // 3
-    first, last = (sum(step["loss"] for step in part) for part in (steps[:third], steps[-third:]))
-    if not last < first:
-        sys.exit(f"{peer.name}: the loss does not fall: {first / third:.3f}, then {last / third:.3f}")
+    last = [step["loss"] for step in steps[-(len(steps) // 3) :]]
+    if not sum(last) / len(last) < steps[0]["loss"]:
+        sys.exit(f"{peer.name}: the loss does not fall: {steps[0]['loss']:.3f}, at the end {sum(last) / len(last):.3f}")
 
 
 def measure(job: Job, chosen: Sequence[Peer], options: argparse.Namespace) -> dict[str, list[Found]]:
