@@ -40,6 +40,7 @@ from classification.data.folders import read_folder
 from classification.errors import UserError
 
 SKIP, WINDOW = 8, 4  # steps left out at the beginning: until then the loaders' queues are full; and those of a window
+LONGEST = 600  # seconds of a run
 NUMBERS = {"float32": 1e-3, "bf16": 2e-2}  # by number type, the relative error of a loss: some compute it in bf16
 
 
@@ -104,7 +105,7 @@ def run(peer: Peer, job: Job, steps: int, threads: int) -> Found:
     """Run a peer for `steps` steps.
 
     Raises:
-        SystemExit: it failed, or did another job.
+        SystemExit: it failed, took too long, or did another job.
     """
     output = Path(tempfile.mkdtemp(dir=job.work))
     log = output / "steps.json"
@@ -122,7 +123,9 @@ def run(peer: Peer, job: Job, steps: int, threads: int) -> Found:
             start_new_session=True,
         )
         try:
-            process.wait()
+            process.wait(LONGEST)
+        except subprocess.TimeoutExpired:
+            sys.exit(f"{peer.name} took more than {LONGEST} s: lower --steps, or wait until the machine is quiet")
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # its loading processes, whose parent has left

@@ -3,8 +3,8 @@
 A table stands between <!-- NAME --> and <!-- /NAME --> in README.md or docs/: "options" and "losses" from the code,
 "speed" and "speed-float32" from the results/NAME/*.json of processors with and without bfloat16, "quality-GROUP" from
 the tables of the suites of scripts/quality.yaml, results/SUITE.csv, in its layout, and "digits" from results/demo.csv,
-where scripts/collect_run.py keeps the runs of `make demo`, "int8" from results/int8.jsonl. A record whose command is
-not that of its cell is refused.
+where scripts/collect_run.py keeps the runs of `make demo`, "int8" from results/int8.jsonl, "peers" from
+results/speed/peers.json. A record whose command is not that of its cell is refused.
 """
 
 from __future__ import annotations

@@ -84,6 +84,7 @@ def falling(**changed: Any) -> dict[str, Any]:
         (falling(kd=0.5), "expected ce + kd"),
         (falling(loss=4.0, ce=2.0, kd=2.0), "the same"),
         (falling(loss=3.0, ce=2.0), "does not fall"),
+        ({**falling(), "steps": falling()["steps"][::-1]}, "does not fall"),
     ],
 )
 def test_another_job_is_refused(log: dict[str, Any], words: str, bench: Any) -> None:
@@ -99,6 +100,14 @@ def test_the_fastest_other_project_counts(bench: Any) -> None:
     found = {name: [bench.Found(rate, 1.0, 1.0, {}) for rate in pair] for name, pair in rates.items()}
     (row,) = bench.questions(chosen, found)
     assert row["fast"] == "ours" and row["slow"] == "fast" and row["ratio"] == pytest.approx((60 / 40 + 60 / 50) / 2)
+
+
+def test_a_peer_is_kept_with_its_medians(bench: Any) -> None:
+    log = {"workers": 4, "threads": 2, "peak_bytes": 7, "bytes_with_workers": 9}
+    runs = [bench.Found(rate, start, 1.5, log) for rate, start in ((10.0, 3.0), (20.0, 5.0), (30.0, 4.0))]
+    row = bench.row_of(bench.Peer("other", "bf16", lambda _: [], "abc"), runs)
+    assert (row["images_per_second"], row["first_step_seconds"], row["first_step_cpu_seconds"]) == (20.0, 4.0, 1.5)
+    assert (row["peak_bytes"], row["workers"], row["commit"], row["each"]) == (7, 4, "abc", [10.0, 20.0, 30.0])
 
 
 def test_each_command_names_the_same_job(bench: Any, tmp_path: Path) -> None:
