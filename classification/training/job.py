@@ -110,6 +110,12 @@ class Job:
         return [name] if len(self.teachers) == 1 else [f"{name} {number + 1}" for number in range(len(self.teachers))]
 
     @property
+    def untrained(self) -> bool:
+        """Whether the student begins with random weights."""
+        networks = self.options.networks
+        return not (networks.student_resume or networks.pretrained or networks.use_pretrained or self.resume_from)
+
+    @property
     def train_crop(self) -> str:
         """How training images are cropped."""
         return self.options.data.train_crop or "resized"

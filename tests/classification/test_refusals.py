@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "refusals.md"
 MODULES = (
     *(images, folders, checkpoints, options, recipes, lists, terms),
-    *(commands, reports, huggingface, pile, room, stored),
+    *(commands, reports, huggingface, pile, stored),
 )
 GROUPS: dict[str, list[Case]] = {module.__name__.rpartition(".")[2]: module.CASES for module in MODULES}
 ALL = [(group, case) for group, cases in GROUPS.items() for case in cases]

@@ -22,7 +22,7 @@ from classification.models import build
 from classification.pile.shards import claimed
 from classification.reinforce import main
 from tests.classification.conftest import TEACHER
-from tests.classification.test_full_disk import room
+from tests.classification.refusals import room
 
 ROOT = Path(__file__).parents[3]
 SMALL = ["-j", "0", "-b", "8", "--shard-size", "10", "--samples", "3"]
