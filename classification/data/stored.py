@@ -226,7 +226,7 @@ class StoredViews:
 
     Args:
         stored: the teacher's outputs.
-        names: the path of every image of the run, relative to the data folder.
+        names: the path of every image of the run, relative to the folder that was stored.
 
     Raises:
         UserError: an image that the teacher did not see, or a partner that the run does not have.
@@ -279,10 +279,11 @@ class StoredViews:
         row = int(self.number[index]) * self.plan.samples + sample
         view = self.block.views[row]
         image, other = self._render(decoded(index), view, path), target
-        partner = int(self.own[view["partner"]])
-        if partner not in (index, -1):  # a part of the images, as `at` returns, lacks some partners
+        number = int(view["partner"])
+        partner = int(self.own[number])
+        if number != self.number[index] and partner >= 0:  # a part of the images, as `at` returns, lacks some partners
             second, other = samples[partner]
-            their = self.block.views[int(view["partner"]) * self.plan.samples + sample]
+            their = self.block.views[number * self.plan.samples + sample]
             image = mixed(image, self._render(decoded(partner), their, second), view)
         classes = torch.from_numpy(self.block.classes[row].astype(np.int64))
         values = torch.from_numpy(self.block.log_probabilities[row].astype(np.float32))

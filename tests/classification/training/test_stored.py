@@ -166,6 +166,22 @@ def test_labels_are_not_needed(distil: list[str], store: Store, photos: Path, tm
     assert "train_ssld" in records(Path(words[-1]))[0]
 
 
+def test_a_pile_is_found_below_its_root(
+    distil: list[str], photos: Path, teacher: Path, tmp_path: Path, capsys: Any
+) -> None:
+    pile = Path(shutil.copytree(photos / "train", tmp_path / "pile"))
+    words = [str(teacher), str(pile), "--output", str(tmp_path / "cache"), *VIEWS, "--mixup", "0.4"]
+    assert reinforce.main(words) == 0
+    lines = [f"{path.relative_to(pile)} 0 -0.1\n" for path in sorted(pile.rglob("*.png"))]
+    (tmp_path / "list.txt").write_text("".join([*lines, lines[0]]))  # an image may have two lines
+    listed = ["--pile-list", str(tmp_path / "list.txt"), "--pile-root", str(pile), "--labels", "0"]
+    line = options(from_cache(distil, tmp_path / "cache", *listed, "--pile-share", "1"), distiller="ssld", epochs="1")
+    assert main_mgd.main(line) == 0
+    assert "train_ssld" in records(Path(line[-1]))[0]
+    assert main_mgd.main(from_cache(distil, tmp_path / "cache", *listed)) == 2
+    assert "holds nothing of 27 of 55 training images, as train/" in capsys.readouterr().err
+
+
 def test_what_the_cache_does_not_serve_is_refused(
     distil: list[str], store: Store, photos: Path, teacher: Path, tmp_path: Path, capsys: Any
 ) -> None:
