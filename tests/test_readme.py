@@ -22,7 +22,7 @@ from classification.runs.checkpoint import describe_student
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-EVALUATE = (ROOT / "docs" / "evaluate.md").read_text()
+EVALUATE = (ROOT / "docs" / "start" / "device.md").read_text()
 
 
 def python(line: str, page: str = README) -> str:

@@ -9,6 +9,7 @@ from classification.data.image_files import SUFFIXES, LeftOut, across, class_nam
 from classification.data.images import has_heif, is_heif, unreadable
 from classification.data.lists import numbered_classes, read_list
 from classification.data.soft_labels import Likely
+from classification.data.tar_shards import find_shards, read_shards
 from classification.errors import UserError
 from classification.paths import exists, is_folder
 
@@ -47,6 +48,7 @@ def read_folder(
 
     Without labels, train holds images at any depth, their class index is -1, and valid names the classes. A list takes
     the place of its split (see `read_list`): then the other split names the classes, or if none is left, their indices.
+    So do tar shards in a split without class folders (see `read_shards`).
 
     Args:
         root: the data folder.
@@ -66,11 +68,12 @@ def read_folder(
     valid = _split(root, "valid", "val") if valid_list is None else None
     spare = train_list is not None or (evaluate and not _names_classes(root / "train", valid))
     train = None if spare else _split(root, "train")
+    (train, train_shards), (valid, valid_shards) = _packed(train), _packed(valid)
     naming = train if labels and train is not None else valid
     classes = None if naming is None else _class_names(naming)
     known = num_classes if classes is None else len(classes)
-    listed = [] if train_list is None else read_list(train_list, root, known, labels=labels)
-    valid_samples = [] if valid_list is None else read_list(valid_list, root, known)
+    listed = _listed(train_list, train_shards, root, known, labels=labels)
+    valid_samples = _listed(valid_list, valid_shards, root, known)
     if classes is None:
         classes = numbered_classes([*(listed if labels else []), *valid_samples], num_classes)
     if valid is not None:
@@ -78,6 +81,27 @@ def read_folder(
     if train is not None:
         listed = _train_images(train, classes, left) if labels else _unlabelled(train, left)
     return Folder(classes, listed, valid_samples, left.notes())
+
+
+def numbers_classes(root: str | Path, train_list: str | None, valid_list: str | None) -> bool:
+    """Return whether lists or shards take the place of both splits, so that no folders name the classes."""
+    splits = ((train_list, ("train",)), (valid_list, ("valid", "val")))
+    return all(file or any(find_shards(Path(root, name)) for name in names) for file, names in splits)
+
+
+def _packed(split: Path | None) -> tuple[Path | None, list[Path]]:
+    """Return the folder, or None and its shards where it holds them instead of class folders."""
+    shards = [] if split is None else find_shards(split)
+    return (None if shards else split), shards
+
+
+def _listed(
+    file: str | None, shards: list[Path], root: Path, num_classes: int | None, *, labels: bool = True
+) -> list[tuple[str, int]]:
+    """Return the images of a split that is a list, or shards, or neither."""
+    if shards:
+        return read_shards(shards, num_classes, labels=labels)
+    return [] if file is None else read_list(file, root, num_classes, labels=labels)
 
 
 def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, str]]:

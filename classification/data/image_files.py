@@ -10,6 +10,7 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
+from classification.data.members import open_image, size_of
 from classification.errors import UserError
 
 HEIF = (".heic", ".heif", ".hif")  # read by pillow-heif
@@ -153,7 +154,7 @@ def identical(
             for path in group:
                 try:
                     parts.setdefault(key(path), []).append(path)
-                except OSError:
+                except (OSError, ValueError):
                     continue
             finer += [part for part in parts.values() if wanted(part)]
         groups = finer
@@ -161,16 +162,16 @@ def identical(
 
 
 def _size(path: str) -> int:
-    if size := Path(path).stat().st_size:
+    if size := size_of(path):
         return size
     raise OSError("empty")
 
 
 def _digest(path: str, most: int | None = None) -> bytes:
     """Hash a file, or the `most` bytes in its middle."""
-    with Path(path).open("rb", buffering=0) as file:
+    with open_image(path) as file:
         if most is not None:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - most) // 2)
+            file.seek(max(0, size_of(path) - most) // 2)
             return blake2b(file.read(most)).digest()
         state = blake2b()
         while part := file.read(1 << 20):

@@ -1,6 +1,6 @@
 """A teacher's stored outputs: their Parquet shards, and the views of a run's images with what the teacher said of them.
 
-The format is in docs/stored_teachers.md.
+The format is in docs/start/stored_teachers.md.
 """
 
 from __future__ import annotations

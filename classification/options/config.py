@@ -158,7 +158,8 @@ def _join(
         table = term_table(entries_of([LABELLED], terms, values), [], term_classes(None))
         given = options.networks.teacher_resume or options.networks.teacher_arch
         alone = {"arch": options.networks.teacher_arch, "resume": options.networks.teacher_resume}
-        return replace(options, table=table, teachers=(alone,) if given else ())
+        labels = options.data.labels or "true"
+        return replace(options, table=table, labels=labels, teachers=(alone,) if given else ())
     file, epochs = options.terms.term_module, total_epochs(options.optimisation)
     chosen = choose_terms(values, terms, typed, term_classes(file), epochs)
     options = replace(options, **chosen, term_digest=digest_of(file) if file else None)
@@ -215,6 +216,8 @@ def _check(options: Options, distillation: bool) -> None:
         )
     if options.data.repeats > optimisation.batch_size:
         raise UserError(f"--repeats {options.data.repeats} is more than -b {optimisation.batch_size} images: raise -b")
+    if options.data.labels == "pseudo" and not (options.pile.pile_list or run.evaluate):
+        raise UserError("--labels pseudo takes the labels of --pile-list: name a list, or leave it out")
     if run.track == "trackio" and find_spec("trackio") is None:
         raise UserError("--track trackio needs trackio: pip install 'matching-guided-distillation[track]'")
     check_devices(options.devices)
@@ -380,6 +383,8 @@ def _processor() -> str:
 
 def _commit(root: Path = Path(__file__).parents[2]) -> str | None:
     """Return the commit of this code, with "-dirty" where a source file differs; None outside a repository."""
+    if root.name in ("site-packages", "dist-packages"):  # installed: a repository around it is another project's
+        return None
     try:
         head, changed = (
             subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)

@@ -262,7 +262,7 @@ def said_of(work: Storing, numbers: Sequence[int], teachers: Teachers, advance: 
     hashes: list[str] = []
     for pixels, drawn, digests in told(loading, workers):
         for seen, views in zip(pixels.flatten(0, 1).split(most), drawn.flatten(0, 1).split(most), strict=True):
-            classes, values, rest = keep_top(teachers.log_probabilities(seen), plan.top)
+            classes, values, rest = keep_top(teachers.scores(seen)[0], plan.top)
             kept = (classes.numpy(), values.half().numpy(), rest.half().numpy())
             parts.append((np.ascontiguousarray(views.numpy()).view(VIEW)[:, 0], *kept))
             advance(len(seen))

@@ -35,7 +35,7 @@ from classification.options.groups import Run
 from classification.options.options import Options, names_where
 from classification.options.term_module import check_digest
 from classification.paths import exists, is_folder, relative
-from classification.runs.restore import check_complete, whole
+from classification.runs.restore import check_complete, explain_damage
 from classification.system.weight_files import FORMAT, read_checkpoint
 from mgd.losses import LOSSES
 
@@ -145,7 +145,7 @@ def read_resume(path: str, now: Now) -> tuple[dict[str, Any], list[str]]:
     content = read_checkpoint(path)
     if not isinstance(content.get("resume"), dict):
         raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
-    with whole(path):
+    with explain_damage(path):
         return content, _compare(path, content, now)
 
 

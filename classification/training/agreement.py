@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from classification.data.image_files import file_digest
+from classification.data.members import size_of
 from classification.errors import UserError
 from classification.paths import relative
 from classification.runs.checkpoint import job_hash
@@ -76,7 +76,7 @@ def _checkpoint(job: Job) -> list[str]:
 def _files(samples: Sequence[tuple[str, int]], root: str) -> list[str]:
     """Return names, classes and sizes of files, and the content of a few: other bytes may hide under the same names."""
     names = [f"{relative(path, root)} {target}" for path, target in samples]
-    sizes = [str(Path(path).stat().st_size) for path, _ in samples[:: max(1, len(samples) // MOST)]]
+    sizes = [str(size_of(path)) for path, _ in samples[:: max(1, len(samples) // MOST)]]
     read = [file_digest(path) for path, _ in samples[:: max(1, len(samples) // READ)]]
     return [*names, *sizes, *read]
 

@@ -19,7 +19,7 @@ from classification.options.config import total_epochs
 from classification.options.options import Options, recorded
 from classification.options.terms import mutual
 from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume, run_folder
-from classification.runs.restore import load_or_keep, whole
+from classification.runs.restore import explain_damage, load_or_keep
 from classification.runs.world import Seed
 from classification.system.weight_files import damaged_error
 from mgd import Distiller
@@ -161,7 +161,7 @@ class Job:
         assert self.student is not None
         load_strictly(self.student, checkpoint["state_dict"], f"{self.resume_from} is damaged: it", self.arch)
         if self.quantisation is not None and (state := checkpoint["resume"].get("int8")):
-            with whole(self.resume_from):
+            with explain_damage(self.resume_from):
                 self.quantisation.load_state_dict(state)
         for name, term in distiller.terms.items():
             if error := load_or_keep(term, partial(_load_term, term, checkpoint["resume"]["terms"].get(name))):

@@ -72,11 +72,11 @@ def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
     assert asked.data is not None
     data = read_folder(
         asked.data,
-        labels=bool(options.labels),
+        labels=options.labelled,
         train_list=asked.train_list,
         valid_list=asked.valid_list,
         num_classes=asked.num_classes,
-        evaluate=options.run.evaluate,
+        evaluate=options.run.evaluate or options.labels == "pseudo",
     )
     if options.run.evaluate:
         data = replace(data, train=[])
@@ -103,7 +103,7 @@ def _with_pile(data: Folder, options: Options) -> Folder:
         raise UserError(
             "--pile-targets soft does not go with --mixup and --cutmix, which mix hard labels: leave one out"
         )
-    found = read_pile(asked.pile_list, asked.pile_root, data.classes, labels=bool(options.labels))
+    found = read_pile(asked.pile_list, asked.pile_root, data.classes, labels=options.labelled)
     if len(found) + len(data.valid) <= MOST_COMPARED:
         held = across([path for path, _ in data.valid], [path for path, _ in found])
         if held:
@@ -113,9 +113,9 @@ def _with_pile(data: Folder, options: Options) -> Folder:
                 "`pseudo_label.py select --exclude`"
             )
     soft: dict[str, Likely] = {}
-    if asked.pile_targets == "soft" and options.labels:
+    if asked.pile_targets == "soft" and options.labelled:
         found, soft = soften(asked.pile_list, found)
-    train = mix(data.train, found, asked.pile_share)
+    train = mix(data.train, found, 1 if options.labels == "pseudo" else asked.pile_share)
     note = f"{len(found)} images of {', '.join(asked.pile_list)} labelled by a teacher; {len(train)} images per epoch"
     return replace(data, train=train, notes=[*data.notes, note], soft=soft)
 

@@ -136,7 +136,7 @@ class Stepper:
         `stored` is what a batch of --teacher-cache has beside images, target and index.
         """
         images, index = self.engine.images(images), self.engine.move(index)
-        target = self.engine.move(target) if target is not None and self.options.labels else None
+        target = self.engine.move(target) if target is not None and self.options.labelled else None
         mixed, soft = self.mix(images, target) if self.mix else (images, target)
         if self.soft is not None and target is not None:
             soft = self.soft(index)

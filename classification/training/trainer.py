@@ -27,7 +27,7 @@ from classification.runs.checkpoint import (
 from classification.runs.launch import command
 from classification.runs.metrics import Journal, Means, improves
 from classification.runs.progress import Progress, best_value, epoch_line, last_lines, sum_of
-from classification.runs.restore import whole
+from classification.runs.restore import explain_damage
 from classification.runs.tracking import trackers
 from classification.runs.world import World
 from classification.system.interrupt import Interrupt
@@ -130,7 +130,7 @@ class Trainer:
         """
         resumed = self.job.checkpoint is not None
         if self.job.checkpoint is not None:
-            with whole(self.job.resume_from):
+            with explain_damage(self.job.resume_from):
                 restore(self, self.job.checkpoint["resume"])
             self.job.checkpoint = None  # all of it has been taken up: a second copy of the state would stay in memory
         if self.world.first:

@@ -129,8 +129,8 @@ def test_augmentation_depends_on_seed_epoch_and_index_only(photos: Path) -> None
 
     def image(seed: int, epoch: int, index: int) -> torch.Tensor:
         torch.manual_seed(torch.seed() % 1000)  # whatever the state outside is
-        found: torch.Tensor = Photos(samples, train_transform(16, "resized"), seed)[epoch, index][0]
-        return found
+        pixels: torch.Tensor = Photos(samples, train_transform(16, "resized"), seed)[epoch, index][0]
+        return pixels
 
     assert torch.equal(image(0, 0, 3), image(0, 0, 3))
     assert not torch.equal(image(0, 0, 3), image(0, 1, 3))

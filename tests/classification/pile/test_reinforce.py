@@ -30,7 +30,7 @@ from tests.classification.test_full_disk import room
 
 ROOT = Path(__file__).parents[3]
 SMALL = ["-j", "0", "-b", "8", "--shard-size", "10", "--samples", "3"]
-READER = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "stored_teachers.md").read_text(), re.DOTALL)
+READER = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "start" / "stored_teachers.md").read_text(), re.DOTALL)
 
 
 def words(teacher: Path, photos: Path, folder: Path, *more: str) -> list[str]:
@@ -58,7 +58,7 @@ def test_a_reader_of_thirty_lines_finds_what_the_network_says(cache: Path, photo
 
     assert READER is not None and len(READER[1].splitlines()) <= 40 and "classification" not in READER[1]
     page: dict[str, Any] = {}
-    exec(compile(READER[1], "docs/stored_teachers.md", "exec"), page)
+    exec(compile(READER[1], "docs/start/stored_teachers.md", "exec"), page)
     best = torch.load(teacher, weights_only=True)
     network = build(TEACHER, 3).eval()
     network.load_state_dict(best["state_dict"])
@@ -86,7 +86,7 @@ def test_a_box_of_the_reader_is_what_the_teacher_saw(photos: Path, teacher: Path
 
     page: dict[str, Any] = {}
     assert READER is not None
-    exec(compile(READER[1], "docs/stored_teachers.md", "exec"), page)
+    exec(compile(READER[1], "docs/start/stored_teachers.md", "exec"), page)
     stored = open_stored(tmp_path / "cache")
     for (row, _), view in zip(page["samples"](tmp_path / "cache"), stored.block.views, strict=True):
         image = to_bytes(Image.open(root / row["path"])).permute(2, 0, 1)
