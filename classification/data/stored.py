@@ -44,8 +44,8 @@ class Block:
         rest: (images * N,) float16, log of the mass of the other classes.
     """
 
-    paths: Sequence[str]
-    hashes: Sequence[str]
+    paths: list[str]
+    hashes: list[str]
     views: NDArray[Any]
     classes: NDArray[Any]
     log_probabilities: NDArray[np.float16]
@@ -127,7 +127,8 @@ def read_block(path: Path, plan: StoredPlan, number: int) -> Block:
         )
     images = min(plan.shard_size, plan.num_images - number * plan.shard_size)
     rows = images * plan.samples
-    if len(table) != rows or table.column("sample").to_pylist()[: plan.samples] != list(range(plan.samples)):
+    samples = table.column("sample").to_numpy()
+    if len(table) != rows or (samples.reshape(images, plan.samples) != np.arange(plan.samples)).any():
         raise UserError(f"{path} has {len(table)} rows, expected {rows}: remove it, and store it again by reinforce.py")
     views = np.empty(rows, VIEW)
     for name in VIEW.names or ():
@@ -136,10 +137,14 @@ def read_block(path: Path, plan: StoredPlan, number: int) -> Block:
         name: table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(rows, plan.top)
         for name in ("classes", "log_probabilities")
     }
+    rest = table.column("rest").to_numpy()
     if lists["classes"].max() >= plan.num_classes or views["partner"].max() >= plan.num_images:
         raise UserError(f"{path} names classes or images that are not there: remove it, and store it again")
-    names = {name: table.column(name).to_pylist()[:: plan.samples] for name in ("path", "hash")}
-    return Block(names["path"], names["hash"], views, **lists, rest=table.column("rest").to_numpy())
+    if np.isnan(rest).any() or not np.isfinite(lists["log_probabilities"]).all():
+        raise UserError(f"{path} holds log-probabilities that are not finite: remove it, and store it again")
+    firsts = pa.array(np.arange(0, rows, plan.samples))
+    names = {name: table.column(name).take(firsts).to_pylist() for name in ("path", "hash")}
+    return Block(names["path"], names["hash"], views, **lists, rest=rest)
 
 
 @dataclass(frozen=True)
@@ -178,16 +183,27 @@ def open_stored(folder: str | Path) -> StoredTeacher:
             f"{folder} lacks {len(missing)} of {len(files)} shards, the first {missing[0].name}: type the line of "
             "reinforce.py again, which resumes"
         )
-    blocks = [read_block(file, plan, number) for number, file in enumerate(files)]
-    joined = Block(
-        [path for block in blocks for path in block.paths],
-        [digest for block in blocks for digest in block.hashes],
-        np.concatenate([block.views for block in blocks]),
-        np.concatenate([block.classes for block in blocks]),
-        np.concatenate([block.log_probabilities for block in blocks]),
-        np.concatenate([block.rest for block in blocks]),
+    rows, label = plan.num_images * plan.samples, np.uint16 if plan.num_classes <= 1 << 16 else np.uint32
+    block = Block(
+        [],
+        [],
+        np.empty(rows, VIEW),
+        np.empty((rows, plan.top), label),
+        np.empty((rows, plan.top), np.float16),
+        np.empty(rows, np.float16),
     )
-    return StoredTeacher(folder, plan, joined, _read_classifier(folder, plan))
+    for number, file in enumerate(files):
+        _fill(block, read_block(file, plan, number))
+    return StoredTeacher(folder, plan, block, _read_classifier(folder, plan))
+
+
+def _fill(whole: Block, part: Block) -> None:
+    """Add a shard behind what was read before: one after another, so that no image is held twice."""
+    start = len(whole.paths) * len(part.rest) // len(part.paths)
+    for name in ("views", "classes", "log_probabilities", "rest"):
+        getattr(whole, name)[start : start + len(part.rest)] = getattr(part, name)
+    whole.paths.extend(part.paths)
+    whole.hashes.extend(part.hashes)
 
 
 def _read_classifier(folder: Path, plan: StoredPlan) -> NDArray[np.float16] | None:
@@ -210,7 +226,7 @@ class StoredViews:
 
     Args:
         stored: the teacher's outputs.
-        names: the path of every image of the run, relative to the data folder.
+        names: the path of every image of the run, relative to the folder that was stored.
 
     Raises:
         UserError: an image that the teacher did not see, or a partner that the run does not have.
@@ -263,10 +279,11 @@ class StoredViews:
         row = int(self.number[index]) * self.plan.samples + sample
         view = self.block.views[row]
         image, other = self._render(decoded(index), view, path), target
-        partner = int(self.own[view["partner"]])
-        if partner not in (index, -1):  # a part of the images, as `at` returns, lacks some partners
+        number = int(view["partner"])
+        partner = int(self.own[number])
+        if number != self.number[index] and partner >= 0:  # a part of the images, as `at` returns, lacks some partners
             second, other = samples[partner]
-            their = self.block.views[int(view["partner"]) * self.plan.samples + sample]
+            their = self.block.views[number * self.plan.samples + sample]
             image = mixed(image, self._render(decoded(partner), their, second), view)
         classes = torch.from_numpy(self.block.classes[row].astype(np.int64))
         values = torch.from_numpy(self.block.log_probabilities[row].astype(np.float32))

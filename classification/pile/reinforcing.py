@@ -109,12 +109,13 @@ def classifier_of(teachers: Teachers) -> bytes | None:
     return buffer.getvalue()
 
 
-def begin(work: Storing, classifier: bytes | None) -> None:
+def begin(work: Storing, classifier: bytes | None, free: int | None = None) -> None:
     """Make the folder and write its plan, or check that it was begun with the same one.
 
     Args:
         work: what to store.
         classifier: as `classifier_of` returns it, a further file of the folder.
+        free: bytes of the disk that are free; what the system says by default.
 
     Raises:
         UserError: the folder holds something else, cannot be written to, or its disk is too small.
@@ -136,7 +137,8 @@ def begin(work: Storing, classifier: bytes | None) -> None:
     if classifier is not None and not exists(folder / CLASSIFIER):
         write_whole(folder / CLASSIFIER, classifier)
     need = bytes_per_image(work.plan, work.paths) * sum(len(work.images(number)) for number in work.missing())
-    if (free := shutil.disk_usage(folder).free) < need:
+    free = shutil.disk_usage(folder).free if free is None else free
+    if free < need:
         raise UserError(
             f"--output {folder} needs {need / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free: make room, or lower "
             "--samples or --top-k"

@@ -37,7 +37,7 @@ def open_for(job: Job) -> StoredViews:
     _compare_versions(plan, folder)
     if job.options.networks.teacher_resume and not job.resume_from:
         _compare_teacher(plan, folder, job)
-    names = [relative(path, root) for path, _ in job.data.train]
+    names = _names(job, root)
     found = StoredViews(stored, names)
     for position in range(0, len(names), max(1, len(names) // READ)):
         path = job.data.train[position][0]
@@ -45,6 +45,15 @@ def open_for(job: Job) -> StoredViews:
             raise UserError(f"{path} is another image than in --teacher-cache {folder}: store the teacher anew")
     said = f"{plan.samples} views an image of {plan.views.img_size} px, crop {plan.views.train_crop}"
     job.notes.append(f"teacher: stored outputs of {', '.join(plan.archs)} in {folder}, {said}, top {plan.top} classes")
+    return found
+
+
+def _names(job: Job, root: str) -> list[str]:
+    """Return the path of every image, relative to the data folder; of those of --pile-list, to --pile-root."""
+    found, pile = [], job.options.pile
+    for path, _ in job.data.train:
+        name = relative(path, root)
+        found.append(relative(path, pile.pile_root) if pile.pile_list and name.startswith("..") else name)
     return found
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ import pytest
 import torch
 from PIL import Image
 
+from classification.errors import UserError
 from classification.models import build
+from classification.options.stored_teacher import read_stored_plan
+from classification.pile.reinforcing import Storing, begin, bytes_per_image
 from classification.pile.shards import claimed
 from classification.reinforce import main
 from tests.classification.conftest import TEACHER
@@ -35,6 +39,10 @@ def words(teacher: Path, photos: Path, folder: Path, *more: str) -> list[str]:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +114,19 @@ def test_the_same_line_resumes_and_scores_nothing_twice(
     assert "done: 0 views" in (said := capsys.readouterr().out) and "still work on 1 shards" in said
 
 
+def test_the_disk_is_known_before(cache: Path, photos: Path, tmp_path: Path) -> None:
+    plan, paths = read_stored_plan(cache), [row["path"] for row in rows(cache)[::3]]
+    said = bytes_per_image(plan, paths) * 27
+    assert 0.5 * said < sum(path.stat().st_size for path in cache.glob("*.parquet")) < said
+    work = Storing(tmp_path / "new", plan, photos, paths, 0, 1, 8, 0)
+    with pytest.raises(
+        UserError, match=r"needs 0\.0 MB, and 0\.0 MB are free: make room, or lower --samples or --top-k"
+    ):
+        begin(work, None, free=int(said) - 1)
+    begin(work, None, free=int(said) + 1)
+    begin(replace(work, folder=cache), None, free=0)  # nothing is missing
+
+
 def test_ranks_share_the_shards(cache: Path, photos: Path, teacher: Path, tmp_path: Path) -> None:
     line = [sys.executable, str(ROOT / "classification" / "reinforce.py"), *words(teacher, photos, tmp_path / "cache")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2"}
@@ -157,8 +178,8 @@ def test_several_teachers_are_averaged(photos: Path, teacher: Path, cache: Path,
     assert main([str(teacher), *words(tmp_path / "other.pth", photos, tmp_path / "both")]) == 0
     found = []
     for folder in (cache, tmp_path / "two", tmp_path / "both"):
-        rows = [row for file in sorted(folder.glob("*.parquet")) for row in pq.read_table(file).to_pylist()]
-        tables = [dict(zip(r["classes"], np.exp(np.float32(r["log_probabilities"])), strict=True)) for r in rows]
+        said = [(r["classes"], np.exp(np.float32(r["log_probabilities"]))) for r in rows(folder)]
+        tables = [dict(zip(*pair, strict=True)) for pair in said]
         found.append(np.array([[table[label] for label in range(3)] for table in tables]))
     one, two, both = found
     assert both == pytest.approx((one + two) / 2, rel=2e-3, abs=1e-3) and np.abs(one - two).max() > 0.05
@@ -239,5 +260,5 @@ def test_a_broken_image_is_named_or_left_out(photos: Path, teacher: Path, tmp_pa
     assert "bar/0.png cannot be read" in capsys.readouterr().err
     assert main(words(teacher, other, tmp_path / "skip", "--bad-images", "skip", "--mixup", "0.2")) == 0
     assert "left out 1 images that cannot be read" in capsys.readouterr().err
-    rows = [row for file in (tmp_path / "skip").glob("*.parquet") for row in pq.read_table(file).to_pylist()]
-    assert len(rows) == 78 and max(row["partner"] for row in rows) <= 25
+    kept = rows(tmp_path / "skip")
+    assert len(kept) == 78 and max(row["partner"] for row in kept) <= 25

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +166,45 @@ def test_labels_are_not_needed(distil: list[str], store: Store, photos: Path, tm
     words = options(from_cache(distil, store(), "--labels", "0"), distiller="ssld")
     assert main_mgd.main(words) == 0
     assert "train_ssld" in records(Path(words[-1]))[0]
+
+
+def test_a_pile_is_found_below_its_root(
+    distil: list[str], photos: Path, teacher: Path, tmp_path: Path, capsys: Any
+) -> None:
+    pile = Path(shutil.copytree(photos / "train", tmp_path / "pile"))
+    words = [str(teacher), str(pile), "--output", str(tmp_path / "cache"), *VIEWS, "--mixup", "0.4"]
+    assert reinforce.main(words) == 0
+    lines = [f"{path.relative_to(pile)} 0 -0.1\n" for path in sorted(pile.rglob("*.png"))]
+    (tmp_path / "list.txt").write_text("".join([*lines, lines[0]]))  # an image may have two lines
+    listed = ["--pile-list", str(tmp_path / "list.txt"), "--pile-root", str(pile), "--labels", "0"]
+    line = options(from_cache(distil, tmp_path / "cache", *listed, "--pile-share", "1"), distiller="ssld", epochs="1")
+    assert main_mgd.main(line) == 0
+    assert "train_ssld" in records(Path(line[-1]))[0]
+    assert main_mgd.main(from_cache(distil, tmp_path / "cache", *listed)) == 2
+    assert "holds nothing of 27 of 55 training images, as train/" in capsys.readouterr().err
+
+
+def test_images_may_lie_in_tar_shards(
+    distil: list[str], photos: Path, teacher: Path, tmp_path: Path, store: Store
+) -> None:
+    """An epoch sees the same images and outputs as from files."""
+    shutil.copytree(photos / "valid", tmp_path / "tarred" / "valid")
+    (tmp_path / "tarred" / "train").mkdir()
+    with tarfile.open(tmp_path / "tarred" / "train" / "0.tar", "w") as shard:
+        for number, path in enumerate(sorted((photos / "train").rglob("*.png"))):
+            label = str(sorted(["bar", "dot", "sky"]).index(path.parent.name)).encode()
+            shard.add(path, f"{number:04d}.png")
+            about = tarfile.TarInfo(f"{number:04d}.cls")
+            about.size = len(label)
+            shard.addfile(about, io.BytesIO(label))
+    assert reinforce.main([str(teacher), str(tmp_path / "tarred"), "--output", str(tmp_path / "cache"), *VIEWS]) == 0
+    words = from_cache(distil, tmp_path / "cache")
+    items = [
+        [trainer.photos[(1, index)] for index in range(27)]
+        for trainer in (trainer_of(from_cache(distil, store())), trainer_of([str(tmp_path / "tarred"), *words[1:]]))
+    ]
+    for own, other in zip(*items, strict=True):
+        assert torch.equal(own[0], other[0]) and own[1] == other[1] and torch.equal(own[5], other[5])
 
 
 def test_what_the_cache_does_not_serve_is_refused(
