@@ -112,7 +112,9 @@ def words(check: Check, terms: str, *more: str) -> list[str]:
 def stepper_of(check: Check, device: torch.device, terms: str, amp: str) -> Stepper:
     """Build a run on a device, its terms updated."""
     where = "cuda:0" if device.type == "cuda" else "cpu"
-    options = parse(words(check, terms, "--device", where, "--amp", amp), "main_mgd.py", distillation=True)
+    folder = tempfile.mkdtemp(dir=check.work)
+    typed = words(check, terms, "--device", where, "--amp", amp, "--output", folder)
+    options = parse(typed, "main_mgd.py", distillation=True)
     with contextlib.redirect_stdout(io.StringIO()):
         job = prepare(options, Seed(0, True))
         assert job.distiller is not None
