@@ -233,8 +233,8 @@ def run() -> None:
                 print(row, flush=True)
                 images = f"{int(row.photographs[0])} photographs" if row.photographs else "random pictures"
                 kept.append(json.dumps({"row": asdict(row), "images": images, "machine": machine}))
-    if args.records is not None:
-        args.records.write_text("".join(f"{line}\n" for line in kept))
+                if args.records is not None:  # a run that is cut leaves what it found
+                    args.records.write_text("".join(f"{line}\n" for line in kept))
 
 
 if __name__ == "__main__":
