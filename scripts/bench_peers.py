@@ -266,6 +266,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="instead of --minutes")
     parser.add_argument("--only", nargs="+", default=[""], metavar="WORD", help="peers whose names begin with a WORD")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # an exception, which ends the running peer, too
     try:
         images = read_folder(args.folder)
     except UserError as error:
