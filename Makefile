@@ -1,17 +1,22 @@
-# make demo: distil a student on handwritten digits.  make test: every check.  make quality: the missing cells of the
-# quality table, and the table.  make bench: speed and memory, PHOTOS being a folder of photographs.  All install what
-# they need into .venv.
+# make demo: distil a student on handwritten digits.  make test: every check.  make docs: the site, build/site/index.html.
+# make quality: the missing cells of the quality table, and the table.  make bench: speed and memory, PHOTOS being a
+# folder of photographs.  All install what they need into .venv: about 6 GB, nearly all of it PyTorch for CUDA. For a
+# small installation, first install the CPU build that https://pytorch.org/get-started/locally names into .venv.
 PYTHON ?= python3
 PHOTOS ?= ../shared/data/clothing
 BIN := .venv/bin
 
-.PHONY: demo test quality bench install clean
+.PHONY: demo test docs quality bench install clean
 
 demo: install
 	$(BIN)/python scripts/demo.py
 
 test: install
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check.sh
+
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
+	@echo "build/site/index.html"
 
 quality: install
 	$(BIN)/python scripts/bench_quality.py

@@ -33,7 +33,7 @@ def build_parser(prog: str = PROG) -> Parser:
     parser = Parser(prog, description=(__doc__ or "").partition(":")[0] + ".", epilog=EXAMPLE, allow_abbrev=False)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="a best.pth, weights, a run folder, or a file of export.py")
-    about = "an image; a folder, with those in it; a list, one path per line; - for a list on stdin"
+    about = "an image; a tar shard; a folder, with those in it; a list, one path per line; - for a list on stdin"
     add("paths", metavar="PATH", nargs="+", help=about)
     add("--top-k", type=count, metavar="K", help=f"classes per image, the likeliest first ({USUAL_TOP})")
     add("--csv", type=Path, metavar="FILE", help="write path, rank, class and probability")

@@ -6,12 +6,14 @@ import argparse
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from classification.errors import UserError, one_line
 from classification.options.fields import count, number
 from classification.options.first_look import run_command
+from classification.options.names import LARGEST_SIZE
 from classification.options.parser import Parser
 from classification.paths import exists, is_file, is_folder
 from classification.pile.packages import check_packages
@@ -49,7 +51,7 @@ def build_parser(command: str = "", prog: str = PROG) -> Parser:
 def _score_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="a teacher: a best.pth, other weights, or a run folder")
-    about = "an image; a folder, with those in it; a list, one path per line; - for a list on stdin"
+    about = "an image; a tar shard; a folder, with those in it; a list, one path per line; - for a list on stdin"
     add("paths", metavar="PATH", nargs="+", help=about)
     add("--output", required=True, metavar="FOLDER", type=Path, help="the folder of shards; the same line resumes")
     add("--also", metavar="CHECKPOINT", type=Path, action="append", default=[], help="a further teacher (mean)")
@@ -59,6 +61,8 @@ def _score_options(parser: argparse.ArgumentParser) -> None:
     usual = min(4, os.cpu_count() or 1)
     add("-j", "--workers", type=number(int, 0, 1024), default=usual, metavar="N", help=f"loading processes ({usual})")
     add("--arch", metavar="NAME", help="the network, if the checkpoint does not say it")
+    about = "side of the square that the teachers see, in pixels (that of the checkpoint)"
+    add("--img-size", type=number(int, 8, LARGEST_SIZE), metavar="N", help=about)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
 
 
@@ -77,10 +81,15 @@ def _select_options(parser: argparse.ArgumentParser) -> None:
     add("--exclude-distance", type=number(int, 0, 16), default=4, metavar="N", help=about)
     about = "scores of images of the classes, as of valid: leave out foreign images by them"
     add("--known", type=Path, metavar="FOLDER", help=about)
-    add("--foreign-rule", choices=("margin", "score"), default="margin", help="what tells foreign images (margin)")
+    about = "what tells foreign images: the energy, the largest score, or the margin of the two largest (energy)"
+    add("--rule", "--foreign-rule", type=_rule_name, choices=("energy", "min-score", "margin"), help=about)
     about = "percent of the --known images that the rule keeps (95)"
-    add("--keep", type=number(float, 0, 100, open_low=True), default=95.0, metavar="PERCENT", help=about)
+    add("--keep", type=number(float, 0, 100, open_low=True), metavar="PERCENT", help=about)
     add("--force", action="store_true", help="replace LIST if it exists")
+
+
+def _rule_name(word: str) -> str:
+    return "min-score" if word == "score" else word  # as it was called before
 
 
 def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
@@ -103,6 +112,9 @@ def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
     check_packages(("pyarrow", "duckdb", *(["imagehash"] if args.exclude else [])), f"{prog} select")
     for path in (args.output, _about(args.output)):
         check_new(path, force=args.force)
+    idle = [name for name in ("rule", "keep") if getattr(args, name) is not None and args.known is None]
+    if idle:
+        raise UserError(f"--{idle[0]} goes with --known FOLDER, the scores of images of the classes: score valid, too")
     if args.exclude is not None and not is_folder(args.exclude):
         what = "is no folder" if exists(args.exclude) else "does not exist"
         raise UserError(f"--exclude {args.exclude} {what}: give a folder of images")
@@ -134,7 +146,9 @@ def score(args: argparse.Namespace) -> None:
     check_devices(devices)
     found = find_paths(args.paths, sys.stdin.buffer)
     where = device_of(devices, int(os.environ.get("LOCAL_RANK", "0")))
-    teachers = open_teachers([_checkpoint(path) for path in (args.checkpoint, *args.also)], args.arch, where)
+    teachers = open_teachers(
+        [_checkpoint(path) for path in (args.checkpoint, *args.also)], args.arch, where, args.img_size
+    )
     paths, causes = usable(found.paths)
     if not paths:
         raise UserError(f"no image of {args.paths[0]} can be scored: {next(iter(causes.values()))}")
@@ -226,17 +240,24 @@ def _rule(args: argparse.Namespace, shards: Shards) -> Rule:
         if args.top_p > stored:
             raise UserError(f"--top-p {args.top_p}: {args.folder} holds {stored} classes per image: score with more")
     low = -math.inf if args.min_score is None else args.min_score
-    score = low if low < 0 else math.log(low) if low else -math.inf
-    margin = -math.inf
-    if args.known is not None:
-        known = open_shards(args.known)
-        if known.teacher != shards.teacher:
-            raise UserError(f"--known {args.known} holds scores of another teacher than {args.folder}: use one teacher")
-        found = quantile(known.files, args.foreign_rule, 1 - args.keep / 100)
-        what = {"margin": "two likeliest classes differ by less than", "score": "log-probability is below"}
-        print(f"=> foreign: images whose {what[args.foreign_rule]} {found:.4g} ({args.keep:g} % of {args.known} pass)")
-        score, margin = (score, found) if args.foreign_rule == "margin" else (max(score, found), margin)
-    return Rule(args.top_p, args.top_k, score, margin)
+    rule = Rule(args.top_p, args.top_k, low if low < 0 else math.log(low) if low else -math.inf)
+    if args.known is None:
+        return rule
+    name, keep = args.rule or "energy", 95.0 if args.keep is None else args.keep
+    known = open_shards(args.known)
+    if known.teacher != shards.teacher:
+        raise UserError(f"--known {args.known} holds scores of another teacher than {args.folder}: use one teacher")
+    if name == "energy" and not (known.energy and shards.energy):
+        old = args.folder if known.energy else args.known
+        raise UserError(f"--rule energy: {old} holds no energies: score again, or take --rule margin")
+    found = quantile(known.files, name, 1 - keep / 100)
+    what, rule = {
+        "margin": (f"two likeliest classes differ by less than {found:.4g}", replace(rule, min_margin=found)),
+        "min-score": (f"log-probability is below {found:.4g}", replace(rule, min_score=max(rule.min_score, found))),
+        "energy": (f"energy is above {-found:.4g}", replace(rule, max_energy=-found)),
+    }[name]
+    print(f"=> foreign: images whose {what} ({keep:g} % of {args.known} pass)")
+    return rule
 
 
 def _copies(args: argparse.Namespace) -> NearCopies | None:

@@ -52,7 +52,7 @@ def build_parser(prog: str = PROG) -> Parser:
     add("--top-k", type=count, metavar="K", help="images per class (images without labels / classes)")
     about = "smallest score of an image: a probability, or a log-probability below 0"
     add("--min-score", type=number(float, -1e9, 1), metavar="S", help=about)
-    about = "leave out images that look foreign beside valid: keep those of a margin that PERCENT of valid have"
+    about = "leave out images that look foreign beside valid: keep those of an energy that PERCENT of valid have"
     add("--keep", type=number(float, 0, 100, open_low=True), metavar="PERCENT", help=about)
     add("--margin", type=number(float, 0), default=0.5, help="points that count as no difference (0.5)")
     add("--seed", type=number(int, 0), default=0, metavar="N", help="of all trainings (0)")

@@ -31,7 +31,7 @@ from mgd.taps import (
     probe,
     tokens_to_map,
 )
-from mgd.teachers import Ahead, Ensemble, Frozen, View, fold_norms, freeze, has_bfloat16
+from mgd.teachers import Ahead, Ensemble, Frozen, View, fold_norms, freeze, has_bfloat16, keep_top, spread_rest
 
 __all__ = [
     "Ahead",
@@ -56,6 +56,7 @@ __all__ = [
     "fold_norms",
     "freeze",
     "has_bfloat16",
+    "keep_top",
     "logits_of",
     "losses",
     "norms_before",
@@ -65,5 +66,6 @@ __all__ = [
     "reduce_channels",
     "solve_flow",
     "solve_plan",
+    "spread_rest",
     "tokens_to_map",
 ]

@@ -1,6 +1,7 @@
-"""Run the cells of scripts/quality.yaml whose record is missing: python scripts/bench_quality.py [--only NAME --seed S]
+"""Run the cells whose record is missing: python scripts/bench_quality.py [--suite SUITE --only NAME --seed S]
 
-Each cell is a command of classification/, as a user would type it. When it is done, its record is inserted into
+The suites stand in scripts/quality.yaml; those that were planned before they were run, in scripts/transport.yaml. Each
+cell is a command of classification/, as a user would type it. When it is done, its record is inserted into
 results/SUITE.csv and its curve into results/SUITE_curves.csv (columns: scripts/results_table.py). This can be killed
 and started again, and run several times at once for different cells: complete cells are kept, a cut one is resumed from
 its last epoch.
@@ -12,14 +13,15 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from cells import CELLS, GIVEN_TEACHER, RESULTS, cell_words, data_name, has_teacher
+from cells import CELLS, GIVEN_TEACHER, RESULTS, cell_words, data_kind, data_name, has_teacher
+from cells import read_suites as read_contents
 from collect_run import collect
 from prepare_cifar10 import prepare
 from prepare_digits import write_digits
@@ -45,18 +47,24 @@ class Suite:
         return dict(self.content["cells"])
 
     @property
+    def kind(self) -> str:
+        return data_kind(self.name, self.content)
+
+    @property
     def teacher_cell(self) -> str:
         """The cell that trains the teacher; "" where its weights are given."""
         return str(self.content.get("teacher-cell", ""))
 
     def data(self, name: str) -> Path:
         """Return the data folder of a cell, made at the first call."""
-        if self.name == "clothing":
+        if self.kind == "clothing":
             return SHARED / "data" / "clothing"
-        folder = self.work / data_name(self.name, self.cells[name])
+        cell = self.cells[name]
+        folder = self.work / data_name(self.kind, cell)
         if not folder.exists():
-            if self.name == "cifar10":
-                prepare(SHARED / "data" / "cifar10.tar.xz", folder, self.cells[name].get("per-class", 1000))
+            if self.kind == "cifar10":
+                archive = SHARED / "data" / "cifar10.tar.xz"
+                prepare(archive, folder, cell.get("per-class", 1000), cell.get("held-out", 0))
             else:
                 write_digits(folder, 20)
         return folder
@@ -71,7 +79,8 @@ class Suite:
         if "start" in cell:
             self.run_cell(cell["start"], seed, threads)
         start = self.work / f"{cell.get('start')}-{seed}" / "last.pth"
-        data, words = self.data(name), cell_words(self.content, cell, str(self.weights()), str(start))
+        given = f"{SHARED / 'weights'}/"
+        data, words = self.data(name), cell_words(self.content, cell, str(self.weights()), str(start), given)
         if threads > 1 and has_teacher(cell) and not torch.cuda.is_available():  # pays on the base case
             words += ["--teacher-threads", str(threads // 2)]
         return self.run(name, cell.get("script", "main_mgd"), data, words, seed, threads)
@@ -90,10 +99,9 @@ class Suite:
         return folder
 
 
-def read_suites(cells: Path, work: Path) -> list[Suite]:
-    """Read the list of cells; `work` holds data and runs."""
-    content = yaml.safe_load(cells.read_text())
-    return [Suite(name, work / name, suite) for name, suite in content.items()]
+def read_suites(files: Iterable[Path], work: Path) -> dict[str, Suite]:
+    """Read the lists of cells; `work` holds data and runs."""
+    return {name: Suite(name, work / name, suite) for name, suite in read_contents(files).items()}
 
 
 def keep(name: str, folder: Path, table: Path, threads: int) -> Record:
@@ -124,8 +132,8 @@ def measure(suite: Suite, name: str, seed: int, table: Path, threads: int) -> No
 
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", default="cifar10", choices=("cifar10", "clothing", "digits"), help="list of cells")
-    parser.add_argument("--cells", type=Path, default=CELLS, help="the list of cells")
+    parser.add_argument("--suite", default="cifar10", help="list of cells; default: %(default)s")
+    parser.add_argument("--cells", type=Path, nargs="+", default=CELLS, metavar="FILE", help="files of suites")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these cells, even where a record exists")
     parser.add_argument("--seed", type=int, help="this seed only")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="cells at once")
@@ -133,7 +141,10 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "quality", help="data and run folders")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the tables")
     args = parser.parse_args(words)
-    suite = next(suite for suite in read_suites(args.cells, args.work.resolve()) if suite.name == args.suite)
+    suites = read_suites(args.cells, args.work.resolve())
+    if args.suite not in suites:
+        sys.exit(f"there is no suite {args.suite}; there are {', '.join(suites)}")
+    suite = suites[args.suite]
     unknown = [name for name in args.only if name not in suite.cells]
     if unknown:
         sys.exit(f"unknown cells {', '.join(unknown)}; there are {', '.join(suite.cells)}")
@@ -147,7 +158,7 @@ def main(words: list[str] | None = None) -> None:
         folder = suite.work / f"{name}-{number}"
         if (name, number) in kept and is_done(folder):
             sys.exit(f"{folder} is the finished run whose record is there: remove it, and the cell is run again")
-    if suite.name != "digits" and not SHARED.exists():
+    if suite.kind != "digits" and not SHARED.exists():
         sys.exit(f"the data of {suite.name} is not here; --suite digits runs on data inside scikit-learn")
     suite.work.mkdir(parents=True, exist_ok=True)
     for name, _ in cells:  # before several want the same

@@ -38,7 +38,7 @@ def write(folder: Path, rows: int, top: int, classes: int) -> None:
         digests = pa.array([f"{value:032x}" for value in rng.integers(0, 2**63, num).tolist()])
         hashes = pa.array(rng.integers(0, 2**64, num, dtype=np.uint64))
         lists = [pa.ListArray.from_arrays(offsets, values) for values in (labels, scores)]
-        columns = dict(zip(SCHEMA.names, [names, digests, hashes, *lists], strict=True))
+        columns = dict(zip(SCHEMA.names, [names, digests, hashes, *lists, pa.nulls(num, pa.float32())], strict=True))
         pq.write_table(pa.table(columns, SCHEMA), folder / f"{start:09d}.parquet", compression="zstd")
 
 

@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=8, help="of a round")
     args = parser.parse_args()
     keep_freed_memory()  # as a run does; all ways gain by it
-    samples = read_folder(args.folder).train
+    samples = list(read_folder(args.folder).train)
     check(args.folder / "train", samples)
     print("the pixels of both readers agree", flush=True)
     seconds = alternate(evaluations(args.folder, "mobilenet_v1"), args.rounds)

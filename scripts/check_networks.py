@@ -187,7 +187,7 @@ def page(rows: list[Row]) -> str:
     lines = [
         "# Networks as teachers",
         "",
-        f"Made by `python scripts/check_networks.py --output docs/teachers.md` with {versions}:",
+        f"Made by `python scripts/check_networks.py --output docs/reference/teachers.md` with {versions}:",
         f"{working} of {len(rows)} networks work. Each was trained for one step, evaluated from its own `last.pth`,",
         "taught a small student by its logits for one step, and for another in the resumed run. A norm that is not",
         f"folded is computed as it was. {more}",

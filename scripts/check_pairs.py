@@ -1,4 +1,6 @@
-"""Train odd pairs of networks for ten steps, and write a table: python scripts/check_pairs.py --output docs/networks.md
+"""Train odd pairs of networks for ten steps, and write a table.
+
+python scripts/check_pairs.py --output docs/reference/networks.md
 
 Networks have random weights. Taps are found and paired by the library, nothing is named. The student learns from `mgd`
 (form "relative") and `kd` alone, on eight made images, for ten steps of AdamW. A row says the pairs, and what the two
@@ -157,8 +159,9 @@ def write(rows: list[dict[str, Any]], output: Path) -> None:
     head = [
         PAIRS,
         "",
-        "Made by `python scripts/check_pairs.py --output docs/networks.md`; do not edit. Random weights; pairs are",
-        "those that `mgd.pair_taps` finds; ten steps with `mgd` (form `relative`) and `kd` on eight made images.",
+        "Made by `python scripts/check_pairs.py --output docs/reference/networks.md`; do not edit. Random weights;",
+        "pairs are those that `mgd.pair_taps` finds; ten steps with `mgd` (form `relative`) and `kd` on eight made",
+        "images.",
         "",
         f"{len(rows)} pairs: the loss falls in {fell}.",
         "",

@@ -1,4 +1,6 @@
-"""Find the taps of many networks, check each, and write a table: python scripts/check_taps.py --output docs/networks.md
+"""Find the taps of many networks, check each, and write a table.
+
+python scripts/check_taps.py --output docs/reference/networks.md
 
 Networks of torchvision and timm are built without weights, each in a process of its own. For every map that
 `mgd.find_taps` finds, (a) putting the map in its own place changes no logit, and putting that of another image there
@@ -62,15 +64,15 @@ SIZE = 128
 SECONDS = 1800
 HEAD = """# Where networks are tapped
 
-Made by `python scripts/check_taps.py --output docs/networks.md`; do not edit. One row per network, built without
-weights. `mgd.find_taps` gives the maps from shallow to deep: side, channels, and where a margin comes from (n: the norm
-before a ReLU; m: measured; -: none, as nothing cuts off the negative side). *Folded norms*: taps whose statistics a
-batch normalisation holds. *In place*: every map, put in its own place, leaves the logits, and that of another image
-changes them. *Moves*: a bright patch at (i, j) changes a map of stride s most at (i / s, j / s), within one position,
-for three of four patches, or the centre of what it changes follows it: the correlations of rows and of columns are at
-least 0.9. Tokens in another order fail both. So may a deep map that random weights blur; it is tried again with the
-middle of every kernel, and attention to a position itself, made to count most, and then with the batch normalisations
-at the statistics of made images. What fails even then would be no proof of the right order.
+Made by `python scripts/check_taps.py --output docs/reference/networks.md`; do not edit. One row per network, built
+without weights. `mgd.find_taps` gives the maps from shallow to deep: side, channels, and where a margin comes from (n:
+the norm before a ReLU; m: measured; -: none, as nothing cuts off the negative side). *Folded norms*: taps whose
+statistics a batch normalisation holds. *In place*: every map, put in its own place, leaves the logits, and that of
+another image changes them. *Moves*: a bright patch at (i, j) changes a map of stride s most at (i / s, j / s), within
+one position, for three of four patches, or the centre of what it changes follows it: the correlations of rows and of
+columns are at least 0.9. Tokens in another order fail both. So may a deep map that random weights blur; it is tried
+again with the middle of every kernel, and attention to a position itself, made to count most, and then with the batch
+normalisations at the statistics of made images. What fails even then would be no proof of the right order.
 """
 
 

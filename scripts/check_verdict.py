@@ -1,8 +1,8 @@
 """Count how often compare.py calls equal recipes different: python scripts/check_verdict.py [--repetitions 20000]
 
 Each repetition compares two recipes whose top-1 has the same normal distribution, and ends with the first verdict, as
-compare.py does. Prints a table for docs/compare.md: the half width of the last interval, and the share of repetitions
-that end with BETTER or WORSE.
+compare.py does. Prints a table for docs/start/compare.md: the half width of the last interval, and the share of
+repetitions that end with BETTER or WORSE.
 """
 
 from __future__ import annotations

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from cells import CELLS, RESULTS
+from cells import RESULTS, read_suites
 from results_table import Record, TableError, keep_record, measures
 
 
@@ -96,8 +95,8 @@ def main() -> None:
     parser.add_argument("row")
     parser.add_argument("--order", type=int, default=0, help="place of the row in its table")
     args = parser.parse_args()
-    if args.table in yaml.safe_load(CELLS.read_text()):
-        sys.exit(f"{args.table} is a suite of scripts/quality.yaml: scripts/bench_quality.py keeps its records")
+    if args.table in read_suites():
+        sys.exit(f"{args.table} is a suite of cells: scripts/bench_quality.py keeps its records")
     path = RESULTS / f"{args.table}.csv"
     try:
         keep_record(path, collect(args.run, args.row, order=args.order))

@@ -1,6 +1,7 @@
 """Distil a student on handwritten digits: a teacher, then on three seeds a student alone and a distilled one.
 
-Every run writes what it says to a log file in the output folder. The screen shows one line per run and a table.
+Every run writes what it says to a log file in the output folder. The screen shows one line per run, a table, and the
+path of a page about the runs.
 """
 
 from __future__ import annotations
@@ -59,6 +60,25 @@ def run(script: str, output: Path, options: str, seed: int) -> dict[str, Any]:
     if status:
         raise RunError(f"{output.name} ended with status {status}; the last lines of {log}:\n{_tail(log)}")
     return vars(collect(output, output.name, wall_seconds=time.perf_counter() - start))
+
+
+def write_page(folder: Path, runs: dict[str, list[dict[str, Any]]]) -> Path:
+    """Write the report page about the runs of a demo, its output in a log file; return its path.
+
+    Raises:
+        RunError: it could not be written.
+    """
+    from classification import report
+
+    seeds = [(role, result["seed"]) for role in ("distilled", "alone") for result in runs[role]]
+    names = [*(f"{role}-{seed}" for role, seed in seeds), "teacher"]
+    page, log = folder / "report.html", folder / "logs" / "report.log"
+    words = [*(str(folder / name) for name in names), "--data", str(folder / "data"), "--output", str(page)]
+    with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        status = report.main(words)
+    if status:
+        raise RunError(f"the page could not be written; the last lines of {log}:\n{_tail(log)}")
+    return page
 
 
 def _tail(log: Path) -> str:
@@ -142,16 +162,17 @@ def main() -> None:
     args = parser.parse_args()
     labelled = 10 * args.per_class
     print(
-        f"Distilling on {labelled} labelled handwritten digits: one teacher, then per seed one student alone and one\n"
-        f"distilled student. This takes one to three minutes on two cores. Runs and logs: {args.output}/\n",
+        f"Distilling on {labelled} handwritten digits, in one to three minutes on two cores:\n"
+        f"a teacher, then {len(args.seeds)} times a small student alone and the same student with the teacher.\n",
         flush=True,
     )
     try:
         runs = demo(args.output, args.per_class, args.seeds)
+        page = write_page(args.output, runs)
     except RunError as error:
         sys.exit(str(error))
-    print(f"\nTop-1 after the last epoch on the {1797 - labelled} digits not trained on:\n\n{table(runs)}")
-    print(f"\nEach run folder in {args.output}/ holds metrics.jsonl, best.pth, flow/ and TensorBoard events.")
+    print(f"\nTop-1 after the last epoch, on {1797 - labelled} other digits; +- is the standard deviation:\n")
+    print(f"{table(runs)}\n\nRuns, checkpoints and logs: {args.output}/\nOpen this page in a browser: {page}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Kill scoring, selection and the four steps again and again, and compare: python scripts/kill_pile.py [--kills 25]
+"""Kill scoring, selection, stored teachers and the four steps, and compare: python scripts/kill_pile.py [--kills 25]
 
 Makes small images, scores them and trains on them once without a kill. Then each command is started again and again,
 and gets SIGKILL after a drawn time, with all its processes, until it ends by itself. In the end shards, lists and
-weights must be the same, bit for bit, and no shard may have been written twice.
+weights must be the same, bit for bit, and no shard may have been written twice. `--only reinforce,cached` kills these
+alone: storing a teacher's outputs, and training from them.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from PIL import Image
 
 SCRIPTS = Path(__file__).parents[1] / "classification"
 CLASSES = ("bar", "dot", "sky")
+SHARE = {"semi": 0.35, "score": 0.25, "select": 0.1, "reinforce": 0.15, "cached": 0.15}  # of the kills
 SMALL = "-a cifar_resnet8_w0.5 --teacher-arch cifar_resnet8 --img-size 16 -b 9 -j 0 --teacher-epochs 3"
 EPOCHS = "--pretrain-epochs 2 --finetune-epochs 1 -- --train-crop pad --checkpoint-every-steps 3"
+STORED = "--samples 40 --shard-size 2 -b 8 -j 1 --mixup 0.4"
+CACHED = "-a cifar_resnet8_w0.5 --distiller kd -b 5 -j 0 --epochs 12 --seed 0 --checkpoint-every-steps 1 --lr 0.05"
 
 
 def picture(label: int, rng: np.random.Generator) -> Image.Image:
@@ -63,10 +67,14 @@ def commands(folder: str) -> dict[str, list[str]]:
     shards = ["--output", f"{folder}/scores", "--shard-size", "20", "-b", "5", "-j", "1"]
     chosen = ["--top-k", "50", "--force", "--output", f"{folder}/chosen.txt"]
     semi = [*SMALL.split(), *EPOCHS.split()]
+    stored = ["--output", f"{folder}/cache", *STORED.split()]
+    cached = ["--output", f"{folder}/cached", "--resume", "auto", *CACHED.split()]
     return {
         "semi": command("semi_supervised.py", "photos", "--unlabelled", "pile", "--output", f"{folder}/semi", *semi),
         "score": command("pseudo_label.py", "score", "whole/semi/teacher/best.pth", "pile", *shards),
         "select": command("pseudo_label.py", "select", f"{folder}/scores", *chosen),
+        "reinforce": command("reinforce.py", "whole/semi/teacher/best.pth", "photos", *stored),
+        "cached": command("main_mgd.py", "photos", "--teacher-cache", f"{folder}/cache", *cached),
     }
 
 
@@ -92,7 +100,7 @@ def found(folder: Path) -> dict[str, str]:
     digests = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.suffix in (".parquet", ".txt"):
+        if path.suffix in (".parquet", ".txt", ".npy"):
             digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
         elif path.name == "last.pth":
             state = torch.load(path, weights_only=True)["state_dict"]
@@ -106,19 +114,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(SHARE), help="commands to kill, comma-separated (all)")
     args = parser.parse_args()
+    share = {what: SHARE[what] for what in args.only.split(",")}
     drawn = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         write_images(root, pile=240)
         for folder in ("whole", "killed"):
             (root / folder).mkdir()
-        seconds = {what: run(words, root, None)[1] for what, words in commands("whole").items()}
-        kills: dict[str, int] = dict.fromkeys(seconds, 0)
-        share = {"score": 0.4, "semi": 0.45, "select": 0.15}
+        # The teacher of all others comes from "semi".
+        lines = {what: words for what, words in commands("whole").items() if what == "semi" or what in share}
+        seconds = {what: run(words, root, None)[1] for what, words in lines.items()}
+        kills: dict[str, int] = dict.fromkeys(share, 0)
         times: dict[Path, int] = {}
-        for what in ("semi", "score", "select"):
-            while kills[what] < args.kills * share[what]:
+        for what in share:
+            while kills[what] < args.kills * share[what] / sum(share.values()):
                 ended, _ = run(commands("killed")[what], root, drawn.uniform(0.1, 0.9) * min(seconds[what], 20))
                 kills[what] += not ended
                 if ended:  # nothing is left to do
@@ -128,6 +139,7 @@ def main() -> None:
                     assert times.setdefault(shard, written) == written, f"{shard} was written twice"
             run(commands("killed")[what], root, None)
         whole, killed = (found(root / folder) for folder in ("whole", "killed"))
+        whole = {path: digest for path, digest in whole.items() if "semi" in share or not path.startswith("semi")}
         different = [path for path in whole if whole[path] != killed.get(path)]
         print(json.dumps({"kills": sum(kills.values()), **kills, "files": len(whole), "different": different}))
         if different or len(killed) != len(whole):

@@ -4,7 +4,8 @@ A table stands between <!-- NAME --> and <!-- /NAME --> in README.md or docs/: "
 "speed" and "speed-float32" from the results/NAME/*.json of processors with and without bfloat16, "quality-GROUP" from
 the tables of the suites of scripts/quality.yaml, results/SUITE.csv, in its layout, and "digits" from results/demo.csv,
 where scripts/collect_run.py keeps the runs of `make demo`, "int8" from results/int8.jsonl, "exports" from
-results/exports.jsonl. A record whose command is not that of its cell is refused.
+results/exports.jsonl, "peers" from results/speed/peers.json. A record whose command is not that of its cell is refused.
+scripts/term_pages.py makes one page per term.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from bench_int8 import table as int8_table
-from cells import RESULTS, ROOT, read_quality
+from bench_peers import table as peers_table
+from cells import RESULTS, ROOT, count, differences, read_quality, spread
 from check_export import table as exports_table
 from draw import draw_growth, draw_quality, draw_speed, rows_of
+from draw_answers import draw_answers
+from draw_concepts import draw_concepts
 from results_table import Record, TableError, read_table
+from term_pages import term_pages
 
 from classification.options.parser import build_parser
 from mgd.losses import LOSSES
 
-PAGES = (
-    ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("export", "flows", "losses", "options", "quality", "speed")),
-)
+PICTURES = ROOT / "docs" / "pictures"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+OTHERS = ("solvers", "listing", "peers")  # results of tables of their own
 MEASURES = {"ratio": " x", "value": "", "seconds": " s"}  # what a row of the speed table holds, first one found
 
 
@@ -77,7 +81,14 @@ def losses_table() -> str:
         keys = [f"`{field.name}` {field.default}" for field in dataclasses.fields(kind.Hyper)]
         where = {"maps": "maps, where tapped", "labels": "labels, where there are any"}
         reads = [*sorted(kind.needs), *(where[what] for what in sorted(kind.uses))]
-        lines.append(f"| `{name}` | {method} | {kind.weight:g} | {', '.join(reads) or 'logits'} | {', '.join(keys)} |")
+        row = [
+            f"[`{name}`](terms/{name}.md)",
+            method,
+            f"{kind.weight:g}",
+            ", ".join(reads) or "logits",
+            ", ".join(keys),
+        ]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
@@ -130,6 +141,19 @@ def quality_table(group: str) -> str:
         last = [str(cell.get("published-code", ""))] * published
         lines.append(_row([cell["row"], top1, best, count(found), gain, *last]))
     return "\n".join([*lines, *measured_on([r for name in names for r in results[name].values()])])
+
+
+def five_table() -> str:
+    """Student alone, KD, MGD, OFD and MGD + OFD: top-1, and the difference to the student alone."""
+    cells, results = read_quality()
+    lines = ["| | top-1 %, last epoch | n | difference to the student alone, paired by seed |", "|---|---|---|---|"]
+    for name in FIVE:
+        found = results[name]
+        shared = sorted(set(found) & set(results["alone"]))
+        gain = differences([found[seed].last_top1 - results["alone"][seed].last_top1 for seed in shared])
+        top1 = spread([record.last_top1 for record in found.values()])
+        lines.append(f"| {cells[name]['row']} | {top1} | {count(found)} | {gain if name != 'alone' else ''} |")
+    return "\n".join([*lines, *measured_on([r for name in FIVE for r in results[name].values()])])
 
 
 def _row(columns: list[str]) -> str:
@@ -190,23 +214,10 @@ def terms_table() -> str:
     return "\n".join([*lines, *measured_on([r for n in names for r in results[n].values()])])
 
 
-def count(found: dict[int, Record]) -> str:
-    """How many seeds, and in brackets how many of them on a processor without bfloat16."""
-    float32 = sum(not r.had_bfloat16 for r in found.values())
-    return f"{len(found)} ({float32}*)" if float32 else f"{len(found)}"
-
-
-def differences(values: list[float]) -> str:
-    """Mean of paired differences and its standard error; fewer than three, each."""
-    if len(values) < 3:
-        return ", ".join(f"{value:+.2f}" for value in values)
-    return f"{mean(values):+.2f} ± {stdev(values) / len(values) ** 0.5:.2f}"
-
-
 def speed_table(kind: str = "speed", only: tuple[str, ...] = ()) -> str:
     """One line a measured question, with its target; with `only`, these questions."""
     lines = ["| | measured | quartiles | target |", "|---|---|---|---|"]
-    files = [path for path in sorted((RESULTS / kind).glob("*.json")) if path.stem != "solvers"]  # of another page
+    files = [path for path in sorted((RESULTS / kind).glob("*.json")) if path.stem not in OTHERS]
     results = [json.loads(path.read_text()) for path in files]
     rows = [row for result in results for row in result.get("rows", [])]
     for row in (row for row in rows if not only or row["what"] in only):
@@ -217,11 +228,7 @@ def speed_table(kind: str = "speed", only: tuple[str, ...] = ()) -> str:
     return "\n".join([*lines, *_machines((m["cores"], m.get("bfloat16", True), *rest) for m, *rest in about)])
 
 
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    return f"{values[0]:.2f}" if len(values) == 1 else f"{mean(values):.2f} ± {stdev(values):.2f}"
-
-
+FIVE = ("alone", "kd-1.5", "amp", "ofd", "mgd-ofd")
 # Groups that match again.
 MATCHED = ("main", "flow", "trained", "short", "few", "longer", "widths", "terms", "muon", "photographs")
 HEADLINES = (
@@ -274,10 +281,12 @@ def solvers_table() -> str:
 MADE: dict[str, Callable[[], str]] = {
     "int8": int8_table,
     "exports": exports_table,
+    "peers": peers_table,
     "options": options_table,
     "losses": losses_table,
     "energy": energy_table,
     "solvers": solvers_table,
+    "five": five_table,
     "digits": partial(results_table, "demo"),
     "speed": speed_table,
     "terms": terms_table,
@@ -332,25 +341,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only say whether the pages are up to date")
     args = parser.parse_args()
-    stale = []
-    for page in PAGES:
-        text = page.read_text()
-        try:
-            filled = fill(text)
-        except TableError as error:
-            sys.exit(str(error))
-        if filled != text:
-            stale.append(page.name)
-        if not args.check:
-            page.write_text(filled)
+    try:
+        made = term_pages()
+        made |= {page: fill(page.read_text()) for page in PAGES if page not in made}
+    except TableError as error:
+        sys.exit(str(error))
+    stale = [page.name for page, text in made.items() if not page.exists() or page.read_text() != text]
+    if not args.check:
+        for page, text in made.items():
+            page.write_text(text)
     if args.check and stale:
         sys.exit(f"{', '.join(stale)} not up to date: run python scripts/make_tables.py")
     if not args.check:
         for name, panels in FIGURES.items():
-            draw_quality(panels, ROOT / "docs" / f"{name}.png")
+            draw_quality(panels, PICTURES / f"{name}.png")
         for kind in ("speed", "speed-float32"):
-            draw_speed(kind, ROOT / "docs" / f"{kind}.png")
-        draw_growth(ROOT / "docs" / "growth.png")
+            draw_speed(kind, PICTURES / f"{kind}.png")
+        draw_growth(PICTURES / "growth.png")
+        draw_answers(PICTURES)
+        draw_concepts(PICTURES)
 
 
 if __name__ == "__main__":

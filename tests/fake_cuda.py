@@ -13,8 +13,9 @@ import importlib
 import json
 import sys
 import traceback
+import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,58 @@ def controls() -> dict[str, Any]:
     return found
 
 
+class Memory(TorchDispatchMode):
+    """Count the bytes of all tensors on the GPU that live at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.known: Any = weakref.WeakSet()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, FakeTensor) and tensor.device.type == "cuda":
+                storage = tensor.untyped_storage()
+                if storage not in self.known:
+                    self.known.add(storage)
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._gone, storage.nbytes())
+        return found
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+def matching_memory() -> dict[str, Any]:
+    """Return bytes: of the maps of ResNet-50 and mobilenet_v1, 256 images of 224 px, and the most that `mgd` adds.
+
+    Beside the maps a backward needs the normalised maps of the student, and what counted of their error: `kept`.
+    """
+    from mgd import ChannelMatching, Outputs
+
+    student, teacher, batch = (128, 256, 512, 1024), (256, 512, 1024, 2048), 256
+    matching = ChannelMatching(student, teacher, [torch.zeros(width) for width in teacher])
+    matching._matched = True
+    for stage in matching._stages():
+        stage.index.copy_(torch.arange(stage.num_teacher).reshape(2, -1))
+    with FakeTensorMode(allow_non_fake_inputs=True), Memory() as memory:
+        matching.to("cuda")
+        sides = [56, 28, 14, 7]
+
+        def maps(widths: Sequence[int], trains: bool) -> Outputs:
+            made = [torch.zeros(batch, width, side, side, dtype=torch.bfloat16, device="cuda", requires_grad=trains)
+                    for width, side in zip(widths, sides, strict=True)]  # fmt: skip
+            return Outputs(torch.zeros(batch, 10, device="cuda"), made)
+
+        ours, theirs = maps(student, True), maps(teacher, False)
+        before = memory.now
+        loss = matching(ours, [theirs])
+        assert loss.requires_grad
+        return {"maps": before, "added": memory.peak - before, "kept": memory.now - before}
+
+
 def _match(distiller: Any) -> None:
     """Mark what needs a flow as matched: solvers need numbers."""
     for term in distiller.terms.modules():
@@ -238,6 +291,7 @@ def main() -> None:
     photos, teacher, *cases = sys.argv[1:]
     pretend_gpu()
     print(json.dumps({"words": "controls", "waits": controls()}), flush=True)
+    print(json.dumps({"words": "memory", **matching_memory()}), flush=True)
     base = [photos, "-a", "cifar_resnet8_w0.5", "--teacher-arch", "cifar_resnet8", "--teacher-resume", teacher]
     base += ["--img-size", "16", "-b", "8", "-j", "0", "--train-crop", "pad", "--gpu", "0"]
     for case in cases:

@@ -1,4 +1,4 @@
-"""docs/any_network.md: its programs run as they stand, and their losses fall."""
+"""docs/start/any_network.md: its programs run as they stand, and their losses fall."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-PAGE = Path(__file__).parents[1] / "docs" / "any_network.md"
+PAGE = Path(__file__).parents[1] / "docs" / "start" / "any_network.md"
 
 
 def blocks() -> list[str]:

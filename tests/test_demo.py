@@ -25,6 +25,7 @@ def test_the_table_holds_the_mean_over_the_seeds(tmp_path: Path) -> None:
     last = [json.loads((tmp_path / "demo" / f"distilled-{s}" / "metrics.jsonl").read_text()) for s in (0, 1)]
     words = demo.table(runs).splitlines()[-1].split()
     assert words[0] == "distilled" and float(words[1]) == pytest.approx(mean(r["valid_top1"] for r in last), abs=0.006)
+    assert demo.write_page(tmp_path / "demo", runs).read_text().count("distilled-1") > 1
     assert float(words[2]) == pytest.approx(abs(last[0]["valid_top1"] - last[1]["valid_top1"]) / 2**0.5, abs=0.006)
 
 

@@ -110,6 +110,11 @@ def test_the_chosen_images_are_unpacked_beside_a_folder_that_another_process_mad
     assert made == {str(path.relative_to(first)) for path in first.rglob("*.jpg")}  # as the first left it
     assert {path.name for path in tmp_path.iterdir()} == {"archive.tar", "first"}
 
+    prepare(archive, tmp_path / "chosen_on", per_class=1, held_out=1)
+    made = {str(path.relative_to(tmp_path / "chosen_on")) for path in (tmp_path / "chosen_on").rglob("*.jpg")}
+    trained_on = {f"train/{label}/{number}.jpg" for label, number, _ in labels}
+    assert made == trained_on | {f"valid/{label}/{number}.jpg" for label, _, number in labels}
+
     with pytest.raises(SystemExit, match="lacks 10 of the images"):
         prepare(archive, tmp_path / "second", per_class=3)
     assert not (tmp_path / "second").exists()
@@ -135,8 +140,15 @@ def test_unknown_cells_are_refused(bench: list[str]) -> None:
         main([*bench, "--only", "nothing"])
 
 
+def test_an_unknown_suite_is_refused(bench: list[str]) -> None:
+    from bench_quality import main
+
+    with pytest.raises(SystemExit, match="there is no suite digit; there are digits"):
+        main([*bench, "--suite", "digit"])
+
+
 def test_differences_are_paired() -> None:
-    from make_tables import differences
+    from cells import differences
 
     assert differences([1.0, 2.0, 3.0]) == "+2.00 ± 0.58"
     assert differences([-0.5, 2.0]) == "-0.50, +2.00"  # two make no deviation worth the name

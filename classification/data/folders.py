@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from classification.data.image_files import SUFFIXES, LeftOut, across, class_nam
 from classification.data.images import has_heif, is_heif, unreadable
 from classification.data.lists import numbered_classes, read_list
 from classification.data.soft_labels import Likely
+from classification.data.tar_shards import find_shards, read_shards
 from classification.errors import UserError
 from classification.paths import exists, is_folder
 
@@ -25,13 +28,15 @@ class Folder:
         valid: the same of every image to evaluate on.
         notes: what was left out, or looks wrong, one line each.
         soft: probabilities of classes, by path, of images of train that have soft labels.
+        read: the folders and lists that were read; while they stay as they are, so do the images.
     """
 
     classes: list[str]
-    train: list[tuple[str, int]]
-    valid: list[tuple[str, int]]
+    train: Sequence[tuple[str, int]]
+    valid: Sequence[tuple[str, int]]
     notes: list[str] = field(default_factory=list, compare=False)
     soft: dict[str, Likely] = field(default_factory=dict)
+    read: list[str] = field(default_factory=list, compare=False)
 
 
 def read_folder(
@@ -47,6 +52,7 @@ def read_folder(
 
     Without labels, train holds images at any depth, their class index is -1, and valid names the classes. A list takes
     the place of its split (see `read_list`): then the other split names the classes, or if none is left, their indices.
+    So do tar shards in a split without class folders (see `read_shards`).
 
     Args:
         root: the data folder.
@@ -66,18 +72,44 @@ def read_folder(
     valid = _split(root, "valid", "val") if valid_list is None else None
     spare = train_list is not None or (evaluate and not _names_classes(root / "train", valid))
     train = None if spare else _split(root, "train")
+    (train, train_shards), (valid, valid_shards) = _packed(train), _packed(valid)
     naming = train if labels and train is not None else valid
     classes = None if naming is None else _class_names(naming)
     known = num_classes if classes is None else len(classes)
-    listed = [] if train_list is None else read_list(train_list, root, known, labels=labels)
-    valid_samples = [] if valid_list is None else read_list(valid_list, root, known)
+    listed = _listed(train_list, train_shards, root, known, labels=labels)
+    valid_samples = _listed(valid_list, valid_shards, root, known)
     if classes is None:
         classes = numbered_classes([*(listed if labels else []), *valid_samples], num_classes)
     if valid is not None:
         valid_samples = _valid_images(valid, classes, train, left)
     if train is not None:
         listed = _train_images(train, classes, left) if labels else _unlabelled(train, left)
-    return Folder(classes, listed, valid_samples, left.notes())
+    lists = [path for path in (train_list, valid_list) if path is not None]
+    shards = [*train_shards, *valid_shards]
+    parents = {os.path.dirname(path) for path, _ in (*listed, *valid_samples)} if lists else set()  # noqa: PTH120
+    places = [*lists, *map(str, shards), *sorted(parents | {str(shard.parent) for shard in shards})]
+    return Folder(classes, listed, valid_samples, left.notes(), read=[str(root), *left.read, *places])
+
+
+def numbers_classes(root: str | Path, train_list: str | None, valid_list: str | None) -> bool:
+    """Return whether lists or shards take the place of both splits, so that no folders name the classes."""
+    splits = ((train_list, ("train",)), (valid_list, ("valid", "val")))
+    return all(file or any(find_shards(Path(root, name)) for name in names) for file, names in splits)
+
+
+def _packed(split: Path | None) -> tuple[Path | None, list[Path]]:
+    """Return the folder, or None and its shards where it holds them instead of class folders."""
+    shards = [] if split is None else find_shards(split)
+    return (None if shards else split), shards
+
+
+def _listed(
+    file: str | None, shards: list[Path], root: Path, num_classes: int | None, *, labels: bool = True
+) -> list[tuple[str, int]]:
+    """Return the images of a split that is a list, or shards, or neither."""
+    if shards:
+        return read_shards(shards, num_classes, labels=labels)
+    return [] if file is None else read_list(file, root, num_classes, labels=labels)
 
 
 def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, str]]:
@@ -136,7 +168,7 @@ def _class_images(split: Path, classes: list[str], left: LeftOut) -> tuple[list[
         beside.append(LeftOut())
         if is_folder(split / class_name):
             for folder, names in find_images(split / class_name, beside[-1]):
-                samples += [(str(Path(folder, name)), label) for name in names]
+                samples += [(os.path.join(folder, name), label) for name in names]  # noqa: PTH118
         left.add(beside[-1])
     return samples, beside
 

@@ -10,6 +10,7 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
+from classification.data.members import open_image, size_of
 from classification.errors import UserError
 
 HEIF = (".heic", ".heif", ".hif")  # read by pillow-heif
@@ -45,17 +46,20 @@ class LeftOut:
         others: files that are not images by their names, counted by suffix.
         hidden: hidden folders, and hidden files that are called images.
         loose: images beside the class folders.
+        read: the folders whose names were read, in which a new name may be a new image.
     """
 
     others: Counter[str] = field(default_factory=Counter)
     hidden: list[str] = field(default_factory=list)
     loose: list[str] = field(default_factory=list)
+    read: list[str] = field(default_factory=list)
 
     def add(self, other: LeftOut) -> None:
         """Add what was left out elsewhere."""
         self.others += other.others
         self.hidden += other.hidden
         self.loose += other.loose
+        self.read += other.read
 
     def kinds(self, most: int = 6) -> str:
         """Return the files that are not images by suffix: "9 .txt, 3 .mov"."""
@@ -95,6 +99,7 @@ def class_names(split: Path, left: LeftOut) -> list[str]:
         entries = sorted((entry.name, entry.is_dir()) for entry in os.scandir(split))
     except OSError as error:
         raise UserError(f"{split} cannot be read: {error.strerror}") from error
+    left.read.append(str(split))
     left.hidden += [str(split / name) for name, is_folder in entries if is_folder and hidden(name)]
     left.loose += [str(split / name) for name, is_folder in entries if not is_folder and is_image(name)]
     return [name for name, is_folder in entries if is_folder and not hidden(name)]
@@ -118,6 +123,7 @@ def _walk(top: Path, left: LeftOut) -> Iterator[tuple[str, list[str]]]:
     for folder, folders, names in os.walk(top, followlinks=True, onerror=refuse):
         if Path(folder).is_symlink() and Path(folder).parent.resolve().is_relative_to(Path(folder).resolve()):
             raise UserError(f"{folder} is a link to a folder that it lies in: its images would count many times")
+        left.read.append(folder)
         left.hidden += [os.path.join(folder, name) for name in folders if hidden(name)]  # noqa: PTH118
         folders[:] = [name for name in folders if not hidden(name)]
         yield folder, names
@@ -153,7 +159,7 @@ def identical(
             for path in group:
                 try:
                     parts.setdefault(key(path), []).append(path)
-                except OSError:
+                except (OSError, ValueError):
                     continue
             finer += [part for part in parts.values() if wanted(part)]
         groups = finer
@@ -161,16 +167,16 @@ def identical(
 
 
 def _size(path: str) -> int:
-    if size := Path(path).stat().st_size:
+    if size := size_of(path):
         return size
     raise OSError("empty")
 
 
 def _digest(path: str, most: int | None = None) -> bytes:
     """Hash a file, or the `most` bytes in its middle."""
-    with Path(path).open("rb", buffering=0) as file:
+    with open_image(path) as file:
         if most is not None:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - most) // 2)
+            file.seek(max(0, size_of(path) - most) // 2)
             return blake2b(file.read(most)).digest()
         state = blake2b()
         while part := file.read(1 << 20):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
@@ -19,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from classification.data.image_files import HEIF
+from classification.data.members import open_image, size_of
 from classification.data.metadata import without_metadata
 from classification.errors import UserError
 
@@ -79,7 +78,7 @@ def _read(path: str) -> Image.Image:
 
 def _with_image(path: str, work: Callable[[Image.Image], Result]) -> Result:
     """Work on an opened image; if that fails, on what is left of it without its metadata."""
-    with _file(path) as file:
+    with open_image(path) as file:
         try:
             with _open(file) as image:
                 return work(image)
@@ -146,14 +145,8 @@ def _orientation(image: Image.Image) -> object:
 
 def _cause(path: str, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is of no kind that is known" if Path(path).stat().st_size else "it is empty"
+        return "it is of no kind that is known" if size_of(path) else "it is empty"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-
-
-def _file(path: str) -> BinaryIO:
-    """Open without blocking, so that a named pipe reads as empty instead of hanging."""
-    at_once = getattr(os, "O_NONBLOCK", 0)
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -196,7 +189,7 @@ def _whites(image: Image.Image) -> tuple[int, ...]:
 def image_size(path: str) -> tuple[int, int]:
     """Return height and width of what `read_image` will return, from the file's head; 1, 1 where it cannot be read."""
     try:
-        with _file(path) as file, _open(file) as image:
+        with open_image(path) as file, _open(file) as image:
             turned = image.getexif().get(ORIENTATION) in TURNED
             if turned and image.format == "TIFF":  # some versions of Pillow turn the size that they tell, others do not
                 return ImageOps.exif_transpose(image).size[::-1]
@@ -211,7 +204,7 @@ def image_size(path: str) -> tuple[int, int]:
 def taken_at(path: str) -> datetime | None:
     """Return when a photograph was taken, as its EXIF says; None where it does not."""
     try:
-        with _file(path) as file, _open(file) as image:
+        with open_image(path) as file, _open(file) as image:
             exif = image.getexif()
             text = exif.get_ifd(EXIF_PART).get(TAKEN) or exif.get(CHANGED)
             return datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S")

@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from classification.data.image_files import SUFFIXES, LeftOut, find_images, is_image
 from classification.data.images import image_or_cause, to_bytes
 from classification.data.loading import told
+from classification.data.members import is_there
 from classification.data.preprocessing import Preprocessing
+from classification.data.tar_shards import SUFFIX, is_shard, shard_images
 from classification.data.transforms import Transform
 from classification.errors import UserError, shown
 from classification.paths import exists, is_file, is_folder
@@ -44,8 +46,9 @@ class Found:
 def find_paths(words: Iterable[str], stdin: BinaryIO) -> Found:
     """Return the images that `words` name.
 
-    A word is an image; a folder, whose images count at any depth; a list, one path per line, seen from the current
-    folder; or `-`, a list on stdin. A file is an image if its name or its content says so, and a list otherwise.
+    A word is an image; a tar shard; a folder, whose images and shards count at any depth; a list, one path per line,
+    seen from the current folder; or `-`, a list on stdin. A file is an image if its name or its content says so, and a
+    list otherwise.
 
     Args:
         words: what was typed.
@@ -57,13 +60,16 @@ def find_paths(words: Iterable[str], stdin: BinaryIO) -> Found:
     paths: list[str] = []
     left = LeftOut()
     words = list(words)
+    packed = shard_images(word for word in words if word != STDIN and is_shard(word))
     for word in words:
         if word == STDIN:
             paths += _read_list(stdin, "stdin")
         elif is_folder(word):
-            paths += [os.path.join(top, name) for top, names in find_images(Path(word), left) for name in names]  # noqa: PTH118
+            paths += _in_folder(Path(word), left)
+        elif word in packed:
+            paths += packed[word]
         elif is_image(word) or (is_file(word) and _looks_like_image(word)):
-            if not exists(word):
+            if not is_there(word):
                 raise UserError(f"image {word} does not exist")
             paths.append(word)
         elif exists(word):
@@ -75,6 +81,16 @@ def find_paths(words: Iterable[str], stdin: BinaryIO) -> Found:
         where = ", ".join(words[:3]) + (" ..." if len(words) > 3 else "")
         raise UserError(f"no image found in {where}{beside}: images end in {' '.join(SUFFIXES)}")
     return Found(paths, left.notes())
+
+
+def _in_folder(folder: Path, left: LeftOut) -> list[str]:
+    """Return the images of a folder, and behind them those of its tar shards."""
+    found = list(find_images(folder, left))
+    paths = [os.path.join(top, name) for top, names in found for name in names]  # noqa: PTH118
+    if left.others.pop(SUFFIX, 0):
+        shards = [path for top, _ in found for path in sorted(Path(top).glob(f"*{SUFFIX}")) if is_shard(path)]
+        paths += [path for images in shard_images(shards).values() for path in images]
+    return paths
 
 
 def _looks_like_image(path: str) -> bool:
@@ -91,7 +107,7 @@ def _open_list(path: str) -> list[str]:
             found = _read_list(file, path)
     except OSError as error:
         raise UserError(f"list {path} cannot be read: {error.strerror}") from error
-    if found and not any(map(exists, found)):
+    if found and not any(map(is_there, found)):
         raise UserError(
             f"{path} is neither an image nor a list of images: its first line, {shown(found[0])}, is no path of a file"
         )

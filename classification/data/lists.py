@@ -10,8 +10,8 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from classification.data.image_files import hidden
+from classification.data.members import is_there
 from classification.errors import UserError, shown
-from classification.paths import is_file
 
 LABEL = re.compile(rb"[0-9]+")
 SCORE = re.compile(rb"[-+]?(inf|[0-9]*\.[0-9]+(e[-+]?[0-9]+)?|[0-9]+e[-+]?[0-9]+|[0-9]+\.)")
@@ -68,7 +68,7 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
         line = line[: line.rindex(line.split()[-1])]
     name, label = [b"", *line.rsplit(None, 1)][-2:]
     if not labels:
-        labelled = LABEL.fullmatch(label) and is_file(root / os.fsdecode(name))
+        labelled = LABEL.fullmatch(label) and is_there(root / os.fsdecode(name))
         name, label = name if labelled else line.strip(), b"-1"
     elif not name or not LABEL.fullmatch(label):
         raise UserError(f"expected `path label` with a whole number as label; got {shown(line.strip())}")
@@ -84,7 +84,7 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
         raise UserError(
             f"{shown(name)} is hidden, or a system's own ({shown(found[0])}), as thumbnails are: leave such lines out"
         )
-    if not is_file(root / path):
+    if not is_there(root / path):
         raise UserError(f"{shown(name)} is no file in {root}")
     return str(root / path), int(label)
 
@@ -150,7 +150,7 @@ def _check_teacher(path: str, classes: Sequence[str]) -> None:
         )
 
 
-def mix(labelled: list[tuple[str, int]], pile: list[tuple[str, int]], share: float | None) -> list[tuple[str, int]]:
+def mix(labelled: Sequence[tuple[str, int]], pile: list[tuple[str, int]], share: float | None) -> list[tuple[str, int]]:
     """Return both, of which the part `share` is the pile; the smaller one is repeated in turn to make it so.
 
     Args:
@@ -159,12 +159,12 @@ def mix(labelled: list[tuple[str, int]], pile: list[tuple[str, int]], share: flo
         share: 0 < share <= 1, or None for every image once.
     """
     if share is None:
-        return labelled + pile
+        return [*labelled, *pile]
     if share == 1:
         return pile
     wanted = round(len(labelled) * share / (1 - share))  # of the pile
     if wanted >= len(pile):
-        return labelled + _repeated(pile, wanted)
+        return [*labelled, *_repeated(pile, wanted)]
     return _repeated(labelled, round(len(pile) * (1 - share) / share)) + pile
 
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from classification.data.cache import Cache
+from classification.data.draws import drawing_from
 from classification.data.images import read_image, to_bytes
 from classification.data.samples import Samples
+from classification.data.stored import StoredViews
 from classification.data.transforms import Transform
 from classification.data.unequal import balanced, shuffled
 from classification.errors import RunError, UserError
@@ -22,7 +24,7 @@ from classification.system.interrupt import outlast
 Key = tuple[int, ...]  # epoch and index of an image, and after them which repetition of it this is, unless the first
 
 
-class Photos(Dataset[tuple[Tensor, int, int]]):
+class Photos(Dataset[Any]):
     """Images of one split, as bytes: (height, width, 3) uint8, class index, index; (V, height, width, 3) for V views.
 
     An item is asked for by (epoch, index), or (epoch, index, repetition): random transforms draw from a generator
@@ -33,34 +35,38 @@ class Photos(Dataset[tuple[Tensor, int, int]]):
         transform: (3, height, width) -> bytes of the size that the network sees, those of V views as (V, 3, H, W).
         seed: of the random transforms.
         cache: the decoded images, or None to read their files.
+        stored: what a teacher said of views, which then take the place of `transform`: see `StoredViews`.
     """
 
     def __init__(
-        self, samples: list[tuple[str, int]], transform: Transform, seed: int = 0, cache: Cache | None = None
+        self,
+        samples: Sequence[tuple[str, int]],
+        transform: Transform,
+        seed: int = 0,
+        cache: Cache | None = None,
+        stored: StoredViews | None = None,
     ) -> None:
-        self.samples = Samples(samples)
+        self.samples = samples if isinstance(samples, Samples) else Samples(samples)
         self.transform = transform
         self.seed = seed
         self.cache = cache
+        self.stored = stored
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, int, int]:
+    def __getitem__(self, key: Key) -> tuple[Any, ...]:
         index = key[1]
-        path, target = self.samples[index]
-        pixels = to_bytes(read_image(path)) if self.cache is None else self.cache[index]
-        outside = torch.random.get_rng_state()
-        torch.random.default_generator.manual_seed(_mix(self.seed, *key))
-        try:
-            return self.transform(pixels.permute(2, 0, 1)).movedim(-3, -1).contiguous(), target, index
-        finally:
-            torch.random.set_rng_state(outside)
+        target = self.samples[index][1]
+        if self.stored is not None:
+            return self.stored(key, self._decoded, self.samples)
+        with drawing_from(self.seed, *key):
+            return self.transform(self._decoded(index)).movedim(-3, -1).contiguous(), target, index
 
-
-def _mix(*numbers: int) -> int:
-    """Turn numbers into one 63-bit seed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    def _decoded(self, index: int) -> Tensor:
+        """Return (3, height, width) bytes of an image."""
+        pixels = to_bytes(read_image(self.samples[index][0])) if self.cache is None else self.cache[index]
+        return pixels.permute(2, 0, 1)
 
 
 class TrainBatches(Sampler[list[Key]]):

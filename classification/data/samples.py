@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
+
+from classification.paths import relative
 
 Sample = tuple[str, int]  # path of an image, class index
 
@@ -27,6 +32,19 @@ class Samples(Sequence[Sample]):
         self.bytes = np.frombuffer(b"".join(paths), dtype=np.uint8)
         self.ends = np.cumsum([0, *map(len, paths)], dtype=np.int64)
         self.targets = np.array([target for _, target in listed], dtype=np.int64)
+        self.digest = ""  # of `digest_of`, where it is known
+
+    @classmethod
+    def of(cls, arrays: Sequence[NDArray[Any]]) -> Samples:
+        """Return samples of what `arrays` was."""
+        made = cls([])
+        made.bytes, made.ends, made.targets = arrays
+        return made
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """The bytes of all paths, where each of them ends, and the class indices."""
+        return self.bytes, self.ends, self.targets
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -45,4 +63,16 @@ class Samples(Sequence[Sample]):
         return os.fsdecode(path), int(self.targets[index])
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
+        text, ends = self.bytes.tobytes(), self.ends.tolist()
+        for number, target in enumerate(self.targets.tolist()):
+            yield os.fsdecode(text[ends[number] : ends[number + 1]]), target
+
+
+def digest_of(samples: Sequence[Sample], root: str | Path) -> str:
+    """Hash names, from `root` on, and class indices; a list that was kept has its own hash."""
+    if isinstance(samples, Samples) and samples.digest:
+        return samples.digest
+    found = hashlib.sha256()
+    for path, target in samples:
+        found.update(os.fsencode(f"{relative(path, root)} {target}\n"))
+    return found.hexdigest()

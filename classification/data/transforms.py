@@ -38,6 +38,18 @@ def train_transform(
     """
     steps: list[torch.nn.Module] = [Fit(size), _PadCrop(size)] if crop == "pad" else [_RandomResized(size)]
     steps += [_Mirror()] if hflip else []
+    return torch.nn.Sequential(*steps, *changes(randaugment, erasing, mean))
+
+
+def changes(randaugment: int | None, erasing: float, mean: Sequence[float]) -> list[torch.nn.Module]:
+    """Return what changes a view beyond its crop and mirror: RandAugment, then a random rectangle erased.
+
+    Args:
+        randaugment: as in `train_transform`.
+        erasing: likewise.
+        mean: likewise.
+    """
+    steps: list[torch.nn.Module] = []
     empty: Any = [round(255 * part) for part in mean]
     if randaugment is not None or erasing:
         from torchvision.transforms import v2  # a second, for those that ask for it
@@ -46,7 +58,7 @@ def train_transform(
             bilinear = v2.InterpolationMode.BILINEAR
             steps.append(v2.RandAugment(magnitude=randaugment, interpolation=bilinear, fill=empty))
         steps += [v2.RandomErasing(erasing, value=empty)] if erasing else []
-    return torch.nn.Sequential(*steps)
+    return steps
 
 
 def two_views(size: int, crop: str, *, strong: bool = True, **options: Any) -> Transform:

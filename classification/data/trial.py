@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from classification.data.folders import check_heif, read_folder, without_unreada
 from classification.data.image_files import LeftOut, find_images
 from classification.data.loading import FixedBatches, Photos, loader, subset, told
 from classification.data.preprocessing import Preprocessing
+from classification.data.tar_shards import find_shards, shard_images
 from classification.errors import UserError
 from classification.paths import exists, is_folder
 
@@ -53,7 +54,7 @@ class Trial:
             yield images
 
     def _read(
-        self, samples: list[tuple[str, int]], chosen: list[int], size: int, workers: int
+        self, samples: Sequence[tuple[str, int]], chosen: list[int], size: int, workers: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         photos = Photos(samples, self.preprocessing.transform())
         loading = loader(photos, FixedBatches(chosen, size), workers, torch.device("cpu"), persistent=False)
@@ -116,6 +117,7 @@ def read_trial(
 
 def _images(folder: Path) -> list[tuple[str, int]]:
     found = [(str(Path(top, name)), -1) for top, names in find_images(folder, LeftOut()) for name in names]
+    found += [(path, -1) for paths in shard_images(find_shards(folder)).values() for path in paths]
     if not found:
         raise UserError(f"{folder} holds no images: expected train/CLASS/*.jpg and valid/CLASS/*.jpg, or images")
     return found

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from classification.data.preprocessing import Preprocessing
@@ -60,6 +63,17 @@ def open_trained(path: str | Path, arch: str | None = None) -> Trained:
     usual = None if "mean" in file.seen else published_preprocessing(network, name)
     seen = file.preprocessing(usual or Preprocessing())
     return Trained(Path(path), network.eval(), name, number, file.classes, seen, note, file.int8)
+
+
+def digest_of(networks: Sequence[Trained]) -> str:
+    """Return 32 hexadecimal digits of all weights, and of what each network sees of an image."""
+    state = blake2b(digest_size=16)
+    for one in networks:
+        state.update(f"{one.arch} {one.preprocessing}".encode())
+        for name, value in sorted(one.network.state_dict().items()):
+            state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return state.hexdigest()
 
 
 def _outputs(file: WeightFile) -> int:

@@ -40,16 +40,16 @@ def choose_terms(
         names, labelled = names_of("+".join(listed), classes) if listed else [], LABELLED in recipe
     else:
         names, labelled = names_of(options["distiller"], classes), True
-        labelled = options["labels"] == 1 or not all(classes[name].label_free for name in names)
+        labelled = options["labels"] in ("true", "pseudo") or not all(classes[name].label_free for name in names)
     if options["mgd_with_kd"]:
         if base not in names:
             raise UserError(f"--mgd-with-kd 1 goes with the term {base}: name it by --distiller, or in the recipe")
         names += [] if added in names else [added]
     labels = options["labels"]
-    listed = [*([LABELLED] if labelled and labels != 0 else []), *names]
+    listed = [*([LABELLED] if labelled and labels != "none" else []), *names]
     table = term_table(entries_of(listed, recipe, options), options["term"], classes)
-    if labels == 0 and (needed := needing(table, "labels")):
-        raise UserError(f"--labels 0 does not go with {', '.join(needed)}, which cannot do without labels")
+    if labels == "none" and (needed := needing(table, "labels")):
+        raise UserError(f"--labels none does not go with {', '.join(needed)}, which cannot do without labels")
     if not table:
         raise UserError("no terms are left to train with")
     check_schedules(table, epochs)
@@ -59,7 +59,8 @@ def choose_terms(
         raise UserError(f"--mixup and --cutmix mix one view of each image, and {', '.join(views)} compares two")
     if options["pile_targets"] == "soft" and (single := single_class(table)):
         raise UserError(f"--pile-targets soft says several classes, and {', '.join(single)} needs one")
-    labels = int(bool(needing(table, "labels"))) if labels is None else labels
+    if labels is None:
+        labels = "true" if needing(table, "labels") else "none"
     return {"table": table, "distiller": "+".join(names), "labels": labels}
 
 

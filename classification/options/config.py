@@ -28,6 +28,7 @@ from classification.options.own_options import checkpoint_of, own_options
 from classification.options.parser import Parser, build_parser, script_of
 from classification.options.published import LABELLED, entries_of, without_aliases
 from classification.options.recipe import read_recipe
+from classification.options.stored_teacher import check_stored, settled_by
 from classification.options.teachers import describe_teachers
 from classification.options.term_module import digest_of, term_classes
 from classification.options.terms import TermClasses, needing, term_table
@@ -54,12 +55,16 @@ def parse(argv: list[str], prog: str, *, distillation: bool) -> Options:
         nested = _default_to_run(parser, argv, chosen, typed)
     if chosen.config:
         nested, keys, recipe = _default_to_recipe(parser, chosen.config, distillation)
+    cache = parser.parse_args(argv).teacher_cache if distillation and not chosen.evaluate else None
+    if cache:
+        parser.set_defaults(**settled_by(cache))
     values = _values(parser, argv, typed)
     recipe_teachers = [] if "teacher_arch" in typed else nested.get("teachers", [])
     options = _join(values, nested.get("terms", {}), recipe_teachers, typed, distillation, (script_of(values), *argv))
     if not options.run.evaluate:
         check_int8(options, total_epochs(options.optimisation))
         check_typed(options, typed)
+        check_stored(options, typed)
         check_recipe(options, recipe, keys, nested, typed)
     return options
 
@@ -153,7 +158,8 @@ def _join(
         table = term_table(entries_of([LABELLED], terms, values), [], term_classes(None))
         given = options.networks.teacher_resume or options.networks.teacher_arch
         alone = {"arch": options.networks.teacher_arch, "resume": options.networks.teacher_resume}
-        return replace(options, table=table, teachers=(alone,) if given else ())
+        labels = options.data.labels or "true"
+        return replace(options, table=table, labels=labels, teachers=(alone,) if given else ())
     file, epochs = options.terms.term_module, total_epochs(options.optimisation)
     chosen = choose_terms(values, terms, typed, term_classes(file), epochs)
     options = replace(options, **chosen, term_digest=digest_of(file) if file else None)
@@ -162,7 +168,8 @@ def _join(
         check_dot(options)
     if options.devices.teacher_threads and (views := needing(options.table, "views")):
         raise UserError(f"--teacher-threads computes one view of each image, and {', '.join(views)} compares two")
-    check_teachers(options.table, options.teachers, joined=options.networks.teacher_mean == "probabilities")
+    joined = options.networks.teacher_mean == "probabilities" and not options.networks.teacher_cache
+    check_teachers(options.table, options.teachers, joined=joined)
     return options
 
 
@@ -209,6 +216,8 @@ def _check(options: Options, distillation: bool) -> None:
         )
     if options.data.repeats > optimisation.batch_size:
         raise UserError(f"--repeats {options.data.repeats} is more than -b {optimisation.batch_size} images: raise -b")
+    if options.data.labels == "pseudo" and not (options.pile.pile_list or run.evaluate):
+        raise UserError("--labels pseudo takes the labels of --pile-list: name a list, or leave it out")
     if run.track == "trackio" and find_spec("trackio") is None:
         raise UserError("--track trackio needs trackio: pip install 'matching-guided-distillation[track]'")
     check_devices(options.devices)
@@ -374,6 +383,8 @@ def _processor() -> str:
 
 def _commit(root: Path = Path(__file__).parents[2]) -> str | None:
     """Return the commit of this code, with "-dirty" where a source file differs; None outside a repository."""
+    if root.name in ("site-packages", "dist-packages"):  # installed: a repository around it is another project's
+        return None
     try:
         head, changed = (
             subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)

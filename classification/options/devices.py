@@ -51,6 +51,11 @@ class Devices:
         0, help="1: the same bits on the same GPU, at some cost in speed; the CPU gives them anyway"
     )
     sync_bn: int = switch(0, help="1: batch statistics over all GPUs of a DDP run")
+    average_bn: int = switch(
+        0,
+        help="1: before each evaluation, the statistics of batch norms become their mean over the ranks; 0: those of "
+        "rank 0 count",
+    )
     teacher_dtype: str = option(
         "auto",
         choices=("auto", "float32", "bfloat16", "float16"),

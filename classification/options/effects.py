@@ -19,14 +19,20 @@ def without_effect(options: Options) -> dict[str, str]:
         ("a term that reads maps", bool(using(terms, "maps")), {"taps", "student_taps", "teacher_taps"}),
         ("a term that compares two views", bool(needing(terms, "views")), {"second_view"}),
         ("a frozen teacher", not mutual(terms), {"teacher_dtype", "teacher_threads", "compile_student"}),
+        (
+            "a run without --teacher-cache",
+            not options.networks.teacher_cache or options.run.evaluate,
+            {"teacher_taps", "teacher_mean", "teacher_dtype", "teacher_threads"},
+        ),
         ("--lr-schedule step", options.optimisation.lr_schedule == "step", {"lr_drop_ratio", "lr_drop_epochs"}),
         ("--optimizer dot", options.optimisation.optimizer == "dot", {"dot_delta"}),
-        ("labels", bool(options.labels), {"sampler"}),
+        ("labels", options.labelled, {"sampler"}),
         (f"the term {LABELLED}", LABELLED in terms, {"class_weights"}),
         ("--compile 1", bool(options.devices.compile), {"compile_student"}),
         ("--warmup 1", bool(options.optimisation.warmup), {"warmup_epochs"}),
-        ("main_mgd.py", options.distils or options.data.labels != 0, {"labels"}),  # main_base.py cannot do without
+        ("main_mgd.py", options.distils or options.data.labels != "none", {"labels"}),  # main_base.py cannot do without
         ("main_base.py", not options.distils, {"linear_probe"}),
+        ("--labels true or none", options.labels != "pseudo", {"train_list", "pile_share"}),
         ("--pile-list", bool(options.pile.pile_list), {"pile_root", "pile_share", "pile_targets"}),
         ("a run without --resume", not options.run.resume, {"start_epoch"}),
     ]
@@ -107,7 +113,7 @@ def _terms(
         if key in (terms.get(name) or {}):
             yield f"terms.{name}.{key}", f"term {change} says the same"
     if "labels" in keys and "labels" not in typed and LABELLED in terms and LABELLED not in alone.table:
-        yield f"terms.{LABELLED}", f"{keys['labels']} is 0"
+        yield f"terms.{LABELLED}", f"{keys['labels']} is none"
 
 
 def _teachers(

@@ -99,6 +99,12 @@ def number(kind: type, low: float, high: float = math.inf, *, open_low: bool = F
     return parse
 
 
+def switched(no: str, yes: str) -> Kind:
+    """Return the check of a word, in which 0 and false, 1 and true may stand for two of the words."""
+    short = {"0": no, "false": no, "1": yes, "true": yes}
+    return lambda text: short.get(text.lower(), text)
+
+
 count = number(int, 1)
 whole = number(int, 0)
 positive = number(float, 0, open_low=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from classification.options.fields import count, nonnegative, number, option, positive, switch, whole
-from classification.options.names import BEST_BY, LARGEST_SIZE, TAPS, TRACKERS
+from classification.options.fields import count, nonnegative, number, option, positive, switch, switched, whole
+from classification.options.names import BEST_BY, LABELS, LARGEST_SIZE, TAPS, TRACKERS
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,13 @@ class Data:
         help="default: the number of class folders in train/, or largest label + 1",
         reading=True,
     )
-    labels: int | None = switch(None, help="0: train/ holds images without labels; default: by the terms")
+    labels: str | None = option(
+        None,
+        kind=switched("none", "true"),
+        choices=LABELS,
+        help="which labels count: true: those of train/, and of --pile-list beside it; pseudo: those of --pile-list "
+        "alone, without the images of train/; none: train/ holds images without labels; default: by the terms",
+    )
     img_size: int | None = option(
         None,
         kind=number(int, 8, LARGEST_SIZE),
@@ -312,6 +318,16 @@ class Networks:
     )
     teacher_resume: str | None = option(
         None, metavar="FILE", help="weights of the teacher, or of each, comma-separated", free=True, file=True
+    )
+    teacher_cache: str | None = option(
+        None,
+        metavar="FOLDER",
+        help="train from a teacher's outputs, as reinforce.py stored them, with no teacher in memory; crops, mirrors "
+        "and mixtures of the images are those in FOLDER",
+        distillation=True,
+        free=True,
+        file=True,
+        place=True,
     )
     teacher_mean: str = option(
         "terms",

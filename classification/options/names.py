@@ -11,6 +11,7 @@ REDUCERS = ("amp", "rd", "sp", "sm", "linear")
 SOLVERS = ("ortools", "scipy", "sparse")
 LARGEST_SIZE = 4096  # of an image's side, in pixels; beyond, one zero too many would take all memory
 BEST_BY = ("top1", "balanced_accuracy", "macro_f1", "loss")  # measures by which best.pth may be chosen
+LABELS = ("true", "pseudo", "none")  # of --labels
 TRACKERS = ("tensorboard", "trackio")  # of --track
 # The teachers of the published pairs; every other student gets resnet50.
 DEFAULT_TEACHER = {"resnet50": "resnet152"}

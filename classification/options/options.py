@@ -52,7 +52,7 @@ class Options:
         table: the terms by name, from options and recipe.
         teachers: the description of each teacher: arch, resume, frozen, and of a recipe's weights, weight, img_size ...
         distiller: the names of the terms except that of the labels, joined by +.
-        labels: whether the terms use labels, 1 or 0.
+        labels: which labels count: true, pseudo or none, as --labels has it; none where the terms use none.
         term_digest: of the file of --term-module, or None.
     """
 
@@ -68,8 +68,13 @@ class Options:
     table: Mapping[str, TermSpec] = field(default_factory=dict)
     teachers: Sequence[Mapping[str, Any]] = ()
     distiller: str = ""
-    labels: int = 1
+    labels: str = "true"
     term_digest: str | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the terms use labels."""
+        return self.labels != "none"
 
     @property
     def student_taps(self) -> str | None:

@@ -84,4 +84,7 @@ def without_aliases(options: Mapping[str, Any]) -> tuple[dict[str, Any], Entries
     given.pop("mgd_weight" if given.get("mgd_form", "sum") == "sum" else "loss_factor", None)
     terms = options.get("terms") or {}
     entries = entries_of(list(terms), terms, given) if given else {name: dict(terms[name]) for name in terms}
-    return {name: value for name, value in options.items() if name not in ALIASES}, entries
+    rest = {name: value for name, value in options.items() if name not in ALIASES}
+    if rest.get("labels") in (0, 1):  # of before there were pseudo-labels
+        rest["labels"] = "true" if rest["labels"] else "none"
+    return rest, entries

@@ -12,7 +12,12 @@ from classification.paths import is_file
 
 
 def describe_teachers(options: Options, recipe: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one dict per teacher: arch, resume, frozen, and a recipe's weights, weight, img_size, mean, std."""
+    """Return one dict per teacher: arch, resume, frozen, and a recipe's weights, weight, img_size, mean, std.
+
+    With --teacher-cache there is none.
+    """
+    if options.networks.teacher_cache and not options.run.evaluate:
+        return []  # its outputs are stored
     peers = bool(mutual(options.table))
     if recipe:
         files = split_files(options.networks.teacher_resume, len(recipe)) if options.networks.teacher_resume else []

@@ -20,6 +20,12 @@ from numpy.typing import NDArray
 from classification.errors import UserError
 
 MOST_IN_HEAP = 1_000_000  # the engine's heaps hold fewer entries; for more, all rows are sorted, on disk if need be
+# What tells an image of the classes from a foreign one, the larger the surer.
+STATISTICS = {
+    "min-score": "log_probabilities[1]",
+    "margin": "log_probabilities[1] - log_probabilities[2]",
+    "energy": "-energy",
+}
 SORTED = "SELECT class, path, score FROM best ORDER BY class, key DESC"
 
 
@@ -32,12 +38,14 @@ class Rule:
         top_k: images per class.
         min_score: smallest log-probability of an image for a class.
         min_margin: smallest difference between an image's two largest log-probabilities.
+        max_energy: largest energy of an image.
     """
 
     top_p: int | None = None
     top_k: int = 1000
     min_score: float = -math.inf
     min_margin: float = -math.inf
+    max_energy: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +168,13 @@ def _entries(rule: Rule) -> str:
     most = "" if rule.top_p is None else f"[1:{rule.top_p}]"
     margin = ""
     if rule.min_margin > -math.inf:
-        margin = f"AND log_probabilities[1] - log_probabilities[2] >= {rule.min_margin!r}::FLOAT"
+        margin = f"AND {STATISTICS['margin']} >= {rule.min_margin!r}::FLOAT"
+    energy = f"AND energy <= {rule.max_energy!r}::FLOAT" if rule.max_energy < math.inf else ""
     return (
         "SELECT class, score, path, path_hash FROM ("
         f"SELECT path, path_hash, unnest(classes{most}) AS class, unnest(log_probabilities{most}) AS score "
         "FROM read_parquet($files) WHERE path IS NOT NULL AND path_hash IS NOT NULL "
-        f"AND path_hash NOT IN (SELECT path_hash FROM excluded_paths) {margin}"
+        f"AND path_hash NOT IN (SELECT path_hash FROM excluded_paths) {margin} {energy}"
         ") WHERE class IS NOT NULL AND score IS NOT NULL AND score >= $min_score::FLOAT"
     )
 
@@ -185,14 +194,14 @@ def quantile(files: Sequence[Path], statistic: str, share: float) -> float:
 
     Args:
         files: Parquet shards.
-        statistic: "score", the largest log-probability, or "margin", the difference of the two largest.
+        statistic: "min-score", the largest log-probability; "margin", the difference of the two largest; or "energy",
+            minus the energy.
         share: between 0 and 1.
 
     Raises:
         UserError: the shards hold no such value.
     """
-    values = {"score": "log_probabilities[1]", "margin": "log_probabilities[1] - log_probabilities[2]"}
-    query = f"SELECT quantile_cont({values[statistic]}, {share!r}) FROM read_parquet($files)"
+    query = f"SELECT quantile_cont({STATISTICS[statistic]}, {share!r}) FROM read_parquet($files)"
     try:
         with duckdb.connect() as engine:
             ((found,),) = engine.sql(query, params={"files": [str(file) for file in files]}).fetchall()

@@ -6,19 +6,20 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from hashlib import blake2b
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from classification.data.image_files import file_digest
 from classification.data.inference import PixelBatch, read_batches
 from classification.data.preprocessing import Preprocessing
 from classification.errors import RunError, UserError
-from classification.models.trained import Trained, open_trained
+from classification.models.sizes import fit_size
+from classification.models.trained import Trained, digest_of, open_trained
 from classification.pile.shards import Plan, Row, claimed, encode, finish, path_hash
 from mgd import logits_of
 
@@ -40,42 +41,74 @@ class Teachers:
         """What they see of an image; they differ in mean and std at most."""
         return self.members[0].preprocessing
 
-    def log_probabilities(self, pixels: Tensor) -> Tensor:
-        """Return log((1/n) sum_i softmax(logits_i)) of bytes (B, H, W, 3): (B, K) float32, on the CPU.
+    def scores(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the teachers say of bytes (B, H, W, 3), on the CPU: (B, K) and (B,), float32.
+
+        The first is log((1/n) sum_i softmax(logits_i)) of n teachers, the second their mean energy,
+        -(1/n) sum_i log sum_k exp(logits_ik): it is high for images unlike those of the training.
+
+        Reference: Liu et al., Energy-based Out-of-distribution Detection, 2020, arXiv:2010.03759, equation 4 with T 1.
+
+        A network that was made for images of another size sees them resized.
 
         Raises:
             RunError: outputs that are not finite, or too large a batch.
         """
-        found = []
+        found, energies = [], []
         try:
             for member in self.members:
-                images = member.preprocessing.normalise(pixels.to(self.device)).contiguous()
-                found.append(logits_of(member.network(images)).float().log_softmax(1))
+                images = member.preprocessing.normalise(pixels.to(self.device))
+                side = member.preprocessing.img_size
+                if images.shape[2] != side:
+                    images = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+                weight = next(member.network.parameters())
+                logits = logits_of(member.network(images.to(weight.dtype).contiguous())).float()
+                energies.append(-logits.logsumexp(1))
+                found.append(logits.log_softmax(1))
         except torch.OutOfMemoryError as error:
             raise RunError(f"a batch of {len(pixels)} images needs too much memory: lower -b") from error
         mean = found[0] if len(found) == 1 else torch.stack(found).logsumexp(0) - math.log(len(found))
-        if not mean.isfinite().all():
+        energy = torch.stack(energies).mean(0)
+        if not (mean.isfinite().all() and energy.isfinite().all()):
             raise RunError("the teacher's outputs are not finite: are its weights damaged?")
-        return mean.cpu()
+        return mean.cpu(), energy.cpu()
+
+    def at(self, size: int) -> Teachers:
+        """Return them for images of another size; the networks themselves are changed where they must be.
+
+        Raises:
+            UserError: one of them cannot see such images.
+        """
+        return Teachers([_at_size(member, size) for member in self.members], self.device)
 
     def digest(self) -> str:
         """Return 32 hexadecimal digits of all weights, and of what each network sees of an image."""
-        state = blake2b(digest_size=16)
-        for member in self.members:
-            state.update(f"{member.arch} {member.preprocessing}".encode())
-            for name, value in sorted(member.network.state_dict().items()):
-                state.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-                state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        return state.hexdigest()
+        return digest_of(self.members)
 
 
-def open_teachers(paths: Sequence[Path], arch: str | None, device: torch.device) -> Teachers:
+def open_teachers(
+    paths: Sequence[Path],
+    arch: str | None,
+    device: torch.device,
+    img_size: int | None = None,
+    *,
+    one_cut: bool = True,
+) -> Teachers:
     """Load the teachers, the first of which says classes and preprocessing.
+
+    Args:
+        paths: the checkpoints.
+        arch: their network, where they do not say it.
+        device: that they go to.
+        img_size: side of the square that they see, in pixels; None for their own.
+        one_cut: whether all must see the same part of an image, in the same size.
 
     Raises:
         UserError: a file that cannot be read, or teachers of other classes, or that see other parts of an image.
     """
     members = [open_trained(path, arch) for path in paths]
+    if img_size is not None:
+        members = [_at_size(member, img_size) for member in members]
     first = members[0]
     for other in members[1:]:
         if other.num_classes != first.num_classes:
@@ -84,14 +117,32 @@ def open_teachers(paths: Sequence[Path], arch: str | None, device: torch.device)
                 "same classes"
             )
         if first.classes and other.classes and first.classes != other.classes:
-            raise UserError(f"{other.path} has other classes than {first.path}, or in another order")
-        if _cut(other.preprocessing) != _cut(first.preprocessing):
+            raise UserError(
+                f"{other.path} has other classes than {first.path}, or in another order: give teachers of the same "
+                "classes"
+            )
+        if one_cut and _cut(other.preprocessing) != _cut(first.preprocessing):
             raise UserError(
                 f"{other.path} sees {other.preprocessing}, {first.path} {first.preprocessing}: score with each alone"
             )
     for member in members:
         member.network.to(device).requires_grad_(False)
     return Teachers(members, device)
+
+
+def _at_size(member: Trained, size: int) -> Trained:
+    """Return a teacher that sees images of another size.
+
+    Raises:
+        UserError: it cannot.
+    """
+    fit_size(member.network, size)
+    try:
+        with torch.inference_mode():
+            member.network(torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        raise UserError(f"{member.path} does not run at --img-size {size}: {' '.join(str(error).split())}") from error
+    return replace(member, preprocessing=member.preprocessing.at(size))
 
 
 def _cut(seen: Preprocessing) -> tuple[int, int, str, str]:
@@ -208,9 +259,10 @@ def score(work: Work, teachers: Teachers, advance: Callable[[int], None]) -> Ite
 def _rows(batch: PixelBatch, teachers: Teachers, top: int) -> list[Row]:
     if not batch.paths:
         return []
-    found = best_classes(teachers.log_probabilities(batch.pixels), top)
-    scored = zip(batch.paths, *found, strict=True)
-    return [Row(path, file_digest(path), path_hash(path), classes, values) for path, classes, values in scored]
+    log_probabilities, energy = teachers.scores(batch.pixels)
+    classes, values = best_classes(log_probabilities, top)
+    scored = zip(batch.paths, classes, values, energy.tolist(), strict=True)
+    return [Row(path, file_digest(path), path_hash(path), *found) for path, *found in scored]
 
 
 def unreadable_lines(unreadable: Mapping[str, str]) -> list[str]:

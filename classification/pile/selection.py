@@ -124,7 +124,7 @@ def about(shards: Shards, rule: Rule, selection: Selection, root: Path | None) -
         "num_classes": shards.num_classes,
         "classes": shards.classes,
         "root": None if root is None else os.path.abspath(root),  # noqa: PTH100
-        "rule": {name: value for name, value in vars(rule).items() if value not in (None, float("-inf"))},
+        "rule": {name: value for name, value in vars(rule).items() if value is not None and abs(value) < float("inf")},
         "images": {str(label): number for label, number in selection.sizes().items()},
         "near_copies": selection.copies,
     }

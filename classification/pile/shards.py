@@ -20,7 +20,8 @@ from classification.errors import UserError, shown
 from classification.paths import exists, is_file, is_folder
 from classification.system.new_files import write_whole
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, FORMAT)  # that are read; shards of format 1 have no energy
 PLAN = "scores.json"
 SCHEMA = pa.schema(
     [
@@ -29,8 +30,11 @@ SCHEMA = pa.schema(
         ("path_hash", pa.uint64()),
         ("classes", pa.list_(pa.int32())),
         ("log_probabilities", pa.list_(pa.float32())),
+        ("energy", pa.float32()),
     ]
 )
+KNOWN = " and ".join(map(str, FORMATS))
+ENERGY = "energy"  # the column that shards may lack
 # Other writers may use 64-bit offsets; the engine reads both.
 ALIKE = {
     "path": (pa.string(), pa.large_string()),
@@ -38,6 +42,7 @@ ALIKE = {
     "path_hash": (pa.uint64(),),
     "classes": (pa.list_(pa.int32()), pa.large_list(pa.int32())),
     "log_probabilities": (pa.list_(pa.float32()), pa.large_list(pa.float32())),
+    ENERGY: (pa.float32(), None),
 }
 
 
@@ -80,6 +85,7 @@ class Row:
     path_hash: int
     classes: list[int]
     log_probabilities: list[float]
+    energy: float
 
 
 def path_hash(path: str) -> int:
@@ -140,9 +146,9 @@ def read_plan(folder: Path) -> Plan:
         raise UserError(f"{folder} holds no {PLAN}: give the --output of `pseudo_label.py score`") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / PLAN} cannot be read: remove {folder} and score again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else content
-        raise UserError(f"{folder / PLAN} has format {shown(found)}; this code reads format {FORMAT}: score again")
+    found = content.get("format") if isinstance(content, dict) else content
+    if not isinstance(content, dict) or found not in FORMATS:
+        raise UserError(f"{folder / PLAN} has format {shown(found)}; this code reads formats {KNOWN}: score again")
     try:
         return Plan(**content)
     except TypeError as error:
@@ -158,6 +164,7 @@ def _compare(folder: Path, then: Plan, now: Plan) -> None:
         "num_images": f"{then.num_images} images, now {now.num_images}",
         "images": "other images, or in another order",
         "shard_size": f"--shard-size {then.shard_size}",
+        "format": f"format {then.format}, now {now.format}",
     }
     different = [text for name, text in words.items() if getattr(then, name) != getattr(now, name)]
     if different:
@@ -240,12 +247,14 @@ class Shards:
         teacher: digest that all of them name, or an empty string where they name none.
         num_classes: K, or None where they do not say it.
         classes: their names, or None.
+        energy: whether they hold the energy of each image.
     """
 
     files: list[Path]
     teacher: str
     num_classes: int | None
     classes: list[str] | None
+    energy: bool = True
 
 
 def open_shards(folder: Path) -> Shards:
@@ -272,6 +281,8 @@ def open_shards(folder: Path) -> Shards:
     told = {file: _metadata(file) for file in files}
     first = told[files[0]]
     for file, found in told.items():
+        if (ENERGY in found) != (ENERGY in first):
+            raise UserError(f"{file} and {files[0]} differ in the column {ENERGY}: score again, in a folder of its own")
         if found != first:
             raise UserError(f"{file} is of another teacher than {files[0]}: keep the scores of each in its own folder")
     return Shards(
@@ -279,6 +290,7 @@ def open_shards(folder: Path) -> Shards:
         first.get("mgd.teacher", ""),
         int(first["mgd.num_classes"]) if "mgd.num_classes" in first else None,
         json.loads(first.get("mgd.classes", "null")),
+        ENERGY in first,
     )
 
 
@@ -291,9 +303,10 @@ def _metadata(file: Path) -> dict[str, Any]:
     for name, kinds in ALIKE.items():
         found = schema.field(name).type if name in schema.names else None
         if found not in kinds:
-            got = "no such column" if found is None else str(found)
+            got = str(found or "no such column")
             raise UserError(f"{file}: the column {name} must be {kinds[0]}; got {got}: score again, or convert it")
     about = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-    if about.get("mgd.format", str(FORMAT)) != str(FORMAT):
-        raise UserError(f"{file} has format {about['mgd.format']}; this code reads format {FORMAT}: score again")
-    return {key: value for key, value in about.items() if key in ("mgd.teacher", "mgd.num_classes", "mgd.classes")}
+    if about.get("mgd.format", str(FORMAT)) not in map(str, FORMATS):
+        raise UserError(f"{file} has format {about['mgd.format']}; this code reads formats {KNOWN}: score again")
+    kept = {key: value for key, value in about.items() if key in ("mgd.teacher", "mgd.num_classes", "mgd.classes")}
+    return {**kept, **({ENERGY: "there"} if ENERGY in schema.names else {})}

@@ -10,7 +10,6 @@ import json
 import os
 import pickle
 import platform
-import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,13 +28,13 @@ import torch
 from torch import Tensor, nn
 
 from classification.data.preprocessing import Preprocessing
+from classification.data.samples import digest_of
 from classification.errors import UserError, one_line, shown
 from classification.options.config import recorded_options
-from classification.options.groups import Run
 from classification.options.options import Options, names_where
 from classification.options.term_module import check_digest
-from classification.paths import exists, is_folder, relative
-from classification.runs.restore import check_complete, whole
+from classification.paths import relative
+from classification.runs.restore import check_complete, explain_damage
 from classification.system.weight_files import FORMAT, read_checkpoint
 from mgd.losses import LOSSES
 
@@ -121,14 +120,14 @@ class Now:
         options: of the run.
         classes: names in order of index.
         inputs: see `fingerprints`.
-        images: the training images, as `image_names` gives them.
+        images: returns the training images as `image_names` does, to say what is different.
     """
 
     record: dict[str, Any]
     options: Options
     classes: list[str]
     inputs: dict[str, Any]
-    images: Sequence[str]
+    images: Callable[[], Sequence[str]]
 
 
 def read_resume(path: str, now: Now) -> tuple[dict[str, Any], list[str]]:
@@ -145,7 +144,7 @@ def read_resume(path: str, now: Now) -> tuple[dict[str, Any], list[str]]:
     content = read_checkpoint(path)
     if not isinstance(content.get("resume"), dict):
         raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
-    with whole(path):
+    with explain_damage(path):
         return content, _compare(path, content, now)
 
 
@@ -179,7 +178,7 @@ def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
         if seen_then.get(role) != seen
     ]
     if resume["inputs"]["training images"] != inputs["training images"]:
-        changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, now.images)}")
+        changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, now.images())}")
     if changed and not now.options.run.resume_override:
         raise UserError(
             f"{path} is of a run with {', and '.join(changed)}. Give those of the run, or --resume-override 1 to "
@@ -259,17 +258,14 @@ def _known(options: dict[str, Any], name: str) -> Any:
 
 
 def fingerprints(
-    teachers: Iterable[nn.Module], samples: list[tuple[str, int]], root: str | Path, terms: Iterable[str]
+    teachers: Iterable[nn.Module], samples: Sequence[tuple[str, int]], root: str | Path, terms: Iterable[str]
 ) -> dict[str, Any]:
     """Return what a run depends on beside its options: hashes of the teachers' weights and of the list of images."""
     weights = hashlib.sha256()
     for teacher in teachers:
         for value in teacher.state_dict().values():
             weights.update(_bytes(value))
-    images = hashlib.sha256()
-    for path, target in samples:
-        images.update(os.fsencode(f"{relative(path, root)} {target}\n"))
-    return {"teachers": weights.hexdigest(), "training images": images.hexdigest(), "terms": list(terms)}
+    return {"teachers": weights.hexdigest(), "training images": digest_of(samples, root), "terms": list(terms)}
 
 
 def _bytes(value: Any) -> bytes:
@@ -285,33 +281,6 @@ def job_hash(record: Mapping[str, Any], inputs: dict[str, Any]) -> int:
     kept = {name: _known(dict(record), name) for name in set(record) - names_where("free") - NOTED - {"seed"}}
     text = json.dumps([kept, inputs], sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def run_folder(run: Run, name: str) -> Path:
-    """Return the folder that this run writes to; one named by --output is made, to see whether it can be.
-
-    Raises:
-        UserError: it holds something already, is a file, or cannot be made.
-    """
-    if run.resume and run.resume != "auto":
-        return Path(run.resume).resolve().parent
-    if not run.output:
-        return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    folder = Path(run.output)
-    again = run.resume == "auto" and any(exists(folder / name) for name in (LOCK, "config.json", "last.pth"))
-    taken = exists(folder) and (not is_folder(folder) or any(path.name != LOCK for path in folder.iterdir()))
-    if taken and not again:
-        raise UserError(
-            f"--output {folder} exists already and is not overwritten: give another, or --resume its last.pth"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except (OSError, ValueError) as error:
-        cause = error.strerror if isinstance(error, OSError) else "no file may have such a name"
-        raise UserError(f"--output {folder} cannot be made: {cause}") from error
-    return folder
 
 
 def hold(folder: Path) -> BinaryIO:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from classification.errors import UserError
+from classification.errors import UserError, shown
 from classification.options.devices import Devices
 from classification.runs.world import device_of
 
@@ -52,14 +52,14 @@ def find_place(devices: Devices, env: Mapping[str, str] = os.environ) -> Place:
     """
     nodes, node = devices.world_size, devices.rank
     per_node = devices.multiprocessing_distributed
-    if not per_node and nodes == -1 and node == -1 and int(env.get("WORLD_SIZE", 1)) > 1:
+    if not per_node and nodes == -1 and node == -1 and _number(env, "WORLD_SIZE", 1) > 1:
         return _of_environment(env)
-    if not per_node and nodes == -1 and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in env:
+    if not per_node and nodes == -1 and _number(env, "SLURM_STEP_NUM_TASKS", 1) > 1 and "SLURM_PROCID" in env:
         tasks = env["SLURM_STEP_NUM_TASKS"]
         raise UserError(f"srun started {tasks} tasks that do not know of each other: {EXPORTS}; or start one task")
     if devices.dist_url == "env://":
-        nodes = int(env.get("WORLD_SIZE", nodes)) if nodes == -1 else nodes
-        node = int(env.get("RANK", node)) if node == -1 else node
+        nodes = _number(env, "WORLD_SIZE", nodes) if nodes == -1 else nodes
+        node = _number(env, "RANK", node) if node == -1 else node
     nodes, node = max(nodes, 1), max(node, 0)
     if per_node:
         local_size = max(torch.cuda.device_count(), 1) if device_of(devices).type == "cuda" else 1
@@ -68,19 +68,32 @@ def find_place(devices: Devices, env: Mapping[str, str] = os.environ) -> Place:
 
 
 def _of_environment(env: Mapping[str, str]) -> Place:
-    size = int(env["WORLD_SIZE"])
+    size = _number(env, "WORLD_SIZE", 1)
     missing = [name for name in ("RANK", "MASTER_ADDR") if name not in env]
     if missing:
         raise UserError(
             f"WORLD_SIZE is {size}, and {' and '.join(missing)} not set: start the ranks by torchrun, set "
             "RANK, MASTER_ADDR and MASTER_PORT too, or unset WORLD_SIZE for one process"
         )
-    rank = int(env["RANK"])
+    rank = _number(env, "RANK", 0)
     if not 0 <= rank < size:
         raise UserError(f"RANK must be 0 to WORLD_SIZE - 1 = {size - 1}; got {rank}")
     return Place(rank, size, 1, False, True, _local(env, rank))
 
 
 def _local(env: Mapping[str, str], rank: int) -> int:
-    number = next((int(env[name]) for name in LOCAL if name in env), None)
+    number = next((_number(env, name, 0) for name in LOCAL if name in env), None)
     return rank % max(torch.cuda.device_count(), 1) if number is None else number
+
+
+def _number(env: Mapping[str, str], name: str, default: int) -> int:
+    text = env.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        return int(text)
+    except ValueError as error:
+        raise UserError(
+            f"the environment variable {name} must be a whole number, as a launcher sets it; got {shown(text)}: unset "
+            "it, or set it to one"
+        ) from error

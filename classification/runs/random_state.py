@@ -40,7 +40,7 @@ def set_random_state(states: list[dict[str, Any]], world: World) -> bool:
         return False
     try:
         _set(states[world.rank], world)
-    except Exception as error:  # a broken state raises whatever it happens to mean
+    except Exception as error:  # a broken state can raise anything
         raise ValueError("the states of its generators of random numbers do not fit") from error
     return True
 

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from classification.errors import UserError, shown
@@ -59,14 +60,14 @@ def load_or_keep(module: nn.Module, load: Callable[[], None]) -> Exception | Non
     own = copy.deepcopy(module.state_dict())
     try:
         load()
-    except Exception as error:  # a broken state raises whatever it happens to mean
+    except Exception as error:  # a broken state can raise anything
         module.load_state_dict(own)
         return error
     return None
 
 
 @contextlib.contextmanager
-def whole(path: str) -> Iterator[None]:
+def explain_damage(path: str) -> Iterator[None]:
     """Turn errors while a state is loaded into one sentence.
 
     Raises:
@@ -74,8 +75,8 @@ def whole(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
-    except Exception as error:  # a broken state raises whatever it happens to mean
+    except (UserError, NameError, ImportError, NotImplementedError, MemoryError, torch.OutOfMemoryError):
+        raise  # of the program or of the machine, not of the file
+    except Exception as error:  # a broken state can raise anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise damaged_error(path, f"{kind}{' '.join(str(error).split())[:200]}") from error

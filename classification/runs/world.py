@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,22 @@ from torch import Tensor, nn
 from classification.errors import RunError
 from classification.options.devices import Devices
 from classification.runs.heartbeat import Heartbeat, Mate
+
+
+@dataclass(frozen=True)
+class Near:
+    """The ranks of one node: the number of this one among them, how many they are, and their group."""
+
+    number: int = 0
+    size: int = 1
+    group: Any = None
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return what each of them gives."""
+        found = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(found, value, group=self.group)
+        return found
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,35 @@ class World:
         others = [rank for rank, value in enumerate(found) if int(value) != int(found[0])]
         if others:
             raise RunError(f"{what} differ between the ranks: {others} from 0; are their data and code the same?")
+
+    @torch.no_grad()
+    def average_statistics(self, module: nn.Module) -> None:
+        """Give every rank the mean over the ranks of each batch norm's running mean and variance.
+
+        The variance is the mean of the ranks' variances: how far their means lie apart is left out, which is little
+        after many batches. Equal statistics stay what they are, to the bit.
+        """
+        norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        kept = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+        values = [value for value in kept if value is not None]
+        if self.size == 1 or not values:
+            return
+        means = self.sum(torch.cat([value.flatten().double() for value in values])) / self.size
+        for value, mean in zip(values, means.split([value.numel() for value in values]), strict=True):
+            value.copy_(mean.view_as(value))
+
+    def near(self) -> Near:
+        """Return the ranks of this node, of which this is one; every rank of the run has to ask."""
+        if self.size == 1:
+            return Near()
+        groups: dict[str, Any] = {}
+        hosts = [mate.host for mate in self.mates]
+        wait_for = timedelta(seconds=self.heartbeat.timeout) if self.heartbeat else None
+        for host in dict.fromkeys(hosts):
+            ranks = [rank for rank, other in enumerate(hosts) if other == host]
+            groups[host] = (ranks, dist.new_group(ranks, backend="gloo", timeout=wait_for))
+        ranks, group = groups[hosts[self.rank]]
+        return Near(ranks.index(self.rank), len(ranks), group)
 
     @torch.no_grad()
     def share_state(self, module: nn.Module) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from classification.data.image_files import file_digest
+from classification.data.members import size_of
+from classification.data.samples import digest_of
 from classification.errors import UserError
-from classification.paths import relative
 from classification.runs.checkpoint import job_hash
 from classification.runs.world import World, parallel_devices
 from classification.training.job import Job
@@ -55,6 +55,10 @@ def check_parallel(job: Job, world: World) -> None:
             f"{', '.join(lost)} keeps a memory, which DataParallel loses: start one rank per GPU by torchrun or "
             "--multiprocessing-distributed, or name one GPU by --gpu"
         )
+    if job.stored is not None:
+        raise UserError(
+            "--teacher-cache does not go with DataParallel: start one rank per GPU by torchrun, or name one by --gpu"
+        )
     if parts := [name for name, term in terms.items() if term.relational]:
         job.notes.append(
             f"DataParallel: {', '.join(parts)} compares the images of each GPU's part with each other only"
@@ -71,10 +75,9 @@ def _checkpoint(job: Job) -> list[str]:
 
 def _files(samples: Sequence[tuple[str, int]], root: str) -> list[str]:
     """Return names, classes and sizes of files, and the content of a few: other bytes may hide under the same names."""
-    names = [f"{relative(path, root)} {target}" for path, target in samples]
-    sizes = [str(Path(path).stat().st_size) for path, _ in samples[:: max(1, len(samples) // MOST)]]
+    sizes = [str(size_of(path)) for path, _ in samples[:: max(1, len(samples) // MOST)]]
     read = [file_digest(path) for path, _ in samples[:: max(1, len(samples) // READ)]]
-    return [*names, *sizes, *read]
+    return [digest_of(samples, root), *sizes, *read]
 
 
 def _number(parts: Sequence[str]) -> int:

@@ -42,8 +42,7 @@ def _probe(job: Job, student: nn.Module) -> None:
     Raises:
         UserError: the network has no weights, or no head.
     """
-    networks = job.options.networks
-    if not (networks.student_resume or networks.pretrained or networks.use_pretrained or job.resume_from):
+    if job.untrained:
         raise UserError(
             "--linear-probe 1 needs a network with weights: give them by --student-resume FILE or --pretrained"
         )

@@ -15,6 +15,7 @@ from classification.options import config
 from classification.options.terms import mutual
 from classification.runs.world import device_of
 from classification.training.job import Job
+from classification.training.stored import stored_probe
 from classification.training.weighing import hyper_of
 from mgd import Distiller, Ensemble, Frozen, Probe, Taps, View, fold_norms, freeze, has_bfloat16, probe
 from mgd.distiller import Terms
@@ -33,7 +34,9 @@ def distil(job: Job, networks: Sequence[Taps]) -> Distiller:
     seen = [
         probe_of(job, network, view, weight) for network, view, weight in zip(teachers, views, weights, strict=True)
     ]
-    joint = job.options.networks.teacher_mean == "probabilities"
+    if job.stored is not None:
+        seen = [stored_probe(job)]
+    joint = job.stored is None and job.options.networks.teacher_mean == "probabilities"
     if joint:
         seen = [Probe(replace(seen[0].outputs, features=[]))]
     terms = build_terms(job, probe_of(job, student, None), seen)

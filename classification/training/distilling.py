@@ -18,8 +18,10 @@ from classification.training.engine import Engine
 from classification.training.int8 import prepare_int8
 from classification.training.job import Job
 from classification.training.starting import start_job
+from classification.training.stored import open_for
 from classification.training.tapping import described, tap
 from classification.training.trainer import Trainer
+from mgd import Taps
 
 
 def prepare(options: Options, seed: Seed) -> Job:
@@ -30,7 +32,9 @@ def prepare(options: Options, seed: Seed) -> Job:
     assert job.student is not None
     if not options.run.show_taps:
         prepare_int8(job)
-    networks = tap(job)
+    if options.networks.teacher_cache:
+        job.stored = open_for(job)
+    networks = tap(job) if job.stored is None else [Taps(job.student)]
     if options.run.show_taps:
         job.taps_table = described(job, networks)
         return job

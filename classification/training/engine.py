@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Engine:
     # -- evaluation
 
     def evaluate_all(self) -> dict[str, dict[str, float]]:
-        """Evaluate every network of the job with its own preprocessing; warn of a teacher that is near chance."""
+        """Evaluate every network that has weights with its own preprocessing; warn of a teacher that is near chance."""
         results, rows = {}, {}
         run = self.options.run
         file = evaluation.place(run.output, self._checkpoints()) if run.evaluate and self.world.first else None
@@ -75,12 +75,16 @@ class Engine:
             if seen is None:
                 self.world.say(f"=> {role} {arch}: not evaluated, its outputs are of other classes")
                 continue
+            size = self.job.sizes[role] / 1e6
+            if role == "student" and self.job.untrained:
+                self.world.say(f"=> student {arch}, {size:.2f} M parameters: its weights are random")
+                continue
             if run.evaluate:
                 rows[role] = torch.zeros(len(self.job.data.valid), COLUMNS, dtype=torch.float64)
             # A frozen teacher's view turns the student's images into its own.
             own = None if isinstance(network, Frozen) else seen
             found = results[role] = self.evaluate(network, own, rows.get(role))
-            size, said = self.job.sizes[role] / 1e6, accuracy(found, self.job.num_classes, errors=True)
+            said = accuracy(found, self.job.num_classes, errors=True)
             self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {said}")
             chance = 100 / self.job.num_classes
             if role.startswith("teacher") and found["valid_top1"] < chance + 0.1 * (100 - chance):
@@ -203,11 +207,11 @@ class Engine:
         """Bring a tensor to the device."""
         return tensor.to(self.world.device, non_blocking=True)
 
-    def _cache(self, samples: list[tuple[str, int]]) -> Cache | None:
+    def _cache(self, samples: Sequence[tuple[str, int]]) -> Cache | None:
         if self.options.data.cache == "off":
             return None
         self.world.say(f"=> decoding {len(samples)} images into memory")
-        return Cache(samples, read_image)
+        return Cache(samples, read_image, near=self.world.near())
 
     # -- precision, progress, signals
 

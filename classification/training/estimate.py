@@ -125,6 +125,8 @@ def _cost(job: Job) -> Cost:
     """Measure a few batches of a job, and scale what they take to all of its images and epochs."""
     optimisation, train, valid = job.options.optimisation, job.data.train, job.data.valid
     most = BATCHES * optimisation.batch_size
+    if job.stored is not None:
+        job.stored = job.stored.at(_positions(len(train), most))
     job.data = replace(job.data, train=_spread(train, most), valid=_spread(valid, most // 2))
     engine = Engine(job, World(device=device_of(job.options.devices)))
     trainer = Trainer(engine)
@@ -140,9 +142,13 @@ def _cost(job: Job) -> Cost:
     return Cost(seconds, peak_bytes(engine.world.device), _disk(trainer))
 
 
-def _spread(samples: list[tuple[str, int]], most: int) -> list[tuple[str, int]]:
+def _spread(samples: Sequence[tuple[str, int]], most: int) -> list[tuple[str, int]]:
     """Return at most `most` samples, of all classes alike where these stand one after another."""
-    return samples[:: math.ceil(len(samples) / most)]
+    return [samples[position] for position in _positions(len(samples), most)]
+
+
+def _positions(number: int, most: int) -> range:
+    return range(0, number, math.ceil(number / most))
 
 
 def _steps(trainer: Trainer) -> list[float]:

@@ -11,14 +11,16 @@ from torch import nn
 
 from classification.data.folders import Folder
 from classification.data.preprocessing import Preprocessing
+from classification.data.stored import StoredViews
 from classification.errors import UserError
 from classification.models.fake_quantised import FakeQuantisation
 from classification.models.weights import load_strictly
 from classification.options.config import total_epochs
 from classification.options.options import Options, recorded
 from classification.options.terms import mutual
-from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume, run_folder
-from classification.runs.restore import load_or_keep, whole
+from classification.runs.checkpoint import Now, fingerprints, image_names, read_resume
+from classification.runs.folder import run_folder
+from classification.runs.restore import explain_damage, load_or_keep
 from classification.runs.world import Seed
 from classification.system.weight_files import damaged_error
 from mgd import Distiller
@@ -58,6 +60,7 @@ class Job:
         folder: the run folder.
         taps_table: what --show-taps prints, in place of a run.
         quantisation: what rounds in the student in the epochs of --int8-epochs, or None.
+        stored: the views and teacher outputs of --teacher-cache, or None.
     """
 
     options: Options
@@ -88,6 +91,7 @@ class Job:
     folder: Path = Path()
     taps_table: str = ""
     quantisation: FakeQuantisation | None = None
+    stored: StoredViews | None = None
 
     def networks(self) -> dict[str, tuple[str, nn.Module]]:
         """Return {role: (arch, network)}, teachers first."""
@@ -106,6 +110,12 @@ class Job:
         return [name] if len(self.teachers) == 1 else [f"{name} {number + 1}" for number in range(len(self.teachers))]
 
     @property
+    def untrained(self) -> bool:
+        """Whether the student begins with random weights."""
+        networks = self.options.networks
+        return not (networks.student_resume or networks.pretrained or networks.use_pretrained or self.resume_from)
+
+    @property
     def train_crop(self) -> str:
         """How training images are cropped."""
         return self.options.data.train_crop or "resized"
@@ -113,8 +123,9 @@ class Job:
     def record(self) -> dict[str, Any]:
         """Return the options as the run records them, with what files and folders have settled."""
         asked = self.options.data.img_size is not None
+        stored = [] if self.stored is None else [{"arch": arch, "frozen": True} for arch in self.stored.plan.archs]
         found: dict[str, Any] = {
-            "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.specs,
+            "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.specs or stored,
             "num_classes": self.num_classes, "img_size": self.preprocessing.img_size, "img_size_asked": asked,
             "train_crop": self.train_crop, "resume": self.resume_from,
         }  # fmt: skip
@@ -135,12 +146,14 @@ class Job:
         self.folder = run_folder(run, f"{arch}-{'+'.join(self.options.table)}")
         frozen = [] if distiller.peers else self.teachers
         self.inputs = fingerprints(frozen, self.data.train, data.data, distiller.terms)
+        if self.stored is not None:
+            self.inputs["teachers"] = self.stored.plan.fingerprint()
         self.inputs["preprocessing"] = {
             role: str(seen) for role, seen in zip(self._roles(), self.teacher_preprocessing, strict=True)
         }
         if not self.resume_from:
             return
-        images = image_names(self.data.train, data.data)
+        images = partial(image_names, self.data.train, data.data)
         now = Now(self.record(), self.options, self.data.classes, self.inputs, images)
         self.checkpoint, self.changed = read_resume(self.resume_from, now)
         if self.changed:
@@ -155,7 +168,7 @@ class Job:
         assert self.student is not None
         load_strictly(self.student, checkpoint["state_dict"], f"{self.resume_from} is damaged: it", self.arch)
         if self.quantisation is not None and (state := checkpoint["resume"].get("int8")):
-            with whole(self.resume_from):
+            with explain_damage(self.resume_from):
                 self.quantisation.load_state_dict(state)
         for name, term in distiller.terms.items():
             if error := load_or_keep(term, partial(_load_term, term, checkpoint["resume"]["terms"].get(name))):

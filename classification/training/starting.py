@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from classification.data.folders import (
     without_unreadable,
 )
 from classification.data.image_files import across, count_of
+from classification.data.listing import list_once
 from classification.data.lists import mix, read_pile
 from classification.data.preprocessing import Preprocessing
 from classification.data.soft_labels import Likely, soften
@@ -28,6 +30,8 @@ from classification.models.weights import WeightFile, load_file, other_outputs
 from classification.options.devices import Devices
 from classification.options.options import Options
 from classification.options.terms import needing
+from classification.runs.folder import listing_place
+from classification.runs.place import find_place
 from classification.runs.world import Seed, device_of
 from classification.training.job import Job
 from classification.training.precision import widen
@@ -70,14 +74,10 @@ def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
     """Return the images of a run, and those that are skipped because they cannot be read."""
     asked = options.data
     assert asked.data is not None
-    data = read_folder(
-        asked.data,
-        labels=bool(options.labels),
-        train_list=asked.train_list,
-        valid_list=asked.valid_list,
-        num_classes=asked.num_classes,
-        evaluate=options.run.evaluate,
-    )
+    place, shared = listing_place(options.run), find_place(options.devices).size > 1
+    what = (options.labels, asked.train_list, asked.valid_list, asked.num_classes)
+    read = partial(_read_folder, options)
+    data = list_once(read, place, asked.data, what, shared=shared)
     if options.run.evaluate:
         data = replace(data, train=[])
     elif options.pile.pile_list:
@@ -92,6 +92,19 @@ def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
     return data, bad
 
 
+def _read_folder(options: Options) -> Folder:
+    asked = options.data
+    assert asked.data is not None
+    return read_folder(
+        asked.data,
+        labels=options.labelled,
+        train_list=asked.train_list,
+        valid_list=asked.valid_list,
+        num_classes=asked.num_classes,
+        evaluate=options.run.evaluate or options.labels == "pseudo",
+    )
+
+
 def _with_pile(data: Folder, options: Options) -> Folder:
     """Add the images of --pile-list to train.
 
@@ -103,7 +116,7 @@ def _with_pile(data: Folder, options: Options) -> Folder:
         raise UserError(
             "--pile-targets soft does not go with --mixup and --cutmix, which mix hard labels: leave one out"
         )
-    found = read_pile(asked.pile_list, asked.pile_root, data.classes, labels=bool(options.labels))
+    found = read_pile(asked.pile_list, asked.pile_root, data.classes, labels=options.labelled)
     if len(found) + len(data.valid) <= MOST_COMPARED:
         held = across([path for path, _ in data.valid], [path for path, _ in found])
         if held:
@@ -113,9 +126,9 @@ def _with_pile(data: Folder, options: Options) -> Folder:
                 "`pseudo_label.py select --exclude`"
             )
     soft: dict[str, Likely] = {}
-    if asked.pile_targets == "soft" and options.labels:
+    if asked.pile_targets == "soft" and options.labelled:
         found, soft = soften(asked.pile_list, found)
-    train = mix(data.train, found, asked.pile_share)
+    train = mix(data.train, found, 1 if options.labels == "pseudo" else asked.pile_share)
     note = f"{len(found)} images of {', '.join(asked.pile_list)} labelled by a teacher; {len(train)} images per epoch"
     return replace(data, train=train, notes=[*data.notes, note], soft=soft)
 

@@ -27,9 +27,10 @@ from classification.training.flags import Flags, Met
 from classification.training.job import Job
 from classification.training.optimizer import build_optimizer
 from classification.training.precision import MixedPrecision
+from classification.training.stored import Given
 from mgd import Ahead, Outputs
 
-Loaded = Sequence[Tensor]  # images, target and index, as the loader gives them
+Loaded = Sequence[Tensor]  # images, target and index, as the loader gives them, and what is stored of the teacher
 Known = Future[list[Outputs]] | None  # what the teachers say of a batch, where it is computed ahead
 
 SMALLEST_SCALE = 2.0**-20  # of the scaler, which begins with 2^16
@@ -65,7 +66,8 @@ class Stepper:
             self._compile()
         self.wrapped = wrap(MixedPrecision(self.distiller, world.device, options.devices.amp), world, options.devices)
         self.average = average(self.student, options.optimisation.ema) if options.optimisation.ema else None
-        self.mix = mixing(options.data, job.num_classes)
+        # Stored views are mixed when they are loaded, as the teacher saw them.
+        self.mix = mixing(options.data, job.num_classes) if job.stored is None else None
         soft = job.data.soft
         self.soft = SoftLabels(job.data.train, soft, job.num_classes, world.device) if soft else None
         self._ahead = self._teachers_ahead()
@@ -127,17 +129,25 @@ class Stepper:
         known: Known = None,
         module: nn.Module | None = None,
         counts: Sequence[int] | None = None,
+        stored: Sequence[Tensor] = (),
     ) -> dict[str, Tensor]:
-        """Return the distiller's values for a batch as the loader gives it; without labels `target` is left out."""
+        """Return the distiller's values for a batch as the loader gives it; without labels `target` is left out.
+
+        `stored` is what a batch of --teacher-cache has beside images, target and index.
+        """
         images, index = self.engine.images(images), self.engine.move(index)
-        target = self.engine.move(target) if target is not None and self.options.labels else None
+        target = self.engine.move(target) if target is not None and self.options.labelled else None
         mixed, soft = self.mix(images, target) if self.mix else (images, target)
         if self.soft is not None and target is not None:
             soft = self.soft(index)
-        taught = known.result() if known else None
+        taught, mixes = known.result() if known else None, self.mix is not None
+        if stored and self.job.stored is not None:
+            said = Given(*map(self.engine.move, stored))
+            taught, mixes = said.outputs(self.job.num_classes), self.job.stored.plan.views.mixes
+            soft = said.mix(target, self.job.num_classes) if mixes and target is not None else soft
         with self._translating():
             values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, taught, counts)
-        if target is not None and not self.mix:
+        if target is not None and not mixes:
             values["train_hits"] = hits(values["logits"].detach().float(), target)[:1] / len(target)
         return values
 
@@ -193,8 +203,9 @@ class Stepper:
         for number, part in enumerate(parts):
             last = number == len(parts) - 1
             with contextlib.nullcontext() if last else self._local():
-                images, target, index = part
-                values = self.forward(images, target, index, epoch, known, counts=self._counts(size, number))
+                images, target, index, *stored = part
+                counts = self._counts(size, number)
+                values = self.forward(images, target, index, epoch, known, counts=counts, stored=stored)
                 if step == 0 and last:
                     weights = self.distiller.weights(epoch)
                     shares = gradient_shares(self.distiller.groups(), values, weights, self.scaler.scale)
@@ -301,8 +312,8 @@ class Stepper:
     def _terms_of(self, part: Loaded, epoch: int, known: Known) -> list[str]:
         ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)  # which wants a backward after each forward
         module: Any = self.wrapped.module if ddp else self.wrapped
-        images, target, index = part
-        values = self.forward(images, target, index, epoch, known, module=module)
+        images, target, index, *stored = part
+        values = self.forward(images, target, index, epoch, known, module=module, stored=stored)
         return terms_not_finite(self.distiller, values, self.distiller.weights(epoch))
 
     def _named(self, terms: Sequence[str], part: Loaded) -> str:

@@ -27,7 +27,7 @@ from classification.runs.checkpoint import (
 from classification.runs.launch import command
 from classification.runs.metrics import Journal, Means, improves
 from classification.runs.progress import Progress, best_value, epoch_line, last_lines, sum_of
-from classification.runs.restore import whole
+from classification.runs.restore import explain_damage
 from classification.runs.tracking import trackers
 from classification.runs.world import World
 from classification.system.interrupt import Interrupt
@@ -69,6 +69,7 @@ class Trainer:
             self._transform(),
             engine.seed,
             engine.train_cache(),
+            job.stored,
         )
         self.batches = TrainBatches(
             len(self.photos),
@@ -129,7 +130,7 @@ class Trainer:
         """
         resumed = self.job.checkpoint is not None
         if self.job.checkpoint is not None:
-            with whole(self.job.resume_from):
+            with explain_damage(self.job.resume_from):
                 restore(self, self.job.checkpoint["resume"])
             self.job.checkpoint = None  # all of it has been taken up: a second copy of the state would stay in memory
         if self.world.first:
@@ -175,6 +176,7 @@ class Trainer:
         earlier = self.seconds
         if self.step < len(self.batches) or not self.step:
             self._train()
+            self._average_statistics()
             save(self)  # before the evaluation, which a signal may cut
         record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate_epoch(self.result)}
         for name, peer in self.peers().items():
@@ -227,6 +229,12 @@ class Trainer:
             if self.step < steps and ((every and self.step % every == 0) or self.stepper.met.save):
                 save(self)
         self.stepper.check_scale(epoch)
+
+    def _average_statistics(self) -> None:
+        """Average the statistics of what trains, and those of --ema, as --average-bn asks."""
+        if self.options.devices.average_bn:
+            for module in (self.distiller.terms, self.student, self.result, *self.peers().values()):
+                self.world.average_statistics(module)
 
     def _train_mode(self) -> None:
         self.stepper.wrapped.train()
@@ -335,8 +343,8 @@ class Trainer:
             for step, batch in enumerate(self.loader):
                 if step == steps:
                     break
-                images, target, index = batch
-                values = self.stepper.forward(images, target, index, epoch=0)
+                images, target, index, *stored = batch
+                values = self.stepper.forward(images, target, index, epoch=0, stored=stored)
                 found = gradient_shares(groups, values, weights, self.stepper.scaler.scale)
                 for name in reading if maps else ():
                     parts = pair_shares(self.student, maps, values[name])

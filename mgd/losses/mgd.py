@@ -24,7 +24,9 @@ from mgd.losses.term import EachTeacher, Term, Update, Views
 from mgd.taps import Batch, Outputs, Probe
 
 BOUND = 100.0  # of a stage in the relative form: the square of ten times the norm of the teacher
-SLICE = 2**18  # elements of a student's maps that are compared at once on a processor
+# Elements of a student's maps that are compared at once: on a processor they stay in its cache; on a GPU they fill it,
+# and what is made of them for a moment, some 20 bytes each, stays small beside the maps.
+SLICE, GPU_SLICE = 2**18, 2**23
 
 
 class ChannelMatching(Term):
@@ -295,7 +297,7 @@ class ChannelMatching(Term):
                 part, stage.margin, stage.index, self.hyper.used_reducer(), self.generator, weights=stage.weights
             )
 
-        size = SLICE if student_map.device.type == "cpu" else None  # a slice stays in a processor's cache
+        size = SLICE if student_map.device.type == "cpu" else GPU_SLICE
         return sum_partial_l2(
             student_map, teacher_map, reduce, slice_size=size, with_energy=self.hyper.form == "relative"
         )

@@ -30,7 +30,7 @@ def reduce_channels(
     "rd": at each pixel and image one random member, its value and its margin.
     "sm": the single member of a one-to-one flow.
     "linear": the sum over t of weights[s, t] teacher_t, and likewise of margins; the pairs of the flow play no part.
-        `mgd.flow.group_weights` and `soft_weights` make weights.
+    `mgd.flow.group_weights` and `soft_weights` make weights.
     Empty slots (-1) take no part in any of them.
 
     Args:

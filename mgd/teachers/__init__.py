@@ -1,6 +1,7 @@
-"""Frozen teachers: fast, without a graph, several as one, one batch ahead."""
+"""Frozen teachers: fast, without a graph, several as one, one batch ahead, or their stored outputs."""
 
 from mgd.teachers.ahead import Ahead
+from mgd.teachers.stored import keep_top, spread_rest
 from mgd.teachers.teachers import Ensemble, Frozen, View, fold_norms, freeze, has_bfloat16
 
 __all__ = [
@@ -11,4 +12,6 @@ __all__ = [
     "fold_norms",
     "freeze",
     "has_bfloat16",
+    "keep_top",
+    "spread_rest",
 ]

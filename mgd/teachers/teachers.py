@@ -146,6 +146,8 @@ def freeze(model: nn.Module, view: View | None = None) -> Frozen:
     return model if isinstance(model, Frozen) else Frozen(model, view)
 
 
+# torch.compile does not trace how torch asks the processor.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_bfloat16(device: torch.device) -> bool:
     """Whether `device` multiplies bfloat16 in hardware: a GPU, or an x86 processor; else False.
 

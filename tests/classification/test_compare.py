@@ -99,9 +99,13 @@ def test_help_is_short_and_needs_no_folder(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_commands_of_its_page_are_understood() -> None:
-    page = (Path(compare.__file__).parents[1] / "docs" / "compare.md").read_text().replace("\\\n", " ")
-    commands = [shlex.split(found) for found in re.findall(r"^python classification/(.*)$", page, flags=re.MULTILINE)]
-    assert [words[0] for words in commands] == ["compare.py", "prepare.py"]
+    folder = Path(compare.__file__).parents[1] / "docs" / "start"
+    page = "".join((folder / name).read_text() for name in ("compare.md", "photographs.md")).replace("\\\n", " ")
+    typed = re.findall(
+        r"^(?:python classification/|mgd )((?:compare\.py|prepare FOLDER) .*)$", page, flags=re.MULTILINE
+    )
+    commands = [shlex.split(found) for found in typed]
+    assert [words[0] for words in commands] == ["compare.py", "prepare"]
     asked = compare.parse(commands[0][1:])
     assert (
         asked.own.students == ["mobilenet_v1"]

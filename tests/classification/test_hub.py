@@ -105,8 +105,8 @@ def test_a_network_takes_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_the_page_keeps_its_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Python of docs/evaluate.md runs as it stands."""
-    page = Path(ROOT, "docs", "evaluate.md").read_text()
+    """The Python of docs/start/device.md runs as it stands."""
+    page = Path(ROOT, "docs", "start", "device.md").read_text()
     content = {"state_dict": build("mobilenet_v1", 4).state_dict(), "arch": "mobilenet_v1", "num_classes": 4}
     (tmp_path / "runs" / "student").mkdir(parents=True)
     about = {"classes": list("abcd"), "img_size": 32, "format": 4}

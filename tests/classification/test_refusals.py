@@ -1,4 +1,4 @@
-"""Every bad input of `refusals/` is refused in one sentence; docs/refusals.md lists what is said.
+"""Every bad input of `refusals/` is refused in one sentence; docs/reference/refusals.md lists what is said.
 
 WRITE_REFUSALS=1 writes that file anew.
 """
@@ -25,15 +25,20 @@ from tests.classification.refusals import (
     images,
     lists,
     options,
+    pile,
     recipes,
     reports,
     room,
+    stored,
     terms,
 )
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "refusals.md"
-MODULES = (images, folders, checkpoints, options, recipes, lists, terms, commands, reports, huggingface)
+PAGE = ROOT / "docs" / "reference" / "refusals.md"
+MODULES = (
+    *(images, folders, checkpoints, options, recipes, lists, terms),
+    *(commands, reports, huggingface, pile, stored),
+)
 GROUPS: dict[str, list[Case]] = {module.__name__.rpartition(".")[2]: module.CASES for module in MODULES}
 ALL = [(group, case) for group, cases in GROUPS.items() for case in cases]
 CASES = [pytest.param(*pair, id=f"{pair[0]}: {pair[1].what}") for pair in ALL]

@@ -51,6 +51,6 @@ def test_samples_are_a_list_of_two_arrays() -> None:
     listed = [("/a/ä.jpg", 3), ("", 0), ("b\udcff.png", -1)]
     samples = Samples(listed)
     assert list(samples) == listed and len(samples) == 3 and samples[-1] == listed[2] and samples[1:] == listed[1:]
-    assert all(isinstance(part, np.ndarray) for part in vars(samples).values())
+    assert all(isinstance(part, np.ndarray | str) for part in vars(samples).values())  # not one object per image
     with pytest.raises(IndexError):
         samples[3]

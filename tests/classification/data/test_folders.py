@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.datasets.folder import pil_loader
 
 from classification import main_base
-from classification.data.cache import Cache, _free_bytes
+from classification.data.cache import Cache
 from classification.data.folders import Folder, check_heif, read_folder, shared_images
 from classification.data.image_files import LeftOut, find_images, identical
 from classification.data.images import read_image
@@ -20,6 +20,7 @@ from classification.data.loading import FixedBatches, Photos, TrainBatches, load
 from classification.data.preprocessing import Preprocessing
 from classification.data.transforms import train_transform
 from classification.errors import UserError
+from classification.system.memory import free_bytes
 from tests.classification.conftest import CLASSES, SMALL, STUDENT, write_photos
 
 CPU = torch.device("cpu")
@@ -129,7 +130,8 @@ def test_augmentation_depends_on_seed_epoch_and_index_only(photos: Path) -> None
 
     def image(seed: int, epoch: int, index: int) -> torch.Tensor:
         torch.manual_seed(torch.seed() % 1000)  # whatever the state outside is
-        return Photos(samples, train_transform(16, "resized"), seed)[epoch, index][0]
+        pixels: torch.Tensor = Photos(samples, train_transform(16, "resized"), seed)[epoch, index][0]
+        return pixels
 
     assert torch.equal(image(0, 0, 3), image(0, 0, 3))
     assert not torch.equal(image(0, 0, 3), image(0, 1, 3))
@@ -347,7 +349,7 @@ def test_a_run_says_what_is_left_out_and_what_is_shared(tmp_path: Path, capsys: 
 
 def test_free_memory_is_told_in_bytes() -> None:
     whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert whole / 500 < _free_bytes() <= whole
+    assert whole / 500 < free_bytes() <= whole
 
 
 def test_a_cache_leaves_some_memory_free(photos: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_line_is_a_path_with_spaces_and_a_label(data: Path, tmp_path: Path) ->
 def test_lists_can_be_joined_and_name_an_image_twice(data: Path, tmp_path: Path) -> None:
     one = lines(data, "train")
     both = read_list(listed(tmp_path / "l.txt", f"{one}\n{one}"), data, 3)
-    assert both == 2 * read_folder(data).train
+    assert both == 2 * list(read_folder(data).train)
 
 
 def test_bytes_that_are_no_text_are_kept(data: Path, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_every_recipe_is_read_and_says_where_it_comes_from(recipe: Path) -> None
     args, content, head = distillation("--config", str(recipe)), yaml.safe_load(recipe.read_text()), head_of(recipe)
     assert all(word in head for word in ("Source:", "Published", "python main_mgd.py", "Hardware"))
     assert f"--config recipes/{recipe.name}" in head
-    assert "ot run here" in head or "README" in head
+    assert "ot run here" in head or "README" in head or "docs/results/quality.md" in head
     if "terms" in content:  # none left out, none added; its weights and its arch are those of the run
         assert list(args.table) == list(content["terms"])
         assert args.networks.arch == content["student"]["arch"]
@@ -266,6 +266,7 @@ def test_the_terms_of_every_recipe_fit_its_networks(recipe: Path) -> None:
         student, *teachers = (network(arch, 7, position) for position, arch in enumerate(archs))
         specs = [dict(teacher) for teacher in args.teachers]
         job = Job(args, Seed(0, True), Folder([], [], []), student, teachers, archs[0], specs)
+        job.teacher_preprocessing = [job.preprocessing for _ in teachers]  # as where teachers are found
         tapped = tap(job)
         images = torch.randn(3, 3, size, size)
         probes = [probe(taps, images) for taps in tapped]
@@ -339,3 +340,12 @@ def test_a_recipe_of_this_project_goes_by_its_name() -> None:
     assert by_name.table == by_file.table and set(by_name.table) == {"ce", "mgd", "kd"}
     with pytest.raises(UserError, match=r"cannot be read: No such file.*; close ones of this project are recommended$"):
         parse(["photos", "--config", "recomended"], "main_mgd.py", distillation=True)
+
+
+def test_an_installed_copy_has_no_commit_of_the_project_around_it(tmp_path: Path) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], [*who, "commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    root = tmp_path / "lib" / "site-packages"
+    root.mkdir(parents=True)
+    assert _commit(root.parent) is not None and _commit(root) is None

@@ -55,5 +55,5 @@ def test_what_changes_a_result_is_not_free() -> None:
     free = names_where("free")
     assert not free & {"lr", "batch_size", "distiller", "arch", "amp", "img_size", "seed", "mgd_reducer", "sync_bn"}
     assert free >= {"data", "device", "workers", "output", "teacher_resume", "term_module"}
-    assert names_where("place") - {"pile_list", "pile_root"} == {"data", "train_list", "valid_list"}
+    assert names_where("place") - {"pile_list", "pile_root", "teacher_cache"} == {"data", "train_list", "valid_list"}
     assert names_where("place") & names_where("reading") == {"data", "train_list", "valid_list"}

@@ -77,7 +77,7 @@ def test_a_term_of_the_file_is_what_it_computes(file: Path) -> None:
 
 
 def test_the_file_of_the_guide_works(tmp_path: Path) -> None:
-    guide = (Path(__file__).parents[3] / "docs" / "losses.md").read_text()
+    guide = (Path(__file__).parents[3] / "docs" / "reference" / "terms.md").read_text()
     (code,) = re.findall(r"```python\n(# my_terms.py.*?)```", guide, flags=re.DOTALL)
     (tmp_path / "my_terms.py").write_text(code)
     words = shlex.split(re.search(r"main_mgd.py (photos .*?)```", guide, flags=re.DOTALL)[1].replace("\\\n", " "))  # type: ignore[index]

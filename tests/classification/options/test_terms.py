@@ -8,6 +8,7 @@ import pytest
 from classification.errors import UserError
 from classification.options.config import parse
 from classification.options.options import Options
+from classification.options.published import without_aliases
 from classification.options.terms import Schedule, names_of
 from mgd.losses import LOSSES
 
@@ -25,7 +26,7 @@ def test_cross_entropy_is_a_term_unless_labels_are_left_out() -> None:
     assert list(distillation().table) == ["ce", "mgd"]
     assert list(distillation("--distiller", "mgd+kd").table) == ["ce", "mgd", "kd"]
     args = distillation("--distiller", "kd", "--labels", "0")
-    assert list(args.table) == ["kd"] and args.labels == 0
+    assert list(args.table) == ["kd"] and args.labels == "none"
 
 
 def test_weights_follow_the_epoch() -> None:
@@ -65,7 +66,7 @@ def test_a_recipe_lists_terms_with_weights_and_schedules(tmp_path: Path) -> None
         "mgd": {"weight": 1e-4, "decay": "linear", "reducer": "sp", "update_freq": 1},
         "kd": {"warmup": 5, "temperature": 2},
     }
-    assert args.labels == 1
+    assert args.labels == "true"
     typed = distillation("--distiller", "kd", "--term", "kd.warmup=7", recipe=recipe, folder=tmp_path)
     assert said(typed) == {"ce": {"weight": 0.5, "label_smoothing": 0.1}, "kd": {"warmup": 7, "temperature": 2}}
 
@@ -93,7 +94,7 @@ def test_a_file_of_the_student_stands_in_for_a_recipes_download(tmp_path: Path) 
 
 def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
     args = distillation(recipe="terms: {kd: {temperature: 2}}", folder=tmp_path)
-    assert list(args.table) == ["kd"] and args.labels == 0
+    assert list(args.table) == ["kd"] and args.labels == "none"
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ ONE = "teachers: [{arch: resnet18, %s}]"
         ("terms: {ce: {}, kd: {weight: 2}}\nkd-weight: 3", "kd-weight has no effect: terms.kd.weight says the same"),
         ("terms: {mgd: {weight: 2}}\nloss-factor: 3", "loss-factor has no effect: terms.mgd.weight says the same"),
         ("terms: {kd: {weight: 2}}\nterm: [kd.weight=3]", "terms.kd.weight has no effect: term kd.weight=3 says"),
-        ("terms: {ce: {weight: 2}, kd: {}}\nlabels: 0", "terms.ce has no effect: labels is 0"),
+        ("terms: {ce: {weight: 2}, kd: {}}\nlabels: 0", "terms.ce has no effect: labels is none"),
         (ONE % "weight: 2", r"teachers\[0\].weight has no effect: there is one teacher"),
         (ONE % "resume: a, weights: b", r"teachers\[0\].weights has no effect: its weights are those of a file"),
         ((ONE % "resume: a") + "\nteacher-resume: b", r"teachers\[0\].resume has no effect: teacher-resume says"),
@@ -216,6 +217,20 @@ def test_keys_that_the_command_line_leaves_without_effect_are_not(recipe: str, w
 def test_a_key_may_wait_for_the_command_line(tmp_path: Path) -> None:
     args = distillation(*["--distiller", "kd"], recipe="kd-temperature: 3", folder=tmp_path)
     assert args.table["kd"].hyper.temperature == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "labels"),
+    [("0", "none"), ("1", "true"), ("none", "none"), ("true", "true"), ("True", "true"), ("false", "none")],
+)
+def test_labels_are_words_or_as_they_were_before(word: str, labels: str, tmp_path: Path) -> None:
+    assert distillation("--distiller", "kd", "--labels", word).labels == labels
+    assert distillation("--distiller", "kd", recipe=f"labels: {word}", folder=tmp_path).labels == labels
+
+
+@pytest.mark.parametrize(("then", "now"), [(0, "none"), (1, "true"), ("pseudo", "pseudo")])
+def test_a_run_of_before_recorded_labels_as_a_number(then: object, now: str) -> None:
+    assert without_aliases({"labels": then, "terms": {}})[0] == {"labels": now, "terms": {}}
 
 
 def test_kd_joins_the_terms_of_a_recipe(tmp_path: Path) -> None:

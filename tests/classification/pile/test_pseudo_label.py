@@ -57,6 +57,9 @@ def test_the_shards_hold_what_a_plain_loop_finds(scores: Path, photos: Path, tea
             values, classes = network(image[None])[0].log_softmax(0).sort(descending=True)
         assert row["classes"] == classes.tolist()
         assert row["log_probabilities"] == pytest.approx(values.tolist(), rel=1e-4, abs=1e-5)
+        with torch.no_grad():
+            likelihood = network(image[None])[0].double().exp().sum().log()
+        assert row["energy"] == pytest.approx(-float(likelihood), rel=1e-4, abs=1e-5)
         assert row["hash"] == blake2b(path.read_bytes()).hexdigest()[:32]
         name = blake2b(str(path).encode(), digest_size=8).digest()
         assert row["path_hash"] == int.from_bytes(name, "big")
@@ -66,7 +69,8 @@ def test_the_files_say_what_they_are(scores: Path) -> None:
     files = sorted(scores.glob("*.parquet"))
     assert [pq.read_table(file).num_rows for file in files] == [6, 6, 6, 6, 3]
     schema = pq.read_schema(files[0])
-    assert schema.equals(SCHEMA) and schema.names == ["path", "hash", "path_hash", "classes", "log_probabilities"]
+    assert schema.equals(SCHEMA) and schema.names[:5] == ["path", "hash", "path_hash", "classes", "log_probabilities"]
+    assert schema.names[5:] == ["energy"] and schema.field("energy").type == pa.float32()
     assert schema.field("classes").type == pa.list_(pa.int32())
     assert schema.field("log_probabilities").type == pa.list_(pa.float32())
     assert json.loads(schema.metadata[b"mgd.classes"]) == list(CLASSES)
@@ -223,23 +227,64 @@ def test_near_copies_of_valid_are_left_out_and_replaced(teacher: Path, tmp_path:
     }
 
 
-@pytest.mark.parametrize("rule", ["margin", "score"])
+@pytest.mark.parametrize("rule", ["margin", "min-score", "score", "energy"])
 def test_foreign_images_are_told_by_known_ones(
     rule: str, scores: Path, photos: Path, teacher: Path, tmp_path: Path, capsys: Any
 ) -> None:
     known = tmp_path / "known"
     assert main(["score", str(teacher), str(photos / "valid"), "--output", str(known), *SMALL]) == 0
-    words = ["select", str(scores), "--top-p", "1", "--known", str(known), "--foreign-rule", rule, "--keep", "60"]
+    words = [
+        "select",
+        str(scores),
+        "--top-p",
+        "1",
+        "--known",
+        str(known),
+        "--foreign-rule" if rule == "score" else "--rule",
+        rule,
+        "--keep",
+        "60",
+    ]
     assert main([*words, "--output", str(tmp_path / "list")]) == 0
 
     def statistic(row: dict[str, Any]) -> float:
         first, second = row["log_probabilities"][:2]
-        return float(first - second if rule == "margin" else first)
+        return float({"margin": first - second, "energy": -row["energy"]}.get(rule, first))
 
     low = np.quantile(list(map(statistic, rows(known))), 0.4)
     wanted = {row["path"] for row in rows(scores) if statistic(row) >= low}
     assert {line.rsplit(" ", 2)[0] for line in (tmp_path / "list").read_text().splitlines()} == wanted
     assert "60 % of" in capsys.readouterr().out
+
+
+def test_scores_of_before_energies_were_kept_can_be_ranked(scores: Path, tmp_path: Path, capsys: Any) -> None:
+    old, known = (Path(shutil.copytree(scores, tmp_path / name)) for name in ("old", "known"))
+    for file in sorted(old.glob("*.parquet")):
+        table = pq.read_table(file).drop_columns(["energy"])
+        meta = {**table.schema.metadata, b"mgd.format": b"1"}
+        pq.write_table(table.replace_schema_metadata(meta), file)
+    plan = json.loads((old / "scores.json").read_text())
+    (old / "scores.json").write_text(json.dumps({**plan, "format": 1}))
+    words = ["select", str(old), "--output", str(tmp_path / "list"), "--known", str(known), "--rule"]
+    assert main([*words, "energy"]) == 2
+    assert f"--rule energy: {old} holds no energies: score again" in capsys.readouterr().err
+    assert main([*words, "margin"]) == 0
+
+
+def test_a_teacher_may_see_another_size(photos: Path, teacher: Path, tmp_path: Path) -> None:
+    from classification.data.inference import read_batches
+    from classification.models.trained import open_trained
+
+    words = ["score", str(teacher), str(photos / "valid"), "--output", str(tmp_path / "scores"), *SMALL]
+    assert main([*words, "--img-size", "24"]) == 0
+    found = rows(tmp_path / "scores")
+    own = open_trained(teacher)
+    seen = own.preprocessing.at(24)
+    (batch,) = read_batches([row["path"] for row in found], seen, len(found))
+    assert batch.pixels.shape[1:] == (24, 24, 3)
+    with torch.no_grad():
+        best = own.network(seen.normalise(batch.pixels)).log_softmax(1).max(1)[0]
+    assert [row["log_probabilities"][0] for row in found] == pytest.approx(best.tolist(), rel=1e-4, abs=1e-5)
 
 
 def test_unreadable_images_and_odd_names_are_left_out(photos: Path, teacher: Path, tmp_path: Path, capsys: Any) -> None:
@@ -283,7 +328,10 @@ def other_teacher(folder: Path) -> None:
         (other_column, "the column classes must be list<element: int32>; got list<element: int64>"),
         (other_teacher, "000002.parquet is of another teacher than"),
         (lambda folder: (folder / "scores.json").write_text("{"), "scores.json cannot be read"),
-        (lambda folder: (folder / "scores.json").write_text('{"format": 9}'), "has format 9; this code reads format 1"),
+        (
+            lambda folder: (folder / "scores.json").write_text('{"format": 9}'),
+            "has format 9; this code reads formats 1 and 2",
+        ),
     ],
 )
 def test_shards_that_are_wrong(
@@ -321,6 +369,8 @@ def test_shards_that_are_wrong(
         (["select", "SCORES", "--output", "new", "--min-score", "1.5"], "expected a number"),
         (["select", "SCORES", "--output", "new", "--min-score", "1"], "no image was chosen: lower --min-score"),
         (["select", "SCORES", "--output", "new", "--exclude", "nowhere"], "--exclude nowhere does not exist"),
+        (["select", "SCORES", "--output", "new", "--rule", "energy"], "--rule goes with --known FOLDER"),
+        (["select", "SCORES", "--output", "new", "--keep", "90"], "--keep goes with --known FOLDER"),
         (["select", "SCORES", "--output", "new", "--topk", "3"], "close ones are --top-k"),
         ([], "the following arguments are required: score|select"),
         (["rate"], "invalid choice: 'rate'"),

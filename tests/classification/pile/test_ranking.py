@@ -22,7 +22,8 @@ def write(folder: Path, rows: list[Scored], shards: int = 3) -> list[Path]:
     for number in range(shards):
         part = rows[number::shards]
         path, number_of, classes, scores = ([row[place] for row in part] for place in range(4))
-        table = pa.table(dict(zip(SCHEMA.names, [path, path, number_of, classes, scores], strict=True)), SCHEMA)
+        columns = [path, path, number_of, classes, scores, [0.0] * len(part)]
+        table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), SCHEMA)
         files.append(folder / f"{number}.parquet")
         pq.write_table(table, files[-1])
     return files
@@ -103,7 +104,8 @@ def test_more_than_a_million_images_of_a_class(tmp_path: Path) -> None:
     lists = [pa.ListArray.from_arrays(offsets, values) for values in (np.zeros(num, np.int32), score)]
     names = pa.array(np.char.mod("%d", np.arange(num)))
     table = pa.table(
-        dict(zip(SCHEMA.names, [names, names, np.arange(num, dtype=np.uint64), *lists], strict=True)), SCHEMA
+        dict(zip(SCHEMA.names, [names, names, np.arange(num, dtype=np.uint64), *lists, [0.0] * num], strict=True)),
+        SCHEMA,
     )
     pq.write_table(table, tmp_path / "0.parquet")
     ((label, images),) = rank([tmp_path / "0.parquet"], Rule(None, 1_000_001)).lists()
@@ -129,7 +131,7 @@ def test_filters(tmp_path: Path) -> None:
     assert [k for k, _ in rank(files, Rule(), excluded=[1]).lists()] == [0, 1]
     assert all(image.path == "unsure" for _, images in rank(files, Rule(), excluded=[1]).lists() for image in images)
     assert quantile(files, "margin", 0.5) == pytest.approx((2.875 + 0.25) / 2)
-    assert quantile(files, "score", 1.0) == -0.125
+    assert quantile(files, "min-score", 1.0) == -0.125
 
 
 def test_the_bits_are_ordered_as_the_numbers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,27 @@ def test_a_run_trains_on_both_and_resumes_to_the_same_weights(
 def test_the_pile_alone(data: Path, pile: Path, tmp_path: Path, capsys: Any) -> None:
     assert main_base.main(words(data, pile, tmp_path / "run", "--pile-share", "1", "--epochs", "1")) == 0
     assert "18 images per epoch" in capsys.readouterr().out
+
+
+def test_pseudo_labels_need_no_labelled_images(data: Path, pile: Path, tmp_path: Path) -> None:
+    found = []
+    for name, more in (("share", ["--pile-share", "1"]), ("pseudo", ["--labels", "pseudo"])):
+        if name == "pseudo":
+            shutil.rmtree(data / "train")  # valid/ names the classes
+        assert main_base.main(words(data, pile, tmp_path / name, *more, "--epochs", "1")) == 0
+        found.append(torch.load(tmp_path / name / "best.pth", weights_only=True)["state_dict"])
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+    assert json.loads((tmp_path / "pseudo" / "config.json").read_text())["options"]["labels"] == "pseudo"
+    assert main_base.main(["--resume", str(tmp_path / "pseudo"), "--epochs", "2"]) == 0
+
+
+def test_pseudo_labels_go_with_a_list(data: Path, pile: Path, tmp_path: Path, capsys: Any) -> None:
+    base = [str(data), "-a", STUDENT, *SMALL, "--labels", "pseudo", "--output", str(tmp_path / "run")]
+    assert "--labels pseudo takes the labels of --pile-list: name a list" in refused(base, capsys)
+    base = words(data, pile, tmp_path / "run", "--labels", "pseudo", "--epochs", "1")
+    assert "--pile-share has no effect here: it goes with --labels true" in refused(
+        [*base, "--pile-share", "1"], capsys
+    )
 
 
 def test_soft_labels_are_the_scores_of_an_image() -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ import pytest
 import torch
 
 from classification import main_mgd
+from classification.options.config import parse
 from classification.runs import launch
-from classification.runs.world import seed_everything
+from classification.runs.place import Place
+from classification.runs.world import Seed, seed_everything
+from classification.training import distilling
 from tests.classification.seams import fix_norms, run_changed
 from tests.classification.test_main import options, records, without
 
@@ -139,6 +143,16 @@ def test_a_killed_rank_is_named_and_the_restarted_run_ends_as_the_one_left_alone
         errors.append(done.stderr)
     assert "rank 0 stops: rank 1 died" in errors[0] and "died" not in errors[1], errors[0]
     assert differences(tmp_path / "kill", tmp_path / "alone") == []
+
+
+def test_spawned_ranks_of_a_run_that_is_done_leave_in_good_order(distil: list[str]) -> None:
+    words = options(without(distil, "--loss-factor"), distiller="kd", epochs="1")
+    assert main_mgd.main(words) == 0
+    kept = (Path(distil[-1]) / "last.pth").read_bytes()
+    words = options(words, resume="auto", dist_url=f"tcp://127.0.0.1:{free_port()}")
+    task = launch.Task(words, "main_mgd.py", partial(parse, distillation=True), distilling.prepare, distilling.execute)
+    assert launch._spawn(task, Seed(0, True), Place(0, 2, 2, True, False)) == 0
+    assert (Path(distil[-1]) / "last.pth").read_bytes() == kept
 
 
 def test_every_rank_draws_its_own_numbers_and_choices_of_convolutions_are_as_asked() -> None:

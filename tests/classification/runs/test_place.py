@@ -39,6 +39,7 @@ def devices(words: str) -> Devices:
         ("", {"WORLD_SIZE": "8", "RANK": "5", "SLURM_LOCALID": "1", **MEET}, 4, (5, 8, 1, False, True, 1)),
         ("", {"WORLD_SIZE": "8", "RANK": "5", **MEET}, 4, (5, 8, 1, False, True, 1)),
         ("--dist-url env://", {"WORLD_SIZE": "3", "RANK": "2", **MEET}, 0, (2, 3, 1, False, True, 0)),
+        ("", {"WORLD_SIZE": "", "RANK": ""}, 4, (0, 1, 1, False, False, 0)),  # unset in a script
         ("", {"WORLD_SIZE": "1", "RANK": "0"}, 4, (0, 1, 1, False, False, 0)),
         ("", {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, 4, (0, 1, 1, False, False, 0)),
     ],
@@ -58,6 +59,9 @@ def test_ranks_are_numbered_and_each_has_its_gpu(
         ({"WORLD_SIZE": "4"}, "RANK and MASTER_ADDR not set"),
         ({"WORLD_SIZE": "4", "RANK": "1"}, "MASTER_ADDR not set"),
         ({"WORLD_SIZE": "4", "RANK": "4", **MEET}, "RANK must be 0 to WORLD_SIZE - 1 = 3; got 4"),
+        ({"WORLD_SIZE": "four"}, "WORLD_SIZE must be a whole number, as a launcher sets it; got 'four': unset it"),
+        ({"WORLD_SIZE": "4", "RANK": "1.0", **MEET}, "RANK must be a whole number"),
+        ({"WORLD_SIZE": "4", "RANK": "1", "LOCAL_RANK": "x", **MEET}, "LOCAL_RANK must be a whole number"),
         ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4"}, "export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from classification import main_mgd
 from tests.classification.runs import ranks
@@ -175,3 +177,40 @@ def test_flows_that_a_rank_finds_otherwise_are_those_of_the_first(distil: list[s
     assert main_mgd.main(alone) == 0
     kept, expected = (np.load(folder / "flow" / "0000.npz") for folder in (Path(distil[-1]), one))
     assert all((kept[f"index{n}"] == expected[f"index{n}"]).all() for n in range(3))
+
+
+def test_ranks_decode_images_together(distil: list[str], tmp_path: Path) -> None:
+    words = options(without(distil, "--loss-factor"), distiller="kd", epochs="1", cache="ram")
+    found = ranks.run(both(words), tmp_path / "said")
+    assert [end.status for end in found] == [0, 0], found
+    assert "=> decoding 27 images into memory" in found[0].out
+    assert len(records(Path(distil[-1]))) == 1
+
+
+def note_statistics(rank: int) -> None:
+    """Print the statistics of the student's first norm before and after they are averaged."""
+    world: Any = importlib.import_module("classification.runs.world").World
+    average = world.average_statistics
+
+    def first(module: nn.Module) -> list[Any]:
+        norms = [part.state_dict() for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+        return [[norm[name].tolist() for name in ("running_mean", "running_var")] for norm in norms[:1]]
+
+    def noted(self: Any, module: nn.Module) -> None:
+        before = first(module)
+        average(self, module)
+        print(json.dumps([*before, *first(module)]), flush=True)
+
+    world.average_statistics = noted
+
+
+def test_statistics_of_norms_are_the_mean_over_the_ranks(distil: list[str], tmp_path: Path) -> None:
+    words = options(without(distil, "--loss-factor"), distiller="kd", epochs="1", average_bn="1")
+    found = ranks.run(both(words), tmp_path / "said", prepare=note_statistics)
+    assert [end.status for end in found] == [0, 0], found
+    said = [[json.loads(line) for line in end.out.splitlines() if line.startswith("[[")] for end in found]
+    (before0, after0), (before1, after1) = (next(pair for pair in own if pair) for own in said)
+    assert before0 != before1 and after0 == after1
+    np.testing.assert_allclose(after0, (np.array(before0) + np.array(before1)) / 2, rtol=1e-6)
+    kept = torch.load(Path(distil[-1]) / "best.pth", weights_only=True)["state_dict"]
+    assert any(value.tolist() == after0[0] for name, value in kept.items() if name.endswith("running_mean"))

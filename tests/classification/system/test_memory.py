@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,3 +45,48 @@ def test_the_peak_holds_what_was_held_once() -> None:
     before = memory.peak_bytes(torch.device("cpu"))
     torch.empty(before // 4 + 100_000_000).zero_()  # four bytes each
     assert memory.peak_bytes(torch.device("cpu")) > before + 100_000_000
+
+
+MEBI = 2**20
+
+
+@pytest.mark.parametrize(
+    ("group", "files", "free"),
+    [
+        ("0::/", {"memory.max": "max", "memory.current": "5", "memory.stat": "inactive_file 1"}, 900),
+        # a container of 600 MiB that uses 200, of them 50 for files that would be dropped
+        ("0::/", {"memory.max": 600, "memory.current": 200, "memory.stat": "anon 9\ninactive_file 50"}, 450),
+        # the limit of a group above
+        ("0::/pod/one", {"pod/memory.max": 300, "pod/memory.current": 100, "pod/memory.stat": "inactive_file 0"}, 200),
+        ("0::/pod", {"memory.max": 300, "memory.current": 400, "memory.stat": "inactive_file 0"}, 0),
+        (
+            "5:cpu:/x\n4:hugetlb,memory:/docker/7",  # which the container does not see
+            {
+                "memory/memory.limit_in_bytes": 500,
+                "memory/memory.usage_in_bytes": 100,
+                "memory/memory.stat": "inactive_file 7\ntotal_inactive_file 20",
+            },
+            420,
+        ),
+        ("3:cpu:/x", {"memory.max": "", "memory.stat": ""}, 900),
+    ],
+)
+def test_a_container_has_what_its_group_may_use(
+    group: str, files: dict[str, str | int], free: int, tmp_path: Path
+) -> None:
+    def text(value: str | int) -> str:
+        return str(value * MEBI) if isinstance(value, int) else re.sub(r"\d+$", lambda m: str(int(m[0]) * MEBI), value)
+
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable: {900 * 1024} kB\n")
+    (tmp_path / "proc" / "self" / "cgroup").write_text(f"{group}\n")
+    for name, value in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text(value))
+    assert memory.free_bytes(tmp_path / "proc", tmp_path / "groups") == free * MEBI
+
+
+def test_where_the_system_says_nothing_half_of_the_machine_is_free(tmp_path: Path) -> None:
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory.free_bytes(tmp_path, tmp_path) == whole // 2

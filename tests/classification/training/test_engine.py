@@ -19,7 +19,7 @@ from classification.runs.world import Seed, World
 from classification.training import alone, distilling
 from classification.training.engine import Engine
 from classification.training.trainer import Trainer
-from tests.classification.conftest import SMALL, TEACHER
+from tests.classification.conftest import SMALL, STUDENT, TEACHER
 from tests.classification.seams import run_trainer
 from tests.classification.test_main import options, records
 
@@ -67,10 +67,16 @@ def test_a_network_is_evaluated_in_eval_mode_and_left_as_it_is(photos: Path, tea
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_a_teacher_of_other_classes_is_passed_over_and_the_rest_evaluated(distil: list[str]) -> None:
-    engine = engine_of(distil)
+def test_a_teacher_of_other_classes_is_passed_over_and_the_rest_evaluated(distil: list[str], tmp_path: Path) -> None:
+    torch.save(build(STUDENT, 3).state_dict(), tmp_path / "student.pth")
+    engine = engine_of(options(distil, student_resume=str(tmp_path / "student.pth")))
     engine.job.other_classes = [True]
     assert list(engine.evaluate_all()) == ["student"]
+
+
+def test_random_weights_are_not_evaluated(distil: list[str], capsys: Any) -> None:
+    assert list(engine_of(distil).evaluate_all()) == ["teacher"]
+    assert "=> student cifar_resnet8_w0.5, 0.02 M parameters: its weights are random" in capsys.readouterr().out
 
 
 def test_only_a_training_locks_its_folder(distil: list[str], photos: Path, teacher: Path) -> None:

@@ -80,3 +80,10 @@ def test_replicas_of_data_parallel_stay_on_their_gpus(found: dict[str, dict[str,
     names = [*PARALLEL, "DataParallel --config TWO --distiller meal"]
     names += ["DataParallel --config TWO --distiller kd --teacher-mean probabilities"]
     assert {words: found[words] for words in names if found[words] != {"waits": {}}} == {}
+
+
+def test_what_the_matching_adds_on_a_gpu_is_small_beside_the_maps(found: dict[str, dict[str, Any]]) -> None:
+    """Made at once, targets and errors in float32 took 2.1 GiB for a moment."""
+    memory, gibi = found["memory"], 2**30
+    assert memory["maps"] == pytest.approx(1.077 * gibi, rel=0.03)  # of bfloat16 by hand, and some buffers
+    assert memory["added"] < memory["kept"] + 0.25 * gibi and memory["added"] < memory["maps"]

@@ -1,4 +1,4 @@
-"""The code of docs/huggingface.md, run on a folder of small pictures and a tiny teacher."""
+"""The code of docs/start/huggingface.md, run on a folder of small pictures and a tiny teacher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification, ViTImageProcessor
 from mgd.losses.mgd import ChannelMatching
 from tests.mgd.huggingface.tiny import vit
 
-PAGE = Path(__file__).parents[3] / "docs" / "huggingface.md"
+PAGE = Path(__file__).parents[3] / "docs" / "start" / "huggingface.md"
 NAMES = ["bar", "dot", "sky"]
 
 

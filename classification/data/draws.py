@@ -1,0 +1,25 @@
+"""Random draws that depend on given numbers only, whatever was drawn before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+@contextlib.contextmanager
+def drawing_from(*numbers: int) -> Iterator[None]:
+    """Seed torch's generator by these numbers; afterwards it continues as if nothing had been drawn."""
+    outside = torch.random.get_rng_state()
+    torch.random.default_generator.manual_seed(_mix(*numbers))
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(outside)
+
+
+def _mix(*numbers: int) -> int:
+    """Turn numbers into one 63-bit seed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

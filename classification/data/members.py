@@ -1,0 +1,118 @@
+"""Images in files of their own, and in tar shards: both have a path, and are opened by it.
+
+SHARD.tar@START+SIZE/NAME is the file NAME in a shard: SIZE bytes from byte START on. So any process can read it without
+a list of what the shard holds.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from classification.paths import is_file
+
+MARK = ".tar@"
+PATH = re.compile(r"(.+?\.tar)@([0-9]{1,15})\+([0-9]{1,15})/(.+)", re.DOTALL)
+BLOCK = 512  # bytes of a tar header; files are filled up to a multiple
+LARGEST = 1 << 30  # bytes of an image in a shard: it is read at once
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar shard.
+
+    Args:
+        shard: path of the shard.
+        start: first byte of the content.
+        size: bytes.
+        name: of the file in the shard.
+    """
+
+    shard: str
+    start: int
+    size: int
+    name: str
+
+    @property
+    def path(self) -> str:
+        """The path by which it is opened."""
+        return f"{self.shard}@{self.start}+{self.size}/{self.name}"
+
+    def read(self) -> bytes:
+        """Return the content.
+
+        Raises:
+            OSError: the shard cannot be read.
+            ValueError: the shard holds something else at this place.
+        """
+        with open_at_once(self.shard) as file:
+            self.check(file)
+            content = file.read(self.size)
+        if len(content) < self.size:
+            raise ValueError("its shard ends before it does")
+        return content
+
+    def check(self, file: BinaryIO) -> None:
+        """Compare the header in front of the content; the file then stands at its first byte."""
+        try:
+            file.seek(max(0, self.start - BLOCK))
+            header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise ValueError("its shard holds no file at this place: was it packed again?") from error
+        said = len(self.name) < 100 and self.name.isascii()  # another name stands in a header of its own
+        renamed = said and header.name.removeprefix("./") != self.name
+        if renamed or not header.isreg() or header.size != self.size or self.size > LARGEST:
+            raise ValueError("its shard holds another file at this place: was it packed again?")
+
+
+def member_of(path: str) -> Member | None:
+    """Return the file in a shard that a path names, or None where it names a file of its own."""
+    found = PATH.fullmatch(path) if MARK in path else None
+    return None if found is None else Member(found[1], int(found[2]), int(found[3]), found[4])
+
+
+def open_at_once(path: str) -> BinaryIO:
+    """Open a file without blocking, so that a named pipe reads as empty instead of hanging."""
+    at_once = getattr(os, "O_NONBLOCK", 0)
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))
+
+
+def open_image(path: str) -> BinaryIO:
+    """Open a file of its own, or one in a shard.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: the shard holds something else at this place.
+    """
+    member = member_of(path)
+    return open_at_once(path) if member is None else io.BytesIO(member.read())
+
+
+def size_of(path: str) -> int:
+    """Return the bytes of a file of its own, or of one in a shard.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    member = member_of(path)
+    return Path(path).stat().st_size if member is None else member.size
+
+
+def is_there(path: str | Path) -> bool:
+    """Return whether there is such a file, of its own or in a shard."""
+    member = member_of(str(path))
+    if member is None:
+        return is_file(path)
+    if not is_file(member.shard):
+        return False
+    try:
+        with open_at_once(member.shard) as file:
+            member.check(file)
+    except (OSError, ValueError):
+        return False
+    return True
