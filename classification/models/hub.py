@@ -14,6 +14,7 @@ from classification.data.images import read_image, to_bytes
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import build
+from classification.models.sizes import fit_size
 from classification.models.trained import open_trained
 from mgd import logits_of
 
@@ -72,6 +73,8 @@ class Classifier(nn.Module, PyTorchModelHubMixin, tags=["image-classification"])
         self.arch, self.num_classes = arch, num_classes
         self.classes = None if classes is None else list(classes)
         self.preprocessing = Preprocessing().with_values(preprocessing or {})
+        if "img_size" in (preprocessing or {}):  # a transformer's weights are of the size that it was trained at
+            fit_size(self.network, self.preprocessing.img_size)
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **more: Any) -> Classifier:

@@ -13,10 +13,13 @@ from torch import nn
 
 import hubconf
 from classification.data.images import read_image, to_bytes
+from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import NETWORKS, build
 from classification.models.hub import MEAL_V2, Classifier, from_checkpoint
+from classification.models.sizes import fit_size
 from classification.models.trained import open_trained
+from classification.runs.checkpoint import describe_student
 from tests.classification.conftest import CLASSES, TEACHER
 from tests.hub import REPO, serve
 
@@ -150,3 +153,18 @@ def test_a_classifier_is_pushed_and_loaded_again(
     state = classifier.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in again.state_dict().items())
     assert again.classes == classifier.classes
+
+
+def test_a_transformer_of_another_size_is_loaded_by_every_way(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build("timm:test_vit", 3)
+    fit_size(network, 64)  # its name stands for 160 px
+    path = tmp_path / "best.pth"
+    torch.save(describe_student(network.state_dict(), "timm:test_vit", 3, ["a", "b", "c"], Preprocessing.of(64)), path)
+    batch = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = network.eval()(batch)
+        opened: Any = load("checkpoint", path)
+        assert torch.equal(opened(batch), expected)
+        opened.save_pretrained(tmp_path / "saved")
+        assert torch.equal(Classifier.from_pretrained(tmp_path / "saved")(batch), expected)
