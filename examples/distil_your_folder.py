@@ -57,8 +57,8 @@ for ours, theirs in pairs:
 
 # 4. What is minimised: labels, matched maps, predictions.
 images, _ = next(iter(train))
-looks = mgd.probe(tapped, images, frozen=False), mgd.probe(teaching, images)
-matching = mgd.ChannelMatching.build(looks[0], looks[1:], len(photos), mgd.ChannelMatching.Hyper(form="relative"))
+probes = mgd.probe(tapped, images, frozen=False), mgd.probe(teaching, images)
+matching = mgd.ChannelMatching.build(probes[0], probes[1:], len(photos), mgd.ChannelMatching.Hyper(form="relative"))
 terms = {"ce": (mgd.losses.CE(), 1.0), "mgd": (matching, 16.0), "kd": (mgd.losses.KD(temperature=1.5), 1.0)}
 distiller = mgd.Distiller(tapped, mgd.freeze(teaching), terms)
 

@@ -122,6 +122,8 @@ def test_options_in_the_commands_of_all_pages_exist() -> None:
     for page in PAGES:
         for module, before, rest in (c for lang, text in blocks(page) if lang == "sh" for c in commands(text)):
             known = options(module, before)
+            if module == "compare":  # takes the options of training, too
+                known += options("main_base", ())
             for option in re.findall(r"(?<!\S)--?[a-z][a-z0-9-]*", rest):
                 seen += 1
                 assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", known), f"{page}: {module} {option}"
