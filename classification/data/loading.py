@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -183,6 +184,9 @@ def loader(
 ) -> DataLoader[tuple[Tensor, int, int]]:
     """Load `batches` of `photos`, as bytes for `normalise`.
 
+    On Linux the processes are forked, also by a rank that was spawned itself: they share its lists and decoded images,
+    and notice when it is killed. Processes of another kind would have copies, and those of a fork server outlive it.
+
     Args:
         photos: the images.
         batches: indices of each batch.
@@ -198,6 +202,7 @@ def loader(
         persistent_workers=persistent and workers > 0,
         pin_memory=device.type == "cuda",
         worker_init_fn=partial(outlast, ending=ending),
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator(),  # of the processes' seeds: the default one would be drawn from at every start
     )
 

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import multiprocessing
+import sys
+import time
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from classification.data.folders import read_folder
-from classification.data.loading import Key, Photos, TrainBatches
+from classification.data.loading import Key, Photos, TrainBatches, loader
 from classification.data.samples import Samples
 from classification.data.transforms import train_transform
 
@@ -54,3 +60,33 @@ def test_samples_are_a_list_of_two_arrays() -> None:
     assert all(isinstance(part, np.ndarray | str) for part in vars(samples).values())  # not one object per image
     with pytest.raises(IndexError):
         samples[3]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked on Linux alone")
+def test_loading_processes_of_a_killed_rank_end_with_it(photos: object, tmp_path: Path) -> None:
+    """Also where that was started by a fork server, whose children name another parent."""
+    context = multiprocessing.get_context("forkserver")
+    rank = context.Process(target=_load_and_wait, args=(str(photos), str(tmp_path / "workers")))
+    rank.start()
+    workers = _wait_for(lambda: (tmp_path / "workers").exists() and (tmp_path / "workers").read_text().split())
+    assert len(workers) == 2 and all(Path("/proc", worker).exists() for worker in workers)
+    rank.kill()
+    rank.join()
+    assert _wait_for(lambda: all(not Path("/proc", worker).exists() for worker in workers))
+
+
+def _load_and_wait(photos: str, file: str) -> None:
+    images = Photos(read_folder(photos).train, train_transform(16, "resized"))
+    loading = iter(loader(images, TrainBatches(len(images), 8, 0), 2, torch.device("cpu")))
+    next(loading)
+    found = [str(worker.pid) for worker in loading._workers]  # type: ignore[attr-defined]
+    Path(f"{file}.new").write_text(" ".join(found))
+    Path(f"{file}.new").rename(file)
+    time.sleep(600)
+
+
+def _wait_for(what: Callable[[], Any]) -> Any:
+    end = time.monotonic() + 60
+    while not (found := what()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
