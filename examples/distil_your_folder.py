@@ -1,7 +1,7 @@
 """Distil a small network on a folder of photographs: python examples/distil_your_folder.py photos [--epochs 5]
 
-`photos` has train/CLASS/*.jpg and valid/CLASS/*.jpg; `mgd prepare` makes it of one folder per class. The teacher is a
-ResNet-18 that is trained here first. Read this from top to bottom, and change what you like.
+`photos` has train/CLASS/*.jpg and valid/CLASS/*.jpg; `mgd prepare` makes it from one folder per class. A ResNet-18 is
+trained first, as the teacher. Read this file from top to bottom, and change what you like.
 """
 
 import argparse
@@ -23,7 +23,7 @@ parser.add_argument("--size", type=int, default=96)
 args = parser.parse_args()
 torch.manual_seed(0)
 
-# 1. The photographs: cropped and mirrored for training, only resized for measuring.
+# 1. The photographs: cropped and mirrored at random for training, only resized for validation.
 crop = [v2.RandomResizedCrop(args.size), v2.RandomHorizontalFlip()]
 to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
 photos = ImageFolder(f"{args.folder}/train", v2.Compose([*crop, *to_tensor]))
@@ -38,7 +38,7 @@ def accuracy(network: nn.Module) -> float:
     return 100 * float(right.float().mean())
 
 
-# 2. A teacher. Load a better one, if you have it.
+# 2. The teacher. If you have a better one, load it here.
 teacher = torchvision.models.resnet18(num_classes=len(photos.classes))
 optimizer = torch.optim.SGD(teacher.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
 for _ in range(args.epochs):
@@ -48,21 +48,21 @@ for _ in range(args.epochs):
         optimizer.step()
 print(f"teacher: {accuracy(teacher):.1f} %")
 
-# 3. Where both networks are read: maps before the ReLU, paired by resolution.
+# 3. The taps, where feature maps are read: before a ReLU, paired by resolution.
 student = torchvision.models.shufflenet_v2_x0_5(num_classes=len(photos.classes))
 pairs = mgd.pair_taps(student, teacher.eval(), args.size)
 tapped, teaching = mgd.Taps(student, [tap.path for tap, _ in pairs]), mgd.Taps(teacher, [tap.path for _, tap in pairs])
 for ours, theirs in pairs:
     print(f"{ours.path}, {ours.channels} channels <- {theirs.path}, {theirs.channels}")
 
-# 4. What is minimised: labels, matched maps, predictions.
+# 4. The loss, a sum of terms: labels (ce), matched maps (mgd), predictions (kd).
 images, _ = next(iter(train))
 probes = mgd.probe(tapped, images, frozen=False), mgd.probe(teaching, images)
 matching = mgd.ChannelMatching.build(probes[0], probes[1:], len(photos), mgd.ChannelMatching.Hyper(form="relative"))
 terms = {"ce": (mgd.losses.CE(), 1.0), "mgd": (matching, 16.0), "kd": (mgd.losses.KD(temperature=1.5), 1.0)}
 distiller = mgd.Distiller(tapped, mgd.freeze(teaching), terms)
 
-# 5. Training. The flow is solved before every second epoch.
+# 5. Training. `update` matches channels again before every second epoch.
 optimizer = torch.optim.SGD(distiller.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
 for epoch in range(args.epochs):
     distiller.update(epoch, train)

@@ -1,6 +1,6 @@
 """A loss of your own, on handwritten digits: python examples/your_own_loss.py [--epochs 20]
 
-A term is a class with a frozen dataclass of hyper-parameters and a `compare`. The same file works for the command line:
+A term is a class with a frozen dataclass `Hyper` and a method `compare`. The command line can use this file, too:
 `mgd distill photos --term-module examples/your_own_loss.py --distiller ranking --term ranking.margin=0.5 ...`
 """
 
@@ -21,7 +21,7 @@ class Ranking(LogitTerm):
 
     @dataclass(frozen=True, kw_only=True)
     class Hyper(HyperParameters):
-        standardised: bool = True  # every logit term has this: both networks' logits get mean 0 and deviation 1 first
+        standardised: bool = True  # all logit terms: first give logits mean 0 and deviation 1
         margin: float = 1.0
 
     def compare(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None) -> Tensor:
@@ -57,7 +57,7 @@ def main() -> None:
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     labels = torch.tensor(digits.target)
-    few = slice(0, 200)  # the labelled images; the others measure
+    few = slice(0, 200)  # the images to train on; the others measure accuracy
 
     found = {}
     for name, width, terms in (
