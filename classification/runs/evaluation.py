@@ -23,7 +23,7 @@ REASONS = {
     BETTER: "the interval lies above 0",
     WORSE: "the interval lies below 0",
     SAME: f"the interval lies within {MARGIN} points of 0",
-    OPEN: "the interval holds 0: more images would make it narrower",
+    OPEN: "the interval contains 0: more images would make it narrower",
 }
 SHARES = {"balanced_accuracy": "balanced accuracy, %", "macro_f1": "macro-F1, %", "ece": "calibration error, %"}
 

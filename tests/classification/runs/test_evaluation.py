@@ -92,7 +92,7 @@ def test_the_table_sets_networks_side_by_side() -> None:
     for text in ("loss 1.2500 1.2500", "parameters 1,234 1,234", "MACs, million 2.50 2.50", "batch of 32, ms - -"):
         assert text in [" ".join(line.split()) for line in lines]
     assert lines[-6].startswith("student minus teacher: -1.00 points of top-1 (95 % interval -3.00 to +1.00); both say")
-    assert lines[-5].startswith("verdict on student and teacher: UNDECIDED, as the interval holds 0")
+    assert lines[-5].startswith("verdict on student and teacher: UNDECIDED, as the interval contains 0")
     assert [line.split() for line in lines[-3:-1]] == [["c0", "4", "75.0", "100.0"], ["c1", "4", "50.0", "0.0"]]
     assert lines[-1].endswith("ms: medians on cpu, threads: 2, AVX2")
 
