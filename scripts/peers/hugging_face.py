@@ -72,7 +72,7 @@ def main() -> None:
 
     student = mobilenet_v2(num_classes=classes)
     teacher = resnet18(num_classes=classes)
-    teacher.load_state_dict(torch.load(args.teacher))
+    teacher.load_state_dict(torch.load(args.teacher, weights_only=True))
     sgd = torch.optim.SGD(student.parameters(), args.lr, momentum=0.9, weight_decay=1e-4, nesterov=True)
     options = TrainingArguments(
         args.output,

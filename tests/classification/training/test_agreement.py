@@ -20,7 +20,8 @@ WORLD = World(device=torch.device("cuda", 0))
 
 def job_of(**terms: Term) -> Any:
     distiller = SimpleNamespace(terms=nn.ModuleDict(terms))
-    return SimpleNamespace(distiller=distiller, options=SimpleNamespace(devices=Devices()), notes=[], quantisation=None)
+    options = SimpleNamespace(devices=Devices())
+    return SimpleNamespace(distiller=distiller, options=options, notes=[], quantisation=None, stored=None)
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,13 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_memory_that_replicas_would_lose_is_refused() -> None:
     with pytest.raises(UserError, match="crd keeps a memory, which DataParallel loses: start one rank per GPU"):
         check_parallel(job_of(crd=CRD(4, [4], 9), kd=KD()), WORLD)
+
+
+def test_a_stored_teacher_is_refused() -> None:
+    job = job_of(kd=KD())
+    job.stored = object()
+    with pytest.raises(UserError, match="--teacher-cache does not go with DataParallel: start one rank per GPU"):
+        check_parallel(job, WORLD)
 
 
 def test_terms_that_compare_images_say_that_they_see_a_part() -> None:
