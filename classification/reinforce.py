@@ -17,7 +17,7 @@ from classification.paths import exists, is_file, is_folder, relative
 from classification.pile.packages import check_packages
 
 if TYPE_CHECKING:
-    from classification.options.stored_teacher import ViewOptions
+    from classification.options.stored_teacher import StoredPlan, ViewOptions
     from classification.pile.reinforcing import Storing
     from classification.pile.scoring import Teachers
 
@@ -124,10 +124,8 @@ def reinforce(args: argparse.Namespace) -> None:
     """
     from classification.options.config import check_devices
     from classification.options.devices import Devices
-    from classification.options.stored_teacher import StoredPlan
     from classification.pile import reinforcing
     from classification.pile.scoring import open_teachers
-    from classification.pile.shards import paths_digest
     from classification.runs.world import device_of
     from classification.system.memory import keep_freed_memory
 
@@ -138,25 +136,9 @@ def reinforce(args: argparse.Namespace) -> None:
     digest = teachers.digest()
     if args.img_size:
         teachers = teachers.at(args.img_size)
-    first = teachers.members[0]
     names = next((member.classes for member in teachers.members if member.classes), None)
     paths, notes = find_training_images(args.data, names, args.bad_images, args.workers)
-    plan = StoredPlan(
-        teacher=digest,
-        archs=[member.arch for member in teachers.members],
-        sizes=[member.preprocessing.img_size for member in teachers.members],
-        dtype=args.teacher_dtype,
-        num_classes=first.num_classes,
-        classes=names,
-        top=min(args.top_k, first.num_classes),
-        samples=args.samples,
-        seed=args.seed,
-        views=_views(args, teachers),
-        num_images=len(paths),
-        images=paths_digest(paths),
-        shard_size=args.shard_size,
-        versions=reinforcing.versions(),
-    )
+    plan = _plan(args, teachers, digest, names, paths)
     rank, size = (int(os.environ.get(name, usual)) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1")))
     work = reinforcing.Storing(args.output, plan, args.data, paths, rank, size, args.batch_size, args.workers)
     if args.check:
@@ -173,6 +155,33 @@ def reinforce(args: argparse.Namespace) -> None:
     for note in [*notes, *(member.note for member in teachers.members)] if rank == 0 else ():
         print(f"=> {one_line(note)}", file=sys.stderr)
     _store(work, reinforcing.fast(teachers, plan.dtype))
+
+
+def _plan(
+    args: argparse.Namespace, teachers: Teachers, digest: str, names: list[str] | None, paths: list[str]
+) -> StoredPlan:
+    """Return what is stored, and of whom; `digest` is that of the teachers at their own size."""
+    from classification.options.stored_teacher import StoredPlan
+    from classification.pile.reinforcing import versions
+    from classification.pile.shards import paths_digest
+
+    first = teachers.members[0]
+    return StoredPlan(
+        teacher=digest,
+        archs=[member.arch for member in teachers.members],
+        sizes=[member.preprocessing.img_size for member in teachers.members],
+        dtype=args.teacher_dtype,
+        num_classes=first.num_classes,
+        classes=names,
+        top=min(args.top_k, first.num_classes),
+        samples=args.samples,
+        seed=args.seed,
+        views=_views(args, teachers),
+        num_images=len(paths),
+        images=paths_digest(paths),
+        shard_size=args.shard_size,
+        versions=versions(),
+    )
 
 
 def _views(args: argparse.Namespace, teachers: Teachers) -> ViewOptions:
