@@ -31,7 +31,7 @@ from draw import draw_growth, draw_quality, draw_speed, rows_of
 from draw_answers import draw_answers
 from draw_concepts import draw_concepts
 from results_table import Record, TableError, read_table
-from term_pages import term_pages
+from term_pages import default_weight, term_pages
 
 from classification.options.parser import build_parser
 from mgd.losses import LOSSES
@@ -86,7 +86,7 @@ def losses_table() -> str:
         row = [
             f"[`{name}`](terms/{name}.md)",
             method,
-            f"{kind.weight:g}",
+            default_weight(kind),
             ", ".join(reads) or "logits",
             ", ".join(keys),
         ]

@@ -53,7 +53,7 @@ def _page(name: str, kind: type[Term], formula: str, when: str) -> str:
         "",
         f"**When to use it:** {when}",
         "",
-        f"**Default weight:** {kind.weight:g}. **Reads:** {_reads(kind)}.",
+        f"**Default weight:** {default_weight(kind)}. **Reads:** {_reads(kind)}.",
         "",
         "## Formula",
         "",
@@ -83,6 +83,12 @@ def _page(name: str, kind: type[Term], formula: str, when: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def default_weight(kind: type[Term]) -> str:
+    """Return the weight of a term; `mgd` has another one in its default form."""
+    published = getattr(kind.Hyper, "loss_factor", None)
+    return f"{kind.weight:g}" if published is None else f"{1 / published:g} (other forms than `sum`: {kind.weight:g})"
 
 
 def _docs(name: str, kind: type[Term]) -> tuple[list[str], str]:

@@ -193,9 +193,9 @@ class CRD(Term):
     A linear head and L2 normalisation embed each network's last tapped map, averaged over its pixels, or its logits
     where it has no taps. A bank keeps an embedding of every image. The positive is the bank's entry of the image
     itself, as in published code. The negatives are the entries of K other images of any label, drawn without
-    replacement; all images of a batch have the same ones. After the loss, in training mode only, the
-    entries of the batch become normalise(momentum * entry + (1 - momentum) * embedding). Z of each direction is
-    N * mean of exp(score) over the first batch, and stays.
+    replacement; one draw serves the whole batch. After the loss, in training mode only, the entries of the batch become
+    normalise(momentum * entry + (1 - momentum) * embedding). Z of each direction is N * mean of exp(score) over the
+    first batch, and stays.
 
     With several ranks the loss is that of the whole batch, and banks, draws and Z are the same on all of them. The
     banks take 8 * N * dimension bytes per teacher, in the state_dict too. Not for DataParallel: it loses what its
