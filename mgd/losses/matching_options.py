@@ -22,10 +22,10 @@ class MatchingOptions(FlowOptions):
 
     Args:
         reducer: how the teacher channels of a student channel become one target, see `mgd.reduce_channels`; None for
-            "amp", or for "linear" where the capacity is soft.
-        capacity: see `FlowOptions`; "soft" and "unbalanced": targets are weighted sums, by a transport plan, see
-            `mgd.flow.soft_weights`, and the flow beside it is that of "spread". None for "spread", or for "single"
-            where the reducer is "sm".
+            "amp", or for "linear" if the capacity is soft.
+        capacity: how many teacher channels guide one student channel, see `mgd.solve_flow`. With "soft" and
+            "unbalanced", targets are sums weighted by a transport plan, see `mgd.flow.soft_weights`; the flow that is
+            logged is that of "spread". None for "spread", or for "single" if the reducer is "sm".
         form: "sum", "mean" or "relative", see the formula of `ChannelMatching`.
         loss_factor: in the form "sum" the term's weight is one over it; 1e4 suits 224 px.
         update_freq: match before epochs 0, n, 2n ...; 0: once, before training.
