@@ -183,14 +183,25 @@ def page(rows: list[Row]) -> str:
     """Return the Markdown page of the table."""
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}, timm {timm.__version__}"
     working = sum(row.works for row in rows)
-    more = " ".join(f"With {' '.join(words)}: `{name}`." for name, words in MORE.items())
+    more = " ".join(
+        f"`{name}` was trained with `{' '.join(words)}`, because torch crashes without it."
+        for name, words in MORE.items()
+    )
     lines = [
         "# Networks as teachers",
         "",
-        f"Made by `python scripts/check_networks.py --output docs/reference/teachers.md` with {versions}:",
-        f"{working} of {len(rows)} networks work. Each was trained for one step, evaluated from its own `last.pth`,",
-        "taught a small student by its logits for one step, and for another in the resumed run. A norm that is not",
-        f"folded is computed as it was. {more}",
+        f"{working} of {len(rows)} networks work as teachers: networks of this project, and one of each family of",
+        "torchvision and timm. Each network was tried in four steps:",
+        "",
+        "1. It was trained for one step.",
+        "2. It was evaluated from its own `last.pth`.",
+        "3. It taught a small student by its logits (term `kd`), for one step.",
+        "4. That run was resumed for another step.",
+        "",
+        "*Folded* norms are batch norms that are merged into the convolution before them, which makes the frozen",
+        f"teacher faster. The other norms are computed as they are. {more}",
+        "",
+        f"Made by `python scripts/check_networks.py --output docs/reference/teachers.md` with {versions}.",
         "",
         HEAD,
         "|---|---|---|---|---|---|",

@@ -50,6 +50,12 @@ WORTH: dict[str, tuple[str, dict[str, str]]] = {
     "trained before, 20 epochs": ("warm-amp", {"random, kept": "warm-random"}),
     "photographs, MGD + KD": ("clothing-amp-kd", {"random, kept": "clothing-random"}),
 }
+# Cells of single terms and sums, and the cells of the same terms with a weight that --calibrate found.
+TERMS = (
+    *("alone", "kd-1.5", "kd-4", "dkd", "dist", "wsl", "ssld", "meal", "crd", "rkd", "similarity", "at", "afd"),
+    *("masked", "fitnet", "reviewkd", "amp", "ofd", "mgd-reviewkd", "mgd-ofd", "ofd-reviewkd"),
+)
+TUNED = {"at": "at-56", "rkd": "rkd-0.03", "wsl": "wsl-0.6"}
 ROLES = {
     "teacher": ("tab:orange", "^"),
     "alone": ("tab:gray", "s"),
@@ -60,7 +66,8 @@ ROLES = {
 
 def draw_answers(folder: Path) -> None:
     """Draw all of them into a folder."""
-    _, results = read_quality()
+    cells, results = read_quality()
+    draw_terms(cells, results, folder / "which_term.png")
     draw_gain(results, folder / "gain.png")
     draw_worth(results, folder / "flow_worth.png")
     (folder / "notebook.png").write_bytes(notebook_picture("The squares are the *flow*"))
@@ -80,6 +87,28 @@ def notebook_picture(text: str) -> bytes:
 def _error(axis: Axes, x: float, values: list[float], color: str) -> None:
     spread = stdev(values) if len(values) > 1 else 0.0
     axis.errorbar(x, mean(values), yerr=spread, fmt="o", color=color, capsize=3, ms=5)
+
+
+def draw_terms(cells: dict[str, dict[str, Any]], results: dict[str, dict[int, Record]], path: Path) -> None:
+    """Draw the top-1 of every term, the best last, and where it was measured that with a calibrated weight."""
+    top1 = {name: [record.last_top1 for record in results[name].values()] for name in (*TERMS, *TUNED.values())}
+    names = sorted(TERMS, key=lambda name: mean(top1[name]))
+    figure, axis = plt.subplots(figsize=(8, 0.24 * len(names) + 1.1), layout="constrained")
+    for place, name in enumerate(names):
+        values = top1[name]
+        error = stdev(values) if len(values) > 1 else 0.0
+        axis.errorbar(mean(values), place, xerr=error, fmt="o", color="tab:blue", capsize=3, ms=5)
+        if name in TUNED:
+            axis.plot(mean(top1[TUNED[name]]), place, "o", color="tab:blue", mfc="white", ms=5)
+    axis.axvline(mean(top1["alone"]), color="tab:gray", ls="--", lw=1)
+    axis.plot([], [], "o", color="tab:blue", ms=5, label="weight of the source, or of the base case")
+    axis.plot([], [], "o", color="tab:blue", mfc="white", ms=5, label="weight that --calibrate found")
+    axis.set_yticks(range(len(names)), [f"{cells[name]['row']} (n = {len(top1[name])})" for name in names], fontsize=8)
+    axis.set_xlabel("top-1 %, last epoch; bars: standard deviation; dashed: student alone")
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(fontsize=8, loc="upper left")
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
 
 
 def draw_gain(results: dict[str, dict[int, Record]], path: Path) -> None:

@@ -22,6 +22,7 @@ from functools import partial
 from statistics import mean
 from typing import Any
 
+from answer_tables import FEW_MUON, FEW_SGD, FIVE, TERMS, gain_table, worth_table
 from bench_int8 import table as int8_table
 from bench_peers import table as peers_table
 from cells import RESULTS, ROOT, count, differences, read_quality, spread
@@ -30,7 +31,7 @@ from draw import draw_growth, draw_quality, draw_speed, rows_of
 from draw_answers import draw_answers
 from draw_concepts import draw_concepts
 from results_table import Record, TableError, read_table
-from term_pages import term_pages
+from term_pages import default_weight, term_pages
 
 from classification.options.parser import build_parser
 from mgd.losses import LOSSES
@@ -79,12 +80,13 @@ def losses_table() -> str:
         module = inspect.getmodule(kind)
         method = (module.__doc__ or "").strip().rstrip(".")
         keys = [f"`{field.name}` {field.default}" for field in dataclasses.fields(kind.Hyper)]
+        needs = {"index": "image positions", "views": "two views", "frozen": "frozen teachers"}
         where = {"maps": "maps, where tapped", "labels": "labels, where there are any"}
-        reads = [*sorted(kind.needs), *(where[what] for what in sorted(kind.uses))]
+        reads = [*(needs.get(what, what) for what in sorted(kind.needs)), *(where[what] for what in sorted(kind.uses))]
         row = [
             f"[`{name}`](terms/{name}.md)",
             method,
-            f"{kind.weight:g}",
+            default_weight(kind),
             ", ".join(reads) or "logits",
             ", ".join(keys),
         ]
@@ -93,7 +95,7 @@ def losses_table() -> str:
 
 
 def results_table(name: str) -> str:
-    """One line a row of results, mean and deviation of the last epoch's top-1 over its seeds."""
+    """One line per row of results, mean and deviation of the last epoch's top-1 over its seeds."""
     rows: dict[tuple[int, str], list[Record]] = defaultdict(list)
     for record in read_table(RESULTS / f"{name}.csv"):
         rows[record.order or 0, record.cell].append(record)
@@ -123,7 +125,7 @@ def _machines(found: Iterable[tuple[int, bool, str, str | None]]) -> list[str]:
 
 
 def quality_table(group: str) -> str:
-    """One line a cell: top-1 of the last epoch, and the difference to another cell, paired by seed."""
+    """One line per cell: top-1 of the last epoch, and the difference to another cell, paired by seed."""
     cells, results = read_quality()
     names = [name for name in rows_of(group, cells) if results[name]]
     published = any("published-code" in cells[name] for name in names if cells[name]["group"] == group)
@@ -145,15 +147,8 @@ def quality_table(group: str) -> str:
 
 def five_table() -> str:
     """Student alone, KD, MGD, OFD and MGD + OFD: top-1, and the difference to the student alone."""
-    cells, results = read_quality()
-    lines = ["| | top-1 %, last epoch | n | difference to the student alone, paired by seed |", "|---|---|---|---|"]
-    for name in FIVE:
-        found = results[name]
-        shared = sorted(set(found) & set(results["alone"]))
-        gain = differences([found[seed].last_top1 - results["alone"][seed].last_top1 for seed in shared])
-        top1 = spread([record.last_top1 for record in found.values()])
-        lines.append(f"| {cells[name]['row']} | {top1} | {count(found)} | {gain if name != 'alone' else ''} |")
-    return "\n".join([*lines, *measured_on([r for name in FIVE for r in results[name].values()])])
+    _, results = read_quality()
+    return "\n".join([gain_table(FIVE), *measured_on([r for name in FIVE for r in results[name].values()])])
 
 
 def _row(columns: list[str]) -> str:
@@ -168,7 +163,7 @@ def check_teacher(name: str, results: list[Record]) -> None:
 
 
 def changes_table(cells: dict[str, dict[str, Any]], results: dict[str, dict[int, Record]]) -> str:
-    """One line a cell that matched more than once: how many of its pairs each later matching changed."""
+    """One line per cell that matched more than once: how many of its pairs each later matching changed."""
     lines = [
         "| % of the pairs changed, mean over seeds | n | 2nd matching | 3rd | 4th | last |",
         "|---|---|---|---|---|---|",
@@ -184,7 +179,7 @@ def changes_table(cells: dict[str, dict[str, Any]], results: dict[str, dict[int,
 
 
 def time_table(cells: dict[str, dict[str, Any]], results: dict[str, dict[int, Record]]) -> str:
-    """One line a cell that measures time, where it had both cores to itself."""
+    """One line per cell that measures time, where it had both cores to itself."""
     lines = ["| 2 threads | training and matching, min | whole command, min | top-1 % |", "|---|---|---|---|"]
     names = [name for name, cell in cells.items() if cell["group"] == "time"]
     found = [r for name in names for r in results[name].values() if r.threads == 2 and r.wall_seconds]
@@ -195,7 +190,7 @@ def time_table(cells: dict[str, dict[str, Any]], results: dict[str, dict[int, Re
 
 
 def terms_table() -> str:
-    """One line a term alone and a sum of terms, the best first: top-1, and what a step costs."""
+    """One line per term alone and per sum of terms, the best first: top-1, and what a step costs."""
     cells, results = read_quality()
     names = [n for n in dict.fromkeys((*rows_of("main", cells), *rows_of("terms", cells))) if results[n]]
     names.sort(key=lambda name: -mean(r.last_top1 for r in results[name].values()))
@@ -215,7 +210,7 @@ def terms_table() -> str:
 
 
 def speed_table(kind: str = "speed", only: tuple[str, ...] = ()) -> str:
-    """One line a measured question, with its target; with `only`, these questions."""
+    """One line per measured question, with its target; with `only`, these questions."""
     lines = ["| | measured | quartiles | target |", "|---|---|---|---|"]
     files = [path for path in sorted((RESULTS / kind).glob("*.json")) if path.stem not in OTHERS]
     results = [json.loads(path.read_text()) for path in files]
@@ -228,7 +223,6 @@ def speed_table(kind: str = "speed", only: tuple[str, ...] = ()) -> str:
     return "\n".join([*lines, *_machines((m["cores"], m.get("bfloat16", True), *rest) for m, *rest in about)])
 
 
-FIVE = ("alone", "kd-1.5", "amp", "ofd", "mgd-ofd")
 # Groups that match again.
 MATCHED = ("main", "flow", "trained", "short", "few", "longer", "widths", "terms", "muon", "photographs")
 HEADLINES = (
@@ -287,6 +281,9 @@ MADE: dict[str, Callable[[], str]] = {
     "energy": energy_table,
     "solvers": solvers_table,
     "five": five_table,
+    "which-term": partial(gain_table, TERMS),
+    "flow-worth": worth_table,
+    "few-short": partial(gain_table, FEW_SGD, FEW_MUON),
     "digits": partial(results_table, "demo"),
     "speed": speed_table,
     "terms": terms_table,

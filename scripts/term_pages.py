@@ -53,7 +53,7 @@ def _page(name: str, kind: type[Term], formula: str, when: str) -> str:
         "",
         f"**When to use it:** {when}",
         "",
-        f"**Default weight:** {kind.weight:g}. **Reads:** {_reads(kind)}.",
+        f"**Default weight:** {default_weight(kind)}. **Reads:** {_reads(kind)}.",
         "",
         "## Formula",
         "",
@@ -61,7 +61,7 @@ def _page(name: str, kind: type[Term], formula: str, when: str) -> str:
         formula,
         "$$",
         "",
-        "As the code says it:",
+        "In the words of the code:",
         "",
         "```text",
         *meaning,
@@ -69,7 +69,7 @@ def _page(name: str, kind: type[Term], formula: str, when: str) -> str:
         "",
         "## Source",
         "",
-        source or "This project's own sum; it has no source.",
+        source or "Standard; no publication is followed.",
         "",
         "## Options",
         "",
@@ -83,6 +83,12 @@ def _page(name: str, kind: type[Term], formula: str, when: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def default_weight(kind: type[Term]) -> str:
+    """Return the weight of a term; `mgd` has another one in its default form."""
+    published = getattr(kind.Hyper, "loss_factor", None)
+    return f"{kind.weight:g}" if published is None else f"{1 / published:g} (other forms than `sum`: {kind.weight:g})"
 
 
 def _docs(name: str, kind: type[Term]) -> tuple[list[str], str]:
@@ -99,7 +105,7 @@ def _docs(name: str, kind: type[Term]) -> tuple[list[str], str]:
 
 
 def _linked(text: str) -> str:
-    return re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
 
 
 def _reads(kind: type[Term]) -> str:
@@ -119,8 +125,8 @@ def _options(name: str, kind: type[Term]) -> list[str]:
             about[match[1]] = " ".join(match[2].split())
     fields = dataclasses.fields(kind.Hyper)
     if not fields:
-        return ["None beside the weight and its schedule."]
-    lines = [f"Typed as `--term {name}.KEY=VALUE`, or as keys of the term in a recipe.", ""]
+        return ["None except the weight and its schedule."]
+    lines = [f"Set them with `--term {name}.KEY=VALUE`, or as keys of the term in a recipe.", ""]
     lines += ["| key | default | meaning |", "|---|---|---|"]
     for field in fields:
         said = about.get(field.name, "").replace("|", "\\|")
@@ -153,7 +159,7 @@ def _measured(name: str) -> list[str]:
         top1 = spread([r.last_top1 for r in found.values()])
         lines.append(f"| {cell['row']} | {data} | {top1} | {count(found)} | {gain} |")
     if not rows:
-        lines = ["Not measured by this project yet." if name != "ce" else "It is part of every row of the other terms."]
+        lines = ["Not measured by this project yet." if name != "ce" else "All rows of the other terms include it."]
     else:
         lines += ["", "[How to read this](../../results/quality.md)."]
     used = sorted(path.stem for path in RECIPES.glob("*.yaml") if _in_recipe(name, yaml.safe_load(path.read_text())))

@@ -52,5 +52,5 @@ def test_the_table_has_every_named_network_once_and_says_how_many_work() -> None
     assert set(NETWORKS) <= set(networks())
     rows = [Row("a", 32, "1 / 2", "yes", "yes", "yes"), Row("b", 64, "", "no | not", "not tried", "yes")]
     text = page(rows)
-    assert ":\n1 of 2 networks work." in text
+    assert "\n1 of 2 networks work as teachers: " in text
     assert text.endswith("| `a` | 32 | 1 / 2 | yes | yes | yes |\n| `b` | 64 |  | no \\| not | not tried | yes |\n")

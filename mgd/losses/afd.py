@@ -22,11 +22,11 @@ def afd(student: Sequence[Tensor], teacher: Sequence[Tensor], attention: Tensor)
     """Compute 1/B * sum over images and tap pairs of a[t, s] * mean over pixels of (v_s / |v_s| - v_t / |v_t|)^2.
 
     v is the `energy` of a map, flattened over the pixels; the student's is first average-pooled to the size of teacher
-    map t (repeated, where it is smaller).
+    map t (or repeated, if it is smaller).
 
     Args:
-        student: (B, S, H, W) maps, one a tap; the gradient flows here and to the attention only.
-        teacher: (B, T, H', W') maps, one a tap; their number may differ from the student's.
+        student: (B, S, H, W) maps, one per tap; the gradient flows here and to the attention only.
+        teacher: (B, T, H', W') maps, one per tap; their number may differ from the student's.
         attention: (B, teacher taps, student taps), weights that sum to 1 over the student taps.
 
     Returns:
@@ -87,7 +87,7 @@ class TapAttention(nn.Module):
         self.teacher_position = nn.Parameter(nn.init.xavier_normal_(torch.empty(num_teacher, width)))
 
     def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """Return the weights (B, teacher taps, student taps) of maps (B, C, H, W), one a tap."""
+        """Return the weights (B, teacher taps, student taps) of maps (B, C, H, W), one per tap."""
         pooled = [x.float().mean(dim=(2, 3)) for x in teacher]
         query = torch.stack([layer(x) for layer, x in zip(self.queries, pooled, strict=True)], dim=1)  # (B, t, D)
         pooled = [x.float().mean(dim=(2, 3)) for x in student]
@@ -99,13 +99,13 @@ class TapAttention(nn.Module):
 
 
 class AFD(Term):
-    """`afd` with one learned `TapAttention` a teacher, as a term.
+    """`afd` with one learned `TapAttention` per teacher.
 
     The networks may have different numbers of taps.
 
     Args:
         student_channels: S of every tap.
-        teacher_channels: T of every tap, one list a teacher.
+        teacher_channels: T of every tap, one list per teacher.
         hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
         values: the hyper-parameters by name.
@@ -126,7 +126,7 @@ class AFD(Term):
         """Hyper-parameters of `AFD`.
 
         Args:
-            width: of queries, keys and positions, at least 1.
+            width: length of queries, keys and positions, at least 1.
         """
 
         width: int = 128

@@ -79,8 +79,8 @@ def check_channels(student_channels: Sequence[int], teacher_channels: Sequence[S
     """Refuse channel numbers that do not pair up tap by tap.
 
     Args:
-        student_channels: one number a tap.
-        teacher_channels: one such list a teacher.
+        student_channels: one number per tap.
+        teacher_channels: one such list per teacher.
 
     Raises:
         ValueError: no teachers, no taps, or another number of taps in one of the networks.

@@ -1,4 +1,4 @@
-"""Attention transfer: where in the image the two networks respond."""
+"""Attention transfer: both networks should respond at the same places of the image."""
 
 from __future__ import annotations
 
@@ -41,10 +41,9 @@ def at(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class AT(Term):
-    """`at` of every tap as a term, summed over the taps.
+    """`at`, summed over the taps.
 
-    The published weight 1000 goes with the mean over images and pixels and the sum over taps.
-
+    The published weight 1000 belongs to this scale: a mean over images and pixels, a sum over taps.
     """
 
     needs = frozenset({"maps"})

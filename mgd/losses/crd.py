@@ -1,4 +1,4 @@
-"""Contrastive representation distillation: teacher and student agree on an image, and tell it from the others."""
+"""Contrastive representation distillation: both networks embed an image alike, and other images differently."""
 
 from __future__ import annotations
 
@@ -192,13 +192,14 @@ class CRD(Term):
 
     A linear head and L2 normalisation embed each network's last tapped map, averaged over its pixels, or its logits
     where it has no taps. A bank keeps an embedding of every image. The positive is the bank's entry of the image
-    itself, as published code has it; negatives are the entries of K images drawn from all but the anchor, whatever
-    their labels, without replacement; one draw serves the whole batch. After the loss, in training mode only, the
-    entries of the batch become normalise(momentum * entry + (1 - momentum) * embedding). Z of each direction is
-    N * mean of exp(score) over the first batch, and stays.
+    itself, as in published code. The negatives are the entries of K other images of any label, drawn without
+    replacement; one draw serves the whole batch. After the loss, in training mode only, the entries of the batch become
+    normalise(momentum * entry + (1 - momentum) * embedding). Z of each direction is N * mean of exp(score) over the
+    first batch, and stays.
 
-    Among ranks the loss is that of the whole batch, and banks, draws and Z are the same everywhere. The banks take
-    8 * N * dimension bytes a teacher, in the state_dict too. Not for DataParallel: it loses what its replicas remember.
+    With several ranks the loss is that of the whole batch, and banks, draws and Z are the same on all of them. The
+    banks take 8 * N * dimension bytes per teacher, in the state_dict too. Not for DataParallel: it loses what its
+    replicas remember.
 
     Args:
         student_channels: length of the student's vector.
@@ -226,11 +227,11 @@ class CRD(Term):
         """Hyper-parameters of `CRD`.
 
         Args:
-            num_negatives: K; N - 1 where there are no more.
+            num_negatives: K, at most N - 1.
             dimension: length of an embedding.
-            temperature: of the scores, > 0.
+            temperature: divides the scores, > 0.
             momentum: share of a bank's old entry, in [0, 1).
-            seed: of the banks' first content and of the draws.
+            seed: for the first content of the banks, and for the draws.
 
         Raises:
             ValueError: a value outside its range.

@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: the target class and the others, each with a weight of its own."""
+"""Decoupled knowledge distillation: the target class and the other classes have separate weights."""
 
 from __future__ import annotations
 

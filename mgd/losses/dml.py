@@ -53,10 +53,10 @@ def dml(
 
 
 class DML(LogitTerm):
-    """`dml` as a term, averaged over the peers.
+    """`dml`, averaged over the peers.
 
-    In mutual learning each network has its own such term with its peers as constants. Of two networks with the
-    symmetric form, their gradients together are those of one symmetric term that trains both.
+    In mutual learning each network has its own such term, with its peers as constants. For two networks with the
+    symmetric form, the gradients of both terms together equal those of one symmetric term that trains both.
     """
 
     mutual = True

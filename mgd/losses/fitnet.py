@@ -1,4 +1,4 @@
-"""FitNets: the student regresses a map from the middle of the teacher."""
+"""FitNets: the student predicts a map from the middle of the teacher."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mgd.taps import Batch, Outputs, Probe
 
 
 class FitNet(StartingTerm):
-    """Mean squared error of the teacher's map (the hint) and one regressed from the student's map at the same tap.
+    """Mean squared error of the teacher's map (the hint) and its prediction from the student's map at the same tap.
 
     loss = mean over images, channels and pixels of (BN(W * student) - teacher)^2, W a 1x1 convolution.
     Where the resolutions differ, the larger map is average-pooled first.
 
     Args:
         student_channels: S of every tap.
-        teacher_channels: T of every tap, one list a teacher.
+        teacher_channels: T of every tap, one list per teacher.
         hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
         values: the hyper-parameters by name.
@@ -43,8 +43,8 @@ class FitNet(StartingTerm):
         """Hyper-parameters of `FitNet`, beside those of `StartOptions`, where `init` is of W.
 
         Args:
-            tap: which one holds the hint, negative ones counted from the end; None for the middle one, number n // 2 of
-                n (of four stages the third, which holds the middle layer of the usual residual nets).
+            tap: number of the tap that is compared, from 0, or from the end if negative; None for the middle one,
+                n // 2 of n (with four stages the third, which has the middle layer of the usual residual networks).
         """
 
         tap: int | None = None

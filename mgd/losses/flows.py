@@ -25,17 +25,16 @@ class FlowOptions(HyperParameters):
     """How a flow between the channels of two networks is found.
 
     Args:
-        assignment: "cheapest", or a control that ignores or inverts the costs: "costliest", "identity" (neighbouring
-            teacher channels by index), "random" (another one at every matching).
+        assignment: "cheapest", or a control: "costliest", "identity" (by index: neighbouring teacher channels),
+            "random" (another one at every matching).
         capacity: how many teacher channels guide one student channel, see `mgd.solve_flow`.
         solver: see `mgd.solve_flow`.
         max_images: images observed for a matching, at least 1.
-        cost: what channels are matched by: "cosine" or "correlation", see `mgd.channel_cost`, or "gradient": the cosine
-            of maps times the gradient of their network's own cross-entropy, that is by what they do for the loss.
-        groups: "student", the flow decides which teacher channels share a target, or "teacher": they are grouped
-            first, by what one target can carry of them, and each group goes to the student channel where it costs
-            least; see `mgd.flow.group_channels`. With as many student channels or more, nothing is shared, and both
-            are the same.
+        cost: "cosine" or "correlation" of the maps, see `mgd.channel_cost`, or "gradient": the cosine of maps times the
+            gradient of their network's own cross-entropy, which compares what channels do for the loss.
+        groups: "student": the flow decides which teacher channels share a target. "teacher": they are grouped first, by
+            how much of them one target can carry, and each group goes to the student channel where it costs least; see
+            `mgd.flow.group_channels`. If the student has as many channels or more, both are the same.
     """
 
     assignment: Literal["cheapest", "costliest", "identity", "random"] = "cheapest"

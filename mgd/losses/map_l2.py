@@ -1,4 +1,4 @@
-"""Mean squared distance of one tapped map, as mutual learning of maps (U-DML) has it."""
+"""Mean squared distance of one map; the map part of mutual learning with maps (U-DML)."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def map_l2(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class MapL2(Term):
-    """`map_l2` of one tap as a term: with `dml`, the two are `udml`.
+    """`map_l2` of one tap; its sum with `dml` is `udml`.
 
-    The student's map passes a learned 1x1 convolution where its width differs from the teacher's.
+    The student's map passes a learned 1x1 convolution if its width differs from the teacher's.
 
     Args:
         student_channels: width of the student's map.

@@ -1,4 +1,4 @@
-"""Masked generative distillation: restore the teacher's map from the student's, part of which is hidden."""
+"""Masked generative distillation: restore the teacher's map from the student's partly hidden map."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def draw_mask(maps: Tensor, ratio: float, what: str = "channels", generator: tor
 class MaskedGenerative(StartingTerm):
     """Compute mean over all elements of (teacher - generator(mask * align(student)))^2 at one tap.
 
-    align is a 1x1 convolution where the widths differ or a flow starts it, else the identity; the larger of both maps
-    is average-pooled to the size of the smaller first. generator = 3x3 convolution, ReLU, 3x3 convolution at the
-    teacher's width. Masked entries are 0 and the others are not rescaled. In eval mode nothing is masked, so that the
-    value is no draw.
+    align is a 1x1 convolution if the widths differ or it starts from a flow, else the identity; before that, the larger
+    map is average-pooled to the size of the smaller. generator = 3x3 convolution, ReLU, 3x3 convolution at the
+    teacher's width. Masked entries are 0 and the others are not rescaled. In eval mode nothing is masked, so the
+    value is not random.
 
-    `generator` (None: the device's default one) is a `torch.Generator` to draw masks from. One published recipe
-    multiplies the weight by 1.756; the weight is left to the caller.
+    `generator` is a `torch.Generator` to draw masks from; None for the default one of the device. One published recipe
+    multiplies the weight by 1.756; here the caller sets the weight.
 
     Args:
         student_channels: width of the student's map.

@@ -22,21 +22,21 @@ class MatchingOptions(FlowOptions):
 
     Args:
         reducer: how the teacher channels of a student channel become one target, see `mgd.reduce_channels`; None for
-            "amp", or for "linear" where the capacity is soft.
-        capacity: see `FlowOptions`; "soft" and "unbalanced": targets are weighted sums, by a transport plan, see
-            `mgd.flow.soft_weights`, and the flow beside it is that of "spread". None for "spread", or for "single"
-            where the reducer is "sm".
-        form: "sum", "mean" or "relative", see `ChannelMatching`.
+            "amp", or for "linear" if the capacity is soft.
+        capacity: how many teacher channels guide one student channel, see `mgd.solve_flow`. With "soft" and
+            "unbalanced", targets are sums weighted by a transport plan, see `mgd.flow.soft_weights`; the flow that is
+            logged is that of "spread". None for "spread", or for "single" if the reducer is "sm".
+        form: "sum", "mean" or "relative", see the formula of `ChannelMatching`.
         loss_factor: in the form "sum" the term's weight is one over it; 1e4 suits 224 px.
         update_freq: match before epochs 0, n, 2n ...; 0: once, before training.
         observe: "pass", costs are measured in a pass before each matching, or "online", on a share of each training
             batch, except for the first matching.
-        margin: "bn", from the norm before the tap where there is one, "map", measured, or "none".
+        margin: "bn", from the norm before the tap if there is one, else measured; "map", always measured; or "none".
         stage_weights: factor of every stage; None for those of the form.
-        across: whether the stage of the teacher that teaches a stage of the student is chosen too, by the cheapest
-            assignment of stages; the cost of two stages is that of their flow per pair of channels.
+        across: whether the cheapest assignment of stages decides which teacher stage teaches which student stage; the
+            cost of two stages is that of their flow per matched pair.
         epsilon: soft capacities: strength of the entropy, in units of the spread of the costs.
-        penalty: capacity "unbalanced": price of a channel's mass that goes nowhere, in the same units.
+        penalty: capacity "unbalanced": price of the mass that a plan leaves out, in the same units.
         energy: whether the share of the teacher's energy that the groups can carry is measured and logged.
     """
 

@@ -1,4 +1,4 @@
-"""MEAL V2: the mean of an ensemble's probabilities as the only target, beside a discriminator of the logits."""
+"""MEAL V2: follow the mean probabilities of several teachers; a discriminator compares the logits."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def meal(
 
     Args:
         student_logits: (B, K); the gradient flows here only.
-        teacher_logits: one (B, K) a teacher; a tensor alone is one teacher.
+        teacher_logits: one (B, K) per teacher; a tensor alone is one teacher.
         target: not used; every logit loss takes it.
-        teacher_weights: one positive factor a teacher, normalised to sum to 1; None for equal ones.
+        teacher_weights: one positive factor per teacher, normalised to sum to 1; None for equal ones.
 
     Returns:
         Scalar, float32.
@@ -50,7 +50,7 @@ def meal(
 def _mean(tensors: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
     weights = [1.0] * len(tensors) if weights is None else weights
     if not tensors or len(tensors) != len(weights):
-        raise ValueError(f"meal needs one weight a teacher; got {len(weights)} weights and {len(tensors)} teachers")
+        raise ValueError(f"meal needs one weight per teacher; got {len(weights)} weights and {len(tensors)} teachers")
     for weight in weights:
         check_positive("meal", teacher_weights=weight)
     scaled = [weight / sum(weights) * tensor for weight, tensor in zip(weights, tensors, strict=True)]
@@ -63,9 +63,9 @@ class MEAL(LogitTerm):
     The discriminator has 1x1 layers (linear on logits) of widths K, K/8, K/64, 2, none narrower than 2, with ReLU in
     between. It answers (1, 0) for a student and (0, 1) for the ensemble; the cross-entropy is the mean of both answers.
 
-    Everything minimises the one sum, as published: no gradient is reversed, so the student's share of the discriminator
-    term makes its logits easier to tell from the ensemble's, against the pull of the similarity. The published code
-    rectifies the last layer too, so that no answer is below 0; here the answers are free.
+    Student and discriminator both minimise this sum, as published. No gradient is reversed, so the discriminator's term
+    makes the student's logits easier to tell from the ensemble's, while the similarity pulls them together. The
+    published code has a ReLU after the last layer too, so no answer is below 0; here there is none.
 
     Args:
         num_classes: K, at least 2.

@@ -1,4 +1,4 @@
-"""The matching guided distillation term: adapters, margins and flows, and how they are renewed."""
+"""Matching guided distillation: student channels follow the teacher channels that a flow assigns to them."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class ChannelMatching(Term):
         the teacher's scale.
     "mean": loss = sum_i e_i / (B S H W), the error per element. Where a stage halves the side and doubles the channels,
         this is the sum over its last stage's S H W: the same at every image size.
-    "relative": loss = sum_i e_i / |max(target_i, 0)|^2. Free of the teacher's scale too; about n for a student at 0.
-        The denominator is that of the images at hand: over ranks, or parts of a batch, it is a mean of such ratios.
-        No ratio exceeds 100: beyond, the denominator is a constant e_i / 100, and the gradient that of 100 log e_i. It
-        is so for a student far above its teacher, and for a stage whose map is nowhere positive; `dead` names those.
+    "relative": loss = sum_i e_i / |max(target_i, 0)|^2. Free of the teacher's scale, too; about n for a student at 0.
+        The denominator is that of the images at hand: over ranks, or parts of a batch, the loss is a mean of ratios.
+        No ratio exceeds 100: above, the denominator is a constant e_i / 100, and the gradient is that of 100 log e_i.
+        This concerns a student far above its teacher, and stages whose map is nowhere positive (see `dead`).
 
-    A teacher's map of another resolution is brought to the student's, see `align.at_size_of`. With `across`, the stage
-    of the teacher that teaches a stage of the student is the cheapest assignment's, each teaching one; pairs of all
-    stages are observed, and `stage_weights` are those of the student's stages.
+    A teacher's map of another resolution is resized to the student's, see `align.at_size_of`. With `across`, the
+    cheapest assignment decides which teacher stage teaches which student stage, each teaching one; all pairs of stages
+    are observed, and `stage_weights` are those of the student's stages.
 
     Use: `update` before every epoch, then call as a term. By hand: `observe` batches in eval mode, `rematch` to solve
     the flows. Costs are `channel_cost` of the maps themselves, before BN_i, averaged over the images observed.

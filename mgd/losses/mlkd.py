@@ -1,4 +1,4 @@
-"""Multi-level logit distillation: probabilities, likeness of images, likeness of classes, at several temperatures."""
+"""Multi-level logit distillation: probabilities, similarity of images and of classes, at several temperatures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def mlkd(
     batch: float = 0.5,
     classes: float = 0.5,
 ) -> Tensor:
-    """Compare probabilities, the likeness of images and the likeness of classes.
+    """Compare probabilities, the similarity of images and the similarity of classes.
 
     sum over temperatures tau of [ instance * tau^2 / B * sum over images of KL(p_t || p_s)
     + batch / B * |P_s P_s^T - P_t P_t^T|^2 + classes / K * |P_s^T P_s - P_t^T P_t|^2 ]
@@ -85,9 +85,9 @@ def _check(temperatures: Sequence[float], **weights: float) -> None:
 
 
 class MLKD(LogitTerm):
-    """`mlkd` of the batch over all ranks, as a term: of the first view, and the probabilities of the second.
+    """`mlkd` of the first view, and the probabilities of the second, over the batch of all ranks.
 
-    In the authors' code, the second view is compared at all temperatures but the lowest and the highest, at which the
+    In the authors' code, the second view is compared at all temperatures except the lowest and the highest. There, the
     first view is compared once more. `form="published"` does so.
     """
 
@@ -102,7 +102,7 @@ class MLKD(LogitTerm):
         Args:
             temperatures: see `mlkd`.
             instance: weight of the probabilities of the first view.
-            second: weight of those of the second view; 0 does without a second view.
+            second: weight of those of the second view; with 0 there is no second view.
             batch: see `mlkd`.
             classes: see `mlkd`.
             form: "corrected", or "published" as in the authors' code: see `MLKD`.

@@ -1,4 +1,4 @@
-"""Overhauled feature distillation: the margin partial L2 behind a regressor, stage by stage."""
+"""Overhauled feature distillation: trainable layers predict the teacher's maps from the student's, tap by tap."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ class _Stage(nn.Module):
 
 
 class OFD(StartingTerm):
-    """Partial L2 of the teacher's maps and those regressed from the student's, both before the ReLU.
+    """Partial L2 of the teacher's maps and their predictions from the student's, both before the ReLU.
 
     loss = 1/B sum_i partial_l2(BN_i(W_i * student_i), teacher_i, margin_i) / 2^(n-1-i), i the tap out of n, W_i a 1x1
     convolution. Where the resolutions differ, the larger map is average-pooled first.
 
     Args:
         student_channels: S of every tap.
-        teacher_channels: T of every tap, one list a teacher.
-        margins: one list a teacher of (T,) per tap, as `bn_margin` gives it, or None for a tap (or all) whose margin is
-            measured: the mean of the negative values of all the maps seen in training, on all ranks, kept in buffers.
+        teacher_channels: T of every tap, one list per teacher.
+        margins: one list per teacher of (T,) per tap, as `bn_margin` gives it, or None for a tap (or all) whose margin
+            is measured: the mean of the negative values of all maps seen in training, on all ranks, kept in buffers.
         hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
         values: the hyper-parameters by name.

@@ -1,4 +1,4 @@
-"""Knowledge review: each teacher stage teaches the student's stage fused with the deeper ones."""
+"""Knowledge review: the student's stage, fused with its deeper ones, follows the teacher's."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def context_loss(student: Tensor, teacher: Tensor, *, sizes: Sequence[int] = (4,
 
 
 class _Fusion(nn.Module):
-    """Join one stage with the deeper ones: two maps of attention, one a side, weigh them pixel by pixel."""
+    """Join one stage with the deeper ones: two maps of attention, one per side, weigh them pixel by pixel."""
 
     def __init__(self, num_student: int, num_teacher: int, width: int, *, deepest: bool) -> None:
         super().__init__()
@@ -129,7 +129,9 @@ class ReviewKD(StartingTerm):
         num = len(student_channels)
         if num == 0 or any(len(channels) != num for channels in teacher_channels):
             counts = ", ".join(str(len(channels)) for channels in teacher_channels)
-            raise ValueError(f"expected one tap a stage in every network; the student has {num}, the teachers {counts}")
+            raise ValueError(
+                f"expected one tap per stage in every network; the student has {num}, the teachers {counts}"
+            )
         super().__init__(
             student_channels, teacher_channels, range(num), hyper, teacher_weights=teacher_weights, **values
         )

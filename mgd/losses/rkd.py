@@ -37,7 +37,7 @@ def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: floa
 
     d_ij = |x_i - x_j| over its mean of i != j; c_ijk = cos of the angle at x_j between x_i and x_k;
     h(e) = e^2 / 2 for |e| < 1, else |e| - 1/2. The means run over all B^2 pairs and B^3 triples, as the published
-    weights want it; those with an image twice count 0. Memory grows with B^2 max(B, D).
+    weights assume; those that have an image twice count 0. Memory grows with B^2 max(B, D).
 
     Args:
         student: (B, D) embeddings; the gradient flows here only.
@@ -70,7 +70,7 @@ def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: floa
 
 
 class RKD(Term):
-    """`rkd` as a term, over the images of all ranks.
+    """`rkd` over the images of all ranks.
 
     The embedding is the last tapped map, averaged over its pixels, or the logits where either network has no taps.
     """

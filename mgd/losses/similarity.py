@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation: which images of a batch excite the networks alike."""
+"""Similarity-preserving distillation: the same images of a batch should look alike to both networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from mgd.taps import Batch, Outputs
 
 
 def similarity(student: Tensor, teacher: Tensor) -> Tensor:
-    """Compute 1/B^2 * sum over pairs of images of (g_s - g_t)^2, g the rows of Q Q^T at length 1, Q a map an image.
+    """Compute 1/B^2 * sum over pairs of images of (g_s - g_t)^2.
+
+    g is Q Q^T with each row divided by its length; a row of Q is the flattened map of one image.
 
     Args:
         student: (B, S, H, W); the gradient flows here only.

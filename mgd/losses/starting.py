@@ -102,7 +102,7 @@ class StartingTerm(Term):
         """
         places = [(number, position) for number in range(len(self.channels[1])) for position in range(len(self.taps))]
         if len(flows) != len(places):
-            raise ValueError(f"expected {len(places)} flows, one a tap and teacher; got {len(flows)}")
+            raise ValueError(f"expected {len(places)} flows, one per tap and teacher; got {len(flows)}")
         for (number, position), flow in zip(places, flows, strict=True):
             self.begin(number, position, flow)
         self.ready = True

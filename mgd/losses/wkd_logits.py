@@ -1,4 +1,4 @@
-"""WKD of logits: the transport between two predictions, where similar classes are near each other."""
+"""WKD of logits: the cost of moving one prediction to the other, where similar classes are near."""
 
 from __future__ import annotations
 
@@ -142,11 +142,11 @@ class WKDLogits(LogitTerm):
         """Hyper-parameters of `WKDLogits`.
 
         Args:
-            temperature: tau > 0 of the transport.
-            wasserstein_weight: of the transport beside the target's part, at least 0.
+            temperature: tau of the transport, > 0.
+            wasserstein_weight: weight of the transport, at least 0; that of the target's part is 1.
             epsilon: strength of the entropy, in units of the cost, at least 0.025.
-            iterations: of the Sinkhorn algorithm, at least 1.
-            sharpening: > 0; larger values make costs of similar and of other classes more equal.
+            iterations: number of Sinkhorn iterations, at least 1.
+            sharpening: > 0; larger values make the costs of similar and of different classes more equal.
         """
 
         temperature: float = 2.0

@@ -69,7 +69,7 @@ def _deviation(part: Tensor) -> Tensor:
 
 
 class WKDMaps(Term):
-    """`wkd_maps` of one tap as a term; the student's map passes a 1x1 convolution, its normalisation and a ReLU.
+    """`wkd_maps` of one tap; the student's map first passes a 1x1 convolution, its normalisation and a ReLU.
 
     On CIFAR-100 the source lowers the weight by a cosine after the learning rate first drops; this term does not.
 

@@ -1,4 +1,4 @@
-"""Weighted soft labels: distil less where the student already does better on the label than the teacher."""
+"""Weighted soft labels: less weight on images whose label the student already predicts better than the teacher."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def test_the_width_follows_the_last_stage_up_to_512() -> None:
 def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="the student has 3, the teachers 2"):
         term((3, 2))
-    with pytest.raises(ValueError, match="one tap a stage"):
+    with pytest.raises(ValueError, match="one tap per stage"):
         ReviewKD([], [[]])
     with pytest.raises(ValueError, match="width"):
         term(width=0)
