@@ -9,6 +9,7 @@ anything is timed the evaluation's pixels must be torchvision's. Writes results/
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from classification.data.images import read_image
 from classification.data.loading import FixedBatches, Photos, TrainBatches, loader
 from classification.data.preprocessing import Preprocessing
 from classification.data.transforms import MEAN, STD, normalise, train_transform
+from classification.models import build
 from classification.options.config import parse
 from classification.runs.world import Seed, World
 from classification.system.memory import keep_freed_memory
@@ -75,10 +77,12 @@ def check(root: Path, samples: list[tuple[str, int]]) -> None:
 
 def evaluations(folder: Path, arch: str) -> dict[str, Callable[[], object]]:
     """Return an evaluation of one network by our engine, and by timm's loader with a plain loop."""
-    options = parse(
-        [str(folder), "-a", arch, "-b", str(BATCH), "-j", "1", "--amp", "bf16", "-e"], "", distillation=False
-    )
-    engine = Engine(start_job(options, Seed(0, True), with_teacher=False), World())
+    with tempfile.TemporaryDirectory() as place:
+        weights = Path(place) / "weights.pth"
+        torch.save({"state_dict": build(arch, len(list((folder / "valid").iterdir()))).state_dict()}, weights)
+        words = [str(folder), "-a", arch, "-b", str(BATCH), "-j", "1", "--amp", "bf16", "-e"]
+        options = parse([*words, "--student-resume", str(weights)], "", distillation=False)
+        engine = Engine(start_job(options, Seed(0, True), with_teacher=False), World())
     network = engine.job.student
     assert network is not None
     dataset = timm.data.create_dataset("", str(folder / "valid"))

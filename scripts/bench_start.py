@@ -24,8 +24,8 @@ import os, sys
 from classification import main_mgd
 from classification.training.engine import Engine
 images = Engine.images
-def leave(self, batch):
-    images(self, batch)
+def leave(self, *batch, **how):
+    images(self, *batch, **how)
     os._exit(42)
 Engine.images = leave
 sys.exit(main_mgd.main(sys.argv[1:]))

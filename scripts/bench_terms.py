@@ -46,7 +46,9 @@ def make_folder(root: Path, num_images: int) -> None:
 
 def make_step(suite: dict[str, Any], cell: dict[str, Any], root: Path) -> Callable[[], None]:
     """Return a step of one cell, matched where it matches."""
+    output = Path(tempfile.mkdtemp(dir=root)) / "run"
     words = [str(root), *shlex.split(suite["base"]), *shlex.split(cell.get("options", "")), "-j", "0", "--seed", "0"]
+    words += ["--output", str(output)]
     distils = cell.get("script", "main_mgd") == "main_mgd"
     if distils and cell.get("teacher", True):
         words += [*shlex.split(suite["teacher"]), "--teacher-resume", str(root / "teacher.pth")]
@@ -54,6 +56,7 @@ def make_step(suite: dict[str, Any], cell: dict[str, Any], root: Path) -> Callab
     job = (distilling if distils else alone).prepare(options, Seed(0, True))
     trainer = Trainer(Engine(job, World()))
     if distils:
+        (output / "flow").mkdir(parents=True)
         update_terms(trainer.engine, trainer.distiller, 0)
     trainer.stepper.wrapped.train()
     batch = next(iter(trainer.loader))
