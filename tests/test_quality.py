@@ -147,6 +147,22 @@ def test_an_unknown_suite_is_refused(bench: list[str]) -> None:
         main([*bench, "--suite", "digit"])
 
 
+def test_every_cell_is_a_command_that_the_scripts_take(tmp_path: Path) -> None:
+    from cells import cell_words, read_suites
+
+    from classification.options.config import parse
+
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    number = 0
+    for suite in read_suites().values():
+        for cell in suite["cells"].values():
+            words = cell_words(suite, cell, str(weights), str(weights), given=f"{tmp_path}/")
+            parse([str(tmp_path), *words], "", distillation=cell.get("script") != "main_base")
+            number += 1
+    assert number > 150
+
+
 def test_differences_are_paired() -> None:
     from cells import differences
 
