@@ -186,7 +186,7 @@ def measure(job: Job, chosen: Sequence[Peer], options: argparse.Namespace) -> di
 
 def row_of(peer: Peer, runs: Sequence[Found]) -> dict[str, Any]:
     """Return what is kept of a peer: medians over rounds, and the rates of each."""
-    low, middle, high = quantiles([run.rate for run in runs], n=4)
+    low, middle, high = quantiles([run.rate for run in runs], n=4, method="inclusive")
     return {
         "name": peer.name,
         "numbers": peer.numbers,

@@ -40,7 +40,7 @@ def alternate(ways: Mapping[str, Callable[[], object]], rounds: int, warmup: int
 def ratio(seconds: Mapping[str, list[float]], slow: str, fast: str) -> tuple[float, float, float]:
     """Return median, first and third quartile of slow / fast, round by round."""
     ratios = [a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)]
-    low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else (ratios[0],) * 3
     return median(ratios), low, high
 
 
