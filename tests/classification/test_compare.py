@@ -101,11 +101,9 @@ def test_help_is_short_and_needs_no_folder(capsys: pytest.CaptureFixture[str]) -
 def test_the_commands_of_its_page_are_understood() -> None:
     folder = Path(compare.__file__).parents[1] / "docs" / "start"
     page = "".join((folder / name).read_text() for name in ("compare.md", "photographs.md")).replace("\\\n", " ")
-    typed = re.findall(
-        r"^(?:python classification/|mgd )((?:compare\.py|prepare FOLDER) .*)$", page, flags=re.MULTILINE
-    )
+    typed = re.findall(r"^mgd ((?:compare photos|prepare FOLDER) .*)$", page, flags=re.MULTILINE)
     commands = [shlex.split(found) for found in typed]
-    assert [words[0] for words in commands] == ["compare.py", "prepare"]
+    assert [words[0] for words in commands] == ["compare", "prepare"]
     asked = compare.parse(commands[0][1:])
     assert (
         asked.own.students == ["mobilenet_v1"]
