@@ -102,7 +102,7 @@ def copy_all(copies: Sequence[Copy], top: Path, side: int) -> dict[Copy, str]:
 def unfinished(folder: Path, copies: Sequence[Copy], side: int) -> Path:
     """Return the folder, beside `folder`, that the copies are collected in; what another plan left there is removed.
 
-    A plan is the same where the same files, as they were, go to the same places in the same size.
+    Two plans are equal if they copy the same unchanged files to the same places at the same size.
     """
     digest = hashlib.sha256(str(side).encode())
     for copy in copies:

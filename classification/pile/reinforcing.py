@@ -24,9 +24,9 @@ from classification.data.stored import CLASSIFIER, Block, encode, open_stored, s
 from classification.data.stored_views import LONGEST, VIEW, Renderer, draw, mixed
 from classification.errors import RunError, UserError
 from classification.options.stored_teacher import PLAN, VIEWS, StoredPlan, read_stored_plan
-from classification.paths import exists, is_file, is_folder
+from classification.paths import exists
 from classification.pile.scoring import Teachers
-from classification.pile.shards import claimed, finish
+from classification.pile.shards import claimed, finish, has_plan, shard_order
 from classification.system.interrupt import outlast
 from classification.system.new_files import write_whole
 from mgd import Taps, fold_norms, keep_top, probe
@@ -63,8 +63,7 @@ class Storing:
 
     def order(self) -> list[int]:
         """Return all shards, those of this rank first; the others are taken where nobody works on them."""
-        numbers = list(range(self.plan.num_shards))
-        return sorted(numbers, key=lambda number: (number % self.size != self.rank, number))
+        return shard_order(self.plan.num_shards, self.rank, self.size)
 
     def images(self, number: int) -> range:
         """Return the numbers of the images of a shard."""
@@ -121,17 +120,7 @@ def begin(work: Storing, classifier: bytes | None, free: int | None = None) -> N
         UserError: the folder holds something else, cannot be written to, or its disk is too small.
     """
     folder = work.folder
-    if exists(folder) and not is_folder(folder):
-        raise UserError(f"--output {folder} is a file: give a folder")
-    # The names first: another rank may write the plan between the two looks.
-    others = [path for path in folder.iterdir() if not _is_own(path.name)] if is_folder(folder) else []
-    if not is_file(folder / PLAN):
-        if others:
-            raise UserError(f"--output {folder} holds other files than stored outputs: give another folder")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output {folder} cannot be made: {error.strerror}") from error
+    if not has_plan(folder, PLAN, "stored outputs", (CLASSIFIER,)):
         write_whole(folder / PLAN, work.plan.text().encode())
     compare(folder, read_stored_plan(folder), work.plan)
     if classifier is not None and not exists(folder / CLASSIFIER):
@@ -143,11 +132,6 @@ def begin(work: Storing, classifier: bytes | None, free: int | None = None) -> N
             f"--output {folder} needs {need / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free: make room, or lower "
             "--samples or --top-k"
         )
-
-
-def _is_own(name: str) -> bool:
-    """Whether a file is a plan or a shard, whole or being written."""
-    return PLAN in name or CLASSIFIER in name or name.startswith(".") or name.endswith(".parquet")
 
 
 def compare(folder: Path, then: StoredPlan, now: StoredPlan) -> None:

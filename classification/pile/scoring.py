@@ -20,7 +20,7 @@ from classification.data.preprocessing import Preprocessing
 from classification.errors import RunError, UserError
 from classification.models.sizes import fit_size
 from classification.models.trained import Trained, digest_of, open_trained
-from classification.pile.shards import Plan, Row, claimed, encode, finish, path_hash
+from classification.pile.shards import Plan, Row, claimed, encode, finish, path_hash, shard_order
 from mgd import logits_of
 
 
@@ -224,8 +224,7 @@ class Work:
 
     def order(self) -> list[int]:
         """Return all shards, those of this rank first; the others are taken where nobody works on them."""
-        numbers = list(range(self.plan.num_shards))
-        return sorted(numbers, key=lambda number: (number % self.size != self.rank, number))
+        return shard_order(self.plan.num_shards, self.rank, self.size)
 
     def images(self, number: int) -> Sequence[str]:
         """Return the images of a shard."""

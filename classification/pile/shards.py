@@ -112,26 +112,48 @@ def begin(folder: Path, plan: Plan) -> None:
     Raises:
         UserError: the folder holds other scores, or something else, or cannot be written to.
     """
-    if exists(folder) and not is_folder(folder):
-        raise UserError(f"--output {folder} is a file: give a folder")
-    # The names first: another rank may write the plan between the two looks.
-    others = [path for path in folder.iterdir() if not _is_own(path.name)] if is_folder(folder) else []
-    if is_file(folder / PLAN):
+    if has_plan(folder, PLAN, "scores"):
         _compare(folder, read_plan(folder), plan)
         return
-    if others:
-        raise UserError(f"--output {folder} holds other files than scores: give another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {folder} cannot be made: {error.strerror}") from error
     write_whole(folder / PLAN, (json.dumps(asdict(plan), indent=1) + "\n").encode())
     _compare(folder, read_plan(folder), plan)  # a rank that came first may have written another
 
 
-def _is_own(name: str) -> bool:
-    """Whether a file is a plan or a shard, whole or being written."""
-    return PLAN in name or name.startswith(".") or name.endswith(".parquet")
+def has_plan(folder: Path, plan: str, what: str, beside: tuple[str, ...] = ()) -> bool:
+    """Make an output folder where there is none, and return whether its plan is there.
+
+    Args:
+        folder: of shards.
+        plan: file name of the plan.
+        what: the folder holds, for the message.
+        beside: names of files that belong to it, too.
+
+    Raises:
+        UserError: it is a file, holds other files and no plan, or cannot be made.
+    """
+    if exists(folder) and not is_folder(folder):
+        raise UserError(f"--output {folder} is a file: give a folder")
+    # The names first: another rank may write the plan between the two looks.
+    others = [path for path in folder.iterdir() if not _is_own(path.name, (plan, *beside))] if is_folder(folder) else []
+    if is_file(folder / plan):
+        return True
+    if others:
+        raise UserError(f"--output {folder} holds other files than {what}: give another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be made: {error.strerror}") from error
+    return False
+
+
+def _is_own(name: str, names: tuple[str, ...]) -> bool:
+    """Whether a file is one of these or a shard, complete or being written."""
+    return any(own in name for own in names) or name.startswith(".") or name.endswith(".parquet")
+
+
+def shard_order(number: int, rank: int, size: int) -> list[int]:
+    """Return all of `number` shards, those of this rank first; the others are taken where nobody works on them."""
+    return sorted(range(number), key=lambda shard: (shard % size != rank, shard))
 
 
 def read_plan(folder: Path) -> Plan:

@@ -42,7 +42,7 @@ class Design:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of one comparison.
+    """The result of one comparison.
 
     Args:
         word: BETTER, WORSE, NO DIFFERENCE or UNDECIDED.

@@ -34,7 +34,7 @@ class Mate:
 
 @dataclass
 class Sight:
-    """What is known here of a rank: how many batches it has passed, and when that was first seen, in own seconds."""
+    """A rank as this one sees it: the batches that it has passed, and when this count was first seen, on this clock."""
 
     count: int = -1
     beat: int = -1

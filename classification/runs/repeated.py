@@ -43,7 +43,7 @@ class Command:
     log: Path
 
     def typed(self) -> list[str]:
-        """Return the words of a command that begins the run, or goes on with it."""
+        """Return the words of a command that begins the run, or resumes it."""
         place = ["--seed", str(self.seed), "--output", str(self.folder), "--resume", "auto"]
         return [sys.executable, "-m", f"classification.{self.script}", *self.words, *place]
 

@@ -258,7 +258,7 @@ def standardise(logits: Tensor) -> Tensor:
     # The squares of logits as they are would overflow, or be 0, before the logits do.
     logits = logits / logits.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
     deviation = logits.std(dim=1, keepdim=True, unbiased=False)
-    constant = deviation <= 1e-6  # but for rounding
+    constant = deviation <= 1e-6  # except for rounding
     centred = logits - logits.mean(dim=1, keepdim=True)
     return torch.where(constant, 0, centred) / torch.where(constant, 1, deviation)  # where it is NaN, so is this
 

@@ -25,7 +25,7 @@ NUM_BY_DEPTH = 4  # taps of a network that keeps one resolution
 
 @dataclass(frozen=True)
 class Tap:
-    """A place where a network can be tapped, and what is known of its map.
+    """A place where a network can be tapped, and its map.
 
     Args:
         path: as `Taps` takes it.

@@ -97,7 +97,7 @@ def _rank(rank: int, where: str) -> None:
     term = ChannelMatching([6, 6], [6, 6], [torch.zeros(6)] * 2, seed=rank, assignment="random")
     term.observe([maps, maps.flip(0)], [maps.flip(1), maps])
     flows = term.rematch()
-    kept = [flow.index for flow in flows], [stage.index.numpy() for stage in term._stages()]
+    kept = [torch.from_numpy(flow.index) for flow in flows], [stage.index for stage in term._stages()]
     torch.save(kept, f"{where}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -105,7 +105,7 @@ def _rank(rank: int, where: str) -> None:
 
 def test_every_rank_takes_the_flows_of_the_first(tmp_path: Path) -> None:
     mp.spawn(_rank, (str(tmp_path),), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in (0, 1))
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert len(first[1]) == len(second[1]) == 2
     for own, other in zip([*first[0], *first[1]], [*second[0], *second[1]], strict=True):
         assert (own == other).all()
