@@ -1,7 +1,7 @@
 """How much memory does a step need? python scripts/bench_memory.py: each way in a process of its own.
 
 The ways are those of bench_step.py, which also checks that they compute the same. Counted is the most that the process
-held at once from the first step on (VmHWM, Linux). Writes results/speed*/memory.json.
+held at once from the first step on (VmHWM, Linux), the median of three processes. Writes results/speed*/memory.json.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 from bench_step import STEPS, STUDENTS, check, make_pair
 from side_by_side import keep
 
 from classification.system.memory import keep_freed_memory
+
+RUNS = 3  # of each way, whose median counts: peaks of the same code differ by 4 %
 
 
 def peak(arch: str, way: str, batch_size: int, img_size: int, steps: int) -> int:
@@ -54,7 +57,8 @@ def main() -> None:
         for way in STEPS:
             command = [sys.executable, __file__, "--one", arch, way, "-b", str(args.batch_size)]
             command += ["--img-size", str(args.img_size), "--steps", str(args.steps)]
-            found[way] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(RUNS)]
+            found[way] = int(median(int(run.stdout) for run in runs))
         print(arch, {way: f"{size / 2**30:.2f} GiB" for way, size in found.items()}, flush=True)
         names = {"compiled": "ours with --compile 1", "ahead": "ours, the teacher ahead"}
         most = "at most 1.10"

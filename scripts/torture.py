@@ -143,6 +143,23 @@ def _equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def make_inputs(work: Path, data: Path | None) -> tuple[Path, Path]:
+    """Train a small teacher; return the folder of images, of digits where none is given, and the teacher's file."""
+    if data is None:
+        from prepare_digits import write_digits
+
+        data = work / "digits"
+        write_digits(data, 20)
+    words = [str(data), "-a", "cifar_resnet8", "--img-size", "32", "--train-crop", "pad", "-b", "25", "--epochs", "2"]
+    subprocess.run(
+        [sys.executable, "-m", "classification.main_base", *words, "--output", str(work / "teacher"), "--seed", "0"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    return data, work / "teacher" / "last.pth"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", help="folder of photographs; default: digits")
@@ -151,20 +168,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     work = Path(tempfile.mkdtemp())
-    data = args.data
-    if data is None:
-        from prepare_digits import write_digits
-
-        data = work / "digits"
-        write_digits(data, 20)
-    teacher = [str(data), "-a", "cifar_resnet8", "--img-size", "32", "--train-crop", "pad", "-b", "25", "--epochs", "2"]
-    subprocess.run(
-        [sys.executable, "-m", "classification.main_base", *teacher, "--output", str(work / "teacher"), "--seed", "0"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
-    weights = ["--teacher-resume", str(work / "teacher" / "last.pth")]
+    data, teacher = make_inputs(work, args.data)
+    weights = ["--teacher-resume", str(teacher)]
     words = [str(data.resolve()), *OPTIONS, *weights, "--epochs", str(args.epochs)]
     start = time.perf_counter()
     launch([*words, "--output", str(work / "alone")])

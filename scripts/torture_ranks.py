@@ -16,7 +16,6 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torture import OPTIONS, ROOT, differences
+from torture import OPTIONS, differences, make_inputs
 
 PHASES = ("step", "matching", "evaluation", "save")
 SIGNALS = {"SIGTERM": 2, "SIGKILL": 2, "SIGSTOP": 1}  # how often each, per phase and number of ranks
@@ -202,24 +201,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="torture-ranks-"))
-    data = args.data
-    if data is None:
-        from prepare_digits import write_digits
-
-        data = work / "digits"
-        write_digits(data, 20)
-    teacher = [str(data), "-a", "cifar_resnet8", "--img-size", "32", "--train-crop", "pad", "-b", "25", "--epochs", "2"]
-    subprocess.run(
-        [sys.executable, "-m", "classification.main_base", *teacher, "--output", str(work / "teacher"), "--seed", "0"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
+    data, teacher = make_inputs(work, args.data)
     images = sum(1 for path in (data / "train").rglob("*") if path.is_file())
     steps = -(-images // int(OPTIONS[OPTIONS.index("-b") + 1]))
     begun, wrong, num = time.monotonic(), [], 0
     for ranks in args.ranks:
-        weights = ["--teacher-resume", str(work / "teacher" / "last.pth"), "-j", str(ranks if ranks > 2 else 0)]
+        weights = ["--teacher-resume", str(teacher), "-j", str(ranks if ranks > 2 else 0)]
         words = [str(data.resolve()), *OPTIONS, *weights, "--epochs", str(args.epochs)]
         blows = plan(ranks, random.Random(args.seed + ranks), SIGNALS)
         wrong += torture(words, work, ranks, steps, blows)
