@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
 
     teacher = args.teacher
     if teacher is None:
-        teacher = train("teacher", args.teacher_arch or args.arch, args.teacher_epochs, *fast) / "best.pth"
+        teacher = train("teacher", args.teacher_arch or args.arch, args.teacher_epochs, *fast) / "last.pth"
     chosen = _choose(args, steps, teacher, found)
     lines = len(chosen.read_bytes().splitlines())
     lists = ["--pile-list", str(chosen), "--pile-root", str(args.unlabelled), "--pile-share", "1"]

@@ -1,30 +1,35 @@
 """Run the cells whose record is missing: python scripts/bench_quality.py [--suite SUITE --only NAME --seed S]
 
-The suites stand in scripts/quality.yaml; those that were planned before they were run, in scripts/transport.yaml. Each
-cell is a command of classification/, as a user would type it. When it is done, its record is inserted into
-results/SUITE.csv and its curve into results/SUITE_curves.csv (columns: scripts/results_table.py). This can be killed
-and started again, and run several times at once for different cells: complete cells are kept, a cut one is resumed from
-its last epoch.
+The suites stand in scripts/quality.yaml; those that were planned before they were run, in scripts/transport.yaml and
+unlabelled.yaml. Each cell is a command of classification/, as a user would type it. When it is done, its record is
+inserted into results/SUITE.csv and its curve into results/SUITE_curves.csv (columns: scripts/results_table.py). This can
+be killed and started again, and run several times at once for different cells: complete cells are kept, a cut one is
+resumed from its last epoch.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
+import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 from cells import CELLS, GIVEN_TEACHER, RESULTS, cell_words, data_kind, data_name, has_teacher
 from cells import read_suites as read_contents
-from collect_run import collect
+from collect_run import collect, without_folders
 from prepare_cifar10 import prepare
 from prepare_digits import write_digits
+from prepare_pile import make
 from results_table import Record, keep_record, read_keys
 
 from classification.runs.repeated import Command, is_done
@@ -41,6 +46,7 @@ class Suite:
     name: str
     work: Path
     content: dict[str, Any]  # of the list of cells
+    locks: dict[str, Lock] = field(default_factory=lambda: defaultdict(Lock))  # by what several cells need
 
     @property
     def cells(self) -> dict[str, dict[str, Any]]:
@@ -57,16 +63,21 @@ class Suite:
 
     def data(self, name: str) -> Path:
         """Return the data folder of a cell, made at the first call."""
-        if self.kind == "clothing":
-            return SHARED / "data" / "clothing"
-        cell = self.cells[name]
+        cell, archive, clothing = self.cells[name], SHARED / "data" / "cifar10.tar.xz", SHARED / "data" / "clothing"
+        if self.kind == "clothing" and "per-class" not in cell:
+            return clothing
         folder = self.work / data_name(self.kind, cell)
         if not folder.exists():
+            per_class = cell.get("per-class", 1000)
             if self.kind == "cifar10":
-                archive = SHARED / "data" / "cifar10.tar.xz"
-                prepare(archive, folder, cell.get("per-class", 1000), cell.get("held-out", 0))
+                prepare(archive, folder, per_class, cell.get("held-out", 0))
+            elif self.kind == "clothing":
+                make(archive, self.work / f"pile-{per_class}", per_class, clothing, folder)
             else:
                 write_digits(folder, 20)
+        pile = self.work / f"pile-{cell.get('per-class')}"
+        if self.kind == "cifar10" and cell.get("script") == "semi_supervised" and not pile.exists():
+            make(archive, pile, cell["per-class"])
         return folder
 
     def weights(self) -> Path:
@@ -76,14 +87,52 @@ class Suite:
     def run_cell(self, name: str, seed: int, threads: int) -> Path:
         """Run one cell, its start before it, and return its folder."""
         cell = self.cells[name]
-        if "start" in cell:
-            self.run_cell(cell["start"], seed, threads)
-        start = self.work / f"{cell.get('start')}-{seed}" / "last.pth"
-        given = f"{SHARED / 'weights'}/"
-        data, words = self.data(name), cell_words(self.content, cell, str(self.weights()), str(start), given)
+        for before in filter(None, (cell.get("start"), cell.get("needs"))):
+            with self.locks[f"{before}-{seed}"]:
+                if before in self.content.get("caches", {}):
+                    self.make_cache(before, self.data(name), threads)
+                else:
+                    self.run_cell(before, seed, threads)
+        words, data = self.words(cell, seed), self.data(name)
         if threads > 1 and has_teacher(cell) and not torch.cuda.is_available():  # pays on the base case
             words += ["--teacher-threads", str(threads // 2)]
-        return self.run(name, cell.get("script", "main_mgd"), data, words, seed, threads)
+        if cell.get("script") != "semi_supervised":
+            return self.run(name, cell.get("script", "main_mgd"), data, words, seed, threads)
+        folder = self.work / f"{cell['run']}-{seed}"
+        with self.locks[folder.name]:
+            place = ["-j", "0", "--seed", str(seed), "--output", str(folder)]
+            self.type(folder, [f"{cell['script']}.py", str(data), *place, *words], threads)
+        return folder / str(cell["part"])
+
+    def words(self, cell: dict[str, Any], seed: int) -> list[str]:
+        """Return the options of a cell."""
+        start, given = self.work / f"{cell.get('start')}-{seed}" / "last.pth", f"{SHARED / 'weights'}/"
+        made = str(self.work.parent)
+        return cell_words(self.content, cell, str(self.weights()), str(start), given=given, made=made, seed=seed)
+
+    def whole_command(self, name: str, seed: int) -> str:
+        """Return the command of a cell that is a part of one, as records have it; "" for other cells."""
+        cell = self.cells[name]
+        if "part" not in cell:
+            return ""
+        words = [f"{cell['script']}.py", str(self.data(name)), "--seed", str(seed), *self.words(cell, seed)]
+        return shlex.join(without_folders(words))
+
+    def make_cache(self, name: str, data: Path, threads: int) -> None:
+        """Store a teacher's outputs, or go on with it."""
+        words = self.words({"script": "reinforce", "options": self.content["caches"][name]}, 0)
+        base = shlex.split(self.content.get("base", ""))  # belongs to trainings
+        place = [str(data), "-j", "0", "--output", str(self.work / name)]
+        self.type(self.work / name, ["reinforce.py", words[len(base)], *place, *words[len(base) + 1 :]], threads)
+
+    def type(self, folder: Path, words: list[str], threads: int) -> None:
+        """Run a command that resumes by itself where it was cut, and does nothing where it is done."""
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(ROOT / "classification" / words[0]), *words[1:]]
+        with folder.with_name(f"{folder.name}.log").open("ab") as log:
+            status = subprocess.run(command, stdout=log, stderr=log, env=environment, cwd=ROOT, check=False).returncode
+        if status:
+            raise RuntimeError(f"{shlex.join(command)}: status {status}, see {folder.name}.log beside it")
 
     def run(self, name: str, script: str, data: Path, words: list[str], seed: int, threads: int) -> Path:
         """Run, or resume, one command, and return its folder."""
@@ -104,11 +153,12 @@ def read_suites(files: Iterable[Path], work: Path) -> dict[str, Suite]:
     return {name: Suite(name, work / name, suite) for name, suite in read_contents(files).items()}
 
 
-def keep(name: str, folder: Path, table: Path, threads: int) -> Record:
-    """Insert a cell's record."""
+def keep(name: str, folder: Path, table: Path, threads: int, command: str = "") -> Record:
+    """Insert a cell's record; `command` is the whole one of which the folder is a part."""
     wall = folder / "wall_seconds"
     seconds = float(wall.read_text()) if wall.exists() else None  # unknown where the run was cut and resumed
     record = collect(folder, name, wall_seconds=seconds, threads=threads)
+    record = replace(record, command=command) if command else record
     keep_record(table, record)
     return record
 
@@ -126,7 +176,8 @@ def missing(suite: Suite, kept: set[tuple[str, int]], only: list[str], seed: int
 
 def measure(suite: Suite, name: str, seed: int, table: Path, threads: int) -> None:
     """Run one cell and keep its record."""
-    record = keep(name, suite.run_cell(name, seed, threads), table, threads)
+    folder = suite.run_cell(name, seed, threads)
+    record = keep(name, folder, table, threads, suite.whole_command(name, seed))
     print(f"{name:24} seed {seed}  top-1 {record.last_top1:.2f}  {record.seconds:.0f} s", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The cells of scripts/quality.yaml and transport.yaml: the commands that they type, and their records.
+"""The cells of scripts/quality.yaml, transport.yaml and unlabelled.yaml: their commands, and their records.
 
 A record counts only where its command is its cell's. Words that say where or how a run goes (`-j`, `-p`, `--output`,
 `--resume`, `--teacher-threads`, folders in front of file names) may differ, for they do not change what it computes.
@@ -19,10 +19,11 @@ import yaml
 from results_table import Record, TableError, read_table
 
 ROOT = Path(__file__).parents[1]
-CELLS = (ROOT / "scripts" / "quality.yaml", ROOT / "scripts" / "transport.yaml")
+CELLS = tuple(ROOT / "scripts" / f"{name}.yaml" for name in ("quality", "transport", "unlabelled"))
 RESULTS = ROOT / "results"
 GIVEN_TEACHER = "cifar10_resnet56.pt"
 GIVEN = "given/"  # in front of the name of a file that is not made by a cell
+MADE = "made/"  # in front of the path of a file or folder that another cell made, from the folder of all suites
 PLACES = ("-j", "-p", "--seed", "--output", "--resume", "--teacher-threads")  # each with one value
 
 
@@ -39,7 +40,7 @@ def data_kind(name: str, suite: dict[str, Any]) -> str:
 def data_name(kind: str, cell: dict[str, Any]) -> str:
     """Return the name of the folder of a cell's data."""
     if kind == "clothing":
-        return "clothing"
+        return f"clothing-{cell['per-class']}" if "per-class" in cell else "clothing"
     held_out = f"-held-out-{cell['held-out']}" if "held-out" in cell else ""
     return f"data-{cell.get('per-class', 1000)}{held_out}"
 
@@ -49,7 +50,16 @@ def has_teacher(cell: dict[str, Any]) -> bool:
     return bool(cell.get("script", "main_mgd") == "main_mgd" and cell.get("teacher", True))
 
 
-def cell_words(suite: dict[str, Any], cell: dict[str, Any], teacher: str, start: str, given: str = "") -> list[str]:
+def cell_words(
+    suite: dict[str, Any],
+    cell: dict[str, Any],
+    teacher: str,
+    start: str,
+    *,
+    given: str = "",
+    made: str = "",
+    seed: int = 0,
+) -> list[str]:
     """Return the options of a cell, those of its seed and its place left out.
 
     Args:
@@ -58,11 +68,17 @@ def cell_words(suite: dict[str, Any], cell: dict[str, Any], teacher: str, start:
         teacher: file of the teacher's weights.
         start: file of the student's, where it starts from another cell's.
         given: what stands in the place of `given/` in front of the name of a given file.
+        made: the folder that stands in the place of `made/`; without one, only the last name of such a path stays.
+        seed: stands in the place of {seed} in such a path.
     """
-    options = shlex.split(f"{suite['base']} {cell.get('options', '')}")
+    options = shlex.split(f"{suite.get('base', '')} {cell.get('options', '')}")
     words = [f"{given}{word.removeprefix(GIVEN)}" if word.startswith(GIVEN) else word for word in options]
+    for place, word in enumerate(words):
+        if word.startswith(MADE):
+            path = word.removeprefix(MADE).replace("{seed}", str(seed))
+            words[place] = f"{made}/{path}" if made else Path(path).name
     if has_teacher(cell):
-        words += [*shlex.split(suite["teacher"]), "--teacher-resume", teacher]
+        words += [*shlex.split(suite.get("teacher", "")), "--teacher-resume", teacher]
     return [*words, "--student-resume", start] if "start" in cell else words
 
 

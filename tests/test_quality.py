@@ -150,6 +150,7 @@ def test_an_unknown_suite_is_refused(bench: list[str]) -> None:
 def test_every_cell_is_a_command_that_the_scripts_take(tmp_path: Path) -> None:
     from cells import cell_words, read_suites
 
+    from classification import semi_supervised
     from classification.options.config import parse
 
     weights = tmp_path / "weights.pth"
@@ -157,8 +158,16 @@ def test_every_cell_is_a_command_that_the_scripts_take(tmp_path: Path) -> None:
     number = 0
     for suite in read_suites().values():
         for cell in suite["cells"].values():
-            words = cell_words(suite, cell, str(weights), str(weights), given=f"{tmp_path}/")
-            parse([str(tmp_path), *words], "", distillation=cell.get("script") != "main_base")
+            words = cell_words(suite, cell, str(weights), str(weights), given=f"{tmp_path}/", made=str(tmp_path))
+            for folder in (Path(word) for word in words if word.startswith(str(tmp_path))):
+                folder.mkdir(parents=True, exist_ok=True) if not folder.suffix else None
+            if "--teacher-cache" in words:  # a folder that a cell has made
+                place = words.index("--teacher-cache")
+                words[place : place + 2] = ["--teacher-resume", str(weights)]
+            if cell.get("script") == "semi_supervised":
+                semi_supervised.parse([str(tmp_path), "--output", str(tmp_path / "semi"), *words])
+            else:
+                parse([str(tmp_path), *words], "", distillation=cell.get("script") != "main_base")
             number += 1
     assert number > 150
 
