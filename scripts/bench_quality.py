@@ -2,9 +2,9 @@
 
 The suites stand in scripts/quality.yaml; those that were planned before they were run, in scripts/transport.yaml and
 unlabelled.yaml. Each cell is a command of classification/, as a user would type it. When it is done, its record is
-inserted into results/SUITE.csv and its curve into results/SUITE_curves.csv (columns: scripts/results_table.py). This can
-be killed and started again, and run several times at once for different cells: complete cells are kept, a cut one is
-resumed from its last epoch.
+inserted into results/SUITE.csv and its curve into results/SUITE_curves.csv (columns: scripts/results_table.py). A kill
+is harmless, and several processes may run different cells at once: complete cells are kept, a cut one is resumed from
+its last epoch.
 """
 
 from __future__ import annotations
