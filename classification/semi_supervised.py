@@ -114,18 +114,6 @@ def control_epochs(args: argparse.Namespace, labelled: int, listed: int) -> int:
     return max(1, epochs)
 
 
-def verdict(difference: float, low: float, high: float, margin: float) -> str:
-    """Return the word for an interval of a difference in points.
-
-    Returns:
-        BETTER or WORSE where the interval lies on one side of 0, NO DIFFERENCE where it lies within the margin, and
-        UNDECIDED otherwise.
-    """
-    if low > 0 or high < 0:
-        return "BETTER" if difference > 0 else "WORSE"
-    return "NO DIFFERENCE" if -margin <= low and high <= margin else "UNDECIDED"
-
-
 def run(args: argparse.Namespace) -> None:
     """Do the steps that are left, and say how the student compares.
 
@@ -186,6 +174,8 @@ def _choose(args: argparse.Namespace, steps: Steps, teacher: Path, found: dict[s
 
 
 def _conclude(folder: Path, margin: float) -> None:
+    from classification.models.intervals import verdict
+
     found = json.loads((folder / "evaluation" / "evaluation.json").read_bytes())
     student, control = found["student"], found["teacher"]
     ((_, both),) = student["compared"].items()
@@ -195,7 +185,7 @@ def _conclude(folder: Path, margin: float) -> None:
     )
     difference = both["top1_difference"]
     print(f"=> difference {difference:+.2f} points of top-1, 95 % interval over images {low:+.2f} to {high:+.2f}")
-    print(verdict(difference, low, high, margin), flush=True)
+    print(verdict(low, high, margin), flush=True)
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classification.semi_supervised import control_epochs, main, verdict
+from classification.semi_supervised import control_epochs, main
 from tests.classification.conftest import STUDENT, picture
 
 SMALL = ["-a", STUDENT, "-b", "9", "-j", "0", "--img-size", "16", "--pretrain-epochs", "2", "--finetune-epochs", "1"]
@@ -27,21 +27,6 @@ def pile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index in range(24):
         picture(index % 3, rng).save(folder / "deep" / f"{index}.png")
     return folder
-
-
-@pytest.mark.parametrize(
-    ("difference", "low", "high", "word"),
-    [
-        (2.0, 0.5, 3.5, "BETTER"),
-        (-2.0, -3.5, -0.5, "WORSE"),
-        (0.1, -0.4, 0.5, "NO DIFFERENCE"),
-        (0.0, 0.0, 0.0, "NO DIFFERENCE"),
-        (1.0, -0.2, 2.2, "UNDECIDED"),
-        (-0.3, -1.0, 0.4, "UNDECIDED"),
-    ],
-)
-def test_the_verdict(difference: float, low: float, high: float, word: str) -> None:
-    assert verdict(difference, low, high, margin=0.5) == word
 
 
 def test_the_control_takes_as_many_steps() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
@@ -27,6 +28,14 @@ def test_plain_weights_need_their_name_alone(tmp_path: Path) -> None:
         open_trained(tmp_path / "plain.pth")
     found = open_trained(tmp_path / "plain.pth", "cifar_resnet20")
     assert (found.num_classes, found.classes) == (7, None) and found.preprocessing == Preprocessing()
+
+
+@pytest.mark.parametrize("arch", ["timm:mobilenetv3_small_050", "mobilenet_v1", "torchvision:shufflenet_v2_x0_5"])
+def test_the_number_of_classes_is_that_of_the_head_in_any_order_of_the_file(arch: str, tmp_path: Path) -> None:
+    state = build(arch, 7).state_dict()
+    order = sorted(state, key=lambda name: (state[name].shape[:1] != (7,), name))  # the head first
+    save_file({f"module.{name}": state[name].contiguous() for name in reversed(order)}, tmp_path / "plain.safetensors")
+    assert open_trained(tmp_path / "plain.safetensors", arch).num_classes == 7
 
 
 def test_a_network_that_is_not_known_is_named(tmp_path: Path) -> None:
