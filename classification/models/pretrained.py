@@ -63,12 +63,35 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | Non
 
 
 def _published(arch: str, source: str, name: str | None) -> dict[str, Tensor]:
-    if source == "timm":
-        import timm  # slow to import, as torchvision
+    if source != "timm":
+        return dict(build_published(source, _weights(source, name)).state_dict())
+    import timm  # slow to import, as torchvision
 
-        timm.models.set_pretrained_check_hash()
-        return dict(timm.create_model(arch.removeprefix("timm:"), pretrained=True).state_dict())
-    return dict(build_published(source, _weights(source, name)).state_dict())
+    timm.models.set_pretrained_check_hash()
+    more: dict[str, Any] = {}
+    if cached := _cached(arch, source, name):
+        more["pretrained_cfg_overlay"] = {"file": str(cached[0])}  # else it would ask the hub for a newer one
+    else:
+        _ask_hub(arch)
+    return dict(timm.create_model(arch.removeprefix("timm:"), pretrained=True, **more).state_dict())
+
+
+def _ask_hub(arch: str) -> None:
+    """Fail at once if the hub of a network's weights does not answer: a download would be tried for a minute.
+
+    Raises:
+        OSError: it does not.
+    """
+    import huggingface_hub
+    import timm
+
+    cfg = timm.models.get_pretrained_cfg(arch.removeprefix("timm:"))
+    if cfg is None or not cfg.hf_hub_id:
+        return
+    try:
+        huggingface_hub.HfApi().model_info(cfg.hf_hub_id.split("@")[0], timeout=10)
+    except Exception as error:  # errors of the network have no common class
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _weights(source: str, name: str | None) -> Any:
