@@ -1,8 +1,9 @@
 """Train on few labels and many images without: python semi_supervised.py DIR --unlabelled DIR2 --output FOLDER
 
-Six steps, each a command of this project: a teacher learns from the labels; it scores the images without labels; the
-best per class are listed; a student learns from the list, then from the labels; a control learns from the labels alone,
-for as many steps. The last line says whether the student is better than the control on valid/, and how sure that is.
+Seven steps, each a command of this project: a teacher learns from the labels, or a given one is evaluated; it scores
+the images without labels; the best per class are listed; a student learns from the list, then from the labels; a
+control learns from the labels alone, for as many steps. The last line says whether the student is better than the
+control on valid/, and how sure that is.
 """
 
 from __future__ import annotations
@@ -138,7 +139,11 @@ def run(args: argparse.Namespace) -> None:
         return output
 
     teacher = args.teacher
-    if teacher is None:
+    if teacher is not None:  # what its labels are worth is known before they are used
+        named = ["-a", args.teacher_arch] if args.teacher_arch else []
+        weights = ["--evaluate", "--student-resume", str(teacher), *named, "--output", str(folder / "teacher")]
+        steps.run("teacher", "main_base.py", [data, *weights, "-j", str(args.workers), "--device", args.device])
+    else:
         teacher = train("teacher", args.teacher_arch or args.arch, args.teacher_epochs, *fast) / "last.pth"
     chosen = _choose(args, steps, teacher, found)
     lines = len(chosen.read_bytes().splitlines())

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from classification.data.preprocessing import Preprocessing, of_timm, of_torchvision
 from classification.errors import UserError
-from classification.models import build_published, pretrained_source
+from classification.models import build_published, for_small_images, pretrained_source
 from classification.models.weights import head_names, lacking_head, load_strictly, load_with_new_head
 from classification.system.weight_files import cause, load
+
+SMALL = 32  # pixels of a side
 
 
 def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | None = None, new_head: bool = True) -> str:
@@ -130,6 +132,11 @@ def _broken(path: Path) -> str | None:
     except Exception as error:  # as above
         return cause(path, error).partition(":")[0]  # without what to do
     return None
+
+
+def usual_preprocessing(model: nn.Module, arch: str) -> Preprocessing | None:
+    """Return what a network sees if its file does not say it: as published, or 32 px if it was made for CIFAR."""
+    return Preprocessing.of(SMALL, "pad") if for_small_images(arch) else published_preprocessing(model, arch)
 
 
 def published_preprocessing(model: nn.Module, arch: str, name: str | None = None) -> Preprocessing | None:

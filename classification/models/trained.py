@@ -13,7 +13,7 @@ from torch import nn
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import build, known_name
-from classification.models.pretrained import published_preprocessing
+from classification.models.pretrained import usual_preprocessing
 from classification.models.weights import WeightFile, load_file, read_weights
 
 UNUSUAL = 1009  # classes that no layer's width equals
@@ -62,7 +62,7 @@ def open_trained(path: str | Path, arch: str | None = None) -> Trained:
     number = file.num_classes or len(file.classes or ()) or _outputs(file, name)
     network = build(name, number, file.configuration)
     note = load_file(network, file, arch=name, num_classes=number, classes=file.classes)
-    usual = None if "mean" in file.seen else published_preprocessing(network, name)
+    usual = None if "mean" in file.seen else usual_preprocessing(network, name)
     seen = file.preprocessing(usual or Preprocessing())
     return Trained(Path(path), network.eval(), name, number, file.classes, seen, note, file.int8)
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from classification.semi_supervised import control_epochs, main
-from tests.classification.conftest import STUDENT, picture
+from tests.classification.conftest import STUDENT, TEACHER, picture
 
 SMALL = ["-a", STUDENT, "-b", "9", "-j", "0", "--img-size", "16", "--pretrain-epochs", "2", "--finetune-epochs", "1"]
 
@@ -36,22 +36,23 @@ def test_the_control_takes_as_many_steps() -> None:
     assert control_epochs(args, labelled=2000, listed=5) == 4
 
 
-def test_six_steps_once_and_the_same_line_again(
+def test_seven_steps_once_and_the_same_line_again(
     photos: Path, teacher: Path, pile: Path, tmp_path: Path, capfd: Any
 ) -> None:
     folder = tmp_path / "semi"
     words = [str(photos), "--unlabelled", str(pile), "--teacher", str(teacher), "--output", str(folder), *SMALL]
     assert main([*words, "--", "--train-crop", "pad"]) == 0
     said = capfd.readouterr().out
-    names = ["scores", "selection", "pretrain", "student", "control", "evaluation"]
+    names = ["teacher", "scores", "selection", "pretrain", "student", "control", "evaluation"]
     assert [line.split()[1][:-1] for line in said.splitlines() if ".py " in line and "to evaluate" not in line] == names
-    epochs = {name: len((folder / name / "metrics.jsonl").read_text().splitlines()) for name in names[2:5]}
+    epochs = {name: len((folder / name / "metrics.jsonl").read_text().splitlines()) for name in names[3:6]}
     lines = [line.split() for line in (folder / "chosen.txt").read_text().splitlines()]
     assert {path.split("/")[0] for path, _, _ in lines} == {"deep"}
     steps = 2 * math.ceil(len(lines) / 9) + 3  # of the 27 labelled images in batches of 9, 3 make an epoch
     assert epochs == {"pretrain": 2, "student": 1, "control": round(steps / 3)}
     options = json.loads((folder / "student" / "config.json").read_text())["options"]
     assert options["student_resume"] == str(folder / "pretrain" / "last.pth") and options["train_crop"] == "pad"
+    assert json.loads((folder / "teacher" / "evaluation.json").read_text())["student"]["arch"] == TEACHER
     found = json.loads((folder / "evaluation" / "evaluation.json").read_text())
     assert f"student {found['student']['top1']:.2f}" in said
     word = said.splitlines()[-1]

@@ -27,7 +27,16 @@ def test_plain_weights_need_their_name_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not say its network: name it by --arch"):
         open_trained(tmp_path / "plain.pth")
     found = open_trained(tmp_path / "plain.pth", "cifar_resnet20")
-    assert (found.num_classes, found.classes) == (7, None) and found.preprocessing == Preprocessing()
+    assert (found.num_classes, found.classes) == (7, None)
+
+
+@pytest.mark.parametrize(
+    ("arch", "side"), [("cifar_resnet8_w0.5", 32), ("crd_vgg8", 32), ("cifar_mobilenet_v2", 32), ("mobilenet_v1", 224)]
+)
+def test_plain_weights_of_networks_for_cifar_see_its_size(arch: str, side: int, tmp_path: Path) -> None:
+    torch.save(build(arch, 7).state_dict(), tmp_path / "plain.pth")
+    expected = Preprocessing.of(32, "pad") if side == 32 else Preprocessing()
+    assert open_trained(tmp_path / "plain.pth", arch).preprocessing == expected and expected.img_size == side
 
 
 @pytest.mark.parametrize("arch", ["timm:mobilenetv3_small_050", "mobilenet_v1", "torchvision:shufflenet_v2_x0_5"])
