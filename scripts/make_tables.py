@@ -4,8 +4,8 @@ A table stands between <!-- NAME --> and <!-- /NAME --> in README.md or docs/: "
 "speed" and "speed-float32" from the results/NAME/*.json of processors with and without bfloat16, "quality-GROUP" from
 the tables of the suites of scripts/quality.yaml, results/SUITE.csv, in its layout, and "digits" from results/demo.csv,
 where scripts/collect_run.py keeps the runs of `make demo`, "int8" from results/int8.jsonl, "exports" from
-results/exports.jsonl, "peers" from results/speed/peers.json. A record whose command is not that of its cell is refused.
-scripts/term_pages.py makes one page per term.
+results/exports.jsonl, "compare" from results/compare_clothing.json, "peers" from results/speed/peers.json. A record
+whose command is not that of its cell is refused. scripts/term_pages.py makes one page per term.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from bench_int8 import table as int8_table
 from bench_peers import table as peers_table
 from cells import RESULTS, ROOT, count, differences, read_quality, spread
 from check_export import table as exports_table
+from collect_comparison import table as comparison_table
 from draw import draw_growth, draw_quality, draw_speed, rows_of
 from draw_answers import draw_answers
 from draw_concepts import draw_concepts
@@ -278,6 +279,7 @@ MADE: dict[str, Callable[[], str]] = {
     "int8": int8_table,
     "exports": exports_table,
     "peers": peers_table,
+    "compare": partial(comparison_table, "compare_clothing"),
     "options": options_table,
     "losses": losses_table,
     "energy": energy_table,
