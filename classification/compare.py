@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROG = "compare.py"
 EXAMPLE = """example: %(prog)s photos --students mobilenet_v1 --teacher runs/teacher/last.pth \\
     --img-size 128 --epochs 15 -b 32 --output runs/compare
-Options of training, as --epochs and --lr, are those of main_base.py (--help-all there); all runs share them."""
+Options of training, such as --epochs and --lr, are those of main_base.py (see --help-all there). All runs use them."""
 # What compare.py says itself, or what belongs to a single run.
 OWN = {
     *("data", "arch", "teacher_arch", "teacher_resume", "output", "resume", "resume_override", "evaluate", "seed"),
@@ -55,22 +55,44 @@ def build_parser(prog: str = PROG, *, with_shared: bool = True) -> Parser:
     add("--students", nargs="+", required=True, metavar="ARCH", help="networks to train")
     usual = ["alone", "kd", "recommended"]
     about = (
-        "beside alone: a sum of terms, as kd or mgd+ofd; recommended or another of classification/recipes; a YAML file"
+        "what to compare with training alone: a sum of terms, such as kd or mgd+ofd; the name of a file in "
+        "classification/recipes, such as recommended; or a YAML file"
     )
     add("--recipes", nargs="+", default=usual, metavar="NAME", help=f"{about} ({' '.join(usual)})")
-    add("--seeds", type=number(int, 2, 1000), default=5, metavar="K", help="runs per recipe at most (5)")
-    add("--output", type=Path, required=True, metavar="FOLDER", help="runs and results; the same line goes on there")
-    add("--teacher", metavar="CHECKPOINT", help="run folder or weights of the teacher; else one is trained first")
-    add("--teacher-arch", metavar="ARCH", help="its network; default: that of its file, or the usual one")
-    add("--teacher-epochs", type=count, metavar="N", help="epochs of its training; default: those of the students")
+    add("--seeds", type=number(int, 2, 1000), default=5, metavar="K", help="largest number of runs per recipe (5)")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of all runs and results; the same line resumes",
+    )
+    add("--teacher", metavar="CHECKPOINT", help="run folder or weights of the teacher; default: one is trained first")
+    add(
+        "--teacher-arch",
+        metavar="ARCH",
+        help="the teacher's network; default: the one in its file, or resnet50 (resnet152 for the student resnet50)",
+    )
+    add(
+        "--teacher-epochs",
+        type=count,
+        metavar="N",
+        help="epochs of the teacher's training; default: as many as for the students",
+    )
     margin = number(float, 0, 100)
-    add("--margin", type=margin, default=0.5, metavar="POINTS", help="a difference of top-1 that does not matter (0.5)")
+    add(
+        "--margin",
+        type=margin,
+        default=0.5,
+        metavar="POINTS",
+        help="largest difference of top-1 that does not matter, in points (0.5)",
+    )
     sure = number(float, 0.5, 0.9999)
-    add("--confidence", type=sure, default=0.95, metavar="P", help="of all intervals together (0.95)")
-    add("--jobs", type=count, default=1, metavar="N", help="runs at once (1)")
-    add("--threads", type=count, metavar="N", help="of each run; default: the cores, shared by the runs at once")
+    add("--confidence", type=sure, default=0.95, metavar="P", help="confidence of all intervals together (0.95)")
+    add("--jobs", type=count, default=1, metavar="N", help="runs at the same time (1)")
+    add("--threads", type=count, metavar="N", help="threads per run; default: the number of cores divided by --jobs")
     add("--page", type=Path, metavar="FILE.html", help="write a page about all runs, as report.py does")
-    add("--plan", action="store_true", help="say how long it takes and what it needs, and leave")
+    add("--plan", action="store_true", help="only print how long the comparison takes and what it needs")
     if with_shared:
         add_options(parser, shared_options())
     return parser
@@ -347,7 +369,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
 
         status = attempt(lambda: compare(asked_or_status), prog)
         if status in (130, 143):
-            print(f"{prog}: type the same line to go on", file=sys.stderr, flush=True)
+            print(f"{prog}: type the same line to resume", file=sys.stderr, flush=True)
         return status
     except SystemExit:  # a help text was printed
         return 0
