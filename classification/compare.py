@@ -131,7 +131,7 @@ def parse(words: list[str], prog: str = PROG) -> Asked:
         if flag in taken and flag not in parser._option_string_actions:
             near = difflib.get_close_matches(flag, parser._option_string_actions, n=1)
             raise UserError(
-                f"{flag} is of a single run: compare.py sets it, or a recipe file holds it"
+                f"{flag} belongs to a single run: compare.py sets it, or you can write it into a recipe file"
                 + (f"; close is {near[0]}" if near else "")
             )
         if word.startswith("--") and flag not in parser._option_string_actions:
@@ -162,7 +162,7 @@ def plan_of(asked: Asked) -> tuple[Plan, list[str]]:
         teacher = ("--teacher-resume", str(file), *(("--teacher-arch", arch) if arch else ()))
         trains: tuple[str, ...] = ()
         if own.teacher_epochs:
-            raise UserError("--teacher-epochs has no effect: --teacher names one that is trained")
+            raise UserError("--teacher-epochs has no effect: the network of --teacher is trained already")
     else:
         arch = own.teacher_arch or DEFAULT_TEACHER.get(own.students[0], "resnet50")
         teacher = ("--teacher-resume", str(own.output / "runs" / "teacher" / "last.pth"), "--teacher-arch", arch)
@@ -225,7 +225,7 @@ def check_output(folder: Path) -> None:
     if not os.access(place := existing(folder), os.W_OK):
         raise UserError(f"--output {folder}: {place} cannot be written to: give another")
     if is_folder(folder) and not exists(folder / PLAN) and any(path.name != LOCK for path in folder.iterdir()):
-        raise UserError(f"--output {folder} holds something else than a comparison: give another")
+        raise UserError(f"--output {folder} contains files that are not of a comparison: give another folder")
 
 
 def existing(folder: Path) -> Path:
@@ -266,7 +266,9 @@ def foresee(plan: Plan, classes: list[str], asked: Asked) -> str:
     seconds = sum(c.seconds for c in first) + plan.seeds * sum(c.seconds for c in rest) / min(asked.own.jobs, len(rest))
     disk = sum(c.disk_bytes for c in first) + plan.seeds * sum(c.disk_bytes for c in rest)
     if (free := shutil.disk_usage(existing(asked.own.output)).free) < disk:
-        raise UserError(f"--output {asked.own.output} will take {_size(disk)}, and {_size(free)} are free: make room")
+        raise UserError(
+            f"--output {asked.own.output} will take {_size(disk)}, but only {_size(free)} are free: make room"
+        )
     return said_of(plan, costs, seconds, disk, asked.own.jobs)
 
 

@@ -121,15 +121,17 @@ def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
     if args.demo is not None:
         return _parse_demo(args)
     if alone := [flag for flag in DEMO if getattr(args, flag.replace("-", "_")) is not None]:
-        raise UserError(f"--{alone[0]} goes with --demo FOLDER only")
+        raise UserError(f"--{alone[0]} works only with --demo FOLDER")
     if missing := [f"--{name}" for name in ("to", "output") if getattr(args, name) is None]:
         parser.error(f"the following arguments are required: {', '.join(missing)}; or --demo FOLDER")
     if args.to == "int8" and args.data is None:
         raise UserError("--to int8 needs --data DIR: the images to calibrate on, in DIR/train or in DIR itself")
     if args.to == "safetensors" and args.with_preprocessing:
-        raise UserError("--with-preprocessing needs a graph, which safetensors does not hold: use --to onnx or pt2")
+        raise UserError(
+            "--with-preprocessing needs a graph, which safetensors files do not contain: use --to onnx or pt2"
+        )
     if args.to not in ("onnx", "int8") and args.opset is not None:
-        raise UserError("--opset goes with --to onnx or int8 only")
+        raise UserError("--opset works only with --to onnx or int8")
     _check_packages(args.to, f"--to {args.to}")
     args.checkpoint = _checkpoint(Path(args.checkpoint), args.network)
     for path in (args.output, *([_card(args.output)] if args.to == "safetensors" else [])):
@@ -175,7 +177,7 @@ def _checkpoint(path: Path, network: str) -> Path:
     if not network.startswith("peer") or not is_file(found):
         names = sorted(file.stem.removeprefix("best_") for file in path.parent.glob("*peer*.pth"))
         there = ", ".join(["student", *dict.fromkeys(names)])
-        raise UserError(f"--network {network}: no file {found}; the networks beside {path} are {there}")
+        raise UserError(f"--network {network}: there is no file {found}; the networks of {path} are {there}")
     return found
 
 
@@ -233,7 +235,10 @@ def export_demo(args: argparse.Namespace, package: Package | None = None) -> Non
     elif (recorded := recorded_teacher(args.checkpoint)) is not None:
         places["Teacher"] = recorded
     else:
-        print(f"=> {args.checkpoint} names no teacher that is there: give --teacher CHECKPOINT to show one beside it")
+        print(
+            f"=> {args.checkpoint} names no teacher, or its file is gone: give --teacher CHECKPOINT to show one next "
+            "to the student"
+        )
     found = {role: open_trained(*place) for role, place in places.items()}
     networks = []
     as_onnx = argparse.Namespace(**{**vars(args), "to": "onnx", "with_preprocessing": True})

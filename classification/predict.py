@@ -120,7 +120,7 @@ def _open(args: argparse.Namespace, where: device) -> Classifier:
     for option, given in (("--arch", args.arch is not None), ("--device", args.device not in ("auto", "cpu"))):
         if given:
             raise UserError(
-                f"{args.checkpoint} is an exported file, which runs as it is on the CPU: leave {option} out"
+                f"{args.checkpoint} is an exported file, which runs on the CPU as it is: leave out {option}"
             )
     return open_exported(args.checkpoint, kind)
 

@@ -67,7 +67,7 @@ def check(args: argparse.Namespace, typed: list[str]) -> None:
         UserError: one of these.
     """
     if not is_folder(args.source):
-        raise UserError(f"{args.source} is no folder")
+        raise UserError(f"{args.source} is not a folder")
     if exists(args.folder):
         raise UserError(f"{args.folder} exists already: give a new folder")
     if args.folder.resolve().is_relative_to(args.source.resolve()):
@@ -79,7 +79,7 @@ def check(args: argparse.Namespace, typed: list[str]) -> None:
     if args.valid + args.test >= 1:
         raise UserError(f"--valid {args.valid:g} and --test {args.test:g} leave nothing to train on: lower them")
     if any(word.split("=")[0] == "--minutes" for word in typed) and args.group != "time":
-        raise UserError("--minutes has no effect: it goes with --group time")
+        raise UserError("--minutes has no effect: it works only with --group time")
 
 
 def prepare(args: argparse.Namespace) -> None:

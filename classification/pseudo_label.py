@@ -149,7 +149,9 @@ def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
         check_new(path, force=args.force)
     idle = [name for name in ("rule", "keep") if getattr(args, name) is not None and args.known is None]
     if idle:
-        raise UserError(f"--{idle[0]} goes with --known FOLDER, the scores of images of the classes: score valid, too")
+        raise UserError(
+            f"--{idle[0]} needs --known FOLDER, scores of images that belong to the classes: score valid, too"
+        )
     if args.exclude is not None and not is_folder(args.exclude):
         what = "is no folder" if exists(args.exclude) else "does not exist"
         raise UserError(f"--exclude {args.exclude} {what}: give a folder of images")
@@ -256,7 +258,10 @@ def select(args: argparse.Namespace) -> None:
     sizes = chosen.sizes()
     if chosen.copies:
         path, original = next(iter(chosen.copies.items()))
-        print(f"=> left out {len(chosen.copies)} near copies of images of {args.exclude}, as {path} of {original}")
+        print(
+            f"=> left out {len(chosen.copies)} near copies of images of {args.exclude}, for example {path} of "
+            f"{original}"
+        )
     empty = [] if shards.num_classes is None else sorted(set(range(shards.num_classes)) - set(sizes))
     if empty:
         names = [shards.classes[label] if shards.classes else str(label) for label in empty[:5]]
@@ -273,7 +278,9 @@ def _rule(args: argparse.Namespace, shards: Shards) -> Rule:
     if args.top_p is not None and is_file(args.folder / PLAN):
         stored = read_plan(args.folder).top
         if args.top_p > stored:
-            raise UserError(f"--top-p {args.top_p}: {args.folder} holds {stored} classes per image: score with more")
+            raise UserError(
+                f"--top-p {args.top_p} is more than the {stored} classes per image in {args.folder}: score with more"
+            )
     low = -math.inf if args.min_score is None else args.min_score
     rule = Rule(args.top_p, args.top_k, low if low < 0 else math.log(low) if low else -math.inf)
     if args.known is None:
@@ -281,10 +288,10 @@ def _rule(args: argparse.Namespace, shards: Shards) -> Rule:
     name, keep = args.rule or "energy", 95.0 if args.keep is None else args.keep
     known = open_shards(args.known)
     if known.teacher != shards.teacher:
-        raise UserError(f"--known {args.known} holds scores of another teacher than {args.folder}: use one teacher")
+        raise UserError(f"--known {args.known} has scores of another teacher than {args.folder}: use one teacher")
     if name == "energy" and not (known.energy and shards.energy):
         old = args.folder if known.energy else args.known
-        raise UserError(f"--rule energy: {old} holds no energies: score again, or take --rule margin")
+        raise UserError(f"--rule energy: {old} has no energies: score again, or use --rule margin")
     found = quantile(known.files, name, 1 - keep / 100)
     what, rule = {
         "margin": (f"two likeliest classes differ by less than {found:.4g}", replace(rule, min_margin=found)),

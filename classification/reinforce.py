@@ -118,7 +118,7 @@ def find_training_images(root: Path, classes: list[str] | None, bad: str, worker
 
     split = next((root / name for name in ("valid", "val") if is_folder(root / name)), None)
     if classes and split is not None and (other := sorted(set(class_names(split, LeftOut())) - set(classes))):
-        raise UserError(f"the teacher does not know the class {other[0]} of {split}: give a teacher of these classes")
+        raise UserError(f"the teacher has no class {other[0]}, but {split} has: give a teacher of these classes")
     top = root / "train" if is_folder(root / "train") else root
     found = find_paths([str(top)], sys.stdin.buffer)
     kept, causes = usable(found.paths)
@@ -128,7 +128,7 @@ def find_training_images(root: Path, classes: list[str] | None, bad: str, worker
     notes = list(found.notes)
     if bad == "skip" and (broken := unreadable(kept, workers)):
         kept = [path for path in kept if path not in broken]
-        notes.append(f"left out {len(broken)} images that cannot be read, as {next(iter(broken))}")
+        notes.append(f"left out {len(broken)} images that cannot be read, for example {next(iter(broken))}")
         if not kept:
             raise UserError(f"no image of {top} can be read; the first is {next(iter(broken))}")
     return [relative(path, root) for path in kept], notes

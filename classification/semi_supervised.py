@@ -96,7 +96,7 @@ def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
     args.more = words[place + 1 :]
     check_packages(("pyarrow", "duckdb", "imagehash"), PROG)
     if not is_folder(args.unlabelled):
-        raise UserError(f"--unlabelled {args.unlabelled} is no folder: give a folder of images")
+        raise UserError(f"--unlabelled {args.unlabelled} is not a folder: give a folder of images")
     if args.teacher is not None and is_folder(args.teacher) and is_file(args.teacher / "best.pth"):
         args.teacher /= "best.pth"
     return args
@@ -117,8 +117,8 @@ def check_images(args: argparse.Namespace) -> dict[str, int]:
     paths = find_paths([str(args.unlabelled)], sys.stdin.buffer).paths
     if held := across([path for path, _ in data.valid], paths):
         raise UserError(
-            f"--unlabelled {args.unlabelled} holds {count_of(len(held), 'image')} of valid, as {held[0][1]} = "
-            f"{held[0][0]}: remove such images, or the accuracy on valid will be too high"
+            f"--unlabelled {args.unlabelled} holds {count_of(len(held), 'image')} of valid, for example {held[0][1]} "
+            f"= {held[0][0]}: remove such images, or the accuracy on valid will be too high"
         )
     if args.teacher is not None:
         theirs = open_trained(args.teacher, args.teacher_arch).classes

@@ -111,8 +111,8 @@ def _check(need: int, num: int, free: int | None, near: Near) -> None:
         room = free_bytes() if free is None else free
         if need > 0.8 * room:
             raise UserError(
-                f"--cache ram needs {need / 2**30:.1f} GiB for {num} decoded images, and {room / 2**30:.1f} GiB of "
-                "memory are free: shrink copies of the images first, by prepare.py, or give --cache off"
+                f"--cache ram needs {need / 2**30:.1f} GiB for {num} decoded images, but only {room / 2**30:.1f} "
+                "GiB of memory are free: make smaller copies of the images with prepare.py, or use --cache off"
             )
 
     _together(compare, near)
@@ -131,8 +131,8 @@ def _together(work: Callable[[], None], near: Near) -> None:
 
 def _no_room(need: int) -> UserError:
     return UserError(
-        f"--cache ram needs {need / 2**30:.1f} GiB of shared memory, and {SHARED} has less: give the container more of "
-        "it (--shm-size), or give --cache off"
+        f"--cache ram needs {need / 2**30:.1f} GiB of shared memory, but {SHARED} has less: give the container more "
+        "(--shm-size), or use --cache off"
     )
 
 

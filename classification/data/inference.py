@@ -109,7 +109,8 @@ def _open_list(path: str) -> list[str]:
         raise UserError(f"list {path} cannot be read: {error.strerror}") from error
     if found and not any(map(is_there, found)):
         raise UserError(
-            f"{path} is neither an image nor a list of images: its first line, {shown(found[0])}, is no path of a file"
+            f"{path} is neither an image nor a list of images: its first line, {shown(found[0])}, is not the path of "
+            "a file"
         )
     return found
 
@@ -120,7 +121,7 @@ def _read_list(file: BinaryIO, name: str) -> list[str]:
     while line := file.readline(LONGEST_LINE):
         number += 1
         if b"\0" in line or len(line) == LONGEST_LINE:
-            raise UserError(f"{name} is neither an image nor a list of images: line {number} is no path")
+            raise UserError(f"{name} is neither an image nor a list of images: line {number} is not a path")
         if path := line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").rstrip(b"\r\n"):
             found.append(os.fsdecode(path))
     return found

@@ -126,9 +126,12 @@ def _images(folder: Path) -> list[tuple[str, int]]:
 def _compare(theirs: list[str], ours: list[str] | None, num_classes: int, root: Path) -> None:
     """Refuse images of other classes than the network's."""
     if len(theirs) != num_classes:
-        raise UserError(f"{root} has {len(theirs)} classes, the checkpoint {num_classes}: give the images of its task")
+        raise UserError(
+            f"{root} has {len(theirs)} classes, but the checkpoint has {num_classes}: give images of the same classes"
+        )
     for position, (their, our) in enumerate(zip(theirs, ours or theirs, strict=True)):
         if their != our:
             raise UserError(
-                f"class {position} is {our!r} in the checkpoint, {their!r} in {root}: give the same folders"
+                f"class {position} is {our!r} in the checkpoint, but {their!r} in {root}: give images of the same "
+                "classes"
             )

@@ -69,7 +69,7 @@ def check_typed(options: Options, typed: Mapping[str, str]) -> None:
     """
     for name, needed in without_effect(options).items():
         if name in typed:
-            raise UserError(f"{typed[name]} has no effect here: it goes with {needed}")
+            raise UserError(f"{typed[name]} has no effect here: it works only with {needed}")
 
 
 def check_recipe(
@@ -96,7 +96,7 @@ def check_recipe(
     idle = without_effect(alone)
     for name, needed in without_effect(options).items():
         if name in keys and name in idle and name not in typed:
-            raise UserError(f"recipe {options.run.config}: {keys[name]} has no effect: it goes with {needed}")
+            raise UserError(f"recipe {options.run.config}: {keys[name]} has no effect: it works only with {needed}")
     for key, why in [*_terms(alone, keys, nested.get("terms", {}), typed), *_teachers(keys, nested, typed)]:
         raise UserError(f"recipe {options.run.config}: {key} has no effect: {why}")
 

@@ -28,7 +28,7 @@ def checkpoint_of(resume: str) -> str:
         return resume
     path = Path(resume, "last.pth")
     if not exists(path):
-        raise UserError(f"--resume {resume}: the folder has no last.pth, so that no run can be resumed from it")
+        raise UserError(f"--resume {resume}: the folder has no last.pth, so no run can be resumed from it")
     return str(path)
 
 
@@ -58,7 +58,7 @@ def own_options(
     options, entries = without_aliases(options)
     script, resumes = script_of(options), script_of({action.dest for action in parser._actions})
     if resumes != script and not evaluate:
-        raise UserError(f"{path} is of a run of {script}: resume it by {script} --resume {path}")
+        raise UserError(f"{path} is from a run of {script}: resume it with {script} --resume {path}")
     started = config.get("folder", "")
     own = _values_of(path, options, parser, started)
     if evaluate:
@@ -69,7 +69,10 @@ def own_options(
     if not evaluate:
         check_digest(term_module, options.get("term_digest"), path)
     if evaluate and any(name in LOSSES and LOSSES[name].mutual for name in entries):
-        raise UserError(f"{path} is of a run whose networks all train: evaluate each by main_base.py --student-resume")
+        raise UserError(
+            f"{path} is from a run that trains all its networks: evaluate each of them with main_base.py "
+            "--student-resume"
+        )
     nested: dict[str, Any] = {} if evaluate else {"terms": entries}
     nested["teachers"] = [
         {**spec, "resume": _seen_from_here(started, spec["resume"])} if spec.get("resume") else spec
@@ -94,7 +97,9 @@ def _check_places(own: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]],
     remedies = {"data": "type it before --resume", "train_list": "give --train-list", "valid_list": "give --valid-list"}
     for name, remedy in remedies.items():
         if name not in typed and own.get(name) and not exists(own[name]):
-            raise UserError(f"{own[name]}, from which the run read, does not exist: if it has moved, {remedy}")
+            raise UserError(
+                f"{own[name]}, from which the run read its images, does not exist: if it has moved, {remedy}"
+            )
     for spec in [] if {"teacher_resume", "teacher_arch"} & set(typed) else teachers:
         if spec.get("resume") and not exists(spec["resume"]):
             raise UserError(
@@ -123,8 +128,8 @@ def _recorded(path: str, prog: str, *, evaluate: bool) -> tuple[dict[str, Any], 
     resume = read_checkpoint(path).get("resume")
     if not isinstance(resume, dict):
         if evaluate:
-            raise UserError(f"{path} holds weights only: name the folder of photographs, as in {prog} DIR")
-        raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
+            raise UserError(f"{path} holds only weights: name the folder of photographs, as in {prog} DIR")
+        raise UserError(f"{path} holds only weights, so no run can be resumed from it: give a run folder")
     config = resume.get("config")
     options = config.get("options") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not isinstance(options, dict):

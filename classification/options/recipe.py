@@ -87,10 +87,10 @@ def _read(path: Path) -> dict[Any, Any]:
             raise ValueError(f"it is longer than {LONGEST} bytes")
         content = read_yaml(text.decode())
     except UserError as error:
-        raise UserError(f"recipe {path} is not YAML as recipes take it: {error}") from error
+        raise UserError(f"recipe {path} is not YAML that recipes allow: {error}") from error
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else error
-        cause = "it is no text in UTF-8" if isinstance(error, UnicodeDecodeError) else cause
+        cause = "it is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else cause
         raise UserError(f"recipe {path} cannot be read: {cause}{_near(path)}") from error
     if not isinstance(content, dict):
         raise UserError(f"recipe {path} must be a mapping of option names to values; got {shown(content)}")
@@ -136,7 +136,7 @@ def _words(parser: argparse.ArgumentParser, given: list[Given]) -> tuple[list[st
         elif isinstance(value, list) and isinstance(action, argparse._AppendAction):
             words += [f"{option}={v}" for v in value]
         elif value is None or isinstance(value, (dict, list)):
-            raise UserError(f"{key} needs a value{', and one only' if value else ''}; got {shown(value)}")
+            raise UserError(f"{key} needs a value{', and only one' if value else ''}; got {shown(value)}")
         else:
             words.append(f"{option}={value}")
     return words, before

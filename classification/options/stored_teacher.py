@@ -163,16 +163,18 @@ def check_stored(options: Options, typed: Mapping[str, str]) -> None:
         if (now := getattr(options.data, name)) != views[name]:
             flag = typed.get(name, f"--{name.replace('_', '-')}")
             raise UserError(
-                f"{flag} {now}: the views in --teacher-cache {folder} have {views[name]}: leave it out, or store the "
-                "teacher anew by reinforce.py"
+                f"{flag} {now} does not fit the views in --teacher-cache {folder}, which have {views[name]}: leave it "
+                "out, or store the teacher again with reinforce.py"
             )
     reasons = {
-        "maps": "compares feature maps, and --teacher-cache holds logits",
-        "views": "compares two views of an image, and --teacher-cache holds the logits of one",
+        "maps": "compares feature maps, but --teacher-cache has only logits",
+        "views": "compares two views of an image, but --teacher-cache has the logits of one",
     }
     for what, why in reasons.items():
         if found := needing(table, what):
-            raise UserError(f"{found[0]} {why}: choose terms on logits, as --distiller kd, or leave the cache out")
+            raise UserError(
+                f"{found[0]} {why}: choose terms on logits, for example --distiller kd, or leave out the cache"
+            )
     for name, spec in table.items():
         if spec.kind.mutual:
-            raise UserError(f"{name} trains its teachers, and --teacher-cache holds the outputs of frozen ones")
+            raise UserError(f"{name} trains its teachers, but --teacher-cache has the outputs of frozen ones")

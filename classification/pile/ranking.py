@@ -184,9 +184,11 @@ def _check(engine: duckdb.DuckDBPyConnection, entries: str, values: dict[str, ob
     if nans:
         query = f"SELECT path FROM ({entries}) WHERE isnan(score) LIMIT 1"
         ((path,),) = engine.sql(query, params=values).fetchall()
-        raise UserError(f"the scores hold {nans} values that are no numbers, the first of {path}: score those again")
+        raise UserError(
+            f"the scores contain {nans} values that are not numbers, first for {path}: score those images again"
+        )
     if low is not None and low < 0:
-        raise UserError(f"the shards hold the class {low}, expected 0 or more: score again")
+        raise UserError(f"the shards contain class {low}, but classes start at 0: score again")
 
 
 def quantile(files: Sequence[Path], statistic: str, share: float) -> float:
@@ -208,5 +210,5 @@ def quantile(files: Sequence[Path], statistic: str, share: float) -> float:
     except duckdb.Error as error:
         raise UserError(f"the shards cannot be read: {str(error).splitlines()[0]}") from error
     if found is None or not math.isfinite(found):
-        raise UserError(f"the {statistic} of these scores is not known: score with --top-p 2 or more")
+        raise UserError(f"the {statistic} cannot be computed from these scores: score with --top-p 2 or more")
     return float(found)

@@ -129,8 +129,8 @@ def begin(work: Storing, classifier: bytes | None, free: int | None = None) -> N
     free = shutil.disk_usage(folder).free if free is None else free
     if free < need:
         raise UserError(
-            f"--output {folder} needs {need / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free: make room, or lower "
-            "--samples or --top-k"
+            f"--output {folder} needs {need / 1000000.0:.1f} MB, but only {free / 1000000.0:.1f} MB are free: make "
+            "room, or lower --samples or --top-k"
         )
 
 
@@ -202,7 +202,7 @@ class _Images(Dataset[tuple[Tensor, Tensor, str]]):
     def _decoded(self, path: str) -> Tensor:
         image = to_bytes(read_image(path)).permute(2, 0, 1)
         if max(image.shape) > LONGEST:
-            raise UserError(f"image {path} has a side of {max(image.shape)} px, the most is {LONGEST}: leave it out")
+            raise UserError(f"image {path} has a side of {max(image.shape)} px, more than {LONGEST}: leave it out")
         return image
 
 
@@ -270,18 +270,20 @@ def check(work: Storing, teachers: Teachers) -> str:
     changed = [path for path, own, number in zip(now.paths, now.hashes, numbers, strict=True)
                if own != stored.block.hashes[number]]  # fmt: skip
     if changed:
-        raise RunError(f"{changed[0]} is another image than the one that was stored: store the teacher anew")
+        raise RunError(f"{changed[0]} has changed since it was stored: store the teacher again")
     then = stored.block
     other = (now.views != then.views[rows]).reshape(len(numbers), -1).any(axis=1)
     if other.any():
-        raise RunError(f"the views of {now.paths[int(other.argmax())]} are drawn in another way now: store them anew")
+        raise RunError(
+            f"the views of {now.paths[int(other.argmax())]} would be drawn differently now: store the teacher again"
+        )
     apart = np.abs(_dense(then, rows, plan.num_classes) - _dense(now, np.arange(len(rows)), plan.num_classes))
     most = float(apart.max())
     if not most <= CLOSE[plan.dtype]:
         first = now.paths[int(apart.reshape(len(numbers), -1).max(axis=1).argmax())]
         raise RunError(
-            f"stored probabilities of {first} differ from the teacher's by {most:.3g}, where {CLOSE[plan.dtype]} is "
-            "allowed: store the teacher anew"
+            f"stored probabilities of {first} differ from the teacher's by {most:.3g}, and {CLOSE[plan.dtype]} is "
+            "allowed: store the teacher again"
         )
     return f"{len(rows)} samples of {len(numbers)} images scored again: probabilities differ by {most:.2g} at most"
 

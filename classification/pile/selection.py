@@ -82,7 +82,7 @@ def _check(ranking: Ranking, shards: Shards) -> None:
         raise UserError("no image was chosen: lower --min-score, or look at the scores")
     if shards.num_classes is not None and classes[-1] >= shards.num_classes:
         raise UserError(
-            f"the shards hold the class {classes[-1]}, their teacher {shards.num_classes} classes: score again"
+            f"the shards contain class {classes[-1]}, but their teacher has {shards.num_classes} classes: score again"
         )
 
 

@@ -76,7 +76,7 @@ def begin_steps(folder: Path, asked: Mapping[str, Any]) -> Steps:
         raise UserError(f"--output {folder} is a file: give a folder")
     if not is_file(folder / LEDGER):
         if is_folder(folder) and any(folder.iterdir()):
-            raise UserError(f"--output {folder} holds other files: give another folder")
+            raise UserError(f"--output {folder} contains other files: give another folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -93,7 +93,7 @@ class Plan:
         names = [recipe.name for recipe in self.recipes]
         if ALONE not in names or len(names) < 2:
             raise UserError(
-                f"--recipes {' '.join(names)}: expected {ALONE}, which the others are compared with, and another"
+                f"--recipes {' '.join(names)}: expected {ALONE} and at least one other, which is compared with it"
             )
         for what, given in (("--recipes", names), ("--students", list(self.students))):
             if twice := next((name for name in given if given.count(name) > 1), None):

@@ -106,7 +106,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs = [_read_run(folder, name) for folder, name in zip(known, _names(known), strict=True)]
     if not any(run.epochs for run in runs):
         which = f"{known[0]} has" if len(known) == 1 else f"none of the {len(known)} runs has"
-        raise UserError(f"{which} no finished epoch in metrics.jsonl: a report needs one at least")
+        raise UserError(f"{which} no finished epoch in metrics.jsonl: a report needs at least one")
     return runs
 
 
@@ -253,7 +253,7 @@ def _shortfalls(run: Run) -> list[str]:
         faults.append(f"metrics.jsonl lacks epoch {gaps[0]}, counted from 0")
     if skipped := sum(record.get("skipped_steps", 0) > 0 for record in run.epochs):
         last = int(run.epochs[-1].get("skipped_steps", 0))
-        faults.append(f"{last} steps were left out, as a loss or gradient was not finite ({skipped} epochs say so)")
+        faults.append(f"{last} steps were left out because a loss or gradient was not finite (in {skipped} epochs)")
     bad = sorted({name for record in run.epochs for name, value in record.items() if not math.isfinite(value)})
     if bad:
         faults.append(f"values that are not finite, in {', '.join(bad[:MOST_NAMED])}{' ...' if bad[5:] else ''}")

@@ -143,7 +143,7 @@ def read_resume(path: str, now: Now) -> tuple[dict[str, Any], list[str]]:
     """
     content = read_checkpoint(path)
     if not isinstance(content.get("resume"), dict):
-        raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
+        raise UserError(f"{path} holds only weights, so no run can be resumed from it: give a run folder")
     with explain_damage(path):
         return content, _compare(path, content, now)
 
@@ -156,11 +156,11 @@ def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
     check_complete(path, content)
     for what in ("arch", "num_classes", "classes"):
         if content[what] != own[what]:
-            raise UserError(f"{path} is of a run with {what} {content[what]}; this run has {own[what]}")
+            raise UserError(f"{path} is from a run with {what} {content[what]}; this run has {own[what]}")
     theirs = list(resume["terms"])
     if theirs != inputs["terms"]:
         raise UserError(
-            f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(inputs['terms'])}"
+            f"{path} is from a run with the terms {'+'.join(theirs)}; this run has {'+'.join(inputs['terms'])}"
         )
     then = resume["config"]["options"]
     check_digest(now.options.terms.term_module, then.get("term_digest"), path)
@@ -181,8 +181,8 @@ def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
         changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, now.images())}")
     if changed and not now.options.run.resume_override:
         raise UserError(
-            f"{path} is of a run with {', and '.join(changed)}. Give those of the run, or --resume-override 1 to "
-            "resume with the new ones"
+            f"{path} is from a run with {', and '.join(changed)}. Use those of the run, or give --resume-override 1 "
+            "to resume with the new ones"
         )
     return changed
 

@@ -36,7 +36,7 @@ def keep_last(folder: Path, epochs: int, number: int) -> None:
     except OSError as error:
         raise UserError(
             f"{folder}/epoch{epochs:04d}.pth cannot be written ({error.strerror}): make room, or lower "
-            "--keep-checkpoints; last.pth is whole"
+            "--keep-checkpoints; last.pth is complete"
         ) from error
     found = {int(path.stem.removeprefix("epoch")): path for path in folder.glob("epoch[0-9]*.pth")}
     for done, path in found.items():

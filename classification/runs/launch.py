@@ -130,7 +130,7 @@ def _start(local_rank: int, devices: Devices, place: Place, job: Any, execute: E
             dist.init_process_group(backend, store=named, rank=rank, world_size=place.size, timeout=wait_for)
             world = _meet(world, named, devices.dist_timeout)
         except (ValueError, RuntimeError) as error:
-            where = f"rank {rank} of {place.size} cannot join the others at {url} by {backend}"
+            where = f"rank {rank} of {place.size} cannot join the others at {url} over {backend}"
             raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from error
     _execute(job, world, execute)
 
@@ -154,7 +154,7 @@ def _execute(job: Any, world: World, execute: Execute) -> None:
         with contextlib.suppress(ValueError):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends us meanwhile, and we say why first
         lost = _lost(world.mates)
-        raise RunError(f"rank {world.rank} stops: {lost}; --resume goes on from last.pth") from error
+        raise RunError(f"rank {world.rank} stops: {lost}; --resume continues from last.pth") from error
     finally:
         world.ending.value = 1
         if world.heartbeat is not None:
@@ -174,8 +174,8 @@ def _meet(world: World, store: dist.Store, timeout: float) -> World:
     dist.all_gather_object(mates, Mate(platform.node(), os.getpid(), name))
     for device, ranks in shared_devices(mates).items():
         raise UserError(
-            f"ranks {' and '.join(map(str, ranks))} all work on {device}: start one rank per GPU by torchrun "
-            "--nproc-per-node, or name each rank's own by --gpu"
+            f"ranks {' and '.join(map(str, ranks))} all use {device}: start one rank per GPU with torchrun "
+            "--nproc-per-node, or give each rank its own --gpu"
         )
     heartbeat = Heartbeat(store, world.rank, mates, timeout)
     heartbeat.start()

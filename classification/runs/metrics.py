@@ -167,7 +167,7 @@ def _cut(path: Path, keep: Callable[[Any], Any], what: str) -> None:
         try:
             kept += [line] if keep(json.loads(line)) else []
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is damaged: {shown(line)} is no record of {what}; remove the line") from error
+            raise UserError(f"{path} is damaged: {shown(line)} is not a record of {what}; remove the line") from error
     beside = path.with_name(f"{path.name}.new")
     beside.write_text("".join(kept))
     beside.replace(path)

@@ -41,7 +41,7 @@ def set_random_state(states: list[dict[str, Any]], world: World) -> bool:
     try:
         _set(states[world.rank], world)
     except Exception as error:  # a broken state can raise anything
-        raise ValueError("the states of its generators of random numbers do not fit") from error
+        raise ValueError("the states of its random number generators do not fit") from error
     return True
 
 

@@ -123,5 +123,5 @@ def dominant(weighted: Mapping[str, float]) -> str | None:
     rest = sum(value for other, value in weighted.items() if other != name)
     if not 0 < 30 * rest < weighted[name]:
         return None
-    how = f"if the student does not learn, lower its weight by --term {name}.weight=NUMBER"
+    how = f"if the student does not learn, lower its weight with --term {name}.weight=NUMBER"
     return f"!! WARNING: the term {name} is {weighted[name] / rest:.0f} times all others together: {how}"

@@ -160,7 +160,7 @@ class Job:
             self.notes.append(f"resuming with {', '.join(self.changed)}")
         self.done = self.checkpoint["resume"]["epoch"] >= total_epochs(self.options.optimisation)
         if self.done and not self.auto:
-            raise UserError(f"{self.resume_from} is of a run that is done: raise --epochs to train further")
+            raise UserError(f"{self.resume_from} is from a run that is complete: raise --epochs to train longer")
         self._load_resume(self.checkpoint, distiller)
 
     def _load_resume(self, checkpoint: dict[str, Any], distiller: Distiller) -> None:

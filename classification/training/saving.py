@@ -39,7 +39,7 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
         epoch = epoch_name(trainer.options.optimisation, trainer.epoch - (trainer.step == 0 < trainer.epoch))
         raise RunError(
             f"weights are not finite after {epoch}{f', step {trainer.step}' if trainer.step else ''}: lower --lr; "
-            f"{trainer.job.folder / 'last.pth'} is from before"
+            f"{trainer.job.folder / 'last.pth'} is from before that"
         )
     trainer.means.collect(trainer.world)
     for term in trainer.terms():

@@ -150,11 +150,17 @@ def _arch(file: WeightFile | None, notes: list[str], option: str) -> str | None:
     if file is None:
         return None
     if file.arch is None:
-        notes.append(f"{file.path} does not say its network: name it by {option}, where the usual one is wrong")
+        notes.append(
+            f"{file.path} does not name its network, so the usual one is assumed: if that is wrong, name it with "
+            f"{option}"
+        )
         return None
     name = known_name(file.arch)
     if name is None:
-        raise UserError(f"checkpoint {file.path} holds a {file.arch}, which is no network here: name it by {option}")
+        raise UserError(
+            f"checkpoint {file.path} has the network {file.arch}, which this project does not know: name a network "
+            f"with {option}"
+        )
     return name
 
 

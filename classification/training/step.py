@@ -189,8 +189,8 @@ class Stepper:
             if isinstance(error, RuntimeError) and not any(w in text for w in ("out of memory", "allocate memory")):
                 raise
             raise RunError(
-                f"memory ran out in {where}, with {len(images)} images of {images.shape[-2]} px: "
-                "lower -b or --img-size, raise --accumulate, use --amp bf16, or leave --cache ram out"
+                f"memory ran out in {where}, with {len(images)} images of {images.shape[-2]} px: lower -b or "
+                "--img-size, raise --accumulate, use --amp bf16, or leave out --cache ram"
             ) from error
 
     def _step(self, batch: Loaded, epoch: int, step: int, size: int, known: Known) -> dict[str, Tensor] | None:
@@ -339,11 +339,12 @@ class Stepper:
         last, best = (self.job.folder / f"{name}.pth" for name in ("last", "best"))
         if self.skipped > self.options.run.skip_nonfinite:
             raise RunError(
-                f"{said}: lower --lr or the term's weight, look at the images, or allow some by --skip-nonfinite N; "
-                f"{last} is from before{f', and {best} from the best epoch' if best.exists() else ''}"
+                f"{said}: lower --lr or the term's weight, look at the images, or allow some such steps with "
+                f"--skip-nonfinite N; {last} is from before that"
+                f"{f', and {best} from the best epoch' if best.exists() else ''}"
             )
         if not finite(self.distiller):
-            raise RunError(f"{said}, because weights are not: lower --lr; {last} is from before")
+            raise RunError(f"{said}, because weights are not: lower --lr; {last} is from before that")
         for name, value in self.distiller.named_buffers():
             if name in before:
                 value.copy_(before[name])

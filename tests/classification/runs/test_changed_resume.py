@@ -115,7 +115,7 @@ def test_another_optimizer_begins_with_fresh_momenta(kinds: tuple[str, str], dis
     cut(options(distil, optimizer=kinds[0]), 2)
     words = ["--resume", distil[-1], "--optimizer", kinds[1]]
     assert main_mgd.main(words) == 2
-    assert f"--optimizer {kinds[1]}, was {kinds[0]}. Give those of the run" in capsys.readouterr().err
+    assert f"--optimizer {kinds[1]}, was {kinds[0]}. Use those of the run" in capsys.readouterr().err
     assert main_mgd.main([*words, "--resume-override", "1"]) == 0
     assert f"is initialised again: the momenta of {kinds[1]}, after {kinds[0]}" in capsys.readouterr().out
 
@@ -184,7 +184,7 @@ def test_the_same_line_after_a_broken_image_was_mended(steps: int, copied: list[
     capsys.readouterr()
     assert main_base.main(words) == 2
     error = capsys.readouterr().err
-    assert "is of a run with other training images: 1 more than then (train/sky/3.png). Give those" in error
+    assert "is from a run with other training images: 1 more than then (train/sky/3.png). Use those" in error
     assert len(cut([*words, "--resume-override", "1"], 0, main_base)) == 27 * (2 if steps == 2 else 1)
     name = "epoch 1/2" if steps == 2 else "epoch 2/2"
     assert f"the training images have changed: {name} starts again from its first step" in capsys.readouterr().out
