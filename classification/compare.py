@@ -294,7 +294,7 @@ def compare(asked: Asked) -> None:
         RunError: a run that failed.
     """
     from classification.reports.comparison import PLAN, keep_plan
-    from classification.runs.checkpoint import hold
+    from classification.runs.checkpoint import lock_folder
 
     folder = asked.own.output
     check_output(folder)
@@ -311,7 +311,7 @@ def compare(asked: Asked) -> None:
         print(f"=> {foresee(plan, classes, asked)}", flush=True)
     if asked.own.plan:
         return
-    with hold(folder):
+    with lock_folder(folder):
         keep_plan(plan, folder)
         for name in ("runs", "logs"):
             (folder / name).mkdir(exist_ok=True)

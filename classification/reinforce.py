@@ -247,8 +247,8 @@ def _store(work: Storing, teachers: Teachers) -> None:
     rest = f"; other processes still work on {len(left)} shards"
     size = sum(path.stat().st_size for path in work.folder.glob("*.parquet"))
     views = plan.samples * plan.num_images
-    told = f"; {size / 1e6:.2f} MB, {size / views:.1f} bytes a sample, {size / plan.num_images:.0f} an image"
-    print(f"=> done: {pace.done} views stored into {work.folder}{rest if left else told}", flush=True)
+    sizes = f"; {size / 1e6:.2f} MB, {size / views:.1f} bytes a sample, {size / plan.num_images:.0f} an image"
+    print(f"=> done: {pace.done} views stored into {work.folder}{rest if left else sizes}", flush=True)
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:

@@ -119,14 +119,14 @@ def _check(need: int, num: int, free: int | None, near: Near) -> None:
 
 
 def _together(work: Callable[[], None], near: Near) -> None:
-    """Do this rank's work; what is wrong on one is told on all, which would wait for it otherwise."""
+    """Do this rank's work; an error on one is raised on all, which would wait for it otherwise."""
     cause = ""
     try:
         work()
     except UserError as error:
         cause = str(error)
-    if told := next(filter(None, near.gather(cause)), ""):
-        raise UserError(told)
+    if fault := next(filter(None, near.gather(cause)), ""):
+        raise UserError(fault)
 
 
 def _no_room(need: int) -> UserError:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from classification.data.image_files import hidden
 from classification.data.members import is_there
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 
 LABEL = re.compile(rb"[0-9]+")
 SCORE = re.compile(rb"[-+]?(inf|[0-9]*\.[0-9]+(e[-+]?[0-9]+)?|[0-9]+e[-+]?[0-9]+|[0-9]+\.)")
@@ -71,23 +71,23 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
         labelled = LABEL.fullmatch(label) and is_there(root / os.fsdecode(name))
         name, label = name if labelled else line.strip(), b"-1"
     elif not name or not LABEL.fullmatch(label):
-        raise UserError(f"expected `path label` with a whole number as label; got {shown(line.strip())}")
+        raise UserError(f"expected `path label` with a whole number as label; got {quoted(line.strip())}")
     most = 10**9 if num_classes is None else num_classes
     if len(label) > 10 or int(label) >= most:
-        raise UserError(f"label {shown(label)} must be below the number of classes, {most}")
+        raise UserError(f"label {quoted(label)} must be below the number of classes, {most}")
     path = Path(os.fsdecode(name))
     if path.is_relative_to(root.absolute()):
         path = path.relative_to(root.absolute())
     if path.is_absolute() or ".." in path.parts:
         raise UserError(
-            f"{shown(name)} could lead out of the data folder: give a path relative to that folder, without .."
+            f"{quoted(name)} could lead out of the data folder: give a path relative to that folder, without .."
         )
     if found := [part for part in path.parts if hidden(part)]:
         raise UserError(
-            f"{shown(name)} is a hidden file or one of the operating system ({shown(found[0])}): remove such lines"
+            f"{quoted(name)} is a hidden file or one of the operating system ({quoted(found[0])}): remove such lines"
         )
     if not is_there(root / path):
-        raise UserError(f"{shown(name)} is not a file in {root}")
+        raise UserError(f"{quoted(name)} is not a file in {root}")
     return str(root / path), int(label)
 
 
@@ -147,8 +147,8 @@ def _check_teacher(path: str, classes: Sequence[str]) -> None:
         pairs = zip([*theirs, "none"], [*classes, "none"], strict=False)
         place, (their, own) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
         raise UserError(
-            f"list {path} is from a teacher with other classes: its class {place} is {shown(their)}, but {shown(own)} "
-            "in the data: score with a teacher of the same classes"
+            f"list {path} is from a teacher with other classes: its class {place} is {quoted(their)}, but "
+            f"{quoted(own)} in the data: score with a teacher of the same classes"
         )
 
 

@@ -207,8 +207,8 @@ def loader(
     )
 
 
-def told(loading: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Iterate a loader; say what to do where one of its processes dies.
+def clear_errors(loading: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Iterate a loader; if one of its processes dies, say what to do.
 
     Raises:
         RunError: one did.

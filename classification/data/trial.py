@@ -12,7 +12,7 @@ from torch import Tensor
 from classification.data.folders import Folder as DataFolder
 from classification.data.folders import check_heif, read_folder, without_unreadable
 from classification.data.image_files import LeftOut, find_images
-from classification.data.loading import FixedBatches, Photos, loader, subset, told
+from classification.data.loading import FixedBatches, Photos, clear_errors, loader, subset
 from classification.data.preprocessing import Preprocessing
 from classification.data.tar_shards import find_shards, shard_images
 from classification.errors import UserError
@@ -58,7 +58,7 @@ class Trial:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         photos = Photos(samples, self.preprocessing.transform())
         loading = loader(photos, FixedBatches(chosen, size), workers, torch.device("cpu"), persistent=False)
-        for images, target, _ in told(loading, workers):
+        for images, target, _ in clear_errors(loading, workers):
             yield images, target
 
 

@@ -67,7 +67,7 @@ def choose_terms(
 
 
 def check_teachers(table: Table, teachers: Sequence[Mapping[str, Any]], *, joined: bool) -> None:
-    """Refuse teachers that do not go with the terms.
+    """Refuse teachers that do not fit the terms.
 
     Args:
         table: the terms.

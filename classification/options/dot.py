@@ -1,4 +1,4 @@
-"""--optimizer dot: what it does not go with."""
+"""--optimizer dot: what it does not work with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from classification.options.options import Options
 
 
 def check_dot(options: Options) -> None:
-    """Refuse what does not go with two momenta.
+    """Refuse what does not work with two momenta.
 
     Raises:
         UserError: one of these.

@@ -1,4 +1,4 @@
-"""--int8-epochs: what it needs, and what it does not go with."""
+"""--int8-epochs: what it needs, and what it does not work with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def missing_packages() -> list[str]:
 
 
 def check_int8(options: Options, total_epochs: int) -> None:
-    """Refuse what --int8-epochs does not go with.
+    """Refuse what --int8-epochs does not work with.
 
     Args:
         options: of a training.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.options.options import names_where
 from classification.options.parser import script_of
 from classification.options.published import without_aliases
@@ -75,7 +75,7 @@ def own_options(
         )
     nested: dict[str, Any] = {} if evaluate else {"terms": entries}
     nested["teachers"] = [
-        {**spec, "resume": _seen_from_here(started, spec["resume"])} if spec.get("resume") else spec
+        {**spec, "resume": _from_current_folder(started, spec["resume"])} if spec.get("resume") else spec
         for spec in options.get("teachers") or []
     ]
     if own.get("teacher_resume"):
@@ -84,10 +84,10 @@ def own_options(
     return own, nested
 
 
-def _seen_from_here(started: object, place: object) -> object:
-    """Return a place that a run was told in the folder where it was started, as it is seen from the current one."""
+def _from_current_folder(started: object, place: object) -> object:
+    """Return a path that was relative to the folder where a run was started, relative to the current folder."""
     if isinstance(place, list):
-        return [_seen_from_here(started, entry) for entry in place]
+        return [_from_current_folder(started, entry) for entry in place]
     if not (isinstance(started, str) and isinstance(place, str)) or not started or Path(started) == Path.cwd():
         return place
     return str(Path(started, place))
@@ -118,9 +118,9 @@ def _fits(action: argparse.Action, value: Any) -> bool:
 def _check_entries(path: str, name: str, value: Any) -> None:
     entries = list(value.values()) if isinstance(value, dict) else value
     if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
-        raise damaged_error(path, f"its {name} are {shown(value)}")
+        raise damaged_error(path, f"its {name} are {quoted(value)}")
     if isinstance(value, dict) != (name == "terms"):
-        raise damaged_error(path, f"its {name} are {shown(value)}")
+        raise damaged_error(path, f"its {name} are {quoted(value)}")
 
 
 def _recorded(path: str, prog: str, *, evaluate: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -133,7 +133,7 @@ def _recorded(path: str, prog: str, *, evaluate: bool) -> tuple[dict[str, Any], 
     config = resume.get("config")
     options = config.get("options") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not isinstance(options, dict):
-        raise damaged_error(path, f"its options are {shown(options)}")
+        raise damaged_error(path, f"its options are {quoted(options)}")
     for name in ("terms", "teachers"):
         if options.get(name):
             _check_entries(path, name, options[name])
@@ -148,8 +148,8 @@ def _values_of(
     own = {name: value for name, value in options.items() if name in actions and name not in names_where("anew")}
     for name, value in own.items():
         if not _fits(actions[name], value):
-            raise damaged_error(path, f"its option {name} is {shown(value)}")
-    own |= {name: _seen_from_here(started, own[name]) for name in names_where("place") if own.get(name)}
+            raise damaged_error(path, f"its option {name} is {quoted(value)}")
+    own |= {name: _from_current_folder(started, own[name]) for name in names_where("place") if own.get(name)}
     if not options.get("seeded"):
         own.pop("seed", None)
     if not options.get("img_size_asked", True):

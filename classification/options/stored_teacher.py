@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.options.options import Options
 from classification.options.terms import needing
 from classification.paths import exists, is_folder
@@ -129,7 +129,7 @@ def read_stored_plan(folder: str | Path) -> StoredPlan:
         raise UserError(f"{path} cannot be read: remove {folder} and store the teacher again") from error
     found = content.get("format") if isinstance(content, dict) else content
     if found != FORMAT:
-        raise UserError(f"{path} has format {shown(found)}; this code reads format {FORMAT}: store the teacher again")
+        raise UserError(f"{path} has format {quoted(found)}; this code reads format {FORMAT}: store the teacher again")
     try:
         plan = TypeAdapter(StoredPlan).validate_python(content)
     except ValidationError as error:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.options.terms import TermClasses, fields_of
 from mgd.losses import LOSSES, Term
 
@@ -75,12 +75,12 @@ def _run(path: str) -> Any:
 def _checked(path: str, module: Any) -> Mapping[str, type[Term]]:
     terms = getattr(module, "TERMS", None)
     if not isinstance(terms, dict) or not terms:
-        raise UserError(f"--term-module {path}: expected TERMS = {{name: term class}}; got {shown(terms)}")
+        raise UserError(f"--term-module {path}: expected TERMS = {{name: term class}}; got {quoted(terms)}")
     for name, kind in terms.items():
         if not (isinstance(name, str) and NAME.fullmatch(name)) or name in ("loss", "logits"):
             raise UserError(
                 f"--term-module {path}: the name of a term must consist of small letters, digits and _; got "
-                f"{shown(name)}"
+                f"{quoted(name)}"
             )
         if name in LOSSES:
             raise UserError(
@@ -88,7 +88,7 @@ def _checked(path: str, module: Any) -> Mapping[str, type[Term]]:
             )
         if not (isinstance(kind, type) and issubclass(kind, Term)):
             raise UserError(
-                f"--term-module {path}: {name} must be a class made from mgd.losses.Term; got {shown(kind)}"
+                f"--term-module {path}: {name} must be a class made from mgd.losses.Term; got {quoted(kind)}"
             )
         fields_of(kind.Hyper)
     return terms

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.options.published import LABELLED
 from classification.options.strict_yaml import read_yaml
 from mgd.losses import Term
@@ -104,7 +104,7 @@ def names_of(distiller: str, classes: TermClasses) -> list[str]:
         if name == LABELLED:
             raise UserError(f"{name} is added automatically if labels are used: leave it out of --distiller")
         if not name:
-            raise UserError(f"--distiller {shown(distiller)} has an empty term: write a sum such as mgd+kd")
+            raise UserError(f"--distiller {quoted(distiller)} has an empty term: write a sum such as mgd+kd")
         if name not in classes:
             raise UserError(
                 f"unknown distiller {name!r}: use one of {', '.join(n for n in classes if n != LABELLED)}, or a sum "
@@ -135,7 +135,7 @@ def term_table(
         UserError: a term that is not there, an unknown key, a value of the wrong kind.
     """
     if unknown := [name for name in entries if name not in classes]:
-        raise UserError(f"unknown term {shown(unknown[0])}: use {', '.join(classes)}{close_ones(unknown[0], classes)}")
+        raise UserError(f"unknown term {quoted(unknown[0])}: use {', '.join(classes)}{close_ones(unknown[0], classes)}")
     table = {name: {key: _as_number(value) for key, value in entry.items()} for name, entry in entries.items()}
     for change in changes:
         where, equals, text = change.partition("=")
@@ -147,7 +147,7 @@ def term_table(
         try:
             table[name][key] = _as_number(read_yaml(text))
         except UserError as error:
-            raise UserError(f"--term {shown(change)}: {error}") from error
+            raise UserError(f"--term {quoted(change)}: {error}") from error
     return {name: _spec(name, classes[name], entry) for name, entry in table.items()}
 
 
@@ -202,7 +202,7 @@ def _checked(where: str, hint: Any, value: Any) -> Any:
     except PydanticUserError as error:
         raise UserError(f"{where} has a type that no recipe can express, {_called(hint)}: leave it out") from error
     except (ValueError, TypeError) as error:  # of pydantic, or a value that JSON cannot express
-        raise UserError(f"{where} must be {_called(hint)}; got {shown(value)}") from error
+        raise UserError(f"{where} must be {_called(hint)}; got {quoted(value)}") from error
 
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}

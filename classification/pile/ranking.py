@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from classification.errors import UserError
 
 MOST_IN_HEAP = 1_000_000  # the engine's heaps hold fewer entries; for more, all rows are sorted, on disk if need be
-# What tells an image of the classes from a foreign one, the larger the surer.
+# Statistics that separate images of the classes from foreign ones: the larger, the less foreign.
 STATISTICS = {
     "min-score": "log_probabilities[1]",
     "margin": "log_probabilities[1] - log_probabilities[2]",
@@ -34,7 +34,7 @@ class Rule:
     """What is chosen.
 
     Args:
-        top_p: classes that an image may serve, the likeliest first; None for all that are stored.
+        top_p: classes that an image may be chosen for, most likely first; None for all that are stored.
         top_k: images per class.
         min_score: smallest log-probability of an image for a class.
         min_margin: smallest difference between an image's two largest log-probabilities.
@@ -92,7 +92,7 @@ def rank(files: Sequence[Path], rule: Rule, excluded: Iterable[int] = (), thread
     """Return the K best images per class.
 
     A first pass finds each class's K-th best score, in a heap of K floats per class; a second one keeps the rows that
-    reach it, and these are sorted by their keys. Entries that are NULL are as if they were not there; a path that was
+    reach it, and these are sorted by their keys. NULL entries are ignored; a path that was
     scored twice counts once per class, with its better score.
 
     Args:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from classification.data.image_files import file_digest
 from classification.data.images import read_image, to_bytes
-from classification.data.loading import told
+from classification.data.loading import clear_errors
 from classification.data.stored import CLASSIFIER, Block, encode, open_stored, shard_name
 from classification.data.stored_views import LONGEST, VIEW, Renderer, draw, mixed
 from classification.errors import RunError, UserError
@@ -31,7 +31,7 @@ from classification.system.interrupt import outlast
 from classification.system.new_files import write_whole
 from mgd import Taps, fold_norms, keep_top, probe
 
-SHARD_BYTES = 8000  # of a shard beside its rows: what Parquet says of each column
+SHARD_BYTES = 8000  # bytes of a shard beside its rows: Parquet's description of each column
 CLASSIFIER_BYTES = 1000  # per image at most of the teachers' last layers, for wkd_logits
 CHECKED = 100  # one image of so many is scored again by `check`
 CLOSE = {"float32": 0.01, "float16": 0.03, "bfloat16": 0.1}  # probabilities that count as equal, by number type
@@ -222,7 +222,7 @@ def store(work: Storing, teachers: Teachers, advance: Callable[[int], None]) -> 
     Args:
         work: what to do.
         teachers: as `fast` returns them.
-        advance: told the number of views after each batch.
+        advance: called with the number of views after each batch.
     """
     for number in work.order():
         with claimed(work.folder, number) as file:
@@ -244,7 +244,7 @@ def said_of(work: Storing, numbers: Sequence[int], teachers: Teachers, advance: 
     )
     parts: list[tuple[NDArray[Any], ...]] = []
     hashes: list[str] = []
-    for pixels, drawn, digests in told(loading, workers):
+    for pixels, drawn, digests in clear_errors(loading, workers):
         for seen, views in zip(pixels.flatten(0, 1).split(most), drawn.flatten(0, 1).split(most), strict=True):
             classes, values, rest = keep_top(teachers.scores(seen)[0], plan.top)
             kept = (classes.numpy(), values.half().numpy(), rest.half().numpy())

@@ -238,7 +238,7 @@ def score(work: Work, teachers: Teachers, advance: Callable[[int], None]) -> Ite
     Args:
         work: what to do.
         teachers: who scores.
-        advance: told the number of images after each batch.
+        advance: called with the number of images after each batch.
     """
     for number in work.order():
         with claimed(work.folder, number) as file:

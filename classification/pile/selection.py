@@ -48,7 +48,7 @@ class Selection:
 
 
 def select(shards: Shards, rule: Rule, copies: NearCopies | None = None) -> Selection:
-    """Choose the K best images per class that are no near copies of others.
+    """Choose the K best images per class that are not near copies of others.
 
     Only images that would be chosen are compared. Where some are copies, the next ones take their places.
 
@@ -91,7 +91,7 @@ def lines(lists: Lists, root: Path | None = None) -> Iterator[bytes]:
 
     Args:
         lists: what was chosen.
-        root: the folder that paths shall start from; None for paths as they were scored.
+        root: the folder to which paths are made relative; None for paths as they were scored.
 
     Raises:
         UserError: an image lies elsewhere.

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.paths import exists, is_file, is_folder
 from classification.system.new_files import write_whole
 
@@ -170,7 +170,7 @@ def read_plan(folder: Path) -> Plan:
         raise UserError(f"{folder / PLAN} cannot be read: remove {folder} and score again") from error
     found = content.get("format") if isinstance(content, dict) else content
     if not isinstance(content, dict) or found not in FORMATS:
-        raise UserError(f"{folder / PLAN} has format {shown(found)}; this code reads formats {KNOWN}: score again")
+        raise UserError(f"{folder / PLAN} has format {quoted(found)}; this code reads formats {KNOWN}: score again")
     try:
         return Plan(**content)
     except TypeError as error:
@@ -300,9 +300,9 @@ def open_shards(folder: Path) -> Shards:
         files = wanted
     if not files:
         raise UserError(f"{folder} has no shards: expected *.parquet files from `pseudo_label.py score`")
-    told = {file: _metadata(file) for file in files}
-    first = told[files[0]]
-    for file, found in told.items():
+    metadata = {file: _metadata(file) for file in files}
+    first = metadata[files[0]]
+    for file, found in metadata.items():
         if (ENERGY in found) != (ENERGY in first):
             raise UserError(f"{file} and {files[0]} differ in the column {ENERGY}: score again, into a new folder")
         if found != first:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from classification.errors import UserError, one_line, shown
+from classification.errors import UserError, one_line, quoted
 from classification.models.weights import read_weights
 from classification.paths import exists, is_file, is_folder
 from classification.runs.evaluation import NAME as EVALUATION
@@ -175,7 +175,7 @@ def _epochs(path: Path, faults: list[str]) -> list[dict[str, float]]:
         else:
             found[int(record["epoch"])] = record
     for number, line in broken[:MOST_NAMED]:
-        faults.append(f"line {number} of {path.name} is broken and left out: {shown(line, 60)}")
+        faults.append(f"line {number} of {path.name} is broken and left out: {quoted(line, 60)}")
     if len(broken) > MOST_NAMED:
         faults.append(f"{len(broken) - MOST_NAMED} more lines of {path.name} are broken and left out")
     return [found[epoch] for epoch in sorted(found)]

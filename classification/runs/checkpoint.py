@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from classification.data.preprocessing import Preprocessing
 from classification.data.samples import digest_of
-from classification.errors import UserError, one_line, shown
+from classification.errors import UserError, one_line, quoted
 from classification.options.config import recorded_options
 from classification.options.options import Options, names_where
 from classification.options.term_module import check_digest
@@ -152,7 +152,7 @@ def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
     inputs, own = now.inputs, {**now.record, "classes": now.classes}
     resume = content["resume"]
     if resume.get("version") != VERSION:
-        raise UserError(f"{path} has format {shown(resume.get('version'))}; this code reads format {VERSION}")
+        raise UserError(f"{path} has format {quoted(resume.get('version'))}; this code reads format {VERSION}")
     check_complete(path, content)
     for what in ("arch", "num_classes", "classes"):
         if content[what] != own[what]:
@@ -193,7 +193,7 @@ def image_names(samples: Sequence[tuple[str, int]], root: str | Path) -> list[st
 
 
 def _other_images(path: Path, names: Sequence[str]) -> str:
-    """Say how a list of images differs from that which a run has kept."""
+    """Say how a list of images differs from the one that a run saved."""
     try:
         with gzip.open(path, "rb") as file:
             kept = set(os.fsdecode(file.read()).splitlines())
@@ -283,11 +283,11 @@ def job_hash(record: Mapping[str, Any], inputs: dict[str, Any]) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def hold(folder: Path) -> BinaryIO:
+def lock_folder(folder: Path) -> BinaryIO:
     """Make a run folder, and keep other processes from writing to it until the returned file is closed.
 
     The lock is the system's: it ends with this process, however that ends, and processes forked from this one do not
-    share it. Where the file system has no locks, nothing is kept from writing.
+    share it. On a file system without locks, nothing is protected.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written to.

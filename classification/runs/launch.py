@@ -43,7 +43,7 @@ Execute = Callable[[Any, World], None]
 
 @dataclass(frozen=True)
 class Task:
-    """What one command does; ranks that are spawned do it anew, out of the same words.
+    """What one command does; spawned ranks do it again, from the same words.
 
     Args:
         words: the command line, without the script.
@@ -144,7 +144,7 @@ def _execute(job: Any, world: World, execute: Execute) -> None:
     try:
         execute(job, world)
         if dist.is_initialized():
-            dist.barrier()  # nobody leaves while others still talk
+            dist.barrier()  # no rank leaves while others still communicate
             dist.destroy_process_group()
     except (UserError, RunError, Stopped):
         raise
@@ -152,7 +152,7 @@ def _execute(job: Any, world: World, execute: Execute) -> None:
         if not (world.mates and lost_a_rank(error)):
             raise
         with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends us meanwhile, and we say why first
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher may end this process, which says why first
         lost = _lost(world.mates)
         raise RunError(f"rank {world.rank} stops: {lost}; --resume continues from last.pth") from error
     finally:
@@ -184,7 +184,7 @@ def _meet(world: World, store: dist.Store, timeout: float) -> World:
 
 
 def lost_a_rank(error: Exception) -> bool:
-    """Whether an error says that the ranks can no longer talk to each other."""
+    """Whether an error says that the ranks can no longer communicate."""
     return any(word in str(error) for word in ("gloo", "NCCL", "Connection", "Broken pipe"))
 
 

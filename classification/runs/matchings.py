@@ -25,7 +25,7 @@ class Stage:
         index: teacher channels of each student channel, (G, S); -1 where a slot is empty.
         num_teacher: T.
         total_cost: sum over the matched pairs.
-        cost: (S, T), or None of an update that is not the last.
+        cost: (S, T), or None for an update that is not the last.
     """
 
     name: str

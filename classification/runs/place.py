@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.options.devices import Devices
 from classification.runs.world import device_of
 
@@ -94,6 +94,6 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
         return int(text)
     except ValueError as error:
         raise UserError(
-            f"the environment variable {name} must be a whole number, as a launcher sets it; got {shown(text)}: unset "
+            f"the environment variable {name} must be a whole number, as a launcher sets it; got {quoted(text)}: unset "
             "it, or set it to one"
         ) from error

@@ -34,7 +34,7 @@ def set_random_state(states: list[dict[str, Any]], world: World) -> bool:
     """Restore this rank's state; return False, and change nothing, where there were more or fewer ranks.
 
     Raises:
-        ValueError: states that are none.
+        ValueError: these are not such states.
     """
     if len(states) != world.size:
         return False

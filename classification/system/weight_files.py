@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.paths import exists, is_file, is_folder
 
 USUAL = ("best.pth", "last.pth", "model.safetensors", "pytorch_model.bin")  # names of weights in folders
@@ -235,7 +235,7 @@ def _code(error: Exception) -> str | None:
     found = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"<(?:class|function) '?([\w.]+)", text)
     if found is None and "weights_only" not in text and "WeightsUnpickler" not in text:
         return None
-    what = shown(found[1])[1:-1] if found else "more than tensors and plain values"
+    what = quoted(found[1])[1:-1] if found else "more than tensors and plain values"
     return (
         f"it contains {what}: a pickled network or other code, which is never run; if you trust the file, load it "
         "with the code that made it, and save the network's state_dict()"

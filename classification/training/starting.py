@@ -156,7 +156,7 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
     if build_it:
         file = sources.student or sources.resumed
         model = _trainable(options.devices, build(job.arch, job.num_classes, file.configuration if file else None))
-        downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.goes_on
+        downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.resumes
         named = job.arch.startswith("hf:") and file is None  # its processor goes with its configuration
         if downloads or named or (sources.student and job.arch.startswith("timm:")):
             published = published_preprocessing(model, job.arch)

@@ -26,7 +26,7 @@ def tap(job: Job) -> list[Taps]:
     """Tap the student and its teachers where a term reads maps.
 
     Raises:
-        UserError: unknown paths, another number of them than the terms need, or no maps that go together.
+        UserError: unknown paths, another number of them than the terms need, or no maps that fit together.
     """
     assert job.student is not None
     terms, networks, named = job.options.table, [job.student, *job.teachers], _named(job)
@@ -48,7 +48,7 @@ def tap(job: Job) -> list[Taps]:
 
 
 def _sizes_agree(job: Job, networks: Sequence[nn.Module], paths: Sequence[list[str]]) -> bool:
-    """Whether the published taps of all networks go together by position, or no term compares them one by one."""
+    """Whether the published taps of all networks fit together by position, or no term compares them one by one."""
     if not pairing(job.options.table):
         return True
     sizes, depth = _image_sizes(job), min(map(len, paths))

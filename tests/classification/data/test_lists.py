@@ -138,7 +138,7 @@ def test_labels_with_a_gap_need_the_number_of_classes(data: Path, tmp_path: Path
     assert len(read_folder(data, train_list=train, valid_list=valid, num_classes=3).classes) == 3
 
 
-def test_a_list_of_the_same_images_goes_on_with_a_run_and_another_does_not(
+def test_a_list_of_the_same_images_continues_with_a_run_and_another_does_not(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(data), "-a", TEACHER, *SMALL, "--output", str(tmp_path / "run"), "--resume", "auto"]

@@ -29,7 +29,7 @@ def flat(parts: Iterable[list[Any]]) -> list[Any]:
 @pytest.mark.parametrize("num", [7, 27, 36, 101])
 @pytest.mark.parametrize(("before", "ranks"), [(4, 1), (6, 2), (9, 3)])
 @pytest.mark.parametrize(("after", "ranks_after"), [(4, 1), (6, 2), (9, 3), (100, 1)])
-def test_an_epoch_goes_on_with_exactly_the_unseen_images(
+def test_an_epoch_continues_with_exactly_the_unseen_images(
     num: int, before: int, ranks: int, after: int, ranks_after: int
 ) -> None:
     first = [TrainBatches(num, before, 3, rank, ranks) for rank in range(ranks)]

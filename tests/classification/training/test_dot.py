@@ -106,7 +106,7 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def test_a_run_goes_on_with_the_same_bits_and_delta_matters(distil: list[str], tmp_path: Path) -> None:
+def test_a_run_continues_with_the_same_bits_and_delta_matters(distil: list[str], tmp_path: Path) -> None:
     words = options(without(distil, "--loss-factor"), distiller="kd", optimizer="dot", lr_schedule="step")
     whole, cut, other = (tmp_path / name for name in ("whole", "cut", "other"))
     assert main_mgd.main(options(words, output=str(whole))) == 0

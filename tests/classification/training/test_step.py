@@ -59,7 +59,7 @@ def test_more_parts_than_images_are_refused(distil: list[str], capsys: pytest.Ca
     assert "leave some of 8 parts without images: raise -b" in capsys.readouterr().err
 
 
-def test_everything_together_goes_on_as_if_uncut(
+def test_everything_together_continues_as_if_uncut(
     distil: list[str],
     tmp_path: Path,
     differences: Any,  # noqa: F811
@@ -112,7 +112,7 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_teachers_that_go_ahead_change_neither_the_run_nor_how_it_goes_on(
+def test_teachers_that_go_ahead_change_neither_the_run_nor_how_it_continues(
     distil: list[str],
     tmp_path: Path,
     differences: Any,  # noqa: F811
