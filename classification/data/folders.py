@@ -179,7 +179,7 @@ def _without_images(classes: list[str], samples: list[tuple[str, int]], beside: 
     return {name: beside[label] for label, name in enumerate(classes) if label not in filled}
 
 
-def _without_images(empty: dict[str, LeftOut]) -> str:
+def _describe(empty: dict[str, LeftOut]) -> str:
     contents = {name: left.contents() for name, left in list(empty.items())[:5]}
     listed = ", ".join(f"{name} ({text})" if text else name for name, text in contents.items())
     return f"{listed}; images end in {' '.join(SUFFIXES)}" if any(left.others for left in empty.values()) else listed
@@ -189,7 +189,7 @@ def _train_images(train: Path, classes: list[str], left: LeftOut) -> list[tuple[
     _class_names(train, left)
     samples, beside = _class_images(train, classes, left)
     if empty := _without_images(classes, samples, beside):
-        raise UserError(f"{train} has class folders without images: {_without_images(empty)}")
+        raise UserError(f"{train} has class folders without images: {_describe(empty)}")
     return samples
 
 
@@ -201,7 +201,7 @@ def _valid_images(valid: Path, classes: list[str], train: Path | None, left: Lef
         raise UserError(f"{valid} holds no images{f' ({left.kinds()})' if left.others else ''}")
     # A class that valid lacks, or whose folder is empty, may be meant; one of films alone is not.
     if empty := {name: has for name, has in _without_images(classes, samples, beside).items() if has.others}:
-        raise UserError(f"{valid} has class folders without images: {_without_images(empty)}")
+        raise UserError(f"{valid} has class folders without images: {_describe(empty)}")
     return samples
 
 
