@@ -1,8 +1,9 @@
 """Train on few labelled and many unlabelled images: python semi_supervised.py DIR --unlabelled DIR2 --output FOLDER
 
-There are six steps, each a command of this project: a teacher learns from the labels; it scores the unlabelled images;
-the best per class make a list; a student learns from the list, and then from the labels; a control learns from the
-labels only, for as many steps. The last lines compare student and control on valid/, with an interval and a verdict.
+There are seven steps, each a command of this project: a teacher learns from the labels, or a given one is evaluated; it
+scores the unlabelled images; the best per class make a list; a student learns from the list, and then from the labels;
+a control learns from the labels only, for as many steps; student and control are evaluated. The last lines compare the
+two on valid/, with an interval and a verdict.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def check_images(args: argparse.Namespace) -> dict[str, int]:
         theirs = open_trained(args.teacher, args.teacher_arch).classes
         if theirs is not None and theirs != data.classes:
             odd = sorted(set(theirs) ^ set(data.classes))[:3]
-            what = f", as {', '.join(odd)}" if odd else ", or in another order"
+            what = f", for example {', '.join(odd)}" if odd else ", or in another order"
             raise UserError(
                 f"--teacher {args.teacher} has other classes than {args.data}{what}: give a teacher of these"
             )
@@ -137,18 +138,6 @@ def control_epochs(args: argparse.Namespace, labelled: int, listed: int) -> int:
     own, pile = (math.ceil(images / args.batch_size) for images in (labelled, listed))  # steps of an epoch
     epochs: int = round((args.pretrain_epochs * pile + args.finetune_epochs * own) / own)
     return max(1, epochs)
-
-
-def verdict(difference: float, low: float, high: float, margin: float) -> str:
-    """Return the word for an interval of a difference in points.
-
-    Returns:
-        BETTER or WORSE where the interval lies on one side of 0, NO DIFFERENCE where it lies within the margin, and
-        UNDECIDED otherwise.
-    """
-    if low > 0 or high < 0:
-        return "BETTER" if difference > 0 else "WORSE"
-    return "NO DIFFERENCE" if -margin <= low and high <= margin else "UNDECIDED"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -175,7 +164,11 @@ def run(args: argparse.Namespace) -> None:
         return output
 
     teacher = args.teacher
-    if teacher is None:
+    if teacher is not None:  # what its labels are worth is known before they are used
+        named = ["-a", args.teacher_arch] if args.teacher_arch else []
+        weights = ["--evaluate", "--student-resume", str(teacher), *named, "--output", str(folder / "teacher")]
+        steps.run("teacher", "main_base.py", [data, *weights, "-j", str(args.workers), "--device", args.device])
+    else:
         teacher = train("teacher", args.teacher_arch or args.arch, args.teacher_epochs, *fast) / "last.pth"
     chosen = _choose(args, steps, teacher, found)
     lines = len(chosen.read_bytes().splitlines())
@@ -211,6 +204,8 @@ def _choose(args: argparse.Namespace, steps: Steps, teacher: Path, found: dict[s
 
 
 def _conclude(folder: Path, margin: float) -> None:
+    from classification.models.intervals import verdict
+
     found = json.loads((folder / "evaluation" / "evaluation.json").read_bytes())
     student, control = found["student"], found["teacher"]
     ((_, both),) = student["compared"].items()
@@ -220,7 +215,7 @@ def _conclude(folder: Path, margin: float) -> None:
     )
     difference = both["top1_difference"]
     print(f"=> difference {difference:+.2f} points of top-1, 95 % interval over images {low:+.2f} to {high:+.2f}")
-    print(verdict(difference, low, high, margin), flush=True)
+    print(verdict(low, high, margin), flush=True)
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:

@@ -56,7 +56,13 @@ class Pair:
         norms = mgd.norms_before(self.teacher, images[:1])
         self.margins = [mgd.bn_margin(norm) for norm in norms if norm is not None]
         own, others = channels
-        self.matching = mgd.ChannelMatching(own, others, self.margins, capacity="reference")  # without empty slots
+        self.matching = mgd.ChannelMatching(
+            own,
+            others,
+            self.margins,
+            capacity="reference",  # without empty slots
+            solver="scipy",  # device_check.py may have no ortools
+        )
         self.matching.observe(maps[0], maps[1])
         self.matching.rematch()
 

@@ -30,6 +30,7 @@ from check_export import table as exports_table
 from draw import draw_growth, draw_quality, draw_speed, rows_of
 from draw_answers import draw_answers
 from draw_concepts import draw_concepts
+from experiment_tables import budget_table, primary_table
 from results_table import Record, TableError, read_table
 from term_pages import default_weight, term_pages
 
@@ -285,6 +286,8 @@ MADE: dict[str, Callable[[], str]] = {
     "which-term": partial(gain_table, TERMS),
     "flow-worth": worth_table,
     "few-short": partial(gain_table, FEW_SGD, FEW_MUON),
+    "transport-primary": primary_table,
+    "transport-budget": budget_table,
     "digits": partial(results_table, "demo"),
     "speed": speed_table,
     "terms": terms_table,

@@ -91,7 +91,7 @@ def copy_all(copies: Sequence[Copy], top: Path, side: int) -> dict[Copy, str]:
             if not exists(target):
                 shrink(copy.original, target, side)
         except UserError as error:
-            return str(error).partition(": mend or remove")[0]
+            return str(error).partition(": repair or remove")[0]
         return ""
 
     for place in {(top / copy.place).parent for copy in copies}:
@@ -225,7 +225,7 @@ def resolve(
         return copies, []
     doubled = {own for own, _ in pairs}
     own, other = pairs[0]
-    found = f"{count_of(len(doubled), 'image')} of train {what}, as {own.original} = {other.original}"
+    found = f"{count_of(len(doubled), 'image')} of train {what}, for example {own.original} = {other.original}"
     if not remove:
         return copies, [f"warning: {found}: --remove-duplicates leaves such images out of train"]
     left = [copy for copy in copies if copy not in doubled]

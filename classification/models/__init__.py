@@ -93,6 +93,12 @@ def default_taps(arch: str, model: nn.Module | None) -> list[str] | None:
     return None if network is None else network.taps(name, model)
 
 
+def for_small_images(arch: str) -> bool:
+    """Return whether a network is one of those for the images of CIFAR, of 32 px."""
+    network = NETWORKS.get(arch) or _cifar(arch)
+    return network is not None and (network.file in (".cifar", ".crd") or network.function == "cifar_mobilenet_v2")
+
+
 def _cifar(arch: str) -> Network | None:
     """Return the ResNet for 32-pixel images that a name describes, or None."""
     match = _WIDTH.fullmatch(arch)

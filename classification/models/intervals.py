@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +24,14 @@ def difference_interval(right: Sequence[int]) -> tuple[float, float]:
     drawn = np.random.default_rng(0).multinomial(images, np.array(right) / images, DRAWS)
     low, high = np.quantile(100 * (drawn[:, 2] - drawn[:, 1]) / images, [0.025, 0.975])
     return float(low), float(high)
+
+
+def visible_spread(differences: Sequence[float], resolution: float) -> float:
+    """Return the standard deviation of differences of two rounded figures, at least that of rounding itself.
+
+    Each figure is off by a uniform error of variance resolution^2 / 12.
+    """
+    return max(float(np.std(differences, ddof=1)), resolution / math.sqrt(6))
 
 
 def verdict(low: float, high: float, margin: float = MARGIN) -> str:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from classification.data.preprocessing import Preprocessing, of_timm, of_torchvision
 from classification.errors import UserError
-from classification.models import build_published, pretrained_source
+from classification.models import build_published, for_small_images, pretrained_source
 from classification.models.weights import head_names, lacking_head, load_strictly, load_with_new_head
 from classification.system.weight_files import cause, load
+
+SMALL = 32  # pixels of a side
 
 
 def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | None = None, new_head: bool = True) -> str:
@@ -63,12 +65,35 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | Non
 
 
 def _published(arch: str, source: str, name: str | None) -> dict[str, Tensor]:
-    if source == "timm":
-        import timm  # slow to import, as torchvision
+    if source != "timm":
+        return dict(build_published(source, _weights(source, name)).state_dict())
+    import timm  # slow to import, as torchvision
 
-        timm.models.set_pretrained_check_hash()
-        return dict(timm.create_model(arch.removeprefix("timm:"), pretrained=True).state_dict())
-    return dict(build_published(source, _weights(source, name)).state_dict())
+    timm.models.set_pretrained_check_hash()
+    more: dict[str, Any] = {}
+    if cached := _cached(arch, source, name):
+        more["pretrained_cfg_overlay"] = {"file": str(cached[0])}  # else it would ask the hub for a newer one
+    else:
+        _ask_hub(arch)
+    return dict(timm.create_model(arch.removeprefix("timm:"), pretrained=True, **more).state_dict())
+
+
+def _ask_hub(arch: str) -> None:
+    """Fail at once if the hub of a network's weights does not answer: a download would be tried for a minute.
+
+    Raises:
+        OSError: it does not.
+    """
+    import huggingface_hub
+    import timm
+
+    cfg = timm.models.get_pretrained_cfg(arch.removeprefix("timm:"))
+    if cfg is None or not cfg.hf_hub_id:
+        return
+    try:
+        huggingface_hub.HfApi().model_info(cfg.hf_hub_id.split("@")[0], timeout=10)
+    except Exception as error:  # errors of the network have no common class
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _weights(source: str, name: str | None) -> Any:
@@ -107,6 +132,11 @@ def _broken(path: Path) -> str | None:
     except Exception as error:  # as above
         return cause(path, error).partition(":")[0]  # without what to do
     return None
+
+
+def usual_preprocessing(model: nn.Module, arch: str) -> Preprocessing | None:
+    """Return what a network sees if its file does not say it: as published, or 32 px if it was made for CIFAR."""
+    return Preprocessing.of(SMALL, "pad") if for_small_images(arch) else published_preprocessing(model, arch)
 
 
 def published_preprocessing(model: nn.Module, arch: str, name: str | None = None) -> Preprocessing | None:

@@ -13,8 +13,10 @@ from torch import nn
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import build, known_name
-from classification.models.pretrained import published_preprocessing
+from classification.models.pretrained import usual_preprocessing
 from classification.models.weights import WeightFile, load_file, read_weights
+
+UNUSUAL = 1009  # classes that no layer's width equals
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ def open_trained(path: str | Path, arch: str | None = None) -> Trained:
     if name is None:
         said = f"says {file.arch!r}, which is no network here" if file.arch else "does not name its network"
         raise UserError(f"checkpoint {path} {said}: name it with --arch")
-    number = file.num_classes or len(file.classes or ()) or _outputs(file)
+    number = file.num_classes or len(file.classes or ()) or _outputs(file, name)
     network = build(name, number, file.configuration)
     note = load_file(network, file, arch=name, num_classes=number, classes=file.classes)
-    usual = None if "mean" in file.seen else published_preprocessing(network, name)
+    usual = None if "mean" in file.seen else usual_preprocessing(network, name)
     seen = file.preprocessing(usual or Preprocessing())
     return Trained(Path(path), network.eval(), name, number, file.classes, seen, note, file.int8)
 
@@ -76,10 +78,20 @@ def digest_of(networks: Sequence[Trained]) -> str:
     return state.hexdigest()
 
 
-def _outputs(file: WeightFile) -> int:
-    """Return the rows of the last matrix of a file: those of its head, which strict loading then checks."""
+def _outputs(file: WeightFile, arch: str) -> int:
+    """Return the number of outputs of a file that does not say it: the rows of the weights that depend on it.
+
+    These are found in a network of another number; without any, it is the rows of the last matrix. Strict loading
+    then checks it.
+    """
     state = next(iter(file.states.values()))
-    rows = [value.shape[0] for value in state.values() if value.ndim >= 2]
+    heads = [
+        name
+        for name, value in build(arch, UNUSUAL, file.configuration).state_dict().items()
+        if UNUSUAL in value.shape[:1]
+    ]
+    rows = [value.shape[0] for name, value in state.items() if any(f".{name}".endswith(f".{head}") for head in heads)]
+    rows = rows or [value.shape[0] for value in state.values() if value.ndim >= 2]
     if not rows:
         raise UserError(f"checkpoint {file.path} holds no matrix of weights")
     return rows[-1]

@@ -6,9 +6,11 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from classification.models.intervals import verdict, visible_spread
 from classification.options.options import names_where
 from classification.reports.records import Run, mapping, planned_epochs
 
@@ -192,10 +194,10 @@ def _compared(group: str, members: Sequence[Member]) -> str:
     mean = statistics.mean(pairs)
     if len(pairs) == 1:
         return f"UNDECIDED: {said}; {mean:+.2f} points on one seed, which decides nothing."
-    half = _half_width(pairs)
-    what = "UNDECIDED" if abs(mean) <= half else "BETTER" if mean > 0 else "WORSE"
-    interval = f"95 % interval {mean - half:+.2f} to {mean + half:+.2f} over {len(pairs)} paired seeds"
-    return f"{what}: {said}; {mean:+.2f} points, {interval}."
+    half = _half_width(pairs, _resolution(members))
+    low, high = mean - half, mean + half
+    interval = f"95 % interval {low:+.2f} to {high:+.2f} over {len(pairs)} paired seeds"
+    return f"{verdict(low, high)}: {said}; {mean:+.2f} points, {interval}."
 
 
 def _by_seed(members: Sequence[Member]) -> dict[str, float]:
@@ -207,8 +209,16 @@ def _by_seed(members: Sequence[Member]) -> dict[str, float]:
     return found
 
 
-def _half_width(differences: Sequence[float]) -> float:
+def _half_width(differences: Sequence[float], resolution: float) -> float:
     """Return half of the 95 % t-interval of a mean."""
     from scipy.stats import t
 
-    return float(t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / len(differences) ** 0.5)
+    spread = visible_spread(differences, resolution)
+    return float(t.ppf(0.975, len(differences) - 1) * spread / len(differences) ** 0.5)
+
+
+def _resolution(members: Sequence[Member]) -> float:
+    """Return the smallest step between two accuracies of any runs and epochs: one image is worth that, or less."""
+    values = [epoch.get("valid_top1") for member in members for epoch in member.run.epochs]
+    found = sorted({round(value, 6) for value in values if isinstance(value, float | int)})
+    return min((upper - lower for lower, upper in pairwise(found)), default=0.0)

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
-from classification.models.intervals import MARGIN, OPEN, verdict
+from classification.models.intervals import MARGIN, OPEN, verdict, visible_spread
 
 PATHS = 400_000  # simulated comparisons of two equal recipes
 FEW = 200  # of them; a bound that fewer would cross is taken from the t distribution
@@ -80,8 +80,7 @@ def judge(differences: Sequence[float], design: Design) -> Verdict:
     mean = float(np.mean(differences))
     if n == 1:
         return Verdict(OPEN, mean, (-math.inf, math.inf), 1)
-    # Two rounded figures: each is off by a uniform error of variance resolution^2 / 12.
-    spread = max(float(np.std(differences, ddof=1)), design.resolution / math.sqrt(6))
+    spread = visible_spread(differences, design.resolution)
     half = bounds(design.seeds, design.alpha)[n - 2] * spread / math.sqrt(n)
     low, high = mean - half, mean + half
     return Verdict(verdict(low, high, design.margin), mean, (low, high), n)

@@ -198,7 +198,7 @@ def _other_images(path: Path, names: Sequence[str]) -> str:
         with gzip.open(path, "rb") as file:
             kept = set(os.fsdecode(file.read()).splitlines())
     except (OSError, EOFError, zlib.error):
-        return f"which ones is not known, as {path} cannot be read"
+        return f"which ones is unknown, because {path} cannot be read"
     now = {one_line(name) for name in names}
     then_files, now_files = ({line.rpartition(" ")[0] for line in lines} for lines in (kept, now))
     found = [

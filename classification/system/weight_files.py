@@ -105,7 +105,7 @@ def _no_file(path: Path) -> str:
     if not is_folder(path):
         return "is not a file"
     names = [name for name in USUAL if is_file(path / name)]
-    return f"is a folder: give a file in it{f', as {path / names[0]}' if names else ''}"
+    return f"is a folder: give a file in it{f', for example {path / names[0]}' if names else ''}"
 
 
 def load(path: Path) -> Any:

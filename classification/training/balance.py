@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from mgd import Outputs, Taps
 
+DROWNING = 200  # times all others; the recommended mgd begins at 45 and learns
+
 
 def gradient_shares(
     groups: Sequence[tuple[nn.Module, Sequence[str]]],
@@ -121,7 +123,7 @@ def dominant(weighted: Mapping[str, float]) -> str | None:
     """Return a warning if one term drowns the others: feature losses grow with teacher and image size."""
     name = max(weighted, key=lambda n: weighted[n])
     rest = sum(value for other, value in weighted.items() if other != name)
-    if not 0 < 30 * rest < weighted[name]:
+    if not 0 < DROWNING * rest < weighted[name]:
         return None
     how = f"if the student does not learn, lower its weight with --term {name}.weight=NUMBER"
     return f"!! WARNING: the term {name} is {weighted[name] / rest:.0f} times all others together: {how}"

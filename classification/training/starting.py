@@ -24,7 +24,7 @@ from classification.data.preprocessing import Preprocessing
 from classification.data.soft_labels import Likely, soften
 from classification.errors import UserError
 from classification.models import build, pretrained_source
-from classification.models.pretrained import load_pretrained, published_preprocessing
+from classification.models.pretrained import load_pretrained, published_preprocessing, usual_preprocessing
 from classification.models.sizes import fit_size
 from classification.models.weights import WeightFile, load_file, other_outputs
 from classification.options.devices import Devices
@@ -160,6 +160,8 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
         named = job.arch.startswith("hf:") and file is None  # its processor goes with its configuration
         if downloads or named or (sources.student and job.arch.startswith("timm:")):
             published = published_preprocessing(model, job.arch)
+        elif evaluate:
+            published = usual_preprocessing(model, job.arch)
     job.preprocessing = sources.student_preprocessing(evaluate, published)
     size = job.preprocessing.img_size
     if not build_it:

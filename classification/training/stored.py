@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +38,7 @@ def open_for(job: Job) -> StoredViews:
     _compare_versions(plan, folder)
     if job.options.networks.teacher_resume and not job.resume_from:
         _compare_teacher(plan, folder, job)
-    names = _names(job, root)
+    names = _names(job, root, stored.numbers)
     found = StoredViews(stored, names)
     for position in range(0, len(names), max(1, len(names) // READ)):
         path = job.data.train[position][0]
@@ -50,12 +51,15 @@ def open_for(job: Job) -> StoredViews:
     return found
 
 
-def _names(job: Job, root: str) -> list[str]:
-    """Return the path of every image, relative to the data folder; of those of --pile-list, to --pile-root."""
+def _names(job: Job, root: str, known: Container[str]) -> list[str]:
+    """Return the path of every image as the folder knows it: relative to the data folder, or to --pile-root."""
     found, pile = [], job.options.pile
     for path, _ in job.data.train:
         name = relative(path, root)
-        found.append(relative(path, pile.pile_root) if pile.pile_list and name.startswith("..") else name)
+        if pile.pile_list and name not in known:
+            below = relative(path, pile.pile_root)
+            name = below if below in known or name.startswith("..") else name
+        found.append(name)
     return found
 
 

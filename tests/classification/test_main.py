@@ -172,6 +172,16 @@ def test_evaluate(script: Any, kept: str, distil: list[str], photos: Path, tmp_p
     assert "Err@1" in out and not (tmp_path / "runs").exists()
 
 
+def test_plain_weights_of_a_network_for_cifar_are_evaluated_at_its_size(photos: Path, tmp_path: Path) -> None:
+    torch.save(build(STUDENT, 3).state_dict(), tmp_path / "plain.pth")
+    words = [str(photos), "-a", STUDENT, "--evaluate", "--student-resume", str(tmp_path / "plain.pth"), "-j", "0"]
+    for name, more in (("silent", []), ("typed", ["--img-size", "32", "--train-crop", "pad"])):
+        assert main_base.main([*words, *more, "--output", str(tmp_path / name)]) == 0
+    found = [json.loads((tmp_path / name / "evaluation.json").read_text())["student"] for name in ("silent", "typed")]
+    for measure in ("macs", "loss"):
+        assert found[0][measure] == found[1][measure]
+
+
 def test_evaluation_agrees_with_a_plain_loop(photos: Path, teacher: Path, capsys: Any) -> None:
     from PIL import Image
     from torchvision.transforms.functional import normalize, to_tensor

@@ -155,7 +155,7 @@ def test_an_image_on_both_sides_of_a_split_that_is_there_is_said(
     shutil.copy(top / "train" / "cat" / "train1.jpg", top / "val" / "dog" / "same.jpg")
     prepare(top, tmp_path / "to")
     said = capsys.readouterr().out
-    pair = f"as {top}/train/cat/train1.jpg = {top}/val/dog/same.jpg"
+    pair = f"for example {top}/train/cat/train1.jpg = {top}/val/dog/same.jpg"
     assert f"warning: 1 image of train in valid or test too, byte for byte, {pair}" in said
     with pytest.raises(UserError, match=r"--test has no effect: .* is split already"):
         prepare(top, tmp_path / "other", "--test", "0.1")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classification.semi_supervised import control_epochs, main, verdict
-from tests.classification.conftest import STUDENT, picture
+from classification.semi_supervised import control_epochs, main
+from tests.classification.conftest import STUDENT, TEACHER, picture
 
 SMALL = ["-a", STUDENT, "-b", "9", "-j", "0", "--img-size", "16", "--pretrain-epochs", "2", "--finetune-epochs", "1"]
 
@@ -29,21 +29,6 @@ def pile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("difference", "low", "high", "word"),
-    [
-        (2.0, 0.5, 3.5, "BETTER"),
-        (-2.0, -3.5, -0.5, "WORSE"),
-        (0.1, -0.4, 0.5, "NO DIFFERENCE"),
-        (0.0, 0.0, 0.0, "NO DIFFERENCE"),
-        (1.0, -0.2, 2.2, "UNDECIDED"),
-        (-0.3, -1.0, 0.4, "UNDECIDED"),
-    ],
-)
-def test_the_verdict(difference: float, low: float, high: float, word: str) -> None:
-    assert verdict(difference, low, high, margin=0.5) == word
-
-
 def test_the_control_takes_as_many_steps() -> None:
     args = argparse.Namespace(batch_size=10, pretrain_epochs=3, finetune_epochs=4)
     # 3 epochs of 10 steps and 4 of 2 make 38 steps, 19 epochs of 2.
@@ -51,22 +36,23 @@ def test_the_control_takes_as_many_steps() -> None:
     assert control_epochs(args, labelled=2000, listed=5) == 4
 
 
-def test_six_steps_once_and_the_same_line_again(
+def test_seven_steps_once_and_the_same_line_again(
     photos: Path, teacher: Path, pile: Path, tmp_path: Path, capfd: Any
 ) -> None:
     folder = tmp_path / "semi"
     words = [str(photos), "--unlabelled", str(pile), "--teacher", str(teacher), "--output", str(folder), *SMALL]
     assert main([*words, "--", "--train-crop", "pad"]) == 0
     said = capfd.readouterr().out
-    names = ["scores", "selection", "pretrain", "student", "control", "evaluation"]
+    names = ["teacher", "scores", "selection", "pretrain", "student", "control", "evaluation"]
     assert [line.split()[1][:-1] for line in said.splitlines() if ".py " in line and "to evaluate" not in line] == names
-    epochs = {name: len((folder / name / "metrics.jsonl").read_text().splitlines()) for name in names[2:5]}
+    epochs = {name: len((folder / name / "metrics.jsonl").read_text().splitlines()) for name in names[3:6]}
     lines = [line.split() for line in (folder / "chosen.txt").read_text().splitlines()]
     assert {path.split("/")[0] for path, _, _ in lines} == {"deep"}
     steps = 2 * math.ceil(len(lines) / 9) + 3  # of the 27 labelled images in batches of 9, 3 make an epoch
     assert epochs == {"pretrain": 2, "student": 1, "control": round(steps / 3)}
     options = json.loads((folder / "student" / "config.json").read_text())["options"]
     assert options["student_resume"] == str(folder / "pretrain" / "last.pth") and options["train_crop"] == "pad"
+    assert json.loads((folder / "teacher" / "evaluation.json").read_text())["student"]["arch"] == TEACHER
     found = json.loads((folder / "evaluation" / "evaluation.json").read_text())
     assert f"student {found['student']['top1']:.2f}" in said
     word = said.splitlines()[-1]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from classification.models.intervals import difference_interval, verdict
+from classification.models.intervals import difference_interval, verdict, visible_spread
 
 
 def test_the_interval_is_that_of_a_plain_paired_bootstrap() -> None:
@@ -30,3 +30,9 @@ def test_the_interval_is_that_of_a_plain_paired_bootstrap() -> None:
 def test_the_word_for_an_interval(low: float, high: float, word: str) -> None:
     assert verdict(low, high) == word
     assert verdict(100 * low, 100 * high, margin=50) == word
+
+
+def test_equal_differences_of_rounded_figures_have_the_spread_of_rounding() -> None:
+    # Two figures of 1 point per image: each is off by a uniform error, of variance 1 / 12.
+    assert visible_spread([2.0, 2.0, 2.0], 1.0) == pytest.approx((1 / 12 + 1 / 12) ** 0.5)
+    assert visible_spread([1.0, 3.0], 1.0) == pytest.approx(2**0.5)

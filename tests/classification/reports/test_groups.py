@@ -64,6 +64,8 @@ def test_without_a_distilled_run_those_alone_have_colours(tmp_path: Path) -> Non
          "95 % interval +0.52 to +5.48 over 3 paired seeds."),
         ([66.0, 67.0, 68.0], "WORSE: .*-3.00 points, 95 % interval -5.48 to -0.52"),
         ([71.0, 72.0, 73.0], r"UNDECIDED: .*\+2.00 points, 95 % interval -0.48 to \+4.48"),
+        # The only step that can be seen is 2 points; rounding to it has the deviation 2 / sqrt(6) = 0.816.
+        ([72.0, 72.0, 72.0], r"UNDECIDED: .*\+2.00 points, 95 % interval -0.03 to \+4.03"),
     ],
 )  # fmt: skip
 def test_the_verdict_is_the_paired_interval(tmp_path: Path, teacher: Path, ours: list[float], what: str) -> None:

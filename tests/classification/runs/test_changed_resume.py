@@ -204,4 +204,4 @@ def test_lists_of_images_are_compared_by_name_and_class(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     assert _other_images(path, more) == f"which ones is not known, as {path} cannot be read"
     path.unlink()
-    assert "which ones is not known" in _other_images(path, more)
+    assert "which ones is unknown" in _other_images(path, more)

@@ -214,3 +214,36 @@ def test_statistics_of_norms_are_the_mean_over_the_ranks(distil: list[str], tmp_
     np.testing.assert_allclose(after0, (np.array(before0) + np.array(before1)) / 2, rtol=1e-6)
     kept = torch.load(Path(distil[-1]) / "best.pth", weights_only=True)["state_dict"]
     assert any(value.tolist() == after0[0] for name, value in kept.items() if name.endswith("running_mean"))
+
+
+def note_images(rank: int) -> None:
+    """Print the epoch and the numbers of the images of every step."""
+    stepper: Any = importlib.import_module("classification.training.step").Stepper
+    step = stepper._step
+
+    def noted(*inputs: Any) -> object:
+        found = step(*inputs)
+        print(json.dumps([inputs[2], inputs[1][2].tolist()]), flush=True)
+        return found
+
+    stepper._step = noted
+
+
+def stop_at_the_third_step(rank: int) -> None:
+    note_images(rank)
+    counted_steps(lambda number: os.kill(os.getpid(), signal.SIGTERM) if number == 3 and rank == 1 else None)
+
+
+def test_a_run_resumes_within_an_epoch_with_another_number_of_ranks(distil: list[str], tmp_path: Path) -> None:
+    words = options(without(distil, "--loss-factor"), distiller="mgd", epochs="2", b="4", resume="auto")
+    ended = ranks.run(both(words), tmp_path / "two", prepare=stop_at_the_third_step)
+    assert [end.status for end in ended] == [128 + signal.SIGTERM] * 2, ended
+    stopped = torch.load(Path(distil[-1]) / "last.pth", weights_only=True)["resume"]
+    assert stopped["epoch"] == 0 and 0 < stopped["seen"] < 27
+    resumed = ranks.run([words] * 3, tmp_path / "three", prepare=note_images)
+    assert [end.status for end in resumed] == [0, 0, 0], resumed
+    assert "the run had 2 ranks and has 3 now: it resumes, but no longer gives the same bits" in resumed[0].out
+    assert len(records(Path(distil[-1]))) == 2
+    steps = [json.loads(line) for end in [*ended, *resumed] for line in end.out.splitlines() if line.startswith("[")]
+    for epoch in (0, 1):  # every image once, as if nothing had happened
+        assert sorted(image for number, images in steps if number == epoch for image in images) == list(range(27))

@@ -51,11 +51,11 @@ TWO = {"a": 1.0, "b": 3.0}
 
 
 def test_a_term_that_drowns_the_others_is_named() -> None:
-    assert dominant({"ce": 1.0, "mgd": 20.0}) is None
+    assert dominant({"ce": 1.0, "mgd": 150.0}) is None
     assert dominant({"ce": 1.0}) is None
-    warning = dominant({"ce": 1.0, "mgd": 40.0})
-    assert warning is not None and "mgd is 40 times" in warning and "--term mgd.weight=" in warning
-    warning = dominant({"ce": 1.0, "kd": 40.0})
+    warning = dominant({"ce": 1.0, "mgd": 400.0})
+    assert warning is not None and "mgd is 400 times" in warning and "--term mgd.weight=" in warning
+    warning = dominant({"ce": 1.0, "kd": 400.0})
     assert warning is not None and "lower its weight" in warning
     with pytest.raises(ValueError, match="empty"):
         dominant({})

@@ -184,6 +184,17 @@ def test_a_pile_is_found_below_its_root(
     assert "lacks 27 of 55 training images, for example train/" in capsys.readouterr().err
 
 
+def test_a_pile_may_lie_inside_the_data_folder(distil: list[str], photos: Path, teacher: Path, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(photos, tmp_path / "photos"))
+    pile = Path(shutil.copytree(photos / "train", photos / "more"))
+    assert reinforce.main([str(teacher), str(pile), "--output", str(tmp_path / "cache"), *VIEWS]) == 0
+    lines = [f"{path.relative_to(pile)} 0 -0.1\n" for path in sorted(pile.rglob("*.png"))]
+    (tmp_path / "list.txt").write_text("".join(lines))
+    listed = ["--pile-list", str(tmp_path / "list.txt"), "--pile-root", str(pile), "--pile-share", "1"]
+    _, *words = from_cache(distil, tmp_path / "cache", *listed)
+    assert main_mgd.main(options([str(photos), *words], epochs="1")) == 0
+
+
 def test_images_may_lie_in_tar_shards(
     distil: list[str], photos: Path, teacher: Path, tmp_path: Path, store: Store
 ) -> None:
