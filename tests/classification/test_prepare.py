@@ -306,7 +306,7 @@ def test_near_duplicates_across_the_split_are_found_and_left_out(
     noise(top / "train" / "cat" / "smaller.jpg", 152, (40, 30), quality=60)  # valid's dog 2, smaller and lossy
     prepare(top, tmp_path / "to", "--near", "4")
     pair = f"{top}/train/cat/smaller.jpg = {top}/valid/dog/valid-dog2.png"
-    found = f"1 image of train near to one of valid or test, as {pair}"
+    found = f"1 image of train near to one of valid or test, for example {pair}"
     assert f"warning: {found}" in capsys.readouterr().out
     assert len(list((tmp_path / "to").glob("train/*/*"))) == 9
     prepare(top, tmp_path / "less", "--near", "4", "--remove-duplicates")

@@ -255,7 +255,7 @@ def test_images_of_every_suffix_count_and_others_are_told(tmp_path: Path) -> Non
     assert sum(label == 1 for _, label in found.train) == 2 * len(suffixes) + 1
     files, hidden, loose = found.notes
     assert files.startswith("left out 11 files not named like images: 3 .mov, 2 .txt, 1 ") and "2 others" in files
-    assert hidden == f"left out 1 hidden file or folder, as {dot}/.jpg"
+    assert hidden == f"left out 1 hidden file or folder, for example {dot}/.jpg"
     assert loose == f"left out 1 image outside the class folders, for example {root}/train/stray.png"
     found = read_folder(root, labels=False)
     assert len(found.train) == 2 * len(suffixes) + 4

@@ -202,6 +202,6 @@ def test_lists_of_images_are_compared_by_name_and_class(tmp_path: Path) -> None:
     found = _other_images(path, ["a\n.png 0", "b\udcff.png 0", "c.png 1", *more])
     assert found == "5 more than then (0.png, 1.png, 2.png ...)"
     path.write_bytes(path.read_bytes()[:-9])
-    assert _other_images(path, more) == f"which ones is not known, as {path} cannot be read"
+    assert _other_images(path, more) == f"which ones is unknown, because {path} cannot be read"
     path.unlink()
     assert "which ones is unknown" in _other_images(path, more)
