@@ -289,7 +289,7 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         ("no map", "term mgd: expected a map (B, C, H, W)"),
         ("ambiguous", "'layer3.0.relu@in#-1' for the last"),
         ("output", "exists already and is not overwritten"),
-        ("resume", "holds weights only"),
+        ("resume", "holds only weights"),
         ("read only", "--output /proc/run cannot be made"),
         ("size", "timm:levit_128s does not run at --img-size 16"),
         ("typo", "close ones are --mgd-reducer"),

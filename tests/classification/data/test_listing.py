@@ -129,7 +129,7 @@ def test_other_questions_have_lists_of_their_own(photos: Path) -> None:
     read = partial(read_folder, photos, train_list=str(names))
     assert len(list_once(read, place, photos, [str(names)], shared=True).train) == 1
     (photos / "train" / "b" / "3.jpg").unlink()  # a file that the list names
-    with pytest.raises(Exception, match="is no file"):
+    with pytest.raises(Exception, match="is not a file"):
         list_once(read, place, photos, [str(names)], shared=True)
 
 

@@ -145,7 +145,7 @@ def test_what_does_not_fit_new_options_begins_anew_and_is_named(
     again = options(["--resume", words[words.index("--output") + 1]], **after)
     assert main_mgd.main(again) == 2
     error = capsys.readouterr().err
-    assert "is of a run with other " in error and "is damaged" not in error and error.count("\n") == 1
+    assert "is from a run with other " in error and "is damaged" not in error and error.count("\n") == 1
     assert main_mgd.main([*again, "--resume-override", "1"]) == 0
     out = capsys.readouterr().out
     assert f"is initialised again: {said}\n" in out if said else "initialised again" not in out

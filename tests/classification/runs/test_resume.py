@@ -295,4 +295,4 @@ def test_labels_that_the_first_epochs_of_a_run_had_are_those_it_continues_with(
     for split in ("train", "valid"):
         (root / split / "bar").rename(root / split / "zebra")
     assert main_base.main([*words, "2", "--resume-override", "1"]) == 2
-    assert "is of a run with classes ['bar', 'dot', 'sky']; this run has ['dot'" in capsys.readouterr().err
+    assert "is from a run with classes ['bar', 'dot', 'sky']; this run has ['dot'" in capsys.readouterr().err
