@@ -62,7 +62,7 @@ def test_a_run_folder_is_taken_as_the_teacher(photos: Path, teacher: Path, tmp_p
     ("more", "message"),
     [
         (["--epoch", "2"], "unrecognized arguments: --epoch; close ones are --epochs"),
-        (["--seed", "3"], "--seed is of a single run"),
+        (["--seed", "3"], "--seed belongs to a single run"),
         (["--seeds", "1"], "expected a whole number at least 2"),
         (["--recipes", "alone"], "--recipes alone: expected alone and at least one other, which is compared with it"),
         (["--recipes", "recomended"], "there is no such recipe; close is recommended"),

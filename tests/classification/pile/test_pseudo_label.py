@@ -368,7 +368,7 @@ def test_shards_that_are_wrong(
         ),
         (["select", "EMPTY", "--output", "new"], "EMPTY has no shards: expected *.parquet"),
         (["select", "SCORES", "--output", "PHOTOS"], "is a folder: give a file in it"),
-        (["select", "SCORES", "--output", "new", "--top-p", "4"], "holds 3 classes per image: score with more"),
+        (["select", "SCORES", "--output", "new", "--top-p", "4"], "is more than the 3 classes per image in"),
         (["select", "SCORES", "--output", "new", "--min-score", "1.5"], "expected a number"),
         (["select", "SCORES", "--output", "new", "--min-score", "1"], "no image was chosen: lower --min-score"),
         (["select", "SCORES", "--output", "new", "--exclude", "nowhere"], "--exclude nowhere does not exist"),
