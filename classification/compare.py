@@ -344,10 +344,11 @@ def run(plan: Plan, asked: Asked) -> Iterator[str]:
         if not comparison.due(plan, verdicts):
             break
     yield comparison.table(plan, found, verdicts)
-    lines = [comparison.said(verdict, pair, plan.confidence) for pair, verdict in verdicts.items()]
+    decided_first = sorted(verdicts.items(), key=lambda item: not item[1].decided)
+    lines = [comparison.said(verdict, pair, plan.confidence) for pair, verdict in decided_first]
     if asked.own.page is not None:
         runs = [plan.command(folder, pair, seed).folder for pair in found for seed in found[pair]]
-        write_page(asked.own.page, runs, " ".join(f"{line}." for line in lines))
+        write_page(asked.own.page, runs, "\n".join(f"{line}." for line in lines))
     yield from lines
 
 
