@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROG = "compare.py"
 EXAMPLE = """example: %(prog)s photos --students mobilenet_v1 --teacher runs/teacher/last.pth \\
     --img-size 128 --epochs 15 -b 32 --output runs/compare
-Options of training, as --epochs and --lr, are those of main_base.py (--help-all there); all runs share them."""
+Options of training, such as --epochs and --lr, are those of main_base.py (see --help-all there). All runs use them."""
 # What compare.py says itself, or what belongs to a single run.
 OWN = {
     *("data", "arch", "teacher_arch", "teacher_resume", "output", "resume", "resume_override", "evaluate", "seed"),
@@ -55,22 +55,44 @@ def build_parser(prog: str = PROG, *, with_shared: bool = True) -> Parser:
     add("--students", nargs="+", required=True, metavar="ARCH", help="networks to train")
     usual = ["alone", "kd", "recommended"]
     about = (
-        "beside alone: a sum of terms, as kd or mgd+ofd; recommended or another of classification/recipes; a YAML file"
+        "what to compare with training alone: a sum of terms, such as kd or mgd+ofd; the name of a file in "
+        "classification/recipes, such as recommended; or a YAML file"
     )
     add("--recipes", nargs="+", default=usual, metavar="NAME", help=f"{about} ({' '.join(usual)})")
-    add("--seeds", type=number(int, 2, 1000), default=5, metavar="K", help="runs per recipe at most (5)")
-    add("--output", type=Path, required=True, metavar="FOLDER", help="runs and results; the same line goes on there")
-    add("--teacher", metavar="CHECKPOINT", help="run folder or weights of the teacher; else one is trained first")
-    add("--teacher-arch", metavar="ARCH", help="its network; default: that of its file, or the usual one")
-    add("--teacher-epochs", type=count, metavar="N", help="epochs of its training; default: those of the students")
+    add("--seeds", type=number(int, 2, 1000), default=5, metavar="K", help="largest number of runs per recipe (5)")
+    add(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="folder of all runs and results; the same line resumes",
+    )
+    add("--teacher", metavar="CHECKPOINT", help="run folder or weights of the teacher; default: one is trained first")
+    add(
+        "--teacher-arch",
+        metavar="ARCH",
+        help="the teacher's network; default: the one in its file, or resnet50 (resnet152 for the student resnet50)",
+    )
+    add(
+        "--teacher-epochs",
+        type=count,
+        metavar="N",
+        help="epochs of the teacher's training; default: as many as for the students",
+    )
     margin = number(float, 0, 100)
-    add("--margin", type=margin, default=0.5, metavar="POINTS", help="a difference of top-1 that does not matter (0.5)")
+    add(
+        "--margin",
+        type=margin,
+        default=0.5,
+        metavar="POINTS",
+        help="largest difference of top-1 that does not matter, in points (0.5)",
+    )
     sure = number(float, 0.5, 0.9999)
-    add("--confidence", type=sure, default=0.95, metavar="P", help="of all intervals together (0.95)")
-    add("--jobs", type=count, default=1, metavar="N", help="runs at once (1)")
-    add("--threads", type=count, metavar="N", help="of each run; default: the cores, shared by the runs at once")
+    add("--confidence", type=sure, default=0.95, metavar="P", help="confidence of all intervals together (0.95)")
+    add("--jobs", type=count, default=1, metavar="N", help="runs at the same time (1)")
+    add("--threads", type=count, metavar="N", help="threads per run; default: the number of cores divided by --jobs")
     add("--page", type=Path, metavar="FILE.html", help="write a page about all runs, as report.py does")
-    add("--plan", action="store_true", help="say how long it takes and what it needs, and leave")
+    add("--plan", action="store_true", help="only print how long the comparison takes and what it needs")
     if with_shared:
         add_options(parser, shared_options())
     return parser
@@ -109,7 +131,7 @@ def parse(words: list[str], prog: str = PROG) -> Asked:
         if flag in taken and flag not in parser._option_string_actions:
             near = difflib.get_close_matches(flag, parser._option_string_actions, n=1)
             raise UserError(
-                f"{flag} is of a single run: compare.py sets it, or a recipe file holds it"
+                f"{flag} belongs to a single run: compare.py sets it, or you can write it into a recipe file"
                 + (f"; close is {near[0]}" if near else "")
             )
         if word.startswith("--") and flag not in parser._option_string_actions:
@@ -140,7 +162,7 @@ def plan_of(asked: Asked) -> tuple[Plan, list[str]]:
         teacher = ("--teacher-resume", str(file), *(("--teacher-arch", arch) if arch else ()))
         trains: tuple[str, ...] = ()
         if own.teacher_epochs:
-            raise UserError("--teacher-epochs has no effect: --teacher names one that is trained")
+            raise UserError("--teacher-epochs has no effect: the network of --teacher is trained already")
     else:
         arch = own.teacher_arch or DEFAULT_TEACHER.get(own.students[0], "resnet50")
         teacher = ("--teacher-resume", str(own.output / "runs" / "teacher" / "last.pth"), "--teacher-arch", arch)
@@ -203,7 +225,7 @@ def check_output(folder: Path) -> None:
     if not os.access(place := existing(folder), os.W_OK):
         raise UserError(f"--output {folder}: {place} cannot be written to: give another")
     if is_folder(folder) and not exists(folder / PLAN) and any(path.name != LOCK for path in folder.iterdir()):
-        raise UserError(f"--output {folder} holds something else than a comparison: give another")
+        raise UserError(f"--output {folder} contains files that are not of a comparison: give another folder")
 
 
 def existing(folder: Path) -> Path:
@@ -244,7 +266,9 @@ def foresee(plan: Plan, classes: list[str], asked: Asked) -> str:
     seconds = sum(c.seconds for c in first) + plan.seeds * sum(c.seconds for c in rest) / min(asked.own.jobs, len(rest))
     disk = sum(c.disk_bytes for c in first) + plan.seeds * sum(c.disk_bytes for c in rest)
     if (free := shutil.disk_usage(existing(asked.own.output)).free) < disk:
-        raise UserError(f"--output {asked.own.output} will take {_size(disk)}, and {_size(free)} are free: make room")
+        raise UserError(
+            f"--output {asked.own.output} will take {_size(disk)}, but only {_size(free)} are free: make room"
+        )
     return said_of(plan, costs, seconds, disk, asked.own.jobs)
 
 
@@ -270,7 +294,7 @@ def compare(asked: Asked) -> None:
         RunError: a run that failed.
     """
     from classification.reports.comparison import PLAN, keep_plan
-    from classification.runs.checkpoint import hold
+    from classification.runs.checkpoint import lock_folder
 
     folder = asked.own.output
     check_output(folder)
@@ -287,7 +311,7 @@ def compare(asked: Asked) -> None:
         print(f"=> {foresee(plan, classes, asked)}", flush=True)
     if asked.own.plan:
         return
-    with hold(folder):
+    with lock_folder(folder):
         keep_plan(plan, folder)
         for name in ("runs", "logs"):
             (folder / name).mkdir(exist_ok=True)
@@ -348,7 +372,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
 
         status = attempt(lambda: compare(asked_or_status), prog)
         if status in (130, 143):
-            print(f"{prog}: type the same line to go on", file=sys.stderr, flush=True)
+            print(f"{prog}: type the same line to resume", file=sys.stderr, flush=True)
         return status
     except SystemExit:  # a help text was printed
         return 0

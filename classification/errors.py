@@ -13,7 +13,7 @@ def one_line(text: str) -> str:
     return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
-def shown(value: object, most: int = 100) -> str:
+def quoted(value: object, most: int = 100) -> str:
     """Quote a value that a user gave, or its beginning; bytes as the text that they are."""
     text = repr(os.fsdecode(value) if isinstance(value, bytes) else value)
     return text if len(text) <= most else f"{text[:most]} ..."

@@ -30,7 +30,7 @@ OLDEST_OPSET = 18  # torch's exporter writes no older one
 CALIBRATION_BATCH = 8  # images whose activations are kept at a time
 KINDS = {
     "onnx": "one ONNX file; input `images`, output `logits`, any batch size",
-    "pt2": "torch.export, any batch size",
+    "pt2": "a torch.export program, any batch size",
     "safetensors": "the weights, and a model card FILE.md beside them",
     "int8": "ONNX with weights and activations of 8 bits, calibrated on images of --data",
 }
@@ -40,41 +40,74 @@ EXAMPLE = "example: %(prog)s runs/student/best.pth --to int8 --output student.on
 
 def build_parser(prog: str = PROG) -> Parser:
     """Return the parser; it needs no torch."""
-    told = "; ".join(f"{name}: {text}" for name, text in KINDS.items())
+    kinds = "; ".join(f"{name}: {text}" for name, text in KINDS.items())
     parser = Parser(prog, description=(__doc__ or "").partition(":")[0] + ".", epilog=EXAMPLE, allow_abbrev=False)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", help="a best.pth, another file of weights, or a run folder")
-    add("--to", choices=KINDS, help=told)
+    add("--to", choices=KINDS, help=kinds)
     add("--output", metavar="FILE", type=Path, help="the file to write")
     add("--force", action="store_true", help="replace FILE if it exists")
     about = "instead of --to and --output: a new folder with a page that classifies pictures in the browser"
     add("--demo", metavar="FOLDER", type=Path, help=about)
-    add("--teacher", metavar="CHECKPOINT", help="--demo: the network beside it (the teacher that the run names)")
-    add("--teacher-arch", metavar="NAME", help="--demo: its network, if its checkpoint does not say it")
-    about = "--demo: address or file of the archive of onnxruntime-web (its address in the npm registry, 33 MB)"
+    add("--teacher", metavar="CHECKPOINT", help="with --demo: the network to show beside it (the teacher of the run)")
+    add("--teacher-arch", metavar="NAME", help="with --demo: the teacher's network, if its checkpoint does not name it")
+    about = "with --demo: the archive of onnxruntime-web, a file or an address (33 MB from the npm registry)"
     add("--runtime", metavar="ADDRESS", help=about)
-    add("--data", metavar="DIR", help="images to compare on, in valid/ (int8 calibrates on train/); or any folder")
+    add(
+        "--data",
+        metavar="DIR",
+        help="images to compare on: a data folder (its valid/; for int8 also train/, to calibrate), or any folder of "
+        "images",
+    )
     add(
         "--tolerance",
         type=number(float, 0),
         default=0.5,
-        help="points that top-1 may fall; if the 95%% interval lies below, the file is kept as FILE.rejected (0.5)",
+        help="how many points top-1 may fall; if the whole 95%% interval lies below that, the file is kept as "
+        "FILE.rejected (0.5)",
     )
     add("--with-preprocessing", action="store_true", help="the file takes bytes 0 to 255 and normalises them itself")
     add("--opset", type=number(int, OLDEST_OPSET), metavar="N", help="version of ONNX's operators, 18 or later")
-    add("--arch", metavar="NAME", help="the network, if the checkpoint does not say it")
-    add("--network", default="student", metavar="NAME", help="of a mutual run: student, peer1, peer2 ... (student)")
+    add("--arch", metavar="NAME", help="the network, if the checkpoint does not name it")
+    add(
+        "--network",
+        default="student",
+        metavar="NAME",
+        help="which network of a mutual training: student, peer1, peer2 ... (student)",
+    )
+    _add_int8(parser)
+    add(
+        "--bad-images",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what to do with images that cannot be read: end with an error, or leave them out (stop)",
+    )
+    add("-b", "--batch-size", type=number(int, 1), default=32, metavar="N", help="images per batch (32)")
+    add("-j", "--workers", type=number(int, 0), default=0, metavar="N", help="processes that read images (0)")
+    return parser
+
+
+def _add_int8(parser: argparse.ArgumentParser) -> None:
+    """Add the options of --to int8."""
+    add = parser.add_argument
     add(
         "--calibration",
         choices=("minmax", "entropy", "percentile"),
-        help="int8: how ranges are found (the scales of --int8-epochs where the checkpoint has them, else minmax)",
+        help="int8: how the ranges of activations are found (the scales that --int8-epochs learned, or else minmax)",
     )
-    add("--calibration-images", type=number(int, 1), default=256, metavar="N", help="int8: how many (256)")
-    add("--reduce-range", choices=("auto", "on", "off"), default="auto", help="int8: weights of 7 bits; auto: no VNNI")
-    add("--bad-images", choices=("stop", "skip"), default="stop", help="what to do about unreadable images (stop)")
-    add("-b", "--batch-size", type=number(int, 1), default=32, metavar="N", help="images of a batch (32)")
-    add("-j", "--workers", type=number(int, 0), default=0, metavar="N", help="processes that read images (0)")
-    return parser
+    add(
+        "--calibration-images",
+        type=number(int, 1),
+        default=256,
+        metavar="N",
+        help="int8: number of images to calibrate on (256)",
+    )
+    add(
+        "--reduce-range",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="int8: weights of 7 instead of 8 bits; auto: if this processor lacks VNNI (auto)",
+    )
 
 
 def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
@@ -88,15 +121,17 @@ def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
     if args.demo is not None:
         return _parse_demo(args)
     if alone := [flag for flag in DEMO if getattr(args, flag.replace("-", "_")) is not None]:
-        raise UserError(f"--{alone[0]} goes with --demo FOLDER only")
+        raise UserError(f"--{alone[0]} works only with --demo FOLDER")
     if missing := [f"--{name}" for name in ("to", "output") if getattr(args, name) is None]:
         parser.error(f"the following arguments are required: {', '.join(missing)}; or --demo FOLDER")
     if args.to == "int8" and args.data is None:
         raise UserError("--to int8 needs --data DIR: the images to calibrate on, in DIR/train or in DIR itself")
     if args.to == "safetensors" and args.with_preprocessing:
-        raise UserError("--with-preprocessing needs a graph, which safetensors does not hold: use --to onnx or pt2")
+        raise UserError(
+            "--with-preprocessing needs a graph, which safetensors files do not contain: use --to onnx or pt2"
+        )
     if args.to not in ("onnx", "int8") and args.opset is not None:
-        raise UserError("--opset goes with --to onnx or int8 only")
+        raise UserError("--opset works only with --to onnx or int8")
     _check_packages(args.to, f"--to {args.to}")
     args.checkpoint = _checkpoint(Path(args.checkpoint), args.network)
     for path in (args.output, *([_card(args.output)] if args.to == "safetensors" else [])):
@@ -142,7 +177,7 @@ def _checkpoint(path: Path, network: str) -> Path:
     if not network.startswith("peer") or not is_file(found):
         names = sorted(file.stem.removeprefix("best_") for file in path.parent.glob("*peer*.pth"))
         there = ", ".join(["student", *dict.fromkeys(names)])
-        raise UserError(f"--network {network}: no file {found}; the networks beside {path} are {there}")
+        raise UserError(f"--network {network}: there is no file {found}; the networks of {path} are {there}")
     return found
 
 
@@ -200,7 +235,10 @@ def export_demo(args: argparse.Namespace, package: Package | None = None) -> Non
     elif (recorded := recorded_teacher(args.checkpoint)) is not None:
         places["Teacher"] = recorded
     else:
-        print(f"=> {args.checkpoint} names no teacher that is there: give --teacher CHECKPOINT to show one beside it")
+        print(
+            f"=> {args.checkpoint} names no teacher, or its file is gone: give --teacher CHECKPOINT to show one next "
+            "to the student"
+        )
     found = {role: open_trained(*place) for role, place in places.items()}
     networks = []
     as_onnx = argparse.Namespace(**{**vars(args), "to": "onnx", "with_preprocessing": True})

@@ -1,4 +1,4 @@
-"""Say what is on images, by a trained network: python predict.py CHECKPOINT PATH..."""
+"""Classify images with a trained network: python predict.py CHECKPOINT PATH..."""
 
 from __future__ import annotations
 
@@ -33,16 +33,21 @@ def build_parser(prog: str = PROG) -> Parser:
     parser = Parser(prog, description=(__doc__ or "").partition(":")[0] + ".", epilog=EXAMPLE, allow_abbrev=False)
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="a best.pth, weights, a run folder, or a file of export.py")
-    about = "an image; a tar shard; a folder, with those in it; a list, one path per line; - for a list on stdin"
+    about = "an image; a folder of images; a tar shard; a list with one path per line; or - for a list on stdin"
     add("paths", metavar="PATH", nargs="+", help=about)
-    add("--top-k", type=count, metavar="K", help=f"classes per image, the likeliest first ({USUAL_TOP})")
+    add("--top-k", type=count, metavar="K", help=f"classes per image, most likely first ({USUAL_TOP})")
     add("--csv", type=Path, metavar="FILE", help="write path, rank, class and probability")
     add("--json", type=Path, metavar="FILE", help="write class_ids, scores, file_name and label_names")
-    add("--class-names", type=Path, metavar="FILE", help="one name per line, instead of those of the checkpoint")
-    add("-b", "--batch-size", type=count, default=32, metavar="N", help="images of a batch (32)")
+    add(
+        "--class-names",
+        type=Path,
+        metavar="FILE",
+        help="file with one class name per line, instead of the names in the checkpoint",
+    )
+    add("-b", "--batch-size", type=count, default=32, metavar="N", help="images per batch (32)")
     usual = min(4, os.cpu_count() or 1)
     add("-j", "--workers", type=number(int, 0, 1024), default=usual, metavar="N", help=f"loading processes ({usual})")
-    add("--arch", metavar="NAME", help="the network, if the checkpoint does not say it")
+    add("--arch", metavar="NAME", help="the network, if the checkpoint does not name it")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
     return parser
 
@@ -115,7 +120,7 @@ def _open(args: argparse.Namespace, where: device) -> Classifier:
     for option, given in (("--arch", args.arch is not None), ("--device", args.device not in ("auto", "cpu"))):
         if given:
             raise UserError(
-                f"{args.checkpoint} is an exported file, which runs as it is on the CPU: leave {option} out"
+                f"{args.checkpoint} is an exported file, which runs on the CPU as it is: leave out {option}"
             )
     return open_exported(args.checkpoint, kind)
 

@@ -1,11 +1,11 @@
 """Copy photographs, shrunk and split for training: python prepare.py FROM TO
 
-FROM holds CLASS folders, and a seeded tenth of each becomes TO/valid/CLASS, the others TO/train/CLASS; or it holds
-train/, valid/ (or val/) and perhaps test/ with CLASS folders, and the split stays. Copies are upright JPEG files with
-a short side of `side` px at most: twice what the network sees is enough. Nothing is written into FROM, and TO appears
-when it is complete; what was cut is resumed by the same line. TO/manifest.csv says which file each copy was made of.
-Images that cannot be read are named and left out, and so are hidden files and folders. Files whose bytes are the same
-are one image: they come to the same side of a split that is drawn.
+FROM has one folder per class. A random tenth of each becomes TO/valid/CLASS, and the rest TO/train/CLASS. If FROM has
+train/ and valid/ (or val/), and perhaps test/, with class folders, its split is kept. Copies are upright JPEG files
+whose short side has at most --side pixels: twice the size that the network gets is enough. Nothing is written into
+FROM. TO appears when it is complete; after an interruption, the same line resumes. TO/manifest.csv says from which file
+each copy was made. Images that cannot be read are named and left out; hidden files and folders are left out, too. Files
+with equal bytes count as one image, so a random split keeps them on the same side.
 """
 
 from __future__ import annotations
@@ -34,10 +34,13 @@ def build_parser(prog: str = PROG) -> Parser:
     add, share = parser.add_argument, number(float, 0, 0.95)
     add("source", type=Path, metavar="FROM", help="the photographs; nothing is written there")
     add("folder", type=Path, metavar="TO", help="a new folder")
-    add("--side", type=count, default=256, metavar="PX", help="longest short side of a copy (256)")
-    add("--valid", type=share, default=0.1, metavar="PART", help="part of each class that validates (0.1)")
-    add("--test", type=share, default=0.0, metavar="PART", help="part of each class that tests (0)")
-    about = "keep images of a class on one side that lie in one subfolder, or were taken one shortly after the other"
+    add("--side", type=count, default=256, metavar="PX", help="the short side of a copy is at most PX pixels (256)")
+    add("--valid", type=share, default=0.1, metavar="PART", help="share of each class for validation (0.1)")
+    add("--test", type=share, default=0.0, metavar="PART", help="share of each class for testing (0)")
+    about = (
+        "keep these images of a class on the same side of the split: folder: those in one subfolder; time: those "
+        "taken shortly after each other"
+    )
     add("--group", choices=("none", "folder", "time"), default="none", help=f"{about} (none)")
     minutes = number(float, 0, open_low=True)
     add(
@@ -45,13 +48,15 @@ def build_parser(prog: str = PROG) -> Parser:
         type=minutes,
         default=10.0,
         metavar="N",
-        help="a pause that begins a new group of --group time (10)",
+        help="with --group time: a pause of N minutes begins a new group (10)",
     )
     bits = number(int, 0, 20)
-    add("--near", type=bits, metavar="BITS", help="look for near duplicates across the split: hashes that differ in at "
-        "most BITS of 64, 4 is usual; needs ImageHash")  # fmt: skip
-    add("--remove-duplicates", action="store_true", help="leave out of train what valid or test has too")
-    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the draw (0)")
+    add("--near", type=bits, metavar="BITS", help=
+        "look for near duplicates across the split, whose hashes of 64 bits differ in at most BITS bits; 4 is usual; "
+        "needs ImageHash"
+    )  # fmt: skip
+    add("--remove-duplicates", action="store_true", help="leave out of train/ what is also in valid/ or test/")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="seed of the split (0)")
     return parser
 
 
@@ -62,7 +67,7 @@ def check(args: argparse.Namespace, typed: list[str]) -> None:
         UserError: one of these.
     """
     if not is_folder(args.source):
-        raise UserError(f"{args.source} is no folder")
+        raise UserError(f"{args.source} is not a folder")
     if exists(args.folder):
         raise UserError(f"{args.folder} exists already: give a new folder")
     if args.folder.resolve().is_relative_to(args.source.resolve()):
@@ -74,7 +79,7 @@ def check(args: argparse.Namespace, typed: list[str]) -> None:
     if args.valid + args.test >= 1:
         raise UserError(f"--valid {args.valid:g} and --test {args.test:g} leave nothing to train on: lower them")
     if any(word.split("=")[0] == "--minutes" for word in typed) and args.group != "time":
-        raise UserError("--minutes has no effect: it goes with --group time")
+        raise UserError("--minutes has no effect: it works only with --group time")
 
 
 def prepare(args: argparse.Namespace) -> None:

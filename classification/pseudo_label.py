@@ -1,4 +1,4 @@
-"""Label a pile of images by a teacher: python pseudo_label.py score CHECKPOINT PATH... --output FOLDER"""
+"""Label many images with a teacher: python pseudo_label.py score CHECKPOINT PATH... --output FOLDER"""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PROG = "pseudo_label.py"
 COMMANDS = ("score", "select")
+SCORE, SELECT = "write the scores that a teacher gives to images", "list the best of the scored images per class"
 EXAMPLE = """examples:
   %(prog)s score runs/teacher/best.pth pile --output scores
   torchrun --nproc-per-node 8 classification/pseudo_label.py score runs/teacher/best.pth pile --output scores
@@ -40,8 +41,8 @@ def build_parser(command: str = "", prog: str = PROG) -> Parser:
     parser = Parser(prog, description=__doc__, epilog=EXAMPLE, allow_abbrev=False, formatter_class=kept)
     parts = parser.add_subparsers(dest="command", required=True, metavar="score|select")
     known = {
-        "score": parts.add_parser("score", help="write a teacher's scores of images", allow_abbrev=False),
-        "select": parts.add_parser("select", help="list the best images per class", allow_abbrev=False),
+        "score": parts.add_parser("score", help=SCORE, description=f"{SCORE.capitalize()}.", allow_abbrev=False),
+        "select": parts.add_parser("select", help=SELECT, description=f"{SELECT.capitalize()}.", allow_abbrev=False),
     }
     _score_options(known["score"])
     _select_options(known["select"])
@@ -51,17 +52,30 @@ def build_parser(command: str = "", prog: str = PROG) -> Parser:
 def _score_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("checkpoint", metavar="CHECKPOINT", type=Path, help="a teacher: a best.pth, other weights, or a run folder")
-    about = "an image; a tar shard; a folder, with those in it; a list, one path per line; - for a list on stdin"
+    about = "an image; a folder of images; a tar shard; a list with one path per line; or - for a list on stdin"
     add("paths", metavar="PATH", nargs="+", help=about)
-    add("--output", required=True, metavar="FOLDER", type=Path, help="the folder of shards; the same line resumes")
-    add("--also", metavar="CHECKPOINT", type=Path, action="append", default=[], help="a further teacher (mean)")
-    add("--top-p", type=count, default=10, metavar="P", help="classes per image, the likeliest first (10)")
+    add(
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        type=Path,
+        help="folder to write the shards into; the same line resumes",
+    )
+    add(
+        "--also",
+        metavar="CHECKPOINT",
+        type=Path,
+        action="append",
+        default=[],
+        help="another teacher; probabilities are averaged",
+    )
+    add("--top-p", type=count, default=10, metavar="P", help="classes stored per image, most likely first (10)")
     add("--shard-size", type=count, default=8192, metavar="N", help="images per shard (8192)")
-    add("-b", "--batch-size", type=count, default=32, metavar="N", help="images of a batch (32)")
+    add("-b", "--batch-size", type=count, default=32, metavar="N", help="images per batch (32)")
     usual = min(4, os.cpu_count() or 1)
     add("-j", "--workers", type=number(int, 0, 1024), default=usual, metavar="N", help=f"loading processes ({usual})")
-    add("--arch", metavar="NAME", help="the network, if the checkpoint does not say it")
-    about = "side of the square that the teachers see, in pixels (that of the checkpoint)"
+    add("--arch", metavar="NAME", help="the network, if the checkpoint does not name it")
+    about = "height and width in pixels of the images that the teachers get (that of the checkpoint)"
     add("--img-size", type=number(int, 8, LARGEST_SIZE), metavar="N", help=about)
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
 
@@ -69,21 +83,42 @@ def _score_options(parser: argparse.ArgumentParser) -> None:
 def _select_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", metavar="FOLDER", type=Path, help="the --output of score")
-    add("--output", required=True, metavar="LIST", type=Path, help="the list to write: path label score per line")
-    add("--top-p", type=count, metavar="P", help="classes that an image may serve (all that are stored)")
+    add(
+        "--output",
+        required=True,
+        metavar="LIST",
+        type=Path,
+        help="the list to write, with one `path label score` per line",
+    )
+    add(
+        "--top-p",
+        type=count,
+        metavar="P",
+        help="an image may be listed for its P most likely classes (all that are stored)",
+    )
     add("--top-k", type=count, default=1000, metavar="K", help="images per class (1000)")
     about = "smallest score: a probability from 0 to 1, or a log-probability below 0"
     add("--min-score", type=number(float, -math.inf, 1), metavar="S", help=about)
-    add("--balance", action="store_true", help="repeat images of smaller classes until all have as many lines")
-    add("--root", type=Path, metavar="DIR", help="write paths as seen from this folder")
-    add("--exclude", type=Path, metavar="DIR", help="leave out near copies of the images in it, as those of valid")
-    about = "bits of 64 in which the hash of a near copy may differ (4)"
+    add(
+        "--balance",
+        action="store_true",
+        help="repeat images of smaller classes until all classes have equally many lines",
+    )
+    add("--root", type=Path, metavar="DIR", help="write paths relative to DIR")
+    add("--exclude", type=Path, metavar="DIR", help="leave out near copies of the images in DIR, for example of valid")
+    about = "the hash of a near copy differs in at most N of 64 bits (4)"
     add("--exclude-distance", type=number(int, 0, 16), default=4, metavar="N", help=about)
-    about = "scores of images of the classes, as of valid: leave out foreign images by them"
+    about = (
+        "scores of images that do belong to the classes, for example of valid; they set the threshold that leaves "
+        "out foreign images"
+    )
     add("--known", type=Path, metavar="FOLDER", help=about)
-    about = "what tells foreign images: the energy, the largest score, or the margin of the two largest (energy)"
+    about = (
+        "what is compared with the threshold: the energy, the largest score, or the difference of the two largest "
+        "(energy)"
+    )
     add("--rule", "--foreign-rule", type=_rule_name, choices=("energy", "min-score", "margin"), help=about)
-    about = "percent of the --known images that the rule keeps (95)"
+    about = "percent of the --known images that pass the threshold (95)"
     add("--keep", type=number(float, 0, 100, open_low=True), metavar="PERCENT", help=about)
     add("--force", action="store_true", help="replace LIST if it exists")
 
@@ -114,7 +149,9 @@ def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
         check_new(path, force=args.force)
     idle = [name for name in ("rule", "keep") if getattr(args, name) is not None and args.known is None]
     if idle:
-        raise UserError(f"--{idle[0]} goes with --known FOLDER, the scores of images of the classes: score valid, too")
+        raise UserError(
+            f"--{idle[0]} needs --known FOLDER, scores of images that belong to the classes: score valid, too"
+        )
     if args.exclude is not None and not is_folder(args.exclude):
         what = "is no folder" if exists(args.exclude) else "does not exist"
         raise UserError(f"--exclude {args.exclude} {what}: give a folder of images")
@@ -221,7 +258,10 @@ def select(args: argparse.Namespace) -> None:
     sizes = chosen.sizes()
     if chosen.copies:
         path, original = next(iter(chosen.copies.items()))
-        print(f"=> left out {len(chosen.copies)} near copies of images of {args.exclude}, as {path} of {original}")
+        print(
+            f"=> left out {len(chosen.copies)} near copies of images of {args.exclude}, for example {path} of "
+            f"{original}"
+        )
     empty = [] if shards.num_classes is None else sorted(set(range(shards.num_classes)) - set(sizes))
     if empty:
         names = [shards.classes[label] if shards.classes else str(label) for label in empty[:5]]
@@ -238,7 +278,9 @@ def _rule(args: argparse.Namespace, shards: Shards) -> Rule:
     if args.top_p is not None and is_file(args.folder / PLAN):
         stored = read_plan(args.folder).top
         if args.top_p > stored:
-            raise UserError(f"--top-p {args.top_p}: {args.folder} holds {stored} classes per image: score with more")
+            raise UserError(
+                f"--top-p {args.top_p} is more than the {stored} classes per image in {args.folder}: score with more"
+            )
     low = -math.inf if args.min_score is None else args.min_score
     rule = Rule(args.top_p, args.top_k, low if low < 0 else math.log(low) if low else -math.inf)
     if args.known is None:
@@ -246,10 +288,10 @@ def _rule(args: argparse.Namespace, shards: Shards) -> Rule:
     name, keep = args.rule or "energy", 95.0 if args.keep is None else args.keep
     known = open_shards(args.known)
     if known.teacher != shards.teacher:
-        raise UserError(f"--known {args.known} holds scores of another teacher than {args.folder}: use one teacher")
+        raise UserError(f"--known {args.known} has scores of another teacher than {args.folder}: use one teacher")
     if name == "energy" and not (known.energy and shards.energy):
         old = args.folder if known.energy else args.known
-        raise UserError(f"--rule energy: {old} holds no energies: score again, or take --rule margin")
+        raise UserError(f"--rule energy: {old} has no energies: score again, or use --rule margin")
     found = quantile(known.files, name, 1 - keep / 100)
     what, rule = {
         "margin": (f"two likeliest classes differ by less than {found:.4g}", replace(rule, min_margin=found)),

@@ -32,33 +32,52 @@ EXAMPLE = """examples:
 def build_parser(prog: str = PROG) -> Parser:
     """Return the parser; it needs no torch."""
     kept = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog, description=__doc__, epilog=EXAMPLE, allow_abbrev=False, formatter_class=kept)
+    parser = Parser(
+        prog,
+        description=(__doc__ or "").partition(":")[0] + ".",
+        epilog=EXAMPLE,
+        allow_abbrev=False,
+        formatter_class=kept,
+    )
     add = parser.add_argument
     about = (
-        "teachers (a best.pth, other weights, or a run folder), whose probabilities are averaged; then the data folder"
+        "one or more teachers (a best.pth, other weights, or a run folder), whose probabilities are averaged; then "
+        "the data folder"
     )
     add("paths", metavar="PATH", nargs="+", help=about)
-    add("--output", required=True, metavar="FOLDER", type=Path, help="the folder of shards; the same line resumes")
+    add(
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        type=Path,
+        help="folder to write the shards into; the same line resumes",
+    )
     add("--samples", type=number(int, 1, 65535), default=32, metavar="N", help="views per image (32)")
-    add("--top-k", type=count, default=10, metavar="K", help="classes per view, the likeliest first (10)")
-    add("--check", action="store_true", help="score 1 %% of the images again, and compare with FOLDER")
-    about = "how views are drawn, by default as for the first teacher; a run with --teacher-cache takes it from FOLDER"
+    add("--top-k", type=count, default=10, metavar="K", help="classes stored per view, most likely first (10)")
+    add("--check", action="store_true", help="compute 1 %% of the images again, and compare them with FOLDER")
+    about = (
+        "how views are drawn, by default as for the first teacher; a run with --teacher-cache takes these options "
+        "from FOLDER"
+    )
     views = parser.add_argument_group(about)
     for option in declared(Data):
         if option.name in VIEWS:
             add_option(views, option)
     more = parser.add_argument_group("how it is done")
     add = more.add_argument
-    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of the draws (0)")
+    add("--seed", type=number(int, 0, 2**31 - 1), default=0, help="seed of the views (0)")
     add("--shard-size", type=count, default=256, metavar="N", help="images per shard (256)")
-    add("-b", "--batch-size", type=count, default=64, metavar="N", help="views of a batch (64)")
+    add("-b", "--batch-size", type=count, default=64, metavar="N", help="views per batch (64)")
     usual = min(4, os.cpu_count() or 1)
     add("-j", "--workers", type=number(int, 0, 1024), default=usual, metavar="N", help=f"loading processes ({usual})")
-    add("--arch", metavar="NAME", help="the network, if the checkpoints do not say it")
+    add("--arch", metavar="NAME", help="the network, if the checkpoints do not name it")
     types = ("float32", "bfloat16", "float16")
     add("--teacher-dtype", choices=types, default="float32", help="number type of the teachers (float32)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
-    about = "stop at an image that cannot be read, or read all first and leave such images out (stop)"
+    about = (
+        "what to do with images that cannot be read: stop: end with an error; skip: read all images first, and "
+        "leave such images out (stop)"
+    )
     add("--bad-images", choices=("stop", "skip"), default="stop", help=about)
     return parser
 
@@ -99,7 +118,7 @@ def find_training_images(root: Path, classes: list[str] | None, bad: str, worker
 
     split = next((root / name for name in ("valid", "val") if is_folder(root / name)), None)
     if classes and split is not None and (other := sorted(set(class_names(split, LeftOut())) - set(classes))):
-        raise UserError(f"the teacher does not know the class {other[0]} of {split}: give a teacher of these classes")
+        raise UserError(f"the teacher has no class {other[0]}, but {split} has: give a teacher of these classes")
     top = root / "train" if is_folder(root / "train") else root
     found = find_paths([str(top)], sys.stdin.buffer)
     kept, causes = usable(found.paths)
@@ -109,7 +128,7 @@ def find_training_images(root: Path, classes: list[str] | None, bad: str, worker
     notes = list(found.notes)
     if bad == "skip" and (broken := unreadable(kept, workers)):
         kept = [path for path in kept if path not in broken]
-        notes.append(f"left out {len(broken)} images that cannot be read, as {next(iter(broken))}")
+        notes.append(f"left out {len(broken)} images that cannot be read, for example {next(iter(broken))}")
         if not kept:
             raise UserError(f"no image of {top} can be read; the first is {next(iter(broken))}")
     return [relative(path, root) for path in kept], notes
@@ -228,8 +247,8 @@ def _store(work: Storing, teachers: Teachers) -> None:
     rest = f"; other processes still work on {len(left)} shards"
     size = sum(path.stat().st_size for path in work.folder.glob("*.parquet"))
     views = plan.samples * plan.num_images
-    told = f"; {size / 1e6:.2f} MB, {size / views:.1f} bytes a sample, {size / plan.num_images:.0f} an image"
-    print(f"=> done: {pace.done} views stored into {work.folder}{rest if left else told}", flush=True)
+    sizes = f"; {size / 1e6:.2f} MB, {size / views:.1f} bytes a sample, {size / plan.num_images:.0f} an image"
+    print(f"=> done: {pace.done} views stored into {work.folder}{rest if left else sizes}", flush=True)
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> int:

@@ -22,11 +22,28 @@ def build_parser(prog: str = PROG) -> Parser:
     """Return the parser; it needs no torch."""
     parser = Parser(prog, description=(__doc__ or "").partition(":")[0] + ".", epilog=EXAMPLE, allow_abbrev=False)
     add = parser.add_argument
-    add("runs", metavar="RUN", nargs="+", type=Path, help="a run folder; students alone are the control, drawn in gray")
-    add("--output", required=True, type=Path, metavar="FILE", help="the page; it holds all that it shows")
+    add(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        type=Path,
+        help="a run folder; a student trained alone is the control, drawn in grey",
+    )
+    add("--output", required=True, type=Path, metavar="FILE", help="the page, one file that needs no other")
     add("--force", action="store_true", help="replace FILE if it exists")
-    add("--data", type=Path, metavar="DIR", help="run the networks on DIR/valid: confusion, worst images, channels")
-    add("--images", type=count, default=5000, metavar="N", help="images of DIR/valid at most, drawn at random (5000)")
+    add(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="also run the networks on DIR/valid, for confusions, worst images and channels",
+    )
+    add(
+        "--images",
+        type=count,
+        default=5000,
+        metavar="N",
+        help="use at most N images of DIR/valid, drawn at random (5000)",
+    )
     return parser
 
 

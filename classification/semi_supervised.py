@@ -1,9 +1,9 @@
-"""Train on few labels and many images without: python semi_supervised.py DIR --unlabelled DIR2 --output FOLDER
+"""Train on few labelled and many unlabelled images: python semi_supervised.py DIR --unlabelled DIR2 --output FOLDER
 
-Seven steps, each a command of this project: a teacher learns from the labels, or a given one is evaluated; it scores
-the images without labels; the best per class are listed; a student learns from the list, then from the labels; a
-control learns from the labels alone, for as many steps. The last line says whether the student is better than the
-control on valid/, and how sure that is.
+There are seven steps, each a command of this project: a teacher learns from the labels, or a given one is evaluated; it
+scores the unlabelled images; the best per class make a list; a student learns from the list, and then from the labels;
+a control learns from the labels only, for as many steps; student and control are evaluated. The last lines compare the
+two on valid/, with an interval and a verdict.
 """
 
 from __future__ import annotations
@@ -27,36 +27,61 @@ if TYPE_CHECKING:
 
 PROG = "semi_supervised.py"
 EXAMPLE = """example: %(prog)s photos --unlabelled pile --output semi --arch mobilenet_v1 --img-size 128
-The same line resumes. Words after -- go to every training: ... -- --amp bf16 --hflip 0"""
+The same line resumes. Options after -- are passed to every training: ... -- --amp bf16 --hflip 0"""
+
+
+def _about() -> str:
+    first, _, rest = (__doc__ or "").partition("\n")
+    return f"{first.partition(':')[0]}.\n{rest}"
 
 
 def build_parser(prog: str = PROG) -> Parser:
     """Return the parser; it needs no torch."""
     kept = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog, description=__doc__, epilog=EXAMPLE, allow_abbrev=False, formatter_class=kept)
+    parser = Parser(prog, description=_about(), epilog=EXAMPLE, allow_abbrev=False, formatter_class=kept)
     add = parser.add_argument
     add("data", metavar="DIR", type=Path, help="labelled images: train/CLASS/*.jpg and valid/CLASS/*.jpg")
     add("--unlabelled", metavar="DIR2", type=Path, required=True, help="images without labels, in folders of any depth")
-    add("--output", metavar="FOLDER", type=Path, required=True, help="folder of all that is made")
+    add(
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        required=True,
+        help="folder of everything that is made; the same line resumes",
+    )
     add("-a", "--arch", default="resnet18", metavar="NAME", help="the student (resnet18)")
     add("--teacher", metavar="CHECKPOINT", type=Path, help="a teacher that is trained already")
-    add("--teacher-arch", metavar="NAME", help="the teacher (its file's, or the student's)")
-    add("--img-size", type=count, metavar="N", help="side of the square that the networks see, in pixels")
-    add("-b", "--batch-size", type=count, default=64, metavar="N", help="images of a batch (64)")
+    add(
+        "--teacher-arch",
+        metavar="NAME",
+        help="the teacher's network (the one that its file names, or that of the student)",
+    )
+    add("--img-size", type=count, metavar="N", help="height and width in pixels of the images that the networks get")
+    add("-b", "--batch-size", type=count, default=64, metavar="N", help="images per batch (64)")
     add("-j", "--workers", type=number(int, 0, 1024), default=2, metavar="N", help="loading processes (2)")
-    add("--lr", type=positive, default=0.05, help="learning rate of trainings from scratch (0.05)")
+    add("--lr", type=positive, default=0.05, help="learning rate of all trainings but the student's last (0.05)")
     add("--finetune-lr", type=positive, default=0.005, help="learning rate of the student's last training (0.005)")
     add("--teacher-epochs", type=count, default=60, metavar="N", help="epochs of the teacher (60)")
     add("--pretrain-epochs", type=count, default=30, metavar="N", help="epochs on the list (30)")
     add("--finetune-epochs", type=count, default=30, metavar="N", help="epochs on the labels afterwards (30)")
-    add("--top-p", type=count, default=1, metavar="P", help="classes that an image may serve (1)")
-    add("--top-k", type=count, metavar="K", help="images per class (images without labels / classes)")
+    add("--top-p", type=count, default=1, metavar="P", help="an image may be listed for its P most likely classes (1)")
+    add(
+        "--top-k",
+        type=count,
+        metavar="K",
+        help="images per class (number of images without labels / number of classes)",
+    )
     about = "smallest score of an image: a probability, or a log-probability below 0"
     add("--min-score", type=number(float, -1e9, 1), metavar="S", help=about)
-    about = "leave out images that look foreign beside valid: keep those of an energy that PERCENT of valid have"
+    about = "leave out images that look foreign: the threshold is the energy that PERCENT of the images in valid pass"
     add("--keep", type=number(float, 0, 100, open_low=True), metavar="PERCENT", help=about)
-    add("--margin", type=number(float, 0), default=0.5, help="points that count as no difference (0.5)")
-    add("--seed", type=number(int, 0), default=0, metavar="N", help="of all trainings (0)")
+    add(
+        "--margin",
+        type=number(float, 0),
+        default=0.5,
+        help="largest difference of top-1 that does not matter, in points (0.5)",
+    )
+    add("--seed", type=number(int, 0), default=0, metavar="N", help="seed of all trainings (0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (auto)")
     return parser
 
@@ -72,7 +97,7 @@ def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
     args.more = words[place + 1 :]
     check_packages(("pyarrow", "duckdb", "imagehash"), PROG)
     if not is_folder(args.unlabelled):
-        raise UserError(f"--unlabelled {args.unlabelled} is no folder: give a folder of images")
+        raise UserError(f"--unlabelled {args.unlabelled} is not a folder: give a folder of images")
     if args.teacher is not None and is_folder(args.teacher) and is_file(args.teacher / "best.pth"):
         args.teacher /= "best.pth"
     return args
@@ -93,14 +118,14 @@ def check_images(args: argparse.Namespace) -> dict[str, int]:
     paths = find_paths([str(args.unlabelled)], sys.stdin.buffer).paths
     if held := across([path for path, _ in data.valid], paths):
         raise UserError(
-            f"--unlabelled {args.unlabelled} holds {count_of(len(held), 'image')} of valid, as {held[0][1]} = "
-            f"{held[0][0]}: remove such images, or the accuracy on valid will be too high"
+            f"--unlabelled {args.unlabelled} holds {count_of(len(held), 'image')} of valid, for example {held[0][1]} "
+            f"= {held[0][0]}: remove such images, or the accuracy on valid will be too high"
         )
     if args.teacher is not None:
         theirs = open_trained(args.teacher, args.teacher_arch).classes
         if theirs is not None and theirs != data.classes:
             odd = sorted(set(theirs) ^ set(data.classes))[:3]
-            what = f", as {', '.join(odd)}" if odd else ", or in another order"
+            what = f", for example {', '.join(odd)}" if odd else ", or in another order"
             raise UserError(
                 f"--teacher {args.teacher} has other classes than {args.data}{what}: give a teacher of these"
             )

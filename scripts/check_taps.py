@@ -64,15 +64,20 @@ SIZE = 128
 SECONDS = 1800
 HEAD = """# Where networks are tapped
 
-Made by `python scripts/check_taps.py --output docs/reference/networks.md`; do not edit. One row per network, built
-without weights. `mgd.find_taps` gives the maps from shallow to deep: side, channels, and where a margin comes from (n:
-the norm before a ReLU; m: measured; -: none, as nothing cuts off the negative side). *Folded norms*: taps whose
-statistics a batch normalisation holds. *In place*: every map, put in its own place, leaves the logits, and that of
-another image changes them. *Moves*: a bright patch at (i, j) changes a map of stride s most at (i / s, j / s), within
-one position, for three of four patches, or the centre of what it changes follows it: the correlations of rows and of
-columns are at least 0.9. Tokens in another order fail both. So may a deep map that random weights blur; it is tried
-again with the middle of every kernel, and attention to a position itself, made to count most, and then with the batch
-normalisations at the statistics of made images. What fails even then would be no proof of the right order.
+Made by `python scripts/check_taps.py --output docs/reference/networks.md`; do not edit. Each row is a network with
+random weights, and the taps that `mgd.find_taps` finds in it, from shallow to deep. Two checks show that the maps are
+read correctly.
+
+- Sides: height and width of each map; `t` means that it is made of tokens.
+- Margins: `n` from the norm before a ReLU; `m` measured; `-` no margin, because nothing cuts off negative values.
+- Folded norms: taps whose statistics come from a batch norm.
+- In place: if each map is put back in its place, the logits stay the same; with the map of another image, they change.
+- Moves: a bright patch at (i, j) changes a map of stride s most at (i / s, j / s), within one position, for three of
+  four patches. Or the centre of the change follows the patch, with correlations of rows and of columns of at least 0.9.
+
+Tokens in a wrong order fail both ways of "moves". A deep map may fail only because random weights blur it. It is then
+tried again, first with larger weights in the middle of each kernel and for attention to the same position, and then
+with batch norm statistics of made images. If a map still failed, its order would not be proven.
 """
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from classification.__main__ import WORDS
+from classification.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -107,7 +107,7 @@ def commands(text: str) -> list[tuple[str, tuple[str, ...], str]]:
     found = []
     for line in (line.split(" #")[0] for line in lines):
         if match := re.match(r"mgd (\w+)\b(.*)", line):
-            word = WORDS[match[1]]
+            word = COMMANDS[match[1]]
             if word.translate is None:
                 found.append((word.module, word.before, match[2]))
         elif match := re.match(

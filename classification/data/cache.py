@@ -111,28 +111,28 @@ def _check(need: int, num: int, free: int | None, near: Near) -> None:
         room = free_bytes() if free is None else free
         if need > 0.8 * room:
             raise UserError(
-                f"--cache ram needs {need / 2**30:.1f} GiB for {num} decoded images, and {room / 2**30:.1f} GiB of "
-                "memory are free: shrink copies of the images first, by prepare.py, or give --cache off"
+                f"--cache ram needs {need / 2**30:.1f} GiB for {num} decoded images, but only {room / 2**30:.1f} "
+                "GiB of memory are free: make smaller copies of the images with prepare.py, or use --cache off"
             )
 
     _together(compare, near)
 
 
 def _together(work: Callable[[], None], near: Near) -> None:
-    """Do this rank's work; what is wrong on one is told on all, which would wait for it otherwise."""
+    """Do this rank's work; an error on one is raised on all, which would wait for it otherwise."""
     cause = ""
     try:
         work()
     except UserError as error:
         cause = str(error)
-    if told := next(filter(None, near.gather(cause)), ""):
-        raise UserError(told)
+    if fault := next(filter(None, near.gather(cause)), ""):
+        raise UserError(fault)
 
 
 def _no_room(need: int) -> UserError:
     return UserError(
-        f"--cache ram needs {need / 2**30:.1f} GiB of shared memory, and {SHARED} has less: give the container more of "
-        "it (--shm-size), or give --cache off"
+        f"--cache ram needs {need / 2**30:.1f} GiB of shared memory, but {SHARED} has less: give the container more "
+        "(--shm-size), or use --cache off"
     )
 
 

@@ -74,7 +74,9 @@ def shrink(path: Path, target: Path, side: int) -> None:
         width, height = (round(scale * length) for length in image.size)
         image = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
     if max(image.size) > JPEG_SIDE:
-        raise UserError(f"image {path} cannot be written: a side of {max(image.size)} px is more than JPEG has")
+        raise UserError(
+            f"image {path} cannot be written: it has a side of {max(image.size)} px, which JPEG files cannot have"
+        )
     beside = target.with_name(f".{target.name}")
     image.save(beside, format="JPEG", quality=95)
     beside.replace(target)
@@ -89,7 +91,7 @@ def copy_all(copies: Sequence[Copy], top: Path, side: int) -> dict[Copy, str]:
             if not exists(target):
                 shrink(copy.original, target, side)
         except UserError as error:
-            return str(error).partition(": mend or remove")[0]
+            return str(error).partition(": repair or remove")[0]
         return ""
 
     for place in {(top / copy.place).parent for copy in copies}:
@@ -127,7 +129,7 @@ def check_whole(copies: Sequence[Copy], bad: Mapping[Copy, str], top: Path) -> l
     empty = sorted({(copy.part, copy.kind) for copy in copies} - kept)
     if lost := [kind for part, kind in empty if part == TRAIN]:
         raise UserError(
-            f"no image of {', '.join(lost[:5])} that was drawn for train can be read: mend or remove the broken ones"
+            f"no image of {', '.join(lost[:5])} that was drawn for train can be read: repair or remove the broken ones"
         )
     for part, kind in empty:
         (top / part / kind).rmdir()
@@ -223,7 +225,7 @@ def resolve(
         return copies, []
     doubled = {own for own, _ in pairs}
     own, other = pairs[0]
-    found = f"{count_of(len(doubled), 'image')} of train {what}, as {own.original} = {other.original}"
+    found = f"{count_of(len(doubled), 'image')} of train {what}, for example {own.original} = {other.original}"
     if not remove:
         return copies, [f"warning: {found}: --remove-duplicates leaves such images out of train"]
     left = [copy for copy in copies if copy not in doubled]
@@ -250,7 +252,7 @@ def summary(copies: Sequence[Copy], most: int = 20) -> list[str]:
         lines.append(" ".join([f"{kind:{width}}", *(f"{counts[kind][side]:>7}" for side in sides)]))
     if len(counts) > most:
         sizes = sorted(of_class["train"] for of_class in counts.values())
-        lines.append(f"and {len(counts) - most} classes more; a class has {sizes[0]} to {sizes[-1]} images in train")
+        lines.append(f"and {len(counts) - most} more classes; each class has {sizes[0]} to {sizes[-1]} images in train")
     kinds = sorted(suffixes.items(), key=lambda item: -item[1])
     lines.append("made of " + ", ".join(f"{number} {suffix}" for suffix, number in kinds))
     for side in sides:

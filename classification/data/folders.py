@@ -124,7 +124,7 @@ def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, st
     if lost or not valid:
         names = [data.classes[target] if target >= 0 else "train/" for target in sorted(lost)] or ["valid/"]
         first = next((path for path, target in data.train if target in lost), data.valid[0][0])
-        raise UserError(f"no image of {', '.join(names[:5])} can be read; the first is {first} ({bad[first]})")
+        raise UserError(f"no image of {', '.join(names[:5])} can be read, for example {first} ({bad[first]})")
     first = ", ".join(list(bad)[:3]) + (" ..." if len(bad) > 3 else "")
     notes = [f"left out {len(bad)} images that cannot be read: {first}"] if bad else []
     return replace(data, train=train, valid=valid, notes=[*data.notes, *notes]), bad
@@ -138,8 +138,8 @@ def check_heif(data: Folder) -> None:
     """
     if not has_heif() and (found := [path for path, _ in (*data.train, *data.valid) if is_heif(path)]):
         raise UserError(
-            f"{count_of(len(found), 'image')} in HEIC, as {found[0]}: `pip install pillow-heif` to read them, or leave "
-            "them out by --bad-images skip"
+            f"{count_of(len(found), 'image')} in HEIC format, for example {found[0]}: `pip install pillow-heif` to "
+            "read them, or leave them out with --bad-images skip"
         )
 
 
@@ -179,17 +179,17 @@ def _without_images(classes: list[str], samples: list[tuple[str, int]], beside: 
     return {name: beside[label] for label, name in enumerate(classes) if label not in filled}
 
 
-def _told(empty: dict[str, LeftOut]) -> str:
+def _describe(empty: dict[str, LeftOut]) -> str:
     contents = {name: left.contents() for name, left in list(empty.items())[:5]}
-    told = ", ".join(f"{name} ({text})" if text else name for name, text in contents.items())
-    return f"{told}; images end in {' '.join(SUFFIXES)}" if any(left.others for left in empty.values()) else told
+    listed = ", ".join(f"{name} ({text})" if text else name for name, text in contents.items())
+    return f"{listed}; images end in {' '.join(SUFFIXES)}" if any(left.others for left in empty.values()) else listed
 
 
 def _train_images(train: Path, classes: list[str], left: LeftOut) -> list[tuple[str, int]]:
     _class_names(train, left)
     samples, beside = _class_images(train, classes, left)
     if empty := _without_images(classes, samples, beside):
-        raise UserError(f"{train} has class folders without images: {_told(empty)}")
+        raise UserError(f"{train} has class folders without images: {_describe(empty)}")
     return samples
 
 
@@ -201,7 +201,7 @@ def _valid_images(valid: Path, classes: list[str], train: Path | None, left: Lef
         raise UserError(f"{valid} holds no images{f' ({left.kinds()})' if left.others else ''}")
     # A class that valid lacks, or whose folder is empty, may be meant; one of films alone is not.
     if empty := {name: has for name, has in _without_images(classes, samples, beside).items() if has.others}:
-        raise UserError(f"{valid} has class folders without images: {_told(empty)}")
+        raise UserError(f"{valid} has class folders without images: {_describe(empty)}")
     return samples
 
 
@@ -227,8 +227,8 @@ def _split(root: Path, *names: str) -> Path:
     wanted = " or ".join(f"{name}/" for name in names)
     if len(class_names(root, LeftOut())) > 1:
         raise UserError(
-            f"{root} has no folder {wanted}: if its folders are the classes, make a data folder of it by "
-            f"mgd prepare {root} NEW_FOLDER, and name that"
+            f"{root} has no folder {wanted}: if its folders are the classes, run mgd prepare {root} NEW_FOLDER, and "
+            "give NEW_FOLDER instead"
         )
     raise UserError(f"{root} has no folder {wanted}: expected one folder per class in it")
 

@@ -75,12 +75,14 @@ class LeftOut:
         """Return one line per kind of what was left out."""
         found = []
         if self.others:
-            found.append(f"left out {count_of(self.others.total(), 'file')} not called images: {self.kinds()}")
+            found.append(f"left out {count_of(self.others.total(), 'file')} not named like images: {self.kinds()}")
         if self.hidden:
             what = "hidden file or folder" if len(self.hidden) == 1 else "hidden files and folders"
-            found.append(f"left out {len(self.hidden)} {what}, as {self.hidden[0]}")
+            found.append(f"left out {len(self.hidden)} {what}, for example {self.hidden[0]}")
         if self.loose:
-            found.append(f"left out {count_of(len(self.loose), 'image')} outside the class folders, as {self.loose[0]}")
+            found.append(
+                f"left out {count_of(len(self.loose), 'image')} outside the class folders, for example {self.loose[0]}"
+            )
         return found
 
 
@@ -122,7 +124,9 @@ def _walk(top: Path, left: LeftOut) -> Iterator[tuple[str, list[str]]]:
 
     for folder, folders, names in os.walk(top, followlinks=True, onerror=refuse):
         if Path(folder).is_symlink() and Path(folder).parent.resolve().is_relative_to(Path(folder).resolve()):
-            raise UserError(f"{folder} is a link to a folder that it lies in: its images would count many times")
+            raise UserError(
+                f"{folder} is a link to a folder above it, so its images would be read again and again: remove the link"
+            )
         left.read.append(folder)
         left.hidden += [os.path.join(folder, name) for name in folders if hidden(name)]  # noqa: PTH118
         folders[:] = [name for name in folders if not hidden(name)]

@@ -54,7 +54,7 @@ def read_image(path: str) -> Image.Image:
         return _read(path)
     except Exception as error:  # a broken file raises whatever its broken bytes happen to mean
         raise UserError(
-            f"image {path} cannot be read ({_cause(path, error)}): mend or remove it, or leave such images out by "
+            f"image {path} cannot be read ({_cause(path, error)}): repair or remove it, or leave such images out with "
             "--bad-images skip"
         ) from error
 
@@ -145,7 +145,7 @@ def _orientation(image: Image.Image) -> object:
 
 def _cause(path: str, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is of no kind that is known" if size_of(path) else "it is empty"
+        return "it is in no known image format" if size_of(path) else "it is empty"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
@@ -162,12 +162,12 @@ def _grey(image: Image.Image) -> NDArray[np.uint8]:
     """Return grey of more than 8 bits as bytes."""
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("it holds values that are not finite")
+        raise ValueError("it contains values that are not finite")
     low, high = values.min(), values.max()
     white = next((white for white in _whites(image) if high <= white), None)
     if low < 0 or white is None:
         raise ValueError(
-            f"it holds numbers from {low:.6g} to {high:.6g}; expected 0 to {' or 0 to '.join(map(str, _whites(image)))}"
+            f"its values go from {low:.6g} to {high:.6g}; expected 0 to {' or 0 to '.join(map(str, _whites(image)))}"
         )
     if isinstance(clear := image.info.get("transparency"), int):
         values[values == clear] = white

@@ -17,12 +17,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from classification.data.image_files import SUFFIXES, LeftOut, find_images, is_image
 from classification.data.images import image_or_cause, to_bytes
-from classification.data.loading import told
+from classification.data.loading import clear_errors
 from classification.data.members import is_there
 from classification.data.preprocessing import Preprocessing
 from classification.data.tar_shards import SUFFIX, is_shard, shard_images
 from classification.data.transforms import Transform
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.paths import exists, is_file, is_folder
 from classification.system.interrupt import outlast
 
@@ -109,7 +109,8 @@ def _open_list(path: str) -> list[str]:
         raise UserError(f"list {path} cannot be read: {error.strerror}") from error
     if found and not any(map(is_there, found)):
         raise UserError(
-            f"{path} is neither an image nor a list of images: its first line, {shown(found[0])}, is no path of a file"
+            f"{path} is neither an image nor a list of images: its first line, {quoted(found[0])}, is not the path of "
+            "a file"
         )
     return found
 
@@ -120,7 +121,7 @@ def _read_list(file: BinaryIO, name: str) -> list[str]:
     while line := file.readline(LONGEST_LINE):
         number += 1
         if b"\0" in line or len(line) == LONGEST_LINE:
-            raise UserError(f"{name} is neither an image nor a list of images: line {number} is no path")
+            raise UserError(f"{name} is neither an image nor a list of images: line {number} is not a path")
         if path := line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").rstrip(b"\r\n"):
             found.append(os.fsdecode(path))
     return found
@@ -188,6 +189,6 @@ def read_batches(paths: Sequence[str], seen: Preprocessing, size: int, workers: 
         generator=torch.Generator(),
     )
     try:
-        yield from told(loading, workers)
+        yield from clear_errors(loading, workers)
     finally:
         ending.value = 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from classification.data.image_files import hidden
 from classification.data.members import is_there
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 
 LABEL = re.compile(rb"[0-9]+")
 SCORE = re.compile(rb"[-+]?(inf|[0-9]*\.[0-9]+(e[-+]?[0-9]+)?|[0-9]+e[-+]?[0-9]+|[0-9]+\.)")
@@ -61,7 +61,7 @@ def read_list(
 
 def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -> tuple[str, int]:
     if b"\0" in line:
-        raise UserError("it holds a NUL byte: is this text in UTF-8?")
+        raise UserError("it contains a NUL byte: save the list as text in UTF-8")
     if len(line) == LONGEST_LINE:
         raise UserError("it is too long for a path and a label")
     if score_of(line) is not None:
@@ -71,21 +71,23 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
         labelled = LABEL.fullmatch(label) and is_there(root / os.fsdecode(name))
         name, label = name if labelled else line.strip(), b"-1"
     elif not name or not LABEL.fullmatch(label):
-        raise UserError(f"expected `path label` with a whole number as label; got {shown(line.strip())}")
+        raise UserError(f"expected `path label` with a whole number as label; got {quoted(line.strip())}")
     most = 10**9 if num_classes is None else num_classes
     if len(label) > 10 or int(label) >= most:
-        raise UserError(f"label {shown(label)} is not below the number of classes, {most}")
+        raise UserError(f"label {quoted(label)} must be below the number of classes, {most}")
     path = Path(os.fsdecode(name))
     if path.is_relative_to(root.absolute()):
         path = path.relative_to(root.absolute())
     if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{shown(name)} may lead out of the data folder: give a path from there on, without ..")
+        raise UserError(
+            f"{quoted(name)} could lead out of the data folder: give a path relative to that folder, without .."
+        )
     if found := [part for part in path.parts if hidden(part)]:
         raise UserError(
-            f"{shown(name)} is hidden, or a system's own ({shown(found[0])}), as thumbnails are: leave such lines out"
+            f"{quoted(name)} is a hidden file or one of the operating system ({quoted(found[0])}): remove such lines"
         )
     if not is_there(root / path):
-        raise UserError(f"{shown(name)} is no file in {root}")
+        raise UserError(f"{quoted(name)} is not a file in {root}")
     return str(root / path), int(label)
 
 
@@ -106,8 +108,8 @@ def numbered_classes(samples: list[tuple[str, int]], num_classes: int | None) ->
     if num_classes is None and len(labels) <= max(labels):
         missing = next(label for label in range(len(labels) + 1) if label not in labels)
         raise UserError(
-            f"the lists name no image of class {missing}, though their labels go to {max(labels)}: give --num-classes "
-            "if that is meant"
+            f"the lists have no image of class {missing}, although their labels go up to {max(labels)}: if that is "
+            "intended, give --num-classes"
         )
     return [str(index) for index in range(num_classes or len(labels))]
 
@@ -145,8 +147,8 @@ def _check_teacher(path: str, classes: Sequence[str]) -> None:
         pairs = zip([*theirs, "none"], [*classes, "none"], strict=False)
         place, (their, own) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
         raise UserError(
-            f"list {path} is of a teacher of other classes: its class {place} is {shown(their)}, here {shown(own)}: "
-            "score with a teacher of these classes"
+            f"list {path} is from a teacher with other classes: its class {place} is {quoted(their)}, but "
+            f"{quoted(own)} in the data: score with a teacher of the same classes"
         )
 
 

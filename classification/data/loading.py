@@ -104,7 +104,7 @@ class TrainBatches(Sampler[list[Key]]):
         self.start = self.seen = 0  # steps of the epoch that are done already, and their images
         if num // len(self) < size * parts:
             of = f"{size} ranks" if parts == 1 else f"{size * parts} parts"
-            raise UserError(f"{num} images in batches of {batch_size} leave some of {of} without any: raise -b")
+            raise UserError(f"{num} images in batches of {batch_size} leave some of {of} without images: raise -b")
 
     def __len__(self) -> int:
         """Steps of the epoch, those done included."""
@@ -124,7 +124,7 @@ class TrainBatches(Sampler[list[Key]]):
         if left and left // self._left() < needed:
             raise UserError(
                 f"{left} images are left of the epoch, too few for batches of {self.most} in {needed} parts (ranks "
-                "times --accumulate): go on with the former -b, ranks and --accumulate until the epoch ends"
+                "times --accumulate): keep -b, the number of ranks and --accumulate as they were until the epoch ends"
             )
 
     def batch_size(self, step: int) -> int:
@@ -207,8 +207,8 @@ def loader(
     )
 
 
-def told(loading: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Iterate a loader; say what to do where one of its processes dies.
+def clear_errors(loading: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Iterate a loader; if one of its processes dies, say what to do.
 
     Raises:
         RunError: one did.
@@ -219,11 +219,11 @@ def told(loading: Iterable[Any], workers: int) -> Iterator[Any]:
         text = str(error)
         if "shared memory" in text:
             raise RunError(
-                "the loading processes ran out of shared memory (/dev/shm): give the container more of it "
-                f"(--shm-size), lower --workers (now {workers}), or read without them, by --workers 0"
+                "the loading processes ran out of shared memory (/dev/shm): give the container more (--shm-size), "
+                f"lower --workers (now {workers}), or use --workers 0"
             ) from error
         if "DataLoader worker" not in text:
             raise
         raise RunError(
-            f"a loading process died ({text.splitlines()[0]}): where memory is short, lower --workers (now {workers})"
+            f"a loading process died ({text.splitlines()[0]}): if memory is short, lower --workers (now {workers})"
         ) from error

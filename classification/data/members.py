@@ -54,7 +54,7 @@ class Member:
             self.check(file)
             content = file.read(self.size)
         if len(content) < self.size:
-            raise ValueError("its shard ends before it does")
+            raise ValueError("its shard ends in the middle of the image")
         return content
 
     def check(self, file: BinaryIO) -> None:
@@ -63,11 +63,11 @@ class Member:
             file.seek(max(0, self.start - BLOCK))
             header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise ValueError("its shard holds no file at this place: was it packed again?") from error
+            raise ValueError("its shard has no file at this place: perhaps it was packed again") from error
         said = len(self.name) < 100 and self.name.isascii()  # another name stands in a header of its own
         renamed = said and header.name.removeprefix("./") != self.name
         if renamed or not header.isreg() or header.size != self.size or self.size > LARGEST:
-            raise ValueError("its shard holds another file at this place: was it packed again?")
+            raise ValueError("its shard has another file at this place: perhaps it was packed again")
 
 
 def member_of(path: str) -> Member | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from classification.data.resizing import Fit
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.options.names import LARGEST_SIZE
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -54,19 +54,19 @@ class Preprocessing:
         for name in ("img_size", "resize"):
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
-                raise ValueError(f"{name} must be a number of pixels, {LARGEST_SIZE} at most; got {shown(value)}")
+                raise ValueError(f"{name} must be a number of pixels, {LARGEST_SIZE} at most; got {quoted(value)}")
         if self.resize < self.img_size:
             raise ValueError(f"resize must be at least img_size, {self.img_size}; got {self.resize}")
         for name, known in (("crop", CROPS), ("interpolation", INTERPOLATIONS)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {shown(getattr(self, name))}")
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {quoted(getattr(self, name))}")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if type(values) is not tuple or len(values) != 3 or not all(map(_is_number, values)):
-                raise ValueError(f"{name} must be three numbers; got {shown(values)}")
+                raise ValueError(f"{name} must be three numbers; got {quoted(values)}")
         if not (min(self.mean) >= 0 and max(self.mean) <= 1 and min(self.std) > 0 and max(self.std) <= 1):
             raise ValueError(
-                f"mean and std must be those of values between 0 and 1; got {shown(self.mean)} and {shown(self.std)}"
+                f"mean and std must be those of values between 0 and 1; got {quoted(self.mean)} and {quoted(self.std)}"
             )
 
     @classmethod
@@ -142,7 +142,7 @@ def square(size: Any) -> int:
         sides = list(size)[1:] if len(size) == 3 else list(size)
         if all(type(side) is int for side in sides) and len(set(sides)) == 1:
             return int(sides[0])
-    raise ValueError(f"img_size must be the side of a square in pixels, as 224 or (3, 224, 224); got {shown(size)}")
+    raise ValueError(f"img_size must be the side of a square in pixels, as 224 or (3, 224, 224); got {quoted(size)}")
 
 
 def _plain(value: Any) -> Any:
@@ -167,7 +167,7 @@ def three(values: Any, name: str) -> Three:
         or len(listed) != 3
         or not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in listed)
     ):
-        raise ValueError(f"{name} must be three numbers; got {shown(values)}")
+        raise ValueError(f"{name} must be three numbers; got {quoted(values)}")
     first, second, third = map(float, listed)
     return first, second, third
 

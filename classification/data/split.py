@@ -74,8 +74,8 @@ def find_split(source: Path, shares: Shares) -> Split:
         names = sorted(set().union(*parts.values()))
     elif folders and {name.lower() for name in folders} <= SPLITS:
         raise UserError(
-            f"{source} holds {' and '.join(sorted(folders))}, not train and valid (or val) of CLASS folders; "
-            "to have a part of one held back, give the folder that holds the CLASS folders"
+            f"{source} has {' and '.join(sorted(folders))}, but not both train and valid (or val) with CLASS folders; "
+            "to split a folder, give the one that contains the CLASS folders"
         )
     else:
         images, parts, notes = classes(source, left), {}, []
@@ -84,7 +84,7 @@ def find_split(source: Path, shares: Shares) -> Split:
     if len(names) < 2:
         loose = f"{count_of(len(left.loose), 'image')} beside its folders, and no CLASS folders" if left.loose else ""
         what = f"images of {names[0]} alone" if names else loose or f"no images ({', '.join(SUFFIXES)})"
-        raise UserError(f"{source} holds {what}: give the folder that holds the CLASS folders, two or more")
+        raise UserError(f"{source} has {what}: give the folder that contains the CLASS folders, two or more")
     if not there:
         parts, notes = divide(images, shares)
     placed = {path: (part, name) for part in parts for name, paths in parts[part].items() for path in paths}
@@ -113,17 +113,20 @@ def _check_counts(images: Images, shares: Shares) -> None:
     for name, paths in images.items():
         if len(paths) < len(needed):
             has = "one image" if len(paths) == 1 else f"{len(paths)} images"
-            raise UserError(f"class {name} has {has}, and needs one to {' and one to '.join(needed)}: {paths[0]}")
+            raise UserError(f"class {name} has {has}, but needs one to {' and one to '.join(needed)}: {paths[0]}")
 
 
 def _check_kinds(placed: Iterable[Path]) -> None:
     """Refuse images of a kind that this installation cannot read."""
     paths = list(placed)
     if not has_heif() and (heif := [path for path in paths if is_heif(path.name)]):
-        raise UserError(f"{count_of(len(heif), 'image')} in HEIC, as {heif[0]}: `pip install pillow-heif` to read them")
+        raise UserError(
+            f"{count_of(len(heif), 'image')} in HEIC format, for example {heif[0]}: `pip install pillow-heif` to read "
+            "them"
+        )
     avif = [path for path in paths if path.name.lower().endswith(".avif")]
     if avif and not (features.modules.get("avif") and features.check("avif")):
-        what = f"{count_of(len(avif), 'image')} in AVIF, as {avif[0]}"
+        what = f"{count_of(len(avif), 'image')} in AVIF format, for example {avif[0]}"
         raise UserError(f"{what}: `pip install 'pillow>=11.3'` to read them")
 
 
@@ -171,7 +174,7 @@ def divide(images: Images, shares: Shares) -> tuple[dict[str, Images], list[str]
     }
     said = copied(copies, owners)
     if undated:
-        said.append(f"{count_of(undated, 'image')} without a time of the shot: each is a group of its own")
+        said.append(f"{count_of(undated, 'image')} without a date: each is a group of its own")
     return parts, said
 
 
@@ -210,7 +213,7 @@ def _draw(name: str, ones: list[Path], unit: dict[Path, Path], shares: Shares, s
     if len(sizes) < len(sides):
         needed = " and one to ".join(DOES[part] for part in sides)
         what = "copies of one image" if len(ones) == 1 else f"{count_of(len(sizes), 'group')} of images"
-        raise UserError(f"class {name} has {what}, and needs one to {needed}: {ones[0]}")
+        raise UserError(f"class {name} has {what}, but needs one to {needed}: {ones[0]}")
     free = [one for one in sizes if one not in side]
     free = random.Random(b"%d " % shares.seed + os.fsencode(name)).sample(free, len(free))
     for part, share in shares.held().items():
@@ -224,8 +227,8 @@ def _draw(name: str, ones: list[Path], unit: dict[Path, Path], shares: Shares, s
     for part in sides:
         if all(side[one] != part for one in sizes):
             raise UserError(
-                f"class {name} has too few images that no other class has: none is left for {part}; remove the copies "
-                f"from one of the classes, as {ones[0]}"
+                f"class {name} shares too many of its images with other classes: none is left for {part}; remove the "
+                f"copies from one of the classes, for example {ones[0]}"
             )
 
 
@@ -246,9 +249,14 @@ def copied(groups: list[list[str]], owners: dict[str, str]) -> list[str]:
     """Return what is to be said of files that hold the same image."""
     said = []
     if groups:
-        count, pair = f"{sum(map(len, groups))} files hold {count_of(len(groups), 'image')}", " = ".join(groups[0][:2])
-        said.append(f"{count}, byte for byte, as {pair}: all files of an image are on one side of the split")
+        count, pair = (
+            f"{sum(map(len, groups))} files with only {count_of(len(groups), 'image')}",
+            " = ".join(groups[0][:2]),
+        )
+        said.append(
+            f"{count}, byte for byte, for example {pair}: all files of an image are put on one side of the split"
+        )
     if two := [group for group in groups if len({owners[path] for path in group}) > 1]:
         other = next(path for path in two[0] if owners[path] != owners[two[0][0]])
-        said.append(f"warning: {count_of(len(two), 'image')} in more than one class, as {two[0][0]} = {other}")
+        said.append(f"warning: {count_of(len(two), 'image')} in more than one class, for example {two[0][0]} = {other}")
     return said

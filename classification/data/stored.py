@@ -117,19 +117,21 @@ def read_block(path: Path, plan: StoredPlan, number: int) -> Block:
         table = pq.read_table(path, use_threads=True)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"{path} is no Parquet file, or damaged: remove it, and store it again by reinforce.py"
+            f"{path} is not a Parquet file, or is damaged: remove it, and store it again with reinforce.py"
         ) from error
     about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     columns = schema(plan)
     if about.get("mgd.plan") != plan.text() or not table.schema.equals(columns):
         raise UserError(
-            f"{path} belongs to another cache, or was changed: remove it, and store it again by reinforce.py"
+            f"{path} belongs to another cache, or was changed: remove it, and store it again with reinforce.py"
         )
     images = min(plan.shard_size, plan.num_images - number * plan.shard_size)
     rows = images * plan.samples
     samples = table.column("sample").to_numpy()
     if len(table) != rows or (samples.reshape(images, plan.samples) != np.arange(plan.samples)).any():
-        raise UserError(f"{path} has {len(table)} rows, expected {rows}: remove it, and store it again by reinforce.py")
+        raise UserError(
+            f"{path} has {len(table)} rows, expected {rows}: remove it, and store it again with reinforce.py"
+        )
     views = np.empty(rows, VIEW)
     for name in VIEW.names or ():
         views[name] = table.column(name).to_numpy()
@@ -139,7 +141,7 @@ def read_block(path: Path, plan: StoredPlan, number: int) -> Block:
     }
     rest = table.column("rest").to_numpy()
     if lists["classes"].max() >= plan.num_classes or views["partner"].max() >= plan.num_images:
-        raise UserError(f"{path} names classes or images that are not there: remove it, and store it again")
+        raise UserError(f"{path} names unknown classes or images: remove it, and store it again")
     if np.isnan(rest).any() or not np.isfinite(lists["log_probabilities"]).all():
         raise UserError(f"{path} holds log-probabilities that are not finite: remove it, and store it again")
     firsts = pa.array(np.arange(0, rows, plan.samples))
@@ -181,7 +183,7 @@ def open_stored(folder: str | Path) -> StoredTeacher:
     if missing := [file for file in files if not exists(file)]:
         raise UserError(
             f"{folder} lacks {len(missing)} of {len(files)} shards, the first {missing[0].name}: type the line of "
-            "reinforce.py again, which resumes"
+            "reinforce.py again to resume"
         )
     rows, label = plan.num_images * plan.samples, np.uint16 if plan.num_classes <= 1 << 16 else np.uint32
     block = Block(
@@ -236,8 +238,8 @@ class StoredViews:
         plan, known = stored.plan, stored.numbers
         if unknown := [name for name in names if name not in known]:
             raise UserError(
-                f"--teacher-cache {stored.folder} holds nothing of {len(unknown)} of {len(names)} training images, as "
-                f"{unknown[0]}: store the teacher anew by reinforce.py, with these images"
+                f"--teacher-cache {stored.folder} lacks {len(unknown)} of {len(names)} training images, for example "
+                f"{unknown[0]}: store the teacher again with reinforce.py, including these images"
             )
         self.plan, self.block, self.classifier = plan, stored.block, stored.classifier
         self.number = np.array([known[name] for name in names], dtype=np.int64)

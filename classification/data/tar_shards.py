@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from classification.data.image_files import SUFFIXES, hidden, is_image
 from classification.data.members import BLOCK, LARGEST, MARK, Member
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.paths import is_file
 
 SUFFIX = ".tar"
@@ -50,7 +50,7 @@ def is_shard(path: str | Path) -> bool:
     """
     name = Path(path).name
     if name.lower().endswith(PACKED) and is_file(path):
-        raise UserError(f"shard {path} is compressed, so that its images cannot be read at their places: unpack it")
+        raise UserError(f"shard {path} is compressed, and images can be read only from plain shards: unpack it")
     return name.endswith(SUFFIX) and not hidden(name) and is_file(path)
 
 
@@ -110,7 +110,7 @@ def _labelled(shard: str, num_classes: int | None) -> list[tuple[str, int]]:
     found = []
     for group in _samples(shard):
         if len(group) > 1:
-            names = " and ".join(shown(image.name) for image, _ in group[:2])
+            names = " and ".join(quoted(image.name) for image, _ in group[:2])
             raise UserError(f"shard {shard}: {names} have one label: give each image a name of its own")
         found += [(image.path, _label(image, file, num_classes)) for image, file in group]
     return found
@@ -120,17 +120,17 @@ def _label(image: Member, file: Found | None, num_classes: int | None) -> int:
     if file is None:
         name = image.name.rpartition("/")[2].partition(".")[0]
         raise UserError(
-            f"shard {image.shard}: {shown(image.name)} has no label: expected {name}.cls beside it, or terms that need "
-            "no labels"
+            f"shard {image.shard}: {quoted(image.name)} has no label: expected {name}.cls beside it, or terms that "
+            "need no labels"
         )
     label, content = file
     found = CLASS.fullmatch(content) if label.size == len(content) else None
     if not found:
-        got = shown(content) if label.size == len(content) else f"{label.size} bytes"
-        raise UserError(f"shard {label.shard}: {shown(label.name)} must hold a class index, as 3; got {got}")
+        got = quoted(content) if label.size == len(content) else f"{label.size} bytes"
+        raise UserError(f"shard {label.shard}: {quoted(label.name)} must hold a class index, as 3; got {got}")
     if num_classes is not None and int(found[1]) >= num_classes:
         raise UserError(
-            f"shard {label.shard}: label {int(found[1])} of {shown(label.name)} is not below the number of classes, "
+            f"shard {label.shard}: label {int(found[1])} of {quoted(label.name)} must be below the number of classes, "
             f"{num_classes}"
         )
     return int(found[1])
@@ -183,7 +183,7 @@ def _walk(shard: str, file: int, end: int) -> Iterator[Found]:
         start = place + BLOCK
         size = int(said.get("size", header.size))
         if size < 0:
-            raise UserError(f"shard {shard} is damaged behind {shown(before)}, at byte {place}: copy it again")
+            raise UserError(f"shard {shard} is damaged after {quoted(before)}, at byte {place}: copy it again")
         place = start if header.isdir() else start + -(-size // BLOCK) * BLOCK
         if header.type in LONG:
             if size > LONGEST_NAME:
@@ -198,7 +198,8 @@ def _walk(shard: str, file: int, end: int) -> Iterator[Found]:
         if start + size > end:
             beyond = start + size - end
             raise UserError(
-                f"shard {shard} is cut: {shown(name)} ends {beyond} bytes behind the end of the file: copy it again"
+                f"shard {shard} is truncated: {quoted(name)} ends {beyond} bytes after the end of the file: copy it "
+                "again"
             )
         before = name
         yield Member(shard, start, size, name.removeprefix("./")), block[BLOCK : BLOCK + size]
@@ -232,11 +233,11 @@ def _header(shard: str, block: bytes, place: int, before: str) -> tarfile.TarInf
             raise UserError(f"shard {shard} {what}: expected a tar file as `tar -cf` makes it") from error
         if len(block) < BLOCK:
             raise UserError(
-                f"shard {shard} is cut: it has no end mark behind {shown(before)}: copy it again"
+                f"shard {shard} is truncated: it has no end mark after {quoted(before)}: copy it again"
             ) from error
         if any(block):
             raise UserError(
-                f"shard {shard} is damaged behind {shown(before)}, at byte {place}: copy it again"
+                f"shard {shard} is damaged after {quoted(before)}, at byte {place}: copy it again"
             ) from error
         return None
 
@@ -245,19 +246,23 @@ def _check_end(shard: str, file: int, place: int) -> None:
     """Refuse what is behind the end mark, as where two archives were joined: other readers do not see it."""
     while block := os.pread(file, 1 << 20, place):
         if block.strip(b"\0"):
-            raise UserError(f"shard {shard} holds more behind its end mark: keep archives apart, or pack them again")
+            raise UserError(
+                f"shard {shard} contains more after its end mark: keep archives in separate files, or pack them again"
+            )
         place += len(block)
 
 
 def _check_member(shard: str, kind: bytes, name: str, size: int) -> None:
     if kind not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE):
         raise UserError(
-            f"shard {shard}: {shown(name)} is {KINDS.get(kind, 'of an unknown kind')}: pack plain files alone"
+            f"shard {shard}: {quoted(name)} is {KINDS.get(kind, 'of an unknown kind')}: pack plain files only"
         )
     if name.startswith("/") or ".." in name.split("/") or "\0" in name or MARK in name:
-        raise UserError(f"shard {shard}: the name {shown(name)} may lead out of it: pack it again with plain names")
+        raise UserError(
+            f"shard {shard}: the name {quoted(name)} could lead out of the folder: pack it again with plain names"
+        )
     if size > LARGEST and is_image(name):
-        raise UserError(f"shard {shard}: {shown(name)} has {size} bytes, more than the {LARGEST} of an image")
+        raise UserError(f"shard {shard}: {quoted(name)} has {size} bytes, more than the {LARGEST} of an image")
 
 
 def _said(shard: str, kind: bytes, content: bytes) -> dict[str, str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from classification.data.folders import Folder as DataFolder
 from classification.data.folders import check_heif, read_folder, without_unreadable
 from classification.data.image_files import LeftOut, find_images
-from classification.data.loading import FixedBatches, Photos, loader, subset, told
+from classification.data.loading import FixedBatches, Photos, clear_errors, loader, subset
 from classification.data.preprocessing import Preprocessing
 from classification.data.tar_shards import find_shards, shard_images
 from classification.errors import UserError
@@ -58,7 +58,7 @@ class Trial:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         photos = Photos(samples, self.preprocessing.transform())
         loading = loader(photos, FixedBatches(chosen, size), workers, torch.device("cpu"), persistent=False)
-        for images, target, _ in told(loading, workers):
+        for images, target, _ in clear_errors(loading, workers):
             yield images, target
 
 
@@ -126,9 +126,12 @@ def _images(folder: Path) -> list[tuple[str, int]]:
 def _compare(theirs: list[str], ours: list[str] | None, num_classes: int, root: Path) -> None:
     """Refuse images of other classes than the network's."""
     if len(theirs) != num_classes:
-        raise UserError(f"{root} has {len(theirs)} classes, the checkpoint {num_classes}: give the images of its task")
+        raise UserError(
+            f"{root} has {len(theirs)} classes, but the checkpoint has {num_classes}: give images of the same classes"
+        )
     for position, (their, our) in enumerate(zip(theirs, ours or theirs, strict=True)):
         if their != our:
             raise UserError(
-                f"class {position} is {our!r} in the checkpoint, {their!r} in {root}: give the same folders"
+                f"class {position} is {our!r} in the checkpoint, but {their!r} in {root}: give images of the same "
+                "classes"
             )

@@ -27,8 +27,8 @@ def freeze_body(model: nn.Module, size: int) -> list[nn.Module]:
     found = [layer for layer in layers if weight is not None and layer.weight.data_ptr() == weight.data_ptr()]
     if not found:
         raise UserError(
-            "--linear-probe 1 trains the linear layer whose output the logits are, and this network has none: leave "
-            "--linear-probe out, and all of it trains"
+            "--linear-probe 1 trains the linear layer that returns the logits, but this network has none: leave out "
+            "--linear-probe to train the whole network"
         )
     head = found[0]
     model.requires_grad_(False)

@@ -145,7 +145,7 @@ def network(
         return open_trained(checkpoint, arch).network
     if pretrained:
         raise UserError(
-            f"no weights of {name} are shipped here: make them by `mgd distill DIR --arch {arch}`, and give the file "
-            "as checkpoint=FILE"
+            f"this project comes without weights of {name}: make them with `mgd distill DIR --arch {arch}`, and give "
+            "the file as checkpoint=FILE"
         )
     return build(arch, num_classes)

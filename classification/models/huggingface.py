@@ -123,7 +123,7 @@ def preprocessing(name: str) -> Preprocessing:
     try:
         return of_processor(processor)
     except ValueError as error:
-        raise UserError(f"{PREFIX}{name} sees images in a way that is not known here: its {error}") from error
+        raise UserError(f"{PREFIX}{name} prepares images in a way that is not supported: its {error}") from error
 
 
 def of_processor(processor: Any) -> Preprocessing:
@@ -135,7 +135,7 @@ def of_processor(processor: Any) -> Preprocessing:
         ValueError: other than square images of red, green and blue.
     """
     if getattr(processor, "do_flip_channel_order", False):
-        raise ValueError("processor turns red, green and blue around (do_flip_channel_order)")
+        raise ValueError("processor reverses the order of red, green and blue (do_flip_channel_order)")
     size, resize, crop = _sizes(processor)
     factor, offset = 255.0, 0.0
     if getattr(processor, "do_rescale", True):
@@ -203,8 +203,8 @@ def _folder(name: str, *, weights: bool) -> Path:
             raise UserError(f"{called} is a folder without {CONFIG}: give one that save_pretrained() wrote")
         if weights and not _complete(path, weights=True):
             raise UserError(
-                f"{called} holds no weights: give a folder with model.safetensors, or train from its configuration "
-                "alone, without --pretrained"
+                f"{called} holds no weights: give a folder with model.safetensors, or, for a student, leave out "
+                "--pretrained"
             )
         return path
     if is_file(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -226,9 +226,11 @@ def _of_hub(name: str, *, weights: bool) -> Path:
         wanted = _wanted([file.rfilename for file in listed], weights=weights)
         found = Path(hub.snapshot_download(name, allow_patterns=wanted))
     except GatedRepoError as error:
-        raise UserError(f"{called} is open to those alone who asked for it: run `hf auth login` first") from error
+        raise UserError(
+            f"{called} needs permission from its authors: ask for it on the hub, then run `hf auth login`"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"{called} is no folder here, and the hub has no network of this name") from error
+        raise UserError(f"{called} is not a folder here, and the hub has no network of this name") from error
     except Exception as error:  # errors of the network have no common class
         raise UserError(
             f"{called} is neither a folder here nor in the cache of Hugging Face, and cannot be downloaded "

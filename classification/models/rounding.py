@@ -53,8 +53,8 @@ def find_sites(trained: Trained, *, takes_bytes: bool = False, opset: int | None
             found[key] = (*found.get(key, ()), name)
     if lost:
         raise UserError(
-            f"{trained.arch} cannot train for int8: its file rounds {len(lost)} of {len(rounded)} tensors inside of "
-            f"functions, as {lost[0]}; leave --int8-epochs out, and quantise after training"
+            f"{trained.arch} cannot train for int8: its int8 file rounds {len(lost)} of {len(rounded)} tensors inside "
+            f"functions, for example {lost[0]}; leave out --int8-epochs, and quantise after training"
         )
     left = {seen.find(values[name]) for name in values if name not in rounded}  # norms that the file keeps
     pairs = {key: pair for key, pair in seen.norms.items() if pair[0] not in left}
@@ -71,8 +71,8 @@ def handed_over(trained: Trained, *, takes_bytes: bool = False, opset: int | Non
     sites, known = find_sites(trained, takes_bytes=takes_bytes, opset=opset), trained.int8 or {}
     if other := sorted(set(sites.tensors) ^ set(known)):
         raise UserError(
-            f"the scales of {trained.path} do not fit what its int8 file rounds ({len(other)} differ, as {other[0]}): "
-            "give --calibration minmax to find them anew"
+            f"the scales of {trained.path} do not fit what its int8 file rounds ({len(other)} differ, for example "
+            f"{other[0]}): give --calibration minmax to find new ones"
         )
     return {name: known[key] for key, names in sites.tensors.items() for name in names}
 

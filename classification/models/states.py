@@ -94,7 +94,7 @@ class Found:
         if self.others:
             parts.append(f"not those under {', '.join(map(repr, self.others))}")
         if self.left:
-            parts.append(f"{len(self.left)} tensors of other parts left out, as {self.left[0]}")
+            parts.append(f"{len(self.left)} tensors of other parts left out, for example {self.left[0]}")
         return f" ({', '.join(parts)})" if parts else ""
 
 

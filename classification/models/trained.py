@@ -57,8 +57,8 @@ def open_trained(path: str | Path, arch: str | None = None) -> Trained:
     file = read_weights(path)
     name = arch or (known_name(file.arch) if file.arch else None)
     if name is None:
-        said = f"says {file.arch!r}, which is no network here" if file.arch else "does not say its network"
-        raise UserError(f"checkpoint {path} {said}: name it by --arch")
+        said = f"says {file.arch!r}, which is no network here" if file.arch else "does not name its network"
+        raise UserError(f"checkpoint {path} {said}: name it with --arch")
     number = file.num_classes or len(file.classes or ()) or _outputs(file, name)
     network = build(name, number, file.configuration)
     note = load_file(network, file, arch=name, num_classes=number, classes=file.classes)

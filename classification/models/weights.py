@@ -108,7 +108,7 @@ def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str
     seen = {key: said[key] for key in (SEEN_BY_US if ours else SEEN) if said.get(key) is not None}
     configuration = said.get("configuration") if ours else None
     if not (configuration is None or (isinstance(configuration, dict) and "model_type" in configuration)):
-        raise UserError(f"checkpoint {path} is damaged: its 'configuration' is none of transformers")
+        raise UserError(f"checkpoint {path} is damaged: its 'configuration' is not one of transformers")
     known = (said.get("arch"), number, classes, seen, tuple(unread), configuration)
     weights = WeightFile(Path(path), states, *known, _scales(path, said.get("int8") if ours else None))
     weights.preprocessing(Preprocessing())  # refused now, where it is damaged
@@ -124,7 +124,7 @@ def _scales(path: str | Path, value: Any) -> dict[str, tuple[float, int]] | None
     except (AttributeError, TypeError, ValueError):
         found = {"": (0.0, 0)}
     if not all(0 < scale < np.inf and 0 <= zero <= 255 for scale, zero in found.values()):
-        raise UserError(f"checkpoint {path} is damaged: its 'int8' are no scales")
+        raise UserError(f"checkpoint {path} is damaged: its 'int8' is not a set of scales")
     return found
 
 
@@ -191,11 +191,13 @@ def load_file(
         return f"{arch}: loaded {len(found.state)} tensors from {source}, which has no head: it is fresh{found}{size}"
     if new_head and head:
         return load_with_new_head(model, found.state, arch, source, head) + str(found) + size
-    tune = f": fine-tune it first, by main_base.py DIR -a {arch} --student-resume {path}"
+    tune = f": fine-tune it first with main_base.py DIR -a {arch} --student-resume {path}"
     if head and (theirs := found.state[head[0]].shape[0]) != num_classes:
-        raise UserError(f"{source} has {theirs} classes, this run {num_classes} (by the shape of {head[0]}){tune}")
+        raise UserError(
+            f"{source} has {theirs} classes, but this run has {num_classes} (by the shape of {head[0]}){tune}"
+        )
     if weights.num_classes is not None and weights.num_classes != num_classes:
-        raise UserError(f"{source} has {weights.num_classes} classes, this run {num_classes}{tune}")
+        raise UserError(f"{source} has {weights.num_classes} classes, but this run has {num_classes}{tune}")
     if classes is not None and weights.classes is not None:
         _compare_classes(path, weights.classes, classes, tune)
     load_strictly(model, found.state, source, arch)
@@ -228,10 +230,10 @@ def _compare_classes(path: str | Path, theirs: list[str], ours: list[str], tune:
         if their != our:
             same = sorted(theirs) == sorted(ours)
             raise UserError(
-                f"the classes of checkpoint {path} {'stand in another order' if same else 'differ'}: class {position} "
-                f"is {their!r} there, {our!r} in the data{'' if same else tune}"
+                f"the classes of checkpoint {path} {'are in another order' if same else 'differ'}: class {position} "
+                f"is {their!r} in the checkpoint, but {our!r} in the data{'' if same else tune}"
             )
-    raise UserError(f"checkpoint {path} names {len(theirs)} classes, the data has {len(ours)}{tune}")
+    raise UserError(f"checkpoint {path} names {len(theirs)} classes, but the data has {len(ours)}{tune}")
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, arch: str) -> None:
@@ -254,14 +256,14 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, ar
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
     if not missing and not unexpected and (head := head_names(own, state)):
         theirs, ours = state[head[0]].shape[0], own[head[0]].shape[0]
-        raise UserError(f"{source} has {theirs} classes, this run {ours} (by the shape of {head[0]})")
+        raise UserError(f"{source} has {theirs} classes, but this run has {ours} (by the shape of {head[0]})")
     if missing or unexpected or shapes:
         parts = [
-            f"{len(names)} {what} (as {names[0]})"
+            f"{len(names)} {what} (for example {names[0]})"
             for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
             if names
         ]
-        raise UserError(f"{source} does not fit {arch}: tensors {', '.join(parts)}")
+        raise UserError(f"{source} does not fit {arch}; tensors: {', '.join(parts)}")
     _check_values(model, state, source)
     model.load_state_dict(with_versions(state, model))
 
@@ -302,11 +304,11 @@ def _check_values(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     for name, value in state.items():
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.is_complex():
-            raise UserError(f"{source} holds {name} in a form that no network takes")
+            raise UserError(f"{source} has {name} in a form that no network accepts (such as sparse or quantised)")
         value = value.float()  # not every kind of number knows whether it is finite
         bad = ~value.isfinite() if name in weights else value.isnan()
         if bad.any():
-            raise UserError(f"{source} holds values that are not finite (in {name}): its training had diverged")
+            raise UserError(f"{source} has values that are not finite (in {name}): its training had diverged")
 
 
 def load_with_new_head(model: nn.Module, state: Mapping[str, Tensor], arch: str, source: str, head: list[str]) -> str:

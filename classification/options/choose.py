@@ -43,29 +43,31 @@ def choose_terms(
         labelled = options["labels"] in ("true", "pseudo") or not all(classes[name].label_free for name in names)
     if options["mgd_with_kd"]:
         if base not in names:
-            raise UserError(f"--mgd-with-kd 1 goes with the term {base}: name it by --distiller, or in the recipe")
+            raise UserError(f"--mgd-with-kd 1 needs the term {base}: name it in --distiller or in the recipe")
         names += [] if added in names else [added]
     labels = options["labels"]
     listed = [*([LABELLED] if labelled and labels != "none" else []), *names]
     table = term_table(entries_of(listed, recipe, options), options["term"], classes)
     if labels == "none" and (needed := needing(table, "labels")):
-        raise UserError(f"--labels none does not go with {', '.join(needed)}, which cannot do without labels")
+        raise UserError(f"--labels none does not work with {', '.join(needed)}, which needs labels")
     if not table:
         raise UserError("no terms are left to train with")
     check_schedules(table, epochs)
     if (options["mixup"] or options["cutmix"]) and (single := single_class(table)):
-        raise UserError(f"--mixup and --cutmix mix images of two classes, and {', '.join(single)} needs one")
+        raise UserError(
+            f"--mixup and --cutmix mix images of two classes, but {', '.join(single)} needs one class per image"
+        )
     if (options["mixup"] or options["cutmix"]) and (views := needing(table, "views")):
-        raise UserError(f"--mixup and --cutmix mix one view of each image, and {', '.join(views)} compares two")
+        raise UserError(f"--mixup and --cutmix mix one view of each image, but {', '.join(views)} compares two")
     if options["pile_targets"] == "soft" and (single := single_class(table)):
-        raise UserError(f"--pile-targets soft says several classes, and {', '.join(single)} needs one")
+        raise UserError(f"--pile-targets soft gives an image several classes, but {', '.join(single)} needs one")
     if labels is None:
         labels = "true" if needing(table, "labels") else "none"
     return {"table": table, "distiller": "+".join(names), "labels": labels}
 
 
 def check_teachers(table: Table, teachers: Sequence[Mapping[str, Any]], *, joined: bool) -> None:
-    """Refuse teachers that do not go with the terms.
+    """Refuse teachers that do not fit the terms.
 
     Args:
         table: the terms.
@@ -79,15 +81,15 @@ def check_teachers(table: Table, teachers: Sequence[Mapping[str, Any]], *, joine
     for teacher in teachers:
         name = teacher["arch"] or "the teacher"
         if peers and teacher.get("frozen", True):
-            raise UserError(f"{peers[0]} trains every network, and {name} is frozen: say frozen: false of it")
+            raise UserError(f"{peers[0]} trains every network, but {name} is frozen: set frozen: false for it")
         if not peers and not teacher.get("frozen", True):
-            raise UserError(f"{name} is not frozen: only mutual learning, as by dml, trains several networks")
+            raise UserError(f"{name} is not frozen: only mutual learning, for example dml, trains several networks")
         if peers and (keys := [key for key in ("weights", "weight", "img_size", "mean", "std") if key in teacher]):
-            raise UserError(f"{name} trains as the student does: leave {', '.join(keys)} out")
+            raise UserError(f"{name} trains like the student: leave out its {', '.join(keys)}")
     if joined:
         if len(teachers) < 2 or peers:
-            raise UserError("--teacher-mean probabilities goes with several frozen teachers")
+            raise UserError("--teacher-mean probabilities needs several frozen teachers")
         if maps := needing(table, "maps"):
             raise UserError(f"--teacher-mean probabilities gives no maps, which {', '.join(maps)} needs: leave it out")
     if peers and (names := needing(table, "frozen")):
-        raise UserError(f"{names[0]} matches a student to a frozen teacher: it does not go with {peers[0]}")
+        raise UserError(f"{names[0]} matches a student to a frozen teacher: it does not work with {peers[0]}")

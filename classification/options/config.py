@@ -121,9 +121,7 @@ def _values(parser: Parser, argv: list[str], typed: Mapping[str, str]) -> dict[s
         if values[name] in ("", [""]):
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
     if values["data"] is None:
-        raise UserError(
-            f"name the folder of photographs, as in {parser.prog} DIR; --resume RUN alone takes that of a run"
-        )
+        raise UserError(f"name the folder of photographs, as in {parser.prog} DIR; only --resume RUN needs none")
     if "student_resume" in typed and not {"pretrained", "use_pretrained"} & set(typed):
         values |= {"pretrained": False, "use_pretrained": 0}  # the file replaces the recipe's download
     values["resume"] = values["resume"] and checkpoint_of(values["resume"])
@@ -154,7 +152,9 @@ def _join(
     _check(options, distillation)
     if not distillation:
         if options.optimisation.optimizer == "dot":
-            raise UserError("--optimizer dot parts the gradients of labels and teachers: it goes with main_mgd.py")
+            raise UserError(
+                "--optimizer dot separates the gradients of labels and teachers: it works only with main_mgd.py"
+            )
         table = term_table(entries_of([LABELLED], terms, values), [], term_classes(None))
         given = options.networks.teacher_resume or options.networks.teacher_arch
         alone = {"arch": options.networks.teacher_arch, "resume": options.networks.teacher_resume}
@@ -167,7 +167,7 @@ def _join(
     if options.optimisation.optimizer == "dot":
         check_dot(options)
     if options.devices.teacher_threads and (views := needing(options.table, "views")):
-        raise UserError(f"--teacher-threads computes one view of each image, and {', '.join(views)} compares two")
+        raise UserError(f"--teacher-threads computes one view of each image, but {', '.join(views)} compares two")
     joined = options.networks.teacher_mean == "probabilities" and not options.networks.teacher_cache
     check_teachers(options.table, options.teachers, joined=joined)
     return options
@@ -192,39 +192,43 @@ def _check(options: Options, distillation: bool) -> None:
     optimisation, run, networks = options.optimisation, options.run, options.networks
     if optimisation.start_epoch >= total_epochs(optimisation):
         raise UserError(
-            f"--start-epoch {optimisation.start_epoch} leaves nothing to do: epochs end at {total_epochs(optimisation)}"
+            f"--start-epoch {optimisation.start_epoch} leaves nothing to train: the run has "
+            f"{total_epochs(optimisation)} epochs"
         )
     if list(optimisation.lr_drop_epochs) != sorted(optimisation.lr_drop_epochs):
         raise UserError(f"--lr-drop-epochs must rise; got {list(optimisation.lr_drop_epochs)}")
     if run.resume == "auto" and not run.output:
-        raise UserError("--resume auto resumes in the folder of --output: name it")
+        raise UserError("--resume auto needs --output FOLDER, the folder to resume in")
     if run.resume == "auto" and run.evaluate:
-        raise UserError("--evaluate takes a file: --resume FILE or --student-resume FILE")
+        raise UserError("--resume auto does not work with --evaluate: give --resume FILE or --student-resume FILE")
     if (
         run.resume not in ("", "auto")
         and run.output
         and Path(run.output).resolve() != Path(run.resume).resolve().parent
     ):
-        raise UserError("--resume resumes in the folder of its file: leave --output out")
+        raise UserError("--resume continues in the folder of its file: leave out --output")
     if run.evaluate and getattr(options, "calibrate", None):
-        raise UserError("--calibrate and --evaluate exclude each other: each does its work and leaves")
+        raise UserError("--calibrate and --evaluate exclude each other: give one of them")
     if (networks.pretrained or networks.use_pretrained) and networks.student_resume:
         raise UserError("--student-resume and pretrained weights exclude each other")
     if optimisation.accumulate > optimisation.batch_size:
         raise UserError(
-            f"--accumulate {optimisation.accumulate} divides batches of {optimisation.batch_size} images: raise -b"
+            f"--accumulate {optimisation.accumulate} is more than the {optimisation.batch_size} images of a batch: "
+            "raise -b"
         )
     if options.data.repeats > optimisation.batch_size:
         raise UserError(f"--repeats {options.data.repeats} is more than -b {optimisation.batch_size} images: raise -b")
     if options.data.labels == "pseudo" and not (options.pile.pile_list or run.evaluate):
-        raise UserError("--labels pseudo takes the labels of --pile-list: name a list, or leave it out")
+        raise UserError("--labels pseudo needs --pile-list: name a list, or leave out --labels")
     if run.track == "trackio" and find_spec("trackio") is None:
         raise UserError("--track trackio needs trackio: pip install 'matching-guided-distillation[track]'")
     check_devices(options.devices)
     if distillation:
         _check_distillation(options)
     elif not run.evaluate and (networks.teacher_resume or networks.teacher_arch):
-        raise UserError("main_base.py trains one network; a teacher belongs to --evaluate, or to main_mgd.py")
+        raise UserError(
+            "main_base.py trains without a teacher: use main_mgd.py, or --evaluate to compare with a teacher"
+        )
 
 
 def check_devices(devices: Devices) -> None:
@@ -254,19 +258,21 @@ def _check_gpus(devices: Devices, device: torch.device | None) -> None:
     if several and one:
         raise UserError("--multiprocessing-distributed takes every visible GPU: leave --gpu and the device number out")
     if device is not None and device.type == "cuda" and (device.index or 0) >= gpus:
-        raise UserError(f"--device {devices.device}: this machine shows {gpus} GPUs")
+        raise UserError(f"--device {devices.device}: this machine has {gpus} GPUs")
     if devices.gpu is not None and devices.gpu >= gpus:
-        raise UserError(f"--gpu {devices.gpu}: this machine shows {gpus} GPUs")
+        raise UserError(f"--gpu {devices.gpu}: this machine has {gpus} GPUs")
     on_gpu = devices.gpu is not None or (device.type == "cuda" if device is not None else gpus > 0)
     if devices.amp == "fp16" and not on_gpu:
         raise UserError("--amp fp16 needs a GPU: use bf16 or off")
     if devices.teacher_threads and on_gpu:
-        raise UserError("--teacher-threads divides a processor's cores: on a GPU leave it out")
+        raise UserError("--teacher-threads divides the cores of a CPU: on a GPU, leave it out")
     if devices.sync_bn and not on_gpu:
-        raise UserError("--sync-bn 1 needs GPUs: torch has no CPU form of it")
+        raise UserError("--sync-bn 1 needs GPUs: torch cannot do this on CPUs")
     alone = devices.world_size <= 1 and not several and "RANK" not in os.environ
     if devices.compile and alone and on_gpu and gpus > 1 and not one:
-        raise UserError("--compile 1 does not go with DataParallel: name one GPU by --gpu, or start ranks by torchrun")
+        raise UserError(
+            "--compile 1 does not work with DataParallel: choose one GPU with --gpu, or start ranks with torchrun"
+        )
     if devices.dist_backend == "nccl" and not on_gpu:
         raise UserError("--dist-backend nccl needs GPUs: use gloo")
 
@@ -293,17 +299,15 @@ def _check_compiler() -> None:
     try:
         get_cpp_compiler()
     except RuntimeError as error:
-        raise UserError("--compile 1 needs a C++ compiler, as g++: install one, or leave it out") from error
+        raise UserError("--compile 1 needs a C++ compiler such as g++: install one, or leave it out") from error
 
 
 def _check_distillation(options: Options) -> None:
     data, networks, ahead = options.data, options.networks, options.devices.teacher_threads
     if ahead and (data.mixup or data.cutmix or options.optimisation.accumulate > 1):
-        raise UserError(
-            "--teacher-threads needs batches as they are read: leave --mixup, --cutmix and --accumulate out"
-        )
+        raise UserError("--teacher-threads does not work with --mixup, --cutmix or --accumulate: leave these out")
     if (threads := torch.get_num_threads()) <= ahead > 0:
-        raise UserError(f"--teacher-threads {ahead} leaves the student none of {threads} threads")
+        raise UserError(f"--teacher-threads {ahead} leaves no thread for the student, of {threads}: lower it")
     if networks.taps and (networks.student_taps or networks.teacher_taps):
         raise UserError("--taps names the paths of both networks: leave --student-taps and --teacher-taps out")
 

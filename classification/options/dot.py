@@ -1,4 +1,4 @@
-"""--optimizer dot: what it does not go with."""
+"""--optimizer dot: what it does not work with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from classification.options.options import Options
 
 
 def check_dot(options: Options) -> None:
-    """Refuse what does not go with two momenta.
+    """Refuse what does not work with two momenta.
 
     Raises:
         UserError: one of these.
@@ -20,10 +20,13 @@ def check_dot(options: Options) -> None:
             f"--dot-delta {optimisation.dot_delta:g} make {low:g} and {high:g}"
         )
     if optimisation.clip_gradients is not None:
-        raise UserError("--optimizer dot keeps two gradients, which --clip-gradients would not see: leave one out")
+        raise UserError(
+            "--optimizer dot keeps two gradients, which --clip-gradients cannot clip: leave out one of the two options"
+        )
     if len({spec.kind.alone for spec in table.values()}) < 2:
         raise UserError(
-            f"--optimizer dot parts the gradients of labels and teachers, and this run has {' and '.join(table)} alone"
+            "--optimizer dot separates the gradients of labels and teachers, but this run has only "
+            f"{' and '.join(table)}"
         )
     if options.devices.amp == "fp16":
-        raise UserError("--optimizer dot reads gradients that --amp fp16 scales: use --amp bf16 or off")
+        raise UserError("--optimizer dot does not work with --amp fp16, which scales gradients: use --amp bf16 or off")

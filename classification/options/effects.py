@@ -12,7 +12,7 @@ from classification.options.terms import Table, mutual, needing, using
 
 
 def without_effect(options: Options) -> dict[str, str]:
-    """Return the options that a run does not look at, and for each what it goes with."""
+    """Return the options that have no effect on a run, and what each of them needs."""
     terms: Table = options.table
     rules = [
         (f"the term {WITH_KD[0]}", WITH_KD[0] in terms, {"mgd_with_kd"}),
@@ -44,7 +44,7 @@ def without_effect(options: Options) -> dict[str, str]:
 
 
 def _aliases(terms: Table) -> dict[str, str]:
-    """Return the published spellings that say a key of no term here, or one without effect."""
+    """Return the published spellings that set no key of a term here, or one without effect."""
     found: dict[str, str] = {}
     for option, keys in ALIASES.items():
         needed = []
@@ -65,11 +65,11 @@ def check_typed(options: Options, typed: Mapping[str, str]) -> None:
         typed: {destination: the option as typed}.
 
     Raises:
-        UserError: it names the option and what it goes with.
+        UserError: it names the option and what it needs.
     """
     for name, needed in without_effect(options).items():
         if name in typed:
-            raise UserError(f"{typed[name]} has no effect here: it goes with {needed}")
+            raise UserError(f"{typed[name]} has no effect here: it works only with {needed}")
 
 
 def check_recipe(
@@ -96,7 +96,7 @@ def check_recipe(
     idle = without_effect(alone)
     for name, needed in without_effect(options).items():
         if name in keys and name in idle and name not in typed:
-            raise UserError(f"recipe {options.run.config}: {keys[name]} has no effect: it goes with {needed}")
+            raise UserError(f"recipe {options.run.config}: {keys[name]} has no effect: it works only with {needed}")
     for key, why in [*_terms(alone, keys, nested.get("terms", {}), typed), *_teachers(keys, nested, typed)]:
         raise UserError(f"recipe {options.run.config}: {key} has no effect: {why}")
 

@@ -14,12 +14,12 @@ from classification.paths import is_file, is_folder
 
 # What --evaluate looks at beside what is declared as `reading`, and what else it calls by words of its own.
 ABOUT = {
-    "output": "folder for evaluation.json; default: beside the checkpoint",
-    "arch": "the network, if the checkpoint does not say it",
-    "teacher_arch": "the teacher's network, if its checkpoint does not say it",
-    "img_size": "side of the square that the networks see, in pixels; default: that of each checkpoint",
-    "num_classes": "classes of lists; default: the number of class folders, or largest label + 1",
-    "batch_size": "images of a batch",
+    "output": "folder of evaluation.json; default: that of the checkpoint",
+    "arch": "the network, if the checkpoint does not name it",
+    "teacher_arch": "the teacher's network, if its checkpoint does not name it",
+    "img_size": "height and width of the images in pixels; default: that of each checkpoint",
+    "num_classes": "number of classes, for lists; default: the number of class folders, or the largest label + 1",
+    "batch_size": "images per batch",
 }
 EXAMPLE = "example: mgd evaluate runs/student photos --teacher runs/teacher"
 
@@ -28,7 +28,7 @@ def build(prog: str) -> Parser:
     """Return the parser."""
     parser = Parser(
         prog,
-        description="Measure a network on valid/ of a folder of photographs, and a teacher beside it.",
+        description="Measure the accuracy of a network on DIR/valid, and compare it with a teacher.",
         epilog=EXAMPLE,
         allow_abbrev=False,
         usage=f"{prog} CHECKPOINT DIR [--teacher CHECKPOINT] [options]",
@@ -37,7 +37,11 @@ def build(prog: str) -> Parser:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=about)
     parser.add_argument("data", metavar="DIR", help="folder of photographs: valid/CLASS/*.jpg")
     parser.add_argument(
-        "--teacher", metavar="CHECKPOINT", action="append", default=[], help="to compare with; several: give it again"
+        "--teacher",
+        metavar="CHECKPOINT",
+        action="append",
+        default=[],
+        help="a network to compare with; may be given several times",
     )
     for option in _options():
         add_option(parser, option)

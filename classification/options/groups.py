@@ -17,7 +17,8 @@ class Data:
         positional=True,
         metavar="DIR",
         nargs="?",
-        help="folder of photographs: train/CLASS/*.jpg and valid/CLASS/*.jpg (or val/); with --resume, the run's own",
+        help="folder of photographs: train/CLASS/*.jpg and valid/CLASS/*.jpg (or val/); with --resume, the default is "
+        "the folder of that run",
         free=True,
         reading=True,
         place=True,
@@ -25,7 +26,7 @@ class Data:
     train_list: str | None = option(
         None,
         metavar="FILE",
-        help="list of `path label` lines that takes the place of train/",
+        help="text file with one `path label` per line, used instead of train/",
         free=True,
         reading=True,
         file=True,
@@ -34,7 +35,7 @@ class Data:
     valid_list: str | None = option(
         None,
         metavar="FILE",
-        help="the same for valid/; with both, labels are the class names",
+        help="the same for valid/; with both lists, the class names are the label numbers",
         free=True,
         reading=True,
         file=True,
@@ -43,75 +44,90 @@ class Data:
     num_classes: int | None = option(
         None,
         kind=number(int, 1, 1_000_000),
-        help="default: the number of class folders in train/, or largest label + 1",
+        help="number of classes; default: the number of class folders in train/, or the largest label + 1",
         reading=True,
     )
     labels: str | None = option(
         None,
         kind=switched("none", "true"),
         choices=LABELS,
-        help="which labels count: true: those of train/, and of --pile-list beside it; pseudo: those of --pile-list "
-        "alone, without the images of train/; none: train/ holds images without labels; default: by the terms",
+        help="which labels are used: true: those of train/ and of --pile-list; pseudo: those of --pile-list only, "
+        "without the images of train/; none: no labels, train/ is any folder of images; default: true if a term "
+        "needs labels, or else none",
     )
     img_size: int | None = option(
         None,
         kind=number(int, 8, LARGEST_SIZE),
-        help="side of the square the networks see, in pixels; default: that of each network's weights, or 224",
+        help="height and width in pixels of the images that the networks get; default: the size that belongs to each "
+        "network's weights, or 224",
     )
     train_crop: str | None = option(
-        None, choices=("resized", "pad"), help="pad: images fill the frame already (CIFAR); default: resized"
+        None,
+        choices=("resized", "pad"),
+        help="resized: crop a random part and resize it; pad: shift the image by an eighth at most, for objects that "
+        "fill it (CIFAR); default: resized",
     )
-    hflip: int = switch(1, help="0: no mirrored images (digits, text)")
+    hflip: int = switch(1, help="1: mirror half of the images; 0: none, for example for digits or text")
     randaugment: int | None = option(
         None,
         kind=number(int, 0, 30),
         metavar="STRENGTH",
-        help="two random changes of shape or colour for each image (RandAugment), 0 to 30; 9 is usual; default: none",
+        help="change the shape or colours of each image twice at random (RandAugment), with a strength from 0 to 30; "
+        "9 is usual; default: no change",
     )
     random_erasing: float = option(
         0.0,
         kind=number(float, 0, 1),
         metavar="SHARE",
-        help="share of the images of which a random rectangle is erased; 0.25 is usual, 0 is off",
+        help="share of the images in which a random rectangle is erased; 0.25 is usual, 0 is off",
     )
     repeats: int = option(
         1,
         kind=count,
         metavar="N",
-        help="each image N times in a row, augmented in N ways, and 1/N of the images an epoch; 3 is usual, 1 is off",
+        help="put each image N times into a batch, augmented in N ways; an epoch then has 1/N of the images; 3 is "
+        "usual, 1 is off",
     )
     second_view: str = option(
         "strong",
         choices=("strong", "weak"),
-        help="second view of an image, for terms that compare two: weak: another crop and mirror; strong: RandAugment "
-        "and a grey square, too",
+        help="how the second view of an image is made, for terms that compare two views: weak: crop and mirror; "
+        "strong: also RandAugment and a grey square",
         distillation=True,
     )
-    mixup: float = option(0.0, kind=nonnegative, metavar="ALPHA", help="mix pairs of images; 0.2 is usual, 0 is off")
-    cutmix: float = option(0.0, kind=nonnegative, metavar="ALPHA", help="paste parts of images; 1 is usual, 0 is off")
+    mixup: float = option(
+        0.0, kind=nonnegative, metavar="ALPHA", help="blend pairs of images (mixup); 0.2 is usual, 0 is off"
+    )
+    cutmix: float = option(
+        0.0,
+        kind=nonnegative,
+        metavar="ALPHA",
+        help="paste a part of one image into another (CutMix); 1 is usual, 0 is off",
+    )
     sampler: str | None = option(
         None,
         choices=("balanced",),
-        help="balanced: an epoch shows all classes equally often, and repeats images of small ones; default: every "
-        "image once",
+        help="balanced: an epoch has equally many images of each class, so images of small classes repeat; default: "
+        "every image once",
     )
     class_weights: str | None = option(
         None,
         choices=("balanced",),
-        help="balanced: cross-entropy weighs an image by n / (K n_c), with n_c of n images in its class, one of K; "
-        "default: all alike",
+        help="balanced: in the cross-entropy, an image has the weight n / (K n_c), with n images, K classes and n_c "
+        "images in its class; default: equal weights",
     )
     bad_images: str = option(
         "stop",
         choices=("stop", "skip"),
-        help="stop at an image that cannot be read, or read all first, leave such images out and list them",
+        help="what to do with images that cannot be read: stop: end with an error; skip: read all images first, leave "
+        "such images out and list them",
         free=True,
         reading=True,
     )
     cache: str = option(
         "off",
         choices=("off", "ram"),
-        help="ram: decode every image once and keep it in memory",
+        help="ram: decode each image once and keep it in memory",
         free=True,
         reading=True,
     )
@@ -124,8 +140,8 @@ class Run:
     config: str | None = option(
         None,
         metavar="FILE",
-        help="recipe: a YAML mapping of option names to values, or the name of one in classification/recipes; the "
-        "command line wins",
+        help="recipe: a YAML file with option names and values, or the name of one in classification/recipes; options "
+        "that you type override it",
         free=True,
         anew=True,
         file=True,
@@ -141,49 +157,53 @@ class Run:
     resume: str = option(
         "",
         metavar="RUN",
-        help="resume a run: its folder, or the last.pth in it; what is not typed is as the run had it; auto: that in "
-        "--output, if there is one, with the options that are typed",
+        help="resume a run, given as its folder or its last.pth; options that you do not type are those of the run; "
+        "auto: resume the run in --output, or start it if there is none; type all options",
         free=True,
         anew=True,
         file=True,
     )
     resume_override: int = switch(
-        0, help="1: resume although options that change the result differ", free=True, anew=True
+        0, help="1: resume even if options that change the result differ", free=True, anew=True
     )
     checkpoint_every_steps: int | None = option(
-        None, kind=count, metavar="N", help="write last.pth every N steps, beside every epoch", free=True
+        None, kind=count, metavar="N", help="write last.pth every N steps, in addition to every epoch", free=True
     )
     keep_checkpoints: int = option(
         0,
         kind=whole,
         metavar="N",
-        help="keep the checkpoints of the last N epochs as epoch0001.pth ..., from which --resume can resume",
+        help="keep the checkpoints of the last N epochs as epoch0001.pth and so on; --resume accepts them",
         free=True,
     )
     log_steps: int | None = option(
         None,
         kind=count,
         metavar="N",
-        help="write loss, terms and rate of every N-th step to steps.jsonl and to the trackers; default: no steps",
+        help="every N steps, write loss, terms and learning rate to steps.jsonl and to the trackers; default: never",
         free=True,
     )
     track: str = option(
         "tensorboard",
         choices=TRACKERS,
-        help="trackio: log to trackio, too, beside the TensorBoard events of each run",
+        help="trackio: log to trackio, in addition to the TensorBoard file of each run",
         free=True,
     )
     best_by: str = option(
-        "top1", choices=BEST_BY, help="measure on valid/ by which the epoch of best.pth is chosen; default: top1"
+        "top1", choices=BEST_BY, help="the measure on valid/ that chooses the epoch of best.pth; default: top1"
     )
     skip_nonfinite: int = option(
-        0, kind=whole, metavar="N", help="steps with a non-finite loss that are skipped before the run stops", free=True
+        0,
+        kind=whole,
+        metavar="N",
+        help="number of steps with a non-finite loss to skip before the run stops",
+        free=True,
     )
     evaluate: bool = option(
         False,
         "-e",
         "--evaluate",
-        help="evaluate, write evaluation.json into --output or beside the weights, and leave",
+        help="only evaluate: write evaluation.json into --output, or beside the weights",
         free=True,
         anew=True,
     )
@@ -191,14 +211,15 @@ class Run:
         None,
         kind=count,
         metavar="STEPS",
-        help="print weights that balance the terms' gradients, and each pair of taps' share, and leave",
+        help="only measure over STEPS batches, and print the weights that would give all terms equal gradients, and "
+        "the share of each pair of taps",
         distillation=True,
         free=True,
         anew=True,
     )
     show_taps: bool = option(
         False,
-        help="print where student and teachers are tapped, and what a flow could gain at each pair, and leave",
+        help="only print where student and teachers are tapped, and what a flow could gain at each pair of taps",
         distillation=True,
         free=True,
         anew=True,
@@ -209,13 +230,13 @@ class Run:
         "--print-freq",
         kind=count,
         metavar="N",
-        help="print every N steps; default: about every 10 seconds",
+        help="print progress every N steps; default: about every 10 seconds",
         free=True,
     )
     seed: int | None = option(
         None,
         kind=number(int, 0, 2**31 - 1),
-        help="seed of everything random; default: a fresh one, written to config.json",
+        help="seed of all random numbers; default: a new one, written to config.json",
     )
 
 
@@ -223,69 +244,84 @@ class Run:
 class Optimisation:
     """Training"""
 
-    epochs: int = option(100, kind=count, help="epochs of training, those of the warmup not counted")
-    start_epoch: int = option(0, kind=whole, help="epoch to begin with, counted from 0", free=True, anew=True)
+    epochs: int = option(100, kind=count, help="number of epochs, without those of the warmup")
+    start_epoch: int = option(0, kind=whole, help="the first epoch, counted from 0", free=True, anew=True)
     batch_size: int = option(
         256,
         "-b",
         "--batch-size",
         kind=count,
-        help="images a step, over all devices and ranks together",
+        help="images per step, over all devices and ranks together",
         reading=True,
     )
     accumulate: int = option(
         1,
         kind=count,
         metavar="N",
-        help="pass each batch in N parts, to save memory; batch norms and terms see the parts",
+        help="compute each batch in N parts, to save memory; batch norms and terms then see one part at a time",
     )
-    linear_probe: int = switch(0, help="1: train the head alone, on a frozen network with weights (main_base.py)")
+    linear_probe: int = switch(
+        0, help="1: train only the head of a network with weights, and freeze the rest (main_base.py)"
+    )
     optimizer: str = option(
         "sgd",
         choices=("sgd", "muon", "adamw", "lamb", "dot"),
-        help="muon: orthogonal steps of convolutions; begin with --lr 0.03 --wd 0.05; adamw: --lr 0.001 --wd 0.05; "
-        "lamb, for large batches: --lr 0.005 --wd 0.02 --clip-gradients 1; dot: SGD with a lower momentum for labels "
-        "and a higher one for teachers, main_mgd.py only",
+        help="sgd: SGD with momentum; muon: orthogonal steps of convolutions, start with --lr 0.03 --wd 0.05; adamw: "
+        "start with --lr 0.001 --wd 0.05; lamb: for large batches, start with --lr 0.005 --wd 0.02 "
+        "--clip-gradients 1; dot: SGD with a lower momentum for labels and a higher one for teachers "
+        "(main_mgd.py)",
     )
     dot_delta: float = option(
         0.075,
         kind=number(float, 0, 0.9999),
         metavar="DELTA",
-        help="dot: subtracted from the momentum of the labels, added to that of the teachers",
+        help="for --optimizer dot: subtracted from the momentum of the labels and added to that of the teachers",
         distillation=True,
     )
     lr: float = option(0.1, "--lr", "--learning-rate", kind=positive, help="learning rate")
     momentum: float = option(
         0.9,
         kind=number(float, 0, 0.9999),
-        help="Nesterov momentum; with dot a plain one; the first beta of adamw and lamb",
+        help="Nesterov momentum; for dot, plain momentum; for adamw and lamb, the first beta",
     )
     weight_decay: float = option(1e-4, "--wd", "--weight-decay", kind=nonnegative, help="weight decay")
     no_decay: str = option(
-        "none", choices=("none", "norms"), help="norms: no weight decay of norms, biases and other vectors"
+        "none", choices=("none", "norms"), help="norms: no weight decay for norms, biases and other vectors"
     )
     clip_gradients: float | None = option(
         None,
         kind=positive,
         metavar="NORM",
-        help="shrink the gradient of a step to this norm where it is longer, all weights together; default: never",
+        help="if the gradient of all weights together is longer than this, scale it down to this length; default: "
+        "never",
     )
-    lr_schedule: str = option("step", choices=("step", "cosine"), help="drops at epochs, or half a cosine to 0")
-    lr_drop_ratio: float = option(0.1, kind=positive, help="step: factor at every drop")
-    lr_drop_epochs: tuple[int, ...] = option((31, 61, 81), kind=count, nargs="+", help="step: epochs of the drops")
-    warmup: int = switch(0, help="1: linear warmup from 0.1 of the rate, added in front")
-    warmup_epochs: int = option(10, kind=count, help="epochs that --warmup 1 adds in front")
+    lr_schedule: str = option(
+        "step",
+        choices=("step", "cosine"),
+        help="step: the learning rate drops at certain epochs; cosine: it falls to 0 along half a cosine",
+    )
+    lr_drop_ratio: float = option(
+        0.1, kind=positive, help="for --lr-schedule step: factor of the learning rate at every drop"
+    )
+    lr_drop_epochs: tuple[int, ...] = option(
+        (31, 61, 81), kind=count, nargs="+", help="for --lr-schedule step: epochs of the drops"
+    )
+    warmup: int = switch(
+        0, help="1: before these epochs, add some in which the learning rate rises linearly from 0.1 of its value"
+    )
+    warmup_epochs: int = option(10, kind=count, help="number of epochs that --warmup 1 adds")
     int8_epochs: int = option(
         0,
         kind=whole,
         metavar="N",
-        help="the last N epochs compute as the student's int8 file will, which export.py --to int8 then writes",
+        help="in the last N epochs, round as the int8 file will that export.py --to int8 writes afterwards",
     )
     ema: float = option(
         0.0,
         kind=number(float, 0, 0.999999),
         metavar="DECAY",
-        help="evaluate and keep an average of the student over its steps; 0.999 to 0.9999 is usual, 0 is off",
+        help="evaluate and save a running average of the student's weights, with this decay per step; 0.999 to 0.9999 "
+        "is usual, 0 is off",
     )
 
 
@@ -297,33 +333,34 @@ class Networks:
         None,
         "-a",
         "--arch",
-        help="the network to train: a name, torchvision:NAME, timm:NAME or hf:NAME_OR_FOLDER; default: that of the "
-        "file in --student-resume, or resnet18",
+        help="the network to train: a name, torchvision:NAME, timm:NAME or hf:NAME_OR_FOLDER; default: the one that "
+        "the file of --student-resume names, or resnet18",
     )
     pretrained: bool = option(False, help="start from the published ImageNet weights", free=True, anew=True)
     use_pretrained: int = switch(0, help="1: the same as --pretrained", free=True, anew=True)
     student_resume: str | None = option(
         None,
         metavar="FILE",
-        help="weights to evaluate, or to start from, with another head if need be",
+        help="weights to evaluate or to start from; in a training, a head for other classes is replaced",
         free=True,
         anew=True,
         file=True,
     )
     teacher_arch: str | None = option(
         None,
-        help="the teacher's network, or several, comma-separated; default: that of its file, or resnet50 (resnet152 "
-        "for the student resnet50); with dml, the student's peers, kept as peer1.pth, best_peer1.pth ...; default: one "
-        "more of the student",
+        help="the teacher's network, or several, separated by commas; default: the one that its file names, or "
+        "resnet50 (resnet152 for the student resnet50); for the terms dml and udml, the peers that train with "
+        "the student, saved as peer1.pth, best_peer1.pth and so on; default for these: one more network like the "
+        "student",
     )
     teacher_resume: str | None = option(
-        None, metavar="FILE", help="weights of the teacher, or of each, comma-separated", free=True, file=True
+        None, metavar="FILE", help="weights of the teacher; of several, separated by commas", free=True, file=True
     )
     teacher_cache: str | None = option(
         None,
         metavar="FOLDER",
-        help="train from a teacher's outputs, as reinforce.py stored them, with no teacher in memory; crops, mirrors "
-        "and mixtures of the images are those in FOLDER",
+        help="train from the outputs of a teacher that reinforce.py stored in FOLDER, with no teacher in memory; "
+        "images are cropped, mirrored and mixed as FOLDER says",
         distillation=True,
         free=True,
         file=True,
@@ -332,29 +369,30 @@ class Networks:
     teacher_mean: str = option(
         "terms",
         choices=("terms", "probabilities"),
-        help="several teachers: mean of each term over them, or each term against the mean of their probabilities",
+        help="with several teachers: terms: average each term over them; probabilities: compare with the mean of "
+        "their probabilities",
         section=TAPS,
         distillation=True,
     )
     student_taps: str | None = option(
         None,
         metavar="PATHS",
-        help="comma-separated, as layer2.1.relu@in#-1, or auto, found by what the network computes; default: those of "
-        "its family, or auto",
+        help="modules to tap, separated by commas, for example layer2.1.relu@in#-1; auto: find them by what the "
+        "network computes; default: the usual taps of this kind of network, or auto",
         section=TAPS,
         distillation=True,
     )
     teacher_taps: str | None = option(
         None,
         metavar="PATHS",
-        help="the same for the teacher; for several, separated by ;",
+        help="the same for the teacher; with several teachers, one list for each, separated by ;",
         section=TAPS,
         distillation=True,
     )
     taps: str | None = option(
         None,
         metavar="PATHS",
-        help="the same paths for student and teacher, or auto",
+        help="modules to tap in both student and teacher, or auto",
         section=TAPS,
         distillation=True,
     )

@@ -1,4 +1,4 @@
-"""--int8-epochs: what it needs, and what it does not go with."""
+"""--int8-epochs: what it needs, and what it does not work with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def missing_packages() -> list[str]:
 
 
 def check_int8(options: Options, total_epochs: int) -> None:
-    """Refuse what --int8-epochs does not go with.
+    """Refuse what --int8-epochs does not work with.
 
     Args:
         options: of a training.
@@ -30,7 +30,7 @@ def check_int8(options: Options, total_epochs: int) -> None:
     if not number:
         return
     if number > total_epochs:
-        raise UserError(f"--int8-epochs {number} are the last of {total_epochs} epochs: raise --epochs")
+        raise UserError(f"--int8-epochs {number} is more than the {total_epochs} epochs of the run: raise --epochs")
     others = {
         f"--amp {devices.amp}": devices.amp != "off",
         "--compile 1": bool(devices.compile),
@@ -39,7 +39,7 @@ def check_int8(options: Options, total_epochs: int) -> None:
         "mutual learning": any(spec.kind.mutual for spec in options.table.values()),
     }
     if found := [name for name, given in others.items() if given]:
-        raise UserError(f"--int8-epochs does not go with {' and '.join(found)}: leave one of them out")
+        raise UserError(f"--int8-epochs does not work with {' and '.join(found)}: leave one of them out")
     if missing := missing_packages():
         names = " ".join(missing)
         raise UserError(f"--int8-epochs needs {names}: `pip install {names}`, or the extra [export] of this project")

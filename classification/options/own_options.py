@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.options.options import names_where
 from classification.options.parser import script_of
 from classification.options.published import without_aliases
@@ -28,7 +28,7 @@ def checkpoint_of(resume: str) -> str:
         return resume
     path = Path(resume, "last.pth")
     if not exists(path):
-        raise UserError(f"--resume {resume}: the folder has no last.pth, so that no run can be resumed from it")
+        raise UserError(f"--resume {resume}: the folder has no last.pth, so no run can be resumed from it")
     return str(path)
 
 
@@ -58,7 +58,7 @@ def own_options(
     options, entries = without_aliases(options)
     script, resumes = script_of(options), script_of({action.dest for action in parser._actions})
     if resumes != script and not evaluate:
-        raise UserError(f"{path} is of a run of {script}: resume it by {script} --resume {path}")
+        raise UserError(f"{path} is from a run of {script}: resume it with {script} --resume {path}")
     started = config.get("folder", "")
     own = _values_of(path, options, parser, started)
     if evaluate:
@@ -69,10 +69,13 @@ def own_options(
     if not evaluate:
         check_digest(term_module, options.get("term_digest"), path)
     if evaluate and any(name in LOSSES and LOSSES[name].mutual for name in entries):
-        raise UserError(f"{path} is of a run whose networks all train: evaluate each by main_base.py --student-resume")
+        raise UserError(
+            f"{path} is from a run that trains all its networks: evaluate each of them with main_base.py "
+            "--student-resume"
+        )
     nested: dict[str, Any] = {} if evaluate else {"terms": entries}
     nested["teachers"] = [
-        {**spec, "resume": _seen_from_here(started, spec["resume"])} if spec.get("resume") else spec
+        {**spec, "resume": _from_current_folder(started, spec["resume"])} if spec.get("resume") else spec
         for spec in options.get("teachers") or []
     ]
     if own.get("teacher_resume"):
@@ -81,10 +84,10 @@ def own_options(
     return own, nested
 
 
-def _seen_from_here(started: object, place: object) -> object:
-    """Return a place that a run was told in the folder where it was started, as it is seen from the current one."""
+def _from_current_folder(started: object, place: object) -> object:
+    """Return a path that was relative to the folder where a run was started, relative to the current folder."""
     if isinstance(place, list):
-        return [_seen_from_here(started, entry) for entry in place]
+        return [_from_current_folder(started, entry) for entry in place]
     if not (isinstance(started, str) and isinstance(place, str)) or not started or Path(started) == Path.cwd():
         return place
     return str(Path(started, place))
@@ -94,7 +97,9 @@ def _check_places(own: Mapping[str, Any], teachers: Sequence[Mapping[str, Any]],
     remedies = {"data": "type it before --resume", "train_list": "give --train-list", "valid_list": "give --valid-list"}
     for name, remedy in remedies.items():
         if name not in typed and own.get(name) and not exists(own[name]):
-            raise UserError(f"{own[name]}, from which the run read, does not exist: if it has moved, {remedy}")
+            raise UserError(
+                f"{own[name]}, from which the run read its images, does not exist: if it has moved, {remedy}"
+            )
     for spec in [] if {"teacher_resume", "teacher_arch"} & set(typed) else teachers:
         if spec.get("resume") and not exists(spec["resume"]):
             raise UserError(
@@ -113,9 +118,9 @@ def _fits(action: argparse.Action, value: Any) -> bool:
 def _check_entries(path: str, name: str, value: Any) -> None:
     entries = list(value.values()) if isinstance(value, dict) else value
     if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
-        raise damaged_error(path, f"its {name} are {shown(value)}")
+        raise damaged_error(path, f"its {name} are {quoted(value)}")
     if isinstance(value, dict) != (name == "terms"):
-        raise damaged_error(path, f"its {name} are {shown(value)}")
+        raise damaged_error(path, f"its {name} are {quoted(value)}")
 
 
 def _recorded(path: str, prog: str, *, evaluate: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -123,12 +128,12 @@ def _recorded(path: str, prog: str, *, evaluate: bool) -> tuple[dict[str, Any], 
     resume = read_checkpoint(path).get("resume")
     if not isinstance(resume, dict):
         if evaluate:
-            raise UserError(f"{path} holds weights only: name the folder of photographs, as in {prog} DIR")
-        raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
+            raise UserError(f"{path} holds only weights: name the folder of photographs, as in {prog} DIR")
+        raise UserError(f"{path} holds only weights, so no run can be resumed from it: give a run folder")
     config = resume.get("config")
     options = config.get("options") if isinstance(config, dict) else None
     if not isinstance(config, dict) or not isinstance(options, dict):
-        raise damaged_error(path, f"its options are {shown(options)}")
+        raise damaged_error(path, f"its options are {quoted(options)}")
     for name in ("terms", "teachers"):
         if options.get(name):
             _check_entries(path, name, options[name])
@@ -143,8 +148,8 @@ def _values_of(
     own = {name: value for name, value in options.items() if name in actions and name not in names_where("anew")}
     for name, value in own.items():
         if not _fits(actions[name], value):
-            raise damaged_error(path, f"its option {name} is {shown(value)}")
-    own |= {name: _seen_from_here(started, own[name]) for name in names_where("place") if own.get(name)}
+            raise damaged_error(path, f"its option {name} is {quoted(value)}")
+    own |= {name: _from_current_folder(started, own[name]) for name in names_where("place") if own.get(name)}
     if not options.get("seeded"):
         own.pop("seed", None)
     if not options.get("img_size_asked", True):

@@ -99,10 +99,10 @@ def build_parser(prog: str, *, distillation: bool) -> Parser:
         allow_abbrev=False,
         add_help=False,
     )
-    parser.add_argument("-h", "--help", action=_FirstHelp, nargs=0, default=argparse.SUPPRESS, help="show a screen")
     parser.add_argument(
-        "--help-all", action="help", default=argparse.SUPPRESS, help="show every option, group by group, and leave"
+        "-h", "--help", action=_FirstHelp, nargs=0, default=argparse.SUPPRESS, help="show the options of a first run"
     )
+    parser.add_argument("--help-all", action="help", default=argparse.SUPPRESS, help="show all options, group by group")
     add_options(parser, all_options(distillation=distillation))
     return parser
 

@@ -14,8 +14,8 @@ class Pile:
     pile_list: tuple[str, ...] = option(
         (),
         metavar="FILE",
-        help="list of `path label score` lines, as pseudo_label.py select writes it, to train on beside train/; may be "
-        "given several times",
+        help="list with one `path label score` per line, written by pseudo_label.py select, to train on in addition "
+        "to train/; may be given several times",
         free=True,
         file=True,
         place=True,
@@ -23,7 +23,7 @@ class Pile:
     pile_root: str = option(
         ".",
         metavar="DIR",
-        help="folder that holds the images of --pile-list, from which their paths start; default: the current one",
+        help="folder to which the paths in --pile-list are relative; default: the current one",
         free=True,
         file=True,
         place=True,
@@ -31,13 +31,13 @@ class Pile:
     pile_targets: str = option(
         "hard",
         choices=("hard", "soft"),
-        help="hard: a line is an example of its class; soft: the lines of an image are one example of their classes, "
-        "as likely as their scores say",
+        help="hard: each line is an example of its class; soft: all lines of an image are one example, with the "
+        "probabilities of its classes from the scores",
     )
     pile_share: float | None = option(
         None,
         kind=number(float, 0, 1, open_low=True),
         metavar="S",
-        help="part of every epoch that comes from --pile-list, from 0 to 1; the smaller part is repeated, and 1 leaves "
-        "train/ out; default: every line once",
+        help="share of each epoch that comes from --pile-list, from 0 to 1; the smaller part is repeated, and 1 "
+        "leaves out train/; default: every line once",
     )

@@ -1,4 +1,4 @@
-"""The published spellings: which key of which term an option stands for, and what goes with what; without torch."""
+"""The published spellings: which key of which term an option sets, and what depends on other terms; without torch."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.options.names import LARGEST_SIZE
 from classification.options.strict_yaml import read_yaml
 from classification.options.terms import is_number
@@ -87,13 +87,13 @@ def _read(path: Path) -> dict[Any, Any]:
             raise ValueError(f"it is longer than {LONGEST} bytes")
         content = read_yaml(text.decode())
     except UserError as error:
-        raise UserError(f"recipe {path} is not YAML as recipes take it: {error}") from error
+        raise UserError(f"recipe {path} is not YAML that recipes allow: {error}") from error
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else error
-        cause = "it is no text in UTF-8" if isinstance(error, UnicodeDecodeError) else cause
+        cause = "it is not text in UTF-8" if isinstance(error, UnicodeDecodeError) else cause
         raise UserError(f"recipe {path} cannot be read: {cause}{_near(path)}") from error
     if not isinstance(content, dict):
-        raise UserError(f"recipe {path} must be a mapping of option names to values; got {shown(content)}")
+        raise UserError(f"recipe {path} must be a mapping of option names to values; got {quoted(content)}")
     return content
 
 
@@ -109,7 +109,7 @@ def _options(parser: argparse.ArgumentParser, content: dict[Any, Any]) -> list[G
         if option not in flags:
             near = difflib.get_close_matches(option, flags, n=3)
             hint = f"; close ones are {', '.join(n[2:] for n in near)}" if near else ""
-            raise UserError(f"unknown key {shown(key)}{hint}")
+            raise UserError(f"unknown key {quoted(key)}{hint}")
         given.append((option, str(key), value))
     return given
 
@@ -127,16 +127,16 @@ def _words(parser: argparse.ArgumentParser, given: list[Given]) -> tuple[list[st
         before[dest] = key
         if action is not None and action.nargs == 0:
             if not isinstance(value, bool):
-                raise UserError(f"{key} must be true or false; got {shown(value)}")
+                raise UserError(f"{key} must be true or false; got {quoted(value)}")
             words += [option] if value else []
         elif isinstance(value, list) and action is not None and action.nargs == "+":
             if not value or not all(map(is_number, value)):
-                raise UserError(f"{key} must be numbers; got {shown(value)}")
+                raise UserError(f"{key} must be numbers; got {quoted(value)}")
             words += [option, *map(str, value)]
         elif isinstance(value, list) and isinstance(action, argparse._AppendAction):
             words += [f"{option}={v}" for v in value]
         elif value is None or isinstance(value, (dict, list)):
-            raise UserError(f"{key} needs a value{', and one only' if value else ''}; got {shown(value)}")
+            raise UserError(f"{key} needs a value{', and only one' if value else ''}; got {quoted(value)}")
         else:
             words.append(f"{option}={value}")
     return words, before
@@ -144,10 +144,10 @@ def _words(parser: argparse.ArgumentParser, given: list[Given]) -> tuple[list[st
 
 def _mapping(what: str, value: Any, known: Iterable[str]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{what} must be a mapping; got {shown(value)}")
+        raise UserError(f"{what} must be a mapping; got {quoted(value)}")
     for key in value:
         if key not in known:
-            raise UserError(f"{what} has no {shown(key)}: it takes {', '.join(known)}")
+            raise UserError(f"{what} has no {quoted(key)}: it takes {', '.join(known)}")
     return value
 
 
@@ -158,25 +158,25 @@ def _student(value: Any) -> list[Given]:
 
 def _teachers(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list):
-        raise UserError(f"teachers must be a list of mappings; got {shown(value)}")
+        raise UserError(f"teachers must be a list of mappings; got {quoted(value)}")
     for teacher in value:
         _mapping("a teacher", teacher, TEACHER)
         if "arch" not in teacher and "resume" not in teacher:  # a file says its own
-            raise UserError(f"a teacher needs an arch; got {shown(teacher)}")
+            raise UserError(f"a teacher needs an arch; got {quoted(teacher)}")
         for key, content in teacher.items():
             fits, what = TEACHER[key]
             if not fits(content):
-                raise UserError(f"{key} of a teacher must be {what}; got {shown(content)}")
+                raise UserError(f"{key} of a teacher must be {what}; got {quoted(content)}")
     return [{"arch": "", **teacher} for teacher in value]
 
 
 def _terms(value: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(value, dict):
-        raise UserError(f"terms must be a mapping of names to mappings; got {shown(value)}")
+        raise UserError(f"terms must be a mapping of names to mappings; got {quoted(value)}")
     for name, entry in value.items():
         if not isinstance(entry, (dict, type(None))):
-            raise UserError(f"terms.{name} must be a mapping; got {shown(entry)}")
+            raise UserError(f"terms.{name} must be a mapping; got {quoted(entry)}")
         for word in (name, *(entry or ())):
             if not isinstance(word, str):
-                raise UserError(f"terms and their keys are names; got {shown(word)}")
+                raise UserError(f"terms and their keys are names; got {quoted(word)}")
     return {name: entry or {} for name, entry in value.items()}

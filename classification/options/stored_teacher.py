@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.options.options import Options
 from classification.options.terms import needing
 from classification.paths import exists, is_folder
@@ -129,7 +129,7 @@ def read_stored_plan(folder: str | Path) -> StoredPlan:
         raise UserError(f"{path} cannot be read: remove {folder} and store the teacher again") from error
     found = content.get("format") if isinstance(content, dict) else content
     if found != FORMAT:
-        raise UserError(f"{path} has format {shown(found)}; this code reads format {FORMAT}: store the teacher again")
+        raise UserError(f"{path} has format {quoted(found)}; this code reads format {FORMAT}: store the teacher again")
     try:
         plan = TypeAdapter(StoredPlan).validate_python(content)
     except ValidationError as error:
@@ -163,16 +163,18 @@ def check_stored(options: Options, typed: Mapping[str, str]) -> None:
         if (now := getattr(options.data, name)) != views[name]:
             flag = typed.get(name, f"--{name.replace('_', '-')}")
             raise UserError(
-                f"{flag} {now}: the views in --teacher-cache {folder} have {views[name]}: leave it out, or store the "
-                "teacher anew by reinforce.py"
+                f"{flag} {now} does not fit the views in --teacher-cache {folder}, which have {views[name]}: leave it "
+                "out, or store the teacher again with reinforce.py"
             )
     reasons = {
-        "maps": "compares feature maps, and --teacher-cache holds logits",
-        "views": "compares two views of an image, and --teacher-cache holds the logits of one",
+        "maps": "compares feature maps, but --teacher-cache has only logits",
+        "views": "compares two views of an image, but --teacher-cache has the logits of one",
     }
     for what, why in reasons.items():
         if found := needing(table, what):
-            raise UserError(f"{found[0]} {why}: choose terms on logits, as --distiller kd, or leave the cache out")
+            raise UserError(
+                f"{found[0]} {why}: choose terms on logits, for example --distiller kd, or leave out the cache"
+            )
     for name, spec in table.items():
         if spec.kind.mutual:
-            raise UserError(f"{name} trains its teachers, and --teacher-cache holds the outputs of frozen ones")
+            raise UserError(f"{name} trains its teachers, but --teacher-cache has the outputs of frozen ones")

@@ -20,7 +20,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = yaml.SafeLoader.peek_event(self).start_mark
-            raise yaml.MarkedYAMLError(problem="aliases are not taken, write the value out", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed: write out the value", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> MappingNode:
@@ -28,7 +28,7 @@ class _Loader(yaml.SafeLoader):
         seen = set()
         for key, _ in node.value:
             if isinstance(key, ScalarNode) and key.value in seen:
-                problem = f"the key {key.value!r} is there twice"
+                problem = f"the key {key.value!r} occurs twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value if isinstance(key, ScalarNode) else None)
         return node

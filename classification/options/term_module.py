@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.options.terms import TermClasses, fields_of
 from mgd.losses import LOSSES, Term
 
@@ -52,16 +52,16 @@ def check_digest(path: str | None, digest: str | None, run: str) -> None:
         UserError: naming the file.
     """
     if digest and not path:
-        raise UserError(f"{run} is of a run with terms of a file of its own: give that file by --term-module again")
+        raise UserError(f"{run} is from a run with terms from a file: give that file again with --term-module")
     if digest and path and digest_of(path) != digest:
-        raise UserError(f"--term-module {path} is not the file that the run of {run} had: its content differs")
+        raise UserError(f"--term-module {path} is not the file that the run of {run} used: its content differs")
 
 
 def _run(path: str) -> Any:
     name = f"term_module_{digest_of(path)[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"--term-module {path}: expected a Python file, as my_terms.py")
+        raise UserError(f"--term-module {path}: expected a Python file, for example my_terms.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where Python looks up the types that its dataclasses name
     try:
@@ -75,17 +75,20 @@ def _run(path: str) -> Any:
 def _checked(path: str, module: Any) -> Mapping[str, type[Term]]:
     terms = getattr(module, "TERMS", None)
     if not isinstance(terms, dict) or not terms:
-        raise UserError(f"--term-module {path}: expected TERMS = {{name: term class}}; got {shown(terms)}")
+        raise UserError(f"--term-module {path}: expected TERMS = {{name: term class}}; got {quoted(terms)}")
     for name, kind in terms.items():
         if not (isinstance(name, str) and NAME.fullmatch(name)) or name in ("loss", "logits"):
             raise UserError(
-                f"--term-module {path}: a name of a term has small letters, digits and _; got {shown(name)}"
+                f"--term-module {path}: the name of a term must consist of small letters, digits and _; got "
+                f"{quoted(name)}"
             )
         if name in LOSSES:
-            raise UserError(f"--term-module {path}: the name {name} is that of a term of the library: choose another")
+            raise UserError(
+                f"--term-module {path}: {name} is already the name of a term of the library: choose another"
+            )
         if not (isinstance(kind, type) and issubclass(kind, Term)):
             raise UserError(
-                f"--term-module {path}: {name} must be a class made from mgd.losses.Term; got {shown(kind)}"
+                f"--term-module {path}: {name} must be a class made from mgd.losses.Term; got {quoted(kind)}"
             )
         fields_of(kind.Hyper)
     return terms

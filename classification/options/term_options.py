@@ -16,74 +16,81 @@ class Terms:
     """Terms"""
 
     label_smoothing: float | None = option(
-        None, kind=number(float, 0, 0.9999), help="of the cross-entropy, in [0, 1); default: 0", section="training"
+        None,
+        kind=number(float, 0, 0.9999),
+        help="label smoothing of the cross-entropy, in [0, 1); default: 0",
+        section="training",
     )
     distiller: str = option(
-        DISTILLER, help="a term, or a sum of terms as mgd+kd; cross-entropy is added to it", distillation=True
+        DISTILLER, help="a term, or a sum of terms such as mgd+kd; cross-entropy is added", distillation=True
     )
     term: tuple[str, ...] = option(
         (),
         metavar="NAME.KEY=VALUE",
-        help="a term's weight, warmup, start, stop, decay or hyper-parameter, as dkd.beta=2; repeatable, and wins",
+        help="set the weight, warmup, start, stop, decay or a hyper-parameter of a term, for example dkd.beta=2; may "
+        "be given several times, and overrides other options",
         distillation=True,
     )
     term_module: str | None = option(
         None,
         metavar="FILE",
-        help="a Python file with terms of your own: TERMS = {name: term class}",
+        help="a Python file with your own terms: TERMS = {name: term class}",
         distillation=True,
         free=True,
         anew=True,
         file=True,
     )
     kd_weight: float | None = option(
-        None, kind=nonnegative, help="factor of the kd term; default: 1", distillation=True
+        None, kind=nonnegative, help="weight of the term kd; default: 1", distillation=True
     )
     kd_temperature: float | None = option(
         None,
         kind=positive,
-        help="softens both networks' logits; default: 1.5 beside mgd, 4 alone",
+        help="temperature of the term kd, which softens the probabilities of both networks; default: 1.5 together "
+        "with mgd, or else 4",
         distillation=True,
     )
     loss_factor: float | None = option(
         None,
         kind=positive,
-        help="form sum: mgd is divided by it; default: 10000, which suits 224 px",
+        help="for --mgd-form sum: the term mgd is divided by this; default: 10000, which suits 224 px",
         section=MATCHING,
         distillation=True,
     )
     mgd_form: str | None = option(
         None,
         choices=FORMS,
-        help="sum, the default, as published; mean: per element, for every image size; relative: to the teacher's maps",
+        help="sum (default): the published form, which grows with the image size; mean: mean per element, for any "
+        "image size; relative: error relative to the size of the target",
         section=MATCHING,
         distillation=True,
     )
     mgd_weight: float | None = option(
         None,
         kind=nonnegative,
-        help="forms mean and relative: factor of the mgd term; default: 5",
+        help="for --mgd-form mean or relative: weight of the term mgd; default: 5",
         section=MATCHING,
         distillation=True,
     )
     mgd_assignment: str | None = option(
         None,
         choices=ASSIGNMENTS,
-        help="which flow; all except cheapest, the default, are controls that show what matching is worth",
+        help="which flow is used; default: cheapest; the others are controls, which show what matching is worth",
         section=MATCHING,
         distillation=True,
     )
     mgd_reducer: str | None = option(
         None,
         choices=REDUCERS,
-        help="how teacher channels become one target; default: amp, for soft capacities linear",
+        help="how several teacher channels become one target; default: amp, or linear for --mgd-capacity soft and "
+        "unbalanced",
         section=MATCHING,
         distillation=True,
     )
     mgd_update_freq: int | None = option(
         None,
         kind=whole,
-        help="epochs between two matchings; 0: once, before training; default: 2",
+        help="number of epochs between two matchings; 0: match once, before training; default: 2",
         section=MATCHING,
         distillation=True,
     )
@@ -91,28 +98,30 @@ class Terms:
     mgd_capacity: str | None = option(
         None,
         choices=CAPACITIES,
-        help="how many teacher channels guide one; default: spread, for sm single; soft and unbalanced: weighted sums",
+        help="how many teacher channels guide one student channel; default: spread, or single for --mgd-reducer sm; "
+        "soft and unbalanced make weighted sums",
         section=MATCHING,
         distillation=True,
     )
     mgd_cost: str | None = option(
         None,
         choices=COSTS,
-        help="what channels are matched by: the cosine of their maps, the default, the correlation over all images, or "
-        "what they do for the loss",
+        help="by what channels are matched: cosine (default): the cosine of their maps; correlation: their "
+        "correlation over all images; gradient: what they do for the loss",
         section=MATCHING,
         distillation=True,
     )
     mgd_groups: str | None = option(
         None,
         choices=GROUPS,
-        help="teacher: group the teacher's channels first, by what one target can carry; default: student",
+        help="teacher: first group the teacher's channels so that one target can carry each group well; default: "
+        "student",
         section=MATCHING,
         distillation=True,
     )
     mgd_across: int | None = switch(
         None,
-        help="1: which teacher stage teaches which student stage is matched too",
+        help="1: also match which teacher stage teaches which student stage",
         section=MATCHING,
         distillation=True,
     )
@@ -126,18 +135,23 @@ class Terms:
     mgd_observe: str | None = option(
         None,
         choices=("pass", "online"),
-        help="how costs are measured: pass, the default, before a matching; online: on a share of each training batch, "
-        "except for the first matching",
+        help="how costs are measured: pass (default): in a pass over images before each matching; online: on a part "
+        "of each training batch, except for the first matching",
         section=MATCHING,
         distillation=True,
     )
     mgd_max_images: int | None = option(
-        None, kind=count, help="images observed for a matching; default: 20000", section=MATCHING, distillation=True
+        None,
+        kind=count,
+        help="number of images on which a matching is based; default: 20000",
+        section=MATCHING,
+        distillation=True,
     )
     mgd_margin: str | None = option(
         None,
         choices=("bn", "map", "none"),
-        help="bn, the default: from the norm before the tap, or else map",
+        help="where margins come from: bn (default): the norm before the tap, or else as map; map: measured on the "
+        "teacher's maps; none: no margin",
         section=MATCHING,
         distillation=True,
     )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.options.published import LABELLED
 from classification.options.strict_yaml import read_yaml
 from mgd.losses import Term
@@ -102,13 +102,13 @@ def names_of(distiller: str, classes: TermClasses) -> list[str]:
     names = distiller.split("+")
     for name in names:
         if name == LABELLED:
-            raise UserError(f"{name} is added by itself wherever labels are used: leave it out of --distiller")
+            raise UserError(f"{name} is added automatically if labels are used: leave it out of --distiller")
         if not name:
-            raise UserError(f"--distiller {shown(distiller)} names a term that is empty: write a sum as mgd+kd")
+            raise UserError(f"--distiller {quoted(distiller)} has an empty term: write a sum such as mgd+kd")
         if name not in classes:
             raise UserError(
-                f"unknown distiller {name!r}: use one of {', '.join(n for n in classes if n != LABELLED)}, "
-                f"or a sum as mgd+kd{close_ones(name, classes)}"
+                f"unknown distiller {name!r}: use one of {', '.join(n for n in classes if n != LABELLED)}, or a sum "
+                f"such as mgd+kd{close_ones(name, classes)}"
             )
     if len(set(names)) < len(names):
         raise UserError(f"--distiller {distiller} names a term twice")
@@ -135,19 +135,19 @@ def term_table(
         UserError: a term that is not there, an unknown key, a value of the wrong kind.
     """
     if unknown := [name for name in entries if name not in classes]:
-        raise UserError(f"unknown term {shown(unknown[0])}: use {', '.join(classes)}{close_ones(unknown[0], classes)}")
+        raise UserError(f"unknown term {quoted(unknown[0])}: use {', '.join(classes)}{close_ones(unknown[0], classes)}")
     table = {name: {key: _as_number(value) for key, value in entry.items()} for name, entry in entries.items()}
     for change in changes:
         where, equals, text = change.partition("=")
         name, dot, key = where.partition(".")
         if not equals or not dot or not key:
-            raise UserError(f"--term {change}: expected NAME.KEY=VALUE, as in dkd.beta=2")
+            raise UserError(f"--term {change}: expected NAME.KEY=VALUE, for example dkd.beta=2")
         if name not in table:
-            raise UserError(f"--term {change}: this run has the terms {', '.join(table)}, and no {name}")
+            raise UserError(f"--term {change}: this run has the terms {', '.join(table)}, but no {name}")
         try:
             table[name][key] = _as_number(read_yaml(text))
         except UserError as error:
-            raise UserError(f"--term {shown(change)}: {error}") from error
+            raise UserError(f"--term {quoted(change)}: {error}") from error
     return {name: _spec(name, classes[name], entry) for name, entry in table.items()}
 
 
@@ -202,7 +202,7 @@ def _checked(where: str, hint: Any, value: Any) -> Any:
     except PydanticUserError as error:
         raise UserError(f"{where} has a type that no recipe can express, {_called(hint)}: leave it out") from error
     except (ValueError, TypeError) as error:  # of pydantic, or a value that JSON cannot express
-        raise UserError(f"{where} must be {_called(hint)}; got {shown(value)}") from error
+        raise UserError(f"{where} must be {_called(hint)}; got {quoted(value)}") from error
 
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
@@ -243,7 +243,7 @@ def check_schedules(table: Table, epochs: int) -> None:
         turns |= {ceil(start), ceil(stop)}
     for epoch in sorted(turn for turn in turns if turn < epochs):
         if not any(spec.schedule.at(1.0, epochs, epoch) for spec in table.values()):
-            raise UserError(f"no term acts in epoch {epoch}: their weights, or starts and stops, leave it without any")
+            raise UserError(f"no term acts in epoch {epoch}: change their weights, or their start and stop")
 
 
 def needing(table: Table, what: str) -> list[str]:

@@ -47,7 +47,7 @@ class NearCopies:
         return [(value >> low) & mask for low, mask in self._parts]
 
     def of(self, paths: Iterable[str]) -> dict[str, str]:
-        """Return the original of each path that is a near copy; those that cannot be read are none."""
+        """Return the original of each path that is a near copy; unreadable files have none."""
         found = {}
         paths = list(paths)
         with ThreadPoolExecutor(max(self.workers, 1)) as pool:

@@ -1,4 +1,4 @@
-"""The packages of the extra [pile]: whether they are there, and what to install where not."""
+"""The packages of the extra [pile]: whether they are installed, and what to install if not."""
 
 from __future__ import annotations
 

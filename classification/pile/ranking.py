@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from classification.errors import UserError
 
 MOST_IN_HEAP = 1_000_000  # the engine's heaps hold fewer entries; for more, all rows are sorted, on disk if need be
-# What tells an image of the classes from a foreign one, the larger the surer.
+# Statistics that separate images of the classes from foreign ones: the larger, the less foreign.
 STATISTICS = {
     "min-score": "log_probabilities[1]",
     "margin": "log_probabilities[1] - log_probabilities[2]",
@@ -34,7 +34,7 @@ class Rule:
     """What is chosen.
 
     Args:
-        top_p: classes that an image may serve, the likeliest first; None for all that are stored.
+        top_p: classes that an image may be chosen for, most likely first; None for all that are stored.
         top_k: images per class.
         min_score: smallest log-probability of an image for a class.
         min_margin: smallest difference between an image's two largest log-probabilities.
@@ -92,7 +92,7 @@ def rank(files: Sequence[Path], rule: Rule, excluded: Iterable[int] = (), thread
     """Return the K best images per class.
 
     A first pass finds each class's K-th best score, in a heap of K floats per class; a second one keeps the rows that
-    reach it, and these are sorted by their keys. Entries that are NULL are as if they were not there; a path that was
+    reach it, and these are sorted by their keys. NULL entries are ignored; a path that was
     scored twice counts once per class, with its better score.
 
     Args:
@@ -184,9 +184,11 @@ def _check(engine: duckdb.DuckDBPyConnection, entries: str, values: dict[str, ob
     if nans:
         query = f"SELECT path FROM ({entries}) WHERE isnan(score) LIMIT 1"
         ((path,),) = engine.sql(query, params=values).fetchall()
-        raise UserError(f"the scores hold {nans} values that are no numbers, the first of {path}: score those again")
+        raise UserError(
+            f"the scores contain {nans} values that are not numbers, first for {path}: score those images again"
+        )
     if low is not None and low < 0:
-        raise UserError(f"the shards hold the class {low}, expected 0 or more: score again")
+        raise UserError(f"the shards contain class {low}, but classes start at 0: score again")
 
 
 def quantile(files: Sequence[Path], statistic: str, share: float) -> float:
@@ -208,5 +210,5 @@ def quantile(files: Sequence[Path], statistic: str, share: float) -> float:
     except duckdb.Error as error:
         raise UserError(f"the shards cannot be read: {str(error).splitlines()[0]}") from error
     if found is None or not math.isfinite(found):
-        raise UserError(f"the {statistic} of these scores is not known: score with --top-p 2 or more")
+        raise UserError(f"the {statistic} cannot be computed from these scores: score with --top-p 2 or more")
     return float(found)

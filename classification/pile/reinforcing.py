@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from classification.data.image_files import file_digest
 from classification.data.images import read_image, to_bytes
-from classification.data.loading import told
+from classification.data.loading import clear_errors
 from classification.data.stored import CLASSIFIER, Block, encode, open_stored, shard_name
 from classification.data.stored_views import LONGEST, VIEW, Renderer, draw, mixed
 from classification.errors import RunError, UserError
@@ -31,7 +31,7 @@ from classification.system.interrupt import outlast
 from classification.system.new_files import write_whole
 from mgd import Taps, fold_norms, keep_top, probe
 
-SHARD_BYTES = 8000  # of a shard beside its rows: what Parquet says of each column
+SHARD_BYTES = 8000  # bytes of a shard beside its rows: Parquet's description of each column
 CLASSIFIER_BYTES = 1000  # per image at most of the teachers' last layers, for wkd_logits
 CHECKED = 100  # one image of so many is scored again by `check`
 CLOSE = {"float32": 0.01, "float16": 0.03, "bfloat16": 0.1}  # probabilities that count as equal, by number type
@@ -129,8 +129,8 @@ def begin(work: Storing, classifier: bytes | None, free: int | None = None) -> N
     free = shutil.disk_usage(folder).free if free is None else free
     if free < need:
         raise UserError(
-            f"--output {folder} needs {need / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free: make room, or lower "
-            "--samples or --top-k"
+            f"--output {folder} needs {need / 1000000.0:.1f} MB, but only {free / 1000000.0:.1f} MB are free: make "
+            "room, or lower --samples or --top-k"
         )
 
 
@@ -202,7 +202,7 @@ class _Images(Dataset[tuple[Tensor, Tensor, str]]):
     def _decoded(self, path: str) -> Tensor:
         image = to_bytes(read_image(path)).permute(2, 0, 1)
         if max(image.shape) > LONGEST:
-            raise UserError(f"image {path} has a side of {max(image.shape)} px, the most is {LONGEST}: leave it out")
+            raise UserError(f"image {path} has a side of {max(image.shape)} px, more than {LONGEST}: leave it out")
         return image
 
 
@@ -222,7 +222,7 @@ def store(work: Storing, teachers: Teachers, advance: Callable[[int], None]) -> 
     Args:
         work: what to do.
         teachers: as `fast` returns them.
-        advance: told the number of views after each batch.
+        advance: called with the number of views after each batch.
     """
     for number in work.order():
         with claimed(work.folder, number) as file:
@@ -244,7 +244,7 @@ def said_of(work: Storing, numbers: Sequence[int], teachers: Teachers, advance: 
     )
     parts: list[tuple[NDArray[Any], ...]] = []
     hashes: list[str] = []
-    for pixels, drawn, digests in told(loading, workers):
+    for pixels, drawn, digests in clear_errors(loading, workers):
         for seen, views in zip(pixels.flatten(0, 1).split(most), drawn.flatten(0, 1).split(most), strict=True):
             classes, values, rest = keep_top(teachers.scores(seen)[0], plan.top)
             kept = (classes.numpy(), values.half().numpy(), rest.half().numpy())
@@ -270,18 +270,20 @@ def check(work: Storing, teachers: Teachers) -> str:
     changed = [path for path, own, number in zip(now.paths, now.hashes, numbers, strict=True)
                if own != stored.block.hashes[number]]  # fmt: skip
     if changed:
-        raise RunError(f"{changed[0]} is another image than the one that was stored: store the teacher anew")
+        raise RunError(f"{changed[0]} has changed since it was stored: store the teacher again")
     then = stored.block
     other = (now.views != then.views[rows]).reshape(len(numbers), -1).any(axis=1)
     if other.any():
-        raise RunError(f"the views of {now.paths[int(other.argmax())]} are drawn in another way now: store them anew")
+        raise RunError(
+            f"the views of {now.paths[int(other.argmax())]} would be drawn differently now: store the teacher again"
+        )
     apart = np.abs(_dense(then, rows, plan.num_classes) - _dense(now, np.arange(len(rows)), plan.num_classes))
     most = float(apart.max())
     if not most <= CLOSE[plan.dtype]:
         first = now.paths[int(apart.reshape(len(numbers), -1).max(axis=1).argmax())]
         raise RunError(
-            f"stored probabilities of {first} differ from the teacher's by {most:.3g}, where {CLOSE[plan.dtype]} is "
-            "allowed: store the teacher anew"
+            f"stored probabilities of {first} differ from the teacher's by {most:.3g}, and {CLOSE[plan.dtype]} is "
+            "allowed: store the teacher again"
         )
     return f"{len(rows)} samples of {len(numbers)} images scored again: probabilities differ by {most:.2g} at most"
 

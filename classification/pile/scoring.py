@@ -113,8 +113,8 @@ def open_teachers(
     for other in members[1:]:
         if other.num_classes != first.num_classes:
             raise UserError(
-                f"{other.path} has {other.num_classes} classes, {first.path} {first.num_classes}: give teachers of the "
-                "same classes"
+                f"{other.path} has {other.num_classes} classes, but {first.path} has {first.num_classes}: give "
+                "teachers of the same classes"
             )
         if first.classes and other.classes and first.classes != other.classes:
             raise UserError(
@@ -123,7 +123,8 @@ def open_teachers(
             )
         if one_cut and _cut(other.preprocessing) != _cut(first.preprocessing):
             raise UserError(
-                f"{other.path} sees {other.preprocessing}, {first.path} {first.preprocessing}: score with each alone"
+                f"{other.path} gets images as {other.preprocessing}, but {first.path} as {first.preprocessing}: score "
+                "with each of them alone"
             )
     for member in members:
         member.network.to(device).requires_grad_(False)
@@ -237,7 +238,7 @@ def score(work: Work, teachers: Teachers, advance: Callable[[int], None]) -> Ite
     Args:
         work: what to do.
         teachers: who scores.
-        advance: told the number of images after each batch.
+        advance: called with the number of images after each batch.
     """
     for number in work.order():
         with claimed(work.folder, number) as file:

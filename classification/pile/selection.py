@@ -48,7 +48,7 @@ class Selection:
 
 
 def select(shards: Shards, rule: Rule, copies: NearCopies | None = None) -> Selection:
-    """Choose the K best images per class that are no near copies of others.
+    """Choose the K best images per class that are not near copies of others.
 
     Only images that would be chosen are compared. Where some are copies, the next ones take their places.
 
@@ -82,7 +82,7 @@ def _check(ranking: Ranking, shards: Shards) -> None:
         raise UserError("no image was chosen: lower --min-score, or look at the scores")
     if shards.num_classes is not None and classes[-1] >= shards.num_classes:
         raise UserError(
-            f"the shards hold the class {classes[-1]}, their teacher {shards.num_classes} classes: score again"
+            f"the shards contain class {classes[-1]}, but their teacher has {shards.num_classes} classes: score again"
         )
 
 
@@ -91,7 +91,7 @@ def lines(lists: Lists, root: Path | None = None) -> Iterator[bytes]:
 
     Args:
         lists: what was chosen.
-        root: the folder that paths shall start from; None for paths as they were scored.
+        root: the folder to which paths are made relative; None for paths as they were scored.
 
     Raises:
         UserError: an image lies elsewhere.

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.paths import exists, is_file, is_folder
 from classification.system.new_files import write_whole
 
@@ -138,7 +138,7 @@ def has_plan(folder: Path, plan: str, what: str, beside: tuple[str, ...] = ()) -
     if is_file(folder / plan):
         return True
     if others:
-        raise UserError(f"--output {folder} holds other files than {what}: give another folder")
+        raise UserError(f"--output {folder} contains other files than {what}: give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -170,7 +170,7 @@ def read_plan(folder: Path) -> Plan:
         raise UserError(f"{folder / PLAN} cannot be read: remove {folder} and score again") from error
     found = content.get("format") if isinstance(content, dict) else content
     if not isinstance(content, dict) or found not in FORMATS:
-        raise UserError(f"{folder / PLAN} has format {shown(found)}; this code reads formats {KNOWN}: score again")
+        raise UserError(f"{folder / PLAN} has format {quoted(found)}; this code reads formats {KNOWN}: score again")
     try:
         return Plan(**content)
     except TypeError as error:
@@ -294,19 +294,21 @@ def open_shards(folder: Path) -> Shards:
         wanted = [shard_path(folder, number) for number in range(plan.num_shards)]
         if missing := sorted(set(wanted) - set(files)):
             raise UserError(
-                f"{folder} lacks {len(missing)} of {len(wanted)} shards, as {missing[0].name}: type the line of "
-                "`pseudo_label.py score` again to resume"
+                f"{folder} lacks {len(missing)} of {len(wanted)} shards, for example {missing[0].name}: type the line "
+                "of `pseudo_label.py score` again to resume"
             )
         files = wanted
     if not files:
-        raise UserError(f"{folder} holds no shards: expected *.parquet, as `pseudo_label.py score` writes them")
-    told = {file: _metadata(file) for file in files}
-    first = told[files[0]]
-    for file, found in told.items():
+        raise UserError(f"{folder} has no shards: expected *.parquet files from `pseudo_label.py score`")
+    metadata = {file: _metadata(file) for file in files}
+    first = metadata[files[0]]
+    for file, found in metadata.items():
         if (ENERGY in found) != (ENERGY in first):
-            raise UserError(f"{file} and {files[0]} differ in the column {ENERGY}: score again, in a folder of its own")
+            raise UserError(f"{file} and {files[0]} differ in the column {ENERGY}: score again, into a new folder")
         if found != first:
-            raise UserError(f"{file} is of another teacher than {files[0]}: keep the scores of each in its own folder")
+            raise UserError(
+                f"{file} is from another teacher than {files[0]}: keep the scores of each in a folder of its own"
+            )
     return Shards(
         files,
         first.get("mgd.teacher", ""),
@@ -321,7 +323,7 @@ def _metadata(file: Path) -> dict[str, Any]:
     try:
         schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file} is no Parquet file, or damaged: remove it and score again") from error
+        raise UserError(f"{file} is not a Parquet file, or is damaged: remove it and score again") from error
     for name, kinds in ALIKE.items():
         found = schema.field(name).type if name in schema.names else None
         if found not in kinds:

@@ -20,7 +20,7 @@ SCRIPTS = Path(__file__).parents[1]  # the entry points
 
 @dataclass
 class Steps:
-    """What was asked of a folder, and what is done of it.
+    """The options of a long command, and which of its steps are done.
 
     Args:
         folder: of all that the steps write.
@@ -67,7 +67,7 @@ class Steps:
 
 
 def begin_steps(folder: Path, asked: Mapping[str, Any]) -> Steps:
-    """Make the folder, or take up what is done in it.
+    """Make the folder, or read which steps are done in it.
 
     Raises:
         UserError: the folder holds something else, or was begun with other options.
@@ -76,7 +76,7 @@ def begin_steps(folder: Path, asked: Mapping[str, Any]) -> Steps:
         raise UserError(f"--output {folder} is a file: give a folder")
     if not is_file(folder / LEDGER):
         if is_folder(folder) and any(folder.iterdir()):
-            raise UserError(f"--output {folder} holds other files: give another folder")
+            raise UserError(f"--output {folder} contains other files: give another folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.models.intervals import OPEN
 from classification.paths import exists, is_file
 from classification.reports.verdict import Design, Verdict, judge
@@ -52,10 +52,10 @@ class Recipe:
             return cls(word, "main_mgd", ("--config", str(own)))
         if word.endswith((".yaml", ".yml")) or "/" in word:
             if not is_file(word):
-                raise UserError(f"--recipes {shown(word)}: there is no such file")
+                raise UserError(f"--recipes {quoted(word)}: there is no such file")
             return cls(Path(word).stem, "main_mgd", ("--config", word))
         if near := get_close_matches(word, [ALONE, *(path.stem for path in RECIPES.glob("*.yaml"))], n=1, cutoff=0.8):
-            raise UserError(f"--recipes {shown(word)}: there is no such recipe; close is {near[0]}")
+            raise UserError(f"--recipes {quoted(word)}: there is no such recipe; close is {near[0]}")
         return cls(word, "main_mgd", ("--distiller", word))
 
 
@@ -93,7 +93,7 @@ class Plan:
         names = [recipe.name for recipe in self.recipes]
         if ALONE not in names or len(names) < 2:
             raise UserError(
-                f"--recipes {' '.join(names)}: expected {ALONE}, which the others are compared with, and another"
+                f"--recipes {' '.join(names)}: expected {ALONE} and at least one other, which is compared with it"
             )
         for what, given in (("--recipes", names), ("--students", list(self.students))):
             if twice := next((name for name in given if given.count(name) > 1), None):

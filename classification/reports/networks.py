@@ -213,7 +213,7 @@ class _Trials:
     def _drawn(self, trial: Trial) -> Trial:
         every = trial.data.valid
         if any(target < 0 for _, target in every):
-            raise UserError("it has no valid/, so the classes of its images are not known: expected valid/CLASS/")
+            raise UserError("it has no valid/, so the classes of its images are unknown: expected valid/CLASS/")
         valid = [every[index] for index in subset(len(every), self.most, seed=0, epoch=0)]
         number = f"all {len(valid)}" if len(valid) == len(every) else f"{len(valid)} of the {len(every)}"
         said = f"{number} validation images of {self.root}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from classification.errors import UserError, one_line, shown
+from classification.errors import UserError, one_line, quoted
 from classification.models.weights import read_weights
 from classification.paths import exists, is_file, is_folder
 from classification.runs.evaluation import NAME as EVALUATION
@@ -106,7 +106,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs = [_read_run(folder, name) for folder, name in zip(known, _names(known), strict=True)]
     if not any(run.epochs for run in runs):
         which = f"{known[0]} has" if len(known) == 1 else f"none of the {len(known)} runs has"
-        raise UserError(f"{which} no finished epoch in metrics.jsonl: a report needs one at least")
+        raise UserError(f"{which} no finished epoch in metrics.jsonl: a report needs at least one")
     return runs
 
 
@@ -175,7 +175,7 @@ def _epochs(path: Path, faults: list[str]) -> list[dict[str, float]]:
         else:
             found[int(record["epoch"])] = record
     for number, line in broken[:MOST_NAMED]:
-        faults.append(f"line {number} of {path.name} is broken and left out: {shown(line, 60)}")
+        faults.append(f"line {number} of {path.name} is broken and left out: {quoted(line, 60)}")
     if len(broken) > MOST_NAMED:
         faults.append(f"{len(broken) - MOST_NAMED} more lines of {path.name} are broken and left out")
     return [found[epoch] for epoch in sorted(found)]
@@ -253,7 +253,7 @@ def _shortfalls(run: Run) -> list[str]:
         faults.append(f"metrics.jsonl lacks epoch {gaps[0]}, counted from 0")
     if skipped := sum(record.get("skipped_steps", 0) > 0 for record in run.epochs):
         last = int(run.epochs[-1].get("skipped_steps", 0))
-        faults.append(f"{last} steps were left out, as a loss or gradient was not finite ({skipped} epochs say so)")
+        faults.append(f"{last} steps were left out because a loss or gradient was not finite (in {skipped} epochs)")
     bad = sorted({name for record in run.epochs for name, value in record.items() if not math.isfinite(value)})
     if bad:
         faults.append(f"values that are not finite, in {', '.join(bad[:MOST_NAMED])}{' ...' if bad[5:] else ''}")

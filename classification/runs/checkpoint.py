@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from classification.data.preprocessing import Preprocessing
 from classification.data.samples import digest_of
-from classification.errors import UserError, one_line, shown
+from classification.errors import UserError, one_line, quoted
 from classification.options.config import recorded_options
 from classification.options.options import Options, names_where
 from classification.options.term_module import check_digest
@@ -143,7 +143,7 @@ def read_resume(path: str, now: Now) -> tuple[dict[str, Any], list[str]]:
     """
     content = read_checkpoint(path)
     if not isinstance(content.get("resume"), dict):
-        raise UserError(f"{path} holds weights only, and no run can be resumed from it: give a run folder")
+        raise UserError(f"{path} holds only weights, so no run can be resumed from it: give a run folder")
     with explain_damage(path):
         return content, _compare(path, content, now)
 
@@ -152,15 +152,15 @@ def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
     inputs, own = now.inputs, {**now.record, "classes": now.classes}
     resume = content["resume"]
     if resume.get("version") != VERSION:
-        raise UserError(f"{path} has format {shown(resume.get('version'))}; this code reads format {VERSION}")
+        raise UserError(f"{path} has format {quoted(resume.get('version'))}; this code reads format {VERSION}")
     check_complete(path, content)
     for what in ("arch", "num_classes", "classes"):
         if content[what] != own[what]:
-            raise UserError(f"{path} is of a run with {what} {content[what]}; this run has {own[what]}")
+            raise UserError(f"{path} is from a run with {what} {content[what]}; this run has {own[what]}")
     theirs = list(resume["terms"])
     if theirs != inputs["terms"]:
         raise UserError(
-            f"{path} is of a run with the terms {'+'.join(theirs)}; this run has {'+'.join(inputs['terms'])}"
+            f"{path} is from a run with the terms {'+'.join(theirs)}; this run has {'+'.join(inputs['terms'])}"
         )
     then = resume["config"]["options"]
     check_digest(now.options.terms.term_module, then.get("term_digest"), path)
@@ -181,8 +181,8 @@ def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
         changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, now.images())}")
     if changed and not now.options.run.resume_override:
         raise UserError(
-            f"{path} is of a run with {', and '.join(changed)}. Give those of the run, or --resume-override 1 to "
-            "resume with the new ones"
+            f"{path} is from a run with {', and '.join(changed)}. Use those of the run, or give --resume-override 1 "
+            "to resume with the new ones"
         )
     return changed
 
@@ -193,12 +193,12 @@ def image_names(samples: Sequence[tuple[str, int]], root: str | Path) -> list[st
 
 
 def _other_images(path: Path, names: Sequence[str]) -> str:
-    """Say how a list of images differs from that which a run has kept."""
+    """Say how a list of images differs from the one that a run saved."""
     try:
         with gzip.open(path, "rb") as file:
             kept = set(os.fsdecode(file.read()).splitlines())
     except (OSError, EOFError, zlib.error):
-        return f"which ones is not known, as {path} cannot be read"
+        return f"which ones is unknown, because {path} cannot be read"
     now = {one_line(name) for name in names}
     then_files, now_files = ({line.rpartition(" ")[0] for line in lines} for lines in (kept, now))
     found = [
@@ -283,11 +283,11 @@ def job_hash(record: Mapping[str, Any], inputs: dict[str, Any]) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def hold(folder: Path) -> BinaryIO:
+def lock_folder(folder: Path) -> BinaryIO:
     """Make a run folder, and keep other processes from writing to it until the returned file is closed.
 
     The lock is the system's: it ends with this process, however that ends, and processes forked from this one do not
-    share it. Where the file system has no locks, nothing is kept from writing.
+    share it. On a file system without locks, nothing is protected.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written to.

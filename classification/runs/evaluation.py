@@ -110,7 +110,7 @@ def _differences(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _per_class(roles: Sequence[str], columns: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the accuracy of every class; of many classes, of those that the first network knows least."""
+    """Return the accuracy of every class; of many classes, those on which the first network is worst."""
     parts = [found["per_class"] for found in columns]
     there = [index for index, entry in enumerate(parts[0]) if entry["images"]]
     heading = "class"

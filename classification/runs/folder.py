@@ -54,7 +54,7 @@ def listing_place(run: Run) -> Path | None:
 
 
 def _taken(folder: Path, run: Run) -> bool:
-    """Whether a folder holds something that this run does not resume; a lock or a list of images is nothing."""
+    """Whether a folder has content that this run does not resume; a lock or a list of images does not count."""
     try:
         if not exists(folder):
             return False

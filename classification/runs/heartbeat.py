@@ -1,4 +1,4 @@
-"""Which rank the others wait for: ranks exchange how far they are, and say so where nothing moves."""
+"""Find the rank that the others wait for: ranks exchange their progress, and say who is late if nothing moves."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Sight:
 
 
 class Heartbeat:
-    """Exchange progress between ranks, and say whom they wait for.
+    """Exchange progress between ranks, and name those that are waited for.
 
     A rank that is stopped or hangs in a system call neither beats nor counts; one that hangs in a library beats and
     does not count. Both leave the others waiting in a collective, without a word, until its timeout.

@@ -10,9 +10,9 @@ from classification.errors import UserError
 
 
 def keep_last(folder: Path, epochs: int, number: int) -> None:
-    """Keep the last.pth of a run folder as that after so many epochs, and remove the older ones.
+    """Keep last.pth under the number of epochs done as well, and remove the oldest of such files.
 
-    It is another name of the same file, where the file system has such: writing it costs nothing. Files of later epochs
+    It is a hard link to the same file, if the file system has links, so it costs nothing. Files of later epochs
     are those of a run that was resumed from an earlier one, and are removed too.
 
     Args:
@@ -36,7 +36,7 @@ def keep_last(folder: Path, epochs: int, number: int) -> None:
     except OSError as error:
         raise UserError(
             f"{folder}/epoch{epochs:04d}.pth cannot be written ({error.strerror}): make room, or lower "
-            "--keep-checkpoints; last.pth is whole"
+            "--keep-checkpoints; last.pth is complete"
         ) from error
     found = {int(path.stem.removeprefix("epoch")): path for path in folder.glob("epoch[0-9]*.pth")}
     for done, path in found.items():

@@ -43,7 +43,7 @@ Execute = Callable[[Any, World], None]
 
 @dataclass(frozen=True)
 class Task:
-    """What one command does; ranks that are spawned do it anew, out of the same words.
+    """What one command does; spawned ranks do it again, from the same words.
 
     Args:
         words: the command line, without the script.
@@ -130,7 +130,7 @@ def _start(local_rank: int, devices: Devices, place: Place, job: Any, execute: E
             dist.init_process_group(backend, store=named, rank=rank, world_size=place.size, timeout=wait_for)
             world = _meet(world, named, devices.dist_timeout)
         except (ValueError, RuntimeError) as error:
-            where = f"rank {rank} of {place.size} cannot join the others at {url} by {backend}"
+            where = f"rank {rank} of {place.size} cannot join the others at {url} over {backend}"
             raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from error
     _execute(job, world, execute)
 
@@ -144,7 +144,7 @@ def _execute(job: Any, world: World, execute: Execute) -> None:
     try:
         execute(job, world)
         if dist.is_initialized():
-            dist.barrier()  # nobody leaves while others still talk
+            dist.barrier()  # no rank leaves while others still communicate
             dist.destroy_process_group()
     except (UserError, RunError, Stopped):
         raise
@@ -152,9 +152,9 @@ def _execute(job: Any, world: World, execute: Execute) -> None:
         if not (world.mates and lost_a_rank(error)):
             raise
         with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher ends us meanwhile, and we say why first
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher may end this process, which says why first
         lost = _lost(world.mates)
-        raise RunError(f"rank {world.rank} stops: {lost}; --resume goes on from last.pth") from error
+        raise RunError(f"rank {world.rank} stops: {lost}; --resume continues from last.pth") from error
     finally:
         world.ending.value = 1
         if world.heartbeat is not None:
@@ -174,8 +174,8 @@ def _meet(world: World, store: dist.Store, timeout: float) -> World:
     dist.all_gather_object(mates, Mate(platform.node(), os.getpid(), name))
     for device, ranks in shared_devices(mates).items():
         raise UserError(
-            f"ranks {' and '.join(map(str, ranks))} all work on {device}: start one rank per GPU by torchrun "
-            "--nproc-per-node, or name each rank's own by --gpu"
+            f"ranks {' and '.join(map(str, ranks))} all use {device}: start one rank per GPU with torchrun "
+            "--nproc-per-node, or give each rank its own --gpu"
         )
     heartbeat = Heartbeat(store, world.rank, mates, timeout)
     heartbeat.start()
@@ -184,7 +184,7 @@ def _meet(world: World, store: dist.Store, timeout: float) -> World:
 
 
 def lost_a_rank(error: Exception) -> bool:
-    """Whether an error says that the ranks can no longer talk to each other."""
+    """Whether an error says that the ranks can no longer communicate."""
     return any(word in str(error) for word in ("gloo", "NCCL", "Connection", "Broken pipe"))
 
 

@@ -25,7 +25,7 @@ class Stage:
         index: teacher channels of each student channel, (G, S); -1 where a slot is empty.
         num_teacher: T.
         total_cost: sum over the matched pairs.
-        cost: (S, T), or None of an update that is not the last.
+        cost: (S, T), or None for an update that is not the last.
     """
 
     name: str
@@ -97,7 +97,7 @@ def _stage(saved: np.lib.npyio.NpzFile, term: str, number: int) -> Stage:
     key = f"{before}cost{number}"
     cost = np.asarray(saved[key], dtype=np.float64) if key in saved.files else None
     if index.ndim != 2 or index.size == 0 or index.min() < -1 or index.max() >= num_teacher:
-        raise ValueError(f"{before}index{number} is no matching to {num_teacher} teacher channels")
+        raise ValueError(f"{before}index{number} is not a matching of {num_teacher} teacher channels")
     if cost is not None and cost.shape != (index.shape[1], num_teacher):
         raise ValueError(f"{key} has the shape {cost.shape}, expected {(index.shape[1], num_teacher)}")
     return Stage(f"{term} stage {number + 1}".strip(), index, num_teacher, total, cost)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.runs.tracking import TensorBoard, Tracker
 from classification.runs.world import World
 
@@ -84,7 +84,7 @@ def result(total: Tensor) -> dict[str, float]:
 
 
 def accuracy(result: Mapping[str, float], num_classes: int, *, errors: bool = False) -> str:
-    """Say a result in one line; top-5 says something of more than five classes only."""
+    """Return a result in one line; top-5 is left out for five classes or fewer."""
     said = []
     for number in (1, 5) if num_classes > 5 else (1,):
         top = result[f"valid_top{number}"]
@@ -106,13 +106,13 @@ def improves(measure: str, value: float, best: float | None) -> bool:
 
 
 class Journal:
-    """The run folder's `metrics.jsonl` and `steps.jsonl`, and what else is told of a run; written by rank 0.
+    """The run folder's `metrics.jsonl` and `steps.jsonl`, and the trackers of a run; written by rank 0.
 
     Args:
         folder: the run folder.
         start: first epoch that will be written; lines from there on, left by a run cut short, are dropped.
         steps: steps of that epoch that are done; the lines of later ones are dropped.
-        trackers: who is told of every record; TensorBoard by default.
+        trackers: what gets every record; TensorBoard by default.
     """
 
     def __init__(self, folder: Path, start: int = 0, steps: int = 0, trackers: Sequence[Tracker] | None = None) -> None:
@@ -167,7 +167,7 @@ def _cut(path: Path, keep: Callable[[Any], Any], what: str) -> None:
         try:
             kept += [line] if keep(json.loads(line)) else []
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is damaged: {shown(line)} is no record of {what}; remove the line") from error
+            raise UserError(f"{path} is damaged: {quoted(line)} is not a record of {what}; remove the line") from error
     beside = path.with_name(f"{path.name}.new")
     beside.write_text("".join(kept))
     beside.replace(path)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.options.devices import Devices
 from classification.runs.world import device_of
 
@@ -56,7 +56,7 @@ def find_place(devices: Devices, env: Mapping[str, str] = os.environ) -> Place:
         return _of_environment(env)
     if not per_node and nodes == -1 and _number(env, "SLURM_STEP_NUM_TASKS", 1) > 1 and "SLURM_PROCID" in env:
         tasks = env["SLURM_STEP_NUM_TASKS"]
-        raise UserError(f"srun started {tasks} tasks that do not know of each other: {EXPORTS}; or start one task")
+        raise UserError(f"srun started {tasks} tasks that do not know each other: {EXPORTS}; or start one task")
     if devices.dist_url == "env://":
         nodes = _number(env, "WORLD_SIZE", nodes) if nodes == -1 else nodes
         node = _number(env, "RANK", node) if node == -1 else node
@@ -72,7 +72,7 @@ def _of_environment(env: Mapping[str, str]) -> Place:
     missing = [name for name in ("RANK", "MASTER_ADDR") if name not in env]
     if missing:
         raise UserError(
-            f"WORLD_SIZE is {size}, and {' and '.join(missing)} not set: start the ranks by torchrun, set "
+            f"WORLD_SIZE is {size}, and {' and '.join(missing)} not set: start the ranks with torchrun, set "
             "RANK, MASTER_ADDR and MASTER_PORT too, or unset WORLD_SIZE for one process"
         )
     rank = _number(env, "RANK", 0)
@@ -94,6 +94,6 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
         return int(text)
     except ValueError as error:
         raise UserError(
-            f"the environment variable {name} must be a whole number, as a launcher sets it; got {shown(text)}: unset "
+            f"the environment variable {name} must be a whole number, as a launcher sets it; got {quoted(text)}: unset "
             "it, or set it to one"
         ) from error

@@ -34,14 +34,14 @@ def set_random_state(states: list[dict[str, Any]], world: World) -> bool:
     """Restore this rank's state; return False, and change nothing, where there were more or fewer ranks.
 
     Raises:
-        ValueError: states that are none.
+        ValueError: these are not such states.
     """
     if len(states) != world.size:
         return False
     try:
         _set(states[world.rank], world)
     except Exception as error:  # a broken state can raise anything
-        raise ValueError("the states of its generators of random numbers do not fit") from error
+        raise ValueError("the states of its random number generators do not fit") from error
     return True
 
 

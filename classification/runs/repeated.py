@@ -1,4 +1,4 @@
-"""Runs of the main scripts that belong together, each a process of its own that goes on where it was cut."""
+"""Runs of the main scripts that belong together, each in its own process; an interrupted one resumes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from classification.errors import RunError, UserError, one_line
 from classification.options.config import total_epochs
 from classification.options.options import make_options
 from classification.paths import exists
-from classification.runs.checkpoint import hold
+from classification.runs.checkpoint import lock_folder
 
 ROOT = Path(__file__).parents[2]
-PAUSE = 0.05  # seconds between two looks at what runs
+PAUSE = 0.05  # seconds between two checks of the processes
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def run_all(commands: Sequence[Command], *, jobs: int, threads: int, cwd: Path |
                 if is_done(command.folder):
                     yield command
                 else:
-                    running[command] = command.start(threads, cwd, apart=True)  # told once, in the end
+                    running[command] = command.start(threads, cwd, apart=True)  # signalled once, at the end
             for command in [command for command, process in running.items() if process.poll() is not None]:
                 if status := running.pop(command).returncode:
                     raise RunError(f"{command.folder.name} ended with status {status}: {_last_line(command.log)}")
@@ -119,7 +119,7 @@ def await_others(folder: Path) -> None:
     said = False
     while exists(folder):
         try:
-            hold(folder).close()
+            lock_folder(folder).close()
             return
         except UserError as error:
             if not said:

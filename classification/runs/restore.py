@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.options.terms import is_number
 from classification.system.weight_files import damaged_error
 
@@ -40,17 +40,17 @@ def check_complete(path: str, content: Mapping[str, Any]) -> None:
             value: Any = part.get(name)
             fits = isinstance(value, kind) and not isinstance(value, bool)
             if not fits or (kind not in (dict, list, str) and not (is_number(value) and value >= 0)):
-                raise damaged_error(path, f"its {name!r} is {shown(value)}" if name in part else f"it has no {name!r}")
+                raise damaged_error(path, f"its {name!r} is {quoted(value)}" if name in part else f"it has no {name!r}")
     for name, keys in INSIDE.items():
         for key in keys:
             if key not in resume[name]:
                 raise damaged_error(path, f"its {name!r} has no {key!r}")
     options = resume["config"]["options"]
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-        raise damaged_error(path, f"its options are {shown(options)}")
+        raise damaged_error(path, f"its options are {quoted(options)}")
     for name in ("best", "extra"):
         if not all(isinstance(key, str) and is_number(value) for key, value in resume[name].items()):
-            raise damaged_error(path, f"its {name!r} is {shown(resume[name])}")
+            raise damaged_error(path, f"its {name!r} is {quoted(resume[name])}")
     if resume["step"] and not resume["seconds"]:
         raise damaged_error(path, "its steps took no time")
 

@@ -71,9 +71,9 @@ def class_scores(found: Predictions) -> dict[str, float]:
 
     Returns:
         `balanced_accuracy`, the mean over the classes that there are images of, and `macro_f1`, over the classes that
-        images are of or are said to be of.
+        occur in labels or predictions.
     """
-    from sklearn.metrics import balanced_accuracy_score, f1_score  # a second, which only evaluation need wait for
+    from sklearn.metrics import balanced_accuracy_score, f1_score  # slow to import, for evaluation only
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes that are predicted and have no images here

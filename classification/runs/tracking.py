@@ -1,4 +1,4 @@
-"""Who is told of a run's epochs and steps: TensorBoard, and trackio where it is asked for."""
+"""Where a run's epochs and steps are logged: TensorBoard, and trackio if asked for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PICTURE = (96, 240)  # rows and columns of a flow's picture at most
 
 
 class Tracker(Protocol):
-    """Something that is told of every record of a run, on rank 0. A record maps names to numbers, and some texts."""
+    """A log that gets every record of a run, on rank 0. A record maps names to numbers, and some texts."""
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """Take the record of an epoch, a line of metrics.jsonl."""
@@ -123,7 +123,7 @@ class Trackio:
 
 
 def trackers(name: str, folder: Path, start: int, options: Mapping[str, Any]) -> list[Tracker]:
-    """Return who is told of a run: TensorBoard, and what --track names.
+    """Return the trackers of a run: TensorBoard, and what --track names.
 
     Args:
         name: of --track.

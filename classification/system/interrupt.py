@@ -64,7 +64,7 @@ class Interrupt:
         if self.at_once:
             raise Stopped(number)
         name, again = signal.Signals(number).name, "Ctrl-C again" if self._typed else "Ctrl-C twice"
-        print(f"{name}: finishing {self.what}, then leaving; {again} leaves at once", file=sys.stderr, flush=True)
+        print(f"{name}: finishing {self.what}, then exiting; {again} exits at once", file=sys.stderr, flush=True)
 
     def _remember_save(self, number: int, _: FrameType | None) -> None:
         if os.getpid() == self._process:

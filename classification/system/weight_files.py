@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor
 
-from classification.errors import UserError, shown
+from classification.errors import UserError, quoted
 from classification.paths import exists, is_file, is_folder
 
 USUAL = ("best.pth", "last.pth", "model.safetensors", "pytorch_model.bin")  # names of weights in folders
@@ -95,7 +95,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def damaged_error(path: str, why: str) -> UserError:
     """Return the error for a checkpoint that is not ours, or is damaged."""
-    return UserError(f"{path} is damaged, or was not written by this code ({why}): resume from another")
+    return UserError(f"{path} is damaged, or was not written by this code ({why}): resume from another file")
 
 
 def _no_file(path: Path) -> str:
@@ -105,7 +105,7 @@ def _no_file(path: Path) -> str:
     if not is_folder(path):
         return "is not a file"
     names = [name for name in USUAL if is_file(path / name)]
-    return f"is a folder: give a file in it{f', as {path / names[0]}' if names else ''}"
+    return f"is a folder: give a file in it{f', for example {path / names[0]}' if names else ''}"
 
 
 def load(path: Path) -> Any:
@@ -166,7 +166,7 @@ def cause(path: Path, error: Exception) -> str:
     if not start:
         return f"it is empty: {_AGAIN}"
     if not start.strip(b"\0"):
-        return f"it begins with zeros, as a file does whose writing was cut: {_AGAIN}"
+        return f"it begins with zeros, perhaps because its writing was interrupted: {_AGAIN}"
     for head, said in KINDS:
         if start.startswith(head):
             return said
@@ -186,7 +186,7 @@ def cause(path: Path, error: Exception) -> str:
     if start.startswith(b"\x80"):
         return _code(error) or f"it is truncated, or a pickle of another format: {_AGAIN}, or save a state_dict()"
     if b'"weight_map"' in start:
-        return "it lists weights that lie in several files: join those into one state_dict() first"
+        return "it lists weights in several files: join those into one state_dict() first"
     if text.isascii() and b"\0" not in text:
         return f"it is a text file: {_AGAIN}"
     return "it is truncated, or of another format than torch.save and safetensors write"
@@ -213,12 +213,12 @@ def _zip_cause(path: Path, error: Exception) -> str:
     inside = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inside:
         return (
-            "it is a TorchScript archive, which holds code: load it by torch.jit.load where you trust it, and save its "
-            "state_dict()"
+            "it is a TorchScript archive, which contains code: if you trust it, load it with torch.jit.load, and save "
+            "its state_dict()"
         )
     if is_program(names):
         return (
-            "it is a program of torch.export: load it by torch.export.load where you trust it, and save its state_dict"
+            "it is a program of torch.export: if you trust it, load it with torch.export.load, and save its state_dict"
         )
     if all(name.endswith(".npy") for name in names):
         return "it holds NumPy arrays: save a state_dict() by torch.save"
@@ -235,8 +235,8 @@ def _code(error: Exception) -> str | None:
     found = re.search(r"GLOBAL ([\w.]+)", text) or re.search(r"<(?:class|function) '?([\w.]+)", text)
     if found is None and "weights_only" not in text and "WeightsUnpickler" not in text:
         return None
-    what = shown(found[1])[1:-1] if found else "more than tensors and plain values"
+    what = quoted(found[1])[1:-1] if found else "more than tensors and plain values"
     return (
-        f"it holds {what}, that is a pickled network or other code, which is never run: where you trust the file, load "
-        "it where it was made, and save the network's state_dict()"
+        f"it contains {what}: a pickled network or other code, which is never run; if you trust the file, load it "
+        "with the code that made it, and save the network's state_dict()"
     )

@@ -46,23 +46,22 @@ def check_parallel(job: Job, world: World) -> None:
     """
     devices = parallel_devices(world, job.options.devices)
     if job.quantisation is not None and max(devices, world.size) > 1:
-        raise UserError("--int8-epochs trains in one process, on one device: start it alone, with --gpu on a GPU")
+        raise UserError("--int8-epochs works in one process on one device: start one process, with --gpu N on a GPU")
     if job.distiller is None or devices == 1:
         return
     terms = {name: term for name, term in job.distiller.terms.items() if isinstance(term, Term)}
     if lost := [name for name, term in terms.items() if term.remembers]:
         raise UserError(
-            f"{', '.join(lost)} keeps a memory, which DataParallel loses: start one rank per GPU by torchrun or "
-            "--multiprocessing-distributed, or name one GPU by --gpu"
+            f"{', '.join(lost)} keeps data between steps, which DataParallel loses: start one rank per GPU with "
+            "torchrun or --multiprocessing-distributed, or choose one GPU with --gpu"
         )
     if job.stored is not None:
         raise UserError(
-            "--teacher-cache does not go with DataParallel: start one rank per GPU by torchrun, or name one by --gpu"
+            "--teacher-cache does not work with DataParallel: start one rank per GPU with torchrun, or choose one "
+            "with --gpu"
         )
     if parts := [name for name, term in terms.items() if term.relational]:
-        job.notes.append(
-            f"DataParallel: {', '.join(parts)} compares the images of each GPU's part with each other only"
-        )
+        job.notes.append(f"DataParallel: {', '.join(parts)} compares an image only with those on the same GPU")
 
 
 def _checkpoint(job: Job) -> list[str]:

@@ -44,7 +44,7 @@ def _probe(job: Job, student: nn.Module) -> None:
     """
     if job.untrained:
         raise UserError(
-            "--linear-probe 1 needs a network with weights: give them by --student-resume FILE or --pretrained"
+            "--linear-probe 1 needs a network with weights: give them with --student-resume FILE or --pretrained"
         )
     job.still = freeze_body(student, job.preprocessing.img_size)
     num = sum(p.numel() for p in student.parameters() if p.requires_grad)

@@ -44,7 +44,7 @@ class _Average(AveragedModel):
 
 
 def state(average: AveragedModel | None, student: nn.Module) -> dict[str, Any]:
-    """Return what a checkpoint keeps beside the average itself: the student, and the number of updates."""
+    """Return what a checkpoint keeps in addition to the average: the student, and the number of updates."""
     if average is None:
         return {}
     plain: dict[str, Tensor] = student.state_dict()

@@ -46,8 +46,8 @@ def gradient_shares(
 def pair_shares(network: nn.Module, maps: Sequence[Tensor], value: Tensor) -> Tensor:
     """Return each tapped map's part of a term's gradient on its network: its norm over the sum of all norms.
 
-    The gradient of a map is what reaches the weights through it alone: those of a map and of a deeper one that is
-    computed from it are told apart.
+    The gradient of a map is what reaches the weights only through this map, and not through a deeper one that is
+    computed from it.
 
     Args:
         network: that trains.
@@ -72,9 +72,9 @@ def pair_shares(network: nn.Module, maps: Sequence[Tensor], value: Tensor) -> Te
 
 @contextlib.contextmanager
 def noted_maps(taps: Taps) -> Iterator[list[Tensor]]:
-    """Yield a list that holds the maps of the last forward of tapped networks, each under a name of its own.
+    """Yield a list of the maps of the last forward of tapped networks, each as a tensor of its own.
 
-    Terms then read those names, from which nothing else is computed, as `pair_shares` needs them.
+    Terms then read these tensors, from which nothing else is computed, as `pair_shares` needs.
     """
     seen: list[Tensor] = []
 
@@ -99,7 +99,7 @@ def _gradients(value: Tensor, network: nn.Module) -> list[Tensor]:
 
 
 def largest_gradient(module: nn.Module) -> Tensor:
-    """Return the largest absolute value of the gradients that its weights hold: NaN or inf where one is."""
+    """Return the largest absolute value of the gradients that its weights hold: NaN or inf if one of them is."""
     gradients = [p.grad for p in module.parameters() if p.grad is not None and p.grad.numel()]
     if any(gradient.device.type != "cpu" for gradient in gradients) or not gradients:
         return nn.utils.get_total_norm(gradients, math.inf)
@@ -120,10 +120,10 @@ def terms_not_finite(module: nn.Module, values: Mapping[str, Tensor], weights: M
 
 
 def dominant(weighted: Mapping[str, float]) -> str | None:
-    """Return a warning of a term that drowns the others: feature losses scale with teacher and image size."""
+    """Return a warning if one term drowns the others: feature losses grow with teacher and image size."""
     name = max(weighted, key=lambda n: weighted[n])
     rest = sum(value for other, value in weighted.items() if other != name)
     if not 0 < DROWNING * rest < weighted[name]:
         return None
-    how = f"if the student does not learn, lower its weight by --term {name}.weight=NUMBER"
+    how = f"if the student does not learn, lower its weight with --term {name}.weight=NUMBER"
     return f"!! WARNING: the term {name} is {weighted[name] / rest:.0f} times all others together: {how}"

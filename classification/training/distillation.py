@@ -54,7 +54,7 @@ def build_terms(job: Job, student: Probe, teachers: Sequence[Probe]) -> Terms:
     for name, spec in job.options.table.items():
         if "maps" in spec.needs and not student.outputs.features:
             raise UserError(
-                f"the term {name} compares feature maps: name the taps by --student-taps and --teacher-taps"
+                f"the term {name} compares feature maps: name the taps with --student-taps and --teacher-taps"
             )
         try:
             term = spec.kind.build(student, teachers, len(job.data.train), hyper_of(job, name))

@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from classification.data.cache import Cache
 from classification.data.images import read_image
-from classification.data.loading import FixedBatches, Key, Photos, loader, subset, told
+from classification.data.loading import FixedBatches, Key, Photos, clear_errors, loader, subset
 from classification.data.preprocessing import Preprocessing
 from classification.errors import Stopped
 from classification.runs import evaluation
-from classification.runs.checkpoint import hold
+from classification.runs.checkpoint import lock_folder
 from classification.runs.metrics import accuracy, result, tally
 from classification.runs.scores import COLUMNS, Predictions, class_scores, per_image
 from classification.runs.world import World, parallel_devices, seed_everything
@@ -42,7 +42,7 @@ class Engine:
     def __init__(self, job: Job, world: World) -> None:
         self.job, self.world, self.options = job, world, job.options
         trains = job.distiller is not None and not job.options.run.calibrate
-        self.lock = hold(job.folder) if trains and world.first else None  # held while this lives
+        self.lock = lock_folder(job.folder) if trains and world.first else None  # kept as long as this object
         self.seed = world.share(job.seed.value)
         seed_everything(self.seed, world.rank, deterministic=bool(job.options.devices.deterministic))
         self.workers = -(-job.options.devices.workers // world.local_size)
@@ -226,13 +226,13 @@ class Engine:
         return loading
 
     def _passing(self, loading: DataLoader[tuple[Tensor, int, int]], what: str) -> Iterator[Any]:
-        """Yield the batches of a pass that can be done again; leave it where a signal asks for that, on all ranks.
+        """Yield the batches of a pass that can be repeated; all ranks leave it if one of them got a signal.
 
-        Ranks look at each other's signals after every few batches that all of them have.
+        Ranks exchange their signals every few batches that all of them have.
         """
         batches = loading.batch_sampler
         assert isinstance(batches, FixedBatches)
-        for number, batch in enumerate(told(self.progress(loading, what), self.workers)):
+        for number, batch in enumerate(clear_errors(self.progress(loading, what), self.workers)):
             alone = self.world.size == 1
             if self.interrupt is not None and (alone or (number % LOOK == 0 and number < batches.common)):
                 signal = self.world.largest(self.interrupt.signal)

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from classification.data.loading import told
+from classification.data.loading import clear_errors
 from classification.data.preprocessing import Preprocessing
 from classification.models import build
 from classification.options import config
@@ -157,9 +157,9 @@ def _steps(trainer: Trainer) -> list[float]:
     batches.begin(0)
     stepper.wrapped.train()
     before = time.perf_counter()
-    for number, (batch, known) in enumerate(stepper.ahead(told(trainer.loader, trainer.engine.workers))):
+    for number, (batch, pending) in enumerate(stepper.ahead(clear_errors(trainer.loader, trainer.engine.workers))):
         stepper.set_rate(config.learning_rate(trainer.options.optimisation, 0, 0.0))
-        stepper(batch, 0, number, batches.batch_size(number), known)
+        stepper(batch, 0, number, batches.batch_size(number), pending)
         now = time.perf_counter()
         seconds.append(now - before)
         before = now

@@ -30,7 +30,7 @@ class Met(NamedTuple):
 class Flags:
     """Exchange what ranks met in each step.
 
-    Reading a number from a GPU waits until all that was asked of it is done, and it then idles until more is asked.
+    Reading a number from a GPU waits until all its queued work is done, and then it idles until new work comes.
     So `late` flags are copied in the background, and read after the next step.
 
     Args:

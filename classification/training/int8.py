@@ -1,4 +1,4 @@
-"""--int8-epochs: the last epochs compute as the int8 file of the student will."""
+"""--int8-epochs: the last epochs round as the student's int8 file will."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def prepare_int8(job: Job) -> None:
 
 
 def begin_int8(trainer: Trainer) -> None:
-    """Calibrate the student and round in it from now on, where the epoch is one of --int8-epochs.
+    """Calibrate the student and round in it from now on, if the epoch is one of --int8-epochs.
 
-    The best epoch is chosen anew: one before did not round.
+    The best epoch is chosen again, because earlier ones did not round.
     """
     optimisation, found = trainer.options.optimisation, trainer.job.quantisation
     if found is None or trainer.epoch < total_epochs(optimisation) - optimisation.int8_epochs:

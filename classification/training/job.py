@@ -38,7 +38,7 @@ class Job:
         student: the network to train or evaluate; None where only a teacher is evaluated.
         teachers: the networks beside it: frozen, or in mutual learning its peers.
         arch: the student's network.
-        specs: the description of each teacher, its network settled.
+        specs: the description of each teacher, with its network.
         num_classes: K.
         resume_from: the checkpoint to resume from, or an empty string.
         teacher_dtype: number type of the frozen teachers.
@@ -55,7 +55,7 @@ class Job:
         reinitialised: the parts whose state does not fit the new options, and is initialised again.
         inputs: hashes of what the run depends on beside its options.
         bad_images: images that are skipped, and why.
-        auto: whether --resume auto was typed, with which a run that is done is no mistake.
+        auto: whether --resume auto was typed; a run that is complete is then no error.
         done: whether the checkpoint is of a run that is done.
         folder: the run folder.
         taps_table: what --show-taps prints, in place of a run.
@@ -160,7 +160,7 @@ class Job:
             self.notes.append(f"resuming with {', '.join(self.changed)}")
         self.done = self.checkpoint["resume"]["epoch"] >= total_epochs(self.options.optimisation)
         if self.done and not self.auto:
-            raise UserError(f"{self.resume_from} is of a run that is done: raise --epochs to train further")
+            raise UserError(f"{self.resume_from} is from a run that is complete: raise --epochs to train longer")
         self._load_resume(self.checkpoint, distiller)
 
     def _load_resume(self, checkpoint: dict[str, Any], distiller: Distiller) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classification.errors import shown
+from classification.errors import quoted
 from classification.options.groups import Optimisation
 from classification.training.dot import DOT
 from mgd import Distiller, has_bfloat16
 
-# What each keeps of a weight.
+# The state that each keeps per weight.
 STATE = {
     "sgd": {"momentum_buffer"},
     "adamw": {"step", "exp_avg", "exp_avg_sq"},
@@ -107,24 +107,24 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
     """Load the momenta of a saved state; rate, momentum and decay stay those of this run.
 
     Raises:
-        ValueError: momenta of other weights, or none that are finite.
+        ValueError: momenta of other weights, or momenta that are not finite.
     """
     own = optimizer.state_dict()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     kept = STATE[kind_of(optimizer)]
     for number, entry in saved["state"].items():
         if not 0 <= number < len(weights) or set(entry) - kept:
-            raise ValueError(f"its optimizer has a state {shown(number)} of {shown(list(entry))}")
+            raise ValueError(f"its optimizer has a state {quoted(number)} of {quoted(list(entry))}")
         for name, value in entry.items():
             if isinstance(value, Tensor):
                 shape = () if name == "step" else weights[number].shape
                 if value.shape != shape or not value.isfinite().all():
                     raise ValueError(f"the {name} of weight {number} does not fit, or is not finite")
             elif value is not None and not (name == "use_muon" and isinstance(value, bool)):
-                raise ValueError(f"the {name} of weight {number} is {shown(value)}")
+                raise ValueError(f"the {name} of weight {number} is {quoted(value)}")
     for group, theirs in zip(own["param_groups"], saved["param_groups"], strict=True):
         if "step" in theirs:  # LAMB counts its steps here
             if not (isinstance(theirs["step"], Tensor) and theirs["step"].shape == () and theirs["step"].isfinite()):
-                raise ValueError(f"its optimizer has done {shown(theirs['step'])} steps")
+                raise ValueError(f"its optimizer has done {quoted(theirs['step'])} steps")
             group["step"] = theirs["step"]
     optimizer.load_state_dict({**own, "state": saved["state"]})

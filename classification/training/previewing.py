@@ -62,7 +62,7 @@ def pair_table(pairs: Sequence[tuple[Tap, Tap]], costs: Sequence[Preview]) -> li
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     if not all(cost.helps for cost in costs):
         lines.append(
-            "!! a flow cannot tell the channels of a marked pair apart: leave the pair out by --student-taps and "
+            "!! a flow cannot tell the channels of a marked pair apart: leave the pair out with --student-taps and "
             "--teacher-taps, or give the student trained weights (--student-resume)"
         )
     return lines

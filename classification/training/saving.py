@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from classification.errors import RunError, shown
+from classification.errors import RunError, quoted
 from classification.models import configuration
 from classification.options.config import describe, epoch_name
 from classification.runs.checkpoint import VERSION, describe_student, write_atomic
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 
 def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
-    """Write last.pth, and before it the best.pth of those named: rank 0's weights and statistics, all draws.
+    """Write last.pth, and before it the best.pth of these networks: rank 0's weights, all ranks' random states.
 
     Raises:
-        RunError: weights that are not finite; the files stay what they were.
+        RunError: weights that are not finite; the files are unchanged.
     """
     trainer.stepper.settle()
     trainer.world.share_state(trainer.student)
@@ -39,7 +39,7 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
         epoch = epoch_name(trainer.options.optimisation, trainer.epoch - (trainer.step == 0 < trainer.epoch))
         raise RunError(
             f"weights are not finite after {epoch}{f', step {trainer.step}' if trainer.step else ''}: lower --lr; "
-            f"{trainer.job.folder / 'last.pth'} is from before"
+            f"{trainer.job.folder / 'last.pth'} is from before that"
         )
     trainer.means.collect(trainer.world)
     for term in trainer.terms():
@@ -64,7 +64,7 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
 
 
 def _resume_state(trainer: Trainer, generators: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what last.pth has beside the student: everything that a resumed run needs."""
+    """Return what last.pth has in addition to the student: everything that a resumed run needs."""
     return {
         "version": VERSION,
         "epoch": trainer.epoch,
@@ -169,13 +169,13 @@ def seen_images(state: Mapping[str, Any], num_images: int) -> int:
     An older checkpoint does not record it: there it follows from its steps and its batch size.
 
     Raises:
-        ValueError: a number that cannot be.
+        ValueError: an impossible number.
     """
     step = state["step"]
     steps = -(-num_images // int(state["config"]["options"].get("batch_size", num_images)))
     seen = state.get("seen", sum(num_images // steps + (n < num_images % steps) for n in range(step)))
     if not (isinstance(seen, int) and step <= seen <= num_images and (step > 0 or seen == 0)):
-        raise ValueError(f"it saw {shown(seen)} of {num_images} images in {step} steps")
+        raise ValueError(f"it saw {quoted(seen)} of {num_images} images in {step} steps")
     return seen
 
 

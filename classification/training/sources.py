@@ -23,10 +23,10 @@ class Sources:
     """The files of a run's networks.
 
     Args:
-        goes_on: whether the run resumes another.
+        resumes: whether the run resumes another.
         resume: its checkpoint, or an empty string.
         arch: the student's network.
-        specs: the description of each teacher, its network settled.
+        specs: the description of each teacher, with its network.
         student: the file whose weights the student takes, or None.
         resumed: the description of the run that this one resumes, or None.
         teachers: the file of each teacher, or None.
@@ -35,7 +35,7 @@ class Sources:
         notes: remarks for the user.
     """
 
-    goes_on: bool = False
+    resumes: bool = False
     resume: str = ""
     arch: str = ""
     specs: list[dict[str, Any]] = field(default_factory=list)
@@ -107,11 +107,11 @@ def find_sources(options: Options, *, with_student: bool, with_teacher: bool) ->
     """
     run, networks = options.run, options.networks
     last = str(Path(run.output, "last.pth")) if run.resume == "auto" and run.output else run.resume
-    goes_on = bool(run.resume) and (run.resume != "auto" or exists(last))
+    resumes = bool(run.resume) and (run.resume != "auto" or exists(last))
     sources = Sources(
-        goes_on, last if goes_on else "", img_size=options.data.img_size, train_crop=options.data.train_crop
+        resumes, last if resumes else "", img_size=options.data.img_size, train_crop=options.data.train_crop
     )
-    if with_student and (run.evaluate or not goes_on):
+    if with_student and (run.evaluate or not resumes):
         file = (run.resume if run.evaluate else "") or networks.student_resume
         sources.student = read_weights(file) if file else None
     elif with_student:
@@ -121,7 +121,7 @@ def find_sources(options: Options, *, with_student: bool, with_teacher: bool) ->
     ]
     arch = networks.arch or _arch(sources.student or sources.resumed, sources.notes, "-a") or "resnet18"
     sources.arch = arch
-    if with_student and not goes_on and arch.startswith("hf:") and (networks.pretrained or networks.use_pretrained):
+    if with_student and not resumes and arch.startswith("hf:") and (networks.pretrained or networks.use_pretrained):
         sources.student = sources.student or read_weights(arch)
     sources.specs = [
         {**spec, "arch": spec["arch"] or _teacher_arch(arch, spec, file, sources.notes)}
@@ -150,11 +150,17 @@ def _arch(file: WeightFile | None, notes: list[str], option: str) -> str | None:
     if file is None:
         return None
     if file.arch is None:
-        notes.append(f"{file.path} does not say its network: name it by {option}, where the usual one is wrong")
+        notes.append(
+            f"{file.path} does not name its network, so the usual one is assumed: if that is wrong, name it with "
+            f"{option}"
+        )
         return None
     name = known_name(file.arch)
     if name is None:
-        raise UserError(f"checkpoint {file.path} holds a {file.arch}, which is no network here: name it by {option}")
+        raise UserError(
+            f"checkpoint {file.path} has the network {file.arch}, which this project does not know: name a network "
+            f"with {option}"
+        )
     return name
 
 

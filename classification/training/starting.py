@@ -114,7 +114,7 @@ def _with_pile(data: Folder, options: Options) -> Folder:
     asked = options.pile
     if asked.pile_targets == "soft" and (options.data.mixup or options.data.cutmix):
         raise UserError(
-            "--pile-targets soft does not go with --mixup and --cutmix, which mix hard labels: leave one out"
+            "--pile-targets soft does not work with --mixup and --cutmix, which mix hard labels: leave one out"
         )
     found = read_pile(asked.pile_list, asked.pile_root, data.classes, labels=options.labelled)
     if len(found) + len(data.valid) <= MOST_COMPARED:
@@ -122,8 +122,8 @@ def _with_pile(data: Folder, options: Options) -> Folder:
         if held:
             first = f"{held[0][1]} = {held[0][0]}"
             raise UserError(
-                f"--pile-list holds {count_of(len(held), 'image')} of valid, as {first}: leave such images out by "
-                "`pseudo_label.py select --exclude`"
+                f"--pile-list holds {count_of(len(held), 'image')} of valid, for example {first}: leave such images "
+                "out with `pseudo_label.py select --exclude`"
             )
     soft: dict[str, Likely] = {}
     if asked.pile_targets == "soft" and options.labelled:
@@ -146,7 +146,7 @@ def _try(arch: str, model: nn.Module, size: int, num_classes: int) -> None:
     except TypeError as error:
         raise UserError(f"{arch}: {error}") from error
     if logits.shape != (1, num_classes):
-        raise UserError(f"{arch} does not return {num_classes} logits an image: choose another network")
+        raise UserError(f"{arch} does not return {num_classes} logits per image: choose another network")
 
 
 def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
@@ -156,7 +156,7 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
     if build_it:
         file = sources.student or sources.resumed
         model = _trainable(options.devices, build(job.arch, job.num_classes, file.configuration if file else None))
-        downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.goes_on
+        downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.resumes
         named = job.arch.startswith("hf:") and file is None  # its processor goes with its configuration
         if downloads or named or (sources.student and job.arch.startswith("timm:")):
             published = published_preprocessing(model, job.arch)
@@ -171,7 +171,7 @@ def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
     elif downloads:
         job.notes.append(load_pretrained(model, job.arch, option="--student-resume"))
     elif evaluate:
-        raise UserError("--evaluate has no weights to evaluate: give a file by --student-resume, or --pretrained")
+        raise UserError("--evaluate has no weights to evaluate: give a file with --student-resume, or --pretrained")
     _fit(job, job.arch, model, size)
     _say_preprocessing(job, "student", job.arch, job.preprocessing, sources.student or sources.resumed)
     job.student = nn.SyncBatchNorm.convert_sync_batchnorm(model) if options.devices.sync_bn else model
@@ -202,11 +202,11 @@ def _say_preprocessing(
         elif file is not None and file.preprocessing(seen) != seen:
             how += ", except for the size"
         silent = ", of which its file says nothing" if file is not None and not file.seen else ""
-        job.notes.append(f"the {role} {arch} sees images {how}{silent}: {seen}")
+        job.notes.append(f"the {role} {arch} gets images {how}{silent}: {seen}")
 
 
 def _load(job: Job, model: nn.Module, file: WeightFile, arch: str, img_size: int, new_head: bool = False) -> str:
-    silent = next((note for note in job.notes if note.startswith(f"{file.path} does not say its network")), None)
+    silent = next((note for note in job.notes if note.startswith(f"{file.path} does not name its network")), None)
     try:
         return load_file(
             model,
@@ -232,7 +232,9 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
         if file is not None:
             job.notes.append(_load(job, model, file, arch, seen.img_size))
             if (theirs := file.preprocessing(seen)) != seen:
-                job.notes.append(f"the peer {arch} saw {theirs}; now it sees what the student sees, {seen}")
+                job.notes.append(
+                    f"the peer {arch} was trained on {theirs}; now it gets the same images as the student, {seen}"
+                )
     else:
         if file is None or arch.startswith(("timm:", "hf:")):
             published = published_preprocessing(model, arch, spec.get("weights"))
@@ -247,18 +249,18 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
         if outputs is not None and there and _reads_maps_alone(options):
             model = build(arch, outputs or classes, configuration)
             has = f"{outputs} outputs of other classes" if outputs else "no classifier"
-            job.notes.append(f"the teacher {arch} has {has}: its maps alone are read")
+            job.notes.append(f"the teacher {arch} has {has}: only its maps are used")
         elif outputs == 0 and not evaluate:
             raise UserError(
-                f"the weights of the teacher {arch} have no classifier: use terms on maps alone, as --distiller mgd, "
-                f"or train a head by main_base.py {options.data.data} -a {arch} "
-                f"{f'--student-resume {file.path}' if file else '--pretrained'} --linear-probe 1 and give its best.pth "
-                "by --teacher-resume"
+                f"the weights of the teacher {arch} have no classifier: use only terms on maps, for example "
+                f"--distiller mgd, or train a head with main_base.py {options.data.data} -a {arch} "
+                f"{f'--student-resume {file.path}' if file else '--pretrained'} --linear-probe 1 and give its "
+                "best.pth with --teacher-resume"
             )
         elif file is None and outputs is not None:
             raise UserError(
-                f"the published weights of {arch} have 1000 classes, this run {classes}: "
-                "train a teacher with main_base.py and give its best.pth by --teacher-resume"
+                f"the published weights of {arch} have 1000 classes, but this run has {classes}: train a teacher with "
+                "main_base.py and give its best.pth with --teacher-resume"
             )
         else:
             outputs = None

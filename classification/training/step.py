@@ -31,7 +31,7 @@ from classification.training.stored import Given
 from mgd import Ahead, Outputs
 
 Loaded = Sequence[Tensor]  # images, target and index, as the loader gives them, and what is stored of the teacher
-Known = Future[list[Outputs]] | None  # what the teachers say of a batch, where it is computed ahead
+Pending = Future[list[Outputs]] | None  # the teachers' outputs for a batch, if they are computed ahead
 
 SMALLEST_SCALE = 2.0**-20  # of the scaler, which begins with 2^16
 
@@ -44,7 +44,7 @@ class _Done:
     step: int
     parts: Sequence[Loaded]
     found: Sequence[Mapping[str, Tensor]]
-    known: Known
+    pending: Pending
     drawn: Sequence[Any]
 
 
@@ -114,7 +114,7 @@ class Stepper:
         except ValueError as error:
             raise UserError(f"--teacher-threads {threads}: {error}") from error
 
-    def ahead(self, batches: Iterable[Loaded]) -> Iterable[tuple[Loaded, Known]]:
+    def ahead(self, batches: Iterable[Loaded]) -> Iterable[tuple[Loaded, Pending]]:
         """Yield batches, each with its teachers' outputs to come where --teacher-threads computes them ahead."""
         if self._ahead is None:
             return ((batch, None) for batch in batches)
@@ -126,7 +126,7 @@ class Stepper:
         target: Tensor | None,
         index: Tensor,
         epoch: int,
-        known: Known = None,
+        pending: Pending = None,
         module: nn.Module | None = None,
         counts: Sequence[int] | None = None,
         stored: Sequence[Tensor] = (),
@@ -140,7 +140,7 @@ class Stepper:
         mixed, soft = self.mix(images, target) if self.mix else (images, target)
         if self.soft is not None and target is not None:
             soft = self.soft(index)
-        taught, mixes = known.result() if known else None, self.mix is not None
+        taught, mixes = pending.result() if pending else None, self.mix is not None
         if stored and self.job.stored is not None:
             said = Given(*map(self.engine.move, stored))
             taught, mixes = said.outputs(self.job.num_classes), self.job.stored.plan.views.mixes
@@ -152,7 +152,7 @@ class Stepper:
         return values
 
     def __call__(
-        self, batch: Loaded, epoch: int, step: int, size: int, known: Known = None
+        self, batch: Loaded, epoch: int, step: int, size: int, pending: Pending = None
     ) -> dict[str, Tensor] | None:
         """Do a step.
 
@@ -161,7 +161,7 @@ class Stepper:
             epoch: number of the epoch.
             step: number of the step in it.
             size: images of the batch over all ranks.
-            known: what `ahead` gave with the batch.
+            pending: what `ahead` gave with the batch.
 
         Returns:
             The values of the terms, or None where the step was left out.
@@ -171,7 +171,7 @@ class Stepper:
         """
         images, where = batch[0], f"{epoch_name(self.options.optimisation, epoch)}, step {step + 1}"
         try:
-            return self._step(batch, epoch, step, size, known)
+            return self._step(batch, epoch, step, size, pending)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -189,11 +189,11 @@ class Stepper:
             if isinstance(error, RuntimeError) and not any(w in text for w in ("out of memory", "allocate memory")):
                 raise
             raise RunError(
-                f"memory ran out in {where}, with {len(images)} images of {images.shape[-2]} px: "
-                "lower -b or --img-size, raise --accumulate, use --amp bf16, or leave --cache ram out"
+                f"memory ran out in {where}, with {len(images)} images of {images.shape[-2]} px: lower -b or "
+                "--img-size, raise --accumulate, use --amp bf16, or leave out --cache ram"
             ) from error
 
-    def _step(self, batch: Loaded, epoch: int, step: int, size: int, known: Known) -> dict[str, Tensor] | None:
+    def _step(self, batch: Loaded, epoch: int, step: int, size: int, pending: Pending) -> dict[str, Tensor] | None:
         before = self._buffers() if self.options.run.skip_nonfinite else {}
         drawn = _generators(self.world.device)
         parts = list(zip(*(tensor.tensor_split(self.options.optimisation.accumulate) for tensor in batch), strict=True))
@@ -205,7 +205,7 @@ class Stepper:
             with contextlib.nullcontext() if last else self._local():
                 images, target, index, *stored = part
                 counts = self._counts(size, number)
-                values = self.forward(images, target, index, epoch, known, counts=counts, stored=stored)
+                values = self.forward(images, target, index, epoch, pending, counts=counts, stored=stored)
                 if step == 0 and last:
                     weights = self.distiller.weights(epoch)
                     shares = gradient_shares(self.distiller.groups(), values, weights, self.scaler.scale)
@@ -218,7 +218,7 @@ class Stepper:
             found.append({name: value.detach() for name, value in values.items()})
         if isinstance(self.optimizer, DOT):
             self.optimizer.average(self.world)
-        done = _Done(epoch, step, parts, found, known, drawn)
+        done = _Done(epoch, step, parts, found, pending, drawn)
         self._exchange(found)
         if self._flags.late:
             done, self._last = self._last or done, done
@@ -260,7 +260,7 @@ class Stepper:
         return self.wrapped.no_sync() if ddp else contextlib.nullcontext()  # type: ignore[operator]
 
     def _exchange(self, found: Sequence[Mapping[str, Tensor]]) -> None:
-        """Learn what any rank met.
+        """Read what any rank met in this step.
 
         The scaler of --amp fp16 looks at gradients itself: it leaves a step out where they overflow, and lowers its
         scale.
@@ -271,7 +271,7 @@ class Stepper:
         self.met = self._flags.exchange(~losses.isfinite().all(), gradient, signal, save)
 
     def settle(self) -> None:
-        """Learn what any rank met in the last step; before its weights are saved.
+        """Read what any rank met in the last step, before its weights are saved.
 
         Raises:
             RunError: a loss or a gradient that is not finite.
@@ -299,21 +299,21 @@ class Stepper:
         return " (on another rank)"
 
     def _bad_gradients(self, done: _Done) -> str:
-        """Pass the batch again, as it was drawn, and name terms and images of the first part of a bad gradient."""
+        """Compute the batch again with the same random draws; name terms and images of the first bad gradient."""
         self.optimizer.zero_grad(set_to_none=True)
         _set_generators(self.world.device, done.drawn)
         # All of them: terms may wait for those of other ranks.
-        terms_of_parts = [self._terms_of(part, done.epoch, done.known) for part in done.parts]
+        terms_of_parts = [self._terms_of(part, done.epoch, done.pending) for part in done.parts]
         for part, terms in zip(done.parts, terms_of_parts, strict=True):
             if terms:
                 return f" though the loss is{self._named(terms, part)}"
         return f" though the loss is{' (on another rank)' if self.world.size > 1 else ''}"
 
-    def _terms_of(self, part: Loaded, epoch: int, known: Known) -> list[str]:
+    def _terms_of(self, part: Loaded, epoch: int, pending: Pending) -> list[str]:
         ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)  # which wants a backward after each forward
         module: Any = self.wrapped.module if ddp else self.wrapped
         images, target, index, *stored = part
-        values = self.forward(images, target, index, epoch, known, module=module, stored=stored)
+        values = self.forward(images, target, index, epoch, pending, module=module, stored=stored)
         return terms_not_finite(self.distiller, values, self.distiller.weights(epoch))
 
     def _named(self, terms: Sequence[str], part: Loaded) -> str:
@@ -326,7 +326,7 @@ class Stepper:
         return {n: value.clone() for n, value in self.distiller.named_buffers() if not n.endswith("_bank")}
 
     def _leave_out(self, done: _Done, before: Mapping[str, Tensor]) -> None:
-        """Take back what the forward changed, or stop the run.
+        """Undo what the forward changed, or stop the run.
 
         Raises:
             RunError: more steps than --skip-nonfinite allows.
@@ -339,11 +339,12 @@ class Stepper:
         last, best = (self.job.folder / f"{name}.pth" for name in ("last", "best"))
         if self.skipped > self.options.run.skip_nonfinite:
             raise RunError(
-                f"{said}: lower --lr or the term's weight, look at the images, or allow some by --skip-nonfinite N; "
-                f"{last} is from before{f', and {best} from the best epoch' if best.exists() else ''}"
+                f"{said}: lower --lr or the term's weight, look at the images, or allow some such steps with "
+                f"--skip-nonfinite N; {last} is from before that"
+                f"{f', and {best} from the best epoch' if best.exists() else ''}"
             )
         if not finite(self.distiller):
-            raise RunError(f"{said}, because weights are not: lower --lr; {last} is from before")
+            raise RunError(f"{said}, because weights are not: lower --lr; {last} is from before that")
         for name, value in self.distiller.named_buffers():
             if name in before:
                 value.copy_(before[name])

@@ -43,7 +43,9 @@ def open_for(job: Job) -> StoredViews:
     for position in range(0, len(names), max(1, len(names) // READ)):
         path = job.data.train[position][0]
         if file_digest(path) != stored.block.hashes[int(found.number[position])]:
-            raise UserError(f"{path} is another image than in --teacher-cache {folder}: store the teacher anew")
+            raise UserError(
+                f"{path} has changed since it was stored in --teacher-cache {folder}: store the teacher again"
+            )
     said = f"{plan.samples} views an image of {plan.views.img_size} px, crop {plan.views.train_crop}"
     job.notes.append(f"teacher: stored outputs of {', '.join(plan.archs)} in {folder}, {said}, top {plan.top} classes")
     return found
@@ -64,14 +66,14 @@ def _names(job: Job, root: str, known: Container[str]) -> list[str]:
 def _compare_classes(plan: StoredPlan, folder: str, job: Job) -> None:
     if plan.num_classes != job.num_classes:
         raise UserError(
-            f"--teacher-cache {folder} is of a teacher with {plan.num_classes} classes, this run has "
+            f"--teacher-cache {folder} is from a teacher with {plan.num_classes} classes, but this run has "
             f"{job.num_classes}: store a teacher of these classes"
         )
     for place, (their, own) in enumerate(zip(plan.classes or job.data.classes, job.data.classes, strict=False)):
         if their != own:
             raise UserError(
-                f"--teacher-cache {folder} is of a teacher of other classes: its class {place} is {their!r}, here "
-                f"{own!r}: store a teacher of these classes"
+                f"--teacher-cache {folder} is from a teacher of other classes: its class {place} is {their!r}, but "
+                f"{own!r} in the data: store a teacher of these classes"
             )
 
 
@@ -82,8 +84,8 @@ def _compare_versions(plan: StoredPlan, folder: str) -> None:
     for name, value in now.items():
         if plan.versions.get(name) != value:
             raise UserError(
-                f"--teacher-cache {folder} was stored with {name} {plan.versions.get(name)}, this is {value}, which "
-                "may draw other views: install that version, or store the teacher anew"
+                f"--teacher-cache {folder} was stored with {name} {plan.versions.get(name)}, but this is {value}, "
+                "which may draw other views: install that version, or store the teacher again"
             )
 
 
@@ -95,7 +97,7 @@ def _compare_teacher(plan: StoredPlan, folder: str, job: Job) -> None:
     if digest_of([open_trained(Path(file), arch) for file, arch in zip(files, named, strict=True)]) != plan.teacher:
         raise UserError(
             f"--teacher-cache {folder} holds another teacher ({', '.join(plan.archs)}) than {networks.teacher_resume}: "
-            "leave --teacher-resume out, or store this teacher by reinforce.py"
+            "leave --teacher-resume out, or store this teacher with reinforce.py"
         )
 
 

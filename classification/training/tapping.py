@@ -26,7 +26,7 @@ def tap(job: Job) -> list[Taps]:
     """Tap the student and its teachers where a term reads maps.
 
     Raises:
-        UserError: unknown paths, another number of them than the terms need, or no maps that go together.
+        UserError: unknown paths, another number of them than the terms need, or no maps that fit together.
     """
     assert job.student is not None
     terms, networks, named = job.options.table, [job.student, *job.teachers], _named(job)
@@ -48,7 +48,7 @@ def tap(job: Job) -> list[Taps]:
 
 
 def _sizes_agree(job: Job, networks: Sequence[nn.Module], paths: Sequence[list[str]]) -> bool:
-    """Whether the published taps of all networks go together by position, or no term compares them one by one."""
+    """Whether the published taps of all networks fit together by position, or no term compares them one by one."""
     if not pairing(job.options.table):
         return True
     sizes, depth = _image_sizes(job), min(map(len, paths))
@@ -83,7 +83,7 @@ def _named(job: Job) -> list[str | None]:
     lists = options.teacher_taps.split(";") if options.teacher_taps else [None]
     named = [options.student_taps, *(lists * number if len(lists) == 1 else lists)]
     if len(named) != number + 1:
-        raise UserError(f"--teacher-taps names paths of {len(named) - 1} teachers, there are {number}")
+        raise UserError(f"--teacher-taps names paths of {len(named) - 1} teachers, but there are {number}")
     return named
 
 
@@ -94,7 +94,7 @@ def _tapped(job: Job, networks: Sequence[nn.Module], paths: list[list[str]], *, 
     for known in paths[1:]:
         if len(known) != len(paths[0]) and (paired := pairing(job.options.table)):
             raise UserError(
-                f"student and teacher need as many taps each for {', '.join(paired)}; got {len(paths[0])} "
+                f"student and teacher need equally many taps for {', '.join(paired)}; got {len(paths[0])} "
                 f"({', '.join(paths[0])}) and {len(known)} ({', '.join(known)})"
             )
     try:
@@ -121,8 +121,8 @@ def _found(job: Job, networks: Sequence[nn.Module], known: Sequence[list[str] | 
     chosen = [shared, *([partner[tap.path] for tap in shared] for partner in partners)]
     if not shared:
         raise UserError(
-            "no tap of the student goes with one of every teacher: name as many of each, by --student-taps A,B and "
-            "--teacher-taps C,D;E,F",
+            "no tap of the student fits one of every teacher: name equally many taps of each, with --student-taps A,B "
+            "and --teacher-taps C,D;E,F",
             show(taps),
         )
     job.before_relu = all(tap.activation in RELUS for row in chosen for tap in row)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from classification.data.loading import Photos, TrainBatches, told
+from classification.data.loading import Photos, TrainBatches, clear_errors
 from classification.data.transforms import Transform, train_transform, two_views
 from classification.errors import Stopped, UserError
 from classification.options.config import describe, epoch_name, learning_rate, total_epochs
@@ -208,7 +208,7 @@ class Trainer:
         self._train_mode()
         bar = self.engine.progress(self.loader, epoch_name(self.options.optimisation, epoch))
         before, earlier = time.perf_counter(), self.seconds
-        for batch, teacher_outputs in self.stepper.ahead(told(bar, self.engine.workers)):
+        for batch, teacher_outputs in self.stepper.ahead(clear_errors(bar, self.engine.workers)):
             self.stepper.set_rate(learning_rate(self.options.optimisation, epoch, self.step / steps))
             size, past = self.batches.batch_size(self.step), self.seconds
             values = self.stepper(batch, epoch, self.step, size, teacher_outputs)
@@ -324,8 +324,8 @@ class Trainer:
         """Print each term's share of the gradient over `steps` batches, and the weights that would make all equal.
 
         Each has the largest weight of its schedule. Of a term that compares maps, the share of each pair of taps in its
-        gradient follows. Nothing is trained; the first term keeps its weight, and peers, which have those of the
-        student, are not told.
+        gradient follows. Nothing is trained; the first term keeps its weight, and nothing is printed for peers, which
+        have the student's weights.
 
         Raises:
             UserError: there is one term only.

@@ -73,8 +73,8 @@ def solve_plan(cost: Any, *, epsilon: float, unbalanced: float | None = None, ma
     rows, columns = allowed.any(axis=1), allowed.any(axis=0)
     if not allowed.any() or (unbalanced is None and not (rows.all() and columns.all())):
         raise ValueError(
-            "cost forbids every pair of some channel, which cannot pass its mass on: "
-            "allow a pair of each channel, or give `unbalanced`"
+            "cost forbids every pair of some channel, which cannot move its mass: allow a pair of each channel, or "
+            "give `unbalanced`"
         )
     finite = array[np.ix_(rows, columns)]
     masses = (np.full(len(finite), 1 / len(array)), np.full(finite.shape[1], 1 / array.shape[1]))

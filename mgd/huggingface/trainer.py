@@ -72,9 +72,12 @@ class DistillationTrainer(Trainer):
             raise TypeError("pass both networks, as student_model and teacher_model")
         _check_spellings(options, args, training_args)
         if terms is not None and not (temperature is None and lambda_param is None):
-            raise ValueError("temperature and lambda_param go without terms; there, write {'kd': (KD.Hyper(...), 1)}")
+            raise ValueError(
+                "temperature and lambda_param do not work together with terms: in terms, write {'kd': (KD.Hyper(...), "
+                "1)}"
+            )
         if (student_taps is None) != (teacher_taps is None):
-            raise ValueError("name taps of both networks, or of none: student_taps and teacher_taps")
+            raise ValueError("give student_taps and teacher_taps, or neither")
         check_classes(student_model, teacher_model, options.get("train_dataset"))
         table = None if terms is None else specified(terms)
         given = training_args if args is None else args

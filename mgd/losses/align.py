@@ -69,8 +69,8 @@ def pairs(student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
     num_student, num_teacher = len(student.features), len(teacher.features)
     if num_student != num_teacher or num_student == 0:
         raise ValueError(
-            f"maps are compared tap by tap, and need as many taps of both networks, at least one; "
-            f"got {num_student} of the student, {num_teacher} of the teacher"
+            f"maps are compared tap by tap: both networks need equally many taps, at least one; got {num_student} of "
+            f"the student, {num_teacher} of the teacher"
         )
     return [pair(a, b) for a, b in zip(student.features, teacher.features, strict=True)]
 
@@ -89,8 +89,8 @@ def check_channels(student_channels: Sequence[int], teacher_channels: Sequence[S
     num_taps = len(student_channels)
     if num_taps == 0 or not lengths or set(lengths) != {num_taps}:
         raise ValueError(
-            f"expected at least one tap and one teacher, and as many taps of every network; "
-            f"got {num_taps} of the student, {lengths} of the teachers"
+            f"expected at least one teacher, and equally many taps of every network, at least one; got {num_taps} of "
+            f"the student, {lengths} of the teachers"
         )
 
 

@@ -93,9 +93,11 @@ def check_pairs(student: Probe, teachers: Sequence[Probe]) -> None:
     """
     for teacher in teachers:
         if not teacher.frozen:
-            raise ValueError("a flow matches a student to a frozen teacher: it does not go with peers that train")
+            raise ValueError("a flow matches a student to a frozen teacher: it does not work with peers that train")
         if len(student.sizes) != len(teacher.sizes):
-            raise ValueError(f"a flow needs as many taps each; got {len(student.sizes)} and {len(teacher.sizes)}")
+            raise ValueError(
+                f"a flow needs equally many taps of both networks; got {len(student.sizes)} and {len(teacher.sizes)}"
+            )
 
 
 def say_sizes(student: Probe, teacher: Probe) -> list[str]:

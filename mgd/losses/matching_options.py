@@ -62,7 +62,7 @@ class MatchingOptions(FlowOptions):
         check_positive("mgd", loss_factor=self.loss_factor, epsilon=self.epsilon, penalty=self.penalty)
         check_at_least_0("mgd", update_freq=self.update_freq)
         if self.observe == "online" and not self.update_freq:
-            raise ValueError("observe 'online' goes with an update_freq of at least 1")
+            raise ValueError("observe 'online' needs an update_freq of at least 1")
         for weight in self.stage_weights or ():
             check_at_least_0("mgd", stage_weights=weight)
         if self.soft and self.reducer != "linear":

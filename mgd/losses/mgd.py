@@ -246,7 +246,7 @@ class ChannelMatching(Term):
 
     def check_state(self) -> None:
         if sorted(self._partners) != list(range(len(self.stages))):
-            raise ValueError("the stages of the teacher that teach the student's are not each of them once")
+            raise ValueError("each stage of the teacher must teach exactly one stage of the student")
         for number, stage in enumerate(self._stages()):
             if ((stage.index < -1) | (stage.index >= stage.num_teacher)).any():
                 raise ValueError(f"the flow of stage {number} names channels that the teacher lacks")

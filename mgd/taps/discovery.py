@@ -179,9 +179,9 @@ class _Finder:
         if not found:
             why = f": {'; '.join(dict.fromkeys(self.refused))}" if self.refused else ""
             raise ValueError(
-                "found no place to tap: nothing that all of the images pass on the way to the logits is a map of them, "
-                f"taken or returned by a module{why}. Name the paths of modules that return maps (B, C, H, W), or of "
-                "others with @last or @tokens behind them"
+                "found no place to tap: on the way from the images to the logits, no module takes or returns one map "
+                f"that all of them pass{why}. Name the paths of modules that return maps (B, C, H, W), or of others "
+                "with @last or @tokens at the end"
             )
         return [self._path(chosen) for chosen in found]
 
@@ -231,7 +231,7 @@ class _Finder:
             for prefix in {0, self.prefix}:
                 if num == prefix + rows * columns:
                     if self.reorders:
-                        self.refused.append("its tokens are in another order than that of rows and columns")
+                        self.refused.append("its tokens are not in the order of rows and columns")
                         return None
                     text = "@tokens" + (f":prefix={prefix}" if prefix else "")
                     text += "" if rows == columns else f":grid={rows}x{columns}"

@@ -186,9 +186,10 @@ def check_said(path: str, layout: Layout, shape: Sequence[int]) -> None:
     given, name = tuple(shape), path.split("@tokens")[0].removesuffix("@last").removesuffix("@first")
     if len(shape) == 3 and layout.kind is None:
         raise ValueError(
-            f"tap {path!r} reads three dimensions, {given}, whose layout no shape tells: write {name}@tokens where "
-            f"they are (B, N, C) with the image's tokens row by row ({name}@tokens:prefix=1:grid=14x14 where one token "
-            "stands in front of 14 rows and 14 columns), and tap another module where they are not"
+            f"tap {path!r} reads three dimensions, {given}, and a shape does not tell their layout: write "
+            f"{name}@tokens if they are (B, N, C) with the image's tokens row by row "
+            f"({name}@tokens:prefix=1:grid=14x14 for one token in front of 14 rows and 14 columns), or else tap "
+            "another module"
         )
     if layout.kind is not None and len(shape) != (3 if layout.kind == "tokens" else 4):
         wanted = {"first": "(B, C, H, W)", "last": "(B, H, W, C)", "tokens": "(B, N, C)"}[layout.kind]
@@ -217,8 +218,8 @@ def check_found(path: str, layout: Layout, shape: Sequence[int], found: str | No
         )
     if found is None and said is None:
         raise ValueError(
-            f"tap {path!r} reads {given}, and nothing tells where its channels are: write {path}@first where it is "
-            f"(B, C, H, W), {path}@last where it is (B, H, W, C), and tap another module where it is neither"
+            f"tap {path!r} reads {given}, and a shape does not tell where its channels are: write {path}@first if it "
+            f"is (B, C, H, W), {path}@last if it is (B, H, W, C), or else tap another module"
         )
     if found == "last" and said is None:
         raise ValueError(f"tap {path!r} gives a map {given} with its channels last: write {path}@last")
@@ -226,11 +227,11 @@ def check_found(path: str, layout: Layout, shape: Sequence[int], found: str | No
         return
     if said == "tokens":
         raise ValueError(
-            f"tap {path!r} reads {given}, whose second dimension are channels, as it does not grow with the image: "
-            "tap a module that gives tokens (B, N, C)"
+            f"tap {path!r} reads {given}, whose second dimension is channels, because it does not grow with the "
+            "image: tap a module that gives tokens (B, N, C)"
         )
     raise ValueError(
-        f"tap {path!r} reads {given} with its channels {found}, as the other dimensions are those of the image: "
+        f"tap {path!r} reads {given} with its channels {found}, because the other dimensions are those of the image: "
         f"leave out @{said}{' and write @last' if found == 'last' else ''}"
     )
 
@@ -247,6 +248,6 @@ def as_map(x: Tensor) -> Tensor:
     if x.ndim == 4:
         return x
     raise ValueError(
-        f"expected a map (B, C, H, W); got the shape {tuple(x.shape)}: tokens (B, N, C) become one where the tap's "
-        "path ends in @tokens, or by mgd.tokens_to_map; tap another module where it is neither"
+        f"expected a map (B, C, H, W); got the shape {tuple(x.shape)}: for tokens (B, N, C), end the tap's path with "
+        "@tokens, or use mgd.tokens_to_map; for anything else, tap another module"
     )

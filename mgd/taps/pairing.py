@@ -53,9 +53,9 @@ def pair_taps(
         pairs = pairs or _align(ours, theirs, _by_size(ratio, most))
     if not pairs:
         raise ValueError(
-            "no tap of the student goes with one of the teacher: their sizes, relative to the images, differ by more "
-            "than a factor of 4, or there are none. Name as many taps of each network, or use images of another size."
-            f"\nstudent:\n{table(ours)}\nteacher:\n{table(theirs)}"
+            "no tap of the student fits one of the teacher: their sizes, relative to the images, differ by more than "
+            "a factor of 4, or there are none. Name equally many taps of each network, or use images of another "
+            f"size.\nstudent:\n{table(ours)}\nteacher:\n{table(theirs)}"
         )
     return pairs
 

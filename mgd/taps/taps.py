@@ -208,9 +208,8 @@ class Taps(nn.Module):
     def _refuse_reordered(self, path: str) -> None:
         if self._reorders:
             raise ValueError(
-                f"tap {path!r} reads tokens of a network that keeps them in another order than that of rows and "
-                "columns: no map can be made of them, so tap a module that gives a map, as find_taps names them, or "
-                "another network"
+                f"tap {path!r} reads tokens that are not in the order of rows and columns, so they cannot become a "
+                "map: tap a module that returns a map (find_taps names them), or another network"
             )
 
     def _record(self, number: int, tensor: Tensor) -> None:
@@ -280,8 +279,8 @@ class Taps(nn.Module):
         shape = _shape(images)
         if layout.grid is None and len(shape) == 4 and "first" not in readings(found.shape, shape):
             raise ValueError(
-                f"tap {path!r}: the images are {shape[2]} x {shape[3]}, so the tokens are hardly "
-                f"{found.shape[2]} x {found.shape[3]}: say how many rows and columns they are, as in "
+                f"tap {path!r}: the images are {shape[2]} x {shape[3]}, so the tokens are probably not "
+                f"{found.shape[2]} x {found.shape[3]}: say how many rows and columns they have, as in "
                 "@tokens:prefix=1:grid=14x28"
             )
         return found

@@ -62,9 +62,9 @@ def test_a_run_folder_is_taken_as_the_teacher(photos: Path, teacher: Path, tmp_p
     ("more", "message"),
     [
         (["--epoch", "2"], "unrecognized arguments: --epoch; close ones are --epochs"),
-        (["--seed", "3"], "--seed is of a single run"),
+        (["--seed", "3"], "--seed belongs to a single run"),
         (["--seeds", "1"], "expected a whole number at least 2"),
-        (["--recipes", "alone"], "--recipes alone: expected alone, which the others are compared with, and another"),
+        (["--recipes", "alone"], "--recipes alone: expected alone and at least one other, which is compared with it"),
         (["--recipes", "recomended"], "there is no such recipe; close is recommended"),
         (["--recipes", "alone", "kdd"], "unknown distiller 'kdd'"),
         (["--recipes", "alone", "none.yaml"], "there is no such file"),
@@ -88,7 +88,7 @@ def test_a_folder_of_something_else_is_left_alone(
 ) -> None:
     (tmp_path / "mine.txt").touch()
     assert compare.main(line(photos, teacher, tmp_path)) == 2
-    assert "holds something else than a comparison" in capsys.readouterr().err
+    assert "contains files that are not of a comparison" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

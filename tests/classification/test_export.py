@@ -215,7 +215,7 @@ def test_what_is_wrong_is_one_sentence(
         ([check, "--to", "pt2", *new, "--tolerence", "1"], "close ones are --tolerance"),
         ([check, "--to", "pt2", *new, "--tolerance", "-1"], "expected a number at least 0; got '-1'"),
         ([check, "--to", "onnx", *new, "--opset", "9"], "expected a whole number at least 18; got '9'"),
-        ([check, "--to", "pt2", *new, "--opset", "20"], "--opset goes with --to onnx or int8 only"),
+        ([check, "--to", "pt2", *new, "--opset", "20"], "--opset works only with --to onnx or int8"),
         ([check, "--to", "int8", *new], "needs --data DIR: the images to calibrate on"),
         ([check, "--to", "safetensors", "--with-preprocessing", *new], "needs a graph"),
         ([check, "--to", "pt2", "--output", str(there)], "exists already and is not overwritten"),
@@ -225,7 +225,7 @@ def test_what_is_wrong_is_one_sentence(
         ([str(tmp_path / "no.pth"), "--to", "pt2", *new], "does not exist"),
         ([check, "--to", "pt2", "--data", str(tmp_path / "no"), *new], "does not exist"),
         ([check, "--to", "pt2", "--data", str(tmp_path / "empty"), *new], "holds no images"),
-        ([check, "--to", "pt2", "--data", str(two), *new], "has 2 classes, the checkpoint 3"),
+        ([check, "--to", "pt2", "--data", str(two), *new], "has 2 classes, but the checkpoint has 3"),
     ]
     for words, text in cases:
         assert main(words) == 2, words

@@ -73,7 +73,9 @@ def test_published_names_are_networks_of_the_published_size(name: str) -> None:
 
 def test_no_weights_are_shipped() -> None:
     for words in (("resnet50_ssl",), ("meal_v2", "mealv2_resnest50_cutmix")):
-        with pytest.raises(UserError, match=r"no weights of \w+ are shipped here: make them by `mgd distill DIR"):
+        with pytest.raises(
+            UserError, match=r"this project comes without weights of \w+: make them with `mgd distill DIR"
+        ):
             load(*words, pretrained=True)
     with pytest.raises(UserError, match="meal_v2 has no 'mealv3': there are mealv1_resnest50, "):
         load("meal_v2", "mealv3")

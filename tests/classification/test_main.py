@@ -276,20 +276,20 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
     [
         ("no folder", "data folder /nowhere does not exist"),
         ("arch", "at least one channel"),
-        ("no teacher", "train a teacher with main_base.py and give its best.pth by --teacher-resume"),
+        ("no teacher", "train a teacher with main_base.py and give its best.pth with --teacher-resume"),
         ("pretrained", "no pretrained weights of cifar_resnet8_w0.5: give a file by --student-resume"),
         ("missing", "does not exist"),
         ("truncated", "it is truncated or damaged"),
         ("network", "does not fit cifar_resnet8"),
         ("order", "another order: class 0 is 'sky' there, 'bar' in the data"),
-        ("count", "has 4 classes, this run 3"),
+        ("count", "has 4 classes, but this run has 3"),
         ("classes", "--num-classes 2 is less than the 3 class folders"),
         ("tap", "nearest are layer"),
-        ("taps count", "as many taps each for mgd; got 2"),
+        ("taps count", "equally many taps for mgd; got 2"),
         ("no map", "term mgd: expected a map (B, C, H, W)"),
         ("ambiguous", "'layer3.0.relu@in#-1' for the last"),
         ("output", "exists already and is not overwritten"),
-        ("resume", "holds weights only"),
+        ("resume", "holds only weights"),
         ("read only", "--output /proc/run cannot be made"),
         ("size", "timm:levit_128s does not run at --img-size 16"),
         ("typo", "close ones are --mgd-reducer"),
@@ -312,7 +312,7 @@ def test_resuming_with_another_reducer_is_refused(distil: list[str], capsys: Any
     assert main_mgd.main(words) == 2
     assert "mgd.reducer sm, was amp" in capsys.readouterr().err
     assert main_mgd.main(options(distil, epochs="1", resume=str(Path(distil[-1]) / "last.pth"))) == 2
-    assert "run that is done: raise --epochs" in capsys.readouterr().err
+    assert "run that is complete: raise --epochs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

@@ -25,24 +25,24 @@ def test_help_is_one_screen_and_does_not_wait_for_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "mgd: there is no word 'evalute'; close ones are evaluate\n"
+    assert done.stderr == "mgd: unknown command 'evalute'; close ones are evaluate\n"
     screen = shell.screen().splitlines()
     assert len(screen) <= 24 and max(map(len, screen)) <= 110
 
 
 def test_it_is_what_an_installation_calls(capsys: pytest.CaptureFixture[str]) -> None:
     assert 'mgd = "classification.__main__:main"' in (ROOT / "pyproject.toml").read_text()
-    assert shell.main([]) == 2 and capsys.readouterr().err.startswith("usage: mgd WORD")
+    assert shell.main([]) == 2 and capsys.readouterr().err.startswith("usage: mgd COMMAND")
     done = subprocess.run([sys.executable, "-m", "classification", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("usage: mgd WORD")
+    assert done.returncode == 0 and done.stdout.startswith("usage: mgd COMMAND")
 
 
-@pytest.mark.parametrize("name", sorted(shell.WORDS))
+@pytest.mark.parametrize("name", sorted(shell.COMMANDS))
 def test_a_word_is_listed_where_its_script_is_there(name: str) -> None:
-    there = (ROOT / "classification" / f"{shell.WORDS[name].module}.py").exists()
+    there = (ROOT / "classification" / f"{shell.COMMANDS[name].module}.py").exists()
     assert (f"\n  {name} " in shell.screen()) == there
     if not there:
-        with pytest.raises(UserError, match=f"there is no word '{name}'"):
+        with pytest.raises(UserError, match=f"unknown command '{name}'"):
             shell.find(name)
 
 

@@ -90,7 +90,7 @@ def test_names_of_the_authors_are_turned_into_those_of_timm() -> None:
 
 def test_the_list_of_several_files_is_named(tmp_path: Path) -> None:
     (tmp_path / "w.json").write_text('{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}')
-    with pytest.raises(UserError, match="weights that lie in several files: join those"):
+    with pytest.raises(UserError, match="weights in several files: join those"):
         read_checkpoint(tmp_path / "w.json")
 
 

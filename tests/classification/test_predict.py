@@ -86,7 +86,7 @@ def test_unreadable_files_are_named_and_skipped(photos: Path, teacher: Path, tmp
     assert main(words) == 1
     said = capsys.readouterr()
     assert [row["path"] for row in rows(out)] == [str(good)] * 3
-    assert f"image {tmp_path / 'broken.jpg'} cannot be read (it is of no kind that is known)" in said.err
+    assert f"image {tmp_path / 'broken.jpg'} cannot be read (it is in no known image format)" in said.err
     assert f"image {lost} cannot be read (No such file or directory)" in said.err
     assert "--top-k 9: there are 3 classes" in said.err and "2 of 3 images could not be read" in said.err
     assert len(said.out.splitlines()) == 1
@@ -111,9 +111,9 @@ def test_paths_come_from_folders_lists_and_stdin(tmp_path: Path) -> None:
         (b"", "no image found in LIST: images end in .jpg"),
         (
             b"dear diary\n",
-            "LIST is neither an image nor a list of images: its first line, 'dear diary', is no path of a file",
+            "LIST is neither an image nor a list of images: its first line, 'dear diary', is not the path of a file",
         ),
-        (b"a\nb\0c\n", "LIST is neither an image nor a list of images: line 2 is no path"),
+        (b"a\nb\0c\n", "LIST is neither an image nor a list of images: line 2 is not a path"),
     ],
 )
 def test_a_file_that_is_no_list_is_refused(content: bytes, message: str, tmp_path: Path) -> None:

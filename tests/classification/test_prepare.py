@@ -53,7 +53,7 @@ def test_class_folders_are_split_and_shrunk_upright(tmp_path: Path, capsys: pyte
     write(tmp_path / "from" / ".thumbnails" / "a.jpg")
     prepare(tmp_path / "from", tmp_path / "to", "--side", "30", "--valid", "0.2")
     said = capsys.readouterr().out
-    assert "broken.jpg cannot be read" in said and "left out 1 file not called images: 1 .mov" in said
+    assert "broken.jpg cannot be read" in said and "left out 1 file not named like images: 1 .mov" in said
     found = read_folder(tmp_path / "to")
     assert found.classes == ["cat", "dog"]
     assert len(found.train) + len(found.valid) == 12 + 10
@@ -89,12 +89,12 @@ def test_mistakes_are_said_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").mkdir()
     for words, message in [
-        (("nowhere", "to"), "is no folder"),
+        (("nowhere", "to"), "is not a folder"),
         (("empty", "to"), "holds no images"),
-        (("above", "to"), "holds images of one alone: give the folder that holds the CLASS folders"),
+        (("above", "to"), "has images of one alone: give the folder that contains the CLASS folders"),
         (("one", "to"), "class cat has one image"),
-        (("alone", "to"), "holds train, not train and valid"),
-        (("tested", "to"), "holds test and train, not train and valid"),
+        (("alone", "to"), "has train, but not both train and valid"),
+        (("tested", "to"), "has test and train, but not both train and valid"),
         (("one", "taken"), "exists already"),
         (("one", "to", "--valid", "2"), "expected a number at least 0, at most 0.95"),
         (("one", "to", "--valid", "0.6", "--test", "0.5"), "leave nothing to train on"),
@@ -121,9 +121,9 @@ def test_hidden_folders_are_no_data_and_copies_stay_on_one_side(
     write(top / "loose.png")
     prepare(top, tmp_path / "to", "--valid", "0.3")
     said = capsys.readouterr().out
-    assert f"left out 13 hidden files and folders, as {top}/.ipynb_checkpoints" in said
-    assert f"left out 1 image outside the class folders, as {top}/loose.png" in said
-    assert "21 files hold 10 images, byte for byte" in said and "1 image in more than one class" in said
+    assert f"left out 13 hidden files and folders, for example {top}/.ipynb_checkpoints" in said
+    assert f"left out 1 image outside the class folders, for example {top}/loose.png" in said
+    assert "21 files with only 10 images, byte for byte" in said and "1 image in more than one class" in said
     placed = sides(tmp_path / "to")
     assert len(placed) == 31
     assert all(placed[f"cat{number}"] == placed[f"copy{number}"] for number in range(10))
@@ -155,7 +155,7 @@ def test_an_image_on_both_sides_of_a_split_that_is_there_is_said(
     shutil.copy(top / "train" / "cat" / "train1.jpg", top / "val" / "dog" / "same.jpg")
     prepare(top, tmp_path / "to")
     said = capsys.readouterr().out
-    pair = f"as {top}/train/cat/train1.jpg = {top}/val/dog/same.jpg"
+    pair = f"for example {top}/train/cat/train1.jpg = {top}/val/dog/same.jpg"
     assert f"warning: 1 image of train in valid or test too, byte for byte, {pair}" in said
     with pytest.raises(UserError, match=r"--test has no effect: .* is split already"):
         prepare(top, tmp_path / "other", "--test", "0.1")
@@ -188,7 +188,7 @@ def test_a_class_that_would_vanish_is_refused(tmp_path: Path, monkeypatch: pytes
     write(top / "fox" / "3.HEIC.jpg")
     (top / "fox" / "3.HEIC.jpg").rename(top / "fox" / "3.HEIC")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
-    with pytest.raises(UserError, match=r"1 image in HEIC, as .*3\.HEIC: `pip install pillow-heif`"):
+    with pytest.raises(UserError, match=r"1 image in HEIC format, for example .*3\.HEIC: `pip install pillow-heif`"):
         prepare(top, tmp_path / "to")
     assert not (tmp_path / "to").exists()
 
@@ -199,7 +199,9 @@ def test_a_class_of_another_class_s_images_is_refused_where_a_side_is_left_empty
             write(tmp_path / "from" / name / f"{name}{number}.png", colour=number)
     for number in range(2, 9):
         write(tmp_path / "from" / "cat" / f"cat{number}.png", colour=number)
-    with pytest.raises(UserError, match="class dog has too few images that no other class has: none is left for valid"):
+    with pytest.raises(
+        UserError, match="class dog shares too many of its images with other classes: none is left for valid"
+    ):
         prepare(tmp_path / "from", tmp_path / "to")
     write(tmp_path / "from" / "dog" / "dog2.png", colour=50)
     prepare(tmp_path / "from", tmp_path / "to")
@@ -282,12 +284,12 @@ def test_shots_of_one_series_stay_on_one_side(tmp_path: Path, capsys: pytest.Cap
                 )
     write(top / "cat" / "undated.png")
     prepare(top, tmp_path / "to", "--valid", "0.2", "--group", "time")
-    assert "1 image without a time of the shot" in capsys.readouterr().out
+    assert "1 image without a date" in capsys.readouterr().out
     placed = sides(tmp_path / "to")
     for name in ("cat", "dog"):
         assert all(len({placed[f"{name}{series}x{shot}"] for shot in range(3)}) == 1 for series in range(5))
     with pytest.raises(
-        UserError, match=r"class cat has 2 groups of images, and needs one to train and one to validate"
+        UserError, match=r"class cat has 2 groups of images, but needs one to train and one to validate"
     ):
         prepare(top, tmp_path / "test", "--test", "0.1", "--group", "time", "--minutes", "1000")
 
@@ -304,7 +306,7 @@ def test_near_duplicates_across_the_split_are_found_and_left_out(
     noise(top / "train" / "cat" / "smaller.jpg", 152, (40, 30), quality=60)  # valid's dog 2, smaller and lossy
     prepare(top, tmp_path / "to", "--near", "4")
     pair = f"{top}/train/cat/smaller.jpg = {top}/valid/dog/valid-dog2.png"
-    found = f"1 image of train near to one of valid or test, as {pair}"
+    found = f"1 image of train near to one of valid or test, for example {pair}"
     assert f"warning: {found}" in capsys.readouterr().out
     assert len(list((tmp_path / "to").glob("train/*/*"))) == 9
     prepare(top, tmp_path / "less", "--near", "4", "--remove-duplicates")
@@ -354,7 +356,7 @@ def test_kinds_of_photographs(suffix: str, tmp_path: Path, capsys: pytest.Captur
 
 def test_the_script_says_a_mistake_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nowhere"), str(tmp_path / "to")]) == 2
-    assert capsys.readouterr().err == f"prepare.py: {tmp_path}/nowhere is no folder\n"
+    assert capsys.readouterr().err == f"prepare.py: {tmp_path}/nowhere is not a folder\n"
     assert main([str(tmp_path), str(tmp_path / "to"), "--vald", "0.2"]) == 2
     assert "--vald" in (said := capsys.readouterr().err) and "close ones are --valid" in said
     assert main(["--help"]) == 0

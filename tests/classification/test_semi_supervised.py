@@ -80,12 +80,12 @@ def nothing(*_: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words", "message"),
     [
-        (held, [], "holds 1 image of valid, as"),
+        (held, [], "holds 1 image of valid, for example"),
         (empty, [], "no image found in"),
-        (nothing, ["--unlabelled", "nowhere"], "--unlabelled nowhere is no folder"),
+        (nothing, ["--unlabelled", "nowhere"], "--unlabelled nowhere is not a folder"),
         (nothing, ["--teacher", "nowhere.pth"], "checkpoint nowhere.pth does not exist"),
         (nothing, ["--teacher", "OTHER"], "has other classes than"),
-        (nothing, ["--output", "PHOTOS"], "holds other files: give another folder"),
+        (nothing, ["--output", "PHOTOS"], "contains other files: give another folder"),
         (nothing, ["--pretrain-epoch", "3"], "close ones are --pretrain-epochs"),
     ],
 )

@@ -112,5 +112,5 @@ def test_shared_memory_that_is_short_is_told_on_all(photos: Path, monkeypatch: p
     monkeypatch.setattr(os, "posix_fallocate", full)
     left = set(cache.SHARED.glob("mgd-*"))
     found = together(lambda near: Cache(list(read_folder(photos).train), read_image, near=near))
-    assert all("of shared memory, and /dev/shm has less" in str(error) for error in found), found
+    assert all("of shared memory, but /dev/shm has less" in str(error) for error in found), found
     assert set(cache.SHARED.glob("mgd-*")) == left

@@ -83,7 +83,7 @@ def test_a_wrong_folder_is_refused(what: str, message: str, photos: Path, tmp_pa
 
 
 def test_a_folder_of_class_folders_is_sent_to_prepare(photos: Path) -> None:
-    with pytest.raises(UserError, match=f"by mgd prepare {photos / 'train'} NEW_FOLDER, and name that$"):
+    with pytest.raises(UserError, match=f"run mgd prepare {photos / 'train'} NEW_FOLDER, and give NEW_FOLDER instead$"):
         read_folder(photos / "train")
 
 
@@ -227,7 +227,11 @@ def test_hidden_files_and_folders_are_no_data_at_any_depth(depth: str, tmp_path:
     for found, expected in zip((read_folder(root), read_folder(root, labels=False)), before, strict=True):
         assert found == expected and len(found.notes) == 1
     # 9 folders a split, and 2 files that are called images; without a class folder those of train count by depth alone
-    assert read_folder(root).notes[0].startswith(f"left out {22 if depth else 18} hidden files and folders, as {root}/")
+    assert (
+        read_folder(root)
+        .notes[0]
+        .startswith(f"left out {22 if depth else 18} hidden files and folders, for example {root}/")
+    )
 
 
 def test_the_data_folder_itself_may_be_hidden(tmp_path: Path) -> None:
@@ -250,9 +254,9 @@ def test_images_of_every_suffix_count_and_others_are_told(tmp_path: Path) -> Non
     found = read_folder(root)
     assert sum(label == 1 for _, label in found.train) == 2 * len(suffixes) + 1
     files, hidden, loose = found.notes
-    assert files.startswith("left out 11 files not called images: 3 .mov, 2 .txt, 1 ") and "2 others" in files
-    assert hidden == f"left out 1 hidden file or folder, as {dot}/.jpg"
-    assert loose == f"left out 1 image outside the class folders, as {root}/train/stray.png"
+    assert files.startswith("left out 11 files not named like images: 3 .mov, 2 .txt, 1 ") and "2 others" in files
+    assert hidden == f"left out 1 hidden file or folder, for example {dot}/.jpg"
+    assert loose == f"left out 1 image outside the class folders, for example {root}/train/stray.png"
     found = read_folder(root, labels=False)
     assert len(found.train) == 2 * len(suffixes) + 4
 
@@ -261,7 +265,7 @@ def test_images_of_every_suffix_count_and_others_are_told(tmp_path: Path) -> Non
 def test_a_class_that_would_vanish_is_refused_with_its_suffixes(split: str, tmp_path: Path) -> None:
     root = write_photos(tmp_path / "photos", train=2, valid=2)
     (root / split / "dot" / "0.png").rename(root / split / "dot" / "0.MOV")
-    assert "left out 1 file not called images: 1 .mov" in read_folder(root).notes
+    assert "left out 1 file not named like images: 1 .mov" in read_folder(root).notes
     (root / split / "dot" / "1.png").rename(root / split / "dot" / "1")
     message = rf"{split} has class folders without images: dot \(1 \.mov, 1 without a suffix\); images end in \.jpg "
     with pytest.raises(UserError, match=message):
@@ -301,7 +305,9 @@ def test_heic_needs_its_library_before_anything_starts(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
     check_heif(Folder([], [("a.jpg", 0)], [("heic.png", 0)]))
-    with pytest.raises(UserError, match=r"2 images in HEIC, as b\.HEIC: `pip install pillow-heif` to read them"):
+    with pytest.raises(
+        UserError, match=r"2 images in HEIC format, for example b\.HEIC: `pip install pillow-heif` to read them"
+    ):
         check_heif(Folder([], [("a.jpg", 0), ("b.HEIC", 0)], [("c.heif", 0)]))
     root = write_photos(tmp_path / "photos", train=2, valid=1)
     (root / "train" / "dot" / "a.heic").write_bytes(b"")
@@ -341,7 +347,7 @@ def test_a_run_says_what_is_left_out_and_what_is_shared(tmp_path: Path, capsys: 
     words = [str(root), "-a", STUDENT, *SMALL, "--epochs", "1"]
     assert main_base.main([*words, "--output", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
-    assert "=> left out 1 file not called images: 1 .mov" in said
+    assert "=> left out 1 file not named like images: 1 .mov" in said
     shared = f"{root}/valid/sky/7.png = {root}/train/sky/3.png"
     assert f"=> warning: 1 image both in train and in valid, byte for byte ({shared})" in said
     assert "Err@1" not in said  # notes of the data do not have a fresh network evaluated

@@ -49,7 +49,7 @@ def test_a_list_that_was_kept_is_the_list(photos: Path) -> None:
     for number in range(3):
         found = once(photos, reads)
         assert len(reads) == 1, number
-        assert (found.classes, found.notes) == (["a", "b"], ["left out 1 file not called images: 1 .txt"])
+        assert (found.classes, found.notes) == (["a", "b"], ["left out 1 file not named like images: 1 .txt"])
         assert (list(found.train), list(found.valid)) == (plain.train, plain.valid)
         assert digest_of(found.train, photos) == digest_of(plain.train, photos)
 
@@ -129,7 +129,7 @@ def test_other_questions_have_lists_of_their_own(photos: Path) -> None:
     read = partial(read_folder, photos, train_list=str(names))
     assert len(list_once(read, place, photos, [str(names)], shared=True).train) == 1
     (photos / "train" / "b" / "3.jpg").unlink()  # a file that the list names
-    with pytest.raises(Exception, match="is no file"):
+    with pytest.raises(Exception, match="is not a file"):
         list_once(read, place, photos, [str(names)], shared=True)
 
 

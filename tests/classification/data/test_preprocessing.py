@@ -195,7 +195,7 @@ def test_starting_weights_give_their_preprocessing_to_the_run(photos: Path, tmp_
     file = saved(tmp_path / "w.pth", STUDENT, 0, format=4, img_size=24, resize=30, mean=list(HALF), std=[0.25] * 3)
     words = [str(photos), *SMALL[2:6], "--seed", "0", "--lr", "0.01", "--output", str(tmp_path / "run")]
     assert main_base.main([*words, "--student-resume", str(file), "--epochs", "1"]) == 0
-    assert f"the student {STUDENT} sees images as its file had them: 24 px of 30" in capsys.readouterr().out
+    assert f"the student {STUDENT} gets images as its file had them: 24 px of 30" in capsys.readouterr().out
     last = torch.load(tmp_path / "run" / "last.pth", weights_only=True)
     stored = {"img_size": 24, "resize": 30, "crop": "center", "mean": list(HALF), "std": [0.25] * 3}
     assert {key: last[key] for key in stored} == stored and last["arch"] == STUDENT
@@ -263,10 +263,10 @@ def test_a_teacher_of_other_classes_serves_terms_that_read_maps(
     words = options(distil, teacher_resume=str(tmp_path / "five.pth"), epochs="1")
     assert main_mgd.main(words) == 0
     out = capsys.readouterr().out
-    assert "has 5 outputs of other classes: its maps alone are read" in out
+    assert "has 5 outputs of other classes: only its maps are used" in out
     assert f"=> teacher {TEACHER}: not evaluated" in out
     assert main_mgd.main([*words, "--evaluate"]) == 2
-    assert f"fine-tune it first, by main_base.py DIR -a {TEACHER} --student-resume" in capsys.readouterr().err
+    assert f"fine-tune it first with main_base.py DIR -a {TEACHER} --student-resume" in capsys.readouterr().err
 
 
 def test_a_resumed_run_shows_its_teacher_what_it_saw_before(photos: Path, tmp_path: Path, capsys: Any) -> None:
@@ -274,7 +274,7 @@ def test_a_resumed_run_shows_its_teacher_what_it_saw_before(photos: Path, tmp_pa
     teacher = saved(tmp_path / "t.pth", TEACHER, 0, format=4, img_size=24, resize=30, mean=list(HALF))
     words = [str(photos), "--student-resume", str(student), "--teacher-resume", str(teacher), "--distiller", "kd"]
     words += ["-b", "8", "-j", "0", "--seed", "0", "--lr", "0.01", "--epochs", "1", "--output", str(tmp_path / "run")]
-    seen = f"the teacher {TEACHER} sees images as its file had them: 24 px of 30"
+    seen = f"the teacher {TEACHER} gets images as its file had them: 24 px of 30"
     assert main_mgd.main(words) == 0 and seen in capsys.readouterr().out
     assert main_mgd.main(["--resume", str(tmp_path / "run"), "--epochs", "2"]) == 0 and seen in capsys.readouterr().out
     words = ["--resume", str(tmp_path / "run"), "--epochs", "3", "--img-size", "16"]
@@ -295,11 +295,11 @@ def test_what_was_said_of_images_names_its_source(photos: Path, tmp_path: Path) 
     file = saved(tmp_path / "w.pth", TEACHER, 0, format=4, img_size=24, resize=24, mean=list(HALF), std=[0.25] * 3)
     words = [str(photos), "-e", "-j", "0", "--seed", "0"]
     alone = engine_of([*words, "--student-resume", str(file), "--img-size", "32"], main_base)
-    assert "sees images as its file had them, except for the size: 32 px" in " ".join(alone.job.notes)
+    assert "gets images as its file had them, except for the size: 32 px" in " ".join(alone.job.notes)
     recipe = tmp_path / "r.yaml"
     recipe.write_text(f"teachers: [{{arch: {TEACHER}, resume: {file}, mean: [0.1, 0.1, 0.1]}}]\nterms: {{kd: {{}}}}\n")
     both = engine_of([*words, "--config", str(recipe)], main_mgd)
-    assert f"{TEACHER} sees images as its recipe and its file say: 24 px of 24" in " ".join(both.job.notes)
+    assert f"{TEACHER} gets images as its recipe and its file say: 24 px of 24" in " ".join(both.job.notes)
 
 
 def test_a_peer_that_saw_other_images_is_named(photos: Path, tmp_path: Path) -> None:
@@ -312,7 +312,7 @@ def test_a_peer_that_saw_other_images_is_named(photos: Path, tmp_path: Path) -> 
 def test_a_file_that_does_not_fit_and_names_no_network_says_so(photos: Path, tmp_path: Path, capsys: Any) -> None:
     torch.save(build(STUDENT, 3).state_dict(), tmp_path / "w.pth")
     assert main_base.main([str(photos), "-e", "-j", "0", "--student-resume", str(tmp_path / "w.pth")]) == 2
-    assert "does not fit resnet18" in (said := capsys.readouterr().err) and "does not say its network: name it" in said
+    assert "does not fit resnet18" in (said := capsys.readouterr().err) and "does not name its network, so" in said
 
 
 def test_peers_are_evaluated_as_their_files_say(photos: Path, tmp_path: Path) -> None:

@@ -105,5 +105,5 @@ def test_pairs_are_mixed_as_their_numbers_say() -> None:
 def test_an_image_that_shrank_is_refused(image: Tensor) -> None:
     view = np.zeros((), VIEW)
     view["height"], view["width"], view["left"] = 30, 30, 20
-    with pytest.raises(UserError, match=r"a\.png is smaller than when the teacher saw it"):
+    with pytest.raises(UserError, match=r"a\.png is smaller than when it was stored"):
         Renderer(PLAIN)(image, view, "a.png")

@@ -120,13 +120,15 @@ def test_a_shard_that_was_packed_again_is_not_read_at_old_places(tmp_path: Path)
     shard = pack(tmp_path / "a.tar", GOOD)
     path = shard_images([shard])[str(shard)][2]
     pack(shard, [("more.cls", b"1"), *GOOD])
-    assert image_or_cause(path) == "its shard holds another file at this place: was it packed again?"
+    assert image_or_cause(path) == "its shard has another file at this place: perhaps it was packed again"
     pack(shard, [(f"more/{'n' * 120}.cls", b"1"), *GOOD])
-    assert image_or_cause(path) == "its shard holds another file at this place: was it packed again?"
+    assert image_or_cause(path) == "its shard has another file at this place: perhaps it was packed again"
     pack(shard, [("more.cls", bytes(513)), *GOOD])
-    assert image_or_cause(path) == "its shard holds no file at this place: was it packed again?" and not is_there(path)
+    assert image_or_cause(path) == (
+        "its shard has no file at this place: perhaps it was packed again"
+    ) and not is_there(path)
     (tmp_path / "list").write_text("a.tar@512+99999999999999/x.png 1\n")
-    with pytest.raises(UserError, match="is no file in"):
+    with pytest.raises(UserError, match="is not a file in"):
         read_list(tmp_path / "list", tmp_path)
 
 
@@ -179,38 +181,38 @@ def written(content: bytes) -> Callable[[Path], Path]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda p: pack(p, [*GOOD, ("../out.png", picture())]), r"the name '\.\./out\.png' may lead out of it"),
-        (lambda p: pack(p, [("a/../../out.txt", b"")]), r"the name 'a/\.\./\.\./out\.txt' may lead out of it"),
-        (lambda p: pack(p, [("/etc/out.png", picture())]), "the name '/etc/out.png' may lead out of it"),
-        (lambda p: pack(p, [("b.tar@1+2/x.png", picture())]), "may lead out of it"),
-        (lambda p: special(p, tarfile.SYMTYPE, link="/etc/passwd"), "'1.png' is a link: pack plain files alone"),
+        (lambda p: pack(p, [*GOOD, ("../out.png", picture())]), r"name '\.\./out\.png' could lead out of the folder"),
+        (lambda p: pack(p, [("a/../../out.txt", b"")]), r"name 'a/\.\./\.\./out\.txt' could lead out of the folder"),
+        (lambda p: pack(p, [("/etc/out.png", picture())]), "the name '/etc/out.png' could lead out of the folder"),
+        (lambda p: pack(p, [("b.tar@1+2/x.png", picture())]), "could lead out of the folder"),
+        (lambda p: special(p, tarfile.SYMTYPE, link="/etc/passwd"), "'1.png' is a link: pack plain files only"),
         (lambda p: special(p, tarfile.LNKTYPE, link="0.png"), "'1.png' is a link"),
         (lambda p: special(p, tarfile.CHRTYPE), "'1.png' is a device"),
         (lambda p: special(p, tarfile.BLKTYPE), "'1.png' is a device"),
         (lambda p: special(p, tarfile.FIFOTYPE), "'1.png' is a pipe"),
         (lambda p: special(p, tarfile.GNUTYPE_SPARSE), "'1.png' is a file with holes"),
         (lambda p: special(p, b"?"), "'1.png' is of an unknown kind"),
-        (cut(1024 + 20), r"a\.tar is cut: '000\.cls' ends|is cut: it has no end mark"),
-        (cut(512 + 30), r"a\.tar is cut: '000\.png' ends [0-9]+ bytes behind the end of the file: copy it again"),
-        (cut(1024), "is cut: it has no end mark behind '000.png': copy it again"),
-        (cut(2048), "is cut: it has no end mark behind '000.cls': copy it again"),
-        (joined, "holds more behind its end mark"),
+        (cut(1024 + 20), r"a\.tar is truncated: '000\.cls' ends|is truncated: it has no end mark"),
+        (cut(512 + 30), r"a\.tar is truncated: '000\.png' ends [0-9]+ bytes after the end of the file: copy it again"),
+        (cut(1024), "is truncated: it has no end mark after '000.png': copy it again"),
+        (cut(2048), "is truncated: it has no end mark after '000.cls': copy it again"),
+        (joined, "contains more after its end mark"),
         (written(b""), "a.tar is empty"),
         (written(b"\0" * 1024), "holds shards without images"),
         (written(b"no tar file" * 100), "a.tar is no tar file: expected a tar file as `tar -cf` makes it"),
         (lambda p: written(gzip.compress(pack(p, GOOD).read_bytes()))(p), "a.tar is compressed"),
-        (with_size(b"\xff" * 12), "is damaged behind '000.png', at byte 1024"),
+        (with_size(b"\xff" * 12), "is damaged after '000.png', at byte 1024"),
         (with_size(b"\x80" + b"\x7f" * 11), "is cut: '000.cls' ends"),
         (with_size(b"00077777777\0", tarfile.XHDTYPE), "has a header of 16777215 bytes, too many for a name"),
         (with_size(b"00000000002\0", tarfile.XHDTYPE), "has a header that cannot be read"),
         (lambda p: with_record(p, "size", "9" * 5000), "has a header that cannot be read"),
         (lambda p: with_record(p, "GNU.sparse.major", "1"), "has a header that cannot be read"),
-        (lambda p: with_record(p, "path", "../x.png"), "may lead out of it"),
+        (lambda p: with_record(p, "path", "../x.png"), "could lead out of the folder"),
         (lambda p: pack(p, GOOD[:-1]), "'003.png' has no label: expected 003.cls beside it"),
         (lambda p: pack(p, [*GOOD[:-1], ("003.cls", b"sky")]), "'003.cls' must hold a class index, as 3; got 'sky'"),
         (lambda p: pack(p, [*GOOD[:-1], ("003.cls", b"")]), "'003.cls' must hold a class index, as 3; got ''"),
         (lambda p: pack(p, [*GOOD[:-1], ("003.cls", b"1" * 600)]), "got 600 bytes"),
-        (lambda p: pack(p, [*GOOD[:-1], ("003.cls", b"3")]), "label 3 of '003.cls' is not below the number of classes"),
+        (lambda p: pack(p, [*GOOD[:-1], ("003.cls", b"3")]), "label 3 of '003.cls' must be below the number"),
         (lambda p: pack(p, [GOOD[0], ("000.jpg", picture()), GOOD[1]]), "'000.png' and '000.jpg' have one label"),
         (lambda p: pack(p, GOOD[1::2]), "holds shards without images: expected NAME.jpg and NAME.cls in each"),
     ],
@@ -279,5 +281,5 @@ def test_a_split_may_be_shards(tmp_path: Path) -> None:
 
 def test_compressed_shards_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(b"")
-    with pytest.raises(UserError, match=r"a\.tar\.gz is compressed, so that its images cannot be read at their places"):
+    with pytest.raises(UserError, match=r"a\.tar\.gz is compressed, and images can be read only from plain shards"):
         find_paths([str(tmp_path / "a.tar.gz")], io.BytesIO())

@@ -65,7 +65,7 @@ def test_what_does_not_run_is_one_sentence(teacher: Path, photos: Path, tmp_path
         ([str(foreign)], f"{foreign} does not say its classes and what it sees of an image"),
         (
             [str(file), "--arch", "resnet18"],
-            f"{file} is an exported file, which runs as it is on the CPU: leave --arch",
+            f"{file} is an exported file, which runs on the CPU as it is: leave out --arch",
         ),
     ]
     for words, text in cases:

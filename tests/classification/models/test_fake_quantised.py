@@ -105,5 +105,5 @@ def test_what_rounds_inside_of_a_function_is_refused() -> None:
     from classification.models.rounding import find_sites
 
     trained = Trained(Path(), Hidden().eval(), "hidden", 2, None, Preprocessing.of(8, "pad"), "")
-    with pytest.raises(UserError, match=r"hidden cannot train for int8: its file rounds .* inside of functions"):
+    with pytest.raises(UserError, match=r"hidden cannot train for int8: its int8 file rounds .* inside functions"):
         find_sites(trained)

@@ -98,7 +98,7 @@ def test_plain_weights_are_taken_before_averages_and_it_is_said(tmp_path: Path) 
         assert same(got, plain) and f"under '{one}', not those under '{other}'" in line
     got, line = loaded({"model": {"teacher." + n: v for n, v in average.items()} | prefixed(plain, "student.")},
                        tmp_path / "w.pth")  # fmt: skip
-    assert same(got, plain) and "tensors of other parts left out, as teacher." in line
+    assert same(got, plain) and "tensors of other parts left out, for example teacher." in line
 
 
 def test_wrappers_inside_of_names_counters_and_auxiliary_heads_are_no_matter(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_wrappers_inside_of_names_counters_and_auxiliary_heads_are_no_matter(tmp
     assert same(loaded(without, tmp_path / "w.pth")[0], {**without, "model.1.num_batches_tracked": torch.tensor(0)})
     for head in ("aux1.fc.weight", "AuxLogits.conv0.conv.weight"):
         got, line = loaded({**state, head: torch.zeros(3)}, tmp_path / "w.pth")
-        assert same(got, state) and f"left out, as {head}" in line
+        assert same(got, state) and f"left out, for example {head}" in line
     parameters = {name: nn.Parameter(v) if v.is_floating_point() else v for name, v in state.items()}
     assert same(loaded(parameters, tmp_path / "w.pth")[0], state)
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}

@@ -159,5 +159,7 @@ def test_refusals(folders: Path, photos: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=text):
             read_weights(f"hf:{name}")
     file = read_weights(f"hf:{folders / 'order'}")
-    with pytest.raises(UserError, match="stand in another order: class 1 is 'sky' there, 'dot' in the data"):
+    with pytest.raises(
+        UserError, match="are in another order: class 1 is 'sky' in the checkpoint, but 'dot' in the data"
+    ):
         load_file(build(file.arch or "", 3), file, arch=file.arch or "", num_classes=3, classes=list(CLASSES))

@@ -24,7 +24,7 @@ def test_a_checkpoint_of_ours_says_all(teacher: Path) -> None:
 
 def test_plain_weights_need_their_name_alone(tmp_path: Path) -> None:
     torch.save(build("cifar_resnet20", 7).state_dict(), tmp_path / "plain.pth")
-    with pytest.raises(UserError, match="does not say its network: name it by --arch"):
+    with pytest.raises(UserError, match="does not name its network: name it with --arch"):
         open_trained(tmp_path / "plain.pth")
     found = open_trained(tmp_path / "plain.pth", "cifar_resnet20")
     assert (found.num_classes, found.classes) == (7, None)
@@ -50,5 +50,5 @@ def test_the_number_of_classes_is_that_of_the_head_in_any_order_of_the_file(arch
 def test_a_network_that_is_not_known_is_named(tmp_path: Path) -> None:
     content = {"arch": "nobodys_net", "state_dict": build("cifar_resnet20", 7).state_dict()}
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="says 'nobodys_net', which is no network here: name it by --arch"):
+    with pytest.raises(UserError, match="says 'nobodys_net', which is no network here: name it with --arch"):
         open_trained(tmp_path / "other.pth")

@@ -142,12 +142,12 @@ def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
         ("--kd-temperature inf", "above 0"),
         ("--label-smoothing 1", "at most"),
         ("--mgd-update-freq -1", "at least 0"),
-        ("--start-epoch 100", "nothing to do"),
+        ("--start-epoch 100", "nothing to train"),
         ("--lr-drop-epochs 5 3", "must rise"),
         ("--mgd-reducr amp", "close ones are --mgd-reducer"),
         ("--mgd-reducer max", "choose from"),
         ("--distiller mgdd", "close ones are mgd"),
-        ("--distiller kd --mgd-with-kd 1", "goes with"),
+        ("--distiller kd --mgd-with-kd 1", "needs the term mgd"),
         ("--mgd-reducer sm --mgd-capacity spread", "capacity must be 'single', not 'spread'"),
         ("--device tpu9000", "unknown device"),
         ("--world-size 2", "--rank between 0 and 1"),
@@ -159,10 +159,10 @@ def test_a_missing_recipe_is_refused(tmp_path: Path) -> None:
         ("--rank -7", "--rank between"),
         ("--multiprocessing-distributed --rank 3", "--rank between 0 and 0"),
         ("--device meta", "not supported"),
-        ("--device cpu --multiprocessing-distributed --gpu 0", "this machine shows|exclude"),
+        ("--device cpu --multiprocessing-distributed --gpu 0", "this machine has|exclude"),
         ("--seed 99999999999999999999", "at most"),
-        ("--distiller kd --mgd-reducer sp", "--mgd-reducer has no effect here: it goes with the term mgd"),
-        ("--distiller ofd --mgd-solver scipy", "it goes with init flow"),
+        ("--distiller kd --mgd-reducer sp", "--mgd-reducer has no effect here: it works only with the term mgd"),
+        ("--distiller ofd --mgd-solver scipy", "it works only with init flow"),
         ("--distiller ofd --term ofd.init=flow --mgd-update-freq 2", "--mgd-update-freq has no effect"),
         (
             "--distiller dml+ofd --term ofd.init=flow",
@@ -181,12 +181,12 @@ def test_options_that_make_no_sense_are_refused(words: str, message: str) -> Non
 
 @pytest.mark.parametrize("words", ["--gpu 99", "--device cuda:99"])
 def test_a_gpu_that_is_not_there_is_refused(words: str) -> None:
-    with pytest.raises(UserError, match="this machine shows"):
+    with pytest.raises(UserError, match="this machine has"):
         distillation(*words.split())
 
 
 def test_main_base_refuses_what_has_no_effect_there() -> None:
-    with pytest.raises(UserError, match=r"--labels has no effect here: it goes with main_mgd\.py"):
+    with pytest.raises(UserError, match=r"--labels has no effect here: it works only with main_mgd\.py"):
         parse(["DIR", "--labels", "0"], "main_base.py", distillation=False)
     with pytest.raises(UserError, match="--mgd-reducer"):
         parse(["DIR", "--mgd-reducer", "amp"], "main_base.py", distillation=False)
@@ -330,7 +330,7 @@ def test_a_commit_is_dirty_where_code_differs_and_not_where_results_do(tmp_path:
 )
 def test_recipes_of_any_script_and_number_of_teachers_are_checked(recipe: str, distils: bool, tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(recipe)
-    with pytest.raises(UserError, match="warmup-epochs has no effect: it goes with --warmup 1"):
+    with pytest.raises(UserError, match="warmup-epochs has no effect: it works only with --warmup 1"):
         parse(["DIR", "--config", str(tmp_path / "r.yaml")], "main.py", distillation=distils)
 
 

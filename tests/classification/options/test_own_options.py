@@ -98,12 +98,12 @@ def test_what_is_typed_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "words", "message"),
     [
-        ("main_mgd.py", "", "name the folder of photographs, as in main_mgd.py DIR; --resume RUN alone takes"),
+        ("main_mgd.py", "", "name the folder of photographs, as in main_mgd.py DIR; only --resume RUN needs none"),
         ("main_mgd.py", "--resume auto --output x", "name the folder of photographs"),
-        ("main_base.py", "--resume RUN", "is of a run of main_mgd.py: resume it by main_mgd.py --resume"),
-        ("main_mgd.py", "--resume RUN --output b", "leave --output out"),
+        ("main_base.py", "--resume RUN", "is from a run of main_mgd.py: resume it with main_mgd.py --resume"),
+        ("main_mgd.py", "--resume RUN --output b", "leave out --output"),
         ("main_mgd.py", "--resume RUN --config gone", "recipe gone"),
-        ("main_mgd.py", "--resume EMPTY", "the folder has no last.pth, so that no run can be resumed from it"),
+        ("main_mgd.py", "--resume EMPTY", "the folder has no last.pth, so no run can be resumed from it"),
         ("main_mgd.py", "--resume GONE", "does not exist"),
         ("main_mgd.py", "--resume RUN --start-epoch 3", "without --resume"),
     ],
@@ -141,9 +141,9 @@ def test_a_run_of_the_other_script_is_named_by_its_own(photos: Path, tmp_path: P
     words = [str(photos), "-a", STUDENT, *SMALL, "--epochs", "1", "--output", str(tmp_path / "run")]
     assert main_base.main(words) == 0
     assert main_mgd.main(["--resume", str(tmp_path / "run")]) == 2
-    assert "is of a run of main_base.py: resume it by main_base.py" in capsys.readouterr().err
+    assert "is from a run of main_base.py: resume it with main_base.py" in capsys.readouterr().err
     assert main_base.main(["--resume", str(tmp_path / "run")]) == 2
-    assert "is of a run that is done: raise --epochs" in capsys.readouterr().err
+    assert "is from a run that is complete: raise --epochs" in capsys.readouterr().err
     assert main_base.main(["--resume", str(tmp_path / "run"), "--epochs", "2"]) == 0
 
 
@@ -211,7 +211,9 @@ def test_places_of_a_run_are_found_from_elsewhere(
             None,
         )
     shutil.rmtree(tmp_path / "photos")
-    with pytest.raises(UserError, match=r"photos, from which the run read, does not exist: .* type it before --resume"):
+    with pytest.raises(
+        UserError, match=r"photos, from which the run read its images, does not exist: .* type it before --resume"
+    ):
         parse(["--resume", str(tmp_path / "run")], "main_mgd.py", distillation=True)
     (tmp_path / "t,1.pth").unlink()
     with pytest.raises(UserError, match=r"the run's teacher, does not exist: .* give --teacher-resume"):

@@ -96,9 +96,9 @@ def test_the_file_of_the_guide_works(tmp_path: Path) -> None:
         ("import nothing_of_that_name", "ModuleNotFoundError"),
         ("", "expected TERMS = {name: term class}; got None"),
         ("TERMS = []", r"expected TERMS = {name: term class}; got \[\]"),
-        ("TERMS = {'a b': 1}", "a name of a term has small letters, digits and _; got 'a b'"),
+        ("TERMS = {'a b': 1}", "the name of a term must consist of small letters, digits and _; got 'a b'"),
         ("TERMS = {'mine': 1}", "mine must be a class made from mgd.losses.Term; got 1"),
-        ("from mgd.losses import KD\nTERMS = {'kd': KD}", "the name kd is that of a term of the library"),
+        ("from mgd.losses import KD\nTERMS = {'kd': KD}", "kd is already the name of a term of the library"),
         (GAP.replace("@dataclass(frozen=True)", ""), "Gap.Hyper must be a dataclass"),
         (GAP.replace("scale: float", "scale: 'Unknown'"), "the types of Gap.Hyper cannot be read"),
     ],
@@ -136,7 +136,7 @@ def test_a_run_resumes_only_with_the_same_file(
     marker = tmp_path / "ran"
     again = ["--resume", str(folder), "--epochs", "2"]
     file.write_text(f"open({str(marker)!r}, 'w')\n{GAP}")
-    for more, message in (([], "give that file by --term-module again"), (["--term-module", str(file)], "differs")):
+    for more, message in (([], "give that file again with --term-module"), (["--term-module", str(file)], "differs")):
         capsys.readouterr()
         assert main_mgd.main([*again, *more]) == 2
         assert message in capsys.readouterr().err and not marker.exists()

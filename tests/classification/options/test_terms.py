@@ -101,8 +101,8 @@ def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
     ("words", "message"),
     [
         ("--distiller nothing", "unknown distiller 'nothing': use one of afd, at"),
-        ("--distiller ce", "ce is added by itself wherever labels are used"),
-        ("--distiller kd+", "names a term that is empty: write a sum as mgd\\+kd"),
+        ("--distiller ce", "ce is added automatically if labels are used"),
+        ("--distiller kd+", "has an empty term: write a sum such as mgd\\+kd"),
         ("--distiller kd --term kd.start=100", "the term kd never acts: it starts in epoch 100"),
         ("--distiller kd --labels 0 --term kd.start=1", "no term acts in epoch 0"),
         ("--distiller kd --labels 0 --term kd.stop=7 --epochs 1000000000", "no term acts in epoch 7"),
@@ -119,12 +119,12 @@ def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
         ("--mgd-groups teacher --mgd-capacity soft", "takes the capacity 'spread' or 'truncate', not 'soft'"),
         ("--mgd-across 1 --mgd-assignment random", "across follows the costs: assignment must be 'cheapest'"),
         ("--mgd-cost gradient --mgd-observe online", "takes a pass of its own: observe must be 'pass'"),
-        ("--distiller ofd --mgd-groups teacher", "--mgd-groups has no effect here: it goes with init flow"),
-        ("--distiller kd --mgd-cost correlation", "--mgd-cost has no effect here: it goes with the term mgd"),
+        ("--distiller ofd --mgd-groups teacher", "--mgd-groups has no effect here: it works only with init flow"),
+        ("--distiller kd --mgd-cost correlation", "--mgd-cost has no effect here: it works only with the term mgd"),
         ("--distiller ofd --term ofd.init=flow --mgd-capacity soft", "ofd.capacity must be one of spread, truncate"),
         (
             "--mgd-observe online --mgd-update-freq 0",
-            "term mgd: observe 'online' goes with an update_freq of at",
+            "term mgd: observe 'online' needs an update_freq of at",
         ),
         ("--distiller fitnet --term fitnet.tap=first", "fitnet.tap must be a whole number or null; got 'first'"),
         ("--term mgd.stage_weights=[a]", "mgd.stage_weights must be a list of numbers or null"),
@@ -155,7 +155,10 @@ def test_terms_that_make_no_sense_are_refused(words: str, message: str) -> None:
         ("teachers: {arch: resnet18}", "teachers must be a list"),
         ("teachers: [{weight: 1}]", "a teacher needs an arch"),
         ("teachers: [{arch: resnet18, mean: 3}]", "mean of a teacher must be three numbers"),
-        ("teachers: [{arch: resnet18, frozen: false}]", "only mutual learning, as by dml, trains several networks"),
+        (
+            "teachers: [{arch: resnet18, frozen: false}]",
+            "only mutual learning, for example dml, trains several networks",
+        ),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(recipe: str, message: str, tmp_path: Path) -> None:
@@ -169,17 +172,23 @@ ONE = "teachers: [{arch: resnet18, %s}]"
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("mgd_reducer: sp\ndistiller: kd", "mgd_reducer has no effect: it goes with the term mgd"),
-        ("mgd-update-freq: 1\nterms: {ce: {}, kd: {}}", "mgd-update-freq has no effect: it goes with the term mgd"),
-        ("mgd-solver: scipy\ndistiller: ofd", "mgd-solver has no effect: it goes with init flow"),
-        ("kd_weight: 2", "kd_weight has no effect: it goes with the term kd"),
-        ("taps: layer1\nterms: {ce: {}, kd: {}}", "taps has no effect: it goes with a term that reads maps"),
-        ("lr-drop-epochs: [3]\nlr-schedule: cosine", "lr-drop-epochs has no effect: it goes with --lr-schedule step"),
-        ("warmup-epochs: 3", "warmup-epochs has no effect: it goes with --warmup 1"),
-        ("mgd-form: relative\nloss-factor: 3", "loss-factor has no effect: it goes with the form sum"),
-        ("terms: {mgd: {form: mean}}\nloss-factor: 3", "loss-factor has no effect: it goes with the form sum"),
-        ("mgd-weight: 3", "mgd-weight has no effect: it goes with the form mean or relative"),
-        ("label-smoothing: 0.1\nterms: {kd: {}}", "label-smoothing has no effect: it goes with the term ce"),
+        ("mgd_reducer: sp\ndistiller: kd", "mgd_reducer has no effect: it works only with the term mgd"),
+        (
+            "mgd-update-freq: 1\nterms: {ce: {}, kd: {}}",
+            "mgd-update-freq has no effect: it works only with the term mgd",
+        ),
+        ("mgd-solver: scipy\ndistiller: ofd", "mgd-solver has no effect: it works only with init flow"),
+        ("kd_weight: 2", "kd_weight has no effect: it works only with the term kd"),
+        ("taps: layer1\nterms: {ce: {}, kd: {}}", "taps has no effect: it works only with a term that reads maps"),
+        (
+            "lr-drop-epochs: [3]\nlr-schedule: cosine",
+            "lr-drop-epochs has no effect: it works only with --lr-schedule step",
+        ),
+        ("warmup-epochs: 3", "warmup-epochs has no effect: it works only with --warmup 1"),
+        ("mgd-form: relative\nloss-factor: 3", "loss-factor has no effect: it works only with the form sum"),
+        ("terms: {mgd: {form: mean}}\nloss-factor: 3", "loss-factor has no effect: it works only with the form sum"),
+        ("mgd-weight: 3", "mgd-weight has no effect: it works only with the form mean or relative"),
+        ("label-smoothing: 0.1\nterms: {kd: {}}", "label-smoothing has no effect: it works only with the term ce"),
         ("terms: {ce: {}, kd: {weight: 2}}\nkd-weight: 3", "kd-weight has no effect: terms.kd.weight says the same"),
         ("terms: {mgd: {weight: 2}}\nloss-factor: 3", "loss-factor has no effect: terms.mgd.weight says the same"),
         ("terms: {kd: {weight: 2}}\nterm: [kd.weight=3]", "terms.kd.weight has no effect: term kd.weight=3 says"),
@@ -188,7 +197,7 @@ ONE = "teachers: [{arch: resnet18, %s}]"
         (ONE % "resume: a, weights: b", r"teachers\[0\].weights has no effect: its weights are those of a file"),
         ((ONE % "resume: a") + "\nteacher-resume: b", r"teachers\[0\].resume has no effect: teacher-resume says"),
         ("teachers: [{arch: timm:resnet18, weights: a}]", r"teachers\[0\].weights has no effect: timm names"),
-        ("terms: {ce: {}, kd: {}}\nmgd-with-kd: 1", "--mgd-with-kd 1 goes with the term mgd"),
+        ("terms: {ce: {}, kd: {}}\nmgd-with-kd: 1", "--mgd-with-kd 1 needs the term mgd"),
     ],
 )
 def test_keys_of_a_recipe_that_would_change_nothing_are_refused(recipe: str, message: str, tmp_path: Path) -> None:

@@ -267,7 +267,7 @@ def test_scores_of_before_energies_were_kept_can_be_ranked(scores: Path, tmp_pat
     (old / "scores.json").write_text(json.dumps({**plan, "format": 1}))
     words = ["select", str(old), "--output", str(tmp_path / "list"), "--known", str(known), "--rule"]
     assert main([*words, "energy"]) == 2
-    assert f"--rule energy: {old} holds no energies: score again" in capsys.readouterr().err
+    assert f"--rule energy: {old} has no energies: score again" in capsys.readouterr().err
     assert main([*words, "margin"]) == 0
 
 
@@ -296,7 +296,7 @@ def test_unreadable_images_and_odd_names_are_left_out(photos: Path, teacher: Pat
     shutil.copy(os.fsencode(good), os.fsencode(pile) + b"/\xff.png")
     assert main(["score", str(teacher), str(pile), str(good), "--output", str(tmp_path / "scores"), *SMALL]) == 0
     said = capsys.readouterr()
-    assert "broken.jpg is left out (it is of no kind that is known)" in said.err
+    assert "broken.jpg is left out (it is in no known image format)" in said.err
     assert "its name has a line end" in said.err and "its name is no UTF-8 text" in said.err
     assert "1 paths were named more than once" in said.err and "5 images scored" in said.out
     assert [row["path"] for row in rows(tmp_path / "scores")] == [
@@ -320,13 +320,16 @@ def other_teacher(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda folder: (folder / "000002.parquet").unlink(), "lacks 1 of 5 shards, as 000002.parquet: type the line"),
+        (
+            lambda folder: (folder / "000002.parquet").unlink(),
+            "lacks 1 of 5 shards, for example 000002.parquet: type the line",
+        ),
         (
             lambda folder: (folder / "000002.parquet").write_bytes(b"no"),
-            "000002.parquet is no Parquet file, or damaged",
+            "000002.parquet is not a Parquet file, or is damaged",
         ),
         (other_column, "the column classes must be list<element: int32>; got list<element: int64>"),
-        (other_teacher, "000002.parquet is of another teacher than"),
+        (other_teacher, "000002.parquet is from another teacher than"),
         (lambda folder: (folder / "scores.json").write_text("{"), "scores.json cannot be read"),
         (
             lambda folder: (folder / "scores.json").write_text('{"format": 9}'),
@@ -354,7 +357,7 @@ def test_shards_that_are_wrong(
             "is a data folder, and its valid/ would be part of the pile",
         ),
         (["score", "nowhere.pth", "TRAIN", "--output", "new"], "checkpoint nowhere.pth does not exist"),
-        (["score", "TEACHER", "TRAIN", "--output", "PHOTOS"], "holds other files than scores: give another folder"),
+        (["score", "TEACHER", "TRAIN", "--output", "PHOTOS"], "contains other files than scores: give another folder"),
         (["score", "TEACHER", "VALID", "--output", "SCORES", *SMALL], "was begun with 27 images, now 15"),
         (["score", "TEACHER", "TRAIN", "--output", "SCORES", *SMALL, "--top-p", "2"], "was begun with --top-p 3"),
         (["score", "TEACHER", "TRAIN", "--output", "SCORES"], "was begun with --shard-size 6"),
@@ -363,14 +366,14 @@ def test_shards_that_are_wrong(
             ["select", "nowhere", "--output", "new"],
             "nowhere does not exist: give the --output of `pseudo_label.py score`",
         ),
-        (["select", "EMPTY", "--output", "new"], "EMPTY holds no shards: expected *.parquet"),
+        (["select", "EMPTY", "--output", "new"], "EMPTY has no shards: expected *.parquet"),
         (["select", "SCORES", "--output", "PHOTOS"], "is a folder: give a file in it"),
-        (["select", "SCORES", "--output", "new", "--top-p", "4"], "holds 3 classes per image: score with more"),
+        (["select", "SCORES", "--output", "new", "--top-p", "4"], "is more than the 3 classes per image in"),
         (["select", "SCORES", "--output", "new", "--min-score", "1.5"], "expected a number"),
         (["select", "SCORES", "--output", "new", "--min-score", "1"], "no image was chosen: lower --min-score"),
         (["select", "SCORES", "--output", "new", "--exclude", "nowhere"], "--exclude nowhere does not exist"),
-        (["select", "SCORES", "--output", "new", "--rule", "energy"], "--rule goes with --known FOLDER"),
-        (["select", "SCORES", "--output", "new", "--keep", "90"], "--keep goes with --known FOLDER"),
+        (["select", "SCORES", "--output", "new", "--rule", "energy"], "--rule needs --known FOLDER"),
+        (["select", "SCORES", "--output", "new", "--keep", "90"], "--keep needs --known FOLDER"),
         (["select", "SCORES", "--output", "new", "--topk", "3"], "close ones are --top-k"),
         ([], "the following arguments are required: score|select"),
         (["rate"], "invalid choice: 'rate'"),

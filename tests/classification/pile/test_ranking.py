@@ -117,9 +117,9 @@ def test_more_than_a_million_images_of_a_class(tmp_path: Path) -> None:
 def test_nan_and_negative_classes_are_refused(tmp_path: Path) -> None:
     rows = random_rows(30, classes=3, top=2, values=[-1.0])
     bad: Scored = ("broken.jpg", 1, [0, 1], [-1.0, math.nan])
-    with pytest.raises(UserError, match=r"1 values that are no numbers, the first of broken.jpg"):
+    with pytest.raises(UserError, match=r"1 values that are not numbers, first for broken.jpg"):
         rank(write(tmp_path, [*rows, bad]), Rule())
-    with pytest.raises(UserError, match="the class -1, expected 0 or more"):
+    with pytest.raises(UserError, match="class -1, but classes start at 0"):
         rank(write(tmp_path, [*rows, ("a", 1, [-1], [-1.0])]), Rule())
 
 

@@ -98,9 +98,9 @@ def test_pseudo_labels_need_no_labelled_images(data: Path, pile: Path, tmp_path:
 
 def test_pseudo_labels_go_with_a_list(data: Path, pile: Path, tmp_path: Path, capsys: Any) -> None:
     base = [str(data), "-a", STUDENT, *SMALL, "--labels", "pseudo", "--output", str(tmp_path / "run")]
-    assert "--labels pseudo takes the labels of --pile-list: name a list" in refused(base, capsys)
+    assert "--labels pseudo needs --pile-list: name a list" in refused(base, capsys)
     base = words(data, pile, tmp_path / "run", "--labels", "pseudo", "--epochs", "1")
-    assert "--pile-share has no effect here: it goes with --labels true" in refused(
+    assert "--pile-share has no effect here: it works only with --labels true" in refused(
         [*base, "--pile-share", "1"], capsys
     )
 
@@ -149,7 +149,7 @@ def test_a_run_on_soft_labels_has_the_loss_of_the_formula(data: Path, pile: Path
     # No logits are right for two classes at once: the entropy of a coin, log 2, is the least loss.
     assert min(record["train_loss"] for record in records) >= 0.6931
     base[-1] = str(tmp_path / "other")
-    assert "--pile-targets soft does not go with --mixup" in refused([*base, *more, "--mixup", "0.2"], capsys)
+    assert "--pile-targets soft does not work with --mixup" in refused([*base, *more, "--mixup", "0.2"], capsys)
 
 
 def refused(words: list[str], capsys: Any) -> str:
@@ -169,11 +169,13 @@ def test_what_is_wrong_with_a_pile(data: Path, pile: Path, tmp_path: Path, capsy
     assert "its class 1 is 'cat', here 'dot'" in refused([*base, *lists], capsys)
     (tmp_path / "gone").write_text("bar/0.png 0 -0.5\nbar/77.png 0 -0.5\n")
     lists[1] = str(tmp_path / "gone")
-    assert "line 2: 'bar/77.png' is no file in" in refused([*base, *lists], capsys)
+    assert "line 2: 'bar/77.png' is not a file in" in refused([*base, *lists], capsys)
     held = tmp_path / "held"
     held.write_text("valid/bar/0.png 0 -0.5\n")
     lists = ["--pile-list", str(held), "--pile-root", str(data)]
-    assert "--pile-list holds 1 image of valid, as" in refused([*base, *lists], capsys)
-    assert "--pile-share has no effect here: it goes with --pile-list" in refused([*base, "--pile-share", "1"], capsys)
+    assert "--pile-list holds 1 image of valid, for example" in refused([*base, *lists], capsys)
+    assert "--pile-share has no effect here: it works only with --pile-list" in refused(
+        [*base, "--pile-share", "1"], capsys
+    )
     assert "--pile-list needs the name of a file or folder" in refused([*base, "--pile-list", ""], capsys)
     assert not run.exists()

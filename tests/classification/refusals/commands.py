@@ -37,7 +37,7 @@ def no_images(place: Place) -> list[str]:
 
 
 CASES = [
-    Case("a word with a typing mistake", lambda p: ["evalute", str(p.teacher), str(p.photos)], shell),
+    Case("a command with a typing mistake", lambda p: ["evalute", str(p.teacher), str(p.photos)], shell),
     Case("a checkpoint to predict by that is not there", lambda p: ["best.pth", str(p.photos)], predict, process=True),
     Case("an exported archive that is cut", cut_archive, predict),
     Case("a folder without images to predict", empty_folder, predict),

@@ -63,5 +63,5 @@ CASES = [
         lambda p: teacher(p, "--distiller", "kd", weights=True, classes=(*CLASSES, "sea")),
         main_mgd,
     ),
-    Case("a processor that turns red, green and blue around", other_colours, main_mgd),
+    Case("a processor that reverses red, green and blue", other_colours, main_mgd),
 ]

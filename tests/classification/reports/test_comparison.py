@@ -45,7 +45,7 @@ def test_the_control_shares_all_but_the_teacher() -> None:
 
 def test_a_plan_without_control_or_with_one_twice_is_refused() -> None:
     with pytest.raises(
-        UserError, match="--recipes kd: expected alone, which the others are compared with, and another"
+        UserError, match="--recipes kd: expected alone and at least one other, which is compared with it"
     ):
         replace(PLAN, recipes=(Recipe.of("kd"),))
     with pytest.raises(UserError, match="--students names net twice"):

@@ -160,7 +160,7 @@ def test_the_command_writes_the_folder(
         (["--demo", "new", "--force"], "--force has no effect on --demo"),
         (["--demo", "none/new"], "the folder none does not exist: make it first"),
         (["--demo", "new", "--runtime", "none.tgz"], "--runtime none.tgz cannot be read (No such file or directory)"),
-        (["--to", "onnx", "--output", "a.onnx", "--teacher", "b.pth"], "--teacher goes with --demo FOLDER only"),
+        (["--to", "onnx", "--output", "a.onnx", "--teacher", "b.pth"], "--teacher works only with --demo FOLDER"),
         (["--to", "onnx"], "the following arguments are required: --output; or --demo FOLDER"),
     ],
 )

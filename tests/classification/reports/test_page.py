@@ -129,7 +129,9 @@ def test_an_evaluation_is_shown_where_there_are_no_images(plain: str) -> None:
 
 
 def test_images_of_other_classes_are_refused(folder: Path, photos: Path) -> None:
-    with pytest.raises(UserError, match=r"^--data .* has 3 classes, the checkpoint 2: give the images of its task$"):
+    with pytest.raises(
+        UserError, match=r"^--data .* has 3 classes, but the checkpoint has 2: give images of the same classes$"
+    ):
         make_page(runs(folder), data=photos)
 
 

@@ -29,7 +29,7 @@ def flat(parts: Iterable[list[Any]]) -> list[Any]:
 @pytest.mark.parametrize("num", [7, 27, 36, 101])
 @pytest.mark.parametrize(("before", "ranks"), [(4, 1), (6, 2), (9, 3)])
 @pytest.mark.parametrize(("after", "ranks_after"), [(4, 1), (6, 2), (9, 3), (100, 1)])
-def test_an_epoch_goes_on_with_exactly_the_unseen_images(
+def test_an_epoch_continues_with_exactly_the_unseen_images(
     num: int, before: int, ranks: int, after: int, ranks_after: int
 ) -> None:
     first = [TrainBatches(num, before, 3, rank, ranks) for rank in range(ranks)]
@@ -115,7 +115,7 @@ def test_another_optimizer_begins_with_fresh_momenta(kinds: tuple[str, str], dis
     cut(options(distil, optimizer=kinds[0]), 2)
     words = ["--resume", distil[-1], "--optimizer", kinds[1]]
     assert main_mgd.main(words) == 2
-    assert f"--optimizer {kinds[1]}, was {kinds[0]}. Give those of the run" in capsys.readouterr().err
+    assert f"--optimizer {kinds[1]}, was {kinds[0]}. Use those of the run" in capsys.readouterr().err
     assert main_mgd.main([*words, "--resume-override", "1"]) == 0
     assert f"is initialised again: the momenta of {kinds[1]}, after {kinds[0]}" in capsys.readouterr().out
 
@@ -145,7 +145,7 @@ def test_what_does_not_fit_new_options_begins_anew_and_is_named(
     again = options(["--resume", words[words.index("--output") + 1]], **after)
     assert main_mgd.main(again) == 2
     error = capsys.readouterr().err
-    assert "is of a run with other " in error and "is damaged" not in error and error.count("\n") == 1
+    assert "is from a run with other " in error and "is damaged" not in error and error.count("\n") == 1
     assert main_mgd.main([*again, "--resume-override", "1"]) == 0
     out = capsys.readouterr().out
     assert f"is initialised again: {said}\n" in out if said else "initialised again" not in out
@@ -184,7 +184,7 @@ def test_the_same_line_after_a_broken_image_was_mended(steps: int, copied: list[
     capsys.readouterr()
     assert main_base.main(words) == 2
     error = capsys.readouterr().err
-    assert "is of a run with other training images: 1 more than then (train/sky/3.png). Give those" in error
+    assert "is from a run with other training images: 1 more than then (train/sky/3.png). Use those" in error
     assert len(cut([*words, "--resume-override", "1"], 0, main_base)) == 27 * (2 if steps == 2 else 1)
     name = "epoch 1/2" if steps == 2 else "epoch 2/2"
     assert f"the training images have changed: {name} starts again from its first step" in capsys.readouterr().out
@@ -202,6 +202,6 @@ def test_lists_of_images_are_compared_by_name_and_class(tmp_path: Path) -> None:
     found = _other_images(path, ["a\n.png 0", "b\udcff.png 0", "c.png 1", *more])
     assert found == "5 more than then (0.png, 1.png, 2.png ...)"
     path.write_bytes(path.read_bytes()[:-9])
-    assert _other_images(path, more) == f"which ones is not known, as {path} cannot be read"
+    assert _other_images(path, more) == f"which ones is unknown, because {path} cannot be read"
     path.unlink()
-    assert "which ones is not known" in _other_images(path, more)
+    assert "which ones is unknown" in _other_images(path, more)

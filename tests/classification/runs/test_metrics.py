@@ -110,7 +110,7 @@ def test_a_cut_line_is_dropped_and_a_damaged_one_is_named(tmp_path: Path) -> Non
     Journal(tmp_path, 2).close()
     assert path.read_text() == '{"epoch": 0}\n{"epoch": 1}\n'
     path.write_text('{"epoch": 0}\n{"step": 1}\n')
-    with pytest.raises(UserError, match=r"step.* is no record of an epoch; remove the line"):
+    with pytest.raises(UserError, match=r"step.* is not a record of an epoch; remove the line"):
         Journal(tmp_path, 2)
 
 

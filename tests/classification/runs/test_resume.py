@@ -58,7 +58,7 @@ def test_states_of_all_generators_are_taken_up() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_all_processes_finishes_the_step_and_the_run_goes_on_as_if_uncut(
+def test_a_signal_to_all_processes_finishes_the_step_and_the_run_continues_as_if_uncut(
     number: int, distil: list[str], tmp_path: Path, differences: Any
 ) -> None:
     words = options(distil, epochs="40", mgd_reducer="rd", distiller="mgd+kd", mgd_update_freq="7", resume="auto")
@@ -98,7 +98,7 @@ def test_a_folder_that_another_run_writes_to_is_left_alone_and_free_as_soon_as_t
     assert main_mgd.main(options(words, epochs="1", resume_override="1")) == 0
 
 
-def test_resume_auto_starts_goes_on_and_ends(
+def test_resume_auto_starts_continues_and_ends(
     distil: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = options(into(distil, tmp_path / "run"), epochs="1", resume="auto")
@@ -173,7 +173,7 @@ def test_more_ranks_than_before_go_on_and_say_so(distil: list[str], tmp_path: Pa
     assert "had 1 ranks and has 2 now" in done.stdout and len(records(tmp_path / "run")) == 2
 
 
-def test_without_a_seed_a_run_goes_on_with_its_own(distil: list[str], tmp_path: Path, differences: Any) -> None:
+def test_without_a_seed_a_run_continues_with_its_own(distil: list[str], tmp_path: Path, differences: Any) -> None:
     words = options(distil, epochs="3", mgd_assignment="random", mgd_update_freq="1", seed="7", resume="auto")
     assert main_mgd.main(into(words, tmp_path / "whole")) == 0
     cut = into(words, tmp_path / "cut")
@@ -184,7 +184,7 @@ def test_without_a_seed_a_run_goes_on_with_its_own(distil: list[str], tmp_path: 
     assert differences(tmp_path / "cut", tmp_path / "whole") == []
 
 
-def test_a_run_that_goes_on_needs_the_file_it_started_from_no_more(distil: list[str], tmp_path: Path) -> None:
+def test_a_run_that_continues_needs_the_file_it_started_from_no_more(distil: list[str], tmp_path: Path) -> None:
     start = tmp_path / "start.pth"
     torch.save(build(STUDENT, 3).state_dict(), start)
     words = options(into(distil, tmp_path / "run"), student_resume=str(start), resume="auto")
@@ -230,7 +230,7 @@ def test_more_epochs_are_another_run_where_rates_or_weights_fall_over_all_of_the
     assert changed == ([] if free else ["--epochs 95, was 90"])
 
 
-def test_a_teacher_may_lie_elsewhere_when_a_run_goes_on() -> None:
+def test_a_teacher_may_lie_elsewhere_when_a_run_continues() -> None:
     before, now = (
         recorded(parse(["DIR", "--teacher-resume", file], "main_mgd.py", distillation=True))
         for file in ("a.pth", "b.pth")
@@ -285,7 +285,7 @@ def test_a_run_killed_between_its_record_and_its_checkpoint_has_each_epoch_once(
     assert [line["epoch"] for line in records(tmp_path / "run")] == [0, 1, 2]
 
 
-def test_labels_that_the_first_epochs_of_a_run_had_are_those_it_goes_on_with(
+def test_labels_that_the_first_epochs_of_a_run_had_are_those_it_continues_with(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "photos"
@@ -295,4 +295,4 @@ def test_labels_that_the_first_epochs_of_a_run_had_are_those_it_goes_on_with(
     for split in ("train", "valid"):
         (root / split / "bar").rename(root / split / "zebra")
     assert main_base.main([*words, "2", "--resume-override", "1"]) == 2
-    assert "is of a run with classes ['bar', 'dot', 'sky']; this run has ['dot'" in capsys.readouterr().err
+    assert "is from a run with classes ['bar', 'dot', 'sky']; this run has ['dot'" in capsys.readouterr().err

@@ -52,7 +52,7 @@ def test_steps_behind_the_checkpoint_are_dropped_and_damaged_ones_named(tmp_path
     Journal(tmp_path, 1, 3, trackers=[]).close()
     assert [(line["epoch"], line["step"]) for line in lines(tmp_path)] == places[:3]
     path.write_text('{"epoch": 0}\n')
-    with pytest.raises(UserError, match="is no record of a step; remove the line"):
+    with pytest.raises(UserError, match="is not a record of a step; remove the line"):
         Journal(tmp_path, 1, trackers=[])
 
 

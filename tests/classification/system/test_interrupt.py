@@ -53,7 +53,7 @@ def test_the_first_signal_is_said_and_the_handlers_return(number: int, capsys: p
     before = signal.getsignal(number)
     with Interrupt("the step"):
         os.kill(os.getpid(), number)
-        assert "finishing the step, then leaving; Ctrl-C" in capsys.readouterr().err
+        assert "finishing the step, then exiting; Ctrl-C" in capsys.readouterr().err
         if number == TERM:
             os.kill(os.getpid(), number)
             assert capsys.readouterr().err == ""

@@ -30,21 +30,23 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_memory_that_replicas_would_lose_is_refused() -> None:
-    with pytest.raises(UserError, match="crd keeps a memory, which DataParallel loses: start one rank per GPU"):
+    with pytest.raises(
+        UserError, match="crd keeps data between steps, which DataParallel loses: start one rank per GPU"
+    ):
         check_parallel(job_of(crd=CRD(4, [4], 9), kd=KD()), WORLD)
 
 
 def test_a_stored_teacher_is_refused() -> None:
     job = job_of(kd=KD())
     job.stored = object()
-    with pytest.raises(UserError, match="--teacher-cache does not go with DataParallel: start one rank per GPU"):
+    with pytest.raises(UserError, match="--teacher-cache does not work with DataParallel: start one rank per GPU"):
         check_parallel(job, WORLD)
 
 
 def test_terms_that_compare_images_say_that_they_see_a_part() -> None:
     job = job_of(dist=DIST(), kd=KD())
     check_parallel(job, WORLD)
-    assert job.notes == ["DataParallel: dist compares the images of each GPU's part with each other only"]
+    assert job.notes == ["DataParallel: dist compares an image only with those on the same GPU"]
 
 
 def test_ranks_and_single_gpus_are_left_alone() -> None:

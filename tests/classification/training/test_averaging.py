@@ -31,7 +31,7 @@ def test_the_average_follows_its_formula_with_weights_and_statistics() -> None:
         torch.testing.assert_close(value, expected[name])
 
 
-def test_a_restored_average_goes_on_as_if_never_stopped() -> None:
+def test_a_restored_average_continues_as_if_never_stopped() -> None:
     def train(net: nn.Linear, mean: AveragedModel, steps: int) -> None:
         for _ in range(steps):
             with torch.no_grad():

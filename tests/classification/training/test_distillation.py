@@ -249,7 +249,7 @@ def test_mutual_learning_with_a_frozen_network_is_refused(
 ) -> None:
     (tmp_path / "r.yaml").write_text("teachers: [{arch: resnet18}]\nterms: {ce: {}, dml: {}}\n")
     assert main_mgd.main([distil[0], "--config", str(tmp_path / "r.yaml")]) == 2
-    assert "dml trains every network, and resnet18 is frozen" in capsys.readouterr().err
+    assert "dml trains every network, but resnet18 is frozen" in capsys.readouterr().err
 
 
 def test_a_view_shows_a_teacher_the_images_that_it_knows() -> None:

@@ -106,7 +106,7 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def test_a_run_goes_on_with_the_same_bits_and_delta_matters(distil: list[str], tmp_path: Path) -> None:
+def test_a_run_continues_with_the_same_bits_and_delta_matters(distil: list[str], tmp_path: Path) -> None:
     words = options(without(distil, "--loss-factor"), distiller="kd", optimizer="dot", lr_schedule="step")
     whole, cut, other = (tmp_path / name for name in ("whole", "cut", "other"))
     assert main_mgd.main(options(words, output=str(whole))) == 0
@@ -135,7 +135,7 @@ def test_two_ranks_move_the_weights_as_one_process_does(distil: list[str], tmp_p
     [
         ({"momentum": "0.95"}, "momenta of at least 0 and below 1"),
         ({"labels": "0"}, "this run has kd alone"),
-        ({"optimizer": "sgd", "dot_delta": "0.05"}, "it goes with --optimizer dot"),
+        ({"optimizer": "sgd", "dot_delta": "0.05"}, "it works only with --optimizer dot"),
     ],
 )
 def test_refusals(changes: dict[str, str], message: str, distil: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,14 +44,14 @@ def test_ranks_take_the_seed_of_the_first(distil: list[str]) -> None:
 
 
 def test_a_matching_pass_shows_so_many_other_images_each_time_and_without_augmentation(distil: list[str]) -> None:
-    def shown(engine: Engine, epoch: int, number: int) -> torch.Tensor:
+    def quoted(engine: Engine, epoch: int, number: int) -> torch.Tensor:
         return torch.cat([images for images, _, _ in engine.training_images(epoch, number)])
 
     engine = engine_of(options(distil, b="4"))
-    first, again, later = (shown(engine, epoch, 10) for epoch in (0, 0, 1))
+    first, again, later = (quoted(engine, epoch, 10) for epoch in (0, 0, 1))
     assert len(first) == len(later) == 10
     assert torch.equal(first, again) and not torch.equal(first, later)
-    found = shown(engine, 3, 1000)
+    found = quoted(engine, 3, 1000)
     samples = read_folder(distil[0]).train
     plain = torch.stack([torch.from_numpy(np.array(read_image(path))) for path, _ in samples])
     torch.testing.assert_close(found, normalise(plain))

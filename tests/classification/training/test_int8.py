@@ -104,9 +104,9 @@ def test_a_run_that_is_cut_twice_resumes_bit_for_bit(run: Path, words: list[str]
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--int8-epochs", "5"], "--int8-epochs 5 are the last of 4 epochs: raise --epochs"),
-        (["--amp", "bf16"], "--int8-epochs does not go with --amp bf16: leave one of them out"),
-        (["--ema", "0.9"], "--int8-epochs does not go with --ema 0.9: leave one of them out"),
+        (["--int8-epochs", "5"], "--int8-epochs 5 is more than the 4 epochs of the run: raise --epochs"),
+        (["--amp", "bf16"], "--int8-epochs does not work with --amp bf16: leave one of them out"),
+        (["--ema", "0.9"], "--int8-epochs does not work with --ema 0.9: leave one of them out"),
     ],
 )
 def test_what_it_does_not_go_with(more: list[str], said: str, words: list[str], tmp_path: Path, capsys: Any) -> None:

@@ -227,7 +227,7 @@ def test_a_gradient_that_is_too_long_is_shrunk_to_the_norm(accumulate: str, phot
     assert max(norms) <= float(limit) * 1.0001 and norms[0] == pytest.approx(float(limit), rel=1e-3)
 
 
-def test_a_run_with_muon_learns_and_goes_on_with_the_same_bits(distil: list[str], tmp_path: Path) -> None:
+def test_a_run_with_muon_learns_and_continues_with_the_same_bits(distil: list[str], tmp_path: Path) -> None:
     words = options(distil, optimizer="muon", lr="0.03", wd="0.05", epochs="4", mgd_update_freq="2")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main_mgd.main(options(words, output=str(whole))) == 0

@@ -65,7 +65,7 @@ def test_a_teacher_without_a_classifier_teaches_by_its_maps_alone(
     words = [str(photos), "-a", "cifar_resnet8_w0.5", "--teacher-arch", "timm:test_resnet", *FAST, "--epochs", "1"]
     words += ["--teacher-resume", str(tower), "--output", str(tmp_path / "run")]
     assert main_mgd.main([*words, "--distiller", "mgd"]) == 0
-    assert "the teacher timm:test_resnet has no classifier: its maps alone are read" in capsys.readouterr().out
+    assert "the teacher timm:test_resnet has no classifier: only its maps are used" in capsys.readouterr().out
     assert records(tmp_path / "run")[0]["train_mgd"] > 0
 
 
@@ -77,4 +77,4 @@ def test_logits_of_a_teacher_without_a_classifier_are_refused_with_the_command_t
     said = capsys.readouterr().err
     assert f"-a timm:test_resnet --student-resume {tower} --linear-probe 1" in said and "--distiller mgd" in said
     assert main_mgd.main([*words, "--linear-probe", "1"]) == 2
-    assert "--linear-probe has no effect here: it goes with main_base.py" in capsys.readouterr().err
+    assert "--linear-probe has no effect here: it works only with main_base.py" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_a_shard_that_is_cut_is_named_before_work(shards: Path, tmp_path: Path, 
     file.write_bytes(file.read_bytes()[:3000])
     assert main_base.main(words(data, tmp_path / "run")) == 2
     error = capsys.readouterr().err
-    assert f"shard {file} is cut: " in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+    assert f"shard {file} is truncated: " in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
 def test_ranks_read_different_images_of_a_shard(shards: Path) -> None:

@@ -49,7 +49,9 @@ def test_a_file_names_its_network_if_that_is_one_of_ours(tmp_path: Path) -> None
     torch.save({"state_dict": state, "arch": "cifar_resnet8"}, path)
     assert find_sources(options, with_student=True, with_teacher=False).arch == "cifar_resnet8"
     torch.save({"state_dict": state, "arch": "made_up"}, path)
-    with pytest.raises(UserError, match="holds a made_up, which is no network here: name it by -a"):
+    with pytest.raises(
+        UserError, match="has the network made_up, which this project does not know: name a network with -a"
+    ):
         find_sources(options, with_student=True, with_teacher=False)
 
 

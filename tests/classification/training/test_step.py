@@ -54,12 +54,12 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole(distil: list[str], tmp_p
 
 def test_more_parts_than_images_are_refused(distil: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main_mgd.main(options(distil, accumulate="9")) == 2
-    assert "--accumulate 9 divides batches of 8 images" in capsys.readouterr().err
+    assert "--accumulate 9 is more than the 8 images of a batch" in capsys.readouterr().err
     assert main_mgd.main(options(distil, accumulate="8")) == 2  # balanced batches have 7 and 6
-    assert "leave some of 8 parts without any: raise -b" in capsys.readouterr().err
+    assert "leave some of 8 parts without images: raise -b" in capsys.readouterr().err
 
 
-def test_everything_together_goes_on_as_if_uncut(
+def test_everything_together_continues_as_if_uncut(
     distil: list[str],
     tmp_path: Path,
     differences: Any,  # noqa: F811
@@ -112,7 +112,7 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_teachers_that_go_ahead_change_neither_the_run_nor_how_it_goes_on(
+def test_teachers_that_go_ahead_change_neither_the_run_nor_how_it_continues(
     distil: list[str],
     tmp_path: Path,
     differences: Any,  # noqa: F811
@@ -134,9 +134,9 @@ def test_teachers_that_go_ahead_change_neither_the_run_nor_how_it_goes_on(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"teacher_threads": "2"}, "--teacher-threads 2 leaves the student none of 2 threads"),
-        ({"teacher_threads": "1", "mixup": "0.2"}, "--teacher-threads needs batches as they are read"),
-        ({"teacher_threads": "1", "accumulate": "2"}, "leave --mixup, --cutmix and --accumulate out"),
+        ({"teacher_threads": "2"}, "--teacher-threads 2 leaves no thread for the student, of 2"),
+        ({"teacher_threads": "1", "mixup": "0.2"}, "--teacher-threads does not work with --mixup"),
+        ({"teacher_threads": "1", "accumulate": "2"}, "--cutmix or --accumulate: leave these out"),
     ],
 )
 def test_teachers_cannot_go_ahead(changes: dict[str, str], message: str, distil: list[str], capsys: Any) -> None:
@@ -148,7 +148,7 @@ def test_teachers_cannot_go_ahead(changes: dict[str, str], message: str, distil:
 def test_terms_that_need_one_class_refuse_mixed_images(distiller: str, distil: list[str], capsys: Any) -> None:
     words = [word for word in distil if word not in ("--loss-factor", "1e3")]
     assert main_mgd.main(options(words, distiller=distiller, mixup="0.2")) == 2
-    assert f"mix images of two classes, and {distiller} needs one" in capsys.readouterr().err
+    assert f"mix images of two classes, but {distiller} needs one class per image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("student", ["1", "0", None])

@@ -181,7 +181,7 @@ def test_a_pile_is_found_below_its_root(
     assert main_mgd.main(line) == 0
     assert "train_ssld" in records(Path(line[-1]))[0]
     assert main_mgd.main(from_cache(distil, tmp_path / "cache", *listed)) == 2
-    assert "holds nothing of 27 of 55 training images, as train/" in capsys.readouterr().err
+    assert "lacks 27 of 55 training images, for example train/" in capsys.readouterr().err
 
 
 def test_a_pile_may_lie_inside_the_data_folder(distil: list[str], photos: Path, teacher: Path, tmp_path: Path) -> None:
@@ -245,21 +245,21 @@ def test_what_the_cache_does_not_serve_is_refused(
     (future / "teacher_cache.json").write_text(json.dumps({**plan, "format": 2}))
     capsys.readouterr()
     for line, said in (
-        (options(words, distiller="mgd"), "mgd compares feature maps, and --teacher-cache holds logits"),
+        (options(words, distiller="mgd"), "mgd compares feature maps, but --teacher-cache has only logits"),
         (options(words, distiller="mlkd"), "mlkd compares two views"),
         (options(words, distiller="dml"), "dml trains its teachers"),
-        ([*words, "--mixup", "0.2"], "--mixup 0.2: the views in --teacher-cache"),
-        (options(words, img_size="32"), "--img-size 32: the views in --teacher-cache"),
+        ([*words, "--mixup", "0.2"], "--mixup 0.2 does not fit the views in --teacher-cache"),
+        (options(words, img_size="32"), "--img-size 32 does not fit the views in --teacher-cache"),
         ([*words, "--teacher-dtype", "float32"], "--teacher-dtype has no effect here"),
         ([*words, "--teacher-resume", str(tmp_path / "other.pth")], f"holds another teacher ({TEACHER})"),
-        ([str(tmp_path / "more"), *words[1:]], "holds nothing of 1 of 28 training images, as train/bar/new.png"),
-        ([str(tmp_path / "changed"), *words[1:]], "bar/0.png is another image than in --teacher-cache"),
-        ([str(tmp_path / "named"), *words[1:]], "of a teacher of other classes: its class 0 is 'bar', here 'ape'"),
-        ([*words, "--num-classes", "4"], "of a teacher with 3 classes, this run has 4"),
+        ([str(tmp_path / "more"), *words[1:]], "lacks 1 of 28 training images, for example train/bar/new.png"),
+        ([str(tmp_path / "changed"), *words[1:]], "bar/0.png has changed since it was stored in --teacher-cache"),
+        ([str(tmp_path / "named"), *words[1:]], "its class 0 is 'bar', but 'ape' in the data"),
+        ([*words, "--num-classes", "4"], "from a teacher with 3 classes, but this run has 4"),
         ([*options(words, teacher_cache=str(store("--mixup", "0.4"))), "--train-list", str(tmp_path / "part.txt")],
          "mixes images with train/bar/5.png, which this run lacks"),
         (options(words, teacher_cache=str(cut)), "lacks 1 of 3 shards, the first 000002.parquet"),
-        (options(words, teacher_cache=str(broken)), "000001.parquet is no Parquet file, or damaged"),
+        (options(words, teacher_cache=str(broken)), "000001.parquet is not a Parquet file, or is damaged"),
         (options(words, teacher_cache=str(foreign)), "000000.parquet belongs to another cache"),
         (options(words, teacher_cache=str(future)), "has format 2; this code reads format 1"),
         (options(words, teacher_cache=str(photos)), "holds no teacher_cache.json"),

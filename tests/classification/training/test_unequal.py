@@ -32,7 +32,7 @@ def curve(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_that_is_cut_goes_on_as_if_uncut(unequal: Path, tmp_path: Path, differences: Any) -> None:
+def test_a_run_that_is_cut_continues_as_if_uncut(unequal: Path, tmp_path: Path, differences: Any) -> None:
     words = [str(unequal), "-a", "cifar_resnet8_w0.5", *SMALL]
     both = [*words, "--sampler", "balanced", "--class-weights", "balanced"]
     for run, epochs in (("whole", 3), ("cut", 1), ("cut", 3)):

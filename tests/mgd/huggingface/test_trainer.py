@@ -296,7 +296,7 @@ def test_refusals(tmp_path: Path) -> None:
         ({"training_args": args}, TypeError, "two spellings"),
         ({"lambda_param": 1.5}, ValueError, "between 0"),
         ({"temperature": 0.0}, ValueError, "temperature"),
-        ({"terms": {"kd": 1}, "temperature": 2.0}, ValueError, "go without terms"),
+        ({"terms": {"kd": 1}, "temperature": 2.0}, ValueError, "do not work together with terms"),
         ({"terms": {"kdd": 1}}, ValueError, "unknown term 'kdd'; close ones are kd"),
         ({"terms": "mgd"}, ValueError, "names or a dictionary"),
         ({"terms": {}}, ValueError, "at least one term"),

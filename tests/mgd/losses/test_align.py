@@ -56,7 +56,7 @@ def test_pairs_need_as_many_taps_of_both() -> None:
 @pytest.mark.parametrize(("student", "teachers"), [([], [[]]), ([3], []), ([3], [[4, 5]]), ([3, 4], [[5, 6], [7]])])
 def test_channel_numbers_that_do_not_pair_up_are_refused(student: list[int], teachers: list[list[int]]) -> None:
     check_channels([3, 4], [[5, 6], [7, 8]])
-    with pytest.raises(ValueError, match="as many taps of every network"):
+    with pytest.raises(ValueError, match="equally many taps of every network"):
         check_channels(student, teachers)
 
 

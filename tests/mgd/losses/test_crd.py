@@ -119,7 +119,7 @@ def test_an_image_that_comes_twice_is_remembered_by_its_first_row() -> None:
     torch.testing.assert_close(memory_of(loss).student_bank[3], memory_of(other).student_bank[3])
 
 
-def test_a_saved_term_goes_on_as_if_never_stopped() -> None:
+def test_a_saved_term_continues_as_if_never_stopped() -> None:
     loss, batch = term(3, 4), Batch(index=INDEX)
     loss(outputs(3, 1), [outputs(4, 2)], batch)
     resumed = term(3, 4, seed=0)

@@ -87,7 +87,7 @@ def test_wrong_use_is_refused() -> None:
     for tap in (3, -4):
         with pytest.raises(ValueError, match=rf"expected tap in \[-3, 3\), .* got {tap}"):
             FitNet([1, 2, 3], [[1, 2, 3]], tap=tap)
-    with pytest.raises(ValueError, match="as many taps"):
+    with pytest.raises(ValueError, match="equally many taps"):
         FitNet([1, 2], [[1]])
     with pytest.raises(ValueError, match="1 teacher weights and got 2 teachers"):
         FitNet([4], [[7]])(outputs(STUDENT[0]), [outputs(TEACHER[0])] * 2, Batch())

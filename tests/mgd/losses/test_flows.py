@@ -85,9 +85,9 @@ def probe(channels: tuple[int, ...], side: int = 4, *, paths: tuple[str, ...] = 
 def test_what_cannot_be_matched_is_refused() -> None:
     student = probe((3, 2), frozen=False)
     check_pairs(student, [probe((5, 4)), probe((6, 2))])
-    with pytest.raises(ValueError, match="does not go with peers that train"):
+    with pytest.raises(ValueError, match="does not work with peers that train"):
         check_pairs(student, [probe((5, 4)), probe((6, 2), frozen=False)])
-    with pytest.raises(ValueError, match="needs as many taps each; got 2 and 1"):
+    with pytest.raises(ValueError, match="needs equally many taps of both networks; got 2 and 1"):
         check_pairs(student, [probe((5, 4)), probe((6,))])
 
 

@@ -221,7 +221,7 @@ def test_across_lets_the_stages_choose() -> None:
     torch.testing.assert_close(other(student, [teacher]), term(student, [teacher]))
     other.get_buffer("partner").fill_(1)
     other.load_state_dict(other.state_dict())
-    with pytest.raises(ValueError, match="not each of them once"):
+    with pytest.raises(ValueError, match="must teach exactly one"):
         other.check_state()
 
 

@@ -218,7 +218,7 @@ def test_networks_that_cannot_be_matched_are_refused() -> None:
     student, teacher = Probe(outputs(STUDENT, 0), frozen=False), outputs(TEACHER, 1)
     for wrong, message in (
         (Probe(teacher, frozen=False), "peers that train"),
-        (Probe(Outputs(teacher.logits, teacher.features[:1])), "as many taps each"),
+        (Probe(Outputs(teacher.logits, teacher.features[:1])), "equally many taps of both"),
         (Probe(teacher, margins=[torch.zeros(3), None]), "expected 8 margins"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -127,7 +127,7 @@ def test_bf16_is_near_float32() -> None:
 
 
 def test_wrong_use_is_refused() -> None:
-    with pytest.raises(ValueError, match="as many taps"):
+    with pytest.raises(ValueError, match="equally many taps"):
         OFD([1, 2], [[1]])
     with pytest.raises(ValueError, match=r"expected 3 margins, one per teacher channel; got \(2,\)"):
         OFD([1], [[3]], margins=[[torch.zeros(2)]])
