@@ -198,7 +198,7 @@ def _valid_images(valid: Path, classes: list[str], train: Path | None, left: Lef
         raise UserError(f"{valid} has classes that {train} lacks: {', '.join(unknown[:5])}")
     samples, beside = _class_images(valid, classes, left)
     if not samples:
-        raise UserError(f"{valid} holds no images{f' ({left.kinds()})' if left.others else ''}")
+        raise UserError(f"{valid} has no images{f' ({left.kinds()})' if left.others else ''}")
     # A class that valid lacks, or whose folder is empty, may be meant; one of films alone is not.
     if empty := {name: has for name, has in _without_images(classes, samples, beside).items() if has.others}:
         raise UserError(f"{valid} has class folders without images: {_describe(empty)}")
@@ -210,7 +210,7 @@ def _unlabelled(folder: Path, left: LeftOut) -> list[tuple[str, int]]:
     paths = sorted(Path(below, name) for below, names in find_images(folder, beside) for name in names)
     left.add(beside)
     if not paths:
-        raise UserError(f"{folder} holds no images{f' ({found})' if (found := beside.contents()) else ''}")
+        raise UserError(f"{folder} has no images{f' ({found})' if (found := beside.contents()) else ''}")
     return [(str(path), -1) for path in paths]
 
 

@@ -142,7 +142,7 @@ def classes(top: Path, left: LeftOut) -> Images:
         found[name] = sorted(Path(folder, file) for folder, files in find_images(top / name, beside) for file in files)
         if not found[name]:
             but = f" but {contents}" if (contents := beside.contents()) else ""
-            raise UserError(f"{top / name} holds no images{but}: remove it, or add images ({', '.join(SUFFIXES)})")
+            raise UserError(f"{top / name} has no images{but}: remove it, or add images ({', '.join(SUFFIXES)})")
         left.add(beside)
     return found
 

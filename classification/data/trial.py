@@ -119,7 +119,7 @@ def _images(folder: Path) -> list[tuple[str, int]]:
     found = [(str(Path(top, name)), -1) for top, names in find_images(folder, LeftOut()) for name in names]
     found += [(path, -1) for paths in shard_images(find_shards(folder)).values() for path in paths]
     if not found:
-        raise UserError(f"{folder} holds no images: expected train/CLASS/*.jpg and valid/CLASS/*.jpg, or images")
+        raise UserError(f"{folder} has no images: expected train/CLASS/*.jpg and valid/CLASS/*.jpg, or images")
     return found
 
 

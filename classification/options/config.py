@@ -192,8 +192,8 @@ def _check(options: Options, distillation: bool) -> None:
     optimisation, run, networks = options.optimisation, options.run, options.networks
     if optimisation.start_epoch >= total_epochs(optimisation):
         raise UserError(
-            f"--start-epoch {optimisation.start_epoch} leaves nothing to train: the run has "
-            f"{total_epochs(optimisation)} epochs"
+            f"--start-epoch {optimisation.start_epoch} leaves nothing to train: epochs of this run "
+            f"end at {total_epochs(optimisation)}"
         )
     if list(optimisation.lr_drop_epochs) != sorted(optimisation.lr_drop_epochs):
         raise UserError(f"--lr-drop-epochs must rise; got {list(optimisation.lr_drop_epochs)}")

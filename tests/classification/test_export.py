@@ -224,7 +224,7 @@ def test_what_is_wrong_is_one_sentence(
         ([check, "--to", "pt2", "--network", "peer1", *new], "no file"),
         ([str(tmp_path / "no.pth"), "--to", "pt2", *new], "does not exist"),
         ([check, "--to", "pt2", "--data", str(tmp_path / "no"), *new], "does not exist"),
-        ([check, "--to", "pt2", "--data", str(tmp_path / "empty"), *new], "holds no images"),
+        ([check, "--to", "pt2", "--data", str(tmp_path / "empty"), *new], "has no images"),
         ([check, "--to", "pt2", "--data", str(two), *new], "has 2 classes, but the checkpoint has 3"),
     ]
     for words, text in cases:

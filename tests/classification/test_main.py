@@ -281,7 +281,7 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
         ("missing", "does not exist"),
         ("truncated", "it is truncated or damaged"),
         ("network", "does not fit cifar_resnet8"),
-        ("order", "another order: class 0 is 'sky' there, 'bar' in the data"),
+        ("order", "another order: class 0 is 'sky' in the checkpoint, but 'bar' in the data"),
         ("count", "has 4 classes, but this run has 3"),
         ("classes", "--num-classes 2 is less than the 3 class folders"),
         ("tap", "nearest are layer"),

@@ -90,7 +90,7 @@ def test_mistakes_are_said_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     for words, message in [
         (("nowhere", "to"), "is not a folder"),
-        (("empty", "to"), "holds no images"),
+        (("empty", "to"), "has no images"),
         (("above", "to"), "has images of one alone: give the folder that contains the CLASS folders"),
         (("one", "to"), "class cat has one image"),
         (("alone", "to"), "has train, but not both train and valid"),
@@ -171,11 +171,11 @@ def test_a_class_that_would_vanish_is_refused(tmp_path: Path, monkeypatch: pytes
         write(top / "cat" / f"{number}.jpg")
         write(top / "fox" / f"{number}.jpg", colour=1)
     (top / "dog").mkdir()
-    with pytest.raises(UserError, match="dog holds no images: remove it"):
+    with pytest.raises(UserError, match="dog has no images: remove it"):
         prepare(top, tmp_path / "to")
     for name in ("a.MOV", "b.mov", "c.txt", "d"):
         (top / "dog" / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"dog holds no images but 2 \.mov, 1 \.txt, 1 without a suffix: remove it"):
+    with pytest.raises(UserError, match=r"dog has no images but 2 \.mov, 1 \.txt, 1 without a suffix: remove it"):
         prepare(top, tmp_path / "to")
     shutil.rmtree(top / "dog")
     with pytest.raises(UserError, match="class fox has copies of one image"):

@@ -71,7 +71,7 @@ def broken(root: Path, what: str) -> None:
         ("unknown class", "lacks: zebra"),
         ("empty class", "without images: aaa"),
         ("no classes", "no class folders"),
-        ("no valid images", "holds no images"),
+        ("no valid images", "has no images"),
     ],
 )
 def test_a_wrong_folder_is_refused(what: str, message: str, photos: Path, tmp_path: Path) -> None:

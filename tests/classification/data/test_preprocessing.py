@@ -306,7 +306,7 @@ def test_a_peer_that_saw_other_images_is_named(photos: Path, tmp_path: Path) -> 
     file = saved(tmp_path / "w.pth", STUDENT, 0, format=4, img_size=24, resize=24, mean=list(HALF), std=[0.25] * 3)
     words = [str(photos), *SMALL, "-a", STUDENT, "--distiller", "dml", "--teacher-arch", STUDENT]
     engine = engine_of([*words, "--teacher-resume", str(file), "--output", str(tmp_path / "run")], main_mgd)
-    assert f"the peer {STUDENT} saw 24 px of 24, bilinear, mean 0.5" in " ".join(engine.job.notes)
+    assert f"the peer {STUDENT} was trained on 24 px of 24, bilinear, mean 0.5" in " ".join(engine.job.notes)
 
 
 def test_a_file_that_does_not_fit_and_names_no_network_says_so(photos: Path, tmp_path: Path, capsys: Any) -> None:

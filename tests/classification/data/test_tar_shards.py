@@ -202,7 +202,7 @@ def written(content: bytes) -> Callable[[Path], Path]:
         (written(b"no tar file" * 100), "a.tar is no tar file: expected a tar file as `tar -cf` makes it"),
         (lambda p: written(gzip.compress(pack(p, GOOD).read_bytes()))(p), "a.tar is compressed"),
         (with_size(b"\xff" * 12), "is damaged after '000.png', at byte 1024"),
-        (with_size(b"\x80" + b"\x7f" * 11), "is cut: '000.cls' ends"),
+        (with_size(b"\x80" + b"\x7f" * 11), "is truncated: '000.cls' ends"),
         (with_size(b"00077777777\0", tarfile.XHDTYPE), "has a header of 16777215 bytes, too many for a name"),
         (with_size(b"00000000002\0", tarfile.XHDTYPE), "has a header that cannot be read"),
         (lambda p: with_record(p, "size", "9" * 5000), "has a header that cannot be read"),

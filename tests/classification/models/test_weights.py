@@ -62,8 +62,8 @@ def test_published_forms_load(form: str, tmp_path: Path) -> None:
     [
         (described(arch="resnet18"), "holds a resnet18"),
         (described(num_classes=4), "has 4 classes, but this run has 3"),
-        (described(classes=["dog", "cat", "eel"]), "another order: class 0 is 'dog' there, 'cat'"),
-        (described(classes=["cat", "dog", "emu"]), "differ: class 2 is 'emu' there, 'eel'"),
+        (described(classes=["dog", "cat", "eel"]), "another order: class 0 is 'dog' in the checkpoint, but 'cat'"),
+        (described(classes=["cat", "dog", "emu"]), "differ: class 2 is 'emu' in the checkpoint, but 'eel'"),
         ({"state_dict": build(ARCH, 4).state_dict()}, "has 4 classes, but this run has 3"),
         ({**build(ARCH, 3).state_dict(), "linear.bias": torch.tensor(0.0)}, "1 of another shape"),
         ({**build(ARCH, 3).state_dict(), "bn1.num_batches_tracked": torch.zeros(2)}, "1 of another shape"),

@@ -108,7 +108,7 @@ def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
         ("--distiller kd --labels 0 --term kd.stop=7 --epochs 1000000000", "no term acts in epoch 7"),
         ("--distiller kd --term kd.teacher_weights=[1]", "term kd has no 'teacher_weights'"),
         ("--distiller kd+kd", "names a term twice"),
-        ("--term kd.weight=2", "this run has the terms ce, mgd, and no kd"),
+        ("--term kd.weight=2", "this run has the terms ce, mgd, but no kd"),
         ("--term weight", "expected NAME.KEY=VALUE"),
         ("--term mgd.weigth=2", "term mgd has no 'weigth': it takes weight.*close ones are weight"),
         ("--term mgd.reducer=spp", "mgd.reducer must be one of amp, sp, sp_mean, rd, sm, linear or null; got 'spp'"),

@@ -120,7 +120,7 @@ def test_the_disk_is_known_before(cache: Path, photos: Path, tmp_path: Path) -> 
     assert 0.5 * said < sum(path.stat().st_size for path in cache.glob("*.parquet")) < said
     work = Storing(tmp_path / "new", plan, photos, paths, 0, 1, 8, 0)
     with pytest.raises(
-        UserError, match=r"needs 0\.0 MB, and 0\.0 MB are free: make room, or lower --samples or --top-k"
+        UserError, match=r"needs 0\.0 MB, but only 0\.0 MB are free: make room, or lower --samples or --top-k"
     ):
         begin(work, None, free=int(said) - 1)
     begin(work, None, free=int(said) + 1)

@@ -166,7 +166,7 @@ def test_what_is_wrong_with_a_pile(data: Path, pile: Path, tmp_path: Path, capsy
     (tmp_path / "other.json").write_text(json.dumps({"classes": ["bar", "cat", "sky"]}))
     lists = ["--pile-list", str(tmp_path / "other"), "--pile-root", str(pile / "train")]
     base = [str(data), "-a", STUDENT, *SMALL, "--epochs", "1", "--output", str(run)]
-    assert "its class 1 is 'cat', here 'dot'" in refused([*base, *lists], capsys)
+    assert "its class 1 is 'cat', but 'dot' in the data" in refused([*base, *lists], capsys)
     (tmp_path / "gone").write_text("bar/0.png 0 -0.5\nbar/77.png 0 -0.5\n")
     lists[1] = str(tmp_path / "gone")
     assert "line 2: 'bar/77.png' is not a file in" in refused([*base, *lists], capsys)

@@ -134,7 +134,7 @@ def test_two_ranks_move_the_weights_as_one_process_does(distil: list[str], tmp_p
     ("changes", "message"),
     [
         ({"momentum": "0.95"}, "momenta of at least 0 and below 1"),
-        ({"labels": "0"}, "this run has kd alone"),
+        ({"labels": "0"}, "this run has only kd"),
         ({"optimizer": "sgd", "dot_delta": "0.05"}, "it works only with --optimizer dot"),
     ],
 )

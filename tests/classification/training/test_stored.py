@@ -288,7 +288,7 @@ def test_views_of_other_versions_are_refused_where_they_draw_colours(
         pq.write_table(table.replace_schema_metadata({**table.schema.metadata, b"mgd.plan": text.encode()}), file)
     words = options(from_cache(distil, folder), output=str(tmp_path / "again"))
     assert main_mgd.main(words) == 2
-    assert "was stored with torchvision 0.1, this is" in capsys.readouterr().err
+    assert "was stored with torchvision 0.1, but this is" in capsys.readouterr().err
 
 
 def test_the_teacher_of_the_cache_may_be_named(distil: list[str], store: Store, teacher: Path) -> None:

@@ -303,7 +303,7 @@ def test_refusals(tmp_path: Path) -> None:
         ({"terms": {"kd": (1.0, 2.0)}}, ValueError, "must be a weight, or"),
         ({"terms": {"udml": 1}}, ValueError, "trains its teachers too"),
         ({"terms": {"ce": 1, "mgd": None}, "train_dataset": None}, ValueError, "pass train_dataset"),
-        ({"student_taps": ["vit"]}, ValueError, "of both networks"),
+        ({"student_taps": ["vit"]}, ValueError, "give student_taps and teacher_taps, or neither"),
         (
             {"args": arguments(tmp_path, fp16=True)},
             ValueError,
