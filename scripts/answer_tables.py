@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cells import count, differences, read_quality, spread
+from cells import count, differences, read_quality, top1
 from draw_answers import WORTH
 from results_table import Record
 
@@ -21,7 +21,7 @@ def gain_table(*groups: tuple[str, ...]) -> str:
     for base, *others in groups:
         for name in (base, *others):
             gain = _difference(results[name], results[base]) if name != base else ""
-            lines.append(f"| {cells[name]['row']} | {_top1(results[name])} | {count(results[name])} | {gain} |")
+            lines.append(f"| {cells[name]['row']} | {top1(results[name])} | {count(results[name])} | {gain} |")
     return "\n".join(lines)
 
 
@@ -37,12 +37,8 @@ def worth_table() -> str:
             found, best = results[controls[name]], results[base]
             pairs = {seed: found[seed] for seed in found if seed in best}
             gap = _difference(found, best)
-            lines.append(f"| {setting} | {name} | {_top1(best)} | {_top1(found)} | {gap} | {count(pairs)} |")
+            lines.append(f"| {setting} | {name} | {top1(best)} | {top1(found)} | {gap} | {count(pairs)} |")
     return "\n".join(lines)
-
-
-def _top1(found: dict[int, Record]) -> str:
-    return spread([record.last_top1 for record in found.values()])
 
 
 def _difference(found: dict[int, Record], base: dict[int, Record]) -> str:

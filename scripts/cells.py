@@ -163,3 +163,8 @@ def differences(values: list[float]) -> str:
 def spread(values: list[float]) -> str:
     """Mean and standard deviation."""
     return f"{values[0]:.2f}" if len(values) == 1 else f"{mean(values):.2f} ± {stdev(values):.2f}"
+
+
+def top1(found: dict[int, Record]) -> str:
+    """Mean and standard deviation of the top-1 after the last epoch; empty without records."""
+    return spread([record.last_top1 for record in found.values()]) if found else ""

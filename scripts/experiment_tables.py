@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import sqrt
 from statistics import mean, stdev
 
-from cells import count, differences, read_quality, spread
+from cells import count, differences, read_quality, top1
 from results_table import TableError
 from scipy.optimize import brentq
 from scipy.stats import nct, t, ttest_1samp
@@ -64,7 +64,7 @@ def primary_table() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for (name, other), gaps, p, corrected in zip(PRIMARY, pairs, values, holm(values), strict=True):
-        row = [f"{cells[one]['row']}: {_top1(one)}" for one in (name, other)]
+        row = [f"{cells[one]['row']}: {top1(results[one])}" for one in (name, other)]
         row += [differences(gaps) if gaps else "", f"{len(gaps)}"]
         row += [f"{p:.3f}", f"{corrected:.3f}", f"{detectable(stdev(gaps), len(gaps)):.2f}"] if whole else ["", "", ""]
         lines.append(f"| {' | '.join(row)} |")
@@ -87,11 +87,6 @@ def budget_table() -> str:
         tuned = f"tuned-{term}"
         if chosen is not None and tuned in cells and cells[tuned].get("options") != chosen.get("options"):
             raise TableError(f"the cell {tuned} has other options than the best setting, {chosen['row']}")
-        row += [chosen["row"] if chosen else "", _top1(tuned), count(results[tuned]) if results[tuned] else ""]
+        row += [chosen["row"] if chosen else "", top1(results[tuned]), count(results[tuned]) if results[tuned] else ""]
         lines.append(f"| {term} | {' | '.join(row)} |")
     return "\n".join(lines)
-
-
-def _top1(name: str) -> str:
-    _, results = read_quality()
-    return spread([record.last_top1 for record in results[name].values()]) if results[name] else ""

@@ -41,7 +41,7 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | Non
     try:
         state = _published(arch, source, name)
     except Exception as error:  # broken files raise whatever their broken bytes happen to mean
-        for path in _cached(arch, source, name):
+        for path in (link.resolve() for link in _cached(arch, source, name)):  # links alone would be made again
             if why := _broken(path):
                 raise UserError(
                     f"the pretrained weights of {arch} in the cache cannot be read ({path}: {why}): delete that file, "
@@ -72,7 +72,8 @@ def _published(arch: str, source: str, name: str | None) -> dict[str, Tensor]:
     timm.models.set_pretrained_check_hash()
     more: dict[str, Any] = {}
     if cached := _cached(arch, source, name):
-        more["pretrained_cfg_overlay"] = {"file": str(cached[0])}  # else it would ask the hub for a newer one
+        # Named as a file, or it would ask the hub for a newer one; timm tells the format by the suffix.
+        more["pretrained_cfg_overlay"] = {"file": str(cached[0]), "custom_load": cached[0].suffix == ".npz"}
     else:
         _ask_hub(arch)
     return dict(timm.create_model(arch.removeprefix("timm:"), pretrained=True, **more).state_dict())
@@ -119,9 +120,7 @@ def _cached(arch: str, source: str, name: str | None) -> list[Path]:
     if cfg is not None and cfg.hf_hub_id:
         for file in ("model.safetensors", cfg.hf_hub_filename or "pytorch_model.bin"):
             path = huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id.split("@")[0], file)
-            found += (
-                [Path(path).resolve()] if isinstance(path, str) else []
-            )  # the file itself: links would be made again
+            found += [Path(path)] if isinstance(path, str) else []
     return [path for path in found if path.is_file()]
 
 

@@ -34,11 +34,15 @@ def test_weights_in_the_cache_are_loaded_without_asking_the_hub(tmp_path: Path) 
     (tmp_path / REPO / "refs").mkdir(parents=True)
     (tmp_path / REPO / "refs" / "main").write_text("c0ffee")
     (tmp_path / REPO / "snapshots" / "c0ffee").mkdir(parents=True)
-    save_file(state, tmp_path / REPO / "snapshots" / "c0ffee" / "model.safetensors")
+    (tmp_path / REPO / "blobs").mkdir()
+    save_file(state, tmp_path / REPO / "blobs" / "d1gest")  # as the hub's cache has it: a link to a file without suffix
+    (tmp_path / REPO / "snapshots" / "c0ffee" / "model.safetensors").symlink_to("../../blobs/d1gest")
     found = load(tmp_path)
     assert found.returncode == 0, found.stderr
     assert "Retry" not in found.stderr
     assert float(found.stdout.splitlines()[-1]) == float(state["conv_stem.weight"].double().sum())
+    (tmp_path / REPO / "blobs" / "d1gest").write_bytes(b"broken")
+    assert f"cannot be read ({tmp_path / REPO / 'blobs' / 'd1gest'}" in load(tmp_path).stderr
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(tmp_path: Path) -> None:
