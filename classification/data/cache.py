@@ -1,4 +1,4 @@
-"""Decoded photographs in memory, shared by the loading processes, and by the ranks of one machine."""
+"""Decoded images in memory that the loading processes, and the ranks of one machine, share."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from classification.errors import UserError
 from classification.system.memory import free_bytes
 
 Sample = tuple[str, int]
-SHARED = Path("/dev/shm")  # files there are memory
+SHARED = Path("/dev/shm")  # a file system in memory
 
 
 class Near(Protocol):
-    """The ranks of this machine: the number of this one among them, and what each of them gives."""
+    """The ranks on this machine: the number of this one among them, and a way to exchange values."""
 
     @property
     def number(self) -> int: ...
@@ -33,12 +33,12 @@ class Near(Protocol):
 
 @dataclass(frozen=True)
 class Alone:
-    """One rank."""
+    """A single rank, without others on its machine."""
 
     number: int = 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what the one rank gives."""
+        """Return the value in a list."""
         return [value]
 
 
@@ -46,19 +46,19 @@ ALONE = Alone()
 
 
 class Cache:
-    """Every image of a split as one block of bytes, which processes share instead of copying.
+    """All decoded images of a split in one block of bytes, which processes share instead of copying.
 
-    Ranks of one machine have one block together, and each decodes its part of the images. A rank that does not see the
-    memory of the first one, as in another container, has its own.
+    The ranks of one machine share a block, and each decodes a part of the images. A rank that cannot see the memory of
+    the first rank, for example in another container, fills its own block.
 
     Args:
         samples: (path, class index) of every image.
         read: path -> RGB image; its errors pass through.
-        free: bytes of memory that are free; what the system says by default.
-        near: the ranks of this machine, which all come here.
+        free: bytes of free memory; by default, those that the system reports.
+        ranks: the ranks of this machine; all of them must create the cache at the same time.
 
     Raises:
-        UserError: the images need more memory than is free; on every rank, also where one cannot read an image.
+        UserError: the images need more memory than is free, or an image cannot be read. It is raised on every rank.
     """
 
     def __init__(
@@ -74,27 +74,27 @@ class Cache:
         _check(need, len(samples), free, near)
         shared = None if len(near.gather(None)) == 1 else _shared(need, near)
         self.bytes = _alone(need) if shared is None else shared
-        place, count = _part(shared is not None, near)
+        first, step = _part(shared is not None, near)
 
         def decode(index: int) -> None:
             self[index].copy_(to_bytes(read(samples[index][0])))
 
         def work() -> None:
-            with ThreadPoolExecutor(-(-(os.cpu_count() or 1) // count) + 1) as pool:
-                for _ in pool.map(decode, range(place, len(samples), count)):
+            with ThreadPoolExecutor(-(-(os.cpu_count() or 1) // step) + 1) as pool:
+                for _ in pool.map(decode, range(first, len(samples), step)):
                     pass
 
         _together(work, near)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return (height, width, 3) bytes, a view."""
+        """Return an image as (height, width, 3) bytes, a view of the block."""
         height, width = map(int, self.sizes[index])
         end = int(self.ends[index])
         return self.bytes[end - 3 * height * width : end].view(height, width, 3)
 
 
 def _sizes(samples: Sequence[Sample], near: Near) -> Any:
-    """Return heights and widths, (N, 2); each rank looks at some of the files."""
+    """Return heights and widths, (N, 2); each rank opens a part of the files."""
     count = len(near.gather(None))
     own = [image_size(samples[index][0]) for index in range(near.number, len(samples), count)]
     sizes = np.zeros((len(samples), 2), np.int64)
@@ -105,7 +105,7 @@ def _sizes(samples: Sequence[Sample], near: Near) -> Any:
 
 
 def _check(need: int, num: int, free: int | None, near: Near) -> None:
-    """Refuse images that need too much memory, on every rank if on one."""
+    """Raise UserError on every rank if the images need too much memory on any of them."""
 
     def compare() -> None:
         room = free_bytes() if free is None else free
@@ -119,7 +119,7 @@ def _check(need: int, num: int, free: int | None, near: Near) -> None:
 
 
 def _together(work: Callable[[], None], near: Near) -> None:
-    """Do this rank's work; an error on one is raised on all, which would wait for it otherwise."""
+    """Do this rank's work; a UserError on one rank is raised on all, because the others would wait for that rank."""
     cause = ""
     try:
         work()
@@ -137,7 +137,7 @@ def _no_room(need: int) -> UserError:
 
 
 def _alone(need: int) -> Tensor:
-    """Return memory that this rank and its loading processes share."""
+    """Return memory that this process shares with its loading processes."""
     try:
         block: Tensor = torch.empty(need, dtype=torch.uint8).share_memory_()
         return block
@@ -146,9 +146,10 @@ def _alone(need: int) -> Tensor:
 
 
 def _shared(need: int, near: Near) -> Tensor | None:
-    """Return memory that the ranks of a machine share, or None on one that does not see it.
+    """Return memory that the ranks of this machine share, or None on a rank that cannot see it.
 
-    It is a file without a name once all have opened it: it goes when the last of them ends, however that is.
+    The memory is a file that is deleted when all ranks have opened it. So it is freed when the last of them ends, even
+    if that one is killed.
     """
     file = SHARED / f"mgd-{uuid.uuid4().hex}"
     made = near.number == 0 and SHARED.is_dir()
@@ -167,7 +168,7 @@ def _shared(need: int, near: Near) -> Tensor | None:
         block: Tensor | None = None
         if file.exists():
             block = torch.from_file(str(file), shared=True, size=need, dtype=torch.uint8)
-        near.gather(None)  # all have it now
+        near.gather(None)  # waits until all have opened it
         return block
     finally:
         if made:
@@ -175,7 +176,7 @@ def _shared(need: int, near: Near) -> Tensor | None:
 
 
 def _reserve(file: Path, need: int) -> None:
-    """Make a file that has its memory: without it, writing would end the process where there is too little."""
+    """Create a file and reserve its memory: writing to memory that is not there would kill the process."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.posix_fallocate(descriptor, 0, need)
@@ -184,6 +185,6 @@ def _reserve(file: Path, need: int) -> None:
 
 
 def _part(shares: bool, near: Near) -> tuple[int, int]:
-    """Return which of how many equal parts this rank decodes."""
+    """Return the first index that this rank decodes, and the step to the next."""
     sharing = [number for number, own in enumerate(near.gather(shares)) if own]
     return (sharing.index(near.number), len(sharing)) if shares else (0, 1)

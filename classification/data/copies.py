@@ -1,4 +1,4 @@
-"""Small copies of photographs, with a list of where each comes from, and what is on two sides of a split."""
+"""Small copies of photographs, a list of their originals, and images that are in train and in another split."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from classification.data.split import TRAIN, Split
 from classification.errors import UserError
 from classification.paths import exists, is_folder
 
-JPEG_SIDE = 65500  # px, of Pillow's encoder
+JPEG_SIDE = 65500  # px, the longest side that Pillow can encode
 MANIFEST = "manifest.csv"
 BLOCK = 1024  # images whose hashes are compared at once
 
 
 @dataclass(frozen=True)
 class Copy:
-    """One photograph and its copy.
+    """A photograph and its copy.
 
     Args:
-        original: the file.
+        original: the file of the photograph.
         part: train, valid or test.
-        kind: its class.
-        name: of the copy.
+        kind: name of the class.
+        name: file name of the copy.
     """
 
     original: Path
@@ -47,14 +47,14 @@ class Copy:
 
     @property
     def place(self) -> Path:
-        """The copy, from the top folder on."""
+        """The path of the copy, relative to the new data folder."""
         return Path(self.part, self.kind, self.name)
 
 
 def named(split: Split) -> list[Copy]:
     """Name the copy of every image.
 
-    Two folders of a class, or two formats, may have a name in common: numbers tell them apart.
+    A number makes each name unique: two subfolders of a class, or two formats, may use the same name.
     """
     return [
         Copy(path, part, kind, f"{path.stem[:60]}-{number}.jpg")
@@ -63,7 +63,7 @@ def named(split: Split) -> list[Copy]:
 
 
 def shrink(path: Path, target: Path, side: int) -> None:
-    """Write an upright copy whose short side is at most `side` px; it appears when it is complete.
+    """Write an upright copy whose short side is at most `side` px; the file appears only when it is complete.
 
     Raises:
         UserError: the image cannot be read, or is too long for a JPEG file.
@@ -83,7 +83,7 @@ def shrink(path: Path, target: Path, side: int) -> None:
 
 
 def copy_all(copies: Sequence[Copy], top: Path, side: int) -> dict[Copy, str]:
-    """Write the copies that are not there yet; return those that cannot be read, and why."""
+    """Write the copies that do not exist yet; return those whose originals cannot be read, and why."""
 
     def attempt(copy: Copy) -> str:
         target = top / copy.place
@@ -102,9 +102,10 @@ def copy_all(copies: Sequence[Copy], top: Path, side: int) -> dict[Copy, str]:
 
 
 def unfinished(folder: Path, copies: Sequence[Copy], side: int) -> Path:
-    """Return the folder, beside `folder`, that the copies are collected in; what another plan left there is removed.
+    """Return a hidden folder beside `folder`, in which the copies are collected until all are written.
 
-    Two plans are equal if they copy the same unchanged files to the same places at the same size.
+    What an interrupted command left there is kept if it would have copied the same unchanged files to the same paths at
+    the same size. Otherwise it is removed.
     """
     digest = hashlib.sha256(str(side).encode())
     for copy in copies:
@@ -120,10 +121,10 @@ def unfinished(folder: Path, copies: Sequence[Copy], side: int) -> Path:
 
 
 def check_whole(copies: Sequence[Copy], bad: Mapping[Copy, str], top: Path) -> list[str]:
-    """Remove class folders of which no image could be read; return what is to be said.
+    """Remove class folders in which no image could be read; return a warning for each.
 
     Raises:
-        UserError: a class of train is left without images.
+        UserError: a class of train has no images left.
     """
     kept = {(copy.part, copy.kind) for copy in copies if copy not in bad}
     empty = sorted({(copy.part, copy.kind) for copy in copies} - kept)
@@ -137,7 +138,7 @@ def check_whole(copies: Sequence[Copy], bad: Mapping[Copy, str], top: Path) -> l
 
 
 def manifest(copies: Sequence[Copy]) -> bytes:
-    """Return the CSV file that says of each copy which file it was made of; bytes of names are kept."""
+    """Return a CSV file with the original of each copy; names that are not UTF-8 keep their bytes."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["copy", "original", "split", "class"])
@@ -146,11 +147,11 @@ def manifest(copies: Sequence[Copy]) -> bytes:
     return os.fsencode(text.getvalue())
 
 
-Pair = tuple[Copy, Copy]  # of train, and of another side
+Pair = tuple[Copy, Copy]  # one of train, one of another split
 
 
 def identical_across(copies: Sequence[Copy]) -> list[Pair]:
-    """Return pairs of the same bytes on two sides of the split, train's first."""
+    """Return the copies in train whose originals equal one of another split byte for byte, each with that one."""
     by_path = {str(copy.original): copy for copy in copies}
     groups = identical(by_path, lambda group: len({by_path[path].part for path in group}) > 1)
     return [pair for group in groups for pair in _pairs([by_path[path] for path in group])]
@@ -164,17 +165,17 @@ def _pairs(group: Sequence[Copy]) -> Iterator[Pair]:
 
 
 def check_imagehash() -> None:
-    """Refuse near duplicates where the library that hashes images is missing.
+    """Check that the library that hashes images is installed.
 
     Raises:
-        UserError: it says what to install.
+        UserError: it is not; the message says what to install.
     """
     if importlib.util.find_spec("imagehash") is None:
         raise UserError("--near needs the library imagehash: `pip install ImageHash`, or leave --near out")
 
 
 def near_across(copies: Sequence[Copy], top: Path, bits: int) -> list[Pair]:
-    """Return pairs on two sides of the split whose perceptual hashes differ in at most `bits` of 64, train's first."""
+    """Return pairs (train, other split) whose perceptual hashes differ in at most `bits` of 64 bits."""
     sides: dict[bool, list[Copy]] = {True: [], False: []}
     for copy in copies:
         sides[copy.part == TRAIN].append(copy)
@@ -184,7 +185,7 @@ def near_across(copies: Sequence[Copy], top: Path, bits: int) -> list[Pair]:
         other = hashes[False][start : start + BLOCK]
         for first in range(0, len(sides[True]), BLOCK):
             own = hashes[True][first : first + BLOCK]
-            # (train, other) pairs: the bits that differ, summed.
+            # (train, other): the number of bits that differ.
             apart = len(own.T) - own @ other.T - (1 - own) @ (1 - other).T
             pairs += [
                 (sides[True][first + i], sides[False][start + j])
@@ -194,7 +195,7 @@ def near_across(copies: Sequence[Copy], top: Path, bits: int) -> list[Pair]:
 
 
 def _hashes(paths: Sequence[Path]) -> NDArray[np.float32]:
-    """Return the perceptual hash of each image as 64 numbers, 0 or 1, in a row."""
+    """Return the perceptual hashes of images, (N, 64), each bit as 0 or 1."""
     import imagehash
 
     def one(path: Path) -> NDArray[np.float32]:
@@ -209,17 +210,17 @@ def _hashes(paths: Sequence[Path]) -> NDArray[np.float32]:
 def resolve(
     pairs: Sequence[Pair], copies: list[Copy], top: Path, *, what: str, remove: bool
 ) -> tuple[list[Copy], list[str]]:
-    """Leave out of train what is on two sides of the split too, or only say so; return the copies, and what to say.
+    """Remove from train the images that another split has too, or only report them; return the copies and the notes.
 
     Args:
-        pairs: copies of train, each with one of another side.
-        copies: all of them.
-        top: the folder in which those that are left out are removed.
-        what: how the images of train are called.
-        remove: whether they are left out.
+        pairs: copies in train, each with its duplicate in another split.
+        copies: all copies.
+        top: the folder of the copies.
+        what: how the duplicates in train are described.
+        remove: whether they are removed.
 
     Raises:
-        UserError: a class of train would be left without images.
+        UserError: a class of train would have no images left.
     """
     if not pairs:
         return copies, []
@@ -237,7 +238,7 @@ def resolve(
 
 
 def summary(copies: Sequence[Copy], most: int = 20) -> list[str]:
-    """Return a table of classes and sides, and the suffixes of the originals."""
+    """Return the lines of a table, images per class and split, and of the suffixes of the originals."""
     sides = list(dict.fromkeys(["train", "valid", *(copy.part for copy in copies)]))
     counts: dict[str, dict[str, int]] = {}
     suffixes: dict[str, int] = {}

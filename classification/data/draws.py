@@ -1,4 +1,4 @@
-"""Random draws that depend on given numbers only, whatever was drawn before."""
+"""Random draws that depend only on the given numbers, not on earlier draws."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @contextlib.contextmanager
 def drawing_from(*numbers: int) -> Iterator[None]:
-    """Seed torch's generator by these numbers; afterwards it continues as if nothing had been drawn."""
+    """Seed torch's generator with these numbers; afterwards it continues as if nothing had been drawn."""
     outside = torch.random.get_rng_state()
     torch.random.default_generator.manual_seed(_mix(*numbers))
     try:
@@ -21,5 +21,5 @@ def drawing_from(*numbers: int) -> Iterator[None]:
 
 
 def _mix(*numbers: int) -> int:
-    """Turn numbers into one 63-bit seed."""
+    """Combine numbers into one 63-bit seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

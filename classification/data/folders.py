@@ -1,4 +1,4 @@
-"""Photographs in class folders: data sets, batches and loaders."""
+"""Data folders: lists of (path, class index) from class folders, text files or tar shards."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ MOST_COMPARED = 100_000  # images whose contents are compared at the start of a 
 
 @dataclass(frozen=True)
 class Folder:
-    """The two splits of a folder, and the class names in order of index.
+    """The images of a data folder.
 
     Args:
-        classes: their names.
+        classes: class names in order of index.
         train: (path, class index) of every image to train on.
-        valid: the same of every image to evaluate on.
+        valid: (path, class index) of every image to evaluate on.
         notes: what was left out, or looks wrong, one line each.
-        soft: probabilities of classes, by path, of images of train that have soft labels.
-        read: the folders and lists that were read; while they stay as they are, so do the images.
+        soft: class probabilities by path, for images of train with soft labels.
+        read: the folders and lists that were read; the images can change only if one of these changes.
     """
 
     classes: list[str]
@@ -48,19 +48,19 @@ def read_folder(
     num_classes: int | None = None,
     evaluate: bool = False,
 ) -> Folder:
-    """List `root`/train/CLASS/* and `root`/valid/CLASS/* (or val/); class indices are those of train, sorted by name.
+    """List `root`/train/CLASS/* and `root`/valid/CLASS/* (or val/). Class indices follow the sorted names in train.
 
-    Without labels, train holds images at any depth, their class index is -1, and valid names the classes. A list takes
-    the place of its split (see `read_list`): then the other split names the classes, or if none is left, their indices.
-    So do tar shards in a split without class folders (see `read_shards`).
+    Without labels, train holds images at any depth, their class index is -1, and valid names the classes. A list
+    replaces its split (see `read_list`), and so do tar shards in a split without class folders (see `read_shards`). Then
+    the other split names the classes. If both splits are replaced, the names are the class indices.
 
     Args:
         root: the data folder.
         labels: whether train has classes.
         train_list: a list to read instead of train/.
         valid_list: a list to read instead of valid/.
-        num_classes: how many classes lists number, or None for as many as their labels say.
-        evaluate: whether train only names the classes: where it does not, as without labels or lists, it is left out.
+        num_classes: number of classes if lists or shards replace both splits; None to take it from their labels.
+        evaluate: whether train is needed only for the names of the classes; it is not read if it does not have them.
 
     Raises:
         UserError: a missing folder, a class without images in train, a class of valid that train lacks, a wrong list.
@@ -92,13 +92,13 @@ def read_folder(
 
 
 def numbers_classes(root: str | Path, train_list: str | None, valid_list: str | None) -> bool:
-    """Return whether lists or shards take the place of both splits, so that no folders name the classes."""
+    """Return whether lists or shards replace both splits, so that no folders name the classes."""
     splits = ((train_list, ("train",)), (valid_list, ("valid", "val")))
     return all(file or any(find_shards(Path(root, name)) for name in names) for file, names in splits)
 
 
 def _packed(split: Path | None) -> tuple[Path | None, list[Path]]:
-    """Return the folder, or None and its shards where it holds them instead of class folders."""
+    """Return (folder, []), or (None, its shards) if it holds shards instead of class folders."""
     shards = [] if split is None else find_shards(split)
     return (None if shards else split), shards
 
@@ -106,17 +106,17 @@ def _packed(split: Path | None) -> tuple[Path | None, list[Path]]:
 def _listed(
     file: str | None, shards: list[Path], root: Path, num_classes: int | None, *, labels: bool = True
 ) -> list[tuple[str, int]]:
-    """Return the images of a split that is a list, or shards, or neither."""
+    """Return the images of the shards, or else of the list, or else none."""
     if shards:
         return read_shards(shards, num_classes, labels=labels)
     return [] if file is None else read_list(file, root, num_classes, labels=labels)
 
 
 def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, str]]:
-    """Read every image once; return the folder without those that cannot be read, and why by path.
+    """Read every image once; return the folder without unreadable images, and {path: cause} of these.
 
     Raises:
-        UserError: a class, or valid, is left without images.
+        UserError: a class, or valid, has no images left.
     """
     bad = unreadable([path for path, _ in (*data.train, *data.valid)], workers)
     train, valid = ([sample for sample in part if sample[0] not in bad] for part in (data.train, data.valid))
@@ -131,10 +131,10 @@ def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, st
 
 
 def check_heif(data: Folder) -> None:
-    """Refuse HEIC images where the library that reads them is missing.
+    """Check that HEIC images can be read, if there are any.
 
     Raises:
-        UserError: naming the first, and what to install.
+        UserError: the library is missing; the message names the first image, and what to install.
     """
     if not has_heif() and (found := [path for path, _ in (*data.train, *data.valid) if is_heif(path)]):
         raise UserError(
@@ -146,7 +146,7 @@ def check_heif(data: Folder) -> None:
 def shared_images(data: Folder, most: int = MOST_COMPARED) -> list[str]:
     """Return a warning if an image of valid is in train too, byte for byte.
 
-    More than `most` images are compared by path alone: asking for the size of each would take too long.
+    If there are more than `most` images, only their paths are compared: reading the size of each file takes too long.
     """
     train, valid = ([path for path, _ in part] for part in (data.train, data.valid))
     if len(train) + len(valid) > most:
@@ -162,7 +162,7 @@ def shared_images(data: Folder, most: int = MOST_COMPARED) -> list[str]:
 
 
 def _class_images(split: Path, classes: list[str], left: LeftOut) -> tuple[list[tuple[str, int]], list[LeftOut]]:
-    """List the images of every class, at any depth, in the order of torchvision's ImageFolder, and what else it has."""
+    """List the images of every class, in the order of torchvision's ImageFolder, and per class the other files."""
     samples, beside = [], []
     for label, class_name in enumerate(classes):
         beside.append(LeftOut())
@@ -174,7 +174,7 @@ def _class_images(split: Path, classes: list[str], left: LeftOut) -> tuple[list[
 
 
 def _without_images(classes: list[str], samples: list[tuple[str, int]], beside: list[LeftOut]) -> dict[str, LeftOut]:
-    """Return the classes without images, and what each has instead."""
+    """Return the classes without images, and the other files of each."""
     filled = {target for _, target in samples}
     return {name: beside[label] for label, name in enumerate(classes) if label not in filled}
 
@@ -199,7 +199,7 @@ def _valid_images(valid: Path, classes: list[str], train: Path | None, left: Lef
     samples, beside = _class_images(valid, classes, left)
     if not samples:
         raise UserError(f"{valid} has no images{f' ({left.kinds()})' if left.others else ''}")
-    # A class that valid lacks, or whose folder is empty, may be meant; one of films alone is not.
+    # A class may be missing or empty in valid on purpose. A class folder that holds only other files is a mistake.
     if empty := {name: has for name, has in _without_images(classes, samples, beside).items() if has.others}:
         raise UserError(f"{valid} has class folders without images: {_describe(empty)}")
     return samples
@@ -215,7 +215,7 @@ def _unlabelled(folder: Path, left: LeftOut) -> list[tuple[str, int]]:
 
 
 def _names_classes(train: Path, valid: Path | None) -> bool:
-    """Return whether the folders of train are classes, those of valid among them."""
+    """Return whether train has folders, and those of valid are among them."""
     names = class_names(train, LeftOut()) if is_folder(train) else []
     return bool(names) and (valid is None or set(class_names(valid, LeftOut())) <= set(names))
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are images, and which are copies of each other: one rule for training, lists and scripts."""
+"""Find the images in a folder by name, and files with equal bytes. Every command uses these rules."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ SUFFIXES = (
     *(".tif", ".tiff", ".bmp", ".dib", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx", ".jpf"),
     *HEIF,
 )
-# What systems and file servers leave in folders of photographs, beside names that begin with a dot.
+# Files and folders that operating systems and file servers leave among photographs; those with a dot are hidden anyway.
 SYSTEM = {
     *("@eadir", "__macosx", "__pycache__", "$recycle.bin", "recycler", "system volume information", "lost+found"),
     *("#recycle", "#snapshot", "@recycle", "@recently-snapshot", "network trash folder", "temporary items"),
     *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r"),
 }
-BLOCK = 4096  # bytes, which tell most files of equal size apart
+BLOCK = 4096  # bytes; they differ between most files of equal size
 
 
 def hidden(name: str) -> bool:
-    """Return whether a file or folder of this name is hidden, or a system's own: it is never data."""
+    """Return whether a name is hidden or belongs to the operating system; such files and folders are never data."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file is an image by its name."""
+    """Return whether a file name is that of an image."""
     return name.lower().endswith(SUFFIXES) and not hidden(name)
 
 
 @dataclass
 class LeftOut:
-    """What was found beside images.
+    """What was found in a folder beside the images that count.
 
     Args:
         others: files that are not images by their names, counted by suffix.
-        hidden: hidden folders, and hidden files that are called images.
-        loose: images beside the class folders.
-        read: the folders whose names were read, in which a new name may be a new image.
+        hidden: paths of hidden folders, and of hidden files with an image suffix.
+        loose: paths of images outside the class folders.
+        read: the folders that were listed; a new image would change one of them.
     """
 
     others: Counter[str] = field(default_factory=Counter)
@@ -55,20 +55,20 @@ class LeftOut:
     read: list[str] = field(default_factory=list)
 
     def add(self, other: LeftOut) -> None:
-        """Add what was left out elsewhere."""
+        """Add what was left out of another folder."""
         self.others += other.others
         self.hidden += other.hidden
         self.loose += other.loose
         self.read += other.read
 
     def kinds(self, most: int = 6) -> str:
-        """Return the files that are not images by suffix: "9 .txt, 3 .mov"."""
+        """Return how many files are not images, by suffix: "9 .txt, 3 .mov"."""
         common = [f"{count} {suffix}" for suffix, count in self.others.most_common(most)]
         rest = self.others.total() - sum(count for _, count in self.others.most_common(most))
         return ", ".join([*common, *([f"{rest} others"] if rest else [])])
 
     def contents(self) -> str:
-        """Return `kinds`, and how much is hidden."""
+        """Return `kinds`, and the number of hidden files and folders."""
         return ", ".join(filter(None, [self.kinds(), f"{len(self.hidden)} hidden" if self.hidden else ""]))
 
     def notes(self) -> list[str]:
@@ -108,9 +108,9 @@ def class_names(split: Path, left: LeftOut) -> list[str]:
 
 
 def find_images(top: Path, left: LeftOut) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder from `top` on, sorted, and the names of its images, sorted; add the rest to `left`.
+    """Yield `top` and every folder below it, sorted, with the sorted names of its images.
 
-    Links are followed.
+    Links are followed. Other files are added to `left`.
 
     Raises:
         UserError: a folder cannot be read, or a link leads to a folder that it lies in.
@@ -146,14 +146,14 @@ def _images(folder: str, names: list[str], left: LeftOut) -> Iterator[str]:
 def identical(
     paths: Iterable[str], wanted: Callable[[list[str]], bool] = lambda group: len(group) > 1
 ) -> list[list[str]]:
-    """Return groups of files whose bytes are the same.
+    """Return groups of files with equal bytes.
 
-    Only files of equal size are opened, and only those whose middle is the same are read whole. Files that are empty
+    Only files of equal size are opened, and only those with an equal middle are read completely. Files that are empty
     or cannot be read are in no group.
 
     Args:
         paths: the files.
-        wanted: which groups count; the others are not looked into.
+        wanted: whether a group is of interest; files of other groups are not read.
     """
     groups = [list(paths)]
     for key in (_size, partial(_digest, most=BLOCK), _digest):
@@ -177,7 +177,7 @@ def _size(path: str) -> int:
 
 
 def _digest(path: str, most: int | None = None) -> bytes:
-    """Hash a file, or the `most` bytes in its middle."""
+    """Hash a file, or only the `most` bytes in its middle."""
     with open_image(path) as file:
         if most is not None:
             file.seek(max(0, size_of(path) - most) // 2)
@@ -189,12 +189,12 @@ def _digest(path: str, most: int | None = None) -> bytes:
 
 
 def file_digest(path: str) -> str:
-    """Return 32 hexadecimal digits of a file's bytes: the beginning of their BLAKE2b of 64 bytes."""
+    """Return a hash of a file: the first 32 hexadecimal digits of the 64-byte BLAKE2b of its bytes."""
     return _digest(path).hex()[:32]
 
 
 def across(one: Iterable[str], other: Iterable[str]) -> list[tuple[str, str]]:
-    """Return (path of `one`, path of `other`) for each file of `other` whose bytes are those of a file of `one`."""
+    """Return (path of `one`, path of `other`) for each file of `other` that has the same bytes as a file of `one`."""
     first, second = set(one), set(other)
 
     def both(group: list[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Images to predict: which files are meant by the paths that a user types, and batches of them as networks see them."""
+"""Images to predict: find the files that a user's paths mean, and read them in batches."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from classification.errors import UserError, quoted
 from classification.paths import exists, is_file, is_folder
 from classification.system.interrupt import outlast
 
-LONGEST_LINE = 1 << 16  # bytes; a file that is no list may be one line without end
+LONGEST_LINE = 1 << 16  # bytes; a file that is not a list may have no line ends at all
 STDIN = "-"
 
 
 @dataclass(frozen=True)
 class Found:
-    """The files to predict.
+    """The images to predict.
 
     Args:
-        paths: of the images, in the order in which they were typed; folders are sorted.
+        paths: of the images, in the order in which they were typed; the images of a folder are sorted.
         notes: what was left out, one line each.
     """
 
@@ -44,18 +44,18 @@ class Found:
 
 
 def find_paths(words: Iterable[str], stdin: BinaryIO) -> Found:
-    """Return the images that `words` name.
+    """Return the images that the user's words name.
 
-    A word is an image; a tar shard; a folder, whose images and shards count at any depth; a list, one path per line,
-    seen from the current folder; or `-`, a list on stdin. A file is an image if its name or its content says so, and a
-    list otherwise.
+    A word is one of: an image; a tar shard; a folder, with images and shards at any depth; a list with one path per
+    line, relative to the current folder; `-` for a list on stdin. A file is an image if its name or its content says
+    so, and a list otherwise.
 
     Args:
-        words: what was typed.
-        stdin: for `-`.
+        words: what the user typed.
+        stdin: read for the word `-`.
 
     Raises:
-        UserError: there is no such path, a list is none, or no image was found.
+        UserError: a path does not exist, a file is neither an image nor a list, or there are no images.
     """
     paths: list[str] = []
     left = LeftOut()
@@ -84,7 +84,7 @@ def find_paths(words: Iterable[str], stdin: BinaryIO) -> Found:
 
 
 def _in_folder(folder: Path, left: LeftOut) -> list[str]:
-    """Return the images of a folder, and behind them those of its tar shards."""
+    """Return the images of a folder, then those of its tar shards."""
     found = list(find_images(folder, left))
     paths = [os.path.join(top, name) for top, names in found for name in names]  # noqa: PTH118
     if left.others.pop(SUFFIX, 0):
@@ -97,7 +97,7 @@ def _looks_like_image(path: str) -> bool:
     try:
         with Image.open(path):
             return True
-    except Exception:  # a broken file raises whatever its broken bytes happen to mean
+    except Exception:  # a broken file may raise anything
         return False
 
 
@@ -116,7 +116,7 @@ def _open_list(path: str) -> list[str]:
 
 
 def _read_list(file: BinaryIO, name: str) -> list[str]:
-    """Return the lines of a list that are not empty; bytes that are no text are kept, as in names of files."""
+    """Return the lines that are not empty; bytes that are not UTF-8 are kept, as in file names."""
     found, number = [], 0
     while line := file.readline(LONGEST_LINE):
         number += 1
@@ -129,12 +129,12 @@ def _read_list(file: BinaryIO, name: str) -> list[str]:
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """Images that were read together.
+    """A batch of images.
 
     Args:
-        paths: of those that could be read.
-        pixels: bytes (B, H, W, 3), in their order.
-        unreadable: why the others could not, by path.
+        paths: of the images that could be read.
+        pixels: bytes (B, H, W, 3) of these, in the same order.
+        unreadable: (path, cause) of the others.
     """
 
     paths: list[str]
@@ -143,7 +143,7 @@ class PixelBatch:
 
 
 class _Pixels(Dataset[tuple[str, Tensor | str]]):
-    """(path, bytes as the network sees them, or why there are none) of every image."""
+    """(path, preprocessed bytes) of every image; (path, cause) if it cannot be read."""
 
     def __init__(self, paths: Sequence[str], transform: Transform) -> None:
         self.paths, self.transform = paths, transform
@@ -167,18 +167,18 @@ def _collate(samples: list[tuple[str, Tensor | str]]) -> PixelBatch:
 
 
 def read_batches(paths: Sequence[str], seen: Preprocessing, size: int, workers: int = 0) -> Iterator[PixelBatch]:
-    """Read images as evaluation does; those that cannot be read are reported in their batch.
+    """Read images as evaluation does; each batch lists those that cannot be read.
 
     Args:
         paths: of the images.
-        seen: what the network sees of them.
-        size: images of a batch.
-        workers: loading processes at most; 0 to load in this one.
+        seen: preprocessing of the network.
+        size: images per batch.
+        workers: number of loading processes at most; 0 to load in this process.
 
     Raises:
         RunError: a loading process died.
     """
-    workers = min(workers, (len(paths) - 1) // size)  # a process costs more than the batch that it would read
+    workers = min(workers, (len(paths) - 1) // size)  # to start a process takes longer than to read one batch
     ending = multiprocessing.RawValue("b", 0)
     loading = DataLoader(
         _Pixels(paths, seen.transform()),

@@ -1,4 +1,4 @@
-"""Lists of images: one per line, `path label`; `path label score` where a teacher labelled them."""
+"""Lists of images in text files: `path label` per line, or `path label score` if a teacher labelled them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from classification.errors import UserError, quoted
 
 LABEL = re.compile(rb"[0-9]+")
 SCORE = re.compile(rb"[-+]?(inf|[0-9]*\.[0-9]+(e[-+]?[0-9]+)?|[0-9]+e[-+]?[0-9]+|[0-9]+\.)")
-LONGEST_LINE = 1 << 16  # bytes; a path is far shorter, a file that is no list may be one line without end
+LONGEST_LINE = 1 << 16  # bytes; a path is far shorter, and a file that is not a list may have no line ends at all
 
 
 def read_list(
@@ -23,22 +23,22 @@ def read_list(
 ) -> list[tuple[str, int]]:
     """Read a list of images.
 
-    A line is the image's path from `root` on, whitespace, and its class index; the path may hold spaces. A score may
-    follow, a number with a point, an exponent or a sign, and counts for nothing. Blank lines are skipped, so lists can
-    be joined. Bytes that are no text are kept, as in names of files. Without labels a class index may be missing, and
-    counts for nothing. Any suffix is allowed; hidden files are refused. A path from / on must lie in `root`.
+    A line has the path of an image relative to `root`, whitespace, and a class index. The path may contain spaces. A
+    score may follow, a number with a point, an exponent or a sign; it is ignored here. Blank lines are skipped. Bytes
+    that are not UTF-8 are kept, as in file names. Any suffix is allowed, but no hidden files. An absolute path must lie
+    in `root`.
 
     Args:
         path: the list.
         root: the data folder.
-        num_classes: K, where it is known: every label is below it.
-        labels: whether class indices are wanted.
+        num_classes: K, which every label must be below, or None if it is not known.
+        labels: whether to read class indices; without, they may be missing and are ignored.
 
     Returns:
         (path of the file, class index or -1) of every image, in the order of the list.
 
     Raises:
-        UserError: naming list and line.
+        UserError: the list is wrong; the message names list and line.
     """
     samples = []
     try:
@@ -92,17 +92,17 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
 
 
 def score_of(line: bytes) -> float | None:
-    """Return the score at the end of a line, behind a label; None where there is none."""
+    """Return the score at the end of a line, after a label; None if there is none."""
     parts = line.rsplit(None, 2)
     scored = len(parts) == 3 and LABEL.fullmatch(parts[1]) and SCORE.fullmatch(parts[2])
     return float(parts[2]) if scored else None
 
 
 def numbered_classes(samples: list[tuple[str, int]], num_classes: int | None) -> list[str]:
-    """Name the classes of lists by their indices; without `num_classes` there are as many as the largest label says.
+    """Return "0", "1" ... as the names of the classes: `num_classes` of them, or as many as the labels need.
 
     Raises:
-        UserError: the number is left to the labels, and they leave some class below the largest one out.
+        UserError: `num_classes` is None, and a class below the largest label has no image.
     """
     labels = {label for _, label in samples}
     if num_classes is None and len(labels) <= max(labels):
@@ -121,9 +121,9 @@ def read_pile(
 
     Args:
         lists: the files.
-        root: the folder that holds their images.
-        classes: names in order of index.
-        labels: whether class indices are wanted.
+        root: the folder of the images.
+        classes: class names of the data, in order of index.
+        labels: whether to read class indices.
 
     Returns:
         (path of the file, class index or -1) of every line.
@@ -137,7 +137,7 @@ def read_pile(
 
 
 def _check_teacher(path: str, classes: Sequence[str]) -> None:
-    """Compare the classes in the file beside a list, if there is one, with these."""
+    """Compare the teacher's classes, in the file LIST.json if there is one, with those of the data."""
     try:
         about = json.loads(Path(f"{path}.json").read_bytes())
         theirs = about.get("classes")
@@ -153,12 +153,12 @@ def _check_teacher(path: str, classes: Sequence[str]) -> None:
 
 
 def mix(labelled: Sequence[tuple[str, int]], pile: list[tuple[str, int]], share: float | None) -> list[tuple[str, int]]:
-    """Return both, of which the part `share` is the pile; the smaller one is repeated in turn to make it so.
+    """Join labelled images and a pile; the one that is too small for the share is repeated.
 
     Args:
         labelled: images with labels.
         pile: images that a teacher labelled.
-        share: 0 < share <= 1, or None for every image once.
+        share: part of the result that is from the pile, 0 < share <= 1; None to take every image once.
     """
     if share is None:
         return [*labelled, *pile]

@@ -1,7 +1,7 @@
-"""Images in files of their own, and in tar shards: both have a path, and are opened by it.
+"""Open images by path, both plain files and files in tar shards.
 
-SHARD.tar@START+SIZE/NAME is the file NAME in a shard: SIZE bytes from byte START on. So any process can read it without
-a list of what the shard holds.
+SHARD.tar@START+SIZE/NAME is the path of the file NAME in a shard, SIZE bytes from byte START. So a process can read it
+without listing the shard.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from classification.paths import is_file
 
 MARK = ".tar@"
 PATH = re.compile(r"(.+?\.tar)@([0-9]{1,15})\+([0-9]{1,15})/(.+)", re.DOTALL)
-BLOCK = 512  # bytes of a tar header; files are filled up to a multiple
-LARGEST = 1 << 30  # bytes of an image in a shard: it is read at once
+BLOCK = 512  # bytes of a tar header; files are padded to a multiple
+LARGEST = 1 << 30  # bytes; an image in a shard is read into memory at once
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Member:
 
     @property
     def path(self) -> str:
-        """The path by which it is opened."""
+        """The path with which `open_image` opens it."""
         return f"{self.shard}@{self.start}+{self.size}/{self.name}"
 
     def read(self) -> bytes:
@@ -48,30 +48,35 @@ class Member:
 
         Raises:
             OSError: the shard cannot be read.
-            ValueError: the shard holds something else at this place.
+            ValueError: the shard has something else at this position.
         """
         with open_at_once(self.shard) as file:
             self.check(file)
             content = file.read(self.size)
         if len(content) < self.size:
-            raise ValueError("its shard ends in the middle of the image")
+            raise ValueError("its shard ends in the middle of the image")  # `open_image` callers name the file
         return content
 
     def check(self, file: BinaryIO) -> None:
-        """Compare the header in front of the content; the file then stands at its first byte."""
+        """Check the header in front of the content, and leave the file at the first byte of the content.
+
+        Raises:
+            OSError: the shard cannot be read.
+            ValueError: the header is that of another file.
+        """
         try:
             file.seek(max(0, self.start - BLOCK))
             header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise ValueError("its shard has no file at this place: perhaps it was packed again") from error
-        said = len(self.name) < 100 and self.name.isascii()  # another name stands in a header of its own
-        renamed = said and header.name.removeprefix("./") != self.name
+        in_header = len(self.name) < 100 and self.name.isascii()  # any other name is in an extra header before this one
+        renamed = in_header and header.name.removeprefix("./") != self.name
         if renamed or not header.isreg() or header.size != self.size or self.size > LARGEST:
             raise ValueError("its shard has another file at this place: perhaps it was packed again")
 
 
 def member_of(path: str) -> Member | None:
-    """Return the file in a shard that a path names, or None where it names a file of its own."""
+    """Return the file in a shard that a path names, or None for the path of a plain file."""
     found = PATH.fullmatch(path) if MARK in path else None
     return None if found is None else Member(found[1], int(found[2]), int(found[3]), found[4])
 
@@ -83,18 +88,18 @@ def open_at_once(path: str) -> BinaryIO:
 
 
 def open_image(path: str) -> BinaryIO:
-    """Open a file of its own, or one in a shard.
+    """Open a plain file, or a file in a shard.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: the shard holds something else at this place.
+        ValueError: the shard has something else at this position.
     """
     member = member_of(path)
     return open_at_once(path) if member is None else io.BytesIO(member.read())
 
 
 def size_of(path: str) -> int:
-    """Return the bytes of a file of its own, or of one in a shard.
+    """Return the number of bytes of a plain file, or of a file in a shard.
 
     Raises:
         OSError: there is no such file.
@@ -104,7 +109,7 @@ def size_of(path: str) -> int:
 
 
 def is_there(path: str | Path) -> bool:
-    """Return whether there is such a file, of its own or in a shard."""
+    """Return whether a plain file, or a file in a shard, exists."""
     member = member_of(str(path))
     if member is None:
         return is_file(path)

@@ -1,4 +1,4 @@
-"""Image files without their metadata, for those that cannot be opened because it is broken."""
+"""Remove metadata from image files that cannot be opened because their metadata is broken."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import BinaryIO
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
-ADOBE = 0xEE  # APP14, which says how colours are coded; of 12 bytes at least
-EXIF = 0xE1  # APP1, which says how the photograph is turned
-SCAN = 0xDA  # pixels follow
-LENGTHLESS = {0x01, 0xFF, *range(0xD0, 0xD9)}
+ADOBE = 0xEE  # APP14, the colour transform; at least 12 bytes
+EXIF = 0xE1  # APP1, the orientation
+SCAN = 0xDA  # start of the pixels
+LENGTHLESS = {0x01, 0xFF, *range(0xD0, 0xD9)}  # markers without a length
 
 
 def without_metadata(file: BinaryIO) -> bytes | None:
-    """Return a PNG or JPEG file with its pixels, and of its metadata no more than its orientation; None for others.
+    """Return a PNG or JPEG file without its metadata, except the orientation; None for other formats.
 
-    What is no metadata is passed on as it is, however broken.
+    Everything else is kept as it is, even if it is broken.
 
     Source: PNG specification, third edition, section 5; ITU-T T.81, annex B.
     """
@@ -30,7 +30,7 @@ def without_metadata(file: BinaryIO) -> bytes | None:
 
 
 def _png(data: bytes) -> Iterator[bytes]:
-    """Yield the chunks: length, kind, content, sum; a kind in small letters is not needed for the pixels."""
+    """Yield the chunks to keep. A chunk is length, kind, content, checksum; lower-case kinds are optional."""
     at = 0
     while at < len(data):
         length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
@@ -42,7 +42,7 @@ def _png(data: bytes) -> Iterator[bytes]:
 
 
 def _jpeg(data: bytes) -> Iterator[bytes]:
-    """Yield the segments up to the pixels: FF, kind, length, content; and then all that follows."""
+    """Yield the segments to keep, then the pixels and all that follows. A segment is FF, kind, length, content."""
     yield data[:2]
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != SCAN:

@@ -1,4 +1,4 @@
-"""A list of samples as two arrays, which processes share instead of copying."""
+"""A list of (path, class index) stored in arrays, which processes share instead of copying."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Sample = tuple[str, int]  # path of an image, class index
 
 
 class Samples(Sequence[Sample]):
-    """Paths and class indices of images, as bytes.
+    """A sequence of (path, class index), stored in three arrays.
 
-    A loading process that reads a list of tuples writes to it: each object counts who uses it, so that after an epoch
-    every process has a copy of the whole list. Arrays are one object each.
+    A forked process that reads a list of tuples changes the reference counts of its objects, so after an epoch every
+    process has its own copy of the list. An array has only one reference count.
 
     Args:
         samples: (path, class index) of every image.
@@ -32,18 +32,18 @@ class Samples(Sequence[Sample]):
         self.bytes = np.frombuffer(b"".join(paths), dtype=np.uint8)
         self.ends = np.cumsum([0, *map(len, paths)], dtype=np.int64)
         self.targets = np.array([target for _, target in listed], dtype=np.int64)
-        self.digest = ""  # of `digest_of`, where it is known
+        self.digest = ""  # the result of `digest_of`, if it is cached
 
     @classmethod
     def of(cls, arrays: Sequence[NDArray[Any]]) -> Samples:
-        """Return samples of what `arrays` was."""
+        """Return the samples that have these `arrays`."""
         made = cls([])
         made.bytes, made.ends, made.targets = arrays
         return made
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """The bytes of all paths, where each of them ends, and the class indices."""
+        """The bytes of all paths, where each path ends (from 0), and the class indices."""
         return self.bytes, self.ends, self.targets
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class Samples(Sequence[Sample]):
 
 
 def digest_of(samples: Sequence[Sample], root: str | Path) -> str:
-    """Hash names, from `root` on, and class indices; a list that was kept has its own hash."""
+    """Hash the paths relative to `root`, and the class indices; cached lists carry their hash with them."""
     if isinstance(samples, Samples) and samples.digest:
         return samples.digest
     found = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Soft labels of images that a teacher labelled: several classes, each as likely as its score says."""
+"""Soft labels of images that a teacher labelled: several classes with probabilities from the teacher's scores."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torch import Tensor
 from classification.data.lists import score_of
 from classification.errors import UserError
 
-Likely = tuple[tuple[int, float], ...]  # classes and their probabilities, which sum to 1
+Likely = tuple[tuple[int, float], ...]  # (class, probability); the probabilities sum to 1
 
 
 def soften(lists: Sequence[str], samples: Sequence[tuple[str, int]]) -> tuple[list[tuple[str, int]], dict[str, Likely]]:
-    """Make the lines of an image one example of all their classes: p_k = exp(score_k) / sum_j exp(score_j).
+    """Merge all lines of an image into one sample with soft labels: p_k = exp(score_k) / sum_j exp(score_j).
 
     Args:
         lists: the files.
-        samples: what was read from them, one per line.
+        samples: (path, class index) of every line of these files.
 
     Returns:
         Each image once, with its likeliest class; and {path: probabilities}.
 
     Raises:
-        UserError: a line without a score.
+        UserError: a line has no score.
     """
     scores = [score for path in lists for score in _scores(path)]
     found: dict[str, dict[int, float]] = {}
@@ -59,11 +59,11 @@ def _probabilities(scores: Mapping[int, float]) -> Likely:
 
 
 class SoftLabels:
-    """The targets of training images, those that have soft labels with these.
+    """Class probabilities of training images: soft labels where there are any, else 1 for the class.
 
     Args:
         samples: (path, class index) of every image.
-        soft: probabilities by path.
+        soft: soft labels by path.
         num_classes: K.
         device: of the targets.
     """

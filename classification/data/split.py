@@ -1,4 +1,4 @@
-"""Which photographs of a folder train, validate and test: found as they lie there, or drawn."""
+"""Split the photographs of a folder into train, valid and test, or find the split that the folder has."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from classification.errors import UserError
 TRAIN, VALID, TEST = "train", "valid", "test"
 SPLITS = {"train", "training", "valid", "val", "validation", "test", "testing"}
 DOES = {TRAIN: "train", VALID: "validate", TEST: "test"}
-Images = dict[str, list[Path]]  # of each class
+Images = dict[str, list[Path]]  # by class name
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How a folder without a split is divided.
+    """How a folder is split.
 
     Args:
-        valid: part of each class that validates.
-        test: part of each class that tests; 0 for none.
-        group: "none", "folder" or "time": which images of a class stay on one side.
-        minutes: of "time": a pause that long begins a new group.
+        valid: part of each class for valid.
+        test: part of each class for test; 0 for none.
+        group: "none", "folder" or "time": how to find the images of a class that must stay in the same split.
+        minutes: for "time": a longer pause begins a new group.
         seed: of the draw.
     """
 
@@ -39,18 +39,18 @@ class Shares:
     seed: int = 0
 
     def held(self) -> dict[str, float]:
-        """Return the part of each side beside train that there is."""
+        """Return the part of each class for valid, and for test if there is one."""
         return {VALID: self.valid, **({TEST: self.test} if self.test else {})}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Where every image goes.
+    """The split and class of every image.
 
     Args:
-        placed: side and class of every image.
-        drawn: whether the split was drawn here; else it was there.
-        notes: what is to be said, one line each.
+        placed: (split, class name) of every image.
+        drawn: whether the split was drawn at random; if not, the folder had it already.
+        notes: notes for the user, one line each.
     """
 
     placed: dict[Path, tuple[str, str]]
@@ -59,11 +59,11 @@ class Split:
 
 
 def find_split(source: Path, shares: Shares) -> Split:
-    """Place every image of a folder that holds CLASS folders, or train, valid (or val) and test with CLASS folders.
+    """Split a folder with CLASS folders, or read the split of one with train, valid (or val), and perhaps test.
 
     Raises:
-        UserError: there are no two class folders with images, half a split, a class without images, or a class with
-            too few images to divide.
+        UserError: the folder has fewer than two classes, only a part of a split, a class without images, or a class
+            with too few images to split.
     """
     left = LeftOut()
     folders = set(class_names(source, LeftOut()))
@@ -93,7 +93,7 @@ def find_split(source: Path, shares: Shares) -> Split:
 
 
 def _found(source: Path, held: str, folders: set[str], left: LeftOut) -> tuple[dict[str, Images], list[str]]:
-    """Return a split that is there; test counts where its folders are classes of train."""
+    """Return the images by split and class; test is used only if all of its folders are classes of train."""
     parts = {TRAIN: classes(source / TRAIN, left), VALID: classes(source / held, left)}
     if unknown := sorted(set(parts[VALID]) - set(parts[TRAIN])):
         raise UserError(f"{source / held} has classes that {source / TRAIN} lacks: {', '.join(unknown[:5])}")
@@ -117,7 +117,7 @@ def _check_counts(images: Images, shares: Shares) -> None:
 
 
 def _check_kinds(placed: Iterable[Path]) -> None:
-    """Refuse images of a kind that this installation cannot read."""
+    """Check that the libraries for HEIC and AVIF images are installed, if there are such images."""
     paths = list(placed)
     if not has_heif() and (heif := [path for path in paths if is_heif(path.name)]):
         raise UserError(
@@ -131,7 +131,7 @@ def _check_kinds(placed: Iterable[Path]) -> None:
 
 
 def classes(top: Path, left: LeftOut) -> Images:
-    """List the images in each folder of `top`, at any depth, sorted; add what is left out to `left`.
+    """List the images in each class folder of `top`, at any depth, sorted; add other files to `left`.
 
     Raises:
         UserError: a class folder has no images.
@@ -148,12 +148,12 @@ def classes(top: Path, left: LeftOut) -> Images:
 
 
 def divide(images: Images, shares: Shares) -> tuple[dict[str, Images], list[str]]:
-    """Draw the sides of each class, one image at least for each; return them, and what is to be said.
+    """Split each class at random, with at least one image per split; return the images by split, and notes.
 
-    Files of the same bytes are one image, also of several classes; what `shares.group` joins stays together.
+    All files with equal bytes go to one split, even if they are in several classes. So do all images of a group.
 
     Raises:
-        UserError: a class has too few images, or too few groups of them.
+        UserError: a class has too few images or groups.
     """
     owners = {str(path): name for name, paths in images.items() for path in paths}
     copies = identical(owners)
@@ -179,7 +179,7 @@ def divide(images: Images, shares: Shares) -> tuple[dict[str, Images], list[str]
 
 
 def grouped(paths: Sequence[Path], shares: Shares) -> tuple[list[list[Path]], int]:
-    """Return the groups of a class's images, and how many of the images do not say their time, where that counts."""
+    """Return the groups of a class's images, and with the grouping "time" the number of images without a date."""
     if shares.group == "none":
         return [], 0
     groups: dict[object, list[Path]] = {}
@@ -198,14 +198,25 @@ def grouped(paths: Sequence[Path], shares: Shares) -> tuple[list[list[Path]], in
 
 
 def join(unit: dict[Path, Path], group: Sequence[Path]) -> None:
-    """Give all images of a group, and all that are joined to them, one unit."""
+    """Merge the units of all images of a group into one."""
     first, others = unit[group[0]], {unit[path] for path in group[1:]} - {unit[group[0]]}
     if others:
         unit |= {path: first for path, own in unit.items() if own in others}
 
 
 def _draw(name: str, ones: list[Path], unit: dict[Path, Path], shares: Shares, side: dict[Path, str]) -> None:
-    """Set the side of the units of a class that other classes have not set; `ones` are its images, copies left out."""
+    """Choose a split for the units of a class that have none yet.
+
+    Args:
+        name: of the class.
+        ones: its images, each once.
+        unit: the unit of every image: all images of a unit go to the same split.
+        shares: how to split.
+        side: the split of each unit; those of this class are added.
+
+    Raises:
+        UserError: the class has too few units.
+    """
     sizes: dict[Path, int] = {}
     for path in ones:
         sizes[unit[path]] = sizes.get(unit[path], 0) + 1
@@ -220,7 +231,7 @@ def _draw(name: str, ones: list[Path], unit: dict[Path, Path], shares: Shares, s
         wanted = min(max(1, round(share * len(ones))), len(ones) - 1)
         wanted -= sum(size for one, size in sizes.items() if side.get(one) == part)
         used = {side.get(one) for one in sizes}
-        empty = len({*sides} - used - {part})  # which need one unit each
+        empty = len({*sides} - used - {part})  # other splits without a unit: each needs one of those that are free
         side |= dict.fromkeys(_chosen(free, sizes, wanted)[: max(0, len(free) - empty)], part)
         free = [one for one in free if one not in side]
     side |= dict.fromkeys(free, TRAIN)
@@ -233,7 +244,7 @@ def _draw(name: str, ones: list[Path], unit: dict[Path, Path], shares: Shares, s
 
 
 def _chosen(free: Sequence[Path], sizes: Mapping[Path, int], wanted: int) -> list[Path]:
-    """Return the first units that together hold `wanted` images at most; the smallest one where all hold more."""
+    """Return units, in order, that together have at most `wanted` images; the smallest one if all have more."""
     chosen: list[Path] = []
     left = wanted
     for one in free:
@@ -246,7 +257,7 @@ def _chosen(free: Sequence[Path], sizes: Mapping[Path, int], wanted: int) -> lis
 
 
 def copied(groups: list[list[str]], owners: dict[str, str]) -> list[str]:
-    """Return what is to be said of files that hold the same image."""
+    """Return notes on files with the same image."""
     said = []
     if groups:
         count, pair = (

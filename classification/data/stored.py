@@ -1,4 +1,4 @@
-"""A teacher's stored outputs: their Parquet shards, and the views of a run's images with what the teacher said of them.
+"""A teacher's stored outputs: write and read the Parquet shards, and serve views of images with these outputs.
 
 The format is in docs/start/stored_teachers.md.
 """
@@ -33,15 +33,15 @@ CLASSIFIER = "classifier.npy"
 
 @dataclass(frozen=True)
 class Block:
-    """What a teacher said of some images, one after another; every image has N samples.
+    """The teacher's outputs for some images; every image has N samples (views), one after the other.
 
     Args:
         paths: of the images, relative to the data folder.
         hashes: the first 32 hexadecimal digits of the BLAKE2b of each file.
         views: (images * N,) of `VIEW`.
-        classes: (images * N, k), the likeliest first.
+        classes: (images * N, k), the k likeliest classes, best first.
         log_probabilities: (images * N, k) float16.
-        rest: (images * N,) float16, log of the mass of the other classes.
+        rest: (images * N,) float16, log of the total probability of all other classes.
     """
 
     paths: list[str]
@@ -58,7 +58,7 @@ def shard_name(number: int) -> str:
 
 
 def schema(plan: StoredPlan) -> pa.Schema:
-    """Return the columns of a shard, one row per sample, with the plan in the metadata."""
+    """Return the columns of a shard, which has one row per sample, and the plan as its metadata."""
     import pyarrow as pa
 
     view = [(name, pa.from_numpy_dtype(VIEW[name])) for name in VIEW.names or ()]
@@ -73,7 +73,7 @@ def schema(plan: StoredPlan) -> pa.Schema:
 
 
 def encode(block: Block, plan: StoredPlan) -> bytes:
-    """Return a shard."""
+    """Return the content of a shard's Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -108,7 +108,7 @@ def read_block(path: Path, plan: StoredPlan, number: int) -> Block:
         number: of the shard.
 
     Raises:
-        UserError: a file that is damaged, or of another plan.
+        UserError: the file is damaged, or of another plan.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -151,14 +151,14 @@ def read_block(path: Path, plan: StoredPlan, number: int) -> Block:
 
 @dataclass(frozen=True)
 class StoredTeacher:
-    """What a folder holds, all of it in memory.
+    """All stored outputs of a folder, in memory.
 
     Args:
         folder: the folder.
-        plan: what it says of itself.
-        block: all images, in their order.
-        classifier: (K, D) float16, the rows of the teachers' last linear layers, each of length 1 and side by side, or
-            None where one has no such layer.
+        plan: its description.
+        block: the outputs for all images, in order.
+        classifier: (K, D) float16: the normalised rows of the teachers' last linear layers, side by side; None if a
+            teacher has no such layer.
     """
 
     folder: Path
@@ -176,7 +176,7 @@ def open_stored(folder: str | Path) -> StoredTeacher:
     """Read a folder of stored outputs.
 
     Raises:
-        UserError: it is not complete, damaged, or of another version.
+        UserError: the folder is incomplete, damaged, or of another version.
     """
     plan, folder = read_stored_plan(folder), Path(folder)
     files = [folder / shard_name(number) for number in range(plan.num_shards)]
@@ -200,7 +200,7 @@ def open_stored(folder: str | Path) -> StoredTeacher:
 
 
 def _fill(whole: Block, part: Block) -> None:
-    """Add a shard behind what was read before: one after another, so that no image is held twice."""
+    """Copy a shard into the large arrays, after the shards before it: only one shard is in memory twice."""
     start = len(whole.paths) * len(part.rest) // len(part.paths)
     for name in ("views", "classes", "log_probabilities", "rest"):
         getattr(whole, name)[start : start + len(part.rest)] = getattr(part, name)
@@ -222,16 +222,16 @@ def _read_classifier(folder: Path, plan: StoredPlan) -> NDArray[np.float16] | No
 
 
 class StoredViews:
-    """The views of a run's images, and what the teacher said of them.
+    """The stored views of a run's images, with the teacher's outputs.
 
-    In epoch e an image shows sample e mod N; its repetition r in the same epoch shows sample (e + r) mod N.
+    In epoch e, an image is shown as sample e mod N. Its repetition r in the same epoch is sample (e + r) mod N.
 
     Args:
         stored: the teacher's outputs.
-        names: the path of every image of the run, relative to the folder that was stored.
+        names: the path of every image of the run, relative to the data folder that was stored.
 
     Raises:
-        UserError: an image that the teacher did not see, or a partner that the run does not have.
+        UserError: an image is not stored, or is mixed with one that the run does not have.
     """
 
     def __init__(self, stored: StoredTeacher, names: Sequence[str]) -> None:
@@ -243,7 +243,7 @@ class StoredViews:
             )
         self.plan, self.block, self.classifier = plan, stored.block, stored.classifier
         self.number = np.array([known[name] for name in names], dtype=np.int64)
-        self.own = np.full(plan.num_images, -1, dtype=np.int64)  # the run's image by the cache's number
+        self.own = np.full(plan.num_images, -1, dtype=np.int64)  # stored number -> the run's index
         self.own[self.number] = np.arange(len(names))
         if plan.views.mixes and (self.own < 0).any():
             first = stored.block.paths[int(np.argmin(self.own))]
@@ -254,7 +254,7 @@ class StoredViews:
         self._render = Renderer(plan.views)
 
     def at(self, positions: range) -> StoredViews:
-        """Return those of a part of the run's images, to measure how long a step takes."""
+        """Return the views of a part of the run's images, to measure the time of a step."""
         part = copy(self)
         part.number = self.number[positions]
         part.own = np.full_like(self.own, -1)
@@ -264,16 +264,16 @@ class StoredViews:
     def __call__(
         self, key: tuple[int, ...], decoded: Callable[[int], Tensor], samples: Sequence[Any]
     ) -> tuple[Any, ...]:
-        """Return an item of a data set.
+        """Return an item of the data set.
 
         Args:
-            key: epoch and index of an image, and its repetition.
+            key: epoch and index of an image, and perhaps its repetition.
             decoded: index -> (3, height, width) bytes.
             samples: (path, class index) of every image.
 
         Returns:
-            (S, S, 3) bytes, class index, index; then class index of the partner, share of the image itself, and of the
-            teacher classes (k,), log-probabilities (k,) and the log of the mass of the rest.
+            (S, S, 3) bytes, class index, index; class index of the partner, share of the image itself; of the teacher,
+            classes (k,), their log-probabilities (k,), and the log of the total probability of the others.
         """
         rounds, epoch = divmod(key[0], REPEAT)
         index, sample = key[1], (epoch + rounds + sum(key[2:])) % self.plan.samples
@@ -283,7 +283,7 @@ class StoredViews:
         image, other = self._render(decoded(index), view, path), target
         number = int(view["partner"])
         partner = int(self.own[number])
-        if number != self.number[index] and partner >= 0:  # a part of the images, as `at` returns, lacks some partners
+        if number != self.number[index] and partner >= 0:  # after `at`, some partners are missing
             second, other = samples[partner]
             their = self.block.views[number * self.plan.samples + sample]
             image = mixed(image, self._render(decoded(partner), their, second), view)

@@ -1,4 +1,4 @@
-"""Views of images that are written down: drawn once, and made again from the numbers."""
+"""Random views of images that are stored as numbers: draw them once, and render them again from the numbers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from classification.data.transforms import changes
 from classification.errors import UserError
 from classification.options.stored_teacher import ViewOptions
 
-LONGEST = 65535  # px of a side: boxes are kept in 16 bits
-# One view. The box lies in the image, or with the crop "pad" in the image that was fitted to the square and padded by
-# an eighth of its side. `share` is the part of the image itself beside its partner; a paste that has a size is CutMix.
+LONGEST = 65535  # px, the longest side: boxes are stored in 16 bits
+# One view. The box is a part of the image; with the crop "pad", of the image resized to the square and padded by an
+# eighth of its side. `share` is the part of the image itself when it is mixed with its partner. If the paste has a size,
+# it is CutMix, and mixup otherwise.
 VIEW = np.dtype(
     [
         *((name, np.uint16) for name in ("top", "left", "height", "width")),
@@ -36,18 +37,18 @@ View = Any  # a scalar of `VIEW`
 def draw(
     views: ViewOptions, seed: int, number: int, sample: int, size: tuple[int, int], num_images: int
 ) -> NDArray[Any]:
-    """Draw a view of an image.
+    """Draw a view of an image; the same arguments give the same view.
 
     Args:
-        views: how.
+        views: the options of all views.
         seed: of all draws.
         number: of the image.
-        sample: which view of it.
-        size: its height and width, in pixels.
-        num_images: among which its partner is drawn.
+        sample: number of the view.
+        size: height and width of the image, in pixels.
+        num_images: number of images among which its partner is drawn.
 
     Returns:
-        A scalar array of `VIEW`; the same for the same arguments.
+        A scalar array of `VIEW`.
     """
     found = np.zeros((), VIEW)
     with drawing_from(seed, number, sample):
@@ -67,9 +68,9 @@ def draw(
 
 
 def _mix(found: NDArray[Any], views: ViewOptions, rng: np.random.Generator, number: int, num_images: int) -> None:
-    """Draw the partner of an image, and how both are mixed; where mixup and CutMix are both asked for, a coin decides.
+    """Draw the partner of an image, and how they are mixed; with both mixup and CutMix, one of the two is drawn.
 
-    CutMix pastes a rectangle with the part 1 - lambda of the area around a point of the view, and clips it.
+    CutMix pastes a rectangle with the part 1 - lambda of the area, centred at a random point and clipped to the view.
     """
     found["partner"] = (number + 1 + rng.integers(num_images - 1)) % num_images
     paste = bool(views.cutmix) and (not views.mixup or rng.random() < 0.5)
@@ -87,10 +88,10 @@ def _mix(found: NDArray[Any], views: ViewOptions, rng: np.random.Generator, numb
 
 
 class Renderer:
-    """Make views of their numbers.
+    """Render views from their numbers.
 
     Args:
-        views: how they were drawn.
+        views: the options with which they were drawn.
     """
 
     def __init__(self, views: ViewOptions) -> None:
@@ -99,7 +100,7 @@ class Renderer:
         self._changes = nn.Sequential(*changes(views.randaugment, views.random_erasing, views.mean))
 
     def __call__(self, image: Tensor, view: View, name: str) -> Tensor:
-        """Return a view of an image alone, before it is mixed: (3, H, W) bytes to (3, S, S).
+        """Render a view of an image, before it is mixed: (3, H, W) bytes -> (3, S, S) bytes.
 
         Args:
             image: the decoded image.
@@ -107,7 +108,7 @@ class Renderer:
             name: of the image, for the message.
 
         Raises:
-            UserError: the box does not lie in the image.
+            UserError: the box is not inside the image.
         """
         top, left, height, width = (int(view[key]) for key in ("top", "left", "height", "width"))
         padded = self.views.train_crop == "pad"
@@ -125,7 +126,7 @@ class Renderer:
 
 
 def mixed(image: Tensor, partner: Tensor, view: View) -> Tensor:
-    """Return two views (3, S, S) of bytes as one: share * image + (1 - share) * partner, or with a part pasted in."""
+    """Mix two views (3, S, S) of bytes: share * image + (1 - share) * partner, or paste a rectangle of the partner."""
     top, left, height, width = (int(view[f"paste_{key}"]) for key in ("top", "left", "height", "width"))
     if height and width:
         found = image.clone()

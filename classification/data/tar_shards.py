@@ -1,7 +1,7 @@
-"""Tar shards in the WebDataset layout: NAME.jpg, and NAME.cls with its class index; found once, then read at any place.
+"""List the images of tar shards in the WebDataset layout: NAME.jpg, and NAME.cls with its class index.
 
-The headers alone are read, one after the other. Nothing is unpacked to disk. A shard that holds more than plain files,
-or is cut, is refused by name.
+Only the headers are read, one after the other, and nothing is unpacked to disk. A shard that is truncated, or contains
+anything but plain files, is an error that names it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from classification.paths import is_file
 
 SUFFIX = ".tar"
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # of these
-THREADS = 8  # that read headers
-LONGEST_NAME = 1 << 16  # bytes of a header that holds a long name
+MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # first bytes of compressed files
+THREADS = 8  # number of shards whose headers are read at the same time
+LONGEST_NAME = 1 << 16  # bytes of an extra header with a long name
 CLASS = re.compile(rb"\s*([0-9]{1,9})\s*")
 RECORD = re.compile(rb"([0-9]{1,5}) ([^=]+)=")
 KINDS = {
@@ -38,15 +38,15 @@ KINDS = {
 }
 LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 Result = TypeVar("Result")
-Found = tuple[Member, bytes]  # a file, and its beginning
-Labelled = tuple[Member, Found | None]  # an image, and the file of its class index
+Found = tuple[Member, bytes]  # a file, and its first 512 bytes
+Labelled = tuple[Member, Found | None]  # an image, and the file with its class index
 
 
 def is_shard(path: str | Path) -> bool:
-    """Return whether a path is a tar shard by its name.
+    """Return whether a file is a tar shard by its name.
 
     Raises:
-        UserError: it is compressed.
+        UserError: the file is a compressed tar file.
     """
     name = Path(path).name
     if name.lower().endswith(PACKED) and is_file(path):
@@ -55,10 +55,10 @@ def is_shard(path: str | Path) -> bool:
 
 
 def find_shards(folder: Path) -> list[Path]:
-    """Return the shards in a folder that has no folders of its own, sorted by name; else none."""
+    """Return the shards in a folder, sorted by name; none if the folder has subfolders."""
     try:
         entries = sorted(folder.iterdir())
-    except OSError:  # what lists the folder's classes says so
+    except OSError:  # the caller lists the folder too, and reports the error
         return []
     if any(entry.is_dir() and not hidden(entry.name) for entry in entries):
         return []
@@ -66,10 +66,10 @@ def find_shards(folder: Path) -> list[Path]:
 
 
 def shard_images(shards: Iterable[str | Path]) -> dict[str, list[str]]:
-    """Return the paths of the images of each shard, in its order, by the path of the shard.
+    """Return {shard: paths of its images in order}.
 
     Raises:
-        UserError: a shard that is cut or holds more than plain files.
+        UserError: a shard is truncated, or contains anything but plain files.
     """
     names = [str(shard) for shard in shards]
     return dict(zip(names, _side_by_side(_images, names), strict=True))
@@ -80,21 +80,22 @@ def _images(shard: str) -> list[str]:
 
 
 def _side_by_side(work: Callable[[str], Result], shards: Sequence[str]) -> list[Result]:
-    """Work on several shards at once: on a disk of another machine, each header is waited for."""
+    """Apply `work` to several shards at the same time: on a network disk, each header takes long."""
     with ThreadPoolExecutor(max(1, min(THREADS, len(shards)))) as pool:
         return list(pool.map(work, shards))
 
 
 def read_shards(shards: Sequence[Path], num_classes: int | None, *, labels: bool = True) -> list[tuple[str, int]]:
-    """Return (path, class index or -1) of every image of shards, in their order.
+    """Return (path, class index or -1) of every image of the shards, in order.
 
     Args:
         shards: the files.
-        num_classes: K, where it is known: every label is below it.
-        labels: whether class indices are wanted.
+        num_classes: K, which every label must be below, or None if it is not known.
+        labels: whether to read class indices.
 
     Raises:
-        UserError: a shard that is cut or holds more than plain files, an image without its class index, no images.
+        UserError: a shard is truncated, or contains anything but plain files; an image has no class index; there are
+            no images.
     """
     if labels:
         parts = _side_by_side(partial(_labelled, num_classes=num_classes), [str(shard) for shard in shards])
@@ -137,9 +138,9 @@ def _label(image: Member, file: Found | None, num_classes: int | None) -> int:
 
 
 def _samples(shard: str) -> Iterator[list[Labelled]]:
-    """Yield the images of each group of files that follow each other and have a name in common, up to its first point.
+    """Yield the labelled images of each group: consecutive files with the same name up to its first point.
 
-    Of several images those count whose suffix is all that differs: a mask NAME.seg.png is none.
+    If a group has images with a simple suffix, only these count: a mask NAME.seg.png is not an image.
     """
     for _, files in groupby(_members(shard), lambda found: _parts(found[0].name)[:2]):
         group = [found for found in files if not any(map(hidden, found[0].name.split("/")))]
@@ -151,18 +152,18 @@ def _samples(shard: str) -> Iterator[list[Labelled]]:
 
 
 def _parts(name: str) -> tuple[str, str, str]:
-    """Return folder, name up to its first point, and the rest in lower case."""
+    """Return the folder, the name up to its first point, and the rest of the name in lower case."""
     folder, _, base = name.rpartition("/")
     stem, _, kind = base.partition(".")
     return folder, stem, kind.lower()
 
 
 def _members(shard: str) -> Iterator[Found]:
-    """Yield the plain files of a shard in order, with up to 512 bytes of their content; folders are left out.
+    """Yield the plain files of a shard in order, each with its first 512 bytes; folders are left out.
 
     Raises:
-        UserError: it cannot be read, is compressed, cut or no tar file; it holds a link, a device, or a name that leads
-            out of it.
+        UserError: the shard cannot be read, or is compressed, truncated or no tar file; or it contains a link, a
+            device, or a name that could lead to another folder.
     """
     try:
         with Path(shard).open("rb", buffering=0) as file:
@@ -173,7 +174,7 @@ def _members(shard: str) -> Iterator[Found]:
 
 def _walk(shard: str, file: int, end: int) -> Iterator[Found]:
     place, before = 0, ""
-    said: dict[str, str] = {}  # by headers in front of the next file
+    said: dict[str, str] = {}  # path and size from extra headers, for the next file
     while True:
         block = os.pread(file, 2 * BLOCK, place)
         header = _quick(block) or _header(shard, block[:BLOCK], place, before)
@@ -206,9 +207,9 @@ def _walk(shard: str, file: int, end: int) -> Iterator[Found]:
 
 
 def _quick(block: bytes) -> tarfile.TarInfo | None:
-    """Read the header of a plain file with a short name, which most are; None for others, and for broken ones.
+    """Read the header of a plain file with a short name; None for others, and for broken headers.
 
-    It takes a fourth of the time that `TarInfo.frombuf` does.
+    Most headers are of this kind, and it takes a quarter of the time of `TarInfo.frombuf`.
     """
     if block[156:157] != tarfile.REGTYPE or any(block[345:500]):
         return None
@@ -216,7 +217,7 @@ def _quick(block: bytes) -> tarfile.TarInfo | None:
         size, total = int(block[124:136].rstrip(b" \0"), 8), int(block[148:156].rstrip(b" \0"), 8)
     except ValueError:
         return None
-    if total != sum(block[:148]) + sum(block[156:BLOCK]) + 8 * ord(" "):  # the sum counts itself as spaces
+    if total != sum(block[:148]) + sum(block[156:BLOCK]) + 8 * ord(" "):  # the checksum field itself counts as spaces
         return None
     header = tarfile.TarInfo(block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape"))
     header.size = size
@@ -224,7 +225,7 @@ def _quick(block: bytes) -> tarfile.TarInfo | None:
 
 
 def _header(shard: str, block: bytes, place: int, before: str) -> tarfile.TarInfo | None:
-    """Return the header at a place, None where the archive ends."""
+    """Return the header at a position, None at the end mark of the archive."""
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
@@ -243,7 +244,7 @@ def _header(shard: str, block: bytes, place: int, before: str) -> tarfile.TarInf
 
 
 def _check_end(shard: str, file: int, place: int) -> None:
-    """Refuse what is behind the end mark, as where two archives were joined: other readers do not see it."""
+    """Refuse a shard with more files after the end mark (two archives joined), as other programs would ignore them."""
     while block := os.pread(file, 1 << 20, place):
         if block.strip(b"\0"):
             raise UserError(
@@ -266,7 +267,7 @@ def _check_member(shard: str, kind: bytes, name: str, size: int) -> None:
 
 
 def _said(shard: str, kind: bytes, content: bytes) -> dict[str, str]:
-    """Return what a header in front of a file says of it: its path, and its size."""
+    """Return the path and size of the next file from an extra header, as far as it has them."""
     if kind == tarfile.GNUTYPE_LONGLINK:
         return {}
     if kind == tarfile.GNUTYPE_LONGNAME:

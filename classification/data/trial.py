@@ -1,4 +1,4 @@
-"""Images to try a finished network on: a data folder's own, those of a plain folder, or random ones."""
+"""Images to test a finished network on: of a data folder, of a folder without classes, or random ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from classification.data.tar_shards import find_shards, shard_images
 from classification.errors import UserError
 from classification.paths import exists, is_folder
 
-RANDOM = 64  # images, where none are given
+RANDOM = 64  # number of random images, without --data
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Trial:
     """Images for one network.
 
     Args:
-        data: `train` to calibrate on, `valid` to compare on; -1 stands for an unknown class.
-        preprocessing: what the network sees of them.
-        said: which images they are.
-        notes: what else to say, one line each.
+        data: `train` to calibrate with, `valid` to compare on; an unknown class is -1.
+        preprocessing: of the network.
+        said: which images they are, in words.
+        notes: notes for the user, one line each.
     """
 
     data: DataFolder
@@ -48,7 +48,7 @@ class Trial:
             yield torch.randint(256, shape, generator=random, dtype=torch.uint8), torch.full(shape[:1], -1)
 
     def calibration(self, most: int, size: int, workers: int = 0) -> Iterator[Tensor]:
-        """Yield bytes of at most `most` images to calibrate on."""
+        """Yield bytes (B, H, W, 3) of at most `most` images to calibrate with."""
         chosen = subset(len(self.data.train), most, seed=0, epoch=0)
         for images, _ in self._read(self.data.train, chosen, size, workers):
             yield images
@@ -63,7 +63,7 @@ class Trial:
 
 
 def random_trial(preprocessing: Preprocessing) -> Trial:
-    """Return random images."""
+    """Return a trial with random images."""
     return Trial(DataFolder([], [], []), preprocessing, f"{RANDOM} random images, as no --data is given")
 
 
@@ -82,14 +82,14 @@ def read_trial(
     Args:
         root: the folder.
         preprocessing: of the network.
-        classes: its classes in order of index, or None where it does not say.
+        classes: the network's class names in order of index, or None if they are not known.
         num_classes: their number.
         calibrate: whether images of train are needed.
-        skip_bad: leave out images that cannot be read.
-        workers: threads that look for those.
+        skip_bad: whether to leave out images that cannot be read.
+        workers: number of threads that read all images to find those.
 
     Raises:
-        UserError: no such folder, no images, or other classes.
+        UserError: there is no such folder, it has no images, or its classes are not those of the network.
     """
     root = Path(root)
     if not is_folder(root):
@@ -124,7 +124,7 @@ def _images(folder: Path) -> list[tuple[str, int]]:
 
 
 def _compare(theirs: list[str], ours: list[str] | None, num_classes: int, root: Path) -> None:
-    """Refuse images of other classes than the network's."""
+    """Check that the classes of the folder are those of the network."""
     if len(theirs) != num_classes:
         raise UserError(
             f"{root} has {len(theirs)} classes, but the checkpoint has {num_classes}: give images of the same classes"
