@@ -308,7 +308,7 @@ def _check(args: argparse.Namespace, trained: Trained, trial: Trial, file: Path,
 
     before = exporting.torch_runtime(trained)
     after = exporting.file_runtime(file, args.to, trained, takes_bytes=args.with_preprocessing)
-    print(f"=> compared on {trial.said}")
+    print(f"=> compared on {trial.description}")
     found = fidelity.compare(before, after, trial.batches(args.batch_size, args.workers))
     latencies = {}
     first, _ = next(iter(trial.batches(1)))

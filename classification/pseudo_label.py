@@ -20,7 +20,7 @@ from classification.pile.packages import check_packages
 from classification.system.new_files import check_new, write_whole
 
 if TYPE_CHECKING:
-    from classification.data.inference import Found
+    from classification.data.inference import ImagePaths
     from classification.pile.duplicates import NearCopies
     from classification.pile.ranking import Rule
     from classification.pile.scoring import Teachers, Work
@@ -201,7 +201,7 @@ def score(args: argparse.Namespace) -> None:
     _score(Work(args.output, plan, paths, rank, size, args.batch_size, args.workers), teachers)
 
 
-def _say_start(teachers: Teachers, found: Found, causes: dict[str, str], repeated: int) -> None:
+def _say_start(teachers: Teachers, found: ImagePaths, causes: dict[str, str], repeated: int) -> None:
     from classification.pile.scoring import unreadable_lines
 
     notes = [*found.notes, *(member.note for member in teachers.members), *unreadable_lines(causes)]

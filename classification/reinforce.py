@@ -112,7 +112,7 @@ def find_training_images(root: Path, classes: list[str] | None, bad: str, worker
         UserError: no images, names that a table cannot hold, images that cannot be read, classes of another teacher.
     """
     from classification.data.image_files import LeftOut, class_names
-    from classification.data.images import unreadable
+    from classification.data.images import find_unreadable
     from classification.data.inference import find_paths
     from classification.pile.scoring import usable
 
@@ -126,7 +126,7 @@ def find_training_images(root: Path, classes: list[str] | None, bad: str, worker
         path, why = next(iter(causes.items()))
         raise UserError(f"{path} cannot stand in a table ({why})")
     notes = list(found.notes)
-    if bad == "skip" and (broken := unreadable(kept, workers)):
+    if bad == "skip" and (broken := find_unreadable(kept, workers)):
         kept = [path for path in kept if path not in broken]
         notes.append(f"left out {len(broken)} images that cannot be read, for example {next(iter(broken))}")
         if not kept:

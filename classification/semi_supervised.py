@@ -110,13 +110,13 @@ def check_images(args: argparse.Namespace) -> dict[str, int]:
         UserError: no images, a pile that holds valid, or a teacher of other classes.
     """
     from classification.data.folders import read_folder
-    from classification.data.image_files import across, count_of
+    from classification.data.image_files import count_of, identical_pairs
     from classification.data.inference import find_paths
     from classification.models.trained import open_trained
 
     data = read_folder(args.data)
     paths = find_paths([str(args.unlabelled)], sys.stdin.buffer).paths
-    if held := across([path for path, _ in data.valid], paths):
+    if held := identical_pairs([path for path, _ in data.valid], paths):
         raise UserError(
             f"--unlabelled {args.unlabelled} holds {count_of(len(held), 'image')} of valid, for example {held[0][1]} "
             f"= {held[0][0]}: remove such images, or the accuracy on valid will be too high"

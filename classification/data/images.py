@@ -17,14 +17,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from classification.data.image_files import HEIF
-from classification.data.members import open_image, size_of
+from classification.data.members import file_size, open_image
 from classification.data.metadata import without_metadata
 from classification.errors import UserError
 
 Result = TypeVar("Result")
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ORIENTATION = 0x0112
-EXIF_PART, TAKEN, CHANGED = 0x8769, 0x9003, 0x0132  # EXIF tags: sub-directory, in it the time of the shot; last change
+EXIF_PART, TAKEN, MODIFIED = 0x8769, 0x9003, 0x0132  # EXIF tags: sub-directory, in it the time of the shot; last change
 UPRIGHT: dict[object, Image.Transpose] = {  # EXIF orientation -> the operation that sets a photograph upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,8 +34,8 @@ UPRIGHT: dict[object, Image.Transpose] = {  # EXIF orientation -> the operation 
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-DRAWINGS = ("EPS", "WMF")  # Pillow would start other programs to draw them
-LONGEST = 500  # times the short side; when the short side is resized, a thinner strip would fill the memory
+VECTOR_FORMATS = ("EPS", "WMF")  # Pillow would start other programs to draw them
+MAX_PROPORTION = 500  # times the short side; when the short side is resized, a thinner strip would fill the memory
 BITS = 258  # TIFF tag: bits per sample
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
@@ -51,20 +51,20 @@ def read_image(path: str) -> Image.Image:
         UserError: the file cannot be read; the message names it.
     """
     try:
-        return _read(path)
+        return _read_rgb(path)
     except Exception as error:  # a broken file may raise anything
         raise UserError(
-            f"image {path} cannot be read ({_cause(path, error)}): repair or remove it, or leave such images out with "
-            "--bad-images skip"
+            f"image {path} cannot be read ({_describe_error(path, error)}): repair or remove it, or leave such images "
+            "out with --bad-images skip"
         ) from error
 
 
-def image_or_cause(path: str) -> Image.Image | str:
+def read_image_or_cause(path: str) -> Image.Image | str:
     """Read an image as `read_image` does; if it cannot be read, return the cause instead of raising."""
     try:
-        return _read(path)
+        return _read_rgb(path)
     except Exception as error:  # a broken file may raise anything
-        return _cause(path, error)
+        return _describe_error(path, error)
 
 
 def to_bytes(image: Image.Image) -> Tensor:
@@ -72,11 +72,11 @@ def to_bytes(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image))
 
 
-def _read(path: str) -> Image.Image:
-    return _with_image(path, _decode)
+def _read_rgb(path: str) -> Image.Image:
+    return _apply(path, _decode)
 
 
-def _with_image(path: str, work: Callable[[Image.Image], Result]) -> Result:
+def _apply(path: str, work: Callable[[Image.Image], Result]) -> Result:
     """Apply `work` to an opened image; if that fails, to the same image without its metadata."""
     with open_image(path) as file:
         try:
@@ -86,10 +86,10 @@ def _with_image(path: str, work: Callable[[Image.Image], Result]) -> Result:
             if not file.seekable():
                 raise
             file.seek(0)
-            if (rest := without_metadata(file)) is None:
+            if (stripped := without_metadata(file)) is None:
                 raise
             try:
-                with Image.open(io.BytesIO(rest)) as image:
+                with Image.open(io.BytesIO(stripped)) as image:
                     return work(image)
             except Exception:
                 pass  # the first error says more
@@ -124,9 +124,9 @@ def is_heif(path: str) -> bool:
 
 
 def _decode(image: Image.Image) -> Image.Image:
-    if image.format in DRAWINGS:
+    if image.format in VECTOR_FORMATS:
         raise ValueError("it is a drawing, not a photograph")
-    if min(image.size) < 1 or max(image.size) > LONGEST * min(image.size):
+    if min(image.size) < 1 or max(image.size) > MAX_PROPORTION * min(image.size):
         raise ValueError(f"it is {image.width} x {image.height} px")
     image.load()
     # `_rgb` would copy an image that is RGB already.
@@ -143,38 +143,37 @@ def _orientation(image: Image.Image) -> object:
         return 1
 
 
-def _cause(path: str, error: Exception) -> str:
+def _describe_error(path: str, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "it is in no known image format" if size_of(path) else "it is empty"
+        return "it is in no known image format" if file_size(path) else "it is empty"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_grey(image)).convert("RGB")
+        return Image.fromarray(_grey_bytes(image)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
 
 
-def _grey(image: Image.Image) -> NDArray[np.uint8]:
+def _grey_bytes(image: Image.Image) -> NDArray[np.uint8]:
     """Convert grey values of more than 8 bits to bytes."""
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("it contains values that are not finite")
     low, high = values.min(), values.max()
-    white = next((white for white in _whites(image) if high <= white), None)
+    white = next((white for white in _white_levels(image) if high <= white), None)
     if low < 0 or white is None:
-        raise ValueError(
-            f"its values go from {low:.6g} to {high:.6g}; expected 0 to {' or 0 to '.join(map(str, _whites(image)))}"
-        )
-    if isinstance(clear := image.info.get("transparency"), int):
-        values[values == clear] = white
+        expected = " or 0 to ".join(map(str, _white_levels(image)))
+        raise ValueError(f"its values go from {low:.6g} to {high:.6g}; expected 0 to {expected}")
+    if isinstance(transparent := image.info.get("transparency"), int):
+        values[values == transparent] = white
     return (values * 255 / white).astype(np.uint8)
 
 
-def _whites(image: Image.Image) -> tuple[int, ...]:
+def _white_levels(image: Image.Image) -> tuple[int, ...]:
     """Return the values that may stand for white in a file of this kind: the first that no pixel exceeds is used."""
     if image.mode == "F":
         return 1, 255
@@ -190,33 +189,33 @@ def image_size(path: str) -> tuple[int, int]:
     """Return height and width of what `read_image` returns, from the file's header; 1, 1 if it cannot be read."""
     try:
         with open_image(path) as file, _open(file) as image:
-            turned = image.getexif().get(ORIENTATION) in TURNED
+            turned = image.getexif().get(ORIENTATION) in SIDEWAYS
             if turned and image.format == "TIFF":  # versions of Pillow differ in whether `size` is turned already
                 return ImageOps.exif_transpose(image).size[::-1]
             return (image.width, image.height) if turned else (image.height, image.width)
     except Exception:
         try:
-            return _read(path).size[::-1]  # the header is broken, but the pixels may not be
+            return _read_rgb(path).size[::-1]  # the header is broken, but the pixels may not be
         except Exception:
             return 1, 1  # `read_image` says what is wrong
 
 
-def taken_at(path: str) -> datetime | None:
+def time_taken(path: str) -> datetime | None:
     """Return when a photograph was taken by its EXIF data; None if they do not say."""
     try:
         with open_image(path) as file, _open(file) as image:
             exif = image.getexif()
-            text = exif.get_ifd(EXIF_PART).get(TAKEN) or exif.get(CHANGED)
+            text = exif.get_ifd(EXIF_PART).get(TAKEN) or exif.get(MODIFIED)
             return datetime.strptime(str(text).strip("\0 "), "%Y:%m:%d %H:%M:%S")
     except Exception:  # broken metadata may raise anything
         return None
 
 
-def unreadable(paths: list[str], workers: int) -> dict[str, str]:
+def find_unreadable(paths: list[str], workers: int) -> dict[str, str]:
     """Read every file; return {path: cause} of those that cannot be read."""
 
     def cause_of(path: str) -> str:
-        image = image_or_cause(path)
+        image = read_image_or_cause(path)
         return image if isinstance(image, str) else ""
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:

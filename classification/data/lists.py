@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
-from classification.data.image_files import hidden
-from classification.data.members import is_there
+from classification.data.image_files import is_hidden
+from classification.data.members import image_exists
 from classification.errors import UserError, quoted
 
 LABEL = re.compile(rb"[0-9]+")
@@ -68,13 +68,13 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
         line = line[: line.rindex(line.split()[-1])]
     name, label = [b"", *line.rsplit(None, 1)][-2:]
     if not labels:
-        labelled = LABEL.fullmatch(label) and is_there(root / os.fsdecode(name))
+        labelled = LABEL.fullmatch(label) and image_exists(root / os.fsdecode(name))
         name, label = name if labelled else line.strip(), b"-1"
     elif not name or not LABEL.fullmatch(label):
         raise UserError(f"expected `path label` with a whole number as label; got {quoted(line.strip())}")
-    most = 10**9 if num_classes is None else num_classes
-    if len(label) > 10 or int(label) >= most:
-        raise UserError(f"label {quoted(label)} must be below the number of classes, {most}")
+    limit = 10**9 if num_classes is None else num_classes
+    if len(label) > 10 or int(label) >= limit:
+        raise UserError(f"label {quoted(label)} must be below the number of classes, {limit}")
     path = Path(os.fsdecode(name))
     if path.is_relative_to(root.absolute()):
         path = path.relative_to(root.absolute())
@@ -82,11 +82,12 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
         raise UserError(
             f"{quoted(name)} could lead out of the data folder: give a path relative to that folder, without .."
         )
-    if found := [part for part in path.parts if hidden(part)]:
+    if hidden_parts := [part for part in path.parts if is_hidden(part)]:
         raise UserError(
-            f"{quoted(name)} is a hidden file or one of the operating system ({quoted(found[0])}): remove such lines"
+            f"{quoted(name)} is a hidden file or one of the operating system ({quoted(hidden_parts[0])}): remove such "
+            "lines"
         )
-    if not is_there(root / path):
+    if not image_exists(root / path):
         raise UserError(f"{quoted(name)} is not a file in {root}")
     return str(root / path), int(label)
 
@@ -94,8 +95,8 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
 def score_of(line: bytes) -> float | None:
     """Return the score at the end of a line, after a label; None if there is none."""
     parts = line.rsplit(None, 2)
-    scored = len(parts) == 3 and LABEL.fullmatch(parts[1]) and SCORE.fullmatch(parts[2])
-    return float(parts[2]) if scored else None
+    has_score = len(parts) == 3 and LABEL.fullmatch(parts[1]) and SCORE.fullmatch(parts[2])
+    return float(parts[2]) if has_score else None
 
 
 def numbered_classes(samples: list[tuple[str, int]], num_classes: int | None) -> list[str]:
@@ -132,27 +133,29 @@ def read_pile(
         UserError: as in `read_list`, or the teacher has other classes.
     """
     for path in lists if labels else ():
-        _check_teacher(path, classes)
+        _check_teacher_classes(path, classes)
     return [sample for path in lists for sample in read_list(path, root, len(classes), labels=labels)]
 
 
-def _check_teacher(path: str, classes: Sequence[str]) -> None:
+def _check_teacher_classes(path: str, classes: Sequence[str]) -> None:
     """Compare the teacher's classes, in the file LIST.json if there is one, with those of the data."""
     try:
-        about = json.loads(Path(f"{path}.json").read_bytes())
-        theirs = about.get("classes")
+        description = json.loads(Path(f"{path}.json").read_bytes())
+        teacher_classes = description.get("classes")
     except (OSError, ValueError, AttributeError):
         return
-    if isinstance(theirs, list) and theirs != list(classes):
-        pairs = zip([*theirs, "none"], [*classes, "none"], strict=False)
-        place, (their, own) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+    if isinstance(teacher_classes, list) and teacher_classes != list(classes):
+        pairs = zip([*teacher_classes, "none"], [*classes, "none"], strict=False)
+        index, (teacher_class, class_name) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
         raise UserError(
-            f"list {path} is from a teacher with other classes: its class {place} is {quoted(their)}, but "
-            f"{quoted(own)} in the data: score with a teacher of the same classes"
+            f"list {path} is from a teacher with other classes: its class {index} is {quoted(teacher_class)}, but "
+            f"{quoted(class_name)} in the data: score with a teacher of the same classes"
         )
 
 
-def mix(labelled: Sequence[tuple[str, int]], pile: list[tuple[str, int]], share: float | None) -> list[tuple[str, int]]:
+def join_pile(
+    labelled: Sequence[tuple[str, int]], pile: list[tuple[str, int]], share: float | None
+) -> list[tuple[str, int]]:
     """Join labelled images and a pile; the one that is too small for the share is repeated.
 
     Args:
@@ -164,11 +167,11 @@ def mix(labelled: Sequence[tuple[str, int]], pile: list[tuple[str, int]], share:
         return [*labelled, *pile]
     if share == 1:
         return pile
-    wanted = round(len(labelled) * share / (1 - share))  # of the pile
-    if wanted >= len(pile):
-        return [*labelled, *_repeated(pile, wanted)]
-    return _repeated(labelled, round(len(pile) * (1 - share) / share)) + pile
+    num_pile = round(len(labelled) * share / (1 - share))  # of the pile
+    if num_pile >= len(pile):
+        return [*labelled, *_repeat(pile, num_pile)]
+    return _repeat(labelled, round(len(pile) * (1 - share) / share)) + pile
 
 
-def _repeated(samples: Iterable[tuple[str, int]], number: int) -> list[tuple[str, int]]:
+def _repeat(samples: Iterable[tuple[str, int]], number: int) -> list[tuple[str, int]]:
     return list(islice(cycle(samples), number))

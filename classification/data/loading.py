@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from classification.data.cache import Cache
-from classification.data.draws import drawing_from
+from classification.data.draws import seeded_draws
 from classification.data.images import read_image, to_bytes
+from classification.data.preprocessing import Transform
 from classification.data.samples import Samples
 from classification.data.stored import StoredViews
-from classification.data.transforms import Transform
-from classification.data.unequal import balanced, shuffled
+from classification.data.unequal import balanced_epoch, shuffled_epoch
 from classification.errors import RunError, UserError
 from classification.system.interrupt import outlast
 
@@ -61,7 +61,7 @@ class Photos(Dataset[Any]):
         target = self.samples[index][1]
         if self.stored is not None:
             return self.stored(key, self._decoded, self.samples)
-        with drawing_from(self.seed, *key):
+        with seeded_draws(self.seed, *key):
             return self.transform(self._decoded(index)).movedim(-3, -1).contiguous(), target, index
 
     def _decoded(self, index: int) -> Tensor:
@@ -97,7 +97,7 @@ class TrainBatches(Sampler[list[Key]]):
         self, num: int, batch_size: int, seed: int, rank: int = 0, size: int = 1, parts: int = 1,
         labels: Sequence[int] | None = None, repeats: int = 1,
     ) -> None:  # fmt: skip
-        self.num, self.most, self.seed, self.rank, self.size, self.parts = num, batch_size, seed, rank, size, parts
+        self.num, self.max_size, self.seed, self.rank, self.size, self.parts = num, batch_size, seed, rank, size, parts
         self.labels = None if labels is None else np.array(labels)
         self.repeats = repeats
         self.epoch = 0
@@ -108,10 +108,10 @@ class TrainBatches(Sampler[list[Key]]):
 
     def __len__(self) -> int:
         """Return the number of steps of the epoch, including those that are done."""
-        return self.start + self._left()
+        return self.start + self._steps_left()
 
-    def _left(self) -> int:
-        return -(-(self.num - self.seen) // self.most)
+    def _steps_left(self) -> int:
+        return -(-(self.num - self.seen) // self.max_size)
 
     def begin(self, epoch: int, start: int = 0, seen: int = 0) -> None:
         """Begin or resume an epoch of which `start` steps with `seen` images over all ranks are done.
@@ -121,24 +121,24 @@ class TrainBatches(Sampler[list[Key]]):
         """
         self.epoch, self.start, self.seen = epoch, start, seen
         needed, left = self.size * self.parts, self.num - seen
-        if left and left // self._left() < needed:
+        if left and left // self._steps_left() < needed:
             raise UserError(
-                f"{left} images are left of the epoch, too few for batches of {self.most} in {needed} parts (ranks "
+                f"{left} images are left of the epoch, too few for batches of {self.max_size} in {needed} parts (ranks "
                 "times --accumulate): keep -b, the number of ranks and --accumulate as they were until the epoch ends"
             )
 
     def batch_size(self, step: int) -> int:
         """Return the number of images of global batch `step`, over all ranks."""
-        images, steps = self.num - self.seen, self._left()
+        images, steps = self.num - self.seen, self._steps_left()
         return images // steps + (step - self.start < images % steps)
 
     def __iter__(self) -> Iterator[list[Key]]:
         if self.labels is None:
-            order = shuffled(self.num, self.seed, self.epoch)
+            order = shuffled_epoch(self.num, self.seed, self.epoch)
         else:
-            order = balanced(self.labels, self.seed, self.epoch)
+            order = balanced_epoch(self.labels, self.seed, self.epoch)
         places = np.arange(self.seen, self.num)
-        for batch in np.array_split(places, self._left()) if len(places) else []:
+        for batch in np.array_split(places, self._steps_left()) if len(places) else []:
             own = np.array_split(batch, self.size)[self.rank]
             pairs, repetitions = order[own // self.repeats].tolist(), (own % self.repeats).tolist()
             yield [(*pair, *([again] if again else [])) for pair, again in zip(pairs, repetitions, strict=True)]
@@ -166,14 +166,14 @@ class FixedBatches(Sampler[list[Key]]):
             yield [(0, index) for index in self.indices[start : start + self.batch_size]]
 
 
-def subset(num: int, most: int, seed: int, epoch: int) -> list[int]:
+def draw_subset(num: int, max_images: int, seed: int, epoch: int) -> list[int]:
     """Return at most `most` of `num` indices, ascending, drawn by (seed, epoch)."""
-    if num <= most:
+    if num <= max_images:
         return list(range(num))
-    return sorted(np.random.default_rng([seed, epoch, 1]).choice(num, most, replace=False).tolist())
+    return sorted(np.random.default_rng([seed, epoch, 1]).choice(num, max_images, replace=False).tolist())
 
 
-def loader(
+def make_loader(
     photos: Photos,
     batches: Sampler[list[Key]],
     workers: int,
@@ -207,7 +207,7 @@ def loader(
     )
 
 
-def clear_errors(loading: Iterable[Any], workers: int) -> Iterator[Any]:
+def explain_worker_errors(loading: Iterable[Any], workers: int) -> Iterator[Any]:
     """Iterate over a loader, and explain what to do if one of its processes dies.
 
     Raises:

@@ -17,9 +17,9 @@ from typing import BinaryIO
 from classification.paths import is_file
 
 MARK = ".tar@"
-PATH = re.compile(r"(.+?\.tar)@([0-9]{1,15})\+([0-9]{1,15})/(.+)", re.DOTALL)
+PATH_PATTERN = re.compile(r"(.+?\.tar)@([0-9]{1,15})\+([0-9]{1,15})/(.+)", re.DOTALL)
 BLOCK = 512  # bytes of a tar header; files are padded to a multiple
-LARGEST = 1 << 30  # bytes; an image in a shard is read into memory at once
+MAX_MEMBER_SIZE = 1 << 30  # bytes; an image in a shard is read into memory at once
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Member:
             OSError: the shard cannot be read.
             ValueError: the shard has something else at this position.
         """
-        with open_at_once(self.shard) as file:
+        with open_without_blocking(self.shard) as file:
             self.check(file)
             content = file.read(self.size)
         if len(content) < self.size:
-            raise ValueError("its shard ends in the middle of the image")  # `open_image` callers name the file
+            raise ValueError("its shard ends in the middle of the image")
         return content
 
     def check(self, file: BinaryIO) -> None:
@@ -71,20 +71,20 @@ class Member:
             raise ValueError("its shard has no file at this place: perhaps it was packed again") from error
         in_header = len(self.name) < 100 and self.name.isascii()  # any other name is in an extra header before this one
         renamed = in_header and header.name.removeprefix("./") != self.name
-        if renamed or not header.isreg() or header.size != self.size or self.size > LARGEST:
+        if renamed or not header.isreg() or header.size != self.size or self.size > MAX_MEMBER_SIZE:
             raise ValueError("its shard has another file at this place: perhaps it was packed again")
 
 
-def member_of(path: str) -> Member | None:
+def parse_member(path: str) -> Member | None:
     """Return the file in a shard that a path names, or None for the path of a plain file."""
-    found = PATH.fullmatch(path) if MARK in path else None
-    return None if found is None else Member(found[1], int(found[2]), int(found[3]), found[4])
+    match = PATH_PATTERN.fullmatch(path) if MARK in path else None
+    return None if match is None else Member(match[1], int(match[2]), int(match[3]), match[4])
 
 
-def open_at_once(path: str) -> BinaryIO:
+def open_without_blocking(path: str) -> BinaryIO:
     """Open a file without blocking, so that a named pipe reads as empty instead of hanging."""
-    at_once = getattr(os, "O_NONBLOCK", 0)
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))
+    non_blocking = getattr(os, "O_NONBLOCK", 0)
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | non_blocking))
 
 
 def open_image(path: str) -> BinaryIO:
@@ -94,29 +94,29 @@ def open_image(path: str) -> BinaryIO:
         OSError: it cannot be read.
         ValueError: the shard has something else at this position.
     """
-    member = member_of(path)
-    return open_at_once(path) if member is None else io.BytesIO(member.read())
+    member = parse_member(path)
+    return open_without_blocking(path) if member is None else io.BytesIO(member.read())
 
 
-def size_of(path: str) -> int:
+def file_size(path: str) -> int:
     """Return the number of bytes of a plain file, or of a file in a shard.
 
     Raises:
         OSError: there is no such file.
     """
-    member = member_of(path)
+    member = parse_member(path)
     return Path(path).stat().st_size if member is None else member.size
 
 
-def is_there(path: str | Path) -> bool:
+def image_exists(path: str | Path) -> bool:
     """Return whether a plain file, or a file in a shard, exists."""
-    member = member_of(str(path))
+    member = parse_member(str(path))
     if member is None:
         return is_file(path)
     if not is_file(member.shard):
         return False
     try:
-        with open_at_once(member.shard) as file:
+        with open_without_blocking(member.shard) as file:
             member.check(file)
     except (OSError, ValueError):
         return False

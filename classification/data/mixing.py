@@ -12,7 +12,7 @@ from classification.options.groups import Data
 Mix = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
-def mixing(data: Data, num_classes: int) -> Mix | None:
+def make_mixer(data: Data, num_classes: int) -> Mix | None:
     """Return a function that mixes images (B, 3, H, W) and targets (B,) into images and (B, K) probabilities.
 
     For each batch, lambda is drawn from Beta(alpha, alpha). Mixup makes lambda image + (1 - lambda) other. CutMix

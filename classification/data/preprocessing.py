@@ -20,7 +20,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 CROPS = ("center", "squash")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 # Interpolations that PyTorch does not have for tensors, and the nearest that it has.
-ALIKE = {"lanczos": "bicubic", "random": "bilinear", "": "bilinear"}
+NEAREST_INTERPOLATION = {"lanczos": "bicubic", "random": "bilinear", "": "bilinear"}
 
 Three = tuple[float, float, float]
 Transform = Callable[[Tensor], Tensor]
@@ -71,18 +71,18 @@ class Preprocessing:
     @classmethod
     def of(cls, img_size: int, train_crop: str = "resized") -> Preprocessing:
         """Return the default for training: resize to img_size * 256/224, or with the crop "pad", to img_size."""
-        return cls(img_size, _resize(img_size, train_crop))
+        return cls(img_size, _default_resize(img_size, train_crop))
 
     def describe(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint, as `read` takes them."""
+        """Return plain values for a checkpoint, as `read_preprocessing` takes them."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
     def at(self, img_size: int, train_crop: str | None = None) -> Preprocessing:
         """Return the preprocessing for another size: by the default for `train_crop`, or in the same proportion."""
         if train_crop is not None:
-            return replace(self, img_size=img_size, resize=_resize(img_size, train_crop), crop="center")
-        if self.resize == _resize(self.img_size, "resized"):  # exactly, as rounding errors would add up
-            return replace(self, img_size=img_size, resize=_resize(img_size, "resized"))
+            return replace(self, img_size=img_size, resize=_default_resize(img_size, train_crop), crop="center")
+        if self.resize == _default_resize(self.img_size, "resized"):  # exactly, as rounding errors would add up
+            return replace(self, img_size=img_size, resize=_default_resize(img_size, "resized"))
         return replace(self, img_size=img_size, resize=max(img_size, round(img_size * self.resize / self.img_size)))
 
     def with_values(self, values: Mapping[str, Any]) -> Preprocessing:
@@ -93,11 +93,11 @@ class Preprocessing:
         """
         changes: dict[str, Any] = {}
         if values.get("img_size") is not None:
-            changes["img_size"] = square(values["img_size"])
+            changes["img_size"] = square_side(values["img_size"])
         changes |= {key: values[key] for key in ("resize", "crop", "interpolation") if values.get(key) is not None}
         for key in ("mean", "std"):
             if values.get(key) is not None:
-                changes[key] = three(values[key], key)
+                changes[key] = three_numbers(values[key], key)
         mean, std = (changes.get(key, (0, 0, 0)) for key in ("mean", "std"))
         # Some code gives mean and std of bytes, not of values between 0 and 1.
         if max(std) > 1 and (max(mean) > 1 or ("mean" in changes and not any(mean))):
@@ -124,17 +124,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
 
-def _resize(img_size: int, train_crop: str) -> int:
+def _default_resize(img_size: int, train_crop: str) -> int:
     return img_size if train_crop == "pad" else round(img_size * 256 / 224)
 
 
-def square(size: Any) -> int:
+def square_side(size: Any) -> int:
     """Return the side of a square, given as 224, (224, 224) or (3, 224, 224).
 
     Raises:
         ValueError: the value has another form.
     """
-    size = _plain(size)
+    size = _to_plain(size)
     size = int(size) if isinstance(size, float) and size.is_integer() else size
     if isinstance(size, int) and not isinstance(size, bool):
         return size
@@ -145,7 +145,7 @@ def square(size: Any) -> int:
     raise ValueError(f"img_size must be the side of a square in pixels, as 224 or (3, 224, 224); got {quoted(size)}")
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     """Return a tensor or array as a number or list, None if it is on no device; other values as they are."""
     try:
         return value.tolist() if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
@@ -153,13 +153,13 @@ def _plain(value: Any) -> Any:
         return None
 
 
-def three(values: Any, name: str) -> Three:
+def three_numbers(values: Any, name: str) -> Three:
     """Return three floats; numbers in a tensor or a list, or one for all channels.
 
     Raises:
         ValueError: they are none.
     """
-    plain = _plain(values.squeeze() if isinstance(values, (Tensor, np.ndarray)) else values)  # (3, 1, 1), too
+    plain = _to_plain(values.squeeze() if isinstance(values, (Tensor, np.ndarray)) else values)  # (3, 1, 1), too
     one = plain[0] if isinstance(plain, (list, tuple)) and len(plain) == 1 else plain
     listed = [one] * 3 if isinstance(one, (int, float)) else plain
     if (
@@ -172,7 +172,7 @@ def three(values: Any, name: str) -> Three:
     return first, second, third
 
 
-def read(content: Mapping[str, Any], default: Preprocessing, source: str) -> Preprocessing:
+def read_preprocessing(content: Mapping[str, Any], default: Preprocessing, source: str) -> Preprocessing:
     """Read the preprocessing that a checkpoint describes.
 
     Args:
@@ -192,15 +192,15 @@ def read(content: Mapping[str, Any], default: Preprocessing, source: str) -> Pre
 def of_timm(cfg: Mapping[str, Any]) -> Preprocessing | None:
     """Return the preprocessing of timm's `pretrained_cfg`; None if it is missing, or not of square RGB images."""
     try:
-        size = square(tuple(cfg["input_size"]))
+        size = square_side(tuple(cfg["input_size"]))
         resize = max(size, math.floor(size / float(cfg.get("crop_pct") or 1)))
         return Preprocessing(
             size,
             resize,
             "squash" if cfg.get("crop_mode") == "squash" else "center",
-            interpolation(cfg.get("interpolation") or ""),
-            three(cfg["mean"], "mean"),
-            three(cfg["std"], "std"),
+            supported_interpolation(cfg.get("interpolation") or ""),
+            three_numbers(cfg["mean"], "mean"),
+            three_numbers(cfg["std"], "std"),
         )
     except (KeyError, TypeError, ValueError):
         return None
@@ -215,18 +215,18 @@ def of_torchvision(transforms: Any, *, transform_input: bool = False) -> Preproc
     """
     mean, std = ((0.5, 0.5, 0.5),) * 2 if transform_input else (transforms.mean, transforms.std)
     size = int(transforms.crop_size[0])
-    how = interpolation(transforms.interpolation.value)
+    how = supported_interpolation(transforms.interpolation.value)
     resize = max(size, int(transforms.resize_size[0]))
-    return Preprocessing(size, resize, "center", how, three(mean, "mean"), three(std, "std"))
+    return Preprocessing(size, resize, "center", how, three_numbers(mean, "mean"), three_numbers(std, "std"))
 
 
-def interpolation(name: str) -> str:
+def supported_interpolation(name: str) -> str:
     """Return an interpolation of `INTERPOLATIONS`: the one of this name, or the nearest to it."""
-    return name if name in INTERPOLATIONS else ALIKE.get(name, "bilinear")
+    return name if name in INTERPOLATIONS else NEAREST_INTERPOLATION.get(name, "bilinear")
 
 
 @lru_cache(maxsize=32)
-def _row(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
+def _row_of_values(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
     """Return 255 times the values, repeated for a row of pixels: broadcasting over three channels is slow on a CPU.
 
     The result is cached, because copying it to a GPU for each batch would wait for the GPU.
@@ -239,6 +239,6 @@ def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float]
 
     x = (bytes / 255 - mean) / std
     """
-    shift, scale = (_row(tuple(values), images.shape[2], images.device) for values in (mean, std))
+    shift, scale = (_row_of_values(tuple(values), images.shape[2], images.device) for values in (mean, std))
     values: Tensor = images.flatten(2).float().sub_(shift).div_(scale).unflatten(2, (-1, 3))
     return values.permute(0, 3, 1, 2)

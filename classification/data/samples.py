@@ -27,19 +27,19 @@ class Samples(Sequence[Sample]):
     """
 
     def __init__(self, samples: Iterable[Sample]) -> None:
-        listed = samples if isinstance(samples, Sequence) else list(samples)
-        paths = [os.fsencode(path) for path, _ in listed]
+        sequence = samples if isinstance(samples, Sequence) else list(samples)
+        paths = [os.fsencode(path) for path, _ in sequence]
         self.bytes = np.frombuffer(b"".join(paths), dtype=np.uint8)
         self.ends = np.cumsum([0, *map(len, paths)], dtype=np.int64)
-        self.targets = np.array([target for _, target in listed], dtype=np.int64)
-        self.digest = ""  # the result of `digest_of`, if it is cached
+        self.targets = np.array([target for _, target in sequence], dtype=np.int64)
+        self.digest = ""  # the result of `samples_digest`, if it is cached
 
     @classmethod
-    def of(cls, arrays: Sequence[NDArray[Any]]) -> Samples:
+    def from_arrays(cls, arrays: Sequence[NDArray[Any]]) -> Samples:
         """Return the samples that have these `arrays`."""
-        made = cls([])
-        made.bytes, made.ends, made.targets = arrays
-        return made
+        samples = cls([])
+        samples.bytes, samples.ends, samples.targets = arrays
+        return samples
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
@@ -68,11 +68,11 @@ class Samples(Sequence[Sample]):
             yield os.fsdecode(text[ends[number] : ends[number + 1]]), target
 
 
-def digest_of(samples: Sequence[Sample], root: str | Path) -> str:
+def samples_digest(samples: Sequence[Sample], root: str | Path) -> str:
     """Hash the paths relative to `root`, and the class indices; cached lists carry their hash with them."""
     if isinstance(samples, Samples) and samples.digest:
         return samples.digest
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path, target in samples:
-        found.update(os.fsencode(f"{relative(path, root)} {target}\n"))
-    return found.hexdigest()
+        digest.update(os.fsencode(f"{relative(path, root)} {target}\n"))
+    return digest.hexdigest()

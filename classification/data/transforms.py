@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from classification.data.preprocessing import MEAN, STD, Transform, normalise
+from classification.data.preprocessing import MEAN, Transform
 from classification.data.resizing import Fit, random_box, resize
-
-__all__ = ["MEAN", "STD", "Transform", "normalise", "train_transform", "two_views"]
 
 
 def train_transform(
@@ -38,10 +36,10 @@ def train_transform(
     """
     steps: list[torch.nn.Module] = [Fit(size), _PadCrop(size)] if crop == "pad" else [_RandomResized(size)]
     steps += [_Mirror()] if hflip else []
-    return torch.nn.Sequential(*steps, *changes(randaugment, erasing, mean))
+    return torch.nn.Sequential(*steps, *augmentations(randaugment, erasing, mean))
 
 
-def changes(randaugment: int | None, erasing: float, mean: Sequence[float]) -> list[torch.nn.Module]:
+def augmentations(randaugment: int | None, erasing: float, mean: Sequence[float]) -> list[torch.nn.Module]:
     """Return the transforms after crop and mirror: RandAugment, then random erasing.
 
     Args:
@@ -50,18 +48,18 @@ def changes(randaugment: int | None, erasing: float, mean: Sequence[float]) -> l
         mean: as in `train_transform`.
     """
     steps: list[torch.nn.Module] = []
-    empty: Any = [round(255 * part) for part in mean]
+    fill: Any = [round(255 * part) for part in mean]
     if randaugment is not None or erasing:
         from torchvision.transforms import v2  # takes a second, so only if needed
 
         if randaugment is not None:
             bilinear = v2.InterpolationMode.BILINEAR
-            steps.append(v2.RandAugment(magnitude=randaugment, interpolation=bilinear, fill=empty))
-        steps += [v2.RandomErasing(erasing, value=empty)] if erasing else []
+            steps.append(v2.RandAugment(magnitude=randaugment, interpolation=bilinear, fill=fill))
+        steps += [v2.RandomErasing(erasing, value=fill)] if erasing else []
     return steps
 
 
-def two_views(size: int, crop: str, *, strong: bool = True, **options: Any) -> Transform:
+def two_view_transform(size: int, crop: str, *, strong: bool = True, **options: Any) -> Transform:
     """Return a transform to two views, (2, 3, H, W) bytes; the first is that of `train_transform`, with equal draws.
 
     Args:
@@ -71,10 +69,10 @@ def two_views(size: int, crop: str, *, strong: bool = True, **options: Any) -> T
         options: as in `train_transform`.
     """
     first, second = (train_transform(size, crop, **options) for _ in range(2))
-    return _Stack(first, second, _Strong() if strong else None)
+    return _TwoViews(first, second, _StrongAugmentation() if strong else None)
 
 
-class _Stack(torch.nn.Module):
+class _TwoViews(torch.nn.Module):
     """Apply two transforms to the same image, and a third to the result of the second."""
 
     def __init__(self, first: Transform, second: Transform, third: Transform | None) -> None:
@@ -86,7 +84,7 @@ class _Stack(torch.nn.Module):
         return torch.stack([first, second if self.third is None else self.third(second)])
 
 
-class _Strong(torch.nn.Module):
+class _StrongAugmentation(torch.nn.Module):
     """Strong augmentation: torchvision's RandAugment, then a grey rectangle of at most half the side.
 
     Reference: Cubuk et al., 2020, arXiv:1909.13719; DeVries, Taylor, 2017, arXiv:1708.04552.
@@ -117,8 +115,8 @@ class _PadCrop(torch.nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         top, left = torch.randint(2 * self.pad + 1, (2,)).tolist()
-        wide = F.pad(image, [self.pad] * 4)
-        return wide[:, top : top + self.size, left : left + self.size]
+        padded = F.pad(image, [self.pad] * 4)
+        return padded[:, top : top + self.size, left : left + self.size]
 
 
 class _RandomResized(torch.nn.Module):

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from classification.data.folders import Folder as DataFolder
+from classification.data.folders import DataFolder as DataFolder
 from classification.data.folders import check_heif, read_folder, without_unreadable
 from classification.data.image_files import LeftOut, find_images
-from classification.data.loading import FixedBatches, Photos, clear_errors, loader, subset
+from classification.data.loading import FixedBatches, Photos, draw_subset, explain_worker_errors, make_loader
 from classification.data.preprocessing import Preprocessing
 from classification.data.tar_shards import find_shards, shard_images
 from classification.errors import UserError
 from classification.paths import exists, is_folder
 
-RANDOM = 64  # number of random images, without --data
+NUM_RANDOM = 64  # number of random images, without --data
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Trial:
     Args:
         data: `train` to calibrate with, `valid` to compare on; an unknown class is -1.
         preprocessing: of the network.
-        said: which images they are, in words.
+        description: which images they are, in words.
         notes: notes for the user, one line each.
     """
 
     data: DataFolder
     preprocessing: Preprocessing
-    said: str
+    description: str
     notes: list[str] = field(default_factory=list)
 
     def batches(self, size: int, workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -43,13 +43,13 @@ class Trial:
             yield from self._read(self.data.valid, list(range(len(self.data.valid))), size, workers)
             return
         side, random = self.preprocessing.img_size, torch.Generator().manual_seed(0)
-        for start in range(0, RANDOM, size):
-            shape = (min(size, RANDOM - start), side, side, 3)
+        for start in range(0, NUM_RANDOM, size):
+            shape = (min(size, NUM_RANDOM - start), side, side, 3)
             yield torch.randint(256, shape, generator=random, dtype=torch.uint8), torch.full(shape[:1], -1)
 
     def calibration(self, most: int, size: int, workers: int = 0) -> Iterator[Tensor]:
         """Yield bytes (B, H, W, 3) of at most `most` images to calibrate with."""
-        chosen = subset(len(self.data.train), most, seed=0, epoch=0)
+        chosen = draw_subset(len(self.data.train), most, seed=0, epoch=0)
         for images, _ in self._read(self.data.train, chosen, size, workers):
             yield images
 
@@ -57,14 +57,14 @@ class Trial:
         self, samples: Sequence[tuple[str, int]], chosen: list[int], size: int, workers: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
         photos = Photos(samples, self.preprocessing.transform())
-        loading = loader(photos, FixedBatches(chosen, size), workers, torch.device("cpu"), persistent=False)
-        for images, target, _ in clear_errors(loading, workers):
+        loading = make_loader(photos, FixedBatches(chosen, size), workers, torch.device("cpu"), persistent=False)
+        for images, target, _ in explain_worker_errors(loading, workers):
             yield images, target
 
 
 def random_trial(preprocessing: Preprocessing) -> Trial:
     """Return a trial with random images."""
-    return Trial(DataFolder([], [], []), preprocessing, f"{RANDOM} random images, as no --data is given")
+    return Trial(DataFolder([], [], []), preprocessing, f"{NUM_RANDOM} random images, as no --data is given")
 
 
 def read_trial(
@@ -97,7 +97,7 @@ def read_trial(
     notes: list[str] = []
     if any(is_folder(root / name) for name in ("train", "valid", "val")):
         data = read_folder(root, evaluate=True)
-        _compare(data.classes, classes, num_classes, root)
+        _check_classes(data.classes, classes, num_classes, root)
         if classes is None:
             notes.append("the checkpoint names no classes, so their order could not be checked")
         if calibrate and not data.train:
@@ -123,7 +123,7 @@ def _images(folder: Path) -> list[tuple[str, int]]:
     return found
 
 
-def _compare(theirs: list[str], ours: list[str] | None, num_classes: int, root: Path) -> None:
+def _check_classes(theirs: list[str], ours: list[str] | None, num_classes: int, root: Path) -> None:
     """Check that the classes of the folder are those of the network."""
     if len(theirs) != num_classes:
         raise UserError(

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 REPEAT = 1 << 32  # more than any epoch: added to the epoch for the draws of an image's second use in an epoch
 
 
-def shuffled(num: int, seed: int, epoch: int) -> NDArray[np.int64]:
+def shuffled_epoch(num: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return (num, 2): (epoch for the draws, index) of every image once, in random order."""
     order = np.random.default_rng([seed, epoch]).permutation(num)
     return np.stack([np.full(num, epoch), order], 1)
 
 
-def balanced(labels: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return (n, 2) as `shuffled` does, with classes that are equally frequent.
+def balanced_epoch(labels: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return (n, 2) as `shuffled_epoch` does, with classes that are equally frequent.
 
     With n images and K classes, each class gets floor(n / K) images or one more. Of a large class, some images are
     drawn in every epoch. The images of a small class are repeated, each time with other random transforms.

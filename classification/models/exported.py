@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classification.data.preprocessing import Preprocessing, read
+from classification.data.preprocessing import Preprocessing, read_preprocessing
 from classification.errors import UserError
 from classification.models.exporting import DESCRIPTION, Compute, open_onnx, open_pt2, prepared
 from classification.models.trained import open_trained
@@ -92,7 +92,7 @@ def open_exported(path: Path, kind: str) -> Classifier:
         cause = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path} cannot be run ({cause}): export it again") from error
     number, names, seen = _described(path, said)
-    known = read(seen, Preprocessing(), str(path))
+    known = read_preprocessing(seen, Preprocessing(), str(path))
     prepare = prepared(known, takes_bytes=str(seen.get("input")).startswith("uint8"))
     runtime = "torch.export" if kind == "pt2" else "onnxruntime"
     note = f"{path}: {json.loads(said['arch'])}, run by {runtime} on the CPU"

@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classification.data.preprocessing import MEAN, STD, Preprocessing, interpolation, square, three
+from classification.data.preprocessing import (
+    MEAN,
+    STD,
+    Preprocessing,
+    square_side,
+    supported_interpolation,
+    three_numbers,
+)
 from classification.errors import UserError
 from classification.paths import is_file, is_folder
 from classification.system.weight_files import FORMAT
@@ -143,16 +150,19 @@ def of_processor(processor: Any) -> Preprocessing:
         offset = float(bool(getattr(processor, "rescale_offset", False)))
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if getattr(processor, "do_normalize", True):
-        mean, std = three(_given(processor.image_mean, MEAN), "mean"), three(_given(processor.image_std, STD), "std")
+        mean, std = (
+            three_numbers(_given(processor.image_mean, MEAN), "mean"),
+            three_numbers(_given(processor.image_std, STD), "std"),
+        )
     again = std if getattr(processor, "include_top", False) else (1.0, 1.0, 1.0)  # EfficientNet divides twice
     resample = getattr(processor, "resample", None)
     return Preprocessing(
         size,
         resize,
         crop,
-        interpolation(RESAMPLING.get(2 if resample is None else int(resample), "")),
-        three([(m + offset) / factor for m in mean], "mean"),
-        three([s * a / factor for s, a in zip(std, again, strict=True)], "std"),
+        supported_interpolation(RESAMPLING.get(2 if resample is None else int(resample), "")),
+        three_numbers([(m + offset) / factor for m in mean], "mean"),
+        three_numbers([s * a / factor for s, a in zip(std, again, strict=True)], "std"),
     )
 
 
@@ -164,14 +174,14 @@ def _sizes(processor: Any) -> tuple[int, int, str]:
     """Return side, resize and crop of a processor; see `Preprocessing`."""
     asked = {key: value for key, value in dict(processor.size or {}).items() if value is not None}
     short = asked.get("shortest_edge")
-    side = int(short) if short is not None else square((asked.get("height"), asked.get("width")))
+    side = int(short) if short is not None else square_side((asked.get("height"), asked.get("width")))
     how = "squash" if short is None else "center"
     if (share := getattr(processor, "crop_pct", None)) is not None and short is not None:  # as ConvNeXt
         return (side, math.floor(side / share), "center") if side < 384 else (side, side, "squash")
     if not getattr(processor, "do_center_crop", False):
         return side, side, how
     cropped = dict(processor.crop_size or {})
-    size = square((cropped.get("height"), cropped.get("width")))
+    size = square_side((cropped.get("height"), cropped.get("width")))
     return size, max(side, size), how
 
 

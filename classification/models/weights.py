@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classification.data.preprocessing import Preprocessing, read
+from classification.data.preprocessing import Preprocessing, read_preprocessing
 from classification.errors import UserError
 from classification.models import known_name, may_be_same
 from classification.models.huggingface import folder_of, read_huggingface
@@ -49,7 +49,7 @@ class WeightFile:
 
     def preprocessing(self, default: Preprocessing) -> Preprocessing:
         """Return the preprocessing that the file describes, that of `default` where it says nothing."""
-        return read(self.seen, default, f"checkpoint {self.path}")
+        return read_preprocessing(self.seen, default, f"checkpoint {self.path}")
 
 
 SEEN_BY_US = ("img_size", "resize", "crop", "interpolation", "mean", "std")

@@ -11,7 +11,7 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageOps
 
-from classification.data.images import image_or_cause
+from classification.data.images import read_image_or_cause
 
 BITS = 64
 
@@ -67,10 +67,10 @@ class NearCopies:
 
 
 def _hash(path: str) -> int | None:
-    image = image_or_cause(path)
+    image = read_image_or_cause(path)
     return None if isinstance(image, str) else picture_hash(image)
 
 
 def _both_hashes(path: str) -> list[int]:
-    image = image_or_cause(path)
+    image = read_image_or_cause(path)
     return [] if isinstance(image, str) else [picture_hash(image), picture_hash(ImageOps.mirror(image))]

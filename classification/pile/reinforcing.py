@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from classification.data.image_files import file_digest
 from classification.data.images import read_image, to_bytes
-from classification.data.loading import clear_errors
-from classification.data.stored import CLASSIFIER, Block, encode, open_stored, shard_name
-from classification.data.stored_views import LONGEST, VIEW, Renderer, draw, mixed
+from classification.data.loading import explain_worker_errors
+from classification.data.stored import CLASSIFIER, Block, encode_block, open_stored, shard_name
+from classification.data.stored_views import MAX_SIDE, VIEW, Renderer, draw_view, mix_views
 from classification.errors import RunError, UserError
 from classification.options.stored_teacher import PLAN, VIEWS, StoredPlan, read_stored_plan
 from classification.paths import exists
@@ -184,7 +184,7 @@ class _Images(Dataset[tuple[Tensor, Tensor, str]]):
             view = views[sample] = self._draw(number, sample, image)
             made = self.render(image, view, path)
             if int(view["partner"]) != number:
-                made = mixed(made, self._partner(int(view["partner"]), sample), view)
+                made = mix_views(made, self._partner(int(view["partner"]), sample), view)
             seen.append(made.permute(1, 2, 0))
         numbers = torch.from_numpy(views.view(np.uint8).reshape(plan.samples, VIEW.itemsize))
         return torch.stack(seen).contiguous(), numbers, file_digest(path)
@@ -192,7 +192,7 @@ class _Images(Dataset[tuple[Tensor, Tensor, str]]):
     def _draw(self, number: int, sample: int, image: Tensor) -> NDArray[Any]:
         plan = self.work.plan
         size = (image.shape[1], image.shape[2])
-        return draw(plan.views, plan.seed, number, sample, size, plan.num_images)
+        return draw_view(plan.views, plan.seed, number, sample, size, plan.num_images)
 
     def _partner(self, number: int, sample: int) -> Tensor:
         path = str(self.work.root / self.work.paths[number])
@@ -201,8 +201,8 @@ class _Images(Dataset[tuple[Tensor, Tensor, str]]):
 
     def _decoded(self, path: str) -> Tensor:
         image = to_bytes(read_image(path)).permute(2, 0, 1)
-        if max(image.shape) > LONGEST:
-            raise UserError(f"image {path} has a side of {max(image.shape)} px, more than {LONGEST}: leave it out")
+        if max(image.shape) > MAX_SIDE:
+            raise UserError(f"image {path} has a side of {max(image.shape)} px, more than {MAX_SIDE}: leave it out")
         return image
 
 
@@ -229,7 +229,7 @@ def store(work: Storing, teachers: Teachers, advance: Callable[[int], None]) -> 
             if file is None:
                 continue
             block = said_of(work, work.images(number), teachers, advance)
-            finish(file, work.folder, number, encode(block, work.plan))
+            finish(file, work.folder, number, encode_block(block, work.plan))
         yield number
 
 
@@ -244,7 +244,7 @@ def said_of(work: Storing, numbers: Sequence[int], teachers: Teachers, advance: 
     )
     parts: list[tuple[NDArray[Any], ...]] = []
     hashes: list[str] = []
-    for pixels, drawn, digests in clear_errors(loading, workers):
+    for pixels, drawn, digests in explain_worker_errors(loading, workers):
         for seen, views in zip(pixels.flatten(0, 1).split(most), drawn.flatten(0, 1).split(most), strict=True):
             classes, values, rest = keep_top(teachers.scores(seen)[0], plan.top)
             kept = (classes.numpy(), values.half().numpy(), rest.half().numpy())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from classification.data.loading import subset
+from classification.data.loading import draw_subset
 from classification.data.trial import Trial, read_trial
 from classification.errors import RunError, UserError
 from classification.models.trained import Trained, open_trained
@@ -166,7 +166,11 @@ def try_networks(members: Sequence[Member], root: Path, most: int) -> Tried:
             causes.append(str(error))
             tried.faults.append(f"{source.name} was not tried on the images: {error}")
             continue
-        tried.classes, tried.paths, tried.note = trial.data.classes, [path for path, _ in trial.data.valid], trial.said
+        tried.classes, tried.paths, tried.note = (
+            trial.data.classes,
+            [path for path, _ in trial.data.valid],
+            trial.description,
+        )
         predictions = _predict(trained, trial, where)
         tried.networks.append(_scored(source, trained, predictions, tried))
     if not tried.networks:
@@ -214,10 +218,10 @@ class _Trials:
         every = trial.data.valid
         if any(target < 0 for _, target in every):
             raise UserError("it has no valid/, so the classes of its images are unknown: expected valid/CLASS/")
-        valid = [every[index] for index in subset(len(every), self.most, seed=0, epoch=0)]
+        valid = [every[index] for index in draw_subset(len(every), self.most, seed=0, epoch=0)]
         number = f"all {len(valid)}" if len(valid) == len(every) else f"{len(valid)} of the {len(every)}"
         said = f"{number} validation images of {self.root}"
-        return replace(trial, data=replace(trial.data, valid=valid), said=said)
+        return replace(trial, data=replace(trial.data, valid=valid), description=said)
 
 
 @dataclass(frozen=True)

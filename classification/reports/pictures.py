@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from classification.data.images import image_or_cause
+from classification.data.images import read_image_or_cause
 from classification.runs.matchings import closeness
 
 LEVELS = 32  # of a matrix or a map: more are not told apart, and cost bytes
@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 def photograph(path: str, side: int) -> str | None:
     """Return a photograph as a JPEG of at most `side` pixels, in a data URI; None where it cannot be read."""
-    image = image_or_cause(path)
+    image = read_image_or_cause(path)
     if isinstance(image, str):
         return None
     image.thumbnail((side, side))

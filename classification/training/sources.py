@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from classification.data.folders import Folder
+from classification.data.folders import DataFolder
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import known_name
@@ -164,7 +164,7 @@ def _arch(file: WeightFile | None, notes: list[str], option: str) -> str | None:
     return name
 
 
-def numbered_as(data: Folder, names: list[str] | None) -> Folder:
+def numbered_as(data: DataFolder, names: list[str] | None) -> DataFolder:
     """Number the classes of a folder as a file does that has these classes and more."""
     if names is None or not set(data.classes) < set(names):
         return data

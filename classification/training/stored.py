@@ -42,7 +42,7 @@ def open_for(job: Job) -> StoredViews:
     found = StoredViews(stored, names)
     for position in range(0, len(names), max(1, len(names) // READ)):
         path = job.data.train[position][0]
-        if file_digest(path) != stored.block.hashes[int(found.number[position])]:
+        if file_digest(path) != stored.block.hashes[int(found.stored_number[position])]:
             raise UserError(
                 f"{path} has changed since it was stored in --teacher-cache {folder}: store the teacher again"
             )
