@@ -291,10 +291,10 @@ def _content(args: argparse.Namespace, trained: Trained, trial: Trial) -> bytes:
     scales, method = {}, args.calibration or "minmax"
     count = min(args.calibration_images, len(trial.data.train))
     if trained.int8 and args.calibration is None:
-        scales, count = rounding.handed_over(trained, opset=args.opset, **graph), 1  # of one image nothing is taken
+        scales, count = rounding.learned_scales(trained, opset=args.opset, **graph), 1  # of one image nothing is taken
     how = "the scales that were learned" if scales else f"{count} images for calibration by {method}"
     print(f"=> int8: {how}, weights of {7 if reduced else 8} bits")
-    prepare = exporting.input_of(trained, **graph)
+    prepare = exporting.input_function(trained, **graph)
     images = [prepare(batch) for batch in trial.calibration(count, CALIBRATION_BATCH, args.workers)]
     said = exporting.description(trained, **graph)
     return quantised.to_int8(model, images, said, method=method, reduce_range=reduced, scales=scales)
@@ -315,11 +315,11 @@ def _check(args: argparse.Namespace, trained: Trained, trial: Trial, file: Path,
     for size in cost.SIZES if timed else ():
         images = first.expand(size, -1, -1, -1)
         ours, theirs = before.prepare(images), after.prepare(images)
-        one, other = cost.medians([partial(before.compute, ours), partial(after.compute, theirs)], seconds=2.0)
+        one, other = cost.median_times([partial(before.compute, ours), partial(after.compute, theirs)], seconds=2.0)
         latencies[size] = one, other
     weights = sum(value.nbytes for value in trained.network.state_dict().values())
     print("\n".join(fidelity.table(found, (weights, file.stat().st_size), latencies)))
-    print(f"=> {torch.get_num_threads()} threads, {quantised.instruction_set()}; {exporting.versions(args.to)}")
+    print(f"=> {torch.get_num_threads()} threads, {quantised.instruction_set()}; {exporting.package_versions(args.to)}")
     return found
 
 

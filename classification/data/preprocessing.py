@@ -146,7 +146,7 @@ def square_side(size: Any) -> int:
 
 
 def _to_plain(value: Any) -> Any:
-    """Return a tensor or array as a number or list, None if it is on no device; other values as they are."""
+    """Return a tensor or array as a number or list, None if it is a tensor without values; other values as they are."""
     try:
         return value.tolist() if isinstance(value, (Tensor, np.ndarray, np.generic)) else value
     except (RuntimeError, NotImplementedError):  # a tensor without values

@@ -19,7 +19,7 @@ from classification.data.inference import PixelBatch, read_batches
 from classification.data.preprocessing import Preprocessing
 from classification.errors import RunError, UserError
 from classification.models.sizes import fit_size
-from classification.models.trained import Trained, digest_of, open_trained
+from classification.models.trained import Trained, networks_digest, open_trained
 from classification.pile.shards import Plan, Row, claimed, encode, finish, path_hash, shard_order
 from mgd import logits_of
 
@@ -83,7 +83,7 @@ class Teachers:
 
     def digest(self) -> str:
         """Return 32 hexadecimal digits of all weights, and of what each network sees of an image."""
-        return digest_of(self.members)
+        return networks_digest(self.members)
 
 
 def open_teachers(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from classification.errors import UserError, quoted
-from classification.models.intervals import OPEN
+from classification.models.intervals import UNDECIDED
 from classification.paths import exists, is_file
 from classification.reports.verdict import Design, Verdict, judge
 from classification.runs.repeated import Command
@@ -229,7 +229,7 @@ def keep(plan: Plan, found: Found, verdicts: Mapping[Pair, Verdict], folder: Pat
     write_whole(folder / RESULT, (json.dumps(content, indent=1) + "\n").encode())
     rule = (
         f"Top-1 of the last epoch. Intervals hold at {100 * plan.confidence:g} % together, over all comparisons and "
-        f"all looks; differences up to {plan.margin:g} points count as none. {OPEN}: these seeds do not tell."
+        f"all looks; differences up to {plan.margin:g} points count as none. {UNDECIDED}: these seeds do not tell."
     )
     write_whole(folder / TABLE, f"{table(plan, found, verdicts)}\n\n{rule}\n".encode())
 

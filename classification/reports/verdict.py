@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
-from classification.models.intervals import MARGIN, OPEN, verdict, visible_spread
+from classification.models.intervals import MARGIN, UNDECIDED, verdict, visible_spread
 
 PATHS = 400_000  # simulated comparisons of two equal recipes
 FEW = 200  # of them; a bound that fewer would cross is taken from the t distribution
@@ -59,7 +59,7 @@ class Verdict:
     @property
     def decided(self) -> bool:
         """Whether more seeds are not needed."""
-        return self.word != OPEN
+        return self.word != UNDECIDED
 
 
 def judge(differences: Sequence[float], design: Design) -> Verdict:
@@ -79,7 +79,7 @@ def judge(differences: Sequence[float], design: Design) -> Verdict:
         raise ValueError(f"expected 1 to {design.seeds} differences, one per seed; got {n}")
     mean = float(np.mean(differences))
     if n == 1:
-        return Verdict(OPEN, mean, (-math.inf, math.inf), 1)
+        return Verdict(UNDECIDED, mean, (-math.inf, math.inf), 1)
     spread = visible_spread(differences, design.resolution)
     half = bounds(design.seeds, design.alpha)[n - 2] * spread / math.sqrt(n)
     low, high = mean - half, mean + half

@@ -98,13 +98,13 @@ class Engine:
 
     def _summarise(self, rows: Mapping[str, Tensor], file: Path | None) -> None:
         """Print the networks side by side, with their costs on this device, and write evaluation.json."""
-        from classification.models.cost import costs  # its parts are needed here alone
+        from classification.models.cost import measure_costs  # its parts are needed here alone
 
         scored = {role: Predictions.of(part) for role, part in rows.items()}
         networks, seen = self.job.networks(), self.job.preprocessing_by_role()
         sized = {role: (networks[role][1], (seen[role] or self.job.preprocessing).img_size) for role in rows}
         archs = {role: arch for role, (arch, _) in networks.items()}
-        summary = evaluation.summary(scored, archs, self.job.data.classes, costs(sized, self.autocast))
+        summary = evaluation.summary(scored, archs, self.job.data.classes, measure_costs(sized, self.autocast))
         self.world.say("\n".join(evaluation.table(summary)))
         self.world.say(f"=> {evaluation.keep(summary, file, typed=self.options.run.output is not None)}")
 

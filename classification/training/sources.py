@@ -63,7 +63,7 @@ class Sources:
         file = self.student or self.resumed
         usual = Preprocessing.of(self.img_size or 224, self.train_crop or "resized")
         found = _of_file(file, usual, published)
-        kept = (evaluate or self.resumed is not None) and file is not None and "resize" in file.seen
+        kept = (evaluate or self.resumed is not None) and file is not None and "resize" in file.preprocessing_values
         crop = None if kept else self.train_crop
         return found if (self.img_size, crop) == (None, None) else found.at(self.img_size or found.img_size, crop)
 
@@ -94,7 +94,7 @@ class Sources:
 
 
 def _of_file(file: WeightFile | None, usual: Preprocessing, published: Preprocessing | None) -> Preprocessing:
-    if file is None or "mean" not in file.seen:
+    if file is None or "mean" not in file.preprocessing_values:
         usual = published or usual
     return usual if file is None else file.preprocessing(usual)
 

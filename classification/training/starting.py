@@ -195,13 +195,13 @@ def _say_preprocessing(
 ) -> None:
     if seen != Preprocessing.of(job.preprocessing.img_size, job.train_crop):
         unread = "image processor" if arch.startswith("hf:") else "published weights"
-        what = unread if file is None or not file.seen else "file"
+        what = unread if file is None or not file.preprocessing_values else "file"
         how = f"as its {what} had them"
         if recipe:
             how = f"as its recipe and its {what} say"
         elif file is not None and file.preprocessing(seen) != seen:
             how += ", except for the size"
-        silent = ", of which its file says nothing" if file is not None and not file.seen else ""
+        silent = ", of which its file says nothing" if file is not None and not file.preprocessing_values else ""
         job.notes.append(f"the {role} {arch} gets images {how}{silent}: {seen}")
 
 

@@ -290,7 +290,7 @@ def test_options_kept_beside_weights_say_how_images_were_seen(photos: Path, tmp_
         found = read_weights(tmp_path / "w.pth").preprocessing(Preprocessing())
         assert found == replace(Preprocessing.of(24), mean=HALF)
     torch.save({"state_dict": build(STUDENT, 3).state_dict(), "config": {"mean": "fast"}}, tmp_path / "w.pth")
-    assert read_weights(tmp_path / "w.pth").seen == {}  # an option of another meaning
+    assert read_weights(tmp_path / "w.pth").preprocessing_values == {}  # an option of another meaning
 
 
 def test_what_was_said_of_images_names_its_source(photos: Path, tmp_path: Path) -> None:

@@ -113,7 +113,11 @@ def test_a_path_in_a_shard_is_read_like_any_other(tmp_path: Path) -> None:
     assert read_list(tmp_path / "list", tmp_path, 3) == [(paths[1], 2)]
     (tmp_path / "paths").write_text(f"{paths[3]}\n")
     words = [str(shard), str(tmp_path / "paths"), paths[0], str(tmp_path)]
-    assert find_paths(words, io.BytesIO()).paths == [*paths, paths[3], paths[0], str(alone), *paths]
+    found = find_paths(words, io.BytesIO())
+    assert found.paths == [*paths, paths[3], paths[0], str(alone), *paths]
+    assert not any(".tar" in note for note in found.notes)
+    pack(tmp_path / "b.TAR", GOOD)  # not a shard by its name, so it is left out, and a note says so
+    assert "1 .tar" in find_paths([str(tmp_path)], io.BytesIO()).notes[0]
 
 
 def test_a_shard_that_was_packed_again_is_not_read_at_old_places(tmp_path: Path) -> None:

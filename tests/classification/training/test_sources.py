@@ -58,7 +58,7 @@ def test_a_file_names_its_network_if_that_is_one_of_ours(tmp_path: Path) -> None
 def test_a_teacher_sees_what_its_file_says_except_for_a_size_that_was_typed() -> None:
     spec = {"arch": "cifar_resnet8"}
     student = Preprocessing.of(64)
-    file = WeightFile(Path("t.pth"), {}, seen=Preprocessing.of(48).describe())
+    file = WeightFile(Path("t.pth"), {}, preprocessing_values=Preprocessing.of(48).describe())
     sources = Sources()
     assert sources.teacher_preprocessing(student, spec, file, None).img_size == 48
     assert sources.teacher_preprocessing(student, spec, None, None).img_size == 64
