@@ -147,11 +147,11 @@ def run(args: argparse.Namespace) -> None:
         UserError: a mistake of the user's, found before work starts.
         RunError: a step failed.
     """
-    from classification.pile.steps import begin_steps
+    from classification.pile.steps import open_steps
 
     found = check_images(args)
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    steps = begin_steps(args.output, {**asked, **found})
+    steps = open_steps(args.output, {**asked, **found})
     folder, data = steps.folder, str(args.data)
     common = ["-b", str(args.batch_size), "-j", str(args.workers), "--seed", str(args.seed), "--device", args.device]
     common += ["--img-size", str(args.img_size)] if args.img_size else []

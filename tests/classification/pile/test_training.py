@@ -12,7 +12,7 @@ import torch
 
 from classification import main_base
 from classification.data.lists import join_pile, read_list
-from classification.pile.selection import written
+from classification.pile.selection import format_score
 from tests.classification.conftest import CLASSES, SMALL, STUDENT, write_photos
 
 LABELLED, PILE = [(f"l{index}", index) for index in range(4)], [(f"p{index}", index) for index in range(10)]
@@ -33,7 +33,9 @@ def test_parts_are_mixed_at_a_ratio(share: float | None, labelled: int, pile: in
 def test_a_score_may_follow_the_label(score: float, tmp_path: Path) -> None:
     for name in ("a b 7", "c"):
         (tmp_path / name).touch()
-    (tmp_path / "list").write_text(f"a b 7 2 {written(score)}\nc 1 {written(score)}\n{tmp_path / 'c'} 0 -0.5\n")
+    (tmp_path / "list").write_text(
+        f"a b 7 2 {format_score(score)}\nc 1 {format_score(score)}\n{tmp_path / 'c'} 0 -0.5\n"
+    )
     found = read_list(tmp_path / "list", tmp_path, 3)
     assert found == [(str(tmp_path / "a b 7"), 2), (str(tmp_path / "c"), 1), (str(tmp_path / "c"), 0)]
     assert [label for _, label in read_list(tmp_path / "list", tmp_path, labels=False)] == [-1, -1, -1]
