@@ -226,7 +226,7 @@ def export_demo(args: argparse.Namespace, package: Package | None = None) -> Non
         RunError: a file that is not as good as its network.
     """
     from classification.models.trained import open_trained
-    from classification.reports.demo import MEMBERS, RUNTIME, Shown, demo_files, recorded_teacher
+    from classification.reports.demo import MEMBERS, RUNTIME, DemoNetwork, demo_files, recorded_teacher
 
     files = (package or RUNTIME).read(MEMBERS, args.runtime)
     places = {"Student": (args.checkpoint, args.arch)}
@@ -251,7 +251,7 @@ def export_demo(args: argparse.Namespace, package: Package | None = None) -> Non
             alike = _check(as_onnx, trained, trial, folder / role, timed=False)  # the page says how long it takes
             if fault := alike.fault(args.tolerance, exact=True):
                 raise RunError(f"the {role.lower()} is rejected, {fault}")
-            networks.append(Shown(role, trained.arch, trained.classes, trained.preprocessing, content))
+            networks.append(DemoNetwork(role, trained.arch, trained.classes, trained.preprocessing, content))
         page = folder / "page"
         page.mkdir()  # with the usual rights, which `folder` has not
         for name, content in demo_files(networks, files).items():
