@@ -247,7 +247,7 @@ def _store(work: StoreWork, teachers: Teachers) -> None:
     rest = f"; other processes still work on {len(left)} shards"
     size = sum(path.stat().st_size for path in work.folder.glob("*.parquet"))
     views = plan.samples * plan.num_images
-    sizes = f"; {size / 1e6:.2f} MB, {size / views:.1f} bytes a sample, {size / plan.num_images:.0f} an image"
+    sizes = f"; {size / 1e6:.2f} MB, {size / views:.1f} bytes per sample, {size / plan.num_images:.0f} per image"
     print(f"=> done: {pace.done} views stored into {work.folder}{rest if left else sizes}", flush=True)
 
 

@@ -141,7 +141,7 @@ def measure(root: Path, student: str, args: argparse.Namespace) -> dict[str, Any
         question(f"{student}, a step: stored outputs / labels", seconds, "stored", "labels", "at most 1.05"),
     ]
     rate = {way: args.steps / median(times) for way, times in seconds.items()}
-    print({way: round(value, 3) for way, value in rate.items()}, "steps a second of processor time", flush=True)
+    print({way: round(value, 3) for way, value in rate.items()}, "steps per second of processor time", flush=True)
     return {"student": student, "kd": losses, "steps_per_second": rate, "rows": rows}
 
 

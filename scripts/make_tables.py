@@ -1,11 +1,14 @@
 """Write the tables and the figure of the documentation from files alone: python scripts/make_tables.py [--check]
 
-A table stands between <!-- NAME --> and <!-- /NAME --> in README.md or docs/: "options" and "losses" from the code,
-"speed" and "speed-float32" from the results/NAME/*.json of processors with and without bfloat16, "quality-GROUP" from
-the tables of the suites of scripts/quality.yaml, results/SUITE.csv, in its layout, and "digits" from results/demo.csv,
-where scripts/collect_run.py keeps the runs of `make demo`, "int8" from results/int8.jsonl, "exports" from
-results/exports.jsonl, "compare" from results/compare_clothing.json, "peers" from results/speed/peers.json. A record
-whose command is not that of its cell is refused. scripts/term_pages.py makes one page per term.
+A table stands between <!-- NAME --> and <!-- /NAME --> in README.md or docs/:
+
+- "options", "losses": the code
+- "speed", "speed-float32": results/NAME/*.json, of processors with and without bfloat16; "peers" one file of these
+- "quality-GROUP": results/SUITE.csv, in the layout of scripts/quality.yaml
+- "digits": results/demo.csv, where scripts/collect_run.py keeps the runs of `make demo`
+- "int8", "exports", "huggingface": results/NAME.jsonl; "compare": results/compare_clothing.json
+
+A record whose command is not that of its cell is refused. scripts/term_pages.py makes one page per term.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from statistics import mean
 from typing import Any
 
 from answer_tables import FEW_MUON, FEW_SGD, FIVE, TERMS, gain_table, worth_table
+from bench_huggingface import table as huggingface_table
 from bench_int8 import table as int8_table
 from bench_peers import table as peers_table
 from cells import RESULTS, ROOT, count, differences, read_quality, spread
@@ -199,7 +203,7 @@ def terms_table() -> str:
     names.sort(key=lambda name: -mean(r.last_top1 for r in results[name].values()))
     timed = RESULTS / "speed" / "terms.json"
     steps = json.loads(timed.read_text())["steps"] if timed.exists() else {}
-    lines = ["| | top-1 %, last epoch | best epoch | n | ms a step | memory, MiB |", "|---|---|---|---|---|---|"]
+    lines = ["| | top-1 %, last epoch | best epoch | n | ms per step | memory, MiB |", "|---|---|---|---|---|---|"]
     for name in names:
         found = list(results[name].values())
         top1, best = (spread([getattr(r, key) for r in found]) for key in ("last_top1", "best_top1"))
@@ -276,6 +280,7 @@ def solvers_table() -> str:
 
 
 MADE: dict[str, Callable[[], str]] = {
+    "huggingface": huggingface_table,
     "int8": int8_table,
     "exports": exports_table,
     "peers": peers_table,

@@ -46,7 +46,7 @@ def open_for(job: Job) -> StoredViews:
             raise UserError(
                 f"{path} has changed since it was stored in --teacher-cache {folder}: store the teacher again"
             )
-    said = f"{plan.samples} views an image of {plan.views.img_size} px, crop {plan.views.train_crop}"
+    said = f"{plan.samples} views per image of {plan.views.img_size} px, crop {plan.views.train_crop}"
     job.notes.append(f"teacher: stored outputs of {', '.join(plan.archs)} in {folder}, {said}, top {plan.top} classes")
     return found
 

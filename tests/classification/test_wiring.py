@@ -141,7 +141,7 @@ def test_the_average_has_the_decay_that_is_asked_for(colours: Path, files: tuple
 
 
 def test_steps_follow_the_warmup_and_the_cosine(files: tuple[str, str], tmp_path: Path) -> None:
-    # Four equal images: two equal steps an epoch, whatever their order.
+    # Four equal images: two equal steps per epoch, whatever their order.
     data = write_colours(tmp_path / "data", {"amber": [COLOURS["amber"]] * 4})
     more = ["--num-classes", "3", "--lr", "0.02", "--wd", "1e-3", "--lr-schedule", "cosine", "--epochs", "2"]
     more += ["--warmup", "1", "--warmup-epochs", "2", "--student-resume", files[0]]
