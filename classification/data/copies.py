@@ -204,8 +204,8 @@ def _perceptual_hashes(paths: Sequence[Path]) -> NDArray[np.float32]:
             return np.asarray(imagehash.phash(image).hash, dtype=np.float32).reshape(-1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(tqdm(pool.map(one, paths), total=len(paths), leave=False, disable=None, desc="compare"))
-    return np.stack(found) if found else np.zeros((0, 64), np.float32)
+        hashes = list(tqdm(pool.map(one, paths), total=len(paths), leave=False, disable=None, desc="compare"))
+    return np.stack(hashes) if hashes else np.zeros((0, 64), np.float32)
 
 
 def settle_duplicates(
@@ -225,9 +225,9 @@ def settle_duplicates(
     """
     if not pairs:
         return copies, []
-    duplicates = {own for own, _ in pairs}
-    own, other = pairs[0]
-    text = f"{count_of(len(duplicates), 'image')} of train {what}, for example {own.original} = {other.original}"
+    duplicates = {image for image, _ in pairs}
+    image, duplicate = pairs[0]
+    text = f"{count_of(len(duplicates), 'image')} of train {what}, for example {image.original} = {duplicate.original}"
     if not remove:
         return copies, [f"warning: {text}: --remove-duplicates leaves such images out of train"]
     remaining = [copy for copy in copies if copy not in duplicates]

@@ -138,20 +138,20 @@ def check_heif(data: DataFolder) -> None:
     Raises:
         UserError: the library is missing; the message names the first image, and what to install.
     """
-    if not has_heif() and (found := [path for path, _ in (*data.train, *data.valid) if is_heif(path)]):
+    if not has_heif() and (heif := [path for path, _ in (*data.train, *data.valid) if is_heif(path)]):
         raise UserError(
-            f"{count_of(len(found), 'image')} in HEIC format, for example {found[0]}: `pip install pillow-heif` to "
+            f"{count_of(len(heif), 'image')} in HEIC format, for example {heif[0]}: `pip install pillow-heif` to "
             "read them, or leave them out with --bad-images skip"
         )
 
 
-def find_shared_images(data: DataFolder, most: int = MOST_COMPARED) -> list[str]:
+def find_shared_images(data: DataFolder, max_compared: int = MOST_COMPARED) -> list[str]:
     """Return a warning if an image of valid is in train too, byte for byte.
 
-    If there are more than `most` images, only their paths are compared: reading the size of each file takes too long.
+    With more than `max_compared` images, only their paths are compared: reading the size of each file takes too long.
     """
     train, valid = ([path for path, _ in part] for part in (data.train, data.valid))
-    if len(train) + len(valid) > most:
+    if len(train) + len(valid) > max_compared:
         listed = set(valid).intersection(train)
         pairs = [(path, path) for path in sorted(listed)]
     else:

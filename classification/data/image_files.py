@@ -61,10 +61,10 @@ class LeftOut:
         self.loose += other.loose
         self.folders += other.folders
 
-    def kinds(self, most: int = 6) -> str:
+    def kinds(self, num_suffixes: int = 6) -> str:
         """Return how many files are not images, by suffix: "9 .txt, 3 .mov"."""
-        common = [f"{count} {suffix}" for suffix, count in self.others.most_common(most)]
-        rest = self.others.total() - sum(count for _, count in self.others.most_common(most))
+        common = [f"{count} {suffix}" for suffix, count in self.others.most_common(num_suffixes)]
+        rest = self.others.total() - sum(count for _, count in self.others.most_common(num_suffixes))
         return ", ".join([*common, *([f"{rest} others"] if rest else [])])
 
     def contents(self) -> str:
@@ -156,7 +156,7 @@ def identical_groups(
         is_wanted: whether a group is of interest; files of other groups are not read.
     """
     groups = [list(paths)]
-    for key in (_size, partial(_digest, most=BLOCK), _digest):
+    for key in (_size, partial(_hash_file, num_bytes=BLOCK), _hash_file):
         refined: list[list[str]] = []
         for group in groups:
             by_key: dict[object, list[str]] = {}
@@ -176,12 +176,12 @@ def _size(path: str) -> int:
     raise OSError("empty")
 
 
-def _digest(path: str, most: int | None = None) -> bytes:
-    """Hash a file, or only the `most` bytes in its middle."""
+def _hash_file(path: str, num_bytes: int | None = None) -> bytes:
+    """Hash a file, or only the `num_bytes` bytes in its middle."""
     with open_image(path) as file:
-        if most is not None:
-            file.seek(max(0, file_size(path) - most) // 2)
-            return blake2b(file.read(most)).digest()
+        if num_bytes is not None:
+            file.seek(max(0, file_size(path) - num_bytes) // 2)
+            return blake2b(file.read(num_bytes)).digest()
         state = blake2b()
         while part := file.read(1 << 20):
             state.update(part)
@@ -190,7 +190,7 @@ def _digest(path: str, most: int | None = None) -> bytes:
 
 def file_digest(path: str) -> str:
     """Return a hash of a file: the first 32 hexadecimal digits of the 64-byte BLAKE2b of its bytes."""
-    return _digest(path).hex()[:32]
+    return _hash_file(path).hex()[:32]
 
 
 def identical_pairs(one: Iterable[str], other: Iterable[str]) -> list[tuple[str, str]]:

@@ -56,9 +56,9 @@ class Preprocessing:
                 raise ValueError(f"{name} must be a number of pixels, {LARGEST_SIZE} at most; got {quoted(value)}")
         if self.resize < self.img_size:
             raise ValueError(f"resize must be at least img_size, {self.img_size}; got {self.resize}")
-        for name, known in (("crop", CROPS), ("interpolation", INTERPOLATIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {quoted(getattr(self, name))}")
+        for name, allowed in (("crop", CROPS), ("interpolation", INTERPOLATIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {quoted(getattr(self, name))}")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if type(values) is not tuple or len(values) != 3 or not all(map(_is_number, values)):

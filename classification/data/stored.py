@@ -213,12 +213,12 @@ def _read_classifier(folder: Path, plan: StoredPlan) -> NDArray[np.float16] | No
     if not exists(path):
         return None
     try:
-        found: NDArray[np.float16] = np.load(path, allow_pickle=False)
+        classifier: NDArray[np.float16] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged: remove it, and type the line of reinforce.py again") from error
-    if found.ndim != 2 or len(found) != plan.num_classes:
-        raise UserError(f"{path} has {found.shape} numbers: remove it, and type the line of reinforce.py again")
-    return found
+    if classifier.ndim != 2 or len(classifier) != plan.num_classes:
+        raise UserError(f"{path} has {classifier.shape} numbers: remove it, and type the line of reinforce.py again")
+    return classifier
 
 
 class StoredViews:

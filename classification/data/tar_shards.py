@@ -148,11 +148,11 @@ def _groups(shard: str) -> Iterator[list[LabelledImage]]:
 
     If a group has images with a simple suffix, only these count: a mask NAME.seg.png is not an image.
     """
-    for _, files in groupby(_members(shard), lambda found: _split_name(found[0].name)[:2]):
-        group = [found for found in files if not any(map(is_hidden, found[0].name.split("/")))]
+    for _, files in groupby(_members(shard), lambda file: _split_name(file[0].name)[:2]):
+        group = [file for file in files if not any(map(is_hidden, file[0].name.split("/")))]
         images = [member for member, _ in group if is_image(member.name)]
         plain = [member for member in images if f".{_split_name(member.name)[2]}" in SUFFIXES]
-        label = next((found for found in group if _split_name(found[0].name)[2] == "cls"), None)
+        label = next((file for file in group if _split_name(file[0].name)[2] == "cls"), None)
         if images:
             yield [(image, label) for image in plain or images]
 

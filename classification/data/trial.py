@@ -47,9 +47,9 @@ class Trial:
             shape = (min(size, NUM_RANDOM - start), side, side, 3)
             yield torch.randint(256, shape, generator=random, dtype=torch.uint8), torch.full(shape[:1], -1)
 
-    def calibration(self, most: int, size: int, workers: int = 0) -> Iterator[Tensor]:
-        """Yield bytes (B, H, W, 3) of at most `most` images to calibrate with."""
-        chosen = draw_subset(len(self.data.train), most, seed=0, epoch=0)
+    def calibration(self, max_images: int, size: int, workers: int = 0) -> Iterator[Tensor]:
+        """Yield bytes (B, H, W, 3) of at most `max_images` images to calibrate with."""
+        chosen = draw_subset(len(self.data.train), max_images, seed=0, epoch=0)
         for images, _ in self._read(self.data.train, chosen, size, workers):
             yield images
 
@@ -116,22 +116,23 @@ def read_trial(
 
 
 def _images(folder: Path) -> list[tuple[str, int]]:
-    found = [(str(Path(top, name)), -1) for top, names in find_images(folder, LeftOut()) for name in names]
-    found += [(path, -1) for paths in shard_images(find_shards(folder)).values() for path in paths]
-    if not found:
+    samples = [(str(Path(top, name)), -1) for top, names in find_images(folder, LeftOut()) for name in names]
+    samples += [(path, -1) for paths in shard_images(find_shards(folder)).values() for path in paths]
+    if not samples:
         raise UserError(f"{folder} has no images: expected train/CLASS/*.jpg and valid/CLASS/*.jpg, or images")
-    return found
+    return samples
 
 
-def _check_classes(theirs: list[str], ours: list[str] | None, num_classes: int, root: Path) -> None:
+def _check_classes(folder_classes: list[str], network_classes: list[str] | None, num_classes: int, root: Path) -> None:
     """Check that the classes of the folder are those of the network."""
-    if len(theirs) != num_classes:
+    if len(folder_classes) != num_classes:
         raise UserError(
-            f"{root} has {len(theirs)} classes, but the checkpoint has {num_classes}: give images of the same classes"
+            f"{root} has {len(folder_classes)} classes, but the checkpoint has {num_classes}: give images of the same "
+            "classes"
         )
-    for position, (their, our) in enumerate(zip(theirs, ours or theirs, strict=True)):
-        if their != our:
+    for position, (own, other) in enumerate(zip(network_classes or folder_classes, folder_classes, strict=True)):
+        if own != other:
             raise UserError(
-                f"class {position} is {our!r} in the checkpoint, but {their!r} in {root}: give images of the same "
+                f"class {position} is {own!r} in the checkpoint, but {other!r} in {root}: give images of the same "
                 "classes"
             )

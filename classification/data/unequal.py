@@ -32,10 +32,10 @@ def balanced_epoch(labels: NDArray[np.int64], seed: int, epoch: int) -> NDArray[
     counts = np.full(len(classes), len(labels) // len(classes)) + (np.arange(len(classes)) < len(labels) % len(classes))
     parts = []
     for label, count in zip(classes, counts, strict=True):
-        own = np.flatnonzero(labels == label)
-        rounds = -(-int(count) // len(own))
-        index = np.concatenate([random.permutation(own) for _ in range(rounds)])[:count]
-        parts.append(np.stack([epoch + REPEAT * (np.arange(count) // len(own)), index], 1))
+        indices = np.flatnonzero(labels == label)
+        rounds = -(-int(count) // len(indices))
+        index = np.concatenate([random.permutation(indices) for _ in range(rounds)])[:count]
+        parts.append(np.stack([epoch + REPEAT * (np.arange(count) // len(indices)), index], 1))
     return random.permutation(np.concatenate(parts))
 
 

@@ -117,14 +117,14 @@ def _unknown_name(arch: str, names: list[str]) -> UserError:
 def _network(arch: str) -> Network:
     """Return how to build `arch`."""
     if arch.startswith("torchvision:"):
-        name, known = arch.removeprefix("torchvision:"), published.torchvision_names()
-        if name not in known:
-            raise _unknown_name(arch, [f"torchvision:{n}" for n in known])
+        name, names = arch.removeprefix("torchvision:"), published.torchvision_names()
+        if name not in names:
+            raise _unknown_name(arch, [f"torchvision:{n}" for n in names])
         return Network(".published", "from_torchvision", name, {"name": name})
     if arch.startswith("timm:"):
-        name, known = arch.removeprefix("timm:"), published.timm_names()
-        if name.split(".")[0] not in known:
-            raise _unknown_name(arch, [f"timm:{n}" for n in known])
+        name, names = arch.removeprefix("timm:"), published.timm_names()
+        if name.split(".")[0] not in names:
+            raise _unknown_name(arch, [f"timm:{n}" for n in names])
         return Network(".published", "from_timm", "timm", {"name": name})
     if (name := arch.removeprefix("hf:")) != arch:
         if not name:

@@ -91,25 +91,25 @@ def open_exported(path: Path, kind: str) -> Classifier:
     except Exception as error:  # a broken file may raise anything
         cause = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path} cannot be run ({cause}): export it again") from error
-    num_classes, classes, described = _read_description(path, metadata)
+    arch, num_classes, classes, described = _read_description(path, metadata)
     preprocessing = read_preprocessing(described, Preprocessing(), str(path))
     prepare = input_function_for(preprocessing, takes_bytes=str(described.get("input")).startswith("uint8"))
     runtime = "torch.export" if kind == "pt2" else "onnxruntime"
-    note = f"{path}: {json.loads(metadata['arch'])}, run by {runtime} on the CPU"
+    note = f"{path}: {arch}, run by {runtime} on the CPU"
     return Classifier(lambda pixels: compute(prepare(pixels)), num_classes, classes, preprocessing, note)
 
 
-def _read_description(path: Path, metadata: Any) -> tuple[int, list[str] | None, dict[str, Any]]:
-    """Return the number of classes, their names, and the preprocessing from the description of an exported file."""
+def _read_description(path: Path, metadata: Any) -> tuple[str, int, list[str] | None, dict[str, Any]]:
+    """Return architecture, number of classes, their names, and preprocessing from an exported file's description."""
     if not set(DESCRIPTION) <= set(metadata):
         raise UserError(
             f"{path} does not say its classes and what it sees of an image: predict.py runs files that export.py wrote"
         )
     try:
-        num_classes, classes, preprocessing = (json.loads(metadata[name]) for name in DESCRIPTION[1:])
+        arch, num_classes, classes, preprocessing = (json.loads(metadata[name]) for name in DESCRIPTION)
     except ValueError as error:
         raise UserError(f"{path} is damaged: its description is no JSON; export it again") from error
     is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     if not isinstance(num_classes, int) or not isinstance(preprocessing, dict) or not (classes is None or is_list):
         raise UserError(f"{path} is damaged: its description makes no sense; export it again")
-    return num_classes, classes, preprocessing
+    return str(arch), num_classes, classes, preprocessing

@@ -95,10 +95,10 @@ def input_function_for(preprocessing: Preprocessing, *, takes_bytes: bool) -> Co
 
 def package_versions(kind: str) -> str:
     """Return the versions of the packages that write and run a kind of file."""
-    found = [f"torch {torch.__version__}"]
+    versions = [f"torch {torch.__version__}"]
     if kind in ("onnx", "int8"):
-        found += [f"{name} {metadata.version(name)}" for name in ("onnx", "onnxruntime")]
-    return ", ".join(found)
+        versions += [f"{name} {metadata.version(name)}" for name in ("onnx", "onnxruntime")]
+    return ", ".join(versions)
 
 
 def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = None) -> bytes:

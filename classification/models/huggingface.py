@@ -48,14 +48,14 @@ class Classifier(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        known = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
-        self._options = {"interpolate_pos_encoding": True} if known else {}
+        interpolates = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
+        self._options = {"interpolate_pos_encoding": True} if interpolates else {}
 
     def configuration(self) -> dict[str, Any]:
         """Return the configuration for a checkpoint, so that it can be loaded without the original folder."""
         config: Any = self.network.config
-        found: dict[str, Any] = json.loads(config.to_json_string())
-        return found
+        values: dict[str, Any] = json.loads(config.to_json_string())
+        return values
 
     def forward(self, images: Tensor) -> Tensor:
         return logits_of(self.network(images, **self._options))

@@ -57,11 +57,11 @@ def load_pretrained(model: nn.Module, arch: str, *, option: str, name: str | Non
                 f"the pretrained weights of {arch} cannot be downloaded ({error}): give a file by {option}"
             ) from error
         raise
-    own, number = model.state_dict(), getattr(model, "num_classes", 0)
-    if new_head and number and (fresh := lacking_head(own, state, number)):
+    model_state, num_classes = model.state_dict(), getattr(model, "num_classes", 0)
+    if new_head and num_classes and (fresh := lacking_head(model_state, state, num_classes)):
         load_strictly(model, {**state, **fresh}, "the pretrained file", arch)
         return f"{arch}: loaded {len(state)} pretrained tensors, which have no head: it is fresh"
-    head = head_names(own, state) if new_head else []
+    head = head_names(model_state, state) if new_head else []
     return load_with_new_head(model, state, arch, "the pretrained file", head)
 
 

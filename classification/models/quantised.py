@@ -32,15 +32,15 @@ def wide_instructions(cpuinfo: str = "/proc/cpuinfo") -> list[str]:
         for line in Path(cpuinfo).read_text(errors="replace").splitlines():
             if line.lower().startswith(("flags", "features")):
                 flags |= set(line.split())
-    found = [name for flag, name in INT8_INSTRUCTIONS.items() if flag in flags]
-    return found or (["NEON dot product"] if platform.machine() == "arm64" else [])  # Apple's processors
+    names = [name for flag, name in INT8_INSTRUCTIONS.items() if flag in flags]
+    return names or (["NEON dot product"] if platform.machine() == "arm64" else [])  # Apple's processors
 
 
 def instruction_set() -> str:
     """Describe the instructions that int8 uses on this processor."""
-    found = wide_instructions()
+    names = wide_instructions()
     widest = torch.backends.cpu.get_cpu_capability()
-    return f"{widest} with {', '.join(found)}" if found else f"{widest} without VNNI"
+    return f"{widest} with {', '.join(names)}" if names else f"{widest} without VNNI"
 
 
 def to_int8(

@@ -53,7 +53,7 @@ def _resample(model: Any, size: int) -> None:
     from torchvision.models.vision_transformer import interpolate_embeddings  # slow to import
 
     name = "encoder.pos_embedding"
-    own = OrderedDict({name: model.get_parameter(name).detach()})
-    state = interpolate_embeddings(size, model.patch_size, own)
+    embedding = OrderedDict({name: model.get_parameter(name).detach()})
+    state = interpolate_embeddings(size, model.patch_size, embedding)
     model.encoder.pos_embedding = nn.Parameter(state[name])
     model.image_size, model.seq_length = size, state[name].shape[1]

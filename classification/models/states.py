@@ -108,17 +108,17 @@ def choose_state(model: nn.Module, states: Mapping[str, State]) -> ChosenState:
         model: the network.
         states: result of `find_states`, not empty.
     """
-    own = model.state_dict()
-    matches = [(key_path, *_match(own, state)) for key_path, state in states.items()]
+    model_state = model.state_dict()
+    matches = [(key_path, *_match(model_state, state)) for key_path, state in states.items()]
     best = max(count for _, _, _, count in matches)
     candidates = [entry for entry in matches if entry[3] == best]
     key_path, prefix, named, _ = candidates[0]
-    renamed, left_out = _without_other_parts(own, named, prefix)
+    renamed, left_out = _without_other_parts(model_state, named, prefix)
     others = tuple(key_path for key_path, *_ in candidates[1:]) if best[0] else ()
     return ChosenState(_renamed(model, renamed), key_path, prefix, left_out, others)
 
 
-def _match(own: State, state: State) -> tuple[str, dict[str, Tensor], tuple[int, int]]:
+def _match(model_state: State, state: State) -> tuple[str, dict[str, Tensor], tuple[int, int]]:
     """Match a state dict to a network.
 
     Returns:
@@ -133,37 +133,37 @@ def _match(own: State, state: State) -> tuple[str, dict[str, Tensor], tuple[int,
     for name, value in plain.items():
         parts = name.split(".")
         for start in range(len(parts)):
-            if (tensor := own.get(".".join(parts[start:]))) is not None:
+            if (tensor := model_state.get(".".join(parts[start:]))) is not None:
                 prefix = "".join(f"{part}." for part in parts[:start])
                 prefixes[prefix] += 1
                 shapes[prefix] += tensor.shape == value.shape
     if not prefixes:
         return "", plain, (0, 0)
     prefix = min(prefixes, key=lambda p: (-prefixes[p], -shapes[p], _sort_key(p.removesuffix(".")), len(p)))
-    if 2 * prefixes[prefix] < len(own):  # by chance: the file is of another network that shares a few names
+    if 2 * prefixes[prefix] < len(model_state):  # by chance: the file is of another network that shares a few names
         prefix = ""
     return prefix, plain, (prefixes[prefix], shapes[prefix])
 
 
 def _without_other_parts(
-    own: State, state: dict[str, Tensor], prefix: str
+    model_state: State, state: dict[str, Tensor], prefix: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Remove the prefix, and all tensors without it, of auxiliary heads, or of counters that the network lacks."""
     body = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     left_out = [name for name in state if not name.startswith(prefix)]
-    head_prefix = _head_prefix(set(own) - set(body), set(body), left_out) if prefix else ""
+    head_prefix = _head_prefix(set(model_state) - set(body), set(body), left_out) if prefix else ""
     if head_prefix:
         body |= {name[len(head_prefix) :]: state[name] for name in left_out if name.startswith(head_prefix)}
         left_out = [name for name in left_out if not name.startswith(head_prefix)]
-    modules = {name.partition(".")[0] for name in own}
+    modules = {name.partition(".")[0] for name in model_state}
     for name in list(body):
         module = name.partition(".")[0]
         is_foreign = AUXILIARY.match(module) and module not in modules
-        is_counter = name.endswith(".num_batches_tracked") and f"{name.rpartition('.')[0]}.running_mean" in own
-        if name not in own and (is_foreign or is_counter or COUNTS.search(name)):
+        is_counter = name.endswith(".num_batches_tracked") and f"{name.rpartition('.')[0]}.running_mean" in model_state
+        if name not in model_state and (is_foreign or is_counter or COUNTS.search(name)):
             del body[name]
             left_out += [prefix + name] if is_foreign else []
-    for name, value in own.items():
+    for name, value in model_state.items():
         statistics = f"{name.rpartition('.')[0]}.running_mean"
         if name.endswith("num_batches_tracked") and name not in body and statistics in body:
             body[name] = value.clone()
@@ -183,15 +183,15 @@ def _head_prefix(missing: set[str], body: set[str], left_out: list[str]) -> str:
 
 def _renamed(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of an earlier version of the network, if all names then fit."""
-    own = set(model.state_dict())
-    if set(state) == own:
+    names = set(model.state_dict())
+    if set(state) == names:
         return state
     renamed = {DENSENET.sub(r".\1\2.", name): value for name, value in state.items()}
-    if set(renamed) == own:
+    if set(renamed) == names:
         return renamed
-    if set(converted := _renamed_by_timm(model, state)) == own:
+    if set(converted := _renamed_by_timm(model, state)) == names:
         return converted
-    if len(state) != len(own):
+    if len(state) != len(names):
         return state
     fresh = copy.deepcopy(model)
     try:

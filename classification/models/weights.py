@@ -237,18 +237,20 @@ def other_outputs(model: nn.Module, weights: WeightFile, num_classes: int, class
     return int(chosen.state[head[0]].shape[0]) if head and head[0] in chosen.state else None
 
 
-def _compare_classes(path: str | Path, theirs: list[str], ours: list[str], advice: str) -> None:
-    if theirs == ours:
+def _compare_classes(path: str | Path, file_classes: list[str], data_classes: list[str], advice: str) -> None:
+    if file_classes == data_classes:
         return
-    for position, (their, our) in enumerate(zip(theirs, ours, strict=False)):
-        if their != our:
-            is_same_set = sorted(theirs) == sorted(ours)
+    for position, (file_class, data_class) in enumerate(zip(file_classes, data_classes, strict=False)):
+        if file_class != data_class:
+            is_same_set = sorted(file_classes) == sorted(data_classes)
             what = "are in another order" if is_same_set else "differ"
             raise UserError(
-                f"the classes of checkpoint {path} {what}: class {position} is {their!r} in the checkpoint, but "
-                f"{our!r} in the data{'' if is_same_set else advice}"
+                f"the classes of checkpoint {path} {what}: class {position} is {file_class!r} in the checkpoint, but "
+                f"{data_class!r} in the data{'' if is_same_set else advice}"
             )
-    raise UserError(f"checkpoint {path} names {len(theirs)} classes, but the data has {len(ours)}{advice}")
+    raise UserError(
+        f"checkpoint {path} names {len(file_classes)} classes, but the data has {len(data_classes)}{advice}"
+    )
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, arch: str) -> None:
@@ -265,13 +267,13 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, ar
     """
     if not state or not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()):
         raise UserError(f"{source} holds no weights")
-    own = model.state_dict()
-    missing = sorted(set(own) - set(state))
-    unexpected = sorted(set(state) - set(own))
-    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
-    if not missing and not unexpected and (head := head_names(own, state)):
-        theirs, ours = state[head[0]].shape[0], own[head[0]].shape[0]
-        raise UserError(f"{source} has {theirs} classes, but this run has {ours} (by the shape of {head[0]})")
+    model_state = model.state_dict()
+    missing = sorted(set(model_state) - set(state))
+    unexpected = sorted(set(state) - set(model_state))
+    shapes = [name for name in model_state if name in state and model_state[name].shape != state[name].shape]
+    if not missing and not unexpected and (head := head_names(model_state, state)):
+        file_rows, model_rows = state[head[0]].shape[0], model_state[head[0]].shape[0]
+        raise UserError(f"{source} has {file_rows} classes, but this run has {model_rows} (by the shape of {head[0]})")
     if missing or unexpected or shapes:
         parts = [
             f"{len(names)} {what} (for example {names[0]})"
@@ -283,34 +285,38 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, ar
     model.load_state_dict(with_versions(state, model))
 
 
-def head_names(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+def head_names(model_state: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """Return the names of the head's tensors if only their number of rows differs from the network's, else none."""
-    shapes = {n: (state[n].shape, own[n].shape) for n in own if n in state and own[n].shape != state[n].shape}
+    shapes = {
+        n: (state[n].shape, model_state[n].shape)
+        for n in model_state
+        if n in state and model_state[n].shape != state[n].shape
+    }
     rows = {(theirs[:1], ours[:1]) for theirs, ours in shapes.values()}
     same_columns = all(0 < len(theirs) == len(ours) and theirs[1:] == ours[1:] for theirs, ours in shapes.values())
     return list(shapes) if same_columns and len(rows) == 1 else []
 
 
 def _foreign_head(
-    own: State, state: State, theirs: list[str] | None, num_classes: int, classes: list[str] | None
+    model_state: State, state: State, file_classes: list[str] | None, num_classes: int, classes: list[str] | None
 ) -> list[str]:
     """Return the names of the head's tensors if it is of other classes; none if of the same ones, in any order."""
-    if head := head_names(own, state):
+    if head := head_names(model_state, state):
         return head
-    if classes is None or theirs is None or sorted(theirs) == sorted(classes):
+    if classes is None or file_classes is None or sorted(file_classes) == sorted(classes):
         return []
-    return _last_with_rows(own, num_classes)
+    return _last_with_rows(model_state, num_classes)
 
 
-def _last_with_rows(own: State, num_classes: int) -> list[str]:
-    rows = [name for name, value in own.items() if value.shape[:1] == (num_classes,)]
+def _last_with_rows(model_state: State, num_classes: int) -> list[str]:
+    rows = [name for name, value in model_state.items() if value.shape[:1] == (num_classes,)]
     return [name for name in rows if name.rpartition(".")[0] == rows[-1].rpartition(".")[0]]  # the last such module
 
 
-def lacking_head(own: State, state: State, num_classes: int) -> State:
+def lacking_head(model_state: State, state: State, num_classes: int) -> State:
     """Return the network's own head if a file lacks only that, as after training without labels; else nothing."""
-    head = _last_with_rows(own, num_classes)
-    return {name: own[name] for name in head} if state and set(own) - set(state) == set(head) else {}
+    head = _last_with_rows(model_state, num_classes)
+    return {name: model_state[name] for name in head} if state and set(model_state) - set(state) == set(head) else {}
 
 
 def _check_values(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -328,11 +334,11 @@ def _check_values(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
 
 def load_with_new_head(model: nn.Module, state: Mapping[str, Tensor], arch: str, source: str, head: list[str]) -> str:
     """Load all tensors except a head of other classes; return one line that says so."""
-    own = model.state_dict()
-    kept = {name: own[name] if name in head else value for name, value in state.items()}
-    load_strictly(model, kept, source, arch)
+    model_state = model.state_dict()
+    tensors = {name: model_state[name] if name in head else value for name, value in state.items()}
+    load_strictly(model, tensors, source, arch)
     if not head:
-        return f"{arch}: loaded {len(kept)} tensors from {source}"
-    theirs, ours = state[head[0]].shape[0], own[head[0]].shape[0]
-    change = f"{theirs} -> {ours} classes" if theirs != ours else "for other classes"
-    return f"{arch}: loaded {len(kept) - len(head)} tensors from {source}; head swapped, {change}"
+        return f"{arch}: loaded {len(tensors)} tensors from {source}"
+    file_rows, model_rows = state[head[0]].shape[0], model_state[head[0]].shape[0]
+    change = f"{file_rows} -> {model_rows} classes" if file_rows != model_rows else "for other classes"
+    return f"{arch}: loaded {len(tensors) - len(head)} tensors from {source}; head swapped, {change}"

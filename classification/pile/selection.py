@@ -42,9 +42,9 @@ class Selection:
         Args:
             balance: whether to repeat the images of smaller classes until all classes have equally many.
         """
-        most = max(self.sizes().values())
+        largest = max(self.sizes().values())
         for label, images in self.ranking.lists():
-            yield label, list(islice(cycle(images), most)) if balance else images
+            yield label, list(islice(cycle(images), largest)) if balance else images
 
 
 def select(shards: Shards, rule: Rule, copies: NearCopies | None = None) -> Selection:

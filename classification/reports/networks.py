@@ -64,7 +64,7 @@ class Network:
     def latency(self) -> dict[int, float]:
         """The measured milliseconds, by batch size."""
         entries = as_mapping(self.scores.get("latency_ms"))
-        latencies = {int(size): finite_number(value) for size, value in entries.items() if str(size).isdigit()}
+        latencies = {int(size): finite_number(value) for size, value in entries.items() if str(size).isdecimal()}
         return {size: value for size, value in latencies.items() if value is not None}
 
     def with_latency(self, milliseconds: Mapping[str, float]) -> Network:
@@ -145,18 +145,18 @@ class NetworkResults:
         return os.path.relpath(path, self.root)
 
 
-def run_networks(members: Sequence[Member], root: Path, most: int) -> NetworkResults:
+def run_networks(members: Sequence[Member], root: Path, max_images: int) -> NetworkResults:
     """Run the networks of all runs, and their teachers, on the validation images of a data folder.
 
     Args:
         members: the runs.
         root: the data folder.
-        most: largest number of images; if there are more, the same random ones are used for all networks.
+        max_images: largest number of images; if there are more, the same random ones are used for all networks.
 
     Raises:
         UserError: there are no such images, or no network has their classes.
     """
-    results, trials, causes = NetworkResults(root=root), _Trials(root, most), []
+    results, trials, causes = NetworkResults(root=root), _Trials(root, max_images), []
     device = device_of(Devices())
     for source in tqdm(_sources(members, results.faults), desc="networks", leave=False, disable=None):
         try:
@@ -200,8 +200,8 @@ def open_network(file: Path, spec: Mapping[str, Any]) -> Trained:
 class _Trials:
     """The images to run networks on; the folder is listed once for all networks with the same classes."""
 
-    def __init__(self, root: Path, most: int) -> None:
-        self.root, self.most = root, most
+    def __init__(self, root: Path, max_images: int) -> None:
+        self.root, self.max_images = root, max_images
         self._trials: dict[tuple[tuple[str, ...] | None, int], Trial] = {}
 
     def of(self, trained: Trained) -> Trial:
@@ -222,7 +222,7 @@ class _Trials:
         samples = trial.data.valid
         if any(target < 0 for _, target in samples):
             raise UserError("it has no valid/, so the classes of its images are unknown: expected valid/CLASS/")
-        valid = [samples[index] for index in draw_subset(len(samples), self.most, seed=0, epoch=0)]
+        valid = [samples[index] for index in draw_subset(len(samples), self.max_images, seed=0, epoch=0)]
         finite_number = f"all {len(valid)}" if len(valid) == len(samples) else f"{len(valid)} of the {len(samples)}"
         description = f"{finite_number} validation images of {self.root}"
         return replace(trial, data=replace(trial.data, valid=valid), description=description)

@@ -24,7 +24,7 @@ MOST_IMAGES = 5000  # of --data
 
 
 def make_page(
-    runs: Sequence[Path], *, verdict: str | None = None, data: Path | None = None, most: int = MOST_IMAGES
+    runs: Sequence[Path], *, verdict: str | None = None, data: Path | None = None, max_images: int = MOST_IMAGES
 ) -> str:
     """Return the page about some runs.
 
@@ -32,7 +32,7 @@ def make_page(
         runs: their folders.
         verdict: the first line; None to compare distilled runs with runs alone.
         data: a data folder to run the networks on its validation images, or None.
-        most: largest number of images of it.
+        max_images: largest number of images of it.
 
     Raises:
         UserError: a folder is not a run, no run has a finished epoch, the images cannot be used, or a package is
@@ -40,7 +40,7 @@ def make_page(
     """
     check_packages()
     members = group_runs(read_runs(runs))
-    results = NetworkResults() if data is None else run_networks(members, data, most)
+    results = NetworkResults() if data is None else run_networks(members, data, max_images)
     networks = _merge_networks(recorded_networks(members), results.networks)
     flows = sections.flow_views(members)
     differ, values = sections.differing_options(members)
@@ -120,5 +120,5 @@ def _render(content: dict[str, Any]) -> str:
     environment.filters["breakable"] = breakable
     style, script = ((HERE / name).read_text() for name in ("page.css", "page.js"))
     library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    own = {"style": Markup(style), "script": Markup(script), "library": Markup(library)}
-    return environment.get_template("page.html").render(**content, **own)
+    assets = {"style": Markup(style), "script": Markup(script), "library": Markup(library)}
+    return environment.get_template("page.html").render(**content, **assets)

@@ -66,8 +66,8 @@ class Run:
     @property
     def teachers(self) -> list[Mapping[str, Any]]:
         """The descriptions of the other networks: frozen teachers, or peers of the student."""
-        found = self.options.get("teachers")
-        return [as_mapping(teacher) for teacher in found] if isinstance(found, list) else []
+        entries = self.options.get("teachers")
+        return [as_mapping(teacher) for teacher in entries] if isinstance(entries, list) else []
 
     @property
     def terms(self) -> list[str]:
@@ -80,8 +80,8 @@ class Run:
 
     def last(self, name: str) -> float | None:
         """Return the last finite value of this name, or None."""
-        found = self.series(name)
-        return found[-1][1] if found else None
+        entries = self.series(name)
+        return entries[-1][1] if entries else None
 
 
 def as_mapping(value: object) -> Mapping[str, Any]:

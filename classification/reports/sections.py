@@ -26,14 +26,14 @@ MOST_FLOWS, MOST_GALLERIES, MOST_SHARES = 4, 2, 6  # largest numbers of runs tha
 WHOLE_MATRIX, SMALL_MATRIX = (96, 240), (48, 120)  # (rows, columns) of a picture, for few and for many runs
 
 
-def choose_runs(members: Sequence[Member], most: int) -> list[Member]:
-    """Return at most `most` runs: first one of every recipe, then a second one of each, and so on."""
+def choose_runs(members: Sequence[Member], max_runs: int) -> list[Member]:
+    """Return at most `max_runs` runs: first one of every recipe, then a second one of each, and so on."""
     counts: dict[str, int] = {}
     ranked: list[tuple[int, int, Member]] = []
     for member in members:
         counts[member.group] = counts.get(member.group, 0) + 1
         ranked.append((counts[member.group], len(ranked), member))
-    return [member for *_, member in sorted(ranked, key=lambda entry: entry[:2])[:most]]
+    return [member for *_, member in sorted(ranked, key=lambda entry: entry[:2])[:max_runs]]
 
 
 def run_rows(members: Sequence[Member], networks: Sequence[Network]) -> list[dict[str, Any]]:

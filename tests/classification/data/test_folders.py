@@ -328,8 +328,8 @@ def test_an_image_in_train_and_in_valid_is_told(tmp_path: Path, monkeypatch: pyt
     (note,) = find_shared_images(DataFolder([], train, valid))
     assert note.startswith("warning: 2 images both in train and in valid, byte for byte (")
     assert f"{tmp_path}/g = {tmp_path}/a" in note or f"{tmp_path}/f = {tmp_path}/c" in note
-    assert find_shared_images(DataFolder([], train, valid), most=3) == []  # more are compared by path alone
-    (note,) = find_shared_images(DataFolder([], train, [*valid, train[1]]), most=3)
+    assert find_shared_images(DataFolder([], train, valid), max_compared=3) == []  # more are compared by path alone
+    (note,) = find_shared_images(DataFolder([], train, [*valid, train[1]]), max_compared=3)
     assert note.startswith(f"warning: 1 image both in train and in valid, byte for byte ({tmp_path}/b)")
 
 
