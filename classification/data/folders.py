@@ -181,30 +181,36 @@ def _empty_classes(classes: list[str], samples: list[tuple[str, int]], others: l
     return {name: others[label] for label, name in enumerate(classes) if label not in filled}
 
 
-def _describe_empty(empty: dict[str, LeftOut]) -> str:
-    contents = {name: left_out.contents() for name, left_out in list(empty.items())[:5]}
+def _empty_error(split: Path, empty: dict[str, LeftOut]) -> UserError:
+    contents = {name: left.contents() for name, left in list(empty.items())[:5]}
     listed = ", ".join(f"{name} ({text})" if text else name for name, text in contents.items())
-    return f"{listed}; images end in {' '.join(SUFFIXES)}" if any(left.others for left in empty.values()) else listed
+    suffixes = f"; images end in {' '.join(SUFFIXES)}" if any(left.others for left in empty.values()) else ""
+    return UserError(
+        f"{split} has class folders without images: {listed}{suffixes}: add images, or remove these folders"
+    )
 
 
 def _train_images(train: Path, classes: list[str], left_out: LeftOut) -> list[tuple[str, int]]:
     _class_names(train, left_out)
     samples, others = _class_images(train, classes, left_out)
     if empty := _empty_classes(classes, samples, others):
-        raise UserError(f"{train} has class folders without images: {_describe_empty(empty)}")
+        raise _empty_error(train, empty)
     return samples
 
 
 def _valid_images(valid: Path, classes: list[str], train: Path | None, left_out: LeftOut) -> list[tuple[str, int]]:
     if unknown := sorted(set(_class_names(valid, left_out)) - set(classes)):
-        raise UserError(f"{valid} has classes that {train} lacks: {', '.join(unknown[:5])}")
+        raise UserError(
+            f"{valid} has classes that {train} lacks ({', '.join(unknown[:5])}): remove them, or add images of them to "
+            "train"
+        )
     samples, others = _class_images(valid, classes, left_out)
     if not samples:
         raise UserError(f"{valid} has no images{f' ({left_out.kinds()})' if left_out.others else ''}")
     # A class may be missing or empty in valid on purpose. A class folder that holds only other files is a mistake.
     empty = _empty_classes(classes, samples, others)
     if wrong := {name: left for name, left in empty.items() if left.others}:
-        raise UserError(f"{valid} has class folders without images: {_describe_empty(wrong)}")
+        raise _empty_error(valid, wrong)
     return samples
 
 

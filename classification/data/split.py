@@ -102,7 +102,10 @@ def _read_split(
     """Return the images by split and class; test is used only if all of its folders are classes of train."""
     parts = {TRAIN: images_by_class(source / TRAIN, left_out), VALID: images_by_class(source / valid_name, left_out)}
     if unknown := sorted(set(parts[VALID]) - set(parts[TRAIN])):
-        raise UserError(f"{source / valid_name} has classes that {source / TRAIN} lacks: {', '.join(unknown[:5])}")
+        raise UserError(
+            f"{source / valid_name} has classes that {source / TRAIN} lacks ({', '.join(unknown[:5])}): remove them, "
+            "or add images of them to train"
+        )
     names = set(class_names(source / TEST, LeftOut())) if TEST in folders else set()
     has_test = bool(names) and names <= set(parts[TRAIN])
     if has_test:

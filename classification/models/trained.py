@@ -93,5 +93,8 @@ def _find_num_outputs(file: WeightFile, arch: str) -> int:
     rows = [value.shape[0] for name, value in state.items() if any(f".{name}".endswith(f".{head}") for head in heads)]
     rows = rows or [value.shape[0] for value in state.values() if value.ndim >= 2]
     if not rows:
-        raise UserError(f"checkpoint {file.path} holds no matrix of weights")
+        raise UserError(
+            f"checkpoint {file.path} has no weight matrix, so its number of classes is unknown: give the weights of a "
+            "classifier"
+        )
     return rows[-1]

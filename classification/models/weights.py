@@ -280,7 +280,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str, ar
             for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
             if names
         ]
-        raise UserError(f"{source} does not fit {arch}; tensors: {', '.join(parts)}")
+        raise UserError(
+            f"{source} does not fit {arch}; tensors: {', '.join(parts)}: change the architecture or the file"
+        )
     _check_values(model, state, source)
     model.load_state_dict(with_versions(state, model))
 
@@ -329,7 +331,9 @@ def _check_values(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
         value = value.float()  # not all number types support `isfinite`
         is_bad = ~value.isfinite() if name in weights else value.isnan()
         if is_bad.any():
-            raise UserError(f"{source} has values that are not finite (in {name}): its training had diverged")
+            raise UserError(
+                f"{source} has values that are not finite (in {name}), as its training diverged: give another file"
+            )
 
 
 def load_with_new_head(model: nn.Module, state: Mapping[str, Tensor], arch: str, source: str, head: list[str]) -> str:

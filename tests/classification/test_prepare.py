@@ -228,7 +228,7 @@ def test_a_class_without_a_readable_image_and_a_folder_in_the_source_are_refused
         for name in names:
             write(source / part / name / "0.jpg", colour=ord(name))
     shutil.rmtree(source / "a")
-    with pytest.raises(UserError, match=r"valid has classes that .*train lacks: c"):
+    with pytest.raises(UserError, match=r"valid has classes that .*train lacks \(c\): remove"):
         prepare(source, tmp_path / "out")
 
 
