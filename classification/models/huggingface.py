@@ -129,8 +129,10 @@ def preprocessing(name: str) -> Preprocessing:
         processor = AutoImageProcessor.from_pretrained(folder, **LOCAL_ONLY)
     try:
         return of_processor(processor)
-    except ValueError as error:
-        raise UserError(f"{PREFIX}{name} prepares images in a way that is not supported: its {error}") from error
+    except (ValueError, TypeError, ArithmeticError) as error:  # the last two for values of a wrong type, or 0
+        raise UserError(
+            f"{PREFIX}{name} prepares images in a way that is not supported ({error}): choose another network"
+        ) from error
 
 
 def of_processor(processor: Any) -> Preprocessing:
