@@ -126,7 +126,10 @@ def without_unreadable(data: DataFolder, workers: int) -> tuple[DataFolder, dict
     if emptied or not valid:
         names = [data.classes[target] if target >= 0 else "train/" for target in sorted(emptied)] or ["valid/"]
         first = next((path for path, target in data.train if target in emptied), data.valid[0][0])
-        raise UserError(f"no image of {', '.join(names[:5])} can be read, for example {first} ({bad[first]})")
+        raise UserError(
+            f"no image of {', '.join(names[:5])} can be read, for example {first} ({bad[first]}): repair them, or add "
+            "others"
+        )
     first = ", ".join(list(bad)[:3]) + (" ..." if len(bad) > 3 else "")
     notes = [f"left out {len(bad)} images that cannot be read: {first}"] if bad else []
     return replace(data, train=train, valid=valid, notes=[*data.notes, *notes]), bad

@@ -113,9 +113,9 @@ def choose_state(model: nn.Module, states: Mapping[str, State]) -> ChosenState:
     best = max(count for _, _, _, count in matches)
     candidates = [entry for entry in matches if entry[3] == best]
     key_path, prefix, named, _ = candidates[0]
-    renamed, left_out = _without_other_parts(model_state, named, prefix)
+    tensors, left_out = _without_other_parts(model_state, named, prefix)
     others = tuple(key_path for key_path, *_ in candidates[1:]) if best[0] else ()
-    return ChosenState(_renamed(model, renamed), key_path, prefix, left_out, others)
+    return ChosenState(_renamed(model, tensors), key_path, prefix, left_out, others)
 
 
 def _match(model_state: State, state: State) -> tuple[str, dict[str, Tensor], tuple[int, int]]:
@@ -148,7 +148,7 @@ def _match(model_state: State, state: State) -> tuple[str, dict[str, Tensor], tu
 def _without_other_parts(
     model_state: State, state: dict[str, Tensor], prefix: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Remove the prefix, and all tensors without it, of auxiliary heads, or of counters that the network lacks."""
+    """Remove the prefix; leave out tensors without it, auxiliary heads, and counters that the network lacks."""
     body = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
     left_out = [name for name in state if not name.startswith(prefix)]
     head_prefix = _head_prefix(set(model_state) - set(body), set(body), left_out) if prefix else ""

@@ -96,11 +96,9 @@ def describe_file(path: str | Path, content: Mapping[str, Any], states: dict[str
     description = {key: value for key, value in content.items() if not (is_plain and isinstance(value, Tensor))}
     is_ours = "format" in description
     ignored_keys = [] if is_ours else not_understood(description)
-    description = (
-        description
-        if is_ours
-        else {**preprocessing_in_options(content), **{k: v for k, v in description.items() if k not in ignored_keys}}
-    )
+    if not is_ours:
+        understood = {key: value for key, value in description.items() if key not in ignored_keys}
+        description = {**preprocessing_in_options(content), **understood}
     num_classes = description.get("num_classes")
     if isinstance(num_classes, (np.integer, Tensor)) and num_classes.ndim == 0:
         num_classes = num_classes.item()

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from classification.data.loading import Photos
-from classification.data.preprocessing import Preprocessing
 from classification.models import default_taps
 from classification.models.trained import Trained
 from classification.reports.pictures import channel_map, photograph
@@ -71,21 +70,11 @@ def draw_gallery(run: Run, student: Trained, teacher: Trained, paths: Sequence[s
     """
     step = max(1, len(paths) // NUM_OBSERVED)
     chosen = list(paths[::step][:NUM_OBSERVED])
-    student_preprocessing, teacher_preprocessing = student.preprocessing, teacher.preprocessing
-    photos = Photos([(path, 0) for path in chosen], student_preprocessing.transform())
-    images = student_preprocessing.normalise(
-        torch.stack([photos[0, index][0] for index in range(len(photos))])
-    ).contiguous()
-    view = View(
-        student_preprocessing.mean,
-        student_preprocessing.std,
-        teacher_preprocessing.mean,
-        teacher_preprocessing.std,
-        teacher_preprocessing.img_size,
-    )
-    student_taps, teacher_taps = _taps(
-        run, student.network, teacher.network, student_preprocessing, teacher_preprocessing
-    )
+    own, other = student.preprocessing, teacher.preprocessing
+    photos = Photos([(path, 0) for path in chosen], own.transform())
+    images = own.normalise(torch.stack([photos[0, index][0] for index in range(len(photos))])).contiguous()
+    view = View(own.mean, own.std, other.mean, other.std, other.img_size)
+    student_taps, teacher_taps = _taps(run, student, teacher)
     with torch.no_grad():
         maps = [dry_forward(student_taps, images).features, dry_forward(teacher_taps, view(images)).features]
     stages = [stage for stage in run.matchings[-1].stages if stage.name.startswith("stage")][: len(maps[0])]
@@ -123,24 +112,18 @@ def _rows(stage: Stage, student: Tensor, teacher: Tensor, drawn: Sequence[int]) 
     return rows
 
 
-def _taps(
-    run: Run,
-    student: nn.Module,
-    teacher: nn.Module,
-    student_preprocessing: Preprocessing,
-    teacher_preprocessing: Preprocessing,
-) -> tuple[Taps, Taps]:
+def _taps(run: Run, student: Trained, teacher: Trained) -> tuple[Taps, Taps]:
     """Tap both networks as the run did: at the paths of its options, the default ones, or those that are found."""
     options = [run.options.get("student_taps"), str(run.options.get("teacher_taps") or "").split(";")[0]]
     archs = [run.arch, str(run.teachers[0].get("arch"))]
-    networks = (student, teacher)
+    networks = (student.network, teacher.network)
     paths_of_networks = [
         paths.split(",") if paths and paths != AUTO else None if paths else default_taps(arch, network)
         for paths, arch, network in zip(options, archs, networks, strict=True)
     ]
     student_paths, teacher_paths = paths_of_networks
     if student_paths is None or teacher_paths is None:
-        sizes = (student_preprocessing.img_size, teacher_preprocessing.img_size)
+        sizes = (student.preprocessing.img_size, teacher.preprocessing.img_size)
         taps = [
             find_taps(network, size) if paths is None else describe_taps(network, paths, size)
             for network, paths, size in zip(networks, paths_of_networks, sizes, strict=True)
@@ -150,4 +133,4 @@ def _taps(
     elif not any(options):  # of default taps, the deepest ones are paired
         depth = min(len(student_paths), len(teacher_paths))
         student_paths, teacher_paths = student_paths[-depth:], teacher_paths[-depth:]
-    return Taps(student, student_paths), Taps(teacher, teacher_paths)
+    return Taps(student.network, student_paths), Taps(teacher.network, teacher_paths)

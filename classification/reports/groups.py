@@ -187,10 +187,10 @@ def _compare_group(group: str, members: Sequence[Member]) -> str:
     group_members = [m for m in members if m.group == group and m.role == "distilled"]
     by_seed, control_by_seed = _by_seed(group_members), _by_seed(control_of(group_members[0], members))
     if not by_seed:
-        return f"{group}: no run is whole."
+        return f"{group}: no run is complete."
     text = f"{group} reaches {statistics.mean(by_seed.values()):.2f} % top-1"
     if not control_by_seed:
-        return f"{text}; no whole run of the same student alone is here to compare with."
+        return f"{text}; there is no complete run of the same student alone to compare with."
     text += f", the same student alone {statistics.mean(control_by_seed.values()):.2f} %"
     differences = [by_seed[seed] - control_by_seed[seed] for seed in by_seed if seed in control_by_seed]
     if not differences:
