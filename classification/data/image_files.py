@@ -110,7 +110,7 @@ def class_names(split: Path, left_out: LeftOut) -> list[str]:
 def find_images(top: Path, left_out: LeftOut) -> Iterator[tuple[str, list[str]]]:
     """Yield `top` and every folder below it, sorted, with the sorted names of its images.
 
-    Links are followed. Other files are added to `left`.
+    Links are followed. Other files are added to `left_out`.
 
     Raises:
         UserError: a folder cannot be read, or a link leads to a folder that it lies in.

@@ -167,7 +167,7 @@ class FixedBatches(Sampler[list[Key]]):
 
 
 def draw_subset(num: int, max_images: int, seed: int, epoch: int) -> list[int]:
-    """Return at most `most` of `num` indices, ascending, drawn by (seed, epoch)."""
+    """Return at most `max_images` of `num` indices, ascending, drawn by (seed, epoch)."""
     if num <= max_images:
         return list(range(num))
     return sorted(np.random.default_rng([seed, epoch, 1]).choice(num, max_images, replace=False).tolist())
