@@ -112,7 +112,7 @@ def _check(need: int, num: int, free: int | None, near: Near) -> None:
         if need > 0.8 * room:
             raise UserError(
                 f"--cache ram needs {need / 2**30:.1f} GiB for {num} decoded images, but only {room / 2**30:.1f} "
-                "GiB of memory are free: make smaller copies of the images with prepare.py, or use --cache off"
+                "GiB of memory are free: make smaller copies of the images with mgd prepare, or use --cache off"
             )
 
     _together(compare, near)

@@ -87,7 +87,7 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
             f"{quoted(name)} is a hidden file or one of the operating system ({quoted(found[0])}): remove such lines"
         )
     if not is_there(root / path):
-        raise UserError(f"{quoted(name)} is not a file in {root}")
+        raise UserError(f"{quoted(name)} is not a file in {root}: paths of a list begin in that folder")
     return str(root / path), int(label)
 
 

@@ -82,7 +82,11 @@ def find_split(source: Path, shares: Shares) -> Split:
         names = sorted(images)
         _check_counts(images, shares)
     if len(names) < 2:
-        loose = f"{count_of(len(left.loose), 'image')} beside its folders, and no CLASS folders" if left.loose else ""
+        loose = (
+            f"{count_of(len(left.loose), 'image')} outside CLASS folders, and no CLASS folder with images"
+            if left.loose
+            else ""
+        )
         what = f"images of {names[0]} alone" if names else loose or f"no images ({', '.join(SUFFIXES)})"
         raise UserError(f"{source} has {what}: give the folder that contains the CLASS folders, two or more")
     if not there:

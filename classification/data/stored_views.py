@@ -113,7 +113,7 @@ class Renderer:
         padded = self.views.train_crop == "pad"
         wide = F.pad(self._fit(image), [self.views.img_size // 8] * 4) if padded else image
         if not (0 < height <= wide.shape[1] - top and 0 < width <= wide.shape[2] - left):
-            raise UserError(f"{name} is smaller than when it was stored: store the teacher again with reinforce.py")
+            raise UserError(f"{name} is smaller than when it was stored: store the teacher again with mgd reinforce")
         part = wide[:, top : top + height, left : left + width]
         made = part if padded else resize(part, (self.views.img_size,) * 2)
         made = made.flip(2) if view["flip"] else made

@@ -103,7 +103,7 @@ def _described(path: Path, said: Any) -> tuple[int, list[str] | None, dict[str, 
     """Return number of classes, their names, and the preprocessing that an exported file describes."""
     if not set(DESCRIPTION) <= set(said):
         raise UserError(
-            f"{path} does not say its classes and what it sees of an image: predict.py runs files that export.py wrote"
+            f"{path} does not say its classes and its preprocessing: mgd predict runs files that mgd export wrote"
         )
     try:
         number, names, seen = (json.loads(said[name]) for name in DESCRIPTION[1:])

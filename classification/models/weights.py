@@ -191,7 +191,7 @@ def load_file(
         return f"{arch}: loaded {len(found.state)} tensors from {source}, which has no head: it is fresh{found}{size}"
     if new_head and head:
         return load_with_new_head(model, found.state, arch, source, head) + str(found) + size
-    tune = f": fine-tune it first with main_base.py DIR -a {arch} --student-resume {path}"
+    tune = f": fine-tune it first with mgd train DIR -a {arch} --student-resume {path}"
     if head and (theirs := found.state[head[0]].shape[0]) != num_classes:
         raise UserError(
             f"{source} has {theirs} classes, but this run has {num_classes} (by the shape of {head[0]}){tune}"

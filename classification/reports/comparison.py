@@ -148,8 +148,9 @@ def keep_plan(plan: Plan, folder: Path) -> bool:
             raise UserError(f"{path} is damaged: give another --output") from error
         now = plan.record()
         if differing := [key for key in now if not isinstance(before, dict) or before.get(key) != now[key]]:
+            names = ["options of training" if key == "words" else key for key in differing]
             raise UserError(
-                f"{folder} holds a comparison with other {', '.join(differing)}: type the line that began it, or give "
+                f"{folder} holds a comparison with other {', '.join(names)}: type the line that began it, or give "
                 "another --output"
             )
         return True

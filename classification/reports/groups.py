@@ -183,10 +183,10 @@ def _compared(group: str, members: Sequence[Member]) -> str:
     own = [m for m in members if m.group == group and m.role == "distilled"]
     ours, theirs = _by_seed(own), _by_seed(control_of(own[0], members))
     if not ours:
-        return f"{group}: no run is whole."
+        return f"{group}: no run is complete."
     said = f"{group} reaches {statistics.mean(ours.values()):.2f} % top-1"
     if not theirs:
-        return f"{said}; no whole run of the same student alone is here to compare with."
+        return f"{said}; there is no complete run of the same student alone to compare with."
     said += f", the same student alone {statistics.mean(theirs.values()):.2f} %"
     pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
     if not pairs:

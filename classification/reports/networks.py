@@ -161,6 +161,8 @@ def try_networks(members: Sequence[Member], root: Path, most: int) -> Tried:
     for source in tqdm(_sources(members, tried.faults), desc="networks", leave=False, disable=None):
         try:
             trained = open_network(source.file, source.spec)
+            if source.spec and tried.networks and trained.num_classes != len(tried.classes):
+                continue  # a teacher of other classes, whose maps alone guided the student
             trial = trials.of(trained)
         except UserError as error:
             causes.append(str(error))

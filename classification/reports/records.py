@@ -117,7 +117,7 @@ def _check_run(folder: Path) -> None:
         raise UserError(f"run folder {folder} {'is a file: give its folder' if exists(folder) else 'does not exist'}")
     inside = [folder, folder / "runs"] if is_folder(folder / "runs") else [folder]
     below = sorted(str(path.relative_to(folder)) for top in inside for path in top.iterdir() if is_run(path))
-    there = f"; it holds the runs {', '.join(below[:5])}{' ...' if len(below) > 5 else ''}" if below else ""
+    there = f"; give runs that it holds: {', '.join(below[:5])}{' ...' if len(below) > 5 else ''}" if below else ""
     raise UserError(f"{folder} is no run folder: expected config.json and metrics.jsonl in it{there}")
 
 

@@ -97,7 +97,7 @@ def _compare_teacher(plan: StoredPlan, folder: str, job: Job) -> None:
     if digest_of([open_trained(Path(file), arch) for file, arch in zip(files, named, strict=True)]) != plan.teacher:
         raise UserError(
             f"--teacher-cache {folder} holds another teacher ({', '.join(plan.archs)}) than {networks.teacher_resume}: "
-            "leave --teacher-resume out, or store this teacher with reinforce.py"
+            "leave --teacher-resume out, or store this teacher with mgd reinforce"
         )
 
 

@@ -76,13 +76,13 @@ def test_the_verdict_is_the_paired_interval(tmp_path: Path, teacher: Path, ours:
 def test_one_seed_decides_nothing_and_no_control_is_said(tmp_path: Path, teacher: Path) -> None:
     folders = pair(tmp_path, teacher, [90.0], [70.0])
     assert verdict_of(members(*folders)).endswith("+20.00 points on one seed, which decides nothing.")
-    assert "no whole run of the same student alone" in verdict_of(members(folders[0]))
+    assert "no complete run of the same student alone" in verdict_of(members(folders[0]))
 
 
 def test_a_run_that_was_cut_short_does_not_count(tmp_path: Path, teacher: Path) -> None:
     cut = write_run(tmp_path / "cut", [1.0], planned=2, teacher=teacher, weights=False)
     whole = write_run(tmp_path / "alone", [70.0, 71.0], weights=False)
-    assert verdict_of(members(cut, whole)) == "ce + mgd: no run is whole."
+    assert verdict_of(members(cut, whole)) == "ce + mgd: no run is complete."
 
 
 def test_a_control_of_another_budget_is_named(tmp_path: Path, teacher: Path) -> None:
