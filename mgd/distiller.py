@@ -244,7 +244,7 @@ class _Views:
 
     def _images(self, num_images: int | None) -> Iterator[tuple[Tensor, Batch]]:
         """Yield images, as long as the networks are in eval mode."""
-        networks, seen = (self.network, *self.teachers), 0
+        networks, done = (self.network, *self.teachers), 0
         modes = {module: module.training for network in networks for module in network.modules()}
         for network in networks:
             network.eval()
@@ -252,8 +252,8 @@ class _Views:
             for images, *more in self.batches(num_images) if callable(self.batches) else self.batches:
                 target, index = (*more, None, None)[:2]
                 yield images, Batch(target, index, self.epoch)
-                seen += len(images)
-                if num_images is not None and seen >= num_images:
+                done += len(images)
+                if num_images is not None and done >= num_images:
                     break
         finally:
             for module, mode in modes.items():

@@ -70,8 +70,12 @@ def teacher_digest(options: dict[str, Any], folder: Path) -> str:
         folder: where it was started.
 
     Returns:
-        "none" without a frozen teacher; "pretrained" in the place of weights that have no file of their own.
+        "none" without a frozen teacher; "pretrained" in the place of weights that have no file of their own. For a
+        stored teacher, "stored" and the digest that the cache has of its weights and preprocessing.
     """
+    if cache := options.get("teacher_cache"):
+        plan = json.loads((folder / cache / "teacher_cache.json").read_text())
+        return f"stored {plan['teacher'][:16]}"
     files = [teacher["resume"] for teacher in options.get("teachers", []) if teacher.get("frozen", True)]
     digests = [
         hashlib.sha256((folder / file).read_bytes()).hexdigest()[:16] if file else "pretrained" for file in files

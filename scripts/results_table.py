@@ -47,7 +47,7 @@ class Record:
     processor: str | None
     torch: str
     commit: str | None
-    teacher: str | None  # first 16 digits of the SHA-256 of its file; "none": there was no teacher
+    teacher: str | None  # first 16 digits of the SHA-256 of its file, or of a stored teacher; "none": no teacher
     order: int | None  # place of the row in its table, where no list of cells says it
     command: str  # as typed in a shell, absolute paths without their folders
     versions: dict[str, str]  # of Python and of the other packages

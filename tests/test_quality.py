@@ -207,3 +207,19 @@ def test_tables_of_changed_pairs_and_of_time() -> None:
     times = make_tables.time_table(timed, results)
     assert times.splitlines()[2:3] == ["| AMP | 1.0 | 1.5 | 50.00 |"]  # in one go, on two threads
     assert "KEPT" not in times
+
+
+def test_a_record_names_its_teacher_by_a_digest(tmp_path: Path) -> None:
+    from collect_run import teacher_digest
+
+    weights = tmp_path / "teacher.pth"
+    weights.write_bytes(b"abc")  # the SHA-256 of "abc" is in FIPS 180-2
+    frozen, trains = {"arch": "a", "resume": "teacher.pth", "frozen": True}, {"arch": "b", "frozen": False}
+    stored = tmp_path / "cache" / "teacher_cache.json"
+    stored.parent.mkdir()
+    stored.write_text('{"teacher": "0123456789abcdef0123"}')
+    without_file = {"arch": "a", "resume": None, "frozen": True}
+    assert teacher_digest({"teachers": [frozen, without_file]}, tmp_path) == "ba7816bf8f01cfea+pretrained"
+    assert teacher_digest({"teachers": [trains]}, tmp_path) == "none"
+    cached = {"teachers": [{"arch": "a", "frozen": True}], "teacher_cache": "cache"}
+    assert teacher_digest(cached, tmp_path) == "stored 0123456789abcdef"

@@ -76,15 +76,15 @@ def noted_maps(taps: Taps) -> Iterator[list[Tensor]]:
 
     Terms then read these tensors, from which nothing else is computed, as `pair_shares` needs.
     """
-    seen: list[Tensor] = []
+    maps: list[Tensor] = []
 
     def rename(_: nn.Module, __: object, outputs: Outputs) -> Outputs:
-        seen[:] = [found.view_as(found) for found in outputs.features]
-        return Outputs(outputs.logits, list(seen))
+        maps[:] = [found.view_as(found) for found in outputs.features]
+        return Outputs(outputs.logits, list(maps))
 
     handle = taps.register_forward_hook(rename)
     try:
-        yield seen
+        yield maps
     finally:
         handle.remove()
 

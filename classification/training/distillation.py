@@ -29,17 +29,17 @@ def distil(job: Job, networks: Sequence[Taps]) -> Distiller:
         others = [[other for other in probes if other is not own] for own in probes]
         pairs = zip(probes, others, strict=True)
         return Distiller.mutual(networks, [build_terms(job, own, rest) for own, rest in pairs])
-    views = [view_of(job.preprocessing, seen) for seen in job.teacher_preprocessing]
+    views = [view_of(job.preprocessing, theirs) for theirs in job.teacher_preprocessing]
     weights = [float(teacher.get("weight", 1.0)) for teacher in job.specs]
-    seen = [
+    probes = [
         probe_of(job, network, view, weight) for network, view, weight in zip(teachers, views, weights, strict=True)
     ]
     if job.stored is not None:
-        seen = [stored_probe(job)]
+        probes = [stored_probe(job)]
     joint = job.stored is None and job.options.networks.teacher_mean == "probabilities"
     if joint:
-        seen = [Probe(replace(seen[0].outputs, features=[]))]
-    terms = build_terms(job, probe_of(job, student, None), seen)
+        probes = [Probe(replace(probes[0].outputs, features=[]))]
+    terms = build_terms(job, probe_of(job, student, None), probes)
     job.teachers = [fast_teacher(job, *pair) for pair in zip(teachers, views, strict=True)]
     return Distiller(student, freeze(Ensemble(job.teachers, weights)) if joint else job.teachers, terms)
 
@@ -87,8 +87,8 @@ def probe_of(job: Job, network: Taps, view: View | None, weight: float | None = 
     size = job.preprocessing.img_size
     images = torch.zeros(1, 3, size, size)
     try:
-        seen = images if view is None else view(images)
-        found = probe(network, seen, weight=1.0 if weight is None else weight, frozen=weight is not None)
+        viewed = images if view is None else view(images)
+        found = probe(network, viewed, weight=1.0 if weight is None else weight, frozen=weight is not None)
     except (ValueError, TypeError) as error:  # an error of the taps: the network itself runs
         raise UserError(str(error)) from error
     except RuntimeError as error:

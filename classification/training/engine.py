@@ -71,8 +71,8 @@ class Engine:
         run = self.options.run
         file = evaluation.place(run.output, self._checkpoints()) if run.evaluate and self.world.first else None
         for role, (arch, network) in self.job.networks().items():
-            seen = self.job.preprocessing_by_role()[role]
-            if seen is None:
+            preprocessing = self.job.preprocessing_by_role()[role]
+            if preprocessing is None:
                 self.world.say(f"=> {role} {arch}: not evaluated, its outputs are of other classes")
                 continue
             size = self.job.sizes[role] / 1e6
@@ -82,10 +82,10 @@ class Engine:
             if run.evaluate:
                 rows[role] = torch.zeros(len(self.job.data.valid), COLUMNS, dtype=torch.float64)
             # A frozen teacher's view turns the student's images into its own.
-            own = None if isinstance(network, Frozen) else seen
+            own = None if isinstance(network, Frozen) else preprocessing
             found = results[role] = self.evaluate(network, own, rows.get(role))
-            said = accuracy(found, self.job.num_classes, errors=True)
-            self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {said}")
+            scores = accuracy(found, self.job.num_classes, errors=True)
+            self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {scores}")
             chance = 100 / self.job.num_classes
             if role.startswith("teacher") and found["valid_top1"] < chance + 0.1 * (100 - chance):
                 self.world.say(
@@ -101,8 +101,8 @@ class Engine:
         from classification.models.cost import costs  # its parts are needed here alone
 
         scored = {role: Predictions.of(part) for role, part in rows.items()}
-        networks, seen = self.job.networks(), self.job.preprocessing_by_role()
-        sized = {role: (networks[role][1], (seen[role] or self.job.preprocessing).img_size) for role in rows}
+        networks, preprocessing = self.job.networks(), self.job.preprocessing_by_role()
+        sized = {role: (networks[role][1], (preprocessing[role] or self.job.preprocessing).img_size) for role in rows}
         archs = {role: arch for role, (arch, _) in networks.items()}
         summary = evaluation.summary(scored, archs, self.job.data.classes, costs(sized, self.autocast))
         self.world.say("\n".join(evaluation.table(summary)))
@@ -125,20 +125,20 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(
-        self, network: nn.Module, seen: Preprocessing | None = None, rows: Tensor | None = None
+        self, network: nn.Module, preprocessing: Preprocessing | None = None, rows: Tensor | None = None
     ) -> dict[str, float]:
         """Return top-1, top-5 in percent and the mean loss over the validation images, each once over all ranks.
 
         Args:
             network: on the device.
-            seen: its preprocessing; None for the student's.
+            preprocessing: of the network; None for the student's.
             rows: zeros, which `per_image` of every image is written to.
         """
         parts: list[Tensor] = []
         self.world.share_state(network)
         total = torch.zeros(4, dtype=torch.float64, device=self.world.device)
         network.eval()
-        for images, target in self.valid_images(seen):
+        for images, target in self.valid_images(preprocessing):
             with self.autocast():
                 outputs = network(images)
             logits = logits_of(outputs).float()
@@ -154,15 +154,15 @@ class Engine:
 
     # -- images
 
-    def valid_images(self, seen: Preprocessing | None = None) -> Iterable[tuple[Tensor, Tensor]]:
-        """Yield this rank's share of the validation images as `seen`, None for the student's way, and their classes."""
-        seen = seen or self.job.preprocessing
-        if seen not in self._valid_loaders:
-            photos = Photos(self.job.data.valid, seen.transform(), cache=self._valid_cache)
+    def valid_images(self, preprocessing: Preprocessing | None = None) -> Iterable[tuple[Tensor, Tensor]]:
+        """Yield this rank's share of the validation images, and their classes; None: as the student sees them."""
+        preprocessing = preprocessing or self.job.preprocessing
+        if preprocessing not in self._valid_loaders:
+            photos = Photos(self.job.data.valid, preprocessing.transform(), cache=self._valid_cache)
             batches = FixedBatches(list(range(len(photos))), self._share, self.world.rank, self.world.size)
-            self._valid_loaders[seen] = self.load(photos, batches)
-        for images, target, _ in self._passing(self._valid_loaders[seen], "evaluate"):
-            yield self.images(images, seen), self.move(target)
+            self._valid_loaders[preprocessing] = self.load(photos, batches)
+        for images, target, _ in self._passing(self._valid_loaders[preprocessing], "evaluate"):
+            yield self.images(images, preprocessing), self.move(target)
 
     def training_images(self, epoch: int, num_images: int | None = None) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
         """Yield training images under the evaluation transform, classes and positions: this rank's share of a pass.
@@ -192,15 +192,15 @@ class Engine:
             self._train_cache = self._cache(self.job.data.train)
         return self._train_cache
 
-    def images(self, images: Tensor, seen: Preprocessing | None = None) -> Tensor:
-        """Bring bytes to the device, normalised as `seen` or as the student's, in the layout of --channels-last.
+    def images(self, images: Tensor, preprocessing: Preprocessing | None = None) -> Tensor:
+        """Bring bytes to the device, normalised (None: as the student's), in the layout of --channels-last.
 
         Several views of each image, (B, V, H, W, 3), become (B, V, 3, H, W).
         """
         if images.ndim == 5:
-            flat = self.images(images.flatten(0, 1), seen)
+            flat = self.images(images.flatten(0, 1), preprocessing)
             return flat.reshape(*images.shape[:2], *flat.shape[1:])
-        normal = (seen or self.job.preprocessing).normalise(self.move(images))
+        normal = (preprocessing or self.job.preprocessing).normalise(self.move(images))
         return normal if self.options.devices.channels_last else normal.contiguous()
 
     def move(self, tensor: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def estimate(
     torch.set_num_threads(threads)
     keep_freed_memory()
     costs: list[Cost] = []
-    said: dict[str, None] = {}
+    notes: dict[str, None] = {}
     start = 0.0
     with TemporaryDirectory() as folder:
         file = Path(folder, "teacher.pth")
@@ -109,16 +109,16 @@ def estimate(
                 job = (distilling if distils else alone).prepare(options, Seed(0, typed=True))
                 start = start or time.time() - begun
                 costs.append(_cost(job))
-            said |= dict.fromkeys(job.data.notes)
-    return [replace(cost, seconds=start + cost.seconds) for cost in costs], list(said)
+            notes |= dict.fromkeys(job.data.notes)
+    return [replace(cost, seconds=start + cost.seconds) for cost in costs], list(notes)
 
 
 def _stand_in(file: Path, teacher: NewTeacher, options: Options) -> None:
     """Save a teacher that has not learned anything, of the size of the one to come."""
-    seen = Preprocessing.of(options.data.img_size or 224, options.data.train_crop or "resized")
+    preprocessing = Preprocessing.of(options.data.img_size or 224, options.data.train_crop or "resized")
     number = len(teacher.classes)
     state = build(teacher.arch, number).state_dict()
-    torch.save(describe_student(state, teacher.arch, number, list(teacher.classes), seen), file)
+    torch.save(describe_student(state, teacher.arch, number, list(teacher.classes), preprocessing), file)
 
 
 def _cost(job: Job) -> Cost:

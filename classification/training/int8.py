@@ -28,8 +28,8 @@ def prepare_int8(job: Job) -> None:
     from classification.models.rounding import find_sites  # needs the extra [export]
 
     assert job.student is not None
-    seen = (job.arch, job.num_classes, job.data.classes, job.preprocessing)
-    sites = find_sites(Trained(Path(), job.student, *seen, note=""))
+    about = (job.arch, job.num_classes, job.data.classes, job.preprocessing)
+    sites = find_sites(Trained(Path(), job.student, *about, note=""))
     job.quantisation = FakeQuantisation(sites)
     job.notes.append(
         f"int8: the last {number} epochs round {len(sites.tensors)} activations, and all weights with "

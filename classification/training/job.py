@@ -102,7 +102,7 @@ class Job:
     def preprocessing_by_role(self) -> dict[str, Preprocessing | None]:
         """Return {role: preprocessing} of the networks, None for those of other classes."""
         pairs = zip(self.teacher_preprocessing, self.other_classes, strict=True)
-        found = {role: None if other else seen for role, (seen, other) in zip(self._roles(), pairs, strict=True)}
+        found = {role: None if other else own for role, (own, other) in zip(self._roles(), pairs, strict=True)}
         return {**found, "student": self.preprocessing}
 
     def _roles(self) -> list[str]:
@@ -122,11 +122,11 @@ class Job:
 
     def record(self) -> dict[str, Any]:
         """Return the options as the run records them, with what files and folders have settled."""
-        asked = self.options.data.img_size is not None
+        typed = self.options.data.img_size is not None
         stored = [] if self.stored is None else [{"arch": arch, "frozen": True} for arch in self.stored.plan.archs]
         found: dict[str, Any] = {
             "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.specs or stored,
-            "num_classes": self.num_classes, "img_size": self.preprocessing.img_size, "img_size_asked": asked,
+            "num_classes": self.num_classes, "img_size": self.preprocessing.img_size, "img_size_asked": typed,
             "train_crop": self.train_crop, "resume": self.resume_from,
         }  # fmt: skip
         names = ",".join(spec["arch"] for spec in self.specs)
@@ -149,7 +149,7 @@ class Job:
         if self.stored is not None:
             self.inputs["teachers"] = self.stored.plan.fingerprint()
         self.inputs["preprocessing"] = {
-            role: str(seen) for role, seen in zip(self._roles(), self.teacher_preprocessing, strict=True)
+            role: str(own) for role, own in zip(self._roles(), self.teacher_preprocessing, strict=True)
         }
         if not self.resume_from:
             return

@@ -48,11 +48,11 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
     if not trainer.world.first:
         return
     job = trainer.job
-    known = (job.num_classes, job.data.classes, job.preprocessing)
+    about = (job.num_classes, job.data.classes, job.preprocessing)
     more = {**configuration(trainer.student), **described_int8(job)}
-    plain = describe_student(trainer.result.state_dict(), job.arch, *known, more)
+    plain = describe_student(trainer.result.state_dict(), job.arch, *about, more)
     for (name, peer), spec in zip(trainer.peers().items(), trainer.job.specs, strict=False):
-        described = describe_student(peer.state_dict(), spec["arch"], *known, configuration(peer))
+        described = describe_student(peer.state_dict(), spec["arch"], *about, configuration(peer))
         for file in (f"{name}.pth", *([f"best_{name}.pth"] if name in better else [])):
             write_atomic(trainer.job.folder / file, described)
     if "" in better:
@@ -69,7 +69,7 @@ def _resume_state(trainer: Trainer, generators: list[dict[str, Any]]) -> dict[st
         "version": VERSION,
         "epoch": trainer.epoch,
         "step": trainer.step,
-        "seen": trainer.seen,
+        "seen": trainer.images_done,
         "elapsed": trainer.elapsed + time.perf_counter() - trainer.begun,
         "seconds": trainer.seconds,
         "extra": trainer.extra,
@@ -114,10 +114,10 @@ def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
     trainer.stepper.skipped, trainer.elapsed = state["skipped"], float(state.get("elapsed", 0.0))
     if _same_images(trainer, state):
         trainer.step, trainer.seconds = state["step"], state["seconds"]
-        trainer.seen = seen_images(state, len(trainer.photos))
+        trainer.images_done = images_done(state, len(trainer.photos))
         trainer.means.load_state_dict(state["means"], trainer.world)
         trainer.batches.begin(
-            trainer.epoch, trainer.step, trainer.seen
+            trainer.epoch, trainer.step, trainer.images_done
         )  # refuses what is left before anything is written
     trainer.update_due = bool(trainer.job.reinitialised) and trainer.step > 0
     for term in trainer.terms():
@@ -154,7 +154,11 @@ def _say_resumed(trainer: Trainer, state: Mapping[str, Any], reinitialised: Sequ
         )
     if state["step"] and not trainer.step:
         trainer.world.say(f"=> the training images have changed: {name} starts again from its first step")
-    left = f", step {trainer.step}: {len(trainer.photos) - trainer.seen} images of it are left" if trainer.step else ""
+    left = (
+        f", step {trainer.step}: {len(trainer.photos) - trainer.images_done} images of it are left"
+        if trainer.step
+        else ""
+    )
     trainer.world.say(f"=> resuming with {name}{left}")
     if not exact:
         trainer.world.say(
@@ -163,8 +167,8 @@ def _say_resumed(trainer: Trainer, state: Mapping[str, Any], reinitialised: Sequ
         )
 
 
-def seen_images(state: Mapping[str, Any], num_images: int) -> int:
-    """Return how many images of the epoch a run had seen, over all ranks.
+def images_done(state: Mapping[str, Any], num_images: int) -> int:
+    """Return how many images of the epoch a run had done, over all ranks.
 
     An older checkpoint does not record it: there it follows from its steps and its batch size.
 
@@ -173,10 +177,10 @@ def seen_images(state: Mapping[str, Any], num_images: int) -> int:
     """
     step = state["step"]
     steps = -(-num_images // int(state["config"]["options"].get("batch_size", num_images)))
-    seen = state.get("seen", sum(num_images // steps + (n < num_images % steps) for n in range(step)))
-    if not (isinstance(seen, int) and step <= seen <= num_images and (step > 0 or seen == 0)):
-        raise ValueError(f"it saw {quoted(seen)} of {num_images} images in {step} steps")
-    return seen
+    done = state.get("seen", sum(num_images // steps + (n < num_images % steps) for n in range(step)))
+    if not (isinstance(done, int) and step <= done <= num_images and (step > 0 or done == 0)):
+        raise ValueError(f"it saw {quoted(done)} of {num_images} images in {step} steps")
+    return done
 
 
 def _load(module: nn.Module, state: Any) -> None:

@@ -118,11 +118,11 @@ def _with_pile(data: Folder, options: Options) -> Folder:
         )
     found = read_pile(asked.pile_list, asked.pile_root, data.classes, labels=options.labelled)
     if len(found) + len(data.valid) <= MOST_COMPARED:
-        held = across([path for path, _ in data.valid], [path for path, _ in found])
-        if held:
-            first = f"{held[0][1]} = {held[0][0]}"
+        copies = across([path for path, _ in data.valid], [path for path, _ in found])
+        if copies:
+            first = f"{copies[0][1]} = {copies[0][0]}"
             raise UserError(
-                f"--pile-list holds {count_of(len(held), 'image')} of valid, for example {first}: leave such images "
+                f"--pile-list holds {count_of(len(copies), 'image')} of valid, for example {first}: leave such images "
                 "out with `mgd select --exclude`"
             )
     soft: dict[str, Likely] = {}
@@ -191,18 +191,18 @@ def _trainable(devices: Devices, model: nn.Module) -> nn.Module:
 
 
 def _say_preprocessing(
-    job: Job, role: str, arch: str, seen: Preprocessing, file: WeightFile | None, recipe: bool = False
+    job: Job, role: str, arch: str, preprocessing: Preprocessing, file: WeightFile | None, recipe: bool = False
 ) -> None:
-    if seen != Preprocessing.of(job.preprocessing.img_size, job.train_crop):
+    if preprocessing != Preprocessing.of(job.preprocessing.img_size, job.train_crop):
         unread = "image processor" if arch.startswith("hf:") else "published weights"
         what = unread if file is None or not file.seen else "file"
         how = f"as its {what} had them"
         if recipe:
             how = f"as its recipe and its {what} say"
-        elif file is not None and file.preprocessing(seen) != seen:
+        elif file is not None and file.preprocessing(preprocessing) != preprocessing:
             how += ", except for the size"
         silent = ", of which its file says nothing" if file is not None and not file.seen else ""
-        job.notes.append(f"the {role} {arch} gets images {how}{silent}: {seen}")
+        job.notes.append(f"the {role} {arch} gets images {how}{silent}: {preprocessing}")
 
 
 def _load(job: Job, model: nn.Module, file: WeightFile, arch: str, img_size: int, new_head: bool = False) -> str:
@@ -228,17 +228,17 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
     configuration = None if file is None else file.configuration
     model, published, outputs = build(arch, classes, configuration), None, None
     if not spec.get("frozen", True) and not (evaluate and file is not None):  # it trains on the student's images
-        seen = job.preprocessing
+        preprocessing = job.preprocessing
         if file is not None:
-            job.notes.append(_load(job, model, file, arch, seen.img_size))
-            if (theirs := file.preprocessing(seen)) != seen:
+            job.notes.append(_load(job, model, file, arch, preprocessing.img_size))
+            if (theirs := file.preprocessing(preprocessing)) != preprocessing:
                 job.notes.append(
-                    f"the peer {arch} was trained on {theirs}; now it gets the same images as the student, {seen}"
+                    f"the peer {arch} was trained on {theirs}; now it gets the student's images, {preprocessing}"
                 )
     else:
         if file is None or arch.startswith(("timm:", "hf:")):
             published = published_preprocessing(model, arch, spec.get("weights"))
-        seen = sources.teacher_preprocessing(job.preprocessing, spec, file, published)
+        preprocessing = sources.teacher_preprocessing(job.preprocessing, spec, file, published)
         if file is not None:
             outputs = other_outputs(model, file, classes, job.data.classes)
         elif getattr(model, "pretrained_cfg", {}).get("num_classes") == 0:
@@ -264,32 +264,37 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
             )
         else:
             outputs = None
-        job.notes.append(_load_teacher(job, model, spec, file, seen, outputs))
+        job.notes.append(_load_teacher(job, model, spec, file, preprocessing, outputs))
         role = "teacher" if spec.get("frozen", True) else "peer"
-        _say_preprocessing(job, role, arch, seen, file, recipe=bool({"img_size", "mean", "std"} & set(spec)))
+        _say_preprocessing(job, role, arch, preprocessing, file, recipe=bool({"img_size", "mean", "std"} & set(spec)))
     if evaluate or not spec.get("frozen", True):
         model = _trainable(options.devices, model)
     if options.devices.sync_bn and not spec.get("frozen", True):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    _fit(job, arch, model, seen.img_size)
-    _try(arch, model, seen.img_size, outputs or classes)
+    _fit(job, arch, model, preprocessing.img_size)
+    _try(arch, model, preprocessing.img_size, outputs or classes)
     job.teachers.append(model)
-    job.teacher_preprocessing.append(seen)
+    job.teacher_preprocessing.append(preprocessing)
     job.other_classes.append(outputs is not None)
 
 
 def _load_teacher(
-    job: Job, model: nn.Module, spec: dict[str, Any], file: WeightFile | None, seen: Preprocessing, outputs: int | None
+    job: Job,
+    model: nn.Module,
+    spec: dict[str, Any],
+    file: WeightFile | None,
+    preprocessing: Preprocessing,
+    outputs: int | None,
 ) -> str:
     arch = spec["arch"]
     if file is None:
         name = spec.get("weights")
         return load_pretrained(model, arch, option="--teacher-resume", name=name, new_head=outputs == 0)
     if outputs is None:
-        return _load(job, model, file, arch, seen.img_size)
+        return _load(job, model, file, arch, preprocessing.img_size)
     number = outputs or job.num_classes
     return load_file(
-        model, file, arch=arch, num_classes=number, classes=None, img_size=seen.img_size, new_head=outputs == 0
+        model, file, arch=arch, num_classes=number, classes=None, img_size=preprocessing.img_size, new_head=outputs == 0
     )
 
 

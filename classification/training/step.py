@@ -142,9 +142,9 @@ class Stepper:
             soft = self.soft(index)
         taught, mixes = pending.result() if pending else None, self.mix is not None
         if stored and self.job.stored is not None:
-            said = Given(*map(self.engine.move, stored))
-            taught, mixes = said.outputs(self.job.num_classes), self.job.stored.plan.views.mixes
-            soft = said.mix(target, self.job.num_classes) if mixes and target is not None else soft
+            given = Given(*map(self.engine.move, stored))
+            taught, mixes = given.outputs(self.job.num_classes), self.job.stored.plan.views.mixes
+            soft = given.mix(target, self.job.num_classes) if mixes and target is not None else soft
         with self._translating():
             values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, taught, counts)
         if target is not None and not mixes:
@@ -333,22 +333,22 @@ class Stepper:
         """
         what = "loss" if self.met.loss else "gradient"
         where = f"{epoch_name(self.options.optimisation, done.epoch)}, step {done.step + 1}"
-        said = f"the {what} is not finite in {where}{self._cause(done)}"
+        failure = f"the {what} is not finite in {where}{self._cause(done)}"
         self.skipped += 1
         self.optimizer.zero_grad(set_to_none=True)
         last, best = (self.job.folder / f"{name}.pth" for name in ("last", "best"))
         if self.skipped > self.options.run.skip_nonfinite:
             raise RunError(
-                f"{said}: lower --lr or the term's weight, look at the images, or allow some such steps with "
+                f"{failure}: lower --lr or the term's weight, look at the images, or allow some such steps with "
                 f"--skip-nonfinite N; {last} is from before that"
                 f"{f', and {best} from the best epoch' if best.exists() else ''}"
             )
         if not finite(self.distiller):
-            raise RunError(f"{said}, because weights are not: lower --lr; {last} is from before that")
+            raise RunError(f"{failure}, because weights are not: lower --lr; {last} is from before that")
         for name, value in self.distiller.named_buffers():
             if name in before:
                 value.copy_(before[name])
-        self.world.say(f"!! WARNING: {said}: left out, {self.skipped} of {self.options.run.skip_nonfinite}")
+        self.world.say(f"!! WARNING: {failure}: left out, {self.skipped} of {self.options.run.skip_nonfinite}")
 
     def check_scale(self, epoch: int) -> None:
         """Stop a run of --amp fp16 whose gradients never fit.

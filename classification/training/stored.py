@@ -46,19 +46,19 @@ def open_for(job: Job) -> StoredViews:
             raise UserError(
                 f"{path} has changed since it was stored in --teacher-cache {folder}: store the teacher again"
             )
-    said = f"{plan.samples} views per image of {plan.views.img_size} px, crop {plan.views.train_crop}"
-    job.notes.append(f"teacher: stored outputs of {', '.join(plan.archs)} in {folder}, {said}, top {plan.top} classes")
+    views = f"{plan.samples} views per image of {plan.views.img_size} px, crop {plan.views.train_crop}"
+    job.notes.append(f"teacher: stored outputs of {', '.join(plan.archs)} in {folder}, {views}, top {plan.top} classes")
     return found
 
 
-def _names(job: Job, root: str, known: Container[str]) -> list[str]:
+def _names(job: Job, root: str, numbers: Container[str]) -> list[str]:
     """Return the path of every image as the folder knows it: relative to the data folder, or to --pile-root."""
     found, pile = [], job.options.pile
     for path, _ in job.data.train:
         name = relative(path, root)
-        if pile.pile_list and name not in known:
+        if pile.pile_list and name not in numbers:
             below = relative(path, pile.pile_root)
-            name = below if below in known or name.startswith("..") else name
+            name = below if below in numbers or name.startswith("..") else name
         found.append(name)
     return found
 

@@ -33,16 +33,16 @@ def tap(job: Job) -> list[Taps]:
     if not using(terms, "maps"):
         return [Taps(network) for network in networks]
     archs = [job.arch, *(spec["arch"] for spec in job.specs)]
-    known = [
-        chosen.split(",") if chosen and chosen != AUTO else None if chosen else default_taps(arch, network)
-        for chosen, arch, network in zip(named, archs, networks, strict=True)
+    chosen = [
+        paths.split(",") if paths and paths != AUTO else None if paths else default_taps(arch, network)
+        for paths, arch, network in zip(named, archs, networks, strict=True)
     ]
-    unknown = [paths is None for paths in known]
+    unknown = [paths is None for paths in chosen]
     if any(unknown) and not (needing(terms, "maps") or any(named)):
         return [Taps(network) for network in networks]
-    paths = [chosen for chosen in known if chosen is not None]
+    paths = [own for own in chosen if own is not None]
     if any(unknown) or not (any(named) or _sizes_agree(job, networks, paths)):
-        return _found(job, networks, known)
+        return _found(job, networks, chosen)
     job.before_relu = not any(named)
     return _tapped(job, networks, paths, shorten=not any(named))
 
@@ -74,7 +74,7 @@ def _relative_sizes(network: nn.Module, paths: list[str], size: int) -> list[flo
 
 def _image_sizes(job: Job) -> list[int]:
     """Return the side of the images that the student and each teacher see."""
-    return [job.preprocessing.img_size, *(seen.img_size for seen in job.teacher_preprocessing)]
+    return [job.preprocessing.img_size, *(each.img_size for each in job.teacher_preprocessing)]
 
 
 def _named(job: Job) -> list[str | None]:
@@ -89,27 +89,27 @@ def _named(job: Job) -> list[str | None]:
 
 def _tapped(job: Job, networks: Sequence[nn.Module], paths: list[list[str]], *, shorten: bool) -> list[Taps]:
     if shorten:  # the published pairs leave the shallowest stages unused
-        depth = min(len(known) for known in paths)
-        paths = [known[-depth:] for known in paths]
-    for known in paths[1:]:
-        if len(known) != len(paths[0]) and (paired := pairing(job.options.table)):
+        depth = min(map(len, paths))
+        paths = [own[-depth:] for own in paths]
+    for theirs in paths[1:]:
+        if len(theirs) != len(paths[0]) and (paired := pairing(job.options.table)):
             raise UserError(
                 f"student and teacher need equally many taps for {', '.join(paired)}; got {len(paths[0])} "
-                f"({', '.join(paths[0])}) and {len(known)} ({', '.join(known)})"
+                f"({', '.join(paths[0])}) and {len(theirs)} ({', '.join(theirs)})"
             )
     try:
-        return [Taps(network, known) for network, known in zip(networks, paths, strict=True)]
+        return [Taps(network, own) for network, own in zip(networks, paths, strict=True)]
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def _found(job: Job, networks: Sequence[nn.Module], known: Sequence[list[str] | None]) -> list[Taps]:
+def _found(job: Job, networks: Sequence[nn.Module], named: Sequence[list[str] | None]) -> list[Taps]:
     """Find the taps of the networks that have none, and pair them with those of the others, by resolution."""
     sizes = _image_sizes(job)
     try:
         taps = [
             find_taps(network, size) if paths is None else describe_taps(network, paths, size)
-            for network, paths, size in zip(networks, known, sizes, strict=True)
+            for network, paths, size in zip(networks, named, sizes, strict=True)
         ]
         pairs = [pair_taps(taps[0], others, sizes[0], size) for others, size in zip(taps[1:], sizes[1:], strict=True)]
     except UNREADABLE as error:
@@ -126,7 +126,7 @@ def _found(job: Job, networks: Sequence[nn.Module], known: Sequence[list[str] | 
             show(taps),
         )
     job.before_relu = all(tap.activation in RELUS for row in chosen for tap in row)
-    how = "found" if None in known else "paired by the sizes of their maps"
+    how = "found" if None in named else "paired by the sizes of their maps"
     job.notes.append(f"taps were {how}:\n{show(chosen)}")
     return _tapped(job, networks, [[tap.path for tap in row] for row in chosen], shorten=False)
 

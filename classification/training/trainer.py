@@ -85,7 +85,7 @@ class Trainer:
         self.take_seed(engine.seed)
         # The state between two steps, except that of the modules above.
         self.epoch = options.optimisation.start_epoch
-        self.step = self.seen = 0  # steps of this epoch that are done, and the images of them over all ranks
+        self.step = self.images_done = 0  # steps of this epoch that are done, and the images of them over all ranks
         self.seconds = 0.0  # that these steps took
         self.extra: dict[str, float] = {}  # what the terms logged before this epoch
         self.means = Means(world.device)
@@ -97,12 +97,12 @@ class Trainer:
 
     def _transform(self) -> Transform:
         """Return the random transform of the training images, to two views where a term compares them."""
-        data, seen, crop = self.options.data, self.job.preprocessing, self.job.train_crop
+        data, preprocessing, crop = self.options.data, self.job.preprocessing, self.job.train_crop
         more: dict[str, Any] = {"hflip": bool(data.hflip), "randaugment": data.randaugment}
-        more |= {"erasing": data.random_erasing, "mean": seen.mean}
+        more |= {"erasing": data.random_erasing, "mean": preprocessing.mean}
         if needing(self.options.table, "views"):
-            return two_views(seen.img_size, crop, strong=data.second_view == "strong", **more)
-        return train_transform(seen.img_size, crop, **more)
+            return two_views(preprocessing.img_size, crop, strong=data.second_view == "strong", **more)
+        return train_transform(preprocessing.img_size, crop, **more)
 
     @property
     def job(self) -> Job:
@@ -185,7 +185,7 @@ class Trainer:
         self._say_epoch(record)
         if self.journal:
             self.journal.write(record)  # first: if the run is killed here, the line is dropped when it resumes
-        self.epoch, self.step, self.seen = epoch + 1, 0, 0
+        self.epoch, self.step, self.images_done = epoch + 1, 0, 0
         save(self, better=better)
         self.progress.aside = time.perf_counter() - begun - (self.seconds - earlier)
         return record
@@ -203,7 +203,7 @@ class Trainer:
     def _train(self) -> None:
         """Do the steps of the epoch that are left."""
         epoch, every = self.epoch, self.options.run.checkpoint_every_steps
-        self.batches.begin(epoch, self.step, self.seen)
+        self.batches.begin(epoch, self.step, self.images_done)
         steps = len(self.batches)
         self._train_mode()
         bar = self.engine.progress(self.loader, epoch_name(self.options.optimisation, epoch))
@@ -216,7 +216,7 @@ class Trainer:
                 self.means.add(values, len(batch[0]))
             if self.engine.interrupt is not None:
                 self.engine.interrupt.at_once = False
-            self.step, self.seen = self.step + 1, self.seen + size
+            self.step, self.images_done = self.step + 1, self.images_done + size
             self.seconds = earlier + time.perf_counter() - before
             self.progress.stepped(self.seconds - past)
             if values is not None:
@@ -275,7 +275,7 @@ class Trainer:
             if warning := dominant(weighted):
                 self.world.say(warning)
         if due:
-            loss, speed = float(values["loss"].detach().mean()), self.seen / self.seconds
+            loss, speed = float(values["loss"].detach().mean()), self.images_done / self.seconds
             left = self.progress.left(self.epoch, self.step, steps)
             line = "  ".join([sum_of(loss, weighted), f"{speed:.1f} images/s", *([left] if left else [])])
             if isinstance(bar, tqdm):
@@ -294,7 +294,7 @@ class Trainer:
         place = {"epoch": self.epoch, "step": self.step}
         record = {**place, **dict(zip(names, read, strict=True)), "learning_rate": rate}
         self.journal.write_step(
-            {**record, "images_per_second": self.seen / self.seconds}, self.epoch * steps + self.step
+            {**record, "images_per_second": self.images_done / self.seconds}, self.epoch * steps + self.step
         )
 
     def _say_epoch(self, record: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ def update_terms(engine: Engine, distiller: Distiller, epoch: int) -> dict[str, 
             world.share_state(network)
         return engine.training_images(epoch, num_images)
 
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
             found = distiller.update(epoch, batches, seed=engine.seed, context=engine.autocast)
@@ -38,7 +38,7 @@ def update_terms(engine: Engine, distiller: Distiller, epoch: int) -> dict[str, 
             if launch.lost_a_rank(error):
                 raise
             raise RunError(f"the update of the terms before {when} failed: {error}") from error
-    for warning in said:
+    for warning in caught:
         world.say(f"!! WARNING: {warning.message}")
     numbers: dict[str, float] = {}
     arrays: dict[str, Any] = {}

@@ -30,10 +30,10 @@ def check_classes(student: nn.Module, teacher: nn.Module, dataset: Any) -> None:
             )
         _compare("the student", ours, "the teacher", theirs)
     for role, names in (("the student", ours), ("the teacher", theirs)):
-        known = _of_data(dataset)
+        listed = _of_data(dataset)
         # A transform may number the classes anew: only the same names in another order are surely a mistake.
-        if names is not None and known is not None and sorted(names) == sorted(known):
-            _compare(role, names, "the data set", known)
+        if names is not None and listed is not None and sorted(names) == sorted(listed):
+            _compare(role, names, "the data set", listed)
 
 
 def _compare(one: str, ours: list[str], other: str, theirs: list[str]) -> None:

@@ -56,8 +56,8 @@ def read_batches(
     """
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
-        shown = Subset(dataset, order[rank::num_ranks][:num_images])
-        yield from DataLoader(shown, batch_size, num_workers=workers, collate_fn=collate)
+        chosen = Subset(dataset, order[rank::num_ranks][:num_images])
+        yield from DataLoader(chosen, batch_size, num_workers=workers, collate_fn=collate)
         return
     items = iter(dataset) if num_images is None else islice(iter(dataset), num_images)
     while batch := list(islice(items, batch_size)):

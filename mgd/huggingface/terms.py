@@ -46,10 +46,10 @@ def specified(terms: Mapping[str, Said] | Sequence[str]) -> dict[str, tuple[Any,
         raise ValueError(f"terms must be names or a dictionary, as {{'ce': 1, {terms!r}: None}}; got {terms!r}")
     table = dict(terms) if isinstance(terms, Mapping) else dict.fromkeys(terms)
     found: dict[str, tuple[Any, Weight | None]] = {}
-    for name, said in table.items():
-        entry = said if isinstance(said, tuple) else (None, said)
+    for name, wanted in table.items():
+        entry = wanted if isinstance(wanted, tuple) else (None, wanted)
         if len(entry) != 2 or not (entry[0] is None or isinstance(entry[0], (nn.Module, HyperParameters))):
-            raise ValueError(f"terms[{name!r}] must be a weight, or (term or hyper-parameters, weight); got {said!r}")
+            raise ValueError(f"terms[{name!r}] must be a weight, or (term or hyper-parameters, weight); got {wanted!r}")
         what, weight = entry
         if not isinstance(what, nn.Module):
             if name not in LOSSES:
@@ -92,8 +92,8 @@ def tap(
     network = teacher.taps.model if isinstance(teacher.taps, Taps) else teacher.taps
     if named is not None:
         return Taps(student, named[0]), freeze(Taps(network, named[1]), teacher.view), False
-    seen = images if teacher.view is None else teacher.view(images)
-    pairs = pair_taps(find_taps(student, images), find_taps(network, seen), images, seen)
+    viewed = images if teacher.view is None else teacher.view(images)
+    pairs = pair_taps(find_taps(student, images), find_taps(network, viewed), images, viewed)
     ours, theirs = zip(*pairs, strict=True)
     before_relu = all(tap.activation in RELUS for tap in (*ours, *theirs))
     tapped = Taps(network, [tap.path for tap in theirs])
@@ -121,9 +121,9 @@ def build_terms(
     Raises:
         ValueError: networks or hyper-parameters that a term cannot work with.
     """
-    seen = images if teacher.view is None else teacher.view(images)
+    viewed = images if teacher.view is None else teacher.view(images)
     ours = probe(student, images, frozen=False, before_relu=before_relu)
-    theirs = probe(teacher.taps, seen, before_relu=before_relu)
+    theirs = probe(teacher.taps, viewed, before_relu=before_relu)
     found: dict[str, tuple[nn.Module, Weight]] = {}
     for name, (what, weight) in terms.items():
         term = what if isinstance(what, nn.Module) else LOSSES[name].build(ours, [theirs], num_images, what)

@@ -115,7 +115,9 @@ class DistillationTrainer(Trainer):
             found = self.distiller.update(
                 epoch, partial(self._views, epoch), seed=self.args.seed, context=self.accelerator.autocast
             )
-        numbers = {f"{name}_{key}": float(value) for name, (said, _) in found.items() for key, value in said.items()}
+        numbers = {
+            f"{name}_{key}": float(value) for name, (values, _) in found.items() for key, value in values.items()
+        }
         if numbers:
             self.log(numbers)
 

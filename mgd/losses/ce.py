@@ -60,8 +60,8 @@ class CE(Term):
         check_logits("ce", student.logits, student.logits)
         check_target("ce", batch.target, student.logits, mixed=True)
         target = batch.target.float() if batch.target.is_floating_point() else batch.target
-        seen = [student, *(student.more if self.hyper.views == "all" else ())]
-        losses = [self._of(outputs.logits.float(), target) for outputs in seen]
+        views = [student, *(student.more if self.hyper.views == "all" else ())]
+        losses = [self._of(outputs.logits.float(), target) for outputs in views]
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _of(self, logits: Tensor, target: Tensor) -> Tensor:

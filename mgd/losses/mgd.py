@@ -273,8 +273,8 @@ class ChannelMatching(Term):
             raise ValueError(f"a ChannelMatching has one teacher and got {len(teachers)}: {how}")
         self._require_flows()
         if self.training and self.observe_share:
-            seen = -int(-self.observe_share * len(student.logits) // 1)  # rounded up
-            self.observe([m[:seen] for m in student.features], [m[:seen] for m in teachers[0].features])
+            num = -int(-self.observe_share * len(student.logits) // 1)  # rounded up
+            self.observe([m[:num] for m in student.features], [m[:num] for m in teachers[0].features])
         loss = student.logits.new_zeros((), dtype=torch.float32)
         for (i, j), weight in zip(self._places(), self.stage_weights, strict=True):
             student_map, teacher_map = self._pair(i, j, student.features, teachers[0].features)

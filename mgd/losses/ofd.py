@@ -42,11 +42,11 @@ class _Stage(nn.Module):
 
     def _measure(self, measured: MeasuredMargin, teacher: Tensor) -> None:
         # Only this batch is summed over the ranks: what was seen before is so already.
-        seen = MeasuredMargin(teacher.shape[1]).to(teacher.device)
-        seen.update(teacher)
-        seen.all_reduce()
-        measured.total += seen.total
-        measured.count += seen.count
+        batch = MeasuredMargin(teacher.shape[1]).to(teacher.device)
+        batch.update(teacher)
+        batch.all_reduce()
+        measured.total += batch.total
+        measured.count += batch.count
 
 
 class OFD(StartingTerm):

@@ -189,17 +189,17 @@ class _Finder:
         """Return the maps among values that can be read, those of one resolution together."""
         found: list[_Map] = []
         for value in values[1:]:
-            if value.number in self.graph.places and (seen := self._read(value, found[-1].size if found else None)):
-                while found and found[-1].size[0] < seen.size[0] / GROWS:
+            if value.number in self.graph.places and (reading := self._read(value, found[-1].size if found else None)):
+                while found and found[-1].size[0] < reading.size[0] / GROWS:
                     found.pop()  # what had the shape of a smaller map, as windows have, was none
-                if not found or seen.size[0] <= found[-1].size[0]:  # not what was only padded
-                    found.append(seen)
+                if not found or reading.size[0] <= found[-1].size[0]:  # not what was only padded
+                    found.append(reading)
         stages: list[list[_Map]] = []
-        for seen in found:
-            if stages and seen.size[0] > 0.75 * stages[-1][0].size[0]:
-                stages[-1].append(seen)
+        for reading in found:
+            if stages and reading.size[0] > 0.75 * stages[-1][0].size[0]:
+                stages[-1].append(reading)
             else:
-                stages.append([seen])
+                stages.append([reading])
         layers = [0, *(stage[-1].value.num_layers for stage in stages)]  # a map that was only pooled is no stage
         return [stage for stage, below, own in zip(stages, layers, layers[1:], strict=False) if own > below]
 
@@ -251,9 +251,13 @@ class _Finder:
             sizes: dict[tuple[int, int], list[_Map]] = {}
             for value in between:
                 if value.number in self.graph.places and value.number in reached and value.number not in trunk:
-                    seen = self._read(value, None)
-                    if seen and below[0].size[0] < 0.75 * seen.size[0] and seen.size[0] < 0.75 * above[-1].size[0]:
-                        sizes.setdefault(seen.size, []).append(seen)
+                    reading = self._read(value, None)
+                    if (
+                        reading
+                        and below[0].size[0] < 0.75 * reading.size[0]
+                        and reading.size[0] < 0.75 * above[-1].size[0]
+                    ):
+                        sizes.setdefault(reading.size, []).append(reading)
             found += [[maps[-1]] for maps in sizes.values()]
         return sorted(found, key=lambda stage: -stage[-1].size[0])
 

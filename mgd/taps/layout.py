@@ -177,23 +177,23 @@ def turned(before: Sequence[int], shapes: Sequence[Sequence[int]]) -> str | None
     return {frozenset({2, 3}): "first", frozenset({1, 2}): "last"}.get(frozenset(changed))
 
 
-def check_said(path: str, layout: Layout, shape: Sequence[int]) -> None:
+def check_stated(path: str, layout: Layout, shape: Sequence[int]) -> None:
     """Refuse a tensor that is not what its path says, or of which it must say more.
 
     Raises:
         ValueError: tokens that the path does not call so; a layout of another number of dimensions.
     """
-    given, name = tuple(shape), path.split("@tokens")[0].removesuffix("@last").removesuffix("@first")
+    size, name = tuple(shape), path.split("@tokens")[0].removesuffix("@last").removesuffix("@first")
     if len(shape) == 3 and layout.kind is None:
         raise ValueError(
-            f"tap {path!r} reads three dimensions, {given}, and a shape does not tell their layout: write "
+            f"tap {path!r} reads three dimensions, {size}, and a shape does not tell their layout: write "
             f"{name}@tokens if they are (B, N, C) with the image's tokens row by row "
             f"({name}@tokens:prefix=1:grid=14x14 for one token in front of 14 rows and 14 columns), or else tap "
             "another module"
         )
     if layout.kind is not None and len(shape) != (3 if layout.kind == "tokens" else 4):
         wanted = {"first": "(B, C, H, W)", "last": "(B, H, W, C)", "tokens": "(B, N, C)"}[layout.kind]
-        raise ValueError(f"tap {path!r} reads {given}, which cannot be {wanted}: leave out @{layout.kind}")
+        raise ValueError(f"tap {path!r} reads {size}, which cannot be {wanted}: leave out @{layout.kind}")
 
 
 def check_found(path: str, layout: Layout, shape: Sequence[int], found: str | None) -> None:
@@ -208,31 +208,31 @@ def check_found(path: str, layout: Layout, shape: Sequence[int], found: str | No
     Raises:
         ValueError: with what to write.
     """
-    given, said = tuple(shape), layout.kind
+    size, stated = tuple(shape), layout.kind
     if found == "batch":
-        raise ValueError(f"tap {path!r} reads {given}: its first dimension is not the batch, so tap another module")
+        raise ValueError(f"tap {path!r} reads {size}: its first dimension is not the batch, so tap another module")
     if found == "windows":
         raise ValueError(
-            f"tap {path!r} reads {given}, which are windows of the map, not its rows and columns: tap the module that "
+            f"tap {path!r} reads {size}, which are windows of the map, not its rows and columns: tap the module that "
             "puts them together again"
         )
-    if found is None and said is None:
+    if found is None and stated is None:
         raise ValueError(
-            f"tap {path!r} reads {given}, and a shape does not tell where its channels are: write {path}@first if it "
+            f"tap {path!r} reads {size}, and a shape does not tell where its channels are: write {path}@first if it "
             f"is (B, C, H, W), {path}@last if it is (B, H, W, C), or else tap another module"
         )
-    if found == "last" and said is None:
-        raise ValueError(f"tap {path!r} gives a map {given} with its channels last: write {path}@last")
-    if found is None or found == (said or "first"):
+    if found == "last" and stated is None:
+        raise ValueError(f"tap {path!r} gives a map {size} with its channels last: write {path}@last")
+    if found is None or found == (stated or "first"):
         return
-    if said == "tokens":
+    if stated == "tokens":
         raise ValueError(
-            f"tap {path!r} reads {given}, whose second dimension is channels, because it does not grow with the "
+            f"tap {path!r} reads {size}, whose second dimension is channels, because it does not grow with the "
             "image: tap a module that gives tokens (B, N, C)"
         )
     raise ValueError(
-        f"tap {path!r} reads {given} with its channels {found}, because the other dimensions are those of the image: "
-        f"leave out @{said}{' and write @last' if found == 'last' else ''}"
+        f"tap {path!r} reads {size} with its channels {found}, because the other dimensions are those of the image: "
+        f"leave out @{stated}{' and write @last' if found == 'last' else ''}"
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mgd.taps.layout import (
     Layout,
     check_found,
-    check_said,
+    check_stated,
     moved,
     readings,
     reorders_tokens,
@@ -258,7 +258,7 @@ class Taps(nn.Module):
         if len(shape) in (3, 4):
             if len(shape) == 3:
                 self._refuse_reordered(path)
-            check_said(path, layout, shape)
+            check_stated(path, layout, shape)
             if shape[0] != len(images):
                 raise ValueError(
                     f"tap {path!r} reads {tuple(shape)} from a batch of {len(images)}: its first dimension is not the "
@@ -288,10 +288,10 @@ class Taps(nn.Module):
     def _settle(self, number: int, shape: tuple[int, ...], images: Images, calls: int, grown: Grown) -> None:
         """Make sure of the layout of a tap; see the class. `grown` is filled where the first tap needs it."""
         path, layout = self.points[number].path, self.points[number].layout
-        seen = _shape(images)
-        if len(seen) != 3:
+        image_shape = _shape(images)
+        if len(image_shape) != 3:
             maps = len(shape) == 4
-            fits = readings(shape, seen) if maps and seen else []
+            fits = readings(shape, image_shape) if maps and image_shape else []
             # Windows of a map, too, may look like one with its channels last.
             if not maps or layout.kind == "last" or fits != [layout.kind or "first"]:
                 if not grown:
@@ -300,8 +300,8 @@ class Taps(nn.Module):
                 position = (-1 if stated is None else stated) % calls
                 after = [shapes[number][position] for shapes in grown if len(shapes[number]) > position]
                 found = next((kind for larger in after if (kind := moved(shape, larger))), None)
-                found = found if seen else turned(shape, after)
-                exact = readings(shape, seen, slack=False) if maps and seen else []
+                found = found if image_shape else turned(shape, after)
+                exact = readings(shape, image_shape, slack=False) if maps and image_shape else []
                 check_found(path, layout, shape, found or (exact[0] if len(exact) == 1 else None))
         self._settled.add(number)
 

@@ -46,8 +46,8 @@ class Ahead:
         """
 
         def outputs(batch: T) -> list[Outputs]:
-            seen = images(batch)
-            return [teacher(seen) for teacher in self._teachers]
+            batch_images = images(batch)
+            return [teacher(batch_images) for teacher in self._teachers]
 
         # torch's number of threads is each thread's own.
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(self._threads,)) as pool:
