@@ -296,7 +296,7 @@ def compare(asked: Asked) -> None:
         UserError: a mistake of the user's, found before work starts.
         RunError: a run that failed.
     """
-    from classification.reports.comparison import PLAN, keep_plan
+    from classification.reports.comparison import PLAN, save_plan
     from classification.runs.checkpoint import lock_folder
 
     folder = asked.own.output
@@ -309,13 +309,13 @@ def compare(asked: Asked) -> None:
         check_new(asked.own.page, force=True, option="--page")
     plan, classes = plan_of(asked)
     if exists(folder / PLAN):
-        keep_plan(plan, folder)
+        save_plan(plan, folder)
     else:
         print(f"=> {foresee(plan, classes, asked)}", flush=True)
     if asked.own.plan:
         return
     with lock_folder(folder):
-        keep_plan(plan, folder)
+        save_plan(plan, folder)
         for name in ("runs", "logs"):
             (folder / name).mkdir(exist_ok=True)
         for line in run(plan, asked):
@@ -332,9 +332,9 @@ def run(plan: Plan, asked: Asked) -> Iterator[str]:
         for done in run_all([plan.teacher_command(folder)], jobs=1, threads=asked.own.threads or os.cpu_count() or 1):
             yield f"teacher: top-1 {last_top1(done.folder):.2f}"
     found: dict[tuple[str, str], dict[int, float]] = {}
-    verdicts = comparison.judged(plan, found)
+    verdicts = comparison.judge_all(plan, found)
     for seed in comparison.seeds_of(plan):
-        commands = {plan.command(folder, pair, seed): pair for pair in comparison.due(plan, verdicts)}
+        commands = {plan.command(folder, pair, seed): pair for pair in comparison.undecided_pairs(plan, verdicts)}
         for done in run_all(list(commands), jobs=jobs, threads=asked.threads):
             pair = commands[done]
             found.setdefault(pair, {})[seed] = top1 = last_top1(done.folder)
@@ -342,13 +342,13 @@ def run(plan: Plan, asked: Asked) -> Iterator[str]:
             new = [line for line in warnings_in(done.log) if line not in warned]
             yield from new
             warned |= dict.fromkeys(new)
-        verdicts |= {p: v for p, v in comparison.judged(plan, found).items() if seed in found.get(p, {})}
-        comparison.keep(plan, found, verdicts, folder)
-        if not comparison.due(plan, verdicts):
+        verdicts |= {p: v for p, v in comparison.judge_all(plan, found).items() if seed in found.get(p, {})}
+        comparison.save_comparison(plan, found, verdicts, folder)
+        if not comparison.undecided_pairs(plan, verdicts):
             break
     yield comparison.table(plan, found, verdicts)
     decided_first = sorted(verdicts.items(), key=lambda item: not item[1].decided)
-    lines = [comparison.said(verdict, pair, plan.confidence) for pair, verdict in decided_first]
+    lines = [comparison.describe_verdict(verdict, pair, plan.confidence) for pair, verdict in decided_first]
     if asked.own.page is not None:
         runs = [plan.command(folder, pair, seed).folder for pair in found for seed in found[pair]]
         write_page(asked.own.page, runs, "\n".join(f"{line}." for line in lines))

@@ -226,7 +226,7 @@ def export_demo(args: argparse.Namespace, package: Package | None = None) -> Non
         RunError: a file that is not as good as its network.
     """
     from classification.models.trained import open_trained
-    from classification.reports.demo import MEMBERS, RUNTIME, Shown, demo_files, recorded_teacher
+    from classification.reports.demo import MEMBERS, RUNTIME, DemoNetwork, demo_files, recorded_teacher
 
     files = (package or RUNTIME).read(MEMBERS, args.runtime)
     places = {"Student": (args.checkpoint, args.arch)}
@@ -251,7 +251,7 @@ def export_demo(args: argparse.Namespace, package: Package | None = None) -> Non
             alike = _check(as_onnx, trained, trial, folder / role, timed=False)  # the page says how long it takes
             if fault := alike.fault(args.tolerance, exact=True):
                 raise RunError(f"the {role.lower()} is rejected, {fault}")
-            networks.append(Shown(role, trained.arch, trained.classes, trained.preprocessing, content))
+            networks.append(DemoNetwork(role, trained.arch, trained.classes, trained.preprocessing, content))
         page = folder / "page"
         page.mkdir()  # with the usual rights, which `folder` has not
         for name, content in demo_files(networks, files).items():
@@ -291,10 +291,10 @@ def _content(args: argparse.Namespace, trained: Trained, trial: Trial) -> bytes:
     scales, method = {}, args.calibration or "minmax"
     count = min(args.calibration_images, len(trial.data.train))
     if trained.int8 and args.calibration is None:
-        scales, count = rounding.handed_over(trained, opset=args.opset, **graph), 1  # of one image nothing is taken
+        scales, count = rounding.learned_scales(trained, opset=args.opset, **graph), 1  # of one image nothing is taken
     how = "the scales that were learned" if scales else f"{count} images for calibration by {method}"
     print(f"=> int8: {how}, weights of {7 if reduced else 8} bits")
-    prepare = exporting.input_of(trained, **graph)
+    prepare = exporting.input_function(trained, **graph)
     images = [prepare(batch) for batch in trial.calibration(count, CALIBRATION_BATCH, args.workers)]
     said = exporting.description(trained, **graph)
     return quantised.to_int8(model, images, said, method=method, reduce_range=reduced, scales=scales)
@@ -308,18 +308,18 @@ def _check(args: argparse.Namespace, trained: Trained, trial: Trial, file: Path,
 
     before = exporting.torch_runtime(trained)
     after = exporting.file_runtime(file, args.to, trained, takes_bytes=args.with_preprocessing)
-    print(f"=> compared on {trial.said}")
+    print(f"=> compared on {trial.description}")
     found = fidelity.compare(before, after, trial.batches(args.batch_size, args.workers))
     latencies = {}
     first, _ = next(iter(trial.batches(1)))
     for size in cost.SIZES if timed else ():
         images = first.expand(size, -1, -1, -1)
         ours, theirs = before.prepare(images), after.prepare(images)
-        one, other = cost.medians([partial(before.compute, ours), partial(after.compute, theirs)], seconds=2.0)
+        one, other = cost.median_times([partial(before.compute, ours), partial(after.compute, theirs)], seconds=2.0)
         latencies[size] = one, other
     weights = sum(value.nbytes for value in trained.network.state_dict().values())
     print("\n".join(fidelity.table(found, (weights, file.stat().st_size), latencies)))
-    print(f"=> {torch.get_num_threads()} threads, {quantised.instruction_set()}; {exporting.versions(args.to)}")
+    print(f"=> {torch.get_num_threads()} threads, {quantised.instruction_set()}; {exporting.package_versions(args.to)}")
     return found
 
 

@@ -99,28 +99,28 @@ def prepare(args: argparse.Namespace) -> None:
     if not split.drawn and (shares.test or shares.group != "none"):
         what = "--test" if shares.test else "--group"
         raise UserError(f"{what} has no effect: {args.source} is split already; give a folder that holds CLASS folders")
-    notes, copies = [*split.notes], work.named(split)
+    notes, copies = [*split.notes], work.name_copies(split)
     try:
-        top = work.unfinished(args.folder, copies, args.side)
+        top = work.open_partial_folder(args.folder, copies, args.side)
         try:
-            bad = work.copy_all(copies, top, args.side)
-            notes += work.check_whole(copies, bad, top)
-            copies = [copy for copy in copies if copy not in bad]
-            pairs = [] if split.drawn else work.identical_across(copies)
-            copies, said = work.resolve(pairs, copies, top, what=EXACT, remove=args.remove_duplicates)
-            notes += said
-            pairs = [] if args.near is None else work.near_across(copies, top, args.near)
-            copies, said = work.resolve(pairs, copies, top, what=NEAR, remove=args.remove_duplicates)
-            notes += said
+            failures = work.write_copies(copies, top, args.side)
+            notes += work.remove_empty_classes(copies, failures, top)
+            copies = [copy for copy in copies if copy not in failures]
+            pairs = [] if split.drawn else work.duplicate_pairs(copies)
+            copies, more = work.settle_duplicates(pairs, copies, top, what=EXACT, remove=args.remove_duplicates)
+            notes += more
+            pairs = [] if args.near is None else work.similar_pairs(copies, top, args.near)
+            copies, more = work.settle_duplicates(pairs, copies, top, what=NEAR, remove=args.remove_duplicates)
+            notes += more
         except UserError:
             shutil.rmtree(top)
             raise
-        (top / work.MANIFEST).write_bytes(work.manifest(copies))
+        (top / work.MANIFEST).write_bytes(work.manifest_csv(copies))
         (top / "plan").unlink()
         top.rename(args.folder)
     except OSError as error:
         raise UserError(f"{args.folder} cannot be written ({error.strerror}): make room, or give another") from error
-    for line in [*notes, *(f"left out: {why}" for why in bad.values()), *work.summary(copies)]:
+    for line in [*notes, *(f"left out: {cause}" for cause in failures.values()), *work.summarise(copies)]:
         print(one_line(line))
 
 

@@ -20,10 +20,10 @@ from classification.pile.packages import check_packages
 from classification.system.new_files import check_new, write_whole
 
 if TYPE_CHECKING:
-    from classification.data.inference import Found
+    from classification.data.inference import ImagePaths
     from classification.pile.duplicates import NearCopies
     from classification.pile.ranking import Rule
-    from classification.pile.scoring import Teachers, Work
+    from classification.pile.scoring import ScoreWork, Teachers
     from classification.pile.shards import Shards
 
 PROG = "pseudo_label.py"
@@ -175,8 +175,8 @@ def score(args: argparse.Namespace) -> None:
     from classification.data.inference import find_paths
     from classification.options.config import check_devices
     from classification.options.devices import Devices
-    from classification.pile.scoring import Work, open_teachers, usable
-    from classification.pile.shards import Plan, begin, paths_digest
+    from classification.pile.scoring import ScoreWork, open_teachers, usable_paths
+    from classification.pile.shards import Plan, begin_folder, paths_digest
     from classification.runs.world import device_of
 
     devices = Devices(device=args.device)
@@ -186,7 +186,7 @@ def score(args: argparse.Namespace) -> None:
     teachers = open_teachers(
         [_checkpoint(path) for path in (args.checkpoint, *args.also)], args.arch, where, args.img_size
     )
-    paths, causes = usable(found.paths)
+    paths, causes = usable_paths(found.paths)
     if not paths:
         raise UserError(f"no image of {args.paths[0]} can be scored: {next(iter(causes.values()))}")
     first = teachers.members[0]
@@ -194,14 +194,14 @@ def score(args: argparse.Namespace) -> None:
     names = next((member.classes for member in teachers.members if member.classes), None)
     digest = paths_digest(paths)
     plan = Plan(teachers.digest(), first.num_classes, names, top, len(paths), digest, args.shard_size)
-    begin(args.output, plan)
+    begin_folder(args.output, plan)
     rank, size = (int(os.environ.get(name, usual)) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if rank == 0:
         _say_start(teachers, found, causes, len(found.paths) - len(paths) - len(causes))
-    _score(Work(args.output, plan, paths, rank, size, args.batch_size, args.workers), teachers)
+    _score(ScoreWork(args.output, plan, paths, rank, size, args.batch_size, args.workers), teachers)
 
 
-def _say_start(teachers: Teachers, found: Found, causes: dict[str, str], repeated: int) -> None:
+def _say_start(teachers: Teachers, found: ImagePaths, causes: dict[str, str], repeated: int) -> None:
     from classification.pile.scoring import unreadable_lines
 
     notes = [*found.notes, *(member.note for member in teachers.members), *unreadable_lines(causes)]
@@ -210,7 +210,7 @@ def _say_start(teachers: Teachers, found: Found, causes: dict[str, str], repeate
         print(f"=> {one_line(note)}", file=sys.stderr)
 
 
-def _score(work: Work, teachers: Teachers) -> None:
+def _score(work: ScoreWork, teachers: Teachers) -> None:
     """Score, and say how far it is."""
     from tqdm import tqdm
 
@@ -252,9 +252,9 @@ def select(args: argparse.Namespace) -> None:
     shards = open_shards(args.folder)
     rule = _rule(args, shards)
     chosen = selection.select(shards, rule, _copies(args))
-    content = b"".join(selection.lines(chosen.lists(balance=args.balance), args.root))
+    content = b"".join(selection.list_lines(chosen.lists(balance=args.balance), args.root))
     write_whole(args.output, content)
-    write_whole(_about(args.output), selection.about(shards, rule, chosen, args.root))
+    write_whole(_about(args.output), selection.list_description(shards, rule, chosen, args.root))
     sizes = chosen.sizes()
     if chosen.copies:
         path, original = next(iter(chosen.copies.items()))

@@ -18,7 +18,7 @@ from classification.pile.packages import check_packages
 
 if TYPE_CHECKING:
     from classification.options.stored_teacher import StoredPlan, ViewOptions
-    from classification.pile.reinforcing import Storing
+    from classification.pile.reinforcing import StoreWork
     from classification.pile.scoring import Teachers
 
 PROG = "reinforce.py"
@@ -112,21 +112,21 @@ def find_training_images(root: Path, classes: list[str] | None, bad: str, worker
         UserError: no images, names that a table cannot hold, images that cannot be read, classes of another teacher.
     """
     from classification.data.image_files import LeftOut, class_names
-    from classification.data.images import unreadable
+    from classification.data.images import find_unreadable
     from classification.data.inference import find_paths
-    from classification.pile.scoring import usable
+    from classification.pile.scoring import usable_paths
 
     split = next((root / name for name in ("valid", "val") if is_folder(root / name)), None)
     if classes and split is not None and (other := sorted(set(class_names(split, LeftOut())) - set(classes))):
         raise UserError(f"the teacher has no class {other[0]}, but {split} has: give a teacher of these classes")
     top = root / "train" if is_folder(root / "train") else root
     found = find_paths([str(top)], sys.stdin.buffer)
-    kept, causes = usable(found.paths)
+    kept, causes = usable_paths(found.paths)
     if causes:
         path, why = next(iter(causes.items()))
         raise UserError(f"{path} cannot stand in a table ({why})")
     notes = list(found.notes)
-    if bad == "skip" and (broken := unreadable(kept, workers)):
+    if bad == "skip" and (broken := find_unreadable(kept, workers)):
         kept = [path for path in kept if path not in broken]
         notes.append(f"left out {len(broken)} images that cannot be read, for example {next(iter(broken))}")
         if not kept:
@@ -151,7 +151,7 @@ def reinforce(args: argparse.Namespace) -> None:
     devices = Devices(device=args.device)
     check_devices(devices)
     where = device_of(devices, int(os.environ.get("LOCAL_RANK", "0")))
-    teachers = open_teachers([_checkpoint(path) for path in args.checkpoints], args.arch, where, one_cut=False)
+    teachers = open_teachers([_checkpoint(path) for path in args.checkpoints], args.arch, where, same_crop=False)
     digest = teachers.digest()
     if args.img_size:
         teachers = teachers.at(args.img_size)
@@ -159,21 +159,21 @@ def reinforce(args: argparse.Namespace) -> None:
     paths, notes = find_training_images(args.data, names, args.bad_images, args.workers)
     plan = _plan(args, teachers, digest, names, paths)
     rank, size = (int(os.environ.get(name, usual)) for name, usual in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    work = reinforcing.Storing(args.output, plan, args.data, paths, rank, size, args.batch_size, args.workers)
+    work = reinforcing.StoreWork(args.output, plan, args.data, paths, rank, size, args.batch_size, args.workers)
     if args.check:
-        print(f"=> checked: {reinforcing.check(work, reinforcing.fast(teachers, plan.dtype))}")
+        print(f"=> checked: {reinforcing.check_stored(work, reinforcing.make_fast(teachers, plan.dtype))}")
         return
-    classifier = reinforcing.classifier_of(teachers)
+    classifier = reinforcing.classifier_bytes(teachers)
     if classifier is None or len(classifier) > reinforcing.CLASSIFIER_BYTES * len(paths):
         notes.append(
             "wkd_logits cannot train from this: the teacher's last layer is no linear one, or too large to keep"
         )
         classifier = None
-    reinforcing.begin(work, classifier)
+    reinforcing.begin_folder(work, classifier)
     keep_freed_memory()
     for note in [*notes, *(member.note for member in teachers.members)] if rank == 0 else ():
         print(f"=> {one_line(note)}", file=sys.stderr)
-    _store(work, reinforcing.fast(teachers, plan.dtype))
+    _store(work, reinforcing.make_fast(teachers, plan.dtype))
 
 
 def _plan(
@@ -181,7 +181,7 @@ def _plan(
 ) -> StoredPlan:
     """Return what is stored, and of whom; `digest` is that of the teachers at their own size."""
     from classification.options.stored_teacher import StoredPlan
-    from classification.pile.reinforcing import versions
+    from classification.pile.reinforcing import render_versions
     from classification.pile.shards import paths_digest
 
     first = teachers.members[0]
@@ -199,7 +199,7 @@ def _plan(
         num_images=len(paths),
         images=paths_digest(paths),
         shard_size=args.shard_size,
-        versions=versions(),
+        versions=render_versions(),
     )
 
 
@@ -215,11 +215,11 @@ def _views(args: argparse.Namespace, teachers: Teachers) -> ViewOptions:
     return ViewOptions(**asked, mean=seen.mean)
 
 
-def _store(work: Storing, teachers: Teachers) -> None:
+def _store(work: StoreWork, teachers: Teachers) -> None:
     """Store, and say how far it is."""
     from tqdm import tqdm
 
-    from classification.pile.reinforcing import bytes_per_image, store
+    from classification.pile.reinforcing import bytes_per_image, store_shards
     from classification.pile.scoring import Pace
 
     plan, missing = work.plan, work.missing()
@@ -241,7 +241,7 @@ def _store(work: Storing, teachers: Teachers) -> None:
             pace.done += views
             bar.update(views)
 
-        for shard in store(work, teachers, advance):
+        for shard in store_shards(work, teachers, advance):
             bar.write(f"=> shard {shard + 1} of {plan.num_shards}: {pace.line()}".replace("images/s", "views/s"))
     left = work.missing()
     rest = f"; other processes still work on {len(left)} shards"

@@ -69,7 +69,7 @@ def report(args: argparse.Namespace) -> None:
     """
     from classification.reports.page import make_page
 
-    page = make_page(args.runs, data=args.data, most=args.images).encode(errors="backslashreplace")
+    page = make_page(args.runs, data=args.data, max_images=args.images).encode(errors="backslashreplace")
     write_whole(args.output, page)
     print(f"=> written to {args.output}, {len(page) / 1e6:.2f} MB")
 

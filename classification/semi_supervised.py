@@ -110,13 +110,13 @@ def check_images(args: argparse.Namespace) -> dict[str, int]:
         UserError: no images, a pile that holds valid, or a teacher of other classes.
     """
     from classification.data.folders import read_folder
-    from classification.data.image_files import across, count_of
+    from classification.data.image_files import count_of, identical_pairs
     from classification.data.inference import find_paths
     from classification.models.trained import open_trained
 
     data = read_folder(args.data)
     paths = find_paths([str(args.unlabelled)], sys.stdin.buffer).paths
-    if held := across([path for path, _ in data.valid], paths):
+    if held := identical_pairs([path for path, _ in data.valid], paths):
         raise UserError(
             f"--unlabelled {args.unlabelled} holds {count_of(len(held), 'image')} of valid, for example {held[0][1]} "
             f"= {held[0][0]}: remove such images, or the accuracy on valid will be too high"
@@ -147,11 +147,11 @@ def run(args: argparse.Namespace) -> None:
         UserError: a mistake of the user's, found before work starts.
         RunError: a step failed.
     """
-    from classification.pile.steps import begin_steps
+    from classification.pile.steps import open_steps
 
     found = check_images(args)
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    steps = begin_steps(args.output, {**asked, **found})
+    steps = open_steps(args.output, {**asked, **found})
     folder, data = steps.folder, str(args.data)
     common = ["-b", str(args.batch_size), "-j", str(args.workers), "--seed", str(args.seed), "--device", args.device]
     common += ["--img-size", str(args.img_size)] if args.img_size else []

@@ -38,7 +38,7 @@ def files_of(folder: Path, work: Path, trial: Trial) -> list[tuple[str, int, Pat
         model = exporting.to_onnx(trained)
         kinds = {role: model}
         if role == "distilled":
-            prepare = exporting.input_of(trained, takes_bytes=False)
+            prepare = exporting.input_function(trained, takes_bytes=False)
             images = [prepare(batch) for batch in trial.calibration(*CALIBRATION)]
             said = exporting.description(trained, takes_bytes=False)
             kinds["distilled, int8"] = quantised.to_int8(model, images, said)
@@ -61,7 +61,7 @@ def measure(folder: Path, work: Path) -> list[dict[str, Any]]:
         count = sum(len(target) for _, target in batches)
         rows.append({"role": role, "seed": seed, "top1": 100 * right / count, "bytes": path.stat().st_size})
         calls.append(partial(runtime.compute, runtime.prepare(batches[0][0][:1])))
-    for row, milliseconds in zip(rows, cost.medians(calls, seconds=SECONDS, most=2000), strict=True):
+    for row, milliseconds in zip(rows, cost.median_times(calls, seconds=SECONDS, max_calls=2000), strict=True):
         row["latency_ms"] = milliseconds
         print(f"{row['role']:16} {row['top1']:6.2f} % {row['bytes']:10,} bytes {milliseconds:8.3f} ms", flush=True)
     return rows

@@ -55,7 +55,7 @@ def measure(
     before = exporting.torch_runtime(trained)
     logits = [before(pixels) for pixels, _ in batches]
     said = exporting.description(trained, takes_bytes=False)
-    prepare = exporting.input_of(trained, takes_bytes=False)
+    prepare = exporting.input_function(trained, takes_bytes=False)
 
     def compare(content: bytes) -> fidelity.Fidelity:
         with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +74,7 @@ def measure(
     for seed in range(seeds):
         if (cell := f"int8-epochs, seed {seed}") not in done:
             learned = open_trained(train_seed(seed) / "best.pth")
-            scales = rounding.handed_over(learned)
+            scales = rounding.learned_scales(learned)
             keep(cell, compare(quantised.to_int8(exporting.to_onnx(learned), images[:1], said, scales=scales)))
 
 
@@ -136,7 +136,7 @@ def main() -> None:
         before, after = found.top1()
         shares = {"interval": found.interval(), "agreement": 100 * found.agree / found.images, "images": found.images}
         record = {"arch": args.arch, "cell": cell, "before": before, "after": after, **shares}
-        record |= {"instructions": quantised.instruction_set(), "versions": exporting.versions("int8")}
+        record |= {"instructions": quantised.instruction_set(), "versions": exporting.package_versions("int8")}
         with RECORDS.open("a") as file:
             file.write(json.dumps(record) + "\n")
         print(f"{cell}: {before:.2f} -> {after:.2f}", flush=True)

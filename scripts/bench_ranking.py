@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from classification.pile.ranking import Rule, rank
-from classification.pile.selection import lines
+from classification.pile.selection import list_lines
 from classification.pile.shards import SCHEMA
 
 PER_SHARD = 500_000
@@ -47,7 +47,7 @@ def measure(folder: Path, top_k: int) -> dict[str, float]:
     start = time.perf_counter()
     ranking = rank(sorted(folder.glob("*.parquet")), Rule(None, top_k))
     with (folder / "list").open("wb") as file:
-        file.writelines(lines(ranking.lists()))
+        file.writelines(list_lines(ranking.lists()))
     seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
     return {"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "peak_mb": used.ru_maxrss / 1e3}
 

@@ -24,9 +24,9 @@ from torchvision import transforms as T
 from classification.data.cache import Cache
 from classification.data.folders import read_folder
 from classification.data.images import read_image
-from classification.data.loading import FixedBatches, Photos, TrainBatches, loader
-from classification.data.preprocessing import Preprocessing
-from classification.data.transforms import MEAN, STD, normalise, train_transform
+from classification.data.loading import FixedBatches, Photos, TrainBatches, make_loader
+from classification.data.preprocessing import MEAN, STD, Preprocessing, normalise
+from classification.data.transforms import train_transform
 from classification.models import build
 from classification.options.config import parse
 from classification.runs.world import Seed, World
@@ -51,7 +51,7 @@ def ours(samples: list[tuple[str, int]], *, training: bool, cache: Cache | None 
     transform = train_transform(SIZE, "resized") if training else Preprocessing.of(SIZE).transform()
     photos = Photos(samples, transform, 0, cache)
     batches = TrainBatches(len(samples), BATCH, 0) if training else FixedBatches(list(range(len(samples))), BATCH)
-    return loader(photos, batches, 0, CPU)
+    return make_loader(photos, batches, 0, CPU)
 
 
 def batches(loading: Iterable[tuple[Tensor, ...]], num: int, ready: Callable[[Tensor], Tensor]) -> Callable[[], None]:

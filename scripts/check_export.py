@@ -26,12 +26,12 @@ from classification.models.exporting import (
     Runtime,
     description,
     file_runtime,
-    input_of,
+    input_function,
+    package_versions,
     to_onnx,
     to_pt2,
     to_safetensors,
     torch_runtime,
-    versions,
 )
 from classification.models.fidelity import Fidelity, compare
 from classification.models.hub import Classifier
@@ -85,7 +85,7 @@ def contents(trained: Trained, calibration: Sequence[Tensor]) -> Iterator[tuple[
         yield f"pt2{name}", "pt2", takes_bytes, to_pt2(trained, takes_bytes=takes_bytes)
         model = to_onnx(trained, takes_bytes=takes_bytes)
         yield f"onnx{name}", "onnx", takes_bytes, model
-    prepare, said = input_of(trained, takes_bytes=False), description(trained, takes_bytes=False)
+    prepare, said = input_function(trained, takes_bytes=False), description(trained, takes_bytes=False)
     images = [prepare(pixels) for pixels in calibration]
     reduced = not wide_instructions()
     yield "int8", "int8", False, to_int8(to_onnx(trained), images, said, reduce_range=reduced)
@@ -97,7 +97,7 @@ def hubs(trained: Trained, folder: Path) -> Iterator[tuple[str, Runtime, int]]:
     names = [str(index) for index in range(trained.num_classes)]
     state = trained.network.state_dict()
     torch.save(describe_student(state, trained.arch, trained.num_classes, names, trained.preprocessing), path)
-    prepare = input_of(trained, takes_bytes=False)
+    prepare = input_function(trained, takes_bytes=False)
     if trained.arch in NETWORKS:
         network = torch.hub.load(str(ROOT), trained.arch, checkpoint=path, source="local", verbose=False)
         yield "hub by name", Runtime(prepare, torch.inference_mode()(network)), path.stat().st_size
@@ -219,7 +219,7 @@ def run() -> None:
     parser.add_argument("--records", metavar="FILE", type=Path, help="also write a JSON object per row into this file")
     args = parser.parse_args()
     classes = 10 if args.data is None else len([path for path in (args.data / "valid").iterdir() if path.is_dir()])
-    machine = f"{instruction_set()}, {versions('onnx')}"
+    machine = f"{instruction_set()}, {package_versions('onnx')}"
     print(f"batches of {BATCHES}; {machine}")
     photographs = "" if args.data is None else f"{'photos, %':>11}{'before':>9}{'top-1':>9}"
     heading = f"{'gap':>10}{'logit':>10}{'agree, %':>10}{photographs}{'bytes':>14}"

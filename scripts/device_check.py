@@ -42,7 +42,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import mgd
-from classification.data.loading import Photos, TrainBatches, loader
+from classification.data.loading import Photos, TrainBatches, make_loader
 from classification.data.transforms import train_transform
 from classification.models import build
 from classification.options.config import parse
@@ -330,7 +330,7 @@ def check_loader(check: Check) -> dict[str, Any]:
     workers, found = min(16, os.cpu_count() or 1), {}
     photos = Photos(samples, train_transform(224, "resized"), 0)
     batches = TrainBatches(len(samples), 32, 0)
-    loading = loader(photos, batches, workers, check.device)
+    loading = make_loader(photos, batches, workers, check.device)
     for epoch in range(2):  # the first one starts the processes
         batches.begin(epoch)
         begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Photographs: folders, lists, image files, what networks see of them, batches."""
+"""Image data: folders, lists, image files, preprocessing and batches."""
 
 from classification.data.folders import read_folder
 from classification.data.images import read_image

@@ -1,4 +1,4 @@
-"""Decoded photographs in memory, shared by the loading processes, and by the ranks of one machine."""
+"""Decoded images in memory that the loading processes, and the ranks of one machine, share."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from classification.errors import UserError
 from classification.system.memory import free_bytes
 
 Sample = tuple[str, int]
-SHARED = Path("/dev/shm")  # files there are memory
+SHARED = Path("/dev/shm")  # a file system in memory
 
 
-class Near(Protocol):
-    """The ranks of this machine: the number of this one among them, and what each of them gives."""
+class LocalRanks(Protocol):
+    """The ranks on this machine: the number of this one among them, and a way to exchange values."""
 
     @property
     def number(self) -> int: ...
@@ -32,33 +32,33 @@ class Near(Protocol):
 
 
 @dataclass(frozen=True)
-class Alone:
-    """One rank."""
+class SingleRank:
+    """A single rank, without others on its machine."""
 
     number: int = 0
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what the one rank gives."""
+        """Return the value in a list."""
         return [value]
 
 
-ALONE = Alone()
+SINGLE_RANK = SingleRank()
 
 
 class Cache:
-    """Every image of a split as one block of bytes, which processes share instead of copying.
+    """All decoded images of a split in one block of bytes, which processes share instead of copying.
 
-    Ranks of one machine have one block together, and each decodes its part of the images. A rank that does not see the
-    memory of the first one, as in another container, has its own.
+    The ranks of one machine share a block, and each decodes a part of the images. A rank that cannot see the memory of
+    the first rank, for example in another container, fills its own block.
 
     Args:
         samples: (path, class index) of every image.
         read: path -> RGB image; its errors pass through.
-        free: bytes of memory that are free; what the system says by default.
-        near: the ranks of this machine, which all come here.
+        free: bytes of free memory; by default, those that the system reports.
+        ranks: the ranks of this machine; all of them must create the cache at the same time.
 
     Raises:
-        UserError: the images need more memory than is free; on every rank, also where one cannot read an image.
+        UserError: the images need more memory than is free, or an image cannot be read. It is raised on every rank.
     """
 
     def __init__(
@@ -66,124 +66,126 @@ class Cache:
         samples: Sequence[Sample],
         read: Callable[[str], Image.Image],
         free: int | None = None,
-        near: Near = ALONE,
+        ranks: LocalRanks = SINGLE_RANK,
     ) -> None:
-        self.sizes = _sizes(samples, near)
+        self.sizes = _image_sizes(samples, ranks)
         self.ends = np.cumsum(3 * self.sizes.prod(1))
-        need = int(self.ends[-1])
-        _check(need, len(samples), free, near)
-        shared = None if len(near.gather(None)) == 1 else _shared(need, near)
-        self.bytes = _alone(need) if shared is None else shared
-        place, count = _part(shared is not None, near)
+        num_bytes = int(self.ends[-1])
+        _check_memory(num_bytes, len(samples), free, ranks)
+        shared = None if len(ranks.gather(None)) == 1 else _machine_block(num_bytes, ranks)
+        self.bytes = _process_block(num_bytes) if shared is None else shared
+        first, step = _decoding_share(shared is not None, ranks)
 
         def decode(index: int) -> None:
             self[index].copy_(to_bytes(read(samples[index][0])))
 
         def work() -> None:
-            with ThreadPoolExecutor(-(-(os.cpu_count() or 1) // count) + 1) as pool:
-                for _ in pool.map(decode, range(place, len(samples), count)):
+            with ThreadPoolExecutor(-(-(os.cpu_count() or 1) // step) + 1) as pool:
+                for _ in pool.map(decode, range(first, len(samples), step)):
                     pass
 
-        _together(work, near)
+        _raise_on_all_ranks(work, ranks)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Return (height, width, 3) bytes, a view."""
+        """Return an image as (height, width, 3) bytes, a view of the block."""
         height, width = map(int, self.sizes[index])
         end = int(self.ends[index])
         return self.bytes[end - 3 * height * width : end].view(height, width, 3)
 
 
-def _sizes(samples: Sequence[Sample], near: Near) -> Any:
-    """Return heights and widths, (N, 2); each rank looks at some of the files."""
-    count = len(near.gather(None))
-    own = [image_size(samples[index][0]) for index in range(near.number, len(samples), count)]
+def _image_sizes(samples: Sequence[Sample], ranks: LocalRanks) -> Any:
+    """Return heights and widths, (N, 2); each rank opens a part of the files."""
+    count = len(ranks.gather(None))
+    own = [image_size(samples[index][0]) for index in range(ranks.number, len(samples), count)]
     sizes = np.zeros((len(samples), 2), np.int64)
-    for number, part in enumerate(near.gather(own)):
+    for number, part in enumerate(ranks.gather(own)):
         if part:
             sizes[number::count] = part
     return sizes
 
 
-def _check(need: int, num: int, free: int | None, near: Near) -> None:
-    """Refuse images that need too much memory, on every rank if on one."""
+def _check_memory(num_bytes: int, num_images: int, free: int | None, ranks: LocalRanks) -> None:
+    """Raise UserError on every rank if the images need too much memory on any of them."""
 
     def compare() -> None:
-        room = free_bytes() if free is None else free
-        if need > 0.8 * room:
+        available = free_bytes() if free is None else free
+        if num_bytes > 0.8 * available:
             raise UserError(
-                f"--cache ram needs {need / 2**30:.1f} GiB for {num} decoded images, but only {room / 2**30:.1f} "
-                "GiB of memory are free: make smaller copies of the images with mgd prepare, or use --cache off"
+                f"--cache ram needs {num_bytes / 2**30:.1f} GiB for {num_images} decoded images, but only "
+                f"{available / 2**30:.1f} GiB of memory are free: make smaller copies of the images with mgd prepare, "
+                "or use --cache off"
             )
 
-    _together(compare, near)
+    _raise_on_all_ranks(compare, ranks)
 
 
-def _together(work: Callable[[], None], near: Near) -> None:
-    """Do this rank's work; an error on one is raised on all, which would wait for it otherwise."""
+def _raise_on_all_ranks(work: Callable[[], None], ranks: LocalRanks) -> None:
+    """Do this rank's work; a UserError on one rank is raised on all, because the others would wait for that rank."""
     cause = ""
     try:
         work()
     except UserError as error:
         cause = str(error)
-    if fault := next(filter(None, near.gather(cause)), ""):
+    if fault := next(filter(None, ranks.gather(cause)), ""):
         raise UserError(fault)
 
 
-def _no_room(need: int) -> UserError:
+def _shared_memory_error(num_bytes: int) -> UserError:
     return UserError(
-        f"--cache ram needs {need / 2**30:.1f} GiB of shared memory, but {SHARED} has less: give the container more "
-        "(--shm-size), or use --cache off"
+        f"--cache ram needs {num_bytes / 2**30:.1f} GiB of shared memory, but {SHARED} has less: give the container "
+        "more (--shm-size), or use --cache off"
     )
 
 
-def _alone(need: int) -> Tensor:
-    """Return memory that this rank and its loading processes share."""
+def _process_block(num_bytes: int) -> Tensor:
+    """Return memory that this process shares with its loading processes."""
     try:
-        block: Tensor = torch.empty(need, dtype=torch.uint8).share_memory_()
+        block: Tensor = torch.empty(num_bytes, dtype=torch.uint8).share_memory_()
         return block
     except RuntimeError as error:
-        raise _no_room(need) from error
+        raise _shared_memory_error(num_bytes) from error
 
 
-def _shared(need: int, near: Near) -> Tensor | None:
-    """Return memory that the ranks of a machine share, or None on one that does not see it.
+def _machine_block(num_bytes: int, ranks: LocalRanks) -> Tensor | None:
+    """Return memory that the ranks of this machine share, or None on a rank that cannot see it.
 
-    It is a file without a name once all have opened it: it goes when the last of them ends, however that is.
+    The memory is a file that is deleted when all ranks have opened it. So it is freed when the last of them ends, even
+    if that one is killed.
     """
     file = SHARED / f"mgd-{uuid.uuid4().hex}"
-    made = near.number == 0 and SHARED.is_dir()
+    creates = ranks.number == 0 and SHARED.is_dir()
 
     def make() -> None:
-        if made:
+        if creates:
             try:
-                _reserve(file, need)
+                _reserve(file, num_bytes)
             except OSError as error:
                 file.unlink(missing_ok=True)
-                raise _no_room(need) from error
+                raise _shared_memory_error(num_bytes) from error
 
-    _together(make, near)
-    file = near.gather(file)[0]
+    _raise_on_all_ranks(make, ranks)
+    file = ranks.gather(file)[0]
     try:
         block: Tensor | None = None
         if file.exists():
-            block = torch.from_file(str(file), shared=True, size=need, dtype=torch.uint8)
-        near.gather(None)  # all have it now
+            block = torch.from_file(str(file), shared=True, size=num_bytes, dtype=torch.uint8)
+        ranks.gather(None)  # waits until all have opened it
         return block
     finally:
-        if made:
+        if creates:
             file.unlink(missing_ok=True)
 
 
-def _reserve(file: Path, need: int) -> None:
-    """Make a file that has its memory: without it, writing would end the process where there is too little."""
+def _reserve(file: Path, num_bytes: int) -> None:
+    """Create a file and reserve its memory: writing to memory that is not there would kill the process."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        os.posix_fallocate(descriptor, 0, need)
+        os.posix_fallocate(descriptor, 0, num_bytes)
     finally:
         os.close(descriptor)
 
 
-def _part(shares: bool, near: Near) -> tuple[int, int]:
-    """Return which of how many equal parts this rank decodes."""
-    sharing = [number for number, own in enumerate(near.gather(shares)) if own]
-    return (sharing.index(near.number), len(sharing)) if shares else (0, 1)
+def _decoding_share(shares: bool, ranks: LocalRanks) -> tuple[int, int]:
+    """Return the first index that this rank decodes, and the step to the next."""
+    sharing = [number for number, own in enumerate(ranks.gather(shares)) if own]
+    return (sharing.index(ranks.number), len(sharing)) if shares else (0, 1)

@@ -1,4 +1,4 @@
-"""Random draws that depend on given numbers only, whatever was drawn before."""
+"""Random draws that depend only on the given numbers, not on earlier draws."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 
 
 @contextlib.contextmanager
-def drawing_from(*numbers: int) -> Iterator[None]:
-    """Seed torch's generator by these numbers; afterwards it continues as if nothing had been drawn."""
-    outside = torch.random.get_rng_state()
-    torch.random.default_generator.manual_seed(_mix(*numbers))
+def seeded_draws(*numbers: int) -> Iterator[None]:
+    """Seed torch's generator with these numbers; afterwards it continues as if nothing had been drawn."""
+    state_before = torch.random.get_rng_state()
+    torch.random.default_generator.manual_seed(_combine(*numbers))
     try:
         yield
     finally:
-        torch.random.set_rng_state(outside)
+        torch.random.set_rng_state(state_before)
 
 
-def _mix(*numbers: int) -> int:
-    """Turn numbers into one 63-bit seed."""
+def _combine(*numbers: int) -> int:
+    """Combine numbers into one 63-bit seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

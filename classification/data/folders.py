@@ -1,4 +1,4 @@
-"""Photographs in class folders: data sets, batches and loaders."""
+"""Data folders: lists of (path, class index) from class folders, text files or tar shards."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from classification.data.image_files import SUFFIXES, LeftOut, across, class_names, count_of, find_images
-from classification.data.images import has_heif, is_heif, unreadable
+from classification.data.image_files import SUFFIXES, LeftOut, class_names, count_of, find_images, identical_pairs
+from classification.data.images import find_unreadable, has_heif, is_heif
 from classification.data.lists import numbered_classes, read_list
-from classification.data.soft_labels import Likely
+from classification.data.soft_labels import ClassProbabilities
 from classification.data.tar_shards import find_shards, read_shards
 from classification.errors import UserError
 from classification.paths import exists, is_folder
@@ -19,23 +19,23 @@ MOST_COMPARED = 100_000  # images whose contents are compared at the start of a 
 
 
 @dataclass(frozen=True)
-class Folder:
-    """The two splits of a folder, and the class names in order of index.
+class DataFolder:
+    """The images of a data folder.
 
     Args:
-        classes: their names.
+        classes: class names in order of index.
         train: (path, class index) of every image to train on.
-        valid: the same of every image to evaluate on.
+        valid: (path, class index) of every image to evaluate on.
         notes: what was left out, or looks wrong, one line each.
-        soft: probabilities of classes, by path, of images of train that have soft labels.
-        read: the folders and lists that were read; while they stay as they are, so do the images.
+        soft: class probabilities by path, for images of train with soft labels.
+        read: the folders and lists that were read; the images can change only if one of these changes.
     """
 
     classes: list[str]
     train: Sequence[tuple[str, int]]
     valid: Sequence[tuple[str, int]]
     notes: list[str] = field(default_factory=list, compare=False)
-    soft: dict[str, Likely] = field(default_factory=dict)
+    soft: dict[str, ClassProbabilities] = field(default_factory=dict)
     read: list[str] = field(default_factory=list, compare=False)
 
 
@@ -47,20 +47,20 @@ def read_folder(
     valid_list: str | None = None,
     num_classes: int | None = None,
     evaluate: bool = False,
-) -> Folder:
-    """List `root`/train/CLASS/* and `root`/valid/CLASS/* (or val/); class indices are those of train, sorted by name.
+) -> DataFolder:
+    """List `root`/train/CLASS/* and `root`/valid/CLASS/* (or val/). Class indices follow the sorted names in train.
 
-    Without labels, train holds images at any depth, their class index is -1, and valid names the classes. A list takes
-    the place of its split (see `read_list`): then the other split names the classes, or if none is left, their indices.
-    So do tar shards in a split without class folders (see `read_shards`).
+    Without labels, train holds images at any depth, their class index is -1, and valid names the classes. A list
+    replaces its split (see `read_list`), and so do tar shards in a split without class folders (see `read_shards`).
+    Then the other split names the classes. If both splits are replaced, the names are the class indices.
 
     Args:
         root: the data folder.
         labels: whether train has classes.
         train_list: a list to read instead of train/.
         valid_list: a list to read instead of valid/.
-        num_classes: how many classes lists number, or None for as many as their labels say.
-        evaluate: whether train only names the classes: where it does not, as without labels or lists, it is left out.
+        num_classes: number of classes if lists or shards replace both splits; None to take it from their labels.
+        evaluate: whether train is needed only for the names of the classes; it is not read if it does not have them.
 
     Raises:
         UserError: a missing folder, a class without images in train, a class of valid that train lacks, a wrong list.
@@ -71,92 +71,97 @@ def read_folder(
         raise UserError(
             f"data folder {root} {what}: give one with train/CLASS and valid/CLASS, as mgd prepare makes it"
         )
-    left = LeftOut()
-    valid = _split(root, "valid", "val") if valid_list is None else None
-    spare = train_list is not None or (evaluate and not _names_classes(root / "train", valid))
-    train = None if spare else _split(root, "train")
-    (train, train_shards), (valid, valid_shards) = _packed(train), _packed(valid)
-    naming = train if labels and train is not None else valid
-    classes = None if naming is None else _class_names(naming)
-    known = num_classes if classes is None else len(classes)
-    listed = _listed(train_list, train_shards, root, known, labels=labels)
-    valid_samples = _listed(valid_list, valid_shards, root, known)
+    left_out = LeftOut()
+    valid = _find_split(root, "valid", "val") if valid_list is None else None
+    skip_train = train_list is not None or (evaluate and not _train_names_classes(root / "train", valid))
+    train = None if skip_train else _find_split(root, "train")
+    (train, train_shards), (valid, valid_shards) = _shards_of(train), _shards_of(valid)
+    naming_split = train if labels and train is not None else valid
+    classes = None if naming_split is None else _class_names(naming_split)
+    expected_classes = num_classes if classes is None else len(classes)
+    train_samples = _read_listed(train_list, train_shards, root, expected_classes, labels=labels)
+    valid_samples = _read_listed(valid_list, valid_shards, root, expected_classes)
     if classes is None:
-        classes = numbered_classes([*(listed if labels else []), *valid_samples], num_classes)
+        classes = numbered_classes([*(train_samples if labels else []), *valid_samples], num_classes)
     if valid is not None:
-        valid_samples = _valid_images(valid, classes, train, left)
+        valid_samples = _valid_images(valid, classes, train, left_out)
     if train is not None:
-        listed = _train_images(train, classes, left) if labels else _unlabelled(train, left)
+        train_samples = _train_images(train, classes, left_out) if labels else _unlabelled_images(train, left_out)
     lists = [path for path in (train_list, valid_list) if path is not None]
     shards = [*train_shards, *valid_shards]
-    parents = {os.path.dirname(path) for path, _ in (*listed, *valid_samples)} if lists else set()  # noqa: PTH120
+    parents = {os.path.dirname(path) for path, _ in (*train_samples, *valid_samples)} if lists else set()  # noqa: PTH120
     places = [*lists, *map(str, shards), *sorted(parents | {str(shard.parent) for shard in shards})]
-    return Folder(classes, listed, valid_samples, left.notes(), read=[str(root), *left.read, *places])
+    return DataFolder(
+        classes, train_samples, valid_samples, left_out.notes(), read=[str(root), *left_out.folders, *places]
+    )
 
 
-def numbers_classes(root: str | Path, train_list: str | None, valid_list: str | None) -> bool:
-    """Return whether lists or shards take the place of both splits, so that no folders name the classes."""
+def has_numbered_classes(root: str | Path, train_list: str | None, valid_list: str | None) -> bool:
+    """Return whether lists or shards replace both splits, so that no folders name the classes."""
     splits = ((train_list, ("train",)), (valid_list, ("valid", "val")))
     return all(file or any(find_shards(Path(root, name)) for name in names) for file, names in splits)
 
 
-def _packed(split: Path | None) -> tuple[Path | None, list[Path]]:
-    """Return the folder, or None and its shards where it holds them instead of class folders."""
+def _shards_of(split: Path | None) -> tuple[Path | None, list[Path]]:
+    """Return (folder, []), or (None, its shards) if it holds shards instead of class folders."""
     shards = [] if split is None else find_shards(split)
     return (None if shards else split), shards
 
 
-def _listed(
+def _read_listed(
     file: str | None, shards: list[Path], root: Path, num_classes: int | None, *, labels: bool = True
 ) -> list[tuple[str, int]]:
-    """Return the images of a split that is a list, or shards, or neither."""
+    """Return the images of the shards, or else of the list, or else none."""
     if shards:
         return read_shards(shards, num_classes, labels=labels)
     return [] if file is None else read_list(file, root, num_classes, labels=labels)
 
 
-def without_unreadable(data: Folder, workers: int) -> tuple[Folder, dict[str, str]]:
-    """Read every image once; return the folder without those that cannot be read, and why by path.
+def without_unreadable(data: DataFolder, workers: int) -> tuple[DataFolder, dict[str, str]]:
+    """Read every image once; return the folder without unreadable images, and {path: cause} of these.
 
     Raises:
-        UserError: a class, or valid, is left without images.
+        UserError: a class, or valid, has no images left.
     """
-    bad = unreadable([path for path, _ in (*data.train, *data.valid)], workers)
+    bad = find_unreadable([path for path, _ in (*data.train, *data.valid)], workers)
     train, valid = ([sample for sample in part if sample[0] not in bad] for part in (data.train, data.valid))
-    lost = {target for _, target in data.train} - {target for _, target in train}
-    if lost or not valid:
-        names = [data.classes[target] if target >= 0 else "train/" for target in sorted(lost)] or ["valid/"]
-        first = next((path for path, target in data.train if target in lost), data.valid[0][0])
-        raise UserError(f"no image of {', '.join(names[:5])} can be read, for example {first} ({bad[first]})")
+    emptied = {target for _, target in data.train} - {target for _, target in train}
+    if emptied or not valid:
+        names = [data.classes[target] if target >= 0 else "train/" for target in sorted(emptied)] or ["valid/"]
+        first = next((path for path, target in data.train if target in emptied), data.valid[0][0])
+        raise UserError(
+            f"no image of {', '.join(names[:5])} can be read, for example {first} ({bad[first]}): repair them, or add "
+            "others"
+        )
     first = ", ".join(list(bad)[:3]) + (" ..." if len(bad) > 3 else "")
     notes = [f"left out {len(bad)} images that cannot be read: {first}"] if bad else []
     return replace(data, train=train, valid=valid, notes=[*data.notes, *notes]), bad
 
 
-def check_heif(data: Folder) -> None:
-    """Refuse HEIC images where the library that reads them is missing.
+def check_heif(data: DataFolder) -> None:
+    """Check that HEIC images can be read, if there are any.
 
     Raises:
-        UserError: naming the first, and what to install.
+        UserError: the library is missing; the message names the first image, and what to install.
     """
-    if not has_heif() and (found := [path for path, _ in (*data.train, *data.valid) if is_heif(path)]):
+    if not has_heif() and (heif := [path for path, _ in (*data.train, *data.valid) if is_heif(path)]):
         raise UserError(
-            f"{count_of(len(found), 'image')} in HEIC format, for example {found[0]}: `pip install pillow-heif` to "
+            f"{count_of(len(heif), 'image')} in HEIC format, for example {heif[0]}: `pip install pillow-heif` to "
             "read them, or leave them out with --bad-images skip"
         )
 
 
-def shared_images(data: Folder, most: int = MOST_COMPARED) -> list[str]:
+def find_shared_images(data: DataFolder, max_compared: int = MOST_COMPARED) -> list[str]:
     """Return a warning if an image of valid is in train too, byte for byte.
 
-    More than `most` images are compared by path alone: asking for the size of each would take too long.
+    With more than `max_compared` images, only their paths are compared: reading the size of each file takes too long.
     """
     train, valid = ([path for path, _ in part] for part in (data.train, data.valid))
-    if len(train) + len(valid) > most:
+    if len(train) + len(valid) > max_compared:
         listed = set(valid).intersection(train)
         pairs = [(path, path) for path in sorted(listed)]
     else:
-        pairs = across(train, valid)
+        pairs = identical_pairs(train, valid)
     if not pairs:
         return []
     first = "" if pairs[0][0] == pairs[0][1] else f" = {pairs[0][0]}"
@@ -164,79 +169,86 @@ def shared_images(data: Folder, most: int = MOST_COMPARED) -> list[str]:
     return [f"warning: {shared} ({pairs[0][1]}{first}): the accuracy on valid will be too high"]
 
 
-def _class_images(split: Path, classes: list[str], left: LeftOut) -> tuple[list[tuple[str, int]], list[LeftOut]]:
-    """List the images of every class, at any depth, in the order of torchvision's ImageFolder, and what else it has."""
-    samples, beside = [], []
+def _class_images(split: Path, classes: list[str], left_out: LeftOut) -> tuple[list[tuple[str, int]], list[LeftOut]]:
+    """List the images of every class, in the order of torchvision's ImageFolder, and per class the other files."""
+    samples, others = [], []
     for label, class_name in enumerate(classes):
-        beside.append(LeftOut())
+        others.append(LeftOut())
         if is_folder(split / class_name):
-            for folder, names in find_images(split / class_name, beside[-1]):
+            for folder, names in find_images(split / class_name, others[-1]):
                 samples += [(os.path.join(folder, name), label) for name in names]  # noqa: PTH118
-        left.add(beside[-1])
-    return samples, beside
+        left_out.add(others[-1])
+    return samples, others
 
 
-def _without_images(classes: list[str], samples: list[tuple[str, int]], beside: list[LeftOut]) -> dict[str, LeftOut]:
-    """Return the classes without images, and what each has instead."""
+def _empty_classes(classes: list[str], samples: list[tuple[str, int]], others: list[LeftOut]) -> dict[str, LeftOut]:
+    """Return the classes without images, and the other files of each."""
     filled = {target for _, target in samples}
-    return {name: beside[label] for label, name in enumerate(classes) if label not in filled}
+    return {name: others[label] for label, name in enumerate(classes) if label not in filled}
 
 
-def _describe(empty: dict[str, LeftOut]) -> str:
+def _empty_error(split: Path, empty: dict[str, LeftOut]) -> UserError:
     contents = {name: left.contents() for name, left in list(empty.items())[:5]}
     listed = ", ".join(f"{name} ({text})" if text else name for name, text in contents.items())
-    return f"{listed}; images end in {' '.join(SUFFIXES)}" if any(left.others for left in empty.values()) else listed
+    suffixes = f"; images end in {' '.join(SUFFIXES)}" if any(left.others for left in empty.values()) else ""
+    return UserError(
+        f"{split} has class folders without images: {listed}{suffixes}: add images, or remove these folders"
+    )
 
 
-def _train_images(train: Path, classes: list[str], left: LeftOut) -> list[tuple[str, int]]:
-    _class_names(train, left)
-    samples, beside = _class_images(train, classes, left)
-    if empty := _without_images(classes, samples, beside):
-        raise UserError(f"{train} has class folders without images: {_describe(empty)}")
+def _train_images(train: Path, classes: list[str], left_out: LeftOut) -> list[tuple[str, int]]:
+    _class_names(train, left_out)
+    samples, others = _class_images(train, classes, left_out)
+    if empty := _empty_classes(classes, samples, others):
+        raise _empty_error(train, empty)
     return samples
 
 
-def _valid_images(valid: Path, classes: list[str], train: Path | None, left: LeftOut) -> list[tuple[str, int]]:
-    if unknown := sorted(set(_class_names(valid, left)) - set(classes)):
-        raise UserError(f"{valid} has classes that {train} lacks: {', '.join(unknown[:5])}")
-    samples, beside = _class_images(valid, classes, left)
+def _valid_images(valid: Path, classes: list[str], train: Path | None, left_out: LeftOut) -> list[tuple[str, int]]:
+    if unknown := sorted(set(_class_names(valid, left_out)) - set(classes)):
+        raise UserError(
+            f"{valid} has classes that {train} lacks ({', '.join(unknown[:5])}): remove them, or add images of them to "
+            "train"
+        )
+    samples, others = _class_images(valid, classes, left_out)
     if not samples:
-        raise UserError(f"{valid} has no images{f' ({left.kinds()})' if left.others else ''}")
-    # A class that valid lacks, or whose folder is empty, may be meant; one of films alone is not.
-    if empty := {name: has for name, has in _without_images(classes, samples, beside).items() if has.others}:
-        raise UserError(f"{valid} has class folders without images: {_describe(empty)}")
+        raise UserError(f"{valid} has no images{f' ({left_out.kinds()})' if left_out.others else ''}")
+    # A class may be missing or empty in valid on purpose. A class folder that holds only other files is a mistake.
+    empty = _empty_classes(classes, samples, others)
+    if wrong := {name: left for name, left in empty.items() if left.others}:
+        raise _empty_error(valid, wrong)
     return samples
 
 
-def _unlabelled(folder: Path, left: LeftOut) -> list[tuple[str, int]]:
-    beside = LeftOut()
-    paths = sorted(Path(below, name) for below, names in find_images(folder, beside) for name in names)
-    left.add(beside)
+def _unlabelled_images(folder: Path, left_out: LeftOut) -> list[tuple[str, int]]:
+    others = LeftOut()
+    paths = sorted(Path(folder_below, name) for folder_below, names in find_images(folder, others) for name in names)
+    left_out.add(others)
     if not paths:
-        raise UserError(f"{folder} has no images{f' ({found})' if (found := beside.contents()) else ''}")
+        raise UserError(f"{folder} has no images{f' ({contents})' if (contents := others.contents()) else ''}")
     return [(str(path), -1) for path in paths]
 
 
-def _names_classes(train: Path, valid: Path | None) -> bool:
-    """Return whether the folders of train are classes, those of valid among them."""
+def _train_names_classes(train: Path, valid: Path | None) -> bool:
+    """Return whether train has folders, and those of valid are among them."""
     names = class_names(train, LeftOut()) if is_folder(train) else []
     return bool(names) and (valid is None or set(class_names(valid, LeftOut())) <= set(names))
 
 
-def _split(root: Path, *names: str) -> Path:
+def _find_split(root: Path, *names: str) -> Path:
     for name in names:
         if is_folder(root / name):
             return root / name
-    wanted = " or ".join(f"{name}/" for name in names)
+    expected = " or ".join(f"{name}/" for name in names)
     if len(class_names(root, LeftOut())) > 1:
         raise UserError(
-            f"{root} has no folder {wanted}: if its folders are the classes, run mgd prepare {root} NEW_FOLDER, and "
+            f"{root} has no folder {expected}: if its folders are the classes, run mgd prepare {root} NEW_FOLDER, and "
             "give NEW_FOLDER instead"
         )
-    raise UserError(f"{root} has no folder {wanted}: expected one folder per class in it")
+    raise UserError(f"{root} has no folder {expected}: expected one folder per class in it")
 
 
-def _class_names(split: Path, left: LeftOut | None = None) -> list[str]:
-    if not (names := class_names(split, LeftOut() if left is None else left)):
+def _class_names(split: Path, left_out: LeftOut | None = None) -> list[str]:
+    if not (names := class_names(split, LeftOut() if left_out is None else left_out)):
         raise UserError(f"{split} has no class folders: expected {split}/CLASS/*.jpg, or terms that need no labels")
     return names

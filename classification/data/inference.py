@@ -1,9 +1,10 @@
-"""Images to predict: which files are meant by the paths that a user types, and batches of them as networks see them."""
+"""Images to predict: find the files that a user's paths mean, and read them in batches."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,26 +17,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from classification.data.image_files import SUFFIXES, LeftOut, find_images, is_image
-from classification.data.images import image_or_cause, to_bytes
-from classification.data.loading import clear_errors
-from classification.data.members import is_there
-from classification.data.preprocessing import Preprocessing
+from classification.data.images import read_image_or_cause, to_bytes
+from classification.data.loading import explain_worker_errors
+from classification.data.members import image_exists
+from classification.data.preprocessing import Preprocessing, Transform
 from classification.data.tar_shards import SUFFIX, is_shard, shard_images
-from classification.data.transforms import Transform
 from classification.errors import UserError, quoted
 from classification.paths import exists, is_file, is_folder
 from classification.system.interrupt import outlast
 
-LONGEST_LINE = 1 << 16  # bytes; a file that is no list may be one line without end
+LONGEST_LINE = 1 << 16  # bytes; a file that is not a list may have no line ends at all
 STDIN = "-"
 
 
 @dataclass(frozen=True)
-class Found:
-    """The files to predict.
+class ImagePaths:
+    """The images to predict.
 
     Args:
-        paths: of the images, in the order in which they were typed; folders are sorted.
+        paths: of the images, in the order in which they were typed; the images of a folder are sorted.
         notes: what was left out, one line each.
     """
 
@@ -43,52 +43,53 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def find_paths(words: Iterable[str], stdin: BinaryIO) -> Found:
-    """Return the images that `words` name.
+def find_paths(words: Iterable[str], stdin: BinaryIO) -> ImagePaths:
+    """Return the images that the user's words name.
 
-    A word is an image; a tar shard; a folder, whose images and shards count at any depth; a list, one path per line,
-    seen from the current folder; or `-`, a list on stdin. A file is an image if its name or its content says so, and a
-    list otherwise.
+    A word is one of: an image; a tar shard; a folder, with images and shards at any depth; a list with one path per
+    line, relative to the current folder; `-` for a list on stdin. A file is an image if its name or its content says
+    so, and a list otherwise.
 
     Args:
-        words: what was typed.
-        stdin: for `-`.
+        words: what the user typed.
+        stdin: read for the word `-`.
 
     Raises:
-        UserError: there is no such path, a list is none, or no image was found.
+        UserError: a path does not exist, a file is neither an image nor a list, or there are no images.
     """
     paths: list[str] = []
-    left = LeftOut()
+    left_out = LeftOut()
     words = list(words)
-    packed = shard_images(word for word in words if word != STDIN and is_shard(word))
+    shard_paths = shard_images(word for word in words if word != STDIN and is_shard(word))
     for word in words:
         if word == STDIN:
             paths += _read_list(stdin, "stdin")
         elif is_folder(word):
-            paths += _in_folder(Path(word), left)
-        elif word in packed:
-            paths += packed[word]
+            paths += _list_folder(Path(word), left_out)
+        elif word in shard_paths:
+            paths += shard_paths[word]
         elif is_image(word) or (is_file(word) and _looks_like_image(word)):
-            if not is_there(word):
+            if not image_exists(word):
                 raise UserError(f"image {word} does not exist")
             paths.append(word)
         elif exists(word):
-            paths += _open_list(word)
+            paths += _read_list_file(word)
         else:
             raise UserError(f"{word} does not exist: give images, folders, lists of paths, or - for a list on stdin")
     if not paths:
-        beside = f" ({contents})" if (contents := left.contents()) else ""
-        where = ", ".join(words[:3]) + (" ..." if len(words) > 3 else "")
-        raise UserError(f"no image found in {where}{beside}: images end in {' '.join(SUFFIXES)}")
-    return Found(paths, left.notes())
+        contents_note = f" ({contents})" if (contents := left_out.contents()) else ""
+        names = ", ".join(words[:3]) + (" ..." if len(words) > 3 else "")
+        raise UserError(f"no image found in {names}{contents_note}: images end in {' '.join(SUFFIXES)}")
+    return ImagePaths(paths, left_out.notes())
 
 
-def _in_folder(folder: Path, left: LeftOut) -> list[str]:
-    """Return the images of a folder, and behind them those of its tar shards."""
-    found = list(find_images(folder, left))
-    paths = [os.path.join(top, name) for top, names in found for name in names]  # noqa: PTH118
-    if left.others.pop(SUFFIX, 0):
-        shards = [path for top, _ in found for path in sorted(Path(top).glob(f"*{SUFFIX}")) if is_shard(path)]
+def _list_folder(folder: Path, left_out: LeftOut) -> list[str]:
+    """Return the images of a folder, then those of its tar shards."""
+    listed = list(find_images(folder, left_out))
+    paths = [os.path.join(top, name) for top, names in listed for name in names]  # noqa: PTH118
+    if left_out.others[SUFFIX]:
+        shards = [path for top, _ in listed for path in sorted(Path(top).glob(f"*{SUFFIX}")) if is_shard(path)]
+        left_out.others -= Counter({SUFFIX: len(shards)})  # NAME.TAR is not a shard, and stays left out
         paths += [path for images in shard_images(shards).values() for path in images]
     return paths
 
@@ -97,44 +98,44 @@ def _looks_like_image(path: str) -> bool:
     try:
         with Image.open(path):
             return True
-    except Exception:  # a broken file raises whatever its broken bytes happen to mean
+    except Exception:  # a broken file may raise anything
         return False
 
 
-def _open_list(path: str) -> list[str]:
+def _read_list_file(path: str) -> list[str]:
     try:
         with Path(path).open("rb") as file:
-            found = _read_list(file, path)
+            paths = _read_list(file, path)
     except OSError as error:
         raise UserError(f"list {path} cannot be read: {error.strerror}") from error
-    if found and not any(map(is_there, found)):
+    if paths and not any(map(image_exists, paths)):
         raise UserError(
-            f"{path} is neither an image nor a list of images: its first line, {quoted(found[0])}, is not the path of "
+            f"{path} is neither an image nor a list of images: its first line, {quoted(paths[0])}, is not the path of "
             "a file"
         )
-    return found
+    return paths
 
 
 def _read_list(file: BinaryIO, name: str) -> list[str]:
-    """Return the lines of a list that are not empty; bytes that are no text are kept, as in names of files."""
-    found, number = [], 0
+    """Return the lines that are not empty; bytes that are not UTF-8 are kept, as in file names."""
+    paths, number = [], 0
     while line := file.readline(LONGEST_LINE):
         number += 1
         if b"\0" in line or len(line) == LONGEST_LINE:
             raise UserError(f"{name} is neither an image nor a list of images: line {number} is not a path")
         if path := line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").rstrip(b"\r\n"):
-            found.append(os.fsdecode(path))
-    return found
+            paths.append(os.fsdecode(path))
+    return paths
 
 
 @dataclass(frozen=True)
 class PixelBatch:
-    """Images that were read together.
+    """A batch of images.
 
     Args:
-        paths: of those that could be read.
-        pixels: bytes (B, H, W, 3), in their order.
-        unreadable: why the others could not, by path.
+        paths: of the images that could be read.
+        pixels: bytes (B, H, W, 3) of these, in the same order.
+        unreadable: (path, cause) of the others.
     """
 
     paths: list[str]
@@ -142,8 +143,8 @@ class PixelBatch:
     unreadable: list[tuple[str, str]]
 
 
-class _Pixels(Dataset[tuple[str, Tensor | str]]):
-    """(path, bytes as the network sees them, or why there are none) of every image."""
+class _InferenceImages(Dataset[tuple[str, Tensor | str]]):
+    """(path, preprocessed bytes) of every image; (path, cause) if it cannot be read."""
 
     def __init__(self, paths: Sequence[str], transform: Transform) -> None:
         self.paths, self.transform = paths, transform
@@ -153,42 +154,44 @@ class _Pixels(Dataset[tuple[str, Tensor | str]]):
 
     def __getitem__(self, index: int) -> tuple[str, Tensor | str]:
         path = self.paths[index]
-        image = image_or_cause(path)
+        image = read_image_or_cause(path)
         if isinstance(image, str):
             return path, image
         return path, self.transform(to_bytes(image).permute(2, 0, 1)).permute(1, 2, 0).contiguous()
 
 
 def _collate(samples: list[tuple[str, Tensor | str]]) -> PixelBatch:
-    read = [(path, pixels) for path, pixels in samples if isinstance(pixels, Tensor)]
+    readable = [(path, pixels) for path, pixels in samples if isinstance(pixels, Tensor)]
     causes = [(path, cause) for path, cause in samples if isinstance(cause, str)]
-    pixels = torch.stack([pixels for _, pixels in read]) if read else torch.empty(0, dtype=torch.uint8)
-    return PixelBatch([path for path, _ in read], pixels, causes)
+    pixels = torch.stack([pixels for _, pixels in readable]) if readable else torch.empty(0, dtype=torch.uint8)
+    return PixelBatch([path for path, _ in readable], pixels, causes)
 
 
-def read_batches(paths: Sequence[str], seen: Preprocessing, size: int, workers: int = 0) -> Iterator[PixelBatch]:
-    """Read images as evaluation does; those that cannot be read are reported in their batch.
+def read_batches(
+    paths: Sequence[str], preprocessing: Preprocessing, size: int, workers: int = 0
+) -> Iterator[PixelBatch]:
+    """Read images as evaluation does; each batch lists those that cannot be read.
 
     Args:
         paths: of the images.
-        seen: what the network sees of them.
-        size: images of a batch.
-        workers: loading processes at most; 0 to load in this one.
+        preprocessing: of the network.
+        size: images per batch.
+        workers: number of loading processes at most; 0 to load in this process.
 
     Raises:
         RunError: a loading process died.
     """
-    workers = min(workers, (len(paths) - 1) // size)  # a process costs more than the batch that it would read
-    ending = multiprocessing.RawValue("b", 0)
+    workers = min(workers, (len(paths) - 1) // size)  # to start a process takes longer than to read one batch
+    is_ending = multiprocessing.RawValue("b", 0)
     loading = DataLoader(
-        _Pixels(paths, seen.transform()),
+        _InferenceImages(paths, preprocessing.transform()),
         size,
         num_workers=workers,
         collate_fn=_collate,
-        worker_init_fn=partial(outlast, ending=ending),
+        worker_init_fn=partial(outlast, ending=is_ending),
         generator=torch.Generator(),
     )
     try:
-        yield from clear_errors(loading, workers)
+        yield from explain_worker_errors(loading, workers)
     finally:
-        ending.value = 1
+        is_ending.value = 1

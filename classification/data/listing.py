@@ -1,4 +1,4 @@
-"""Lists of large folders, made once: kept in a file, and taken from there as long as no folder has changed."""
+"""Cache the list of images of a large folder in a file, which is valid until a folder changes."""
 
 from __future__ import annotations
 
@@ -7,121 +7,126 @@ import hashlib
 import json
 import os
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 try:
     import fcntl
-except ImportError:  # a system without such locks
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 import numpy as np
 from numpy.typing import NDArray
 
-from classification.data.folders import Folder
-from classification.data.samples import Samples, digest_of
+from classification.data.folders import DataFolder
+from classification.data.samples import Samples, samples_digest
 
-NAME = ".listing"  # how the names of its files begin
+NAME = ".listing"  # prefix of the names of cache files
 FORMAT = 1
 PARTS = ("bytes", "ends", "targets")  # of `Samples`
-LARGE = 20_000  # images; to list fewer takes less than half a second
-QUIET = 2.0  # seconds; a change this close to the listing may have been seen or not, as clocks of file systems tick
-PATIENCE = 900.0  # seconds that a process waits for another one's list
+LARGE = 20_000  # images; listing fewer takes less than half a second
+SETTLING_TIME = 2.0  # seconds; file systems keep times so coarsely that a later change could have the same time
+LOCK_TIMEOUT = 900.0  # seconds to wait for another process that lists the folder
 
 
-def list_once(
-    read: Callable[[], Folder], place: Path | None, root: str | Path, asked: Sequence[Any], *, shared: bool
-) -> Folder:
-    """Return `read()`, or what it returned before if nothing that it read has changed since.
+def list_cached(
+    read: Callable[[], DataFolder],
+    cache_folder: Path | None,
+    root: str | Path,
+    settings: Sequence[Any],
+    *,
+    shared: bool,
+) -> DataFolder:
+    """Return `read()`, or its cached result if nothing that it read has changed since.
 
-    The list is kept in `place`, if the folder is large or other processes wait for it. Every folder and list that was
-    read must be the same file with the same times. A folder that was changed just before it was read is read again.
+    The result is cached if the folder is large or other processes wait for it. It is valid while every folder and list
+    that was read is the same file with the same times. A folder that changed just before it was read is read again.
 
     Args:
         read: lists the folder.
-        place: where lists are kept, or None to keep none.
+        cache_folder: folder of the cache files, or None to cache nothing.
         root: the data folder.
-        asked: what else `read` depends on.
-        shared: whether other processes list the same folder now: one lists, the others wait.
+        settings: everything else that `read` depends on.
+        shared: whether other processes list the same folder now; then one lists it, and the others wait.
     """
-    if place is None:
+    if cache_folder is None:
         return read()
-    key = json.dumps([FORMAT, str(root), os.path.abspath(root), *asked])  # noqa: PTH100
-    file = place / f"{NAME}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
-    with _held(file.with_suffix(".lock")) if shared else contextlib.nullcontext():
-        if (kept := _load(file, key)) is not None:
-            return kept
+    key = json.dumps([FORMAT, str(root), os.path.abspath(root), *settings])  # noqa: PTH100
+    file = cache_folder / f"{NAME}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.npz"
+    with _locked(file.with_suffix(".lock")) if shared else contextlib.nullcontext():
+        if (cached := _load(file, key)) is not None:
+            return cached
         for _ in range(2):
             since, data = time.time(), read()
             if not shared and len(data.train) + len(data.valid) < LARGE:
                 return data
-            states = _states(data.read)
-            if states is not None and states[:, 3].max() < (since - QUIET) * 1e9:
-                return _keep(file, key, data, states, root)
+            states = _file_states(data.read)
+            if states is not None and states[:, 3].max() < (since - SETTLING_TIME) * 1e9:
+                return _save(file, key, data, states, root)
         return data
 
 
 @contextlib.contextmanager
-def _held(file: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process; hold none where there are none, or another keeps it for too long."""
+def _locked(file: Path) -> Iterator[None]:
+    """Lock a file, if the system can, until the block or the process ends; give up after `LOCK_TIMEOUT` seconds."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            opened = stack.enter_context(file.open("ab"))
-            end = time.monotonic() + PATIENCE
-            while fcntl is not None and time.monotonic() < end:
+            lock = stack.enter_context(file.open("ab"))
+            deadline = time.monotonic() + LOCK_TIMEOUT
+            while fcntl is not None and time.monotonic() < deadline:
                 with contextlib.suppress(BlockingIOError, PermissionError):
-                    fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 time.sleep(0.05)
         yield
 
 
-def _states(paths: Sequence[str]) -> NDArray[np.int64] | None:
-    """Return device, number and times of change, in ns, of files; None where one is gone."""
+def _file_states(paths: Sequence[str]) -> NDArray[np.int64] | None:
+    """Return device, inode, mtime and ctime (in ns) of files, (N, 4); None if one does not exist."""
     try:
-        found = [os.stat(path) for path in paths]  # noqa: PTH116
+        stats = [os.stat(path) for path in paths]  # noqa: PTH116
     except OSError:
         return None
-    most = 2**63 - 1  # what the array holds
-    return np.array([(s.st_dev & most, s.st_ino & most, s.st_mtime_ns, s.st_ctime_ns) for s in found], np.int64)
+    largest = 2**63 - 1  # the largest int64; devices and inodes may be larger
+    return np.array([(s.st_dev & largest, s.st_ino & largest, s.st_mtime_ns, s.st_ctime_ns) for s in stats], np.int64)
 
 
-def _keep(file: Path, key: str, data: Folder, states: NDArray[np.int64], root: str | Path) -> Folder:
-    """Write a list, and return it as arrays; where it cannot be written, nothing is kept."""
+def _save(file: Path, key: str, data: DataFolder, states: NDArray[np.int64], root: str | Path) -> DataFolder:
+    """Write a cache file, if possible, and return the list as arrays."""
     train, valid = Samples(data.train), Samples(data.valid)
-    train.digest = digest_of(train, root)
+    train.digest = samples_digest(train, root)
     about = {"key": key, "classes": data.classes, "notes": data.notes, "read": data.read, "digest": train.digest}
     arrays: dict[str, Any] = {
         f"{name}_{part}": array
         for name, samples in (("train", train), ("valid", valid))
         for part, array in zip(PARTS, samples.arrays, strict=True)
     }
-    text = np.frombuffer(json.dumps(about).encode(), np.uint8)  # names of any bytes are escaped
-    beside = file.with_name(f"{file.name}.{os.getpid()}.npz")
+    text = np.frombuffer(json.dumps(about).encode(), np.uint8)  # JSON escapes bytes that are not UTF-8
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.npz")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(beside, about=text, states=states, **arrays)  # a tenth of the bytes, for half a second
-        beside.replace(file)
-    except OSError:  # a full disk, or a folder that cannot be written to: the run itself will say so
+        np.savez_compressed(temporary, about=text, states=states, **arrays)  # a tenth of the size for half a second
+        temporary.replace(file)
+    except OSError:  # the disk is full, or the folder cannot be written to: the run itself reports that
         with contextlib.suppress(OSError):
-            beside.unlink()
-    return Folder(data.classes, train, valid, data.notes, read=data.read)
+            temporary.unlink()
+    return DataFolder(data.classes, train, valid, data.notes, read=data.read)
 
 
-def _load(file: Path, key: str) -> Folder | None:
-    """Return the list that a file keeps, or None if there is none of this key, or something has changed."""
+def _load(file: Path, key: str) -> DataFolder | None:
+    """Return the list of a cache file; None if there is none for this key, or if something has changed since."""
     try:
-        with np.load(file) as kept:
-            about = json.loads(kept["about"].tobytes())
-            states = _states(about["read"])
-            if about["key"] != key or states is None or not np.array_equal(states, kept["states"]):
+        with np.load(file) as cached:
+            about = json.loads(cached["about"].tobytes())
+            states = _file_states(about["read"])
+            if about["key"] != key or states is None or not np.array_equal(states, cached["states"]):
                 return None
-            train, valid = (Samples.of([kept[f"{name}_{part}"] for part in PARTS]) for name in ("train", "valid"))
+            train, valid = (
+                Samples.from_arrays([cached[f"{name}_{part}"] for part in PARTS]) for name in ("train", "valid")
+            )
             train.digest = about["digest"]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):  # missing, or damaged
+    except Exception:  # no such file, or a damaged one, which may raise anything: the folder is listed again
         return None
-    return Folder(about["classes"], train, valid, about["notes"], read=about["read"])
+    return DataFolder(about["classes"], train, valid, about["notes"], read=about["read"])

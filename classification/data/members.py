@@ -1,7 +1,7 @@
-"""Images in files of their own, and in tar shards: both have a path, and are opened by it.
+"""Open images by path, both plain files and files in tar shards.
 
-SHARD.tar@START+SIZE/NAME is the file NAME in a shard: SIZE bytes from byte START on. So any process can read it without
-a list of what the shard holds.
+SHARD.tar@START+SIZE/NAME is the path of the file NAME in a shard, SIZE bytes from byte START. So a process can read it
+without listing the shard.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import BinaryIO
 from classification.paths import is_file
 
 MARK = ".tar@"
-PATH = re.compile(r"(.+?\.tar)@([0-9]{1,15})\+([0-9]{1,15})/(.+)", re.DOTALL)
-BLOCK = 512  # bytes of a tar header; files are filled up to a multiple
-LARGEST = 1 << 30  # bytes of an image in a shard: it is read at once
+PATH_PATTERN = re.compile(r"(.+?\.tar)@([0-9]{1,15})\+([0-9]{1,15})/(.+)", re.DOTALL)
+BLOCK = 512  # bytes of a tar header; files are padded to a multiple
+MAX_MEMBER_SIZE = 1 << 30  # bytes; an image in a shard is read into memory at once
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Member:
 
     @property
     def path(self) -> str:
-        """The path by which it is opened."""
+        """The path with which `open_image` opens it."""
         return f"{self.shard}@{self.start}+{self.size}/{self.name}"
 
     def read(self) -> bytes:
@@ -48,9 +48,9 @@ class Member:
 
         Raises:
             OSError: the shard cannot be read.
-            ValueError: the shard holds something else at this place.
+            ValueError: the shard has something else at this position.
         """
-        with open_at_once(self.shard) as file:
+        with open_without_blocking(self.shard) as file:
             self.check(file)
             content = file.read(self.size)
         if len(content) < self.size:
@@ -58,60 +58,65 @@ class Member:
         return content
 
     def check(self, file: BinaryIO) -> None:
-        """Compare the header in front of the content; the file then stands at its first byte."""
+        """Check the header in front of the content, and leave the file at the first byte of the content.
+
+        Raises:
+            OSError: the shard cannot be read.
+            ValueError: the header is that of another file.
+        """
         try:
             file.seek(max(0, self.start - BLOCK))
             header = tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise ValueError("its shard has no file at this place: perhaps it was packed again") from error
-        said = len(self.name) < 100 and self.name.isascii()  # another name stands in a header of its own
-        renamed = said and header.name.removeprefix("./") != self.name
-        if renamed or not header.isreg() or header.size != self.size or self.size > LARGEST:
+        in_header = len(self.name) < 100 and self.name.isascii()  # any other name is in an extra header before this one
+        renamed = in_header and header.name.removeprefix("./") != self.name
+        if renamed or not header.isreg() or header.size != self.size or self.size > MAX_MEMBER_SIZE:
             raise ValueError("its shard has another file at this place: perhaps it was packed again")
 
 
-def member_of(path: str) -> Member | None:
-    """Return the file in a shard that a path names, or None where it names a file of its own."""
-    found = PATH.fullmatch(path) if MARK in path else None
-    return None if found is None else Member(found[1], int(found[2]), int(found[3]), found[4])
+def parse_member(path: str) -> Member | None:
+    """Return the file in a shard that a path names, or None for the path of a plain file."""
+    match = PATH_PATTERN.fullmatch(path) if MARK in path else None
+    return None if match is None else Member(match[1], int(match[2]), int(match[3]), match[4])
 
 
-def open_at_once(path: str) -> BinaryIO:
+def open_without_blocking(path: str) -> BinaryIO:
     """Open a file without blocking, so that a named pipe reads as empty instead of hanging."""
-    at_once = getattr(os, "O_NONBLOCK", 0)
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))
+    non_blocking = getattr(os, "O_NONBLOCK", 0)
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | non_blocking))
 
 
 def open_image(path: str) -> BinaryIO:
-    """Open a file of its own, or one in a shard.
+    """Open a plain file, or a file in a shard.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: the shard holds something else at this place.
+        ValueError: the shard has something else at this position.
     """
-    member = member_of(path)
-    return open_at_once(path) if member is None else io.BytesIO(member.read())
+    member = parse_member(path)
+    return open_without_blocking(path) if member is None else io.BytesIO(member.read())
 
 
-def size_of(path: str) -> int:
-    """Return the bytes of a file of its own, or of one in a shard.
+def file_size(path: str) -> int:
+    """Return the number of bytes of a plain file, or of a file in a shard.
 
     Raises:
         OSError: there is no such file.
     """
-    member = member_of(path)
+    member = parse_member(path)
     return Path(path).stat().st_size if member is None else member.size
 
 
-def is_there(path: str | Path) -> bool:
-    """Return whether there is such a file, of its own or in a shard."""
-    member = member_of(str(path))
+def image_exists(path: str | Path) -> bool:
+    """Return whether a plain file, or a file in a shard, exists."""
+    member = parse_member(str(path))
     if member is None:
         return is_file(path)
     if not is_file(member.shard):
         return False
     try:
-        with open_at_once(member.shard) as file:
+        with open_without_blocking(member.shard) as file:
             member.check(file)
     except (OSError, ValueError):
         return False

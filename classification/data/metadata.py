@@ -1,4 +1,4 @@
-"""Image files without their metadata, for those that cannot be opened because it is broken."""
+"""Remove metadata from image files that cannot be opened because their metadata is broken."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ from typing import BinaryIO
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
-ADOBE = 0xEE  # APP14, which says how colours are coded; of 12 bytes at least
-EXIF = 0xE1  # APP1, which says how the photograph is turned
-SCAN = 0xDA  # pixels follow
-LENGTHLESS = {0x01, 0xFF, *range(0xD0, 0xD9)}
+ADOBE = 0xEE  # APP14, the colour transform; at least 12 bytes
+EXIF = 0xE1  # APP1, the orientation
+SCAN = 0xDA  # start of the pixels
+LENGTHLESS = {0x01, 0xFF, *range(0xD0, 0xD9)}  # markers without a length
 
 
 def without_metadata(file: BinaryIO) -> bytes | None:
-    """Return a PNG or JPEG file with its pixels, and of its metadata no more than its orientation; None for others.
+    """Return a PNG or JPEG file without its metadata, except the orientation; None for other formats.
 
-    What is no metadata is passed on as it is, however broken.
+    Everything else is kept as it is, even if it is broken.
 
     Source: PNG specification, third edition, section 5; ITU-T T.81, annex B.
     """
     head = file.read(len(PNG))
     if head == PNG:
-        return PNG + b"".join(_png(file.read()))
+        return PNG + b"".join(_png_chunks(file.read()))
     if head.startswith(JPEG):
-        return b"".join(_jpeg(head + file.read()))
+        return b"".join(_jpeg_segments(head + file.read()))
     return None
 
 
-def _png(data: bytes) -> Iterator[bytes]:
-    """Yield the chunks: length, kind, content, sum; a kind in small letters is not needed for the pixels."""
-    at = 0
-    while at < len(data):
-        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        chunk = data[at : at + 12 + length]
-        whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
-        if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and whole):
+def _png_chunks(data: bytes) -> Iterator[bytes]:
+    """Yield the chunks to keep. A chunk is length, kind, content, checksum; lower-case kinds are optional."""
+    position = 0
+    while position < len(data):
+        length, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        chunk = data[position : position + 12 + length]
+        intact = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        if kind[:1].isupper() or kind == b"tRNS" or (kind == b"eXIf" and intact):
             yield chunk
-        at += len(chunk)
+        position += len(chunk)
 
 
-def _jpeg(data: bytes) -> Iterator[bytes]:
-    """Yield the segments up to the pixels: FF, kind, length, content; and then all that follows."""
+def _jpeg_segments(data: bytes) -> Iterator[bytes]:
+    """Yield the segments to keep, then the pixels and all that follows. A segment is FF, kind, length, content."""
     yield data[:2]
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != SCAN:
-        kind = data[at + 1]
-        length = 0 if kind in LENGTHLESS else int.from_bytes(data[at + 2 : at + 4], "big")
-        segment = data[at : at + 2 + length] if kind != 0xFF else data[at : at + 1]
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != SCAN:
+        kind = data[position + 1]
+        length = 0 if kind in LENGTHLESS else int.from_bytes(data[position + 2 : position + 4], "big")
+        segment = data[position : position + 2 + length] if kind != 0xFF else data[position : position + 1]
         is_metadata = 0xE0 <= kind <= 0xEF or kind == 0xFE
-        kept = (kind == EXIF and segment[4:8] == b"Exif") or (kind == ADOBE and len(segment) >= 16)
-        if kept or not is_metadata:
+        is_kept = (kind == EXIF and segment[4:8] == b"Exif") or (kind == ADOBE and len(segment) >= 16)
+        if is_kept or not is_metadata:
             yield segment
-        at += len(segment)
-    yield data[at:]
+        position += len(segment)
+    yield data[position:]

@@ -1,4 +1,4 @@
-"""Resize and crop images of bytes as torchvision does, bit for bit, without importing it: that takes a second."""
+"""Resize and crop images of bytes, bit for bit as torchvision does, which takes a second to import."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 
 class Fit(nn.Module):
-    """Resize, then crop the square in the centre; an image of that size passes at once.
+    """Resize an image, if it has another size, and crop the square in the centre.
 
     Args:
         size: side of the square, in pixels.
-        resize: of the short side before the crop, in pixels, at least `size`; `size` by default.
+        resize: length of the short side before the crop, in pixels, at least `size`; by default `size`.
         interpolation: "nearest", "bilinear" or "bicubic".
-        squash: resize both sides to `resize` instead, whatever the proportions.
+        squash: resize both sides to `resize`, so that the proportions change.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class Fit(nn.Module):
 
 
 def resize(image: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
-    """Resize an image (3, H, W) of bytes, without aliasing, in the layout (H, W, 3), which is the fastest."""
-    batch = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # so that the result has that layout, too
+    """Resize an image (3, H, W) of bytes with antialiasing; the memory layout of the result is (H, W, 3)."""
+    batch = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # channels last is the fastest layout
     return F.interpolate(batch, size, mode=interpolation, antialias=interpolation != "nearest")[0]
 
 
 def random_box(height: int, width: int) -> tuple[int, int, int, int]:
-    """Draw a box of 8 % to 100 % of an image's area and proportions of 3:4 to 4:3, from torch's generator.
+    """Draw a box with 8 % to 100 % of an image's area and proportions from 3:4 to 4:3, using torch's generator.
 
-    Where ten draws do not fit into the image, the largest such box in its centre is taken. Draws and rounding are those
-    of `torchvision.transforms.RandomResizedCrop`.
+    If ten boxes do not fit into the image, the largest allowed box in the centre is returned. Draws and rounding are
+    those of `torchvision.transforms.RandomResizedCrop`.
 
     Returns:
         Top, left, height and width, in pixels.

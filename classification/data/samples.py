@@ -1,4 +1,4 @@
-"""A list of samples as two arrays, which processes share instead of copying."""
+"""A list of (path, class index) stored in arrays, which processes share instead of copying."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ Sample = tuple[str, int]  # path of an image, class index
 
 
 class Samples(Sequence[Sample]):
-    """Paths and class indices of images, as bytes.
+    """A sequence of (path, class index), stored in three arrays.
 
-    A loading process that reads a list of tuples writes to it: each object counts who uses it, so that after an epoch
-    every process has a copy of the whole list. Arrays are one object each.
+    A forked process that reads a list of tuples changes the reference counts of its objects, so after an epoch every
+    process has its own copy of the list. An array has only one reference count.
 
     Args:
         samples: (path, class index) of every image.
     """
 
     def __init__(self, samples: Iterable[Sample]) -> None:
-        listed = samples if isinstance(samples, Sequence) else list(samples)
-        paths = [os.fsencode(path) for path, _ in listed]
+        sequence = samples if isinstance(samples, Sequence) else list(samples)
+        paths = [os.fsencode(path) for path, _ in sequence]
         self.bytes = np.frombuffer(b"".join(paths), dtype=np.uint8)
         self.ends = np.cumsum([0, *map(len, paths)], dtype=np.int64)
-        self.targets = np.array([target for _, target in listed], dtype=np.int64)
-        self.digest = ""  # of `digest_of`, where it is known
+        self.targets = np.array([target for _, target in sequence], dtype=np.int64)
+        self.digest = ""  # the result of `samples_digest`, if it is cached
 
     @classmethod
-    def of(cls, arrays: Sequence[NDArray[Any]]) -> Samples:
-        """Return samples of what `arrays` was."""
-        made = cls([])
-        made.bytes, made.ends, made.targets = arrays
-        return made
+    def from_arrays(cls, arrays: Sequence[NDArray[Any]]) -> Samples:
+        """Return the samples that have these `arrays`."""
+        samples = cls([])
+        samples.bytes, samples.ends, samples.targets = arrays
+        return samples
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
-        """The bytes of all paths, where each of them ends, and the class indices."""
+        """The bytes of all paths, where each path ends (from 0), and the class indices."""
         return self.bytes, self.ends, self.targets
 
     def __len__(self) -> int:
@@ -68,11 +68,11 @@ class Samples(Sequence[Sample]):
             yield os.fsdecode(text[ends[number] : ends[number + 1]]), target
 
 
-def digest_of(samples: Sequence[Sample], root: str | Path) -> str:
-    """Hash names, from `root` on, and class indices; a list that was kept has its own hash."""
+def samples_digest(samples: Sequence[Sample], root: str | Path) -> str:
+    """Hash the paths relative to `root`, and the class indices; cached lists carry their hash with them."""
     if isinstance(samples, Samples) and samples.digest:
         return samples.digest
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path, target in samples:
-        found.update(os.fsencode(f"{relative(path, root)} {target}\n"))
-    return found.hexdigest()
+        digest.update(os.fsencode(f"{relative(path, root)} {target}\n"))
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Soft labels of images that a teacher labelled: several classes, each as likely as its score says."""
+"""Soft labels of images that a teacher labelled: several classes with probabilities from the teacher's scores."""
 
 from __future__ import annotations
 
@@ -12,29 +12,38 @@ from torch import Tensor
 from classification.data.lists import score_of
 from classification.errors import UserError
 
-Likely = tuple[tuple[int, float], ...]  # classes and their probabilities, which sum to 1
+ClassProbabilities = tuple[tuple[int, float], ...]  # (class, probability); the probabilities sum to 1
 
 
-def soften(lists: Sequence[str], samples: Sequence[tuple[str, int]]) -> tuple[list[tuple[str, int]], dict[str, Likely]]:
-    """Make the lines of an image one example of all their classes: p_k = exp(score_k) / sum_j exp(score_j).
+def merge_soft_labels(
+    lists: Sequence[str], samples: Sequence[tuple[str, int]]
+) -> tuple[list[tuple[str, int]], dict[str, ClassProbabilities]]:
+    """Merge all lines of an image into one sample with soft labels: p_k = exp(score_k) / sum_j exp(score_j).
 
     Args:
         lists: the files.
-        samples: what was read from them, one per line.
+        samples: (path, class index) of every line of these files.
 
     Returns:
         Each image once, with its likeliest class; and {path: probabilities}.
 
     Raises:
-        UserError: a line without a score.
+        UserError: a line has no score, or the files have other lines than when the samples were read from them.
     """
     scores = [score for path in lists for score in _scores(path)]
-    found: dict[str, dict[int, float]] = {}
+    if len(scores) != len(samples):
+        raise UserError(
+            f"--pile-list {' '.join(lists)} had {len(samples)} lines when it was first read, and now {len(scores)}: "
+            "--pile-targets soft needs files that can be read twice, not pipes"
+        )
+    scores_by_path: dict[str, dict[int, float]] = {}
     for (path, label), score in zip(samples, scores, strict=True):
-        known = found.setdefault(path, {})
-        known[label] = max(score, known.get(label, -math.inf))
-    soft = {path: _probabilities(known) for path, known in found.items()}
-    return [(path, max(known, key=known.__getitem__)) for path, known in found.items()], soft
+        class_scores = scores_by_path.setdefault(path, {})
+        class_scores[label] = max(score, class_scores.get(label, -math.inf))
+    soft = {path: _probabilities(class_scores) for path, class_scores in scores_by_path.items()}
+    return [
+        (path, max(class_scores, key=class_scores.__getitem__)) for path, class_scores in scores_by_path.items()
+    ], soft
 
 
 def _scores(path: str) -> list[float]:
@@ -49,7 +58,7 @@ def _scores(path: str) -> list[float]:
     return scores
 
 
-def _probabilities(scores: Mapping[int, float]) -> Likely:
+def _probabilities(scores: Mapping[int, float]) -> ClassProbabilities:
     top = max(scores.values())
     weights = {
         label: math.exp(score - top) if score > -math.inf else float(score == top) for label, score in scores.items()
@@ -59,11 +68,11 @@ def _probabilities(scores: Mapping[int, float]) -> Likely:
 
 
 class SoftLabels:
-    """The targets of training images, those that have soft labels with these.
+    """Class probabilities of training images: soft labels where there are any, else 1 for the class.
 
     Args:
         samples: (path, class index) of every image.
-        soft: probabilities by path.
+        soft: soft labels by path.
         num_classes: K.
         device: of the targets.
     """
@@ -71,15 +80,15 @@ class SoftLabels:
     def __init__(
         self,
         samples: Sequence[tuple[str, int]],
-        soft: Mapping[str, Likely],
+        soft: Mapping[str, ClassProbabilities],
         num_classes: int,
         device: torch.device,
     ) -> None:
-        each = [soft.get(path, ((target, 1.0),)) for path, target in samples]
-        most = max(map(len, each))
-        padded = [(*likely, *((0, 0.0),) * (most - len(likely))) for likely in each]
-        self.classes = torch.tensor([[label for label, _ in likely] for likely in padded], device=device)
-        self.probabilities = torch.tensor([[value for _, value in likely] for likely in padded], device=device)
+        per_image = [soft.get(path, ((target, 1.0),)) for path, target in samples]
+        max_classes = max(map(len, per_image))
+        padded = [(*labels, *((0, 0.0),) * (max_classes - len(labels))) for labels in per_image]
+        self.classes = torch.tensor([[label for label, _ in labels] for labels in padded], device=device)
+        self.probabilities = torch.tensor([[value for _, value in labels] for labels in padded], device=device)
         self.num_classes = num_classes
 
     def __call__(self, index: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which photographs of a folder train, validate and test: found as they lie there, or drawn."""
+"""Split the photographs of a folder into train, valid and test, or find the split that the folder has."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 
 from PIL import features
 
-from classification.data.image_files import SUFFIXES, LeftOut, class_names, count_of, find_images, identical
-from classification.data.images import has_heif, is_heif, taken_at
+from classification.data.image_files import SUFFIXES, LeftOut, class_names, count_of, find_images, identical_groups
+from classification.data.images import has_heif, is_heif, time_taken
 from classification.errors import UserError
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 SPLITS = {"train", "training", "valid", "val", "validation", "test", "testing"}
-DOES = {TRAIN: "train", VALID: "validate", TEST: "test"}
-Images = dict[str, list[Path]]  # of each class
+VERBS = {TRAIN: "train", VALID: "validate", TEST: "test"}
+Images = dict[str, list[Path]]  # by class name
 
 
 @dataclass(frozen=True)
 class Shares:
-    """How a folder without a split is divided.
+    """How a folder is split.
 
     Args:
-        valid: part of each class that validates.
-        test: part of each class that tests; 0 for none.
-        group: "none", "folder" or "time": which images of a class stay on one side.
-        minutes: of "time": a pause that long begins a new group.
+        valid: part of each class for valid.
+        test: part of each class for test; 0 for none.
+        group: "none", "folder" or "time": how to find the images of a class that must stay in the same split.
+        minutes: for "time": a longer pause begins a new group.
         seed: of the draw.
     """
 
@@ -38,19 +38,19 @@ class Shares:
     minutes: float = 10.0
     seed: int = 0
 
-    def held(self) -> dict[str, float]:
-        """Return the part of each side beside train that there is."""
+    def held_out(self) -> dict[str, float]:
+        """Return the part of each class for valid, and for test if there is one."""
         return {VALID: self.valid, **({TEST: self.test} if self.test else {})}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Where every image goes.
+    """The split and class of every image.
 
     Args:
-        placed: side and class of every image.
-        drawn: whether the split was drawn here; else it was there.
-        notes: what is to be said, one line each.
+        placed: (split, class name) of every image.
+        drawn: whether the split was drawn at random; if not, the folder had it already.
+        notes: notes for the user, one line each.
     """
 
     placed: dict[Path, tuple[str, str]]
@@ -59,18 +59,18 @@ class Split:
 
 
 def find_split(source: Path, shares: Shares) -> Split:
-    """Place every image of a folder that holds CLASS folders, or train, valid (or val) and test with CLASS folders.
+    """Split a folder with CLASS folders, or read the split of one with train, valid (or val), and perhaps test.
 
     Raises:
-        UserError: there are no two class folders with images, half a split, a class without images, or a class with
-            too few images to divide.
+        UserError: the folder has fewer than two classes, only a part of a split, a class without images, or a class
+            with too few images to split.
     """
-    left = LeftOut()
+    left_out = LeftOut()
     folders = set(class_names(source, LeftOut()))
-    held = next((name for name in ("valid", "val") if name in folders), "")
-    there = bool(held) and TRAIN in folders
-    if there:
-        parts, notes = _found(source, held, folders, left)
+    valid_name = next((name for name in ("valid", "val") if name in folders), "")
+    is_split = bool(valid_name) and TRAIN in folders
+    if is_split:
+        parts, notes = _read_split(source, valid_name, folders, left_out)
         names = sorted(set().union(*parts.values()))
     elif folders and {name.lower() for name in folders} <= SPLITS:
         raise UserError(
@@ -78,50 +78,56 @@ def find_split(source: Path, shares: Shares) -> Split:
             "to split a folder, give the one that contains the CLASS folders"
         )
     else:
-        images, parts, notes = classes(source, left), {}, []
+        images, parts, notes = images_by_class(source, left_out), {}, []
         names = sorted(images)
         _check_counts(images, shares)
     if len(names) < 2:
         loose = (
-            f"{count_of(len(left.loose), 'image')} outside CLASS folders, and no CLASS folder with images"
-            if left.loose
+            f"{count_of(len(left_out.loose), 'image')} outside CLASS folders, and no CLASS folder with images"
+            if left_out.loose
             else ""
         )
         what = f"images of {names[0]} alone" if names else loose or f"no images ({', '.join(SUFFIXES)})"
         raise UserError(f"{source} has {what}: give the folder that contains the CLASS folders, two or more")
-    if not there:
-        parts, notes = divide(images, shares)
+    if not is_split:
+        parts, notes = draw_split(images, shares)
     placed = {path: (part, name) for part in parts for name, paths in parts[part].items() for path in paths}
-    _check_kinds(placed)
-    return Split(placed, not there, [*left.notes(), *notes])
+    _check_formats(placed)
+    return Split(placed, not is_split, [*left_out.notes(), *notes])
 
 
-def _found(source: Path, held: str, folders: set[str], left: LeftOut) -> tuple[dict[str, Images], list[str]]:
-    """Return a split that is there; test counts where its folders are classes of train."""
-    parts = {TRAIN: classes(source / TRAIN, left), VALID: classes(source / held, left)}
+def _read_split(
+    source: Path, valid_name: str, folders: set[str], left_out: LeftOut
+) -> tuple[dict[str, Images], list[str]]:
+    """Return the images by split and class; test is used only if all of its folders are classes of train."""
+    parts = {TRAIN: images_by_class(source / TRAIN, left_out), VALID: images_by_class(source / valid_name, left_out)}
     if unknown := sorted(set(parts[VALID]) - set(parts[TRAIN])):
-        raise UserError(f"{source / held} has classes that {source / TRAIN} lacks: {', '.join(unknown[:5])}")
+        raise UserError(
+            f"{source / valid_name} has classes that {source / TRAIN} lacks ({', '.join(unknown[:5])}): remove them, "
+            "or add images of them to train"
+        )
     names = set(class_names(source / TEST, LeftOut())) if TEST in folders else set()
-    tests = bool(names) and names <= set(parts[TRAIN])
-    if tests:
-        parts[TEST] = classes(source / TEST, left)
+    has_test = bool(names) and names <= set(parts[TRAIN])
+    if has_test:
+        parts[TEST] = images_by_class(source / TEST, left_out)
     notes = [
-        f"left out {source / name}: of folders beside train nothing is copied but {held} and a test of its classes"
-        for name in sorted(folders - {TRAIN, held, *([TEST] if tests else [])})
+        f"left out {source / name}: of folders beside train nothing is copied but {valid_name} and a test of its "
+        "classes"
+        for name in sorted(folders - {TRAIN, valid_name, *([TEST] if has_test else [])})
     ]
     return parts, notes
 
 
 def _check_counts(images: Images, shares: Shares) -> None:
-    needed = ["train", *(DOES[side] for side in shares.held())]
+    needed = ["train", *(VERBS[side] for side in shares.held_out())]
     for name, paths in images.items():
         if len(paths) < len(needed):
-            has = "one image" if len(paths) == 1 else f"{len(paths)} images"
-            raise UserError(f"class {name} has {has}, but needs one to {' and one to '.join(needed)}: {paths[0]}")
+            count = "one image" if len(paths) == 1 else f"{len(paths)} images"
+            raise UserError(f"class {name} has {count}, but needs one to {' and one to '.join(needed)}: {paths[0]}")
 
 
-def _check_kinds(placed: Iterable[Path]) -> None:
-    """Refuse images of a kind that this installation cannot read."""
+def _check_formats(placed: Iterable[Path]) -> None:
+    """Check that the libraries for HEIC and AVIF images are installed, if there are such images."""
     paths = list(placed)
     if not has_heif() and (heif := [path for path in paths if is_heif(path.name)]):
         raise UserError(
@@ -134,56 +140,56 @@ def _check_kinds(placed: Iterable[Path]) -> None:
         raise UserError(f"{what}: `pip install 'pillow>=11.3'` to read them")
 
 
-def classes(top: Path, left: LeftOut) -> Images:
-    """List the images in each folder of `top`, at any depth, sorted; add what is left out to `left`.
+def images_by_class(top: Path, left_out: LeftOut) -> Images:
+    """List the images in each class folder of `top`, at any depth, sorted; add other files to `left`.
 
     Raises:
         UserError: a class folder has no images.
     """
-    found: Images = {}
-    for name in class_names(top, left):
-        beside = LeftOut()
-        found[name] = sorted(Path(folder, file) for folder, files in find_images(top / name, beside) for file in files)
-        if not found[name]:
-            but = f" but {contents}" if (contents := beside.contents()) else ""
-            raise UserError(f"{top / name} has no images{but}: remove it, or add images ({', '.join(SUFFIXES)})")
-        left.add(beside)
-    return found
+    images: Images = {}
+    for name in class_names(top, left_out):
+        others = LeftOut()
+        images[name] = sorted(Path(folder, file) for folder, files in find_images(top / name, others) for file in files)
+        if not images[name]:
+            instead = f" but {contents}" if (contents := others.contents()) else ""
+            raise UserError(f"{top / name} has no images{instead}: remove it, or add images ({', '.join(SUFFIXES)})")
+        left_out.add(others)
+    return images
 
 
-def divide(images: Images, shares: Shares) -> tuple[dict[str, Images], list[str]]:
-    """Draw the sides of each class, one image at least for each; return them, and what is to be said.
+def draw_split(images: Images, shares: Shares) -> tuple[dict[str, Images], list[str]]:
+    """Split each class at random, with at least one image per split; return the images by split, and notes.
 
-    Files of the same bytes are one image, also of several classes; what `shares.group` joins stays together.
+    All files with equal bytes go to one split, even if they are in several classes. So do all images of a group.
 
     Raises:
-        UserError: a class has too few images, or too few groups of them.
+        UserError: a class has too few images or groups.
     """
     owners = {str(path): name for name, paths in images.items() for path in paths}
-    copies = identical(owners)
+    copies = identical_groups(owners)
     original = {Path(path): Path(group[0]) for group in copies for path in group}
-    unit: dict[Path, Path] = {path: original.get(path, path) for paths in images.values() for path in paths}
-    undated = 0
+    unit_of: dict[Path, Path] = {path: original.get(path, path) for paths in images.values() for path in paths}
+    num_undated = 0
     for paths in images.values():
-        groups, without = grouped(paths, shares)
-        undated += without
+        groups, undated = group_images(paths, shares)
+        num_undated += undated
         for group in groups:
-            join(unit, group)
-    side: dict[Path, str] = {}  # of each unit that is drawn
+            join_units(unit_of, group)
+    split_of: dict[Path, str] = {}  # by unit
     for name, paths in images.items():
-        _draw(name, list(dict.fromkeys(original.get(path, path) for path in paths)), unit, shares, side)
+        _draw_class(name, list(dict.fromkeys(original.get(path, path) for path in paths)), unit_of, shares, split_of)
     parts = {
-        part: {name: [path for path in paths if side[unit[path]] == part] for name, paths in images.items()}
-        for part in (TRAIN, *shares.held())
+        part: {name: [path for path in paths if split_of[unit_of[path]] == part] for name, paths in images.items()}
+        for part in (TRAIN, *shares.held_out())
     }
-    said = copied(copies, owners)
-    if undated:
-        said.append(f"{count_of(undated, 'image')} without a date: each is a group of its own")
-    return parts, said
+    notes = describe_copies(copies, owners)
+    if num_undated:
+        notes.append(f"{count_of(num_undated, 'image')} without a date: each is a group of its own")
+    return parts, notes
 
 
-def grouped(paths: Sequence[Path], shares: Shares) -> tuple[list[list[Path]], int]:
-    """Return the groups of a class's images, and how many of the images do not say their time, where that counts."""
+def group_images(paths: Sequence[Path], shares: Shares) -> tuple[list[list[Path]], int]:
+    """Return the groups of a class's images, and with the grouping "time" the number of images without a date."""
     if shares.group == "none":
         return [], 0
     groups: dict[object, list[Path]] = {}
@@ -193,74 +199,89 @@ def grouped(paths: Sequence[Path], shares: Shares) -> tuple[list[list[Path]], in
             if path.parent != top:
                 groups.setdefault(path.parent, []).append(path)
         return list(groups.values()), 0
-    dated = sorted((time, path) for path in paths if (time := taken_at(str(path))) is not None)
+    dated = sorted((time, path) for path in paths if (time := time_taken(str(path))) is not None)
     number = 0
-    for before, (time, path) in zip([None, *(time for time, _ in dated)], dated, strict=False):
-        number += before is not None and (time - before).total_seconds() > 60 * shares.minutes
+    for previous, (time, path) in zip([None, *(time for time, _ in dated)], dated, strict=False):
+        number += previous is not None and (time - previous).total_seconds() > 60 * shares.minutes
         groups.setdefault(number, []).append(path)
     return list(groups.values()), len(paths) - len(dated)
 
 
-def join(unit: dict[Path, Path], group: Sequence[Path]) -> None:
-    """Give all images of a group, and all that are joined to them, one unit."""
-    first, others = unit[group[0]], {unit[path] for path in group[1:]} - {unit[group[0]]}
+def join_units(unit_of: dict[Path, Path], group: Sequence[Path]) -> None:
+    """Merge the units of all images of a group into one."""
+    first, others = unit_of[group[0]], {unit_of[path] for path in group[1:]} - {unit_of[group[0]]}
     if others:
-        unit |= {path: first for path, own in unit.items() if own in others}
+        unit_of |= {path: first for path, unit in unit_of.items() if unit in others}
 
 
-def _draw(name: str, ones: list[Path], unit: dict[Path, Path], shares: Shares, side: dict[Path, str]) -> None:
-    """Set the side of the units of a class that other classes have not set; `ones` are its images, copies left out."""
+def _draw_class(
+    name: str, images: list[Path], unit_of: dict[Path, Path], shares: Shares, split_of: dict[Path, str]
+) -> None:
+    """Choose a split for the units of a class that have none yet.
+
+    Args:
+        name: of the class.
+        images: of the class, each once.
+        unit_of: the unit of every image; all images of a unit go to the same split.
+        shares: how to split.
+        split_of: the split of each unit; the units of this class are added.
+
+    Raises:
+        UserError: the class has too few units.
+    """
     sizes: dict[Path, int] = {}
-    for path in ones:
-        sizes[unit[path]] = sizes.get(unit[path], 0) + 1
-    sides = (TRAIN, *shares.held())
-    if len(sizes) < len(sides):
-        needed = " and one to ".join(DOES[part] for part in sides)
-        what = "copies of one image" if len(ones) == 1 else f"{count_of(len(sizes), 'group')} of images"
-        raise UserError(f"class {name} has {what}, but needs one to {needed}: {ones[0]}")
-    free = [one for one in sizes if one not in side]
+    for path in images:
+        sizes[unit_of[path]] = sizes.get(unit_of[path], 0) + 1
+    splits = (TRAIN, *shares.held_out())
+    if len(sizes) < len(splits):
+        needed = " and one to ".join(VERBS[part] for part in splits)
+        count = "copies of one image" if len(images) == 1 else f"{count_of(len(sizes), 'group')} of images"
+        raise UserError(f"class {name} has {count}, but needs one to {needed}: {images[0]}")
+    free = [one for one in sizes if one not in split_of]
     free = random.Random(b"%d " % shares.seed + os.fsencode(name)).sample(free, len(free))
-    for part, share in shares.held().items():
-        wanted = min(max(1, round(share * len(ones))), len(ones) - 1)
-        wanted -= sum(size for one, size in sizes.items() if side.get(one) == part)
-        used = {side.get(one) for one in sizes}
-        empty = len({*sides} - used - {part})  # which need one unit each
-        side |= dict.fromkeys(_chosen(free, sizes, wanted)[: max(0, len(free) - empty)], part)
-        free = [one for one in free if one not in side]
-    side |= dict.fromkeys(free, TRAIN)
-    for part in sides:
-        if all(side[one] != part for one in sizes):
+    for part, share in shares.held_out().items():
+        wanted = min(max(1, round(share * len(images))), len(images) - 1)
+        wanted -= sum(size for one, size in sizes.items() if split_of.get(one) == part)
+        used = {split_of.get(one) for one in sizes}
+        empty = len({*splits} - used - {part})  # other splits without a unit: each needs one of those that are free
+        split_of |= dict.fromkeys(_choose_units(free, sizes, wanted)[: max(0, len(free) - empty)], part)
+        free = [one for one in free if one not in split_of]
+    split_of |= dict.fromkeys(free, TRAIN)
+    for part in splits:
+        if all(split_of[one] != part for one in sizes):
             raise UserError(
                 f"class {name} shares too many of its images with other classes: none is left for {part}; remove the "
-                f"copies from one of the classes, for example {ones[0]}"
+                f"copies from one of the classes, for example {images[0]}"
             )
 
 
-def _chosen(free: Sequence[Path], sizes: Mapping[Path, int], wanted: int) -> list[Path]:
-    """Return the first units that together hold `wanted` images at most; the smallest one where all hold more."""
+def _choose_units(free: Sequence[Path], sizes: Mapping[Path, int], most: int) -> list[Path]:
+    """Return units, in order, that together have at most `most` images; the smallest one if all have more."""
     chosen: list[Path] = []
-    left = wanted
-    for one in free:
-        if sizes[one] <= left:
-            chosen.append(one)
-            left -= sizes[one]
-    if not chosen and wanted > 0 and free:
-        chosen = [min(free, key=lambda one: sizes[one])]
+    remaining = most
+    for unit in free:
+        if sizes[unit] <= remaining:
+            chosen.append(unit)
+            remaining -= sizes[unit]
+    if not chosen and most > 0 and free:
+        chosen = [min(free, key=lambda unit: sizes[unit])]
     return chosen
 
 
-def copied(groups: list[list[str]], owners: dict[str, str]) -> list[str]:
-    """Return what is to be said of files that hold the same image."""
-    said = []
+def describe_copies(groups: list[list[str]], owners: dict[str, str]) -> list[str]:
+    """Return notes on files with the same image."""
+    notes = []
     if groups:
         count, pair = (
             f"{sum(map(len, groups))} files with only {count_of(len(groups), 'image')}",
             " = ".join(groups[0][:2]),
         )
-        said.append(
+        notes.append(
             f"{count}, byte for byte, for example {pair}: all files of an image are put on one side of the split"
         )
-    if two := [group for group in groups if len({owners[path] for path in group}) > 1]:
-        other = next(path for path in two[0] if owners[path] != owners[two[0][0]])
-        said.append(f"warning: {count_of(len(two), 'image')} in more than one class, for example {two[0][0]} = {other}")
-    return said
+    if shared := [group for group in groups if len({owners[path] for path in group}) > 1]:
+        other = next(path for path in shared[0] if owners[path] != owners[shared[0][0]])
+        notes.append(
+            f"warning: {count_of(len(shared), 'image')} in more than one class, for example {shared[0][0]} = {other}"
+        )
+    return notes

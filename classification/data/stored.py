@@ -1,4 +1,4 @@
-"""A teacher's stored outputs: their Parquet shards, and the views of a run's images with what the teacher said of them.
+"""A teacher's stored outputs: write and read the Parquet shards, and serve views of images with these outputs.
 
 The format is in docs/start/stored_teachers.md.
 """
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from classification.data.stored_views import VIEW, Renderer, mixed
+from classification.data.stored_views import VIEW, Renderer, mix_views
 from classification.data.unequal import REPEAT
 from classification.errors import UserError
 from classification.options.stored_teacher import StoredPlan, read_stored_plan
@@ -33,15 +33,15 @@ CLASSIFIER = "classifier.npy"
 
 @dataclass(frozen=True)
 class Block:
-    """What a teacher said of some images, one after another; every image has N samples.
+    """The teacher's outputs for some images; every image has N samples (views), one after the other.
 
     Args:
         paths: of the images, relative to the data folder.
         hashes: the first 32 hexadecimal digits of the BLAKE2b of each file.
         views: (images * N,) of `VIEW`.
-        classes: (images * N, k), the likeliest first.
+        classes: (images * N, k), the k likeliest classes, best first.
         log_probabilities: (images * N, k) float16.
-        rest: (images * N,) float16, log of the mass of the other classes.
+        rest: (images * N,) float16, log of the total probability of all other classes.
     """
 
     paths: list[str]
@@ -57,8 +57,8 @@ def shard_name(number: int) -> str:
     return f"{number:06d}.parquet"
 
 
-def schema(plan: StoredPlan) -> pa.Schema:
-    """Return the columns of a shard, one row per sample, with the plan in the metadata."""
+def shard_schema(plan: StoredPlan) -> pa.Schema:
+    """Return the columns of a shard, which has one row per sample, and the plan as its metadata."""
     import pyarrow as pa
 
     view = [(name, pa.from_numpy_dtype(VIEW[name])) for name in VIEW.names or ()]
@@ -72,12 +72,12 @@ def schema(plan: StoredPlan) -> pa.Schema:
     return pa.schema([*names, *view, *outputs], {"mgd.format": str(plan.format), "mgd.plan": plan.text()})
 
 
-def encode(block: Block, plan: StoredPlan) -> bytes:
-    """Return a shard."""
+def encode_block(block: Block, plan: StoredPlan) -> bytes:
+    """Return the content of a shard's Parquet file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = schema(plan)
+    columns = shard_schema(plan)
     label = columns.field("classes").type.value_type
     flat = {
         "classes": pa.array(block.classes.reshape(-1).astype(label.to_pandas_dtype()), label),
@@ -108,7 +108,7 @@ def read_block(path: Path, plan: StoredPlan, number: int) -> Block:
         number: of the shard.
 
     Raises:
-        UserError: a file that is damaged, or of another plan.
+        UserError: the file is damaged, or of another plan.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -119,9 +119,9 @@ def read_block(path: Path, plan: StoredPlan, number: int) -> Block:
         raise UserError(
             f"{path} is not a Parquet file, or is damaged: remove it, and store it again with mgd reinforce"
         ) from error
-    about = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    columns = schema(plan)
-    if about.get("mgd.plan") != plan.text() or not table.schema.equals(columns):
+    metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    columns = shard_schema(plan)
+    if metadata.get("mgd.plan") != plan.text() or not table.schema.equals(columns):
         raise UserError(
             f"{path} belongs to another cache, or was changed: remove it, and store it again with mgd reinforce"
         )
@@ -151,14 +151,14 @@ def read_block(path: Path, plan: StoredPlan, number: int) -> Block:
 
 @dataclass(frozen=True)
 class StoredTeacher:
-    """What a folder holds, all of it in memory.
+    """All stored outputs of a folder, in memory.
 
     Args:
         folder: the folder.
-        plan: what it says of itself.
-        block: all images, in their order.
-        classifier: (K, D) float16, the rows of the teachers' last linear layers, each of length 1 and side by side, or
-            None where one has no such layer.
+        plan: its description.
+        block: the outputs for all images, in order.
+        classifier: (K, D) float16: the normalised rows of the teachers' last linear layers, side by side; None if a
+            teacher has no such layer.
     """
 
     folder: Path
@@ -176,7 +176,7 @@ def open_stored(folder: str | Path) -> StoredTeacher:
     """Read a folder of stored outputs.
 
     Raises:
-        UserError: it is not complete, damaged, or of another version.
+        UserError: the folder is incomplete, damaged, or of another version.
     """
     plan, folder = read_stored_plan(folder), Path(folder)
     files = [folder / shard_name(number) for number in range(plan.num_shards)]
@@ -195,17 +195,17 @@ def open_stored(folder: str | Path) -> StoredTeacher:
         np.empty(rows, np.float16),
     )
     for number, file in enumerate(files):
-        _fill(block, read_block(file, plan, number))
+        _append(block, read_block(file, plan, number))
     return StoredTeacher(folder, plan, block, _read_classifier(folder, plan))
 
 
-def _fill(whole: Block, part: Block) -> None:
-    """Add a shard behind what was read before: one after another, so that no image is held twice."""
-    start = len(whole.paths) * len(part.rest) // len(part.paths)
+def _append(total: Block, part: Block) -> None:
+    """Copy a shard into the large arrays, after the shards before it: only one shard is in memory twice."""
+    start = len(total.paths) * len(part.rest) // len(part.paths)
     for name in ("views", "classes", "log_probabilities", "rest"):
-        getattr(whole, name)[start : start + len(part.rest)] = getattr(part, name)
-    whole.paths.extend(part.paths)
-    whole.hashes.extend(part.hashes)
+        getattr(total, name)[start : start + len(part.rest)] = getattr(part, name)
+    total.paths.extend(part.paths)
+    total.hashes.extend(part.hashes)
 
 
 def _read_classifier(folder: Path, plan: StoredPlan) -> NDArray[np.float16] | None:
@@ -213,81 +213,81 @@ def _read_classifier(folder: Path, plan: StoredPlan) -> NDArray[np.float16] | No
     if not exists(path):
         return None
     try:
-        found: NDArray[np.float16] = np.load(path, allow_pickle=False)
+        classifier: NDArray[np.float16] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged: remove it, and type the line of mgd reinforce again") from error
-    if found.ndim != 2 or len(found) != plan.num_classes:
-        raise UserError(f"{path} has {found.shape} numbers: remove it, and type the line of mgd reinforce again")
-    return found
+    if classifier.ndim != 2 or len(classifier) != plan.num_classes:
+        raise UserError(f"{path} has {classifier.shape} numbers: remove it, and type the line of mgd reinforce again")
+    return classifier
 
 
 class StoredViews:
-    """The views of a run's images, and what the teacher said of them.
+    """The stored views of a run's images, with the teacher's outputs.
 
-    In epoch e an image shows sample e mod N; its repetition r in the same epoch shows sample (e + r) mod N.
+    In epoch e, an image is shown as sample e mod N. Its repetition r in the same epoch is sample (e + r) mod N.
 
     Args:
         stored: the teacher's outputs.
-        names: the path of every image of the run, relative to the folder that was stored.
+        names: the path of every image of the run, relative to the data folder that was stored.
 
     Raises:
-        UserError: an image that the teacher did not see, or a partner that the run does not have.
+        UserError: an image is not stored, or is mixed with one that the run does not have.
     """
 
     def __init__(self, stored: StoredTeacher, names: Sequence[str]) -> None:
-        plan, known = stored.plan, stored.numbers
-        if unknown := [name for name in names if name not in known]:
+        plan, stored_numbers = stored.plan, stored.numbers
+        if missing := [name for name in names if name not in stored_numbers]:
             raise UserError(
-                f"--teacher-cache {stored.folder} lacks {len(unknown)} of {len(names)} training images, for example "
-                f"{unknown[0]}: store the teacher again with mgd reinforce, including these images"
+                f"--teacher-cache {stored.folder} lacks {len(missing)} of {len(names)} training images, for example "
+                f"{missing[0]}: store the teacher again with mgd reinforce, including these images"
             )
         self.plan, self.block, self.classifier = plan, stored.block, stored.classifier
-        self.number = np.array([known[name] for name in names], dtype=np.int64)
-        self.own = np.full(plan.num_images, -1, dtype=np.int64)  # the run's image by the cache's number
-        self.own[self.number] = np.arange(len(names))
-        if plan.views.mixes and (self.own < 0).any():
-            first = stored.block.paths[int(np.argmin(self.own))]
+        self.stored_number = np.array([stored_numbers[name] for name in names], dtype=np.int64)
+        self.run_index = np.full(plan.num_images, -1, dtype=np.int64)  # stored number -> the run's index
+        self.run_index[self.stored_number] = np.arange(len(names))
+        if plan.views.mixes and (self.run_index < 0).any():
+            first = stored.block.paths[int(np.argmin(self.run_index))]
             raise UserError(
                 f"--teacher-cache {stored.folder} mixes images with {first}, which this run lacks: train on all images "
                 "of the cache, or store the teacher without --mixup and --cutmix"
             )
         self._render = Renderer(plan.views)
 
-    def at(self, positions: range) -> StoredViews:
-        """Return those of a part of the run's images, to measure how long a step takes."""
+    def part_of(self, positions: range) -> StoredViews:
+        """Return the views of a part of the run's images, to measure the time of a step."""
         part = copy(self)
-        part.number = self.number[positions]
-        part.own = np.full_like(self.own, -1)
-        part.own[part.number] = np.arange(len(positions))
+        part.stored_number = self.stored_number[positions]
+        part.run_index = np.full_like(self.run_index, -1)
+        part.run_index[part.stored_number] = np.arange(len(positions))
         return part
 
     def __call__(
         self, key: tuple[int, ...], decoded: Callable[[int], Tensor], samples: Sequence[Any]
     ) -> tuple[Any, ...]:
-        """Return an item of a data set.
+        """Return an item of the data set.
 
         Args:
-            key: epoch and index of an image, and its repetition.
+            key: epoch and index of an image, and perhaps its repetition.
             decoded: index -> (3, height, width) bytes.
             samples: (path, class index) of every image.
 
         Returns:
-            (S, S, 3) bytes, class index, index; then class index of the partner, share of the image itself, and of the
-            teacher classes (k,), log-probabilities (k,) and the log of the mass of the rest.
+            (S, S, 3) bytes, class index, index; class index of the partner, share of the image itself; of the teacher,
+            classes (k,), their log-probabilities (k,), and the log of the total probability of the others.
         """
         rounds, epoch = divmod(key[0], REPEAT)
         index, sample = key[1], (epoch + rounds + sum(key[2:])) % self.plan.samples
         path, target = samples[index]
-        row = int(self.number[index]) * self.plan.samples + sample
+        row = int(self.stored_number[index]) * self.plan.samples + sample
         view = self.block.views[row]
         image, other = self._render(decoded(index), view, path), target
         number = int(view["partner"])
-        partner = int(self.own[number])
-        if number != self.number[index] and partner >= 0:  # a part of the images, as `at` returns, lacks some partners
-            second, other = samples[partner]
-            their = self.block.views[number * self.plan.samples + sample]
-            image = mixed(image, self._render(decoded(partner), their, second), view)
+        partner = int(self.run_index[number])
+        if number != self.stored_number[index] and partner >= 0:  # after `part_of`, some partners are missing
+            partner_path, other = samples[partner]
+            partner_view = self.block.views[number * self.plan.samples + sample]
+            image = mix_views(image, self._render(decoded(partner), partner_view, partner_path), view)
         classes = torch.from_numpy(self.block.classes[row].astype(np.int64))
         values = torch.from_numpy(self.block.log_probabilities[row].astype(np.float32))
-        said = (other, float(view["share"]), classes, values, float(self.block.rest[row]))
-        return (image.permute(1, 2, 0).contiguous(), target, index, *said)
+        outputs = (other, float(view["share"]), classes, values, float(self.block.rest[row]))
+        return (image.permute(1, 2, 0).contiguous(), target, index, *outputs)

@@ -1,4 +1,4 @@
-"""What happens to the pixels of a training image before a network sees them, on bytes."""
+"""Random transforms of training images, on bytes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from classification.data.preprocessing import MEAN, STD, Transform, normalise
+from classification.data.preprocessing import MEAN, Transform
 from classification.data.resizing import Fit, random_box, resize
-
-__all__ = ["MEAN", "STD", "Transform", "normalise", "train_transform", "two_views"]
 
 
 def train_transform(
@@ -24,58 +22,58 @@ def train_transform(
     erasing: float = 0.0,
     mean: Sequence[float] = MEAN,
 ) -> Transform:
-    """Random resized crop, or with the crop "pad" a shift by an eighth of the side; mirror; more. Of (3, H, W) bytes.
+    """Return the transform of a training image, (3, H, W) bytes: random crop, mirror, and what the options add.
 
     Args:
-        size: side of the square that the network sees, in pixels.
-        crop: "resized" or "pad".
-        hflip: whether half of the images are mirrored.
+        size: side of the square input of the network, in pixels.
+        crop: "resized" for a random resized crop; "pad" for a shift by up to an eighth of the side.
+        hflip: whether to mirror half of the images.
         randaugment: strength of two random changes of shape or colour, 0 to 30; None for no changes.
-        erasing: share of the images of which a random rectangle is erased.
-        mean: the colour of what is empty, from 0 to 1: the one that the network sees as 0.
+        erasing: share of the images in which a random rectangle is erased.
+        mean: colour of empty areas, 0 to 1 per channel; the network's mean, so that it gets 0 there.
 
     Reference: Cubuk et al., 2020, arXiv:1909.13719; Zhong et al., 2020, arXiv:1708.04896.
     """
     steps: list[torch.nn.Module] = [Fit(size), _PadCrop(size)] if crop == "pad" else [_RandomResized(size)]
     steps += [_Mirror()] if hflip else []
-    return torch.nn.Sequential(*steps, *changes(randaugment, erasing, mean))
+    return torch.nn.Sequential(*steps, *augmentations(randaugment, erasing, mean))
 
 
-def changes(randaugment: int | None, erasing: float, mean: Sequence[float]) -> list[torch.nn.Module]:
-    """Return what changes a view beyond its crop and mirror: RandAugment, then a random rectangle erased.
+def augmentations(randaugment: int | None, erasing: float, mean: Sequence[float]) -> list[torch.nn.Module]:
+    """Return the transforms after crop and mirror: RandAugment, then random erasing.
 
     Args:
         randaugment: as in `train_transform`.
-        erasing: likewise.
-        mean: likewise.
+        erasing: as in `train_transform`.
+        mean: as in `train_transform`.
     """
     steps: list[torch.nn.Module] = []
-    empty: Any = [round(255 * part) for part in mean]
+    fill: Any = [round(255 * part) for part in mean]
     if randaugment is not None or erasing:
-        from torchvision.transforms import v2  # a second, for those that ask for it
+        from torchvision.transforms import v2  # takes a second, so only if needed
 
         if randaugment is not None:
             bilinear = v2.InterpolationMode.BILINEAR
-            steps.append(v2.RandAugment(magnitude=randaugment, interpolation=bilinear, fill=empty))
-        steps += [v2.RandomErasing(erasing, value=empty)] if erasing else []
+            steps.append(v2.RandAugment(magnitude=randaugment, interpolation=bilinear, fill=fill))
+        steps += [v2.RandomErasing(erasing, value=fill)] if erasing else []
     return steps
 
 
-def two_views(size: int, crop: str, *, strong: bool = True, **options: Any) -> Transform:
-    """Two views of an image, as (2, 3, H, W) bytes: the first is that of `train_transform`, with the same draws.
+def two_view_transform(size: int, crop: str, *, strong: bool = True, **options: Any) -> Transform:
+    """Return a transform to two views, (2, 3, H, W) bytes; the first is that of `train_transform`, with equal draws.
 
     Args:
         size: as in `train_transform`.
-        crop: likewise.
-        strong: whether the second view passes `_Strong` too.
+        crop: as in `train_transform`.
+        strong: whether the second view is augmented strongly.
         options: as in `train_transform`.
     """
     first, second = (train_transform(size, crop, **options) for _ in range(2))
-    return _Stack(first, second, _Strong() if strong else None)
+    return _TwoViews(first, second, _StrongAugmentation() if strong else None)
 
 
-class _Stack(torch.nn.Module):
-    """Two transforms of the same image, one after the other, and a third of the second's result."""
+class _TwoViews(torch.nn.Module):
+    """Apply two transforms to the same image, and a third to the result of the second."""
 
     def __init__(self, first: Transform, second: Transform, third: Transform | None) -> None:
         super().__init__()
@@ -86,15 +84,15 @@ class _Stack(torch.nn.Module):
         return torch.stack([first, second if self.third is None else self.third(second)])
 
 
-class _Strong(torch.nn.Module):
-    """Two random changes of colour or shape, then a grey square of at most half the side: strong augmentation.
+class _StrongAugmentation(torch.nn.Module):
+    """Strong augmentation: torchvision's RandAugment, then a grey rectangle of at most half the side.
 
-    Reference: Cubuk et al., 2020, arXiv:1909.13719, of torchvision; DeVries, Taylor, 2017, arXiv:1708.04552.
+    Reference: Cubuk et al., 2020, arXiv:1909.13719; DeVries, Taylor, 2017, arXiv:1708.04552.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        from torchvision.transforms import v2  # slow to import
+        from torchvision.transforms import v2  # takes a second, so only if needed
 
         self.change = v2.RandAugment(num_ops=2, magnitude=10)
 
@@ -109,7 +107,7 @@ class _Strong(torch.nn.Module):
 
 
 class _PadCrop(torch.nn.Module):
-    """Shift by up to an eighth of the side, black around; torchvision's own takes ten times as long on small images."""
+    """Shift by up to an eighth of the side, with black edges; ten times as fast as torchvision's on small images."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -117,12 +115,12 @@ class _PadCrop(torch.nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         top, left = torch.randint(2 * self.pad + 1, (2,)).tolist()
-        wide = F.pad(image, [self.pad] * 4)
-        return wide[:, top : top + self.size, left : left + self.size]
+        padded = F.pad(image, [self.pad] * 4)
+        return padded[:, top : top + self.size, left : left + self.size]
 
 
 class _RandomResized(torch.nn.Module):
-    """A random part of the image, resized: the crop that networks for ImageNet are trained with."""
+    """Resize a random part of the image: the usual crop of training on ImageNet."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -135,7 +133,7 @@ class _RandomResized(torch.nn.Module):
 
 
 class _Mirror(torch.nn.Module):
-    """The mirror of torchvision, with its draws, in the layout of the bytes: in a quarter of the time."""
+    """Mirror half of the images, with the same draws as torchvision, in a quarter of its time on this memory layout."""
 
     def forward(self, image: Tensor) -> Tensor:
         return image if torch.rand(1) >= 0.5 else image.permute(1, 2, 0).flip(1).permute(2, 0, 1)

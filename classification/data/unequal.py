@@ -1,4 +1,4 @@
-"""Classes with unequal numbers of images: which images an epoch sees, and what cross-entropy weighs."""
+"""The order of images in an epoch, also for classes of unequal size, and class weights for cross-entropy."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-REPEAT = 1 << 32  # more than any epoch: the draws of an image's second time in an epoch are those of a far epoch
+REPEAT = 1 << 32  # more than any epoch: added to the epoch for the draws of an image's second use in an epoch
 
 
-def shuffled(num: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return (num, 2): the epoch of the draws, and the index, of every image once."""
+def shuffled_epoch(num: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return (num, 2): (epoch for the draws, index) of every image once, in random order."""
     order = np.random.default_rng([seed, epoch]).permutation(num)
     return np.stack([np.full(num, epoch), order], 1)
 
 
-def balanced(labels: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return (n, 2) as `shuffled`, in which the classes are equally frequent, to within one image.
+def balanced_epoch(labels: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return (n, 2) as `shuffled_epoch` does, with classes that are equally frequent.
 
-    Of n images of K classes each class has floor(n / K) or one more: a large class shows a part of its images, drawn
-    anew every epoch, and a small one repeats all of its own. A repetition has draws of its own.
+    With n images and K classes, each class gets floor(n / K) images or one more. Of a large class, some images are
+    drawn in every epoch. The images of a small class are repeated, each time with other random transforms.
 
     Args:
         labels: (n,) class of every image.
@@ -32,17 +32,17 @@ def balanced(labels: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int
     counts = np.full(len(classes), len(labels) // len(classes)) + (np.arange(len(classes)) < len(labels) % len(classes))
     parts = []
     for label, count in zip(classes, counts, strict=True):
-        own = np.flatnonzero(labels == label)
-        rounds = -(-int(count) // len(own))
-        index = np.concatenate([random.permutation(own) for _ in range(rounds)])[:count]
-        parts.append(np.stack([epoch + REPEAT * (np.arange(count) // len(own)), index], 1))
+        indices = np.flatnonzero(labels == label)
+        rounds = -(-int(count) // len(indices))
+        index = np.concatenate([random.permutation(indices) for _ in range(rounds)])[:count]
+        parts.append(np.stack([epoch + REPEAT * (np.arange(count) // len(indices)), index], 1))
     return random.permutation(np.concatenate(parts))
 
 
 def class_weights(labels: Sequence[int], num_classes: int) -> tuple[float, ...]:
-    """Return n / (K n_c) for each of K classes with n_c of n images; their mean over the images is 1.
+    """Return the weight n / (K n_c) of each of K classes with n_c of n images; the mean over the images is 1.
 
-    A class without images has 1, and counts not towards K.
+    A class without images has weight 1 and is not counted in K.
     """
     counts = np.bincount(labels, minlength=num_classes)
     weights = len(labels) / ((counts > 0).sum() * np.maximum(counts, 1))

@@ -1,4 +1,4 @@
-"""The model card of an exported network: what it is, what it sees, what it was distilled from, how well it does."""
+"""The model card of an exported network: architecture, preprocessing, origin and accuracy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LICENCE = (
 
 
 def write_card(trained: Trained, file: str) -> str:
-    """Return the card in Markdown; the run folder of the checkpoint tells where the network comes from.
+    """Return the card in Markdown; origin and accuracy are read from the run folder of the checkpoint.
 
     Args:
         trained: the network.
@@ -35,47 +35,47 @@ def write_card(trained: Trained, file: str) -> str:
         ("Classes", f"{trained.num_classes}: {classes}"),
         ("Preprocessing", f"RGB, {trained.preprocessing}"),
         ("Checkpoint", _code(trained.path.name)),
-        *_origin(_object(folder / "config.json")),
-        *_accuracy(folder, trained.path.name),
+        *_origin_rows(_object(folder / "config.json")),
+        *_accuracy_rows(folder, trained.path.name),
     ]
     lines = [f"- **{name}:** {value}" for name, value in rows]
     return "\n".join([f"# {_code(file)}", "", "An image classifier.", "", *lines, "", "## Licence", "", LICENCE, ""])
 
 
 def _code(text: str) -> str:
-    """Quote a text in Markdown, whatever it holds."""
+    """Write a text as code in Markdown, even if it contains backticks."""
     plain = " ".join(text.split())
     ticks = "`" * (1 + max((len(run) for run in plain.replace("`", " ` ").split() if set(run) == {"`"}), default=0))
     return f"{ticks} {plain} {ticks}" if "`" in plain else f"`{plain}`"
 
 
 def _object(path: Path, text: str | None = None) -> Mapping[str, Any]:
-    """Return the JSON object of a file, or of a text; an empty one where there is none."""
+    """Return the JSON object in a text, or else in a file; an empty one if there is none."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_bytes() if text is None else text)
-        if isinstance(found, dict):
-            return found
+        content = json.loads(path.read_bytes() if text is None else text)
+        if isinstance(content, dict):
+            return content
     return {}
 
 
-def _origin(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what a run's config.json says of teachers, terms, command and code."""
-    found = []
+def _origin_rows(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return teachers, terms, command and commit from a run's config.json."""
+    rows = []
     options = config.get("options")
     options = options if isinstance(options, dict) else {}
     teachers, terms = options.get("teachers") or [], options.get("terms")
     if isinstance(terms, dict) and teachers:
         archs = [_code(str(teacher.get("arch"))) for teacher in teachers if isinstance(teacher, dict)]
-        found.append(("Distilled from", f"{', '.join(archs)}; terms of the loss: {', '.join(map(_code, terms))}"))
+        rows.append(("Distilled from", f"{', '.join(archs)}; terms of the loss: {', '.join(map(_code, terms))}"))
     if isinstance(command := config.get("command"), list):
-        found.append(("Command", _code(shlex.join(map(str, command)))))
+        rows.append(("Command", _code(shlex.join(map(str, command)))))
     if isinstance(commit := config.get("commit"), str):
-        found.append(("Code", f"commit {_code(commit)}"))
-    return found
+        rows.append(("Code", f"commit {_code(commit)}"))
+    return rows
 
 
-def _accuracy(folder: Path, name: str) -> list[tuple[str, str]]:
-    """Return top-1 of evaluation.json, or of the epochs in metrics.jsonl: the best one, or for last.pth the last."""
+def _accuracy_rows(folder: Path, name: str) -> list[tuple[str, str]]:
+    """Return top-1 from evaluation.json, or else from metrics.jsonl: of the best epoch, or of the last for last.pth."""
     student = _object(folder / "evaluation.json").get("student")
     if isinstance(student, dict) and _is_number(student.get("top1")):
         of = f" of {student['images']} images" if isinstance(student.get("images"), int) else ""
@@ -83,21 +83,22 @@ def _accuracy(folder: Path, name: str) -> list[tuple[str, str]]:
     with contextlib.suppress(OSError, ValueError):
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         records = [record for line in lines if _is_number((record := _object(folder, line)).get("valid_top1"))]
-        found = [float(record["valid_top1"]) for record in records]
-        if found and name in ("best.pth", "last.pth"):
-            how, top1 = ("best", found[_best(folder, records)]) if name == "best.pth" else ("last", found[-1])
-            return [("Accuracy", f"top-1 {top1:.2f} % on the validation images, {how} of {len(found)} epochs")]
+        accuracies = [float(record["valid_top1"]) for record in records]
+        if accuracies and name in ("best.pth", "last.pth"):
+            epoch, which = (_best_epoch(folder, records), "best") if name == "best.pth" else (-1, "last")
+            top1 = f"top-1 {accuracies[epoch]:.2f} % on the validation images"
+            return [("Accuracy", f"{top1}, {which} of {len(accuracies)} epochs")]
     return []
 
 
-def _best(folder: Path, records: Sequence[Mapping[str, Any]]) -> int:
-    """Return the place of the best epoch by the run's --best-by, the first of equals."""
+def _best_epoch(folder: Path, records: Sequence[Mapping[str, Any]]) -> int:
+    """Return the index of the best epoch by the run's --best-by, the first of several."""
     options = _object(folder / "config.json").get("options")
     measure = options.get("best_by") if isinstance(options, dict) else None
     values = [record.get(f"valid_{measure or 'top1'}") for record in records]
     sign = -1 if measure == "loss" else 1
-    known = [place for place, value in enumerate(values) if _is_number(value)]
-    return max(known, key=lambda place: sign * float(values[place] or 0.0), default=0)
+    measured = [index for index, value in enumerate(values) if _is_number(value)]
+    return max(measured, key=lambda index: sign * float(values[index] or 0.0), default=0)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

@@ -23,7 +23,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        if self.stride > 1 or self.missing:  # else `pad` would copy the map
+        if self.stride > 1 or self.missing:  # `pad` copies the map, even by zero channels
             front = self.missing // 2
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, front, self.missing - front))
         activated: Tensor = self.relu(out + x)
@@ -120,7 +120,7 @@ class WideResNet(nn.Module):
 def cifar_resnet(
     layers: int, factor: float = 1.0, num_classes: int = 10, widths: tuple[int, ...] | None = None
 ) -> CifarResNet:
-    """ResNet of `layers` = 6n + 2 layers, of three `widths`, or of 16, 32, 64 times `factor`."""
+    """Build a ResNet with `layers` = 6n + 2 layers; its `widths` are by default 16, 32 and 64 times `factor`."""
     one, two, three = widths or (round(width * factor) for width in (16, 32, 64))
     if not 8 <= layers <= 2000 or layers % 6 != 2 or not 1 <= min(one, two, three) <= max(one, two, three) <= 4096:
         raise ValueError(

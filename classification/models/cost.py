@@ -1,4 +1,4 @@
-"""What a network costs: parameters, bytes, multiplications, and measured latency."""
+"""The cost of a network: parameters, bytes, multiplications, and measured latency."""
 
 from __future__ import annotations
 
@@ -14,43 +14,45 @@ from torch import Tensor, nn
 
 from classification.models.quantised import instruction_set
 
-SIZES = (1, 32)  # batches whose latency is measured
-SECONDS = 0.5  # that are spent on each of them, at least
+SIZES = (1, 32)  # batch sizes whose latency is measured
+SECONDS = 0.5  # spent on each of them, at least
 
 Context = Callable[[], AbstractContextManager[Any]]
 
 
-def costs(networks: Mapping[str, tuple[nn.Module, int]], context: Context = nullcontext) -> dict[str, dict[str, Any]]:
-    """Measure networks beside each other.
+def measure_costs(
+    networks: Mapping[str, tuple[nn.Module, int]], context: Context = nullcontext
+) -> dict[str, dict[str, Any]]:
+    """Measure networks; their latencies are measured in turn.
 
     Args:
         networks: {role: (network in eval mode, side of its images in pixels)}, all on one device.
-        context: of mixed precision.
+        context: context manager for mixed precision.
 
     Returns:
         By role: `parameters`; `bytes` and `megabytes` of parameters and buffers; `macs` per image; `latency_ms`, the
-        median milliseconds of a batch by its size, None where memory ran out; and what they were measured on:
-        `device`, `threads`, `instructions`.
+        median milliseconds of a batch by batch size, None if memory ran out; and of the machine `device`, `threads`,
+        `instructions`.
     """
-    found: dict[str, dict[str, Any]] = {
-        role: {**size(net), "macs": macs(net, px)} for role, (net, px) in networks.items()
+    results: dict[str, dict[str, Any]] = {
+        role: {**count_parameters(network), "macs": count_macs(network, px)} for role, (network, px) in networks.items()
     }
-    for one in found.values():
-        one["latency_ms"] = {}
+    for entry in results.values():
+        entry["latency_ms"] = {}
     for batch in SIZES:
         calls = [partial(_run, network, _images(network, batch, px), context) for network, px in networks.values()]
         try:
-            times: Sequence[float | None] = medians(calls, seconds=SECONDS)
+            times: Sequence[float | None] = median_times(calls, seconds=SECONDS)
         except torch.OutOfMemoryError:
             times = [None] * len(calls)
-        for one, milliseconds in zip(found.values(), times, strict=True):
-            one["latency_ms"][str(batch)] = milliseconds
+        for entry, milliseconds in zip(results.values(), times, strict=True):
+            entry["latency_ms"][str(batch)] = milliseconds
     for role, (network, _) in networks.items():
-        found[role] |= machine(_device(network))
-    return found
+        results[role] |= describe_machine(_device(network))
+    return results
 
 
-def size(network: nn.Module) -> dict[str, float]:
+def count_parameters(network: nn.Module) -> dict[str, float]:
     """Return `parameters`, and the `bytes` and `megabytes` of parameters and buffers."""
     total = sum(value.nbytes for value in (*network.parameters(), *network.buffers()))
     parameters = sum(value.numel() for value in network.parameters())
@@ -58,10 +60,10 @@ def size(network: nn.Module) -> dict[str, float]:
 
 
 @torch.no_grad()
-def macs(network: nn.Module, px: int) -> int | None:
-    """Count the multiplications of convolutions, matrix products and attention for one image; None where it fails.
+def count_macs(network: nn.Module, px: int) -> int | None:
+    """Count the multiplications of convolutions, matrix products and attention for one image; None if that fails.
 
-    torch's counter takes a multiplication and its addition for two operations, so its result is halved.
+    torch's counter counts a multiplication and its addition as two operations, so its result is halved.
 
     Args:
         network: in eval mode.
@@ -73,14 +75,14 @@ def macs(network: nn.Module, px: int) -> int | None:
     try:
         with _no_fast_attention(), FlopCounterMode(display=False) as counter:
             network(images)
-    except (RuntimeError, TypeError, NotImplementedError, AttributeError):  # a network that no mode can look into
+    except (RuntimeError, TypeError, NotImplementedError, AttributeError):  # for example a compiled network
         return None
     return int(counter.get_total_flops()) // 2
 
 
 @contextmanager
 def _no_fast_attention() -> Iterator[None]:
-    """Have torch's attention layers compute by operators that the counter knows."""
+    """Make torch's attention layers use operators that the counter knows."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -89,35 +91,35 @@ def _no_fast_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def medians(
+def median_times(
     calls: Sequence[Callable[[], object]],
     *,
     seconds: float,
-    most: int = 50,
+    max_calls: int = 50,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[float]:
-    """Return the median milliseconds of each call, measured in turn after a warm-up of two.
+    """Return the median milliseconds of each call, measured in turn after two calls to warm up.
 
     Args:
-        calls: what to measure.
-        seconds: how long to measure all; three times each at least.
-        most: how often each is called at most.
-        clock: seconds.
+        calls: the functions to measure.
+        seconds: total time to measure; each function is called at least three times.
+        max_calls: largest number of calls of each function.
+        clock: returns seconds.
     """
     times: list[list[float]] = [[] for _ in calls]
     for call in (*calls, *calls):
         call()
     end = clock() + seconds
-    while len(times[0]) < 3 or (len(times[0]) < most and clock() < end):
-        for call, kept in zip(calls, times, strict=True):
+    while len(times[0]) < 3 or (len(times[0]) < max_calls and clock() < end):
+        for call, times_of_call in zip(calls, times, strict=True):
             start = clock()
             call()
-            kept.append(1000 * (clock() - start))
-    return [statistics.median(kept) for kept in times]
+            times_of_call.append(1000 * (clock() - start))
+    return [statistics.median(times_of_call) for times_of_call in times]
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Return what latencies depend on."""
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return the facts of the machine that latencies depend on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {"device": name, "threads": torch.get_num_threads(), "instructions": instruction_set()}
 

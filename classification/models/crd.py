@@ -1,8 +1,7 @@
-"""The networks for 32 px that the literature compares on CIFAR-100, which load the files that its projects share.
+"""The networks for 32 px that papers compare on CIFAR-100. They load the weight files that these papers share.
 
-These began with the code of contrastive representation distillation (RepDistiller; Tian et al., arXiv:1910.10699).
-Files are {"model": tensors}. Where a network of this room or of torchvision computes the same under other names, a
-shared file's names are turned into its own as it is loaded.
+The files are {"model": tensors}, first used by contrastive representation distillation (RepDistiller; Tian et al.,
+arXiv:1910.10699). If a network here or of torchvision is the same with other names, its tensors are renamed on loading.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,39 +21,37 @@ from torchvision.models.shufflenetv2 import channel_shuffle
 from classification.models import cifar, resnet, shufflenet
 
 Renames = Sequence[tuple[str, str]]
+Net = TypeVar("Net", bound=nn.Module)
 
 
-def _renamed(
+def _rename_tensors(
     renames: Renames, mark: str, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any, **__: Any
 ) -> None:
-    """Rename the tensors of a shared file in place, where it has one whose name matches `mark`."""
+    """Rename the tensors of a shared file in place; it is one if a tensor's name matches `mark`."""
     if not any(re.match(re.escape(prefix) + mark, name) for name in state):
         return
     for name in [name for name in state if name.startswith(prefix)]:
-        new = name[len(prefix) :]
-        for pattern, by in renames:
-            new, done = re.subn(pattern, by, new, count=1)
-            if done:
+        new_name = name[len(prefix) :]
+        for pattern, replacement in renames:
+            new_name, count = re.subn(pattern, replacement, new_name, count=1)
+            if count:
                 break
-        state[prefix + new] = state.pop(name)
+        state[prefix + new_name] = state.pop(name)
 
 
-def _sharing(network: nn.Module, mark: str, renames: Renames) -> Any:
-    """Have a network take a shared file's names too: the first rename that matches a name is its own."""
-    network.register_load_state_dict_pre_hook(partial(_renamed, renames, mark))
+def _accept_shared_names(network: Net, mark: str, renames: Renames) -> Net:
+    """Make a network accept the names of a shared file too; of the renames, the first that matches is used."""
+    network.register_load_state_dict_pre_hook(partial(_rename_tensors, renames, mark))  # type: ignore[no-untyped-call]
     return network
 
 
-def _fan_out(network: nn.Module) -> None:
-    """Initialise convolutions as the shared code does: normal, by the number of their outputs, biases 0."""
+def _init_fan_out(network: nn.Module) -> None:
+    """Initialise convolutions as the shared code does: Kaiming normal by fan-out, biases 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-# -- residual networks
 
 
 class ConvResNet(nn.Module):
@@ -86,7 +83,7 @@ class ConvResNet(nn.Module):
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
             num_in = num_out
         self.fc = nn.Linear(num_in, num_classes)
-        _fan_out(self)
+        _init_fan_out(self)
 
     def forward(self, images: Tensor) -> Tensor:
         x: Tensor = self.relu(self.bn1(self.conv1(images)))
@@ -96,24 +93,23 @@ class ConvResNet(nn.Module):
 
 
 def conv_resnet(layers: int, num_classes: int = 100, *, wide: bool = False) -> ConvResNet:
-    """ResNet of `layers` = 6n + 2 layers: 16-16-32-64 channels, or twice to four times as many (resnet8x4)."""
+    """Build a ResNet with `layers` = 6n + 2 layers and 16-16-32-64 channels, or if `wide` 32-64-128-256 (resnet8x4)."""
     return ConvResNet((layers - 2) // 6, (32, 64, 128, 256) if wide else (16, 16, 32, 64), num_classes)
 
 
 def resnet50(num_classes: int = 100) -> ResNet:
-    """ResNet-50 with a 3x3 stem that keeps the resolution; torchvision's blocks."""
+    """Build a ResNet-50 of torchvision's blocks with a 3x3 stem that keeps the resolution."""
     network = ResNet(Bottleneck, [3, 4, 6, 3], num_classes=num_classes)
     network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()  # type: ignore[assignment]
-    found: ResNet = _sharing(network, r"linear\.", [(r"^linear\.", "fc."), (r"\.shortcut\.", ".downsample.")])
-    return found
+    return _accept_shared_names(network, r"linear\.", [(r"^linear\.", "fc."), (r"\.shortcut\.", ".downsample.")])
 
 
 def wide_resnet(depth: int, width: int, num_classes: int = 100) -> cifar.WideResNet:
-    """WRN-d-k, as `cifar.WideResNet` has it."""
+    """Build a WRN-d-k; see `cifar.WideResNet`."""
     network = cifar.WideResNet(depth, width, num_classes)
-    _fan_out(network)
+    _init_fan_out(network)
     nn.init.zeros_(network.linear.bias)
     renames = [
         (r"^block(\d)\.layer\.(\d+)\.convShortcut\.", r"layer\1.\2.shortcut."),
@@ -121,15 +117,11 @@ def wide_resnet(depth: int, width: int, num_classes: int = 100) -> cifar.WideRes
         (r"^bn1\.", "bn."),
         (r"^fc\.", "linear."),
     ]
-    found: cifar.WideResNet = _sharing(network, r"block1\.layer\.", renames)
-    return found
-
-
-# -- networks without shortcuts, and mobile ones
+    return _accept_shared_names(network, r"block1\.layer\.", renames)
 
 
 class VGG(nn.Module):
-    """VGG with batch norms, without the pooling behind the fourth block, and one linear layer.
+    """VGG with batch norms and one linear layer, without the pooling after the fourth block.
 
     Args:
         convolutions: in each of five blocks of 64, 128, 256, 512 and 512 channels.
@@ -144,9 +136,9 @@ class VGG(nn.Module):
             for _ in range(num):
                 layers += [nn.Conv2d(num_in, num_out, 3, padding=1), nn.BatchNorm2d(num_out), nn.ReLU(inplace=True)]
                 num_in = num_out
-            self.add_module(f"block{number}", nn.Sequential(*layers[:-1]))  # so that a block ends before its ReLU
+            self.add_module(f"block{number}", nn.Sequential(*layers[:-1]))  # without the last ReLU, to tap before it
         self.classifier = nn.Linear(num_in, num_classes)
-        _fan_out(self)
+        _init_fan_out(self)
         nn.init.normal_(self.classifier.weight, 0, 0.01)
         nn.init.zeros_(self.classifier.bias)
 
@@ -160,7 +152,7 @@ class VGG(nn.Module):
 
 
 class ShuffleUnit(nn.Module):
-    """A unit of ShuffleNet-V1: grouped 1x1 convolutions around a depthwise one; stride 2 appends the pooled input."""
+    """A unit of ShuffleNet-V1: a depthwise convolution between grouped 1x1 ones; stride 2 appends the pooled input."""
 
     def __init__(self, num_in: int, num_out: int, stride: int, groups: int) -> None:
         super().__init__()
@@ -178,13 +170,13 @@ class ShuffleUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = channel_shuffle(F.relu(self.bn1(self.conv1(x))), self.groups)
         out = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(out)))))
-        whole = torch.cat([out, F.avg_pool2d(x, 3, 2, 1)], dim=1) if self.stride == 2 else out + x
-        activated: Tensor = self.relu(whole)
+        joined = torch.cat([out, F.avg_pool2d(x, 3, 2, 1)], dim=1) if self.stride == 2 else out + x
+        activated: Tensor = self.relu(joined)
         return activated
 
 
 class ShuffleNetV1(nn.Module):
-    """ShuffleNet-V1 of 3 groups (Zhang et al., 2017, arXiv:1707.01083) with a 1x1 stem that keeps the resolution."""
+    """ShuffleNet-V1 with 3 groups (Zhang et al., 2017, arXiv:1707.01083) with a 1x1 stem that keeps the resolution."""
 
     layer1: nn.Sequential
     layer2: nn.Sequential
@@ -209,7 +201,7 @@ class ShuffleNetV1(nn.Module):
 
 
 def shufflenet_v2(num_classes: int = 100) -> nn.Module:
-    """ShuffleNet-V2 x1.0 with a 1x1 stem that keeps the resolution; the units of `shufflenet`."""
+    """Build a ShuffleNet-V2 x1.0 of the units of `shufflenet` with a 1x1 stem that keeps the resolution."""
     network: Any = shufflenet.shufflenet_v2(num_classes)
     network.conv1[0] = nn.Conv2d(3, 24, 1, bias=False)
     network.maxpool = nn.Identity()
@@ -225,18 +217,18 @@ def shufflenet_v2(num_classes: int = 100) -> nn.Module:
         for name, new in names.items()
     ]
     stem = [(r"^conv1\.", "conv1.0."), (r"^bn1\.", "conv1.1."), (r"^conv2\.", "conv5.0."), (r"^bn2\.", "conv5.1.")]
-    found: nn.Module = _sharing(network, r"linear\.", [*renames, *stem, (r"^linear\.", "fc.")])
-    return found
+    named: nn.Module = _accept_shared_names(network, r"linear\.", [*renames, *stem, (r"^linear\.", "fc.")])
+    return named
 
 
 class Inverted(nn.Module):
-    """An inverted residual: 1x1, depthwise 3x3, 1x1 without a ReLU; the first convolution even where it widens nothing.
+    """An inverted residual: 1x1, depthwise 3x3, 1x1 without a ReLU. The first one is there even if `expansion` is 1.
 
     Args:
         num_in: channels.
         num_out: channels.
         stride: of the depthwise convolution.
-        expansion: channels in between, in units of `num_in`.
+        expansion: factor from `num_in` to the channels in between.
     """
 
     def __init__(self, num_in: int, num_out: int, stride: int, expansion: int) -> None:
@@ -260,7 +252,7 @@ class Inverted(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """MobileNet-V2 at half width (Sandler et al., 2018, arXiv:1801.04381) for 32 px: 16 px behind the stem."""
+    """MobileNet-V2 at half width (Sandler et al., 2018, arXiv:1801.04381) for 32 px: its stem has stride 2."""
 
     def __init__(self, num_classes: int = 100) -> None:
         super().__init__()
@@ -284,7 +276,7 @@ class MobileNetV2(nn.Module):
         self.conv2 = _conv_bn_relu(num_in, 1280, 1, 1)
         last = nn.Linear(1280, num_classes)
         self.classifier = nn.Sequential(last)
-        _fan_out(self)
+        _init_fan_out(self)
         nn.init.normal_(last.weight, 0, 0.01)
         nn.init.zeros_(last.bias)
 
@@ -312,7 +304,7 @@ PATHS: dict[type[nn.Module], Callable[[Any], list[str] | None]] = {
 
 
 def taps(arch: str, model: nn.Module | None) -> list[str] | None:
-    """Return the paths of the taps, deepest last: where the shared code reads before the ReLU."""
+    """Return the paths of the taps, deepest last: the shared code's features before the ReLU."""
     if model is None:
         return None
     return PATHS.get(type(model), lambda _: shufflenet.taps(arch, model))(model)

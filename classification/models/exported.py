@@ -1,4 +1,4 @@
-"""A network that classifies, out of a checkpoint, or out of a file that export.py wrote, run by its own runtime."""
+"""Open a classifier: a checkpoint, or a file that export.py wrote, which its own runtime runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classification.data.preprocessing import Preprocessing, read
+from classification.data.preprocessing import Preprocessing, read_preprocessing
 from classification.errors import UserError
-from classification.models.exporting import DESCRIPTION, Compute, open_onnx, open_pt2, prepared
+from classification.models.exporting import DESCRIPTION, Compute, input_function_for, open_onnx, open_pt2
 from classification.models.trained import open_trained
 from classification.system.weight_files import is_onnx, is_program
 from mgd import logits_of
@@ -22,14 +22,14 @@ from mgd import logits_of
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network that classifies images, whatever runs it.
+    """A network that classifies images, independent of its runtime.
 
     Args:
-        logits: bytes (B, img_size, img_size, 3) to logits (B, K), float32, on the CPU.
+        logits: bytes (B, img_size, img_size, 3) -> logits (B, K), float32, on the CPU.
         num_classes: K.
-        classes: their names in order of index, or None where the file has none.
-        preprocessing: what it sees of an image.
-        note: what was loaded, in a line.
+        classes: class names in order of index, or None if the file has none.
+        preprocessing: of the images.
+        note: what was loaded, in one line.
     """
 
     logits: Compute
@@ -40,7 +40,7 @@ class Classifier:
 
 
 def kind_of(path: Path) -> str | None:
-    """Return "onnx" or "pt2" for an exported file, by its content; None for any other."""
+    """Return "onnx" or "pt2" for an exported file, by its content; None for other files."""
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -57,8 +57,8 @@ def open_checkpoint(path: Path, arch: str | None, device: torch.device) -> Class
 
     Args:
         path: the file.
-        arch: its network, for a file that does not say it.
-        device: to run it on.
+        arch: name of its network, if the file does not say it.
+        device: the network runs on it.
 
     Raises:
         UserError: as `open_trained`.
@@ -82,34 +82,34 @@ def open_exported(path: Path, kind: str) -> Classifier:
         kind: "onnx" or "pt2".
 
     Raises:
-        UserError: it is damaged or of other code, or its runtime is missing.
+        UserError: the file is damaged, is of other code, or its runtime is missing.
     """
     if kind == "onnx" and find_spec("onnxruntime") is None:
         raise UserError(f"{path} needs onnxruntime: `pip install onnxruntime`, or the extra [export] of this project")
     try:
-        compute, said = (open_pt2 if kind == "pt2" else open_onnx)(path)
-    except Exception as error:  # a broken file raises whatever its broken bytes happen to mean
+        compute, metadata = (open_pt2 if kind == "pt2" else open_onnx)(path)
+    except Exception as error:  # a broken file may raise anything
         cause = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"{path} cannot be run ({cause}): export it again") from error
-    number, names, seen = _described(path, said)
-    known = read(seen, Preprocessing(), str(path))
-    prepare = prepared(known, takes_bytes=str(seen.get("input")).startswith("uint8"))
+    arch, num_classes, classes, described = _read_description(path, metadata)
+    preprocessing = read_preprocessing(described, Preprocessing(), str(path))
+    prepare = input_function_for(preprocessing, takes_bytes=str(described.get("input")).startswith("uint8"))
     runtime = "torch.export" if kind == "pt2" else "onnxruntime"
-    note = f"{path}: {json.loads(said['arch'])}, run by {runtime} on the CPU"
-    return Classifier(lambda pixels: compute(prepare(pixels)), number, names, known, note)
+    note = f"{path}: {arch}, run by {runtime} on the CPU"
+    return Classifier(lambda pixels: compute(prepare(pixels)), num_classes, classes, preprocessing, note)
 
 
-def _described(path: Path, said: Any) -> tuple[int, list[str] | None, dict[str, Any]]:
-    """Return number of classes, their names, and the preprocessing that an exported file describes."""
-    if not set(DESCRIPTION) <= set(said):
+def _read_description(path: Path, metadata: Any) -> tuple[str, int, list[str] | None, dict[str, Any]]:
+    """Return architecture, number of classes, their names, and preprocessing from an exported file's description."""
+    if not set(DESCRIPTION) <= set(metadata):
         raise UserError(
             f"{path} does not say its classes and its preprocessing: mgd predict runs files that mgd export wrote"
         )
     try:
-        number, names, seen = (json.loads(said[name]) for name in DESCRIPTION[1:])
+        arch, num_classes, classes, preprocessing = (json.loads(metadata[name]) for name in DESCRIPTION)
     except ValueError as error:
         raise UserError(f"{path} is damaged: its description is no JSON; export it again") from error
-    listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not isinstance(number, int) or not isinstance(seen, dict) or not (names is None or listed):
+    is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if not isinstance(num_classes, int) or not isinstance(preprocessing, dict) or not (classes is None or is_list):
         raise UserError(f"{path} is damaged: its description makes no sense; export it again")
-    return number, names, seen
+    return str(arch), num_classes, classes, preprocessing

@@ -1,4 +1,4 @@
-"""Networks as files that other programs run (ONNX, torch.export, safetensors), and the runtimes that run them here."""
+"""Export networks as ONNX, torch.export and safetensors files, and run these files."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from classification.models import configuration
 from classification.models.trained import Trained, open_trained
 
 Compute = Callable[[Tensor], Tensor]
-DESCRIPTION = ("arch", "num_classes", "classes", "preprocessing")  # what a file says, each as JSON
+DESCRIPTION = ("arch", "num_classes", "classes", "preprocessing")  # keys of a file's description; values are JSON
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What computes logits.
+    """A program that computes logits.
 
     Args:
-        prepare: bytes (B, H, W, 3) to what it takes.
-        compute: that to logits (B, K), float32.
+        prepare: bytes (B, H, W, 3) -> its input.
+        compute: its input -> logits (B, K), float32.
     """
 
     prepare: Compute
     compute: Compute
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return logits of bytes (B, H, W, 3)."""
+        """Return the logits of bytes (B, H, W, 3)."""
         return self.compute(self.prepare(images))
 
 
@@ -47,8 +47,8 @@ class Normalising(nn.Module):
     """A network that takes bytes (B, 3, H, W) and normalises them itself.
 
     Args:
-        network: it.
-        preprocessing: whose mean and std count.
+        network: takes normalised images.
+        preprocessing: has mean and std.
     """
 
     shift: Tensor
@@ -61,44 +61,44 @@ class Normalising(nn.Module):
             self.register_buffer(name, 255 * torch.tensor(values).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits; the same operations as `Preprocessing.normalise`, so the same bits."""
+        """Return logits, bit for bit those after `Preprocessing.normalise`."""
         logits: Tensor = self.network((images.float() - self.shift) / self.scale)
         return logits
 
 
 def description(trained: Trained, *, takes_bytes: bool) -> dict[str, str]:
-    """Return what a user of a file must know, each value as JSON; the same keys in every kind of file.
+    """Return what one must know to use a file, each value as JSON; all kinds of files have the same keys.
 
     Args:
         trained: the network.
         takes_bytes: whether the file normalises images itself.
     """
-    seen = {
+    preprocessing = {
         **trained.preprocessing.describe(),
         "layout": "NCHW",
         "colours": "RGB",
         "input": "uint8, 0 to 255, not normalised" if takes_bytes else "float32, (bytes / 255 - mean) / std",
     }
-    values = dict(zip(DESCRIPTION, (trained.arch, trained.num_classes, trained.classes, seen), strict=True))
+    values = dict(zip(DESCRIPTION, (trained.arch, trained.num_classes, trained.classes, preprocessing), strict=True))
     return {name: json.dumps(value) for name, value in {**values, **configuration(trained.network)}.items()}
 
 
-def input_of(trained: Trained, *, takes_bytes: bool) -> Callable[[Tensor], Tensor]:
-    """Return what turns bytes (B, H, W, 3) into the input of a file."""
-    return prepared(trained.preprocessing, takes_bytes=takes_bytes)
+def input_function(trained: Trained, *, takes_bytes: bool) -> Callable[[Tensor], Tensor]:
+    """Return the function that turns bytes (B, H, W, 3) into the input of a network's file."""
+    return input_function_for(trained.preprocessing, takes_bytes=takes_bytes)
 
 
-def prepared(seen: Preprocessing, *, takes_bytes: bool) -> Compute:
-    """Return the same for a file that normalises by `seen`, or takes bytes."""
-    return _channels_first if takes_bytes else partial(_normal, seen)
+def input_function_for(preprocessing: Preprocessing, *, takes_bytes: bool) -> Compute:
+    """Return the function that turns bytes (B, H, W, 3) into the input of a file with this preprocessing."""
+    return _channels_first if takes_bytes else partial(_normalise, preprocessing)
 
 
-def versions(kind: str) -> str:
-    """Return the versions of what writes and runs a kind of file."""
-    found = [f"torch {torch.__version__}"]
+def package_versions(kind: str) -> str:
+    """Return the versions of the packages that write and run a kind of file."""
+    versions = [f"torch {torch.__version__}"]
     if kind in ("onnx", "int8"):
-        found += [f"{name} {metadata.version(name)}" for name in ("onnx", "onnxruntime")]
-    return ", ".join(found)
+        versions += [f"{name} {metadata.version(name)}" for name in ("onnx", "onnxruntime")]
+    return ", ".join(versions)
 
 
 def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = None) -> bytes:
@@ -110,10 +110,10 @@ def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = 
         opset: its version; None for the exporter's own choice.
 
     Raises:
-        UserError: the network does not go into the format.
+        UserError: the network cannot be exported.
     """
     program: Any = None
-    with quiet():
+    with suppress_output():
         try:
             program = torch.onnx.export(
                 _module(trained, takes_bytes),
@@ -126,14 +126,14 @@ def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = 
                 opset_version=opset,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise _cannot(trained, "ONNX", error) from error
+            raise _export_error(trained, "ONNX", error) from error
     model = program.model_proto
-    found = next(entry.version for entry in model.opset_import if entry.domain == "")
-    if opset is not None and found != opset:
+    version = next(entry.version for entry in model.opset_import if entry.domain == "")
+    if opset is not None and version != opset:
         raise UserError(
-            f"--opset {opset} cannot be had for {trained.arch}: the exporter writes {found} instead; leave it out"
+            f"--opset {opset} cannot be had for {trained.arch}: the exporter writes {version} instead; leave it out"
         )
-    for node in model.graph.node:  # the exporter notes where each stands in the code, with the paths of this machine
+    for node in model.graph.node:  # the exporter adds the places in the code, which contain paths of this machine
         del node.metadata_props[:]
         node.doc_string = ""
     describe_onnx(model, description(trained, takes_bytes=takes_bytes))
@@ -142,8 +142,8 @@ def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = 
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Leave out what exporters print, warn of and log: what is wrong in the end, they raise."""
+def suppress_output() -> Iterator[None]:
+    """Suppress what exporters print, warn of and log: real errors are raised."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -154,28 +154,28 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def describe_onnx(model: Any, said: dict[str, str]) -> None:
-    """Put a description into the metadata of an ONNX model, in place of any other."""
+def describe_onnx(model: Any, metadata: dict[str, str]) -> None:
+    """Replace the metadata of an ONNX model by a description."""
     del model.metadata_props[:]
-    for name, value in said.items():
+    for name, value in metadata.items():
         model.metadata_props.add(key=name, value=value)
 
 
 def to_pt2(trained: Trained, *, takes_bytes: bool = False) -> bytes:
-    """Return a torch.export file, of any batch size; `description` stands in its extra files NAME.json.
+    """Return a torch.export file for any batch size; its extra files NAME.json have the `description`.
 
     Raises:
-        UserError: the network does not go into the format.
+        UserError: the network cannot be exported.
     """
     file = io.BytesIO()
     try:
         shapes = ({0: torch.export.Dim("batch")},)
         module, example = _module(trained, takes_bytes), _example(trained, takes_bytes)
         program = torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # whatever the network's own code raises when it is traced
-        raise _cannot(trained, "torch.export", error) from error
-    said = description(trained, takes_bytes=takes_bytes)
-    torch.export.save(program, file, extra_files={f"{name}.json": value for name, value in said.items()})
+    except Exception as error:  # the code of a network may raise anything when it is traced
+        raise _export_error(trained, "torch.export", error) from error
+    metadata = description(trained, takes_bytes=takes_bytes)
+    torch.export.save(program, file, extra_files={f"{name}.json": value for name, value in metadata.items()})
     return file.getvalue()
 
 
@@ -188,32 +188,32 @@ def to_safetensors(trained: Trained) -> bytes:
 
 
 def torch_runtime(trained: Trained) -> Runtime:
-    """Return the network itself."""
-    return Runtime(input_of(trained, takes_bytes=False), _without_graph(trained.network))
+    """Return a runtime that runs the network itself."""
+    return Runtime(input_function(trained, takes_bytes=False), _without_graph(trained.network))
 
 
 def file_runtime(path: Path, kind: str, trained: Trained, *, takes_bytes: bool = False) -> Runtime:
-    """Return what runs a file that was written here: onnxruntime, torch.export, or the network loaded anew.
+    """Return a runtime for a file that was written here: onnxruntime, torch.export, or the network loaded again.
 
     Args:
         path: the file.
         kind: "onnx", "int8", "pt2" or "safetensors".
-        trained: the network it was written from, whose preprocessing counts.
+        trained: the network that was exported; its preprocessing is used.
         takes_bytes: whether the file normalises images itself.
     """
     if kind == "safetensors":
         return torch_runtime(open_trained(path))
-    prepare = input_of(trained, takes_bytes=takes_bytes)
+    prepare = input_function(trained, takes_bytes=takes_bytes)
     return Runtime(prepare, (open_pt2 if kind == "pt2" else open_onnx)(path)[0])
 
 
 def open_onnx(path: Path) -> tuple[Compute, Mapping[str, str]]:
-    """Return what computes logits by onnxruntime, and what the file says in its metadata."""
+    """Return a function that computes logits by onnxruntime, and the file's metadata."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # as torch, which it is compared with
-    options.log_severity_level = 3  # errors alone
+    options.intra_op_num_threads = torch.get_num_threads()  # as many as torch, for a fair comparison
+    options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def compute(images: Tensor) -> Tensor:
@@ -223,14 +223,14 @@ def open_onnx(path: Path) -> tuple[Compute, Mapping[str, str]]:
 
 
 def open_pt2(path: Path) -> tuple[Compute, Mapping[str, str]]:
-    """Return what computes logits by torch.export, and what the file says in its extra files.
+    """Return a function that computes logits by torch.export, and the file's description.
 
-    Such a file is a program: open those alone whose origin you trust.
+    Such a file is a program: open only files whose origin you trust.
     """
-    said = {f"{name}.json": "" for name in DESCRIPTION}
+    extra_files = {f"{name}.json": "" for name in DESCRIPTION}
     with path.open("rb") as file:
-        module = torch.export.load(file, extra_files=said).module()
-    return _without_graph(module), {name.removesuffix(".json"): value for name, value in said.items() if value}
+        module = torch.export.load(file, extra_files=extra_files).module()
+    return _without_graph(module), {name.removesuffix(".json"): value for name, value in extra_files.items() if value}
 
 
 def _module(trained: Trained, takes_bytes: bool) -> nn.Module:
@@ -238,18 +238,18 @@ def _module(trained: Trained, takes_bytes: bool) -> nn.Module:
 
 
 def _example(trained: Trained, takes_bytes: bool) -> Tensor:
-    """Return a batch of two: of one, the exporters would take the batch size for fixed."""
+    """Return a batch of two images: with one, the exporters would fix the batch size at 1."""
     side = trained.preprocessing.img_size
     images = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    return input_of(trained, takes_bytes=takes_bytes)(images)
+    return input_function(trained, takes_bytes=takes_bytes)(images)
 
 
 def _channels_first(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).contiguous()
 
 
-def _normal(seen: Preprocessing, images: Tensor) -> Tensor:
-    return seen.normalise(images).contiguous()
+def _normalise(preprocessing: Preprocessing, images: Tensor) -> Tensor:
+    return preprocessing.normalise(images).contiguous()
 
 
 def _without_graph(module: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -260,6 +260,6 @@ def _without_graph(module: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
     return compute
 
 
-def _cannot(trained: Trained, what: str, error: Exception) -> UserError:
+def _export_error(trained: Trained, form: str, error: Exception) -> UserError:
     cause = (str(error.__cause__ or error) or type(error).__name__).splitlines()[0]
-    return UserError(f"{trained.arch} cannot be written as {what}: {cause}")
+    return UserError(f"{trained.arch} cannot be written as {form}: {cause}")

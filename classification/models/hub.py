@@ -1,4 +1,4 @@
-"""Networks for torch.hub and the Hugging Face hub: a network that keeps its classes and its preprocessing with it."""
+"""Networks for torch.hub and the Hugging Face hub, with their classes and preprocessing."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from classification.models.sizes import fit_size
 from classification.models.trained import open_trained
 from mgd import logits_of
 
-# Networks by the names that other hubs give them. The students of MEAL V2 (arXiv:2009.08453) that are called resnest50
-# there are ResNet-50s, as their 25.6 M parameters say.
+# Names in other hubs -> names here. The students of MEAL V2 (arXiv:2009.08453) that are called resnest50 there are
+# ResNet-50s, as their 25.6 M parameters show.
 MEAL_V2 = {
     "mealv1_resnest50": "resnet50",
     "mealv2_resnest50": "resnet50",
@@ -30,7 +30,7 @@ MEAL_V2 = {
     "mealv2_mobilenet_v3_large_100": "timm:tf_mobilenetv3_large_100",
     "mealv2_efficientnet_b0": "timm:tf_efficientnet_b0",
 }
-# Those of billion-scale semi-supervised learning (arXiv:1905.00546) end in _ssl and _swsl.
+# Billion-scale semi-supervised learning (arXiv:1905.00546); there, the names end in _ssl and _swsl.
 SEMI_SUPERVISED = {
     "resnet18": "resnet18",
     "resnet50": "resnet50",
@@ -47,18 +47,18 @@ PUBLISHED = {
 
 
 class Classifier(nn.Module, PyTorchModelHubMixin, tags=["image-classification"]):
-    """A network with the names of its classes and what it sees of an image.
+    """A network with its class names and preprocessing.
 
     `save_pretrained(FOLDER)`, `from_pretrained(FOLDER_OR_NAME)` and `push_to_hub(NAME)` are those of huggingface_hub.
 
     Args:
         arch: the network's name.
         num_classes: K.
-        classes: their names in order of index, or None.
-        preprocessing: plain values of a `Preprocessing`; what is missing has its defaults.
+        classes: class names in order of index, or None.
+        preprocessing: values of a `Preprocessing`; missing ones have their defaults.
 
     Raises:
-        UserError: unknown name.
+        UserError: the name is unknown.
     """
 
     def __init__(
@@ -73,24 +73,24 @@ class Classifier(nn.Module, PyTorchModelHubMixin, tags=["image-classification"])
         self.arch, self.num_classes = arch, num_classes
         self.classes = None if classes is None else list(classes)
         self.preprocessing = Preprocessing().with_values(preprocessing or {})
-        if "img_size" in (preprocessing or {}):  # a transformer's weights are of the size that it was trained at
+        if "img_size" in (preprocessing or {}):  # the shapes of a transformer's weights depend on its training size
             fit_size(self.network, self.preprocessing.img_size)
 
     @classmethod
     def _from_pretrained(cls, *, strict: bool = True, **more: Any) -> Classifier:
-        """Load weights strictly, which the mixin leaves to the caller."""
+        """Load weights strictly by default; the mixin's default is not strict."""
         loaded: Classifier = super()._from_pretrained(strict=strict, **more)
         return loaded
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, K) of normalised images (B, 3, H, W), as `read` returns them."""
+        """Return the logits (B, K) of normalised images (B, 3, H, W), as `read` returns them."""
         return logits_of(self.network(images))
 
     def read(self, paths: Iterable[str | Path]) -> Tensor:
-        """Read image files as the network sees them: (B, 3, img_size, img_size).
+        """Read and preprocess image files: (B, 3, img_size, img_size).
 
         Raises:
-            UserError: an image that cannot be read.
+            UserError: an image cannot be read.
         """
         transform = self.preprocessing.transform()
         pixels = [transform(to_bytes(read_image(str(path))).permute(2, 0, 1)).permute(1, 2, 0) for path in paths]
@@ -98,10 +98,10 @@ class Classifier(nn.Module, PyTorchModelHubMixin, tags=["image-classification"])
 
     @torch.no_grad()
     def predict(self, paths: Sequence[str | Path]) -> list[tuple[str, float]]:
-        """Return the likeliest class of each image file, or its index where classes have no names, and its probability.
+        """Return the likeliest class of each image file (the index if classes have no names), and its probability.
 
         Raises:
-            UserError: an image that cannot be read.
+            UserError: an image cannot be read.
         """
         device = next(self.parameters()).device
         scores, ids = self(self.read(paths).to(device)).double().softmax(1).max(1)
@@ -114,10 +114,10 @@ def from_checkpoint(path: str | Path, arch: str | None = None) -> Classifier:
 
     Args:
         path: the file.
-        arch: its network, for a file that does not say it.
+        arch: name of its network, if the file does not say it.
 
     Raises:
-        UserError: a file that cannot be read, or does not say what it holds.
+        UserError: the file cannot be read, or its network is not known.
     """
     trained = open_trained(path, arch)
     described = trained.preprocessing.describe()
@@ -129,16 +129,16 @@ def from_checkpoint(path: str | Path, arch: str | None = None) -> Classifier:
 def network(
     name: str, *, pretrained: bool = False, checkpoint: str | Path | None = None, num_classes: int = 1000
 ) -> nn.Module:
-    """Build a network by the name that a hub calls it; in eval mode with the weights of a checkpoint.
+    """Build a network with fresh weights, or load it from a checkpoint, in eval mode.
 
     Args:
-        name: of `PUBLISHED`, or ours.
-        pretrained: refused, as no weights are shipped.
+        name: a name of `PUBLISHED`, or a name here.
+        pretrained: True is an error, because this project has no weights to download.
         checkpoint: a file of weights.
-        num_classes: of a network with fresh weights; a checkpoint has its own.
+        num_classes: for fresh weights; a checkpoint has its own number.
 
     Raises:
-        UserError: weights were asked for that are not there, or the checkpoint is of another network.
+        UserError: `pretrained` is True, or the checkpoint is of another network.
     """
     arch = PUBLISHED.get(name, name)
     if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""MobileNet-V1, and MobileNet-V2 with the strides of the published matching experiments, or for 32 px."""
+"""MobileNet-V1; MobileNet-V2 with the strides of the published matching experiments, and for 32 px."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _conv_bn_relu(num_in: int, num_out: int, kernel: int, stride: int = 1, group
 
 
 class MobileNetV1(nn.Module):
-    """MobileNet-V1 at width 1: a stem and 13 depthwise separable blocks. Names as in the published checkpoints."""
+    """MobileNet-V1 at width 1: a stem and 13 depthwise separable blocks, named as in the published checkpoints."""
 
     def __init__(self, num_classes: int = 1000) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class MobileNetV1(nn.Module):
 
 
 def mobilenet_v2_mgd(num_classes: int = 1000) -> MobileNetV2:
-    """MobileNet-V2 whose third stride of 2 sits on the 96-channel stage; torchvision's has it on the 64-channel one."""
+    """Build MobileNet-V2 with its third stride of 2 at the 96-channel stage, not at the 64-channel one as usual."""
     from torchvision.models.mobilenetv2 import MobileNetV2  # slow to import
 
     setting = [
@@ -58,7 +58,7 @@ def mobilenet_v2_mgd(num_classes: int = 1000) -> MobileNetV2:
 
 
 def cifar_mobilenet_v2(num_classes: int = 10) -> MobileNetV2:
-    """Inverted residuals for 32 px: three resolutions, 16, 32 and 64 hidden channels in the last block of each."""
+    """Build a MobileNet-V2 for 32 px: three resolutions, with 16, 32 and 64 hidden channels in their last blocks."""
     from torchvision.models.mobilenetv2 import MobileNetV2  # slow to import
 
     setting = [[1, 8, 1, 1], [2, 8, 2, 1], [2, 16, 2, 2], [2, 32, 3, 2]]
@@ -69,7 +69,7 @@ def cifar_mobilenet_v2(num_classes: int = 10) -> MobileNetV2:
 
 
 def mobilenet_v2(**options: Any) -> nn.Module:
-    """Build MobileNet-V2 as torchvision has it."""
+    """Build torchvision's MobileNet-V2."""
     return from_torchvision("mobilenet_v2", **options)
 
 

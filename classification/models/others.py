@@ -1,4 +1,4 @@
-"""What checkpoints of other code say of their networks, as far as it can be understood."""
+"""Read the descriptions in checkpoints of other code, as far as they are understood."""
 
 from __future__ import annotations
 
@@ -11,45 +11,45 @@ import numpy as np
 
 from classification.data.preprocessing import Preprocessing
 
-SEEN = ("img_size", "mean", "std")  # the keys whose meaning is everywhere the same
-CLASSES = ("classes", "class_to_idx", "idx_to_class", "class_names")
-OPTIONS = ("args", "hyper_parameters", "config")  # where the options of a training are kept
+COMMON_KEYS = ("img_size", "mean", "std")  # preprocessing keys that mean the same everywhere
+CLASS_KEYS = ("classes", "class_to_idx", "idx_to_class", "class_names")
+OPTION_KEYS = ("args", "hyper_parameters", "config")  # keys of the training's options
 
 
-def not_ours(said: Mapping[str, Any]) -> list[str]:
-    """Name the keys of a file of other code that do not say what ours do."""
-    number = said.get("num_classes")
-    unread = [] if isinstance(said.get("arch", ""), str) or said["arch"] is None else ["arch"]
-    if isinstance(number, (str, float, bool, list, tuple, Mapping)):
-        unread.append("num_classes")
-    for key in CLASSES:
-        names = said.get(key)
+def not_understood(content: Mapping[str, Any]) -> list[str]:
+    """Return the keys of a file of other code whose values have another meaning than in our files."""
+    num_classes = content.get("num_classes")
+    ignored = [] if isinstance(content.get("arch", ""), str) or content["arch"] is None else ["arch"]
+    if isinstance(num_classes, (str, float, bool, list, tuple, Mapping)):
+        ignored.append("num_classes")
+    for key in CLASS_KEYS:
+        names = content.get(key)
         names = names.tolist() if isinstance(names, np.ndarray) else names
-        listed = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-        if names is not None and not (listed or isinstance(names, Mapping)):
-            unread.append(key)
+        is_list = isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+        if names is not None and not (is_list or isinstance(names, Mapping)):
+            ignored.append(key)
     for keys in (("img_size",), ("mean", "std")):
-        seen = {key: said[key] for key in keys if said.get(key) is not None}
-        unread += [] if _makes_sense(seen) else seen
-    return unread
+        values = {key: content[key] for key in keys if content.get(key) is not None}
+        ignored += [] if _is_valid(values) else values
+    return ignored
 
 
-def seen_in_options(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return size, mean and std of the images where the options of a training say them, as timm's files do."""
-    for key in OPTIONS:
+def preprocessing_in_options(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return size, mean and std of the images from the training's options in a file, as timm writes them."""
+    for key in OPTION_KEYS:
         options = content.get(key)
         if isinstance(options, (argparse.Namespace, types.SimpleNamespace)):
             options = vars(options)
         if isinstance(options, Mapping):
-            seen = {name: options[name] for name in SEEN if options.get(name) is not None}
-            if seen and _makes_sense(seen):
-                return seen
+            values = {name: options[name] for name in COMMON_KEYS if options.get(name) is not None}
+            if values and _is_valid(values):
+                return values
     return {}
 
 
-def _makes_sense(seen: Mapping[str, Any]) -> bool:
+def _is_valid(values: Mapping[str, Any]) -> bool:
     try:
-        Preprocessing().with_values(seen)
+        Preprocessing().with_values(values)
     except ValueError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""PP-LCNet at the width of the published mutual-learning experiments, out of timm's parts."""
+"""PP-LCNet at the width of the published mutual-learning experiments, made of timm's parts."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import nn
 
 
 def pplcnet_x2_5(num_classes: int = 1000) -> MobileNetV3:
-    """PP-LCNet at 2.5 times its base widths (Cui et al., 2021, arXiv:2109.15099), with the published dropout of 0.2.
+    """Build PP-LCNet at 2.5 times its base widths (Cui et al., 2021, arXiv:2109.15099), with the published dropout 0.2.
 
-    timm's last 1x1 convolution has a bias, 1,280 numbers that the published network lacks.
+    Unlike in the published network, timm's last 1x1 convolution has a bias (1,280 values).
     """
-    # timm looks up a variant's defaults by name and has none of this width: of "lcnet_150" only those are used.
+    # timm needs the name of a known variant; only the preprocessing defaults of "lcnet_150" are used.
     return _gen_lcnet("lcnet_150", 2.5, num_classes=num_classes, drop_rate=0.2)
 
 

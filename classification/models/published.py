@@ -1,4 +1,4 @@
-"""The networks of torchvision and of timm, by their names there."""
+"""Build networks of torchvision and timm by their names there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def from_torchvision(name: str, **options: Any) -> nn.Module:
-    """Build a network of torchvision; one with a second head for training is built without it."""
+    """Build a network of torchvision, without auxiliary heads."""
     import torchvision
 
     if name in ("googlenet", "inception_v3"):
@@ -32,7 +32,7 @@ def from_timm(name: str, **options: Any) -> nn.Module:
 
 
 def timm_names() -> list[str]:
-    """Return the names of timm's networks, without those of their weights."""
+    """Return the names of timm's networks, without the tags of their weights."""
     import timm
 
     names: list[str] = timm.list_models()

@@ -1,4 +1,4 @@
-"""int8: an ONNX file whose weights and activations are bytes, by onnxruntime's static quantisation."""
+"""Quantise an ONNX file to int8 by onnxruntime's static quantisation."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classification.models.exporting import describe_onnx, quiet
+from classification.models.exporting import describe_onnx, suppress_output
 
 METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
-# Instructions that add products of bytes without saturation, as /proc/cpuinfo names them, best first.
-WIDE = {"amx_int8": "AMX int8", "avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX VNNI", "asimddp": "NEON dot product"}
+# Processor instructions that add products of bytes without saturation, best first: flag in /proc/cpuinfo -> name.
+INT8_INSTRUCTIONS = {
+    "amx_int8": "AMX int8",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx_vnni": "AVX VNNI",
+    "asimddp": "NEON dot product",
+}
 
 
 def wide_instructions(cpuinfo: str = "/proc/cpuinfo") -> list[str]:
@@ -27,21 +32,21 @@ def wide_instructions(cpuinfo: str = "/proc/cpuinfo") -> list[str]:
         for line in Path(cpuinfo).read_text(errors="replace").splitlines():
             if line.lower().startswith(("flags", "features")):
                 flags |= set(line.split())
-    found = [name for flag, name in WIDE.items() if flag in flags]
-    return found or (["NEON dot product"] if platform.machine() == "arm64" else [])  # Apple's processors
+    names = [name for flag, name in INT8_INSTRUCTIONS.items() if flag in flags]
+    return names or (["NEON dot product"] if platform.machine() == "arm64" else [])  # Apple's processors
 
 
 def instruction_set() -> str:
-    """Return the instructions that int8 runs on here, in words."""
-    found = wide_instructions()
+    """Describe the instructions that int8 uses on this processor."""
+    names = wide_instructions()
     widest = torch.backends.cpu.get_cpu_capability()
-    return f"{widest} with {', '.join(found)}" if found else f"{widest} without VNNI"
+    return f"{widest} with {', '.join(names)}" if names else f"{widest} without VNNI"
 
 
 def to_int8(
     model: bytes,
     batches: Sequence[Tensor],
-    said: dict[str, str],
+    metadata: dict[str, str],
     *,
     method: str = "minmax",
     reduce_range: bool = False,
@@ -51,26 +56,27 @@ def to_int8(
 
     Args:
         model: the float file.
-        batches: calibration images as the file takes them.
-        said: the description of the file.
+        batches: calibration images, prepared as input of the file.
+        metadata: the description of the file.
         method: how ranges of activations are found: a key of `METHODS`.
-        reduce_range: weights of 7 bits, for processors whose sums of products saturate.
-        scales: {tensor: (scale, zero point)} of the tensors whose range is known, which calibration leaves alone.
+        reduce_range: whether weights have 7 bits, for processors whose sums of products saturate.
+        scales: {tensor: (scale, zero point)} of tensors that need no calibration.
     """
     import onnx
 
-    content = quantise(prepared(model), batches, method=method, reduce_range=reduce_range, scales=scales)
-    quantised = onnx.load_from_string(content)
-    describe_onnx(quantised, said)
-    described: bytes = quantised.SerializeToString()
-    return described
+    quantised = onnx.load_from_string(
+        quantise(fold_batch_norms(model), batches, method=method, reduce_range=reduce_range, scales=scales)
+    )
+    describe_onnx(quantised, metadata)
+    content: bytes = quantised.SerializeToString()
+    return content
 
 
-def prepared(model: bytes) -> bytes:
-    """Return an ONNX file whose batch norms are folded, as `quantise` takes it."""
+def fold_batch_norms(model: bytes) -> bytes:
+    """Fold the batch norms of an ONNX file, as `quantise` needs it."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, suppress_output():
         source, target = Path(folder, "float.onnx"), Path(folder, "prepared.onnx")
         source.write_bytes(model)
         quant_pre_process(str(source), str(target), skip_symbolic_shape=True)
@@ -88,11 +94,11 @@ def quantise(
     """Quantise a prepared ONNX file; see `to_int8`."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    known = {
+    overrides = {
         name: [{"scale": np.array(scale, np.float32), "zero_point": np.array(zero, np.uint8)}]
         for name, (scale, zero) in (scales or {}).items()
     }
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, suppress_output():
         source, target = Path(folder, "prepared.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(model)
         quantize_static(
@@ -106,15 +112,15 @@ def quantise(
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod[METHODS[method]],
             extra_options={
-                "CalibStridedMinMax": 1,  # a batch at a time, by every method: all would fill the memory
-                "TensorQuantOverrides": known,
+                "CalibStridedMinMax": 1,  # keep the values of one batch only, as all would fill the memory
+                "TensorQuantOverrides": overrides,
             },
         )
         return target.read_bytes()
 
 
 def _reader(batches: Sequence[Tensor]) -> Any:
-    """Return calibration images in the form that onnxruntime asks for."""
+    """Return calibration images in the form that onnxruntime needs."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # it is untyped

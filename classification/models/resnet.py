@@ -1,4 +1,4 @@
-"""The ResNets of torchvision, tapped at the sum before the last ReLU of each stage."""
+"""The ResNets of torchvision; each stage is tapped at the sum before its last ReLU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from classification.models.published import from_torchvision
 
 
 def resnet(layers: int, **options: Any) -> nn.Module:
-    """Build a ResNet of so many layers (He et al., 2015, arXiv:1512.03385)."""
+    """Build a ResNet with this number of layers (He et al., 2015, arXiv:1512.03385)."""
     return from_torchvision(f"resnet{layers}", **options)
 
 
@@ -29,5 +29,5 @@ def taps(arch: str, model: nn.Module | None) -> list[str]:
 
 
 def last_blocks(*blocks: int) -> list[str]:
-    """Return the sum before the last ReLU of each stage, in a ResNet of so many blocks a stage."""
+    """Return the tap at the sum before the last ReLU of each stage, for these numbers of blocks per stage."""
     return [f"layer{stage}.{number - 1}.relu@in#-1" for stage, number in enumerate(blocks, start=1)]

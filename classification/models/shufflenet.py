@@ -1,7 +1,7 @@
-"""ShuffleNet-V2 whose units apply their last ReLU at the front of the next one.
+"""ShuffleNet-V2 whose units leave out their last ReLU, which the next unit applies, so that it can be tapped before.
 
-ReLU is idempotent and commutes with channel shuffles and concatenation, so this computes what torchvision's network
-computes, under the same state-dict names; but here a stage's map before the ReLU exists and can be tapped.
+ReLU is idempotent and commutes with channel shuffle and concatenation. So this network computes the same as
+torchvision's, and its tensors have the same names.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class _Unit(InvertedResidual):
     def forward(self, x: Tensor) -> Tensor:
         if self.stride > 1:
             x = F.relu(x)
-            kept, worked = self.branch1(x), self.branch2(x)
+            first, second = self.branch1(x), self.branch2(x)
         else:
-            kept, worked = x.chunk(2, dim=1)
-            worked = self.branch2(F.relu(worked))
-        shuffled: Tensor = channel_shuffle(torch.cat((kept, worked), dim=1), 2)
+            first, second = x.chunk(2, dim=1)
+            second = self.branch2(F.relu(second))
+        shuffled: Tensor = channel_shuffle(torch.cat((first, second), dim=1), 2)
         return shuffled
 
 
 def shufflenet_v2(num_classes: int = 1000) -> ShuffleNetV2:
-    """ShuffleNet-V2 x1.0 (Ma et al., 2018, arXiv:1807.11164) with maps before the ReLU between its units."""
+    """Build ShuffleNet-V2 x1.0 (Ma et al., 2018, arXiv:1807.11164) with maps before the ReLU between its units."""
     model = ShuffleNetV2([4, 8, 4], [24, 116, 232, 464, 1024], num_classes, inverted_residual=_Unit)
     model.stage4.add_module("relu", nn.ReLU())
     return model

@@ -1,4 +1,4 @@
-"""Networks that are built for one size of images: their position embeddings are resampled for another."""
+"""Resize the position embeddings of networks that accept only one image size."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import nn
 
 
 def fit_size(model: nn.Module, size: int) -> bool:
-    """Make a network take square images of a size, where it takes those of another size alone.
+    """Make a network accept square images of this size, if it accepts only another size.
 
-    timm's transformers resample their position embeddings and tables themselves; of torchvision's ViT its own function
-    does it. A network that runs at this size, or that has no such embeddings, is left as it is.
+    timm's transformers and a function of torchvision (for its ViT) resample the position embeddings. A network that
+    runs at this size already, or has no such embeddings, is not changed.
 
     Args:
-        model: with its weights loaded; it is left in eval mode where it was tried.
+        model: with its weights loaded. It is in eval mode afterwards if it has position embeddings.
         size: side of the images, in pixels.
 
     Returns:
-        Whether it was changed.
+        Whether the network was changed.
     """
     network: Any = model
     of_timm = callable(getattr(model, "set_input_size", None))
@@ -30,12 +30,12 @@ def fit_size(model: nn.Module, size: int) -> bool:
         return False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, on how timm interpolates
+            warnings.simplefilter("ignore")  # torch warns about timm's use of interpolation
             if of_timm:
                 network.set_input_size(img_size=(size, size))
             else:
                 _resample(network, size)
-    except (RuntimeError, ValueError, AssertionError):  # a size that it cannot take: trying it says why
+    except (RuntimeError, ValueError, AssertionError):  # an impossible size: the caller runs the network and says why
         return False
     return True
 
@@ -44,7 +44,7 @@ def fit_size(model: nn.Module, size: int) -> bool:
 def _runs(model: nn.Module, size: int) -> bool:
     try:
         model.eval()(torch.zeros(1, 3, size, size))
-    except Exception:  # whatever a network raises at a size that is not its own
+    except Exception:  # a network may raise anything at another size
         return False
     return True
 
@@ -53,7 +53,7 @@ def _resample(model: Any, size: int) -> None:
     from torchvision.models.vision_transformer import interpolate_embeddings  # slow to import
 
     name = "encoder.pos_embedding"
-    own = OrderedDict({name: model.get_parameter(name).detach()})
-    state = interpolate_embeddings(size, model.patch_size, own)
+    embedding = OrderedDict({name: model.get_parameter(name).detach()})
+    state = interpolate_embeddings(size, model.patch_size, embedding)
     model.encoder.pos_embedding = nn.Parameter(state[name])
     model.image_size, model.seq_length = size, state[name].shape[1]

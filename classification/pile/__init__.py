@@ -1,1 +1,1 @@
-"""Images without labels: scores of a teacher in Parquet shards, the best images per class, near copies."""
+"""Images without labels: a teacher's scores in Parquet shards, the best images per class, near copies."""

@@ -1,4 +1,4 @@
-"""The packages of the extra [pile]: whether they are installed, and what to install if not."""
+"""Check that the packages of the extra [pile] are installed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MODULES = {"pyarrow": "pyarrow", "duckdb": "duckdb>=2.0.1", "imagehash": "ImageH
 
 
 def check_packages(names: Sequence[str], command: str) -> None:
-    """Refuse to begin without the packages that a command needs.
+    """Check that the packages that a command needs are installed.
 
     Args:
         names: of the modules, keys of `MODULES`.
         command: for the message.
 
     Raises:
-        UserError: some are missing; it says what to install.
+        UserError: some are missing; the message says what to install.
     """
     missing = [MODULES[name] for name in names if importlib.util.find_spec(name) is None]
     if missing:

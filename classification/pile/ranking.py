@@ -1,7 +1,7 @@
-"""The best images per class of millions of scores, by DuckDB: in memory for classes x K rows, ties always the same.
+"""Rank millions of scores by DuckDB: the K best images per class, using memory for about classes x K rows.
 
-Rows of a class are ordered by one 128-bit key: 32 bits that order scores as numbers do, then the path's hash in the low
-64. So the larger hash comes first among equal scores, however many threads and shards there are.
+Rows of a class are sorted by a 128-bit key: the score, as 32 bits with the same order, above the path's 64-bit hash. So
+the order of equal scores does not depend on the number of threads and shards.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from classification.errors import UserError
 
-MOST_IN_HEAP = 1_000_000  # the engine's heaps hold fewer entries; for more, all rows are sorted, on disk if need be
-# Statistics that separate images of the classes from foreign ones: the larger, the less foreign.
+MOST_IN_HEAP = 1_000_000  # DuckDB's heaps are smaller; for more, all rows are sorted, on disk if necessary
+# Statistics to tell images of the classes from other images: larger for images of the classes.
 STATISTICS = {
     "min-score": "log_probabilities[1]",
     "margin": "log_probabilities[1] - log_probabilities[2]",
@@ -31,13 +31,13 @@ SORTED = "SELECT class, path, score FROM best ORDER BY class, key DESC"
 
 @dataclass(frozen=True)
 class Rule:
-    """What is chosen.
+    """Which images to choose.
 
     Args:
-        top_p: classes that an image may be chosen for, most likely first; None for all that are stored.
-        top_k: images per class.
-        min_score: smallest log-probability of an image for a class.
-        min_margin: smallest difference between an image's two largest log-probabilities.
+        top_p: number of an image's likeliest classes for which it may be chosen; None for all that are stored.
+        top_k: number of images per class.
+        min_score: smallest log-probability of the class.
+        min_margin: smallest difference between the two largest log-probabilities of an image.
         max_energy: largest energy of an image.
     """
 
@@ -58,84 +58,90 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The images of every class, best first.
+    """The chosen images of every class, best first.
 
     Args:
-        parts: class, paths and scores of each class that has images, by class.
+        parts: (class, paths, scores) of each class with images, in the order of classes.
     """
 
     parts: list[tuple[int, pa.Array, pa.Array]]
 
     def classes(self) -> list[int]:
-        """Return the classes that have images, in order."""
+        """Return the classes with images, in order."""
         return [label for label, _, _ in self.parts]
 
     def lists(self) -> Iterator[tuple[int, list[Chosen]]]:
-        """Yield every class and its images."""
+        """Yield (class, its images)."""
         for label, paths, scores in self.parts:
             yield label, list(map(Chosen, paths.to_pylist(), scores.to_pylist()))
 
 
 def ordered_bits(scores: pa.Array) -> pa.Array:
-    """Return 32 bits per float32 that are ordered as the numbers are; -0 and 0 have the same."""
-    bits = (_numbers(scores) + np.float32(0)).view(np.uint32)  # -0 + 0 is 0
+    """Return a uint32 per float32 with the same order; -0 and 0 are equal."""
+    bits = (_to_numpy(scores) + np.float32(0)).view(np.uint32)  # -0 + 0 is 0
     return pa.array(np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31)))
 
 
-def _numbers(column: pa.Array) -> NDArray[np.float32]:
-    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    found: NDArray[np.float32] = np.asarray(whole, dtype=np.float32)
-    return found
+def _to_numpy(column: pa.Array) -> NDArray[np.float32]:
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    numbers: NDArray[np.float32] = np.asarray(array, dtype=np.float32)
+    return numbers
 
 
 def rank(files: Sequence[Path], rule: Rule, excluded: Iterable[int] = (), threads: int | None = None) -> Ranking:
     """Return the K best images per class.
 
-    A first pass finds each class's K-th best score, in a heap of K floats per class; a second one keeps the rows that
-    reach it, and these are sorted by their keys. NULL entries are ignored; a path that was
-    scored twice counts once per class, with its better score.
+    The first pass finds the K-th best score of each class, with a heap of K floats per class. The second pass selects
+    the rows that reach it and sorts them by their keys. NULL entries are ignored. A path that was scored twice counts
+    once per class, with its better score.
 
     Args:
         files: Parquet shards.
-        rule: what is chosen.
+        rule: which images to choose.
         excluded: hashes of paths to leave out.
-        threads: of the engine; None for all cores.
+        threads: of DuckDB; None for all cores.
 
     Raises:
         UserError: a score is NaN, a class is negative, or a shard cannot be read.
     """
-    config: dict[str, str | bool | int | float | list[str]] = {} if threads is None else {"threads": threads}
-    with tempfile.TemporaryDirectory() as folder, duckdb.connect(config=config) as engine:
+    with tempfile.TemporaryDirectory() as folder, duckdb.connect(config=_engine_options(folder, threads)) as engine:
         engine.create_function("ordered_bits", ordered_bits, ["FLOAT"], "UINTEGER", type="arrow")  # type: ignore
-        engine.execute(f"SET temp_directory = '{folder}'")
-        engine.execute("SET preserve_insertion_order = false")
         engine.register("excluded_paths", pa.table({"path_hash": pa.array(sorted(excluded), pa.uint64())}))
         values = {"files": [str(file) for file in files], "min_score": rule.min_score}
-        asked = rule.top_k
+        num_rows = rule.top_k
         try:
             while True:
-                totals = _keep_best(engine, values, rule, asked)
-                parts = list(_first(engine.sql(SORTED), rule.top_k))
-                different = {label: len(paths) for label, paths, _ in parts}
-                if all(different[label] == rule.top_k or total <= asked for label, total in totals):
+                totals = _select_best(engine, values, rule, num_rows)
+                parts = list(_take_best(engine.sql(SORTED), rule.top_k))
+                num_paths = {label: len(paths) for label, paths, _ in parts}
+                if all(num_paths[label] == rule.top_k or total <= num_rows for label, total in totals):
                     return Ranking(parts)
-                asked *= 2  # some paths were scored twice
+                num_rows *= 2  # rows of paths that were scored twice took places of others
         except duckdb.Error as error:
             raise UserError(f"the shards cannot be ranked: {str(error).splitlines()[0]}") from error
 
 
-def _keep_best(
-    engine: duckdb.DuckDBPyConnection, values: dict[str, object], rule: Rule, asked: int
+def _engine_options(folder: str, threads: int | None) -> dict[str, str | bool | int | float | list[str]]:
+    """Return the options of DuckDB; they are no SQL, so the folder's name may contain quotes."""
+    options: dict[str, str | bool | int | float | list[str]] = {
+        "temp_directory": folder,
+        "preserve_insertion_order": False,
+    }
+    return options if threads is None else {**options, "threads": threads}
+
+
+def _select_best(
+    engine: duckdb.DuckDBPyConnection, values: dict[str, object], rule: Rule, num_rows: int
 ) -> list[tuple[int, int]]:
-    """Keep the rows that reach the score of rank `asked` of their class; return (class, its number of rows)."""
-    entries = _entries(rule)
-    low = f"list_min(max(score, {asked}))" if asked < MOST_IN_HEAP else "'-infinity'::FLOAT"
+    """Select the rows that reach the score of rank `asked` of their class; return (class, its number of rows)."""
+    entries = _rows_query(rule)
+    lowest = f"list_min(max(score, {num_rows}))" if num_rows < MOST_IN_HEAP else "'-infinity'::FLOAT"
     engine.execute(
-        f"CREATE OR REPLACE TEMP TABLE lows AS SELECT class, {low} AS low, count(*) AS total, "
+        f"CREATE OR REPLACE TEMP TABLE lows AS SELECT class, {lowest} AS low, count(*) AS total, "
         f"count_if(isnan(score)) AS nans FROM ({entries}) GROUP BY class",
         values,
     )
-    _check(engine, entries, values)
+    _check_rows(engine, entries, values)
     engine.execute(
         "CREATE OR REPLACE TEMP TABLE best AS "
         "SELECT class, (ordered_bits(score)::UHUGEINT << 64) | path_hash::UHUGEINT AS key, path, score "
@@ -145,41 +151,41 @@ def _keep_best(
     return engine.sql("SELECT class, total FROM lows").fetchall()
 
 
-def _first(rows: duckdb.DuckDBPyRelation, top_k: int) -> Iterator[tuple[int, pa.Array, pa.Array]]:
-    """Yield class, paths and scores of the first K different paths of each class."""
-    label, found = -1, dict[str, float]()
+def _take_best(rows: duckdb.DuckDBPyRelation, top_k: int) -> Iterator[tuple[int, pa.Array, pa.Array]]:
+    """Yield (class, paths, scores) of the first K different paths of each class."""
+    label, scores = -1, dict[str, float]()
     for batch in rows.to_arrow_reader(1 << 16):
-        for now, path, score in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            if now != label:
-                yield from _part(label, found)
-                label, found = now, {}
-            if len(found) < top_k:
-                found.setdefault(path, score)
-    yield from _part(label, found)
+        for row_class, path, score in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            if row_class != label:
+                yield from _as_part(label, scores)
+                label, scores = row_class, {}
+            if len(scores) < top_k:
+                scores.setdefault(path, score)
+    yield from _as_part(label, scores)
 
 
-def _part(label: int, found: dict[str, float]) -> list[tuple[int, pa.Array, pa.Array]]:
-    scores = pa.array(found.values(), pa.float32(), size=len(found))
-    return [(label, pa.array(found, pa.string(), size=len(found)), scores)] if found else []
+def _as_part(label: int, score_of_path: dict[str, float]) -> list[tuple[int, pa.Array, pa.Array]]:
+    scores = pa.array(score_of_path.values(), pa.float32(), size=len(score_of_path))
+    return [(label, pa.array(score_of_path, pa.string(), size=len(score_of_path)), scores)] if score_of_path else []
 
 
-def _entries(rule: Rule) -> str:
-    """Return the query of (class, score, path, path_hash), one row per image and class."""
-    most = "" if rule.top_p is None else f"[1:{rule.top_p}]"
+def _rows_query(rule: Rule) -> str:
+    """Return the query for (class, score, path, path_hash), one row per image and class."""
+    top = "" if rule.top_p is None else f"[1:{rule.top_p}]"
     margin = ""
     if rule.min_margin > -math.inf:
         margin = f"AND {STATISTICS['margin']} >= {rule.min_margin!r}::FLOAT"
     energy = f"AND energy <= {rule.max_energy!r}::FLOAT" if rule.max_energy < math.inf else ""
     return (
         "SELECT class, score, path, path_hash FROM ("
-        f"SELECT path, path_hash, unnest(classes{most}) AS class, unnest(log_probabilities{most}) AS score "
+        f"SELECT path, path_hash, unnest(classes{top}) AS class, unnest(log_probabilities{top}) AS score "
         "FROM read_parquet($files) WHERE path IS NOT NULL AND path_hash IS NOT NULL "
         f"AND path_hash NOT IN (SELECT path_hash FROM excluded_paths) {margin} {energy}"
         ") WHERE class IS NOT NULL AND score IS NOT NULL AND score >= $min_score::FLOAT"
     )
 
 
-def _check(engine: duckdb.DuckDBPyConnection, entries: str, values: dict[str, object]) -> None:
+def _check_rows(engine: duckdb.DuckDBPyConnection, entries: str, values: dict[str, object]) -> None:
     ((nans, low),) = engine.sql("SELECT sum(nans), min(class) FROM lows").fetchall()
     if nans:
         query = f"SELECT path FROM ({entries}) WHERE isnan(score) LIMIT 1"
@@ -192,23 +198,23 @@ def _check(engine: duckdb.DuckDBPyConnection, entries: str, values: dict[str, ob
 
 
 def quantile(files: Sequence[Path], statistic: str, share: float) -> float:
-    """Return the value that a share of the images lies below.
+    """Return the value of a statistic that is above a share of the images.
 
     Args:
         files: Parquet shards.
-        statistic: "min-score", the largest log-probability; "margin", the difference of the two largest; or "energy",
-            minus the energy.
+        statistic: "min-score", the largest log-probability; "margin", the difference of the two largest ones; or
+            "energy", minus the energy.
         share: between 0 and 1.
 
     Raises:
-        UserError: the shards hold no such value.
+        UserError: the shards do not have this statistic, or cannot be read.
     """
     query = f"SELECT quantile_cont({STATISTICS[statistic]}, {share!r}) FROM read_parquet($files)"
     try:
         with duckdb.connect() as engine:
-            ((found,),) = engine.sql(query, params={"files": [str(file) for file in files]}).fetchall()
+            ((value,),) = engine.sql(query, params={"files": [str(file) for file in files]}).fetchall()
     except duckdb.Error as error:
         raise UserError(f"the shards cannot be read: {str(error).splitlines()[0]}") from error
-    if found is None or not math.isfinite(found):
+    if value is None or not math.isfinite(value):
         raise UserError(f"the {statistic} cannot be computed from these scores: score with --top-p 2 or more")
-    return float(found)
+    return float(value)

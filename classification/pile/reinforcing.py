@@ -1,4 +1,4 @@
-"""Store what teachers say of many views of every image, shard by shard, and compare it with what they say now."""
+"""Store the outputs of teachers for many views of every image, shard by shard, and check stored outputs."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from torch.utils.data import DataLoader, Dataset
 
 from classification.data.image_files import file_digest
 from classification.data.images import read_image, to_bytes
-from classification.data.loading import clear_errors
-from classification.data.stored import CLASSIFIER, Block, encode, open_stored, shard_name
-from classification.data.stored_views import LONGEST, VIEW, Renderer, draw, mixed
+from classification.data.loading import explain_worker_errors
+from classification.data.stored import CLASSIFIER, Block, encode_block, open_stored, shard_name
+from classification.data.stored_views import MAX_SIDE, VIEW, Renderer, draw_view, mix_views
 from classification.errors import RunError, UserError
 from classification.options.stored_teacher import PLAN, VIEWS, StoredPlan, read_stored_plan
 from classification.paths import exists
 from classification.pile.scoring import Teachers
-from classification.pile.shards import claimed, finish, has_plan, shard_order
+from classification.pile.shards import claim_shard, finish_shard, prepare_folder, shard_order
 from classification.system.interrupt import outlast
 from classification.system.new_files import write_whole
 from mgd import Taps, fold_norms, keep_top, probe
 
-SHARD_BYTES = 8000  # bytes of a shard beside its rows: Parquet's description of each column
-CLASSIFIER_BYTES = 1000  # per image at most of the teachers' last layers, for wkd_logits
-CHECKED = 100  # one image of so many is scored again by `check`
-CLOSE = {"float32": 0.01, "float16": 0.03, "bfloat16": 0.1}  # probabilities that count as equal, by number type
+SHARD_BYTES = 8000  # bytes of a shard without its rows: Parquet's description of each column
+CLASSIFIER_BYTES = 1000  # per image; larger last layers of the teachers are not stored
+CHECK_EVERY = 100  # `check_stored` scores one of this number of images again
+TOLERANCES = {"float32": 0.01, "float16": 0.03, "bfloat16": 0.1}  # allowed difference of probabilities, by number type
 
 
 @dataclass(frozen=True)
-class Storing:
-    """What one process is to store.
+class StoreWork:
+    """The work of one process.
 
     Args:
         folder: of the shards.
@@ -48,8 +48,8 @@ class Storing:
         paths: of all images, relative to `root`.
         rank: of this process.
         size: number of processes.
-        batch_size: views of a batch.
-        workers: loading processes.
+        batch_size: number of views in a batch.
+        workers: number of loading processes.
     """
 
     folder: Path
@@ -62,7 +62,7 @@ class Storing:
     workers: int
 
     def order(self) -> list[int]:
-        """Return all shards, those of this rank first; the others are taken where nobody works on them."""
+        """Return all shards, those of this rank first; it stores others too if no other process does."""
         return shard_order(self.plan.num_shards, self.rank, self.size)
 
     def images(self, number: int) -> range:
@@ -71,105 +71,109 @@ class Storing:
         return range(start, min(start + self.plan.shard_size, self.plan.num_images))
 
     def missing(self) -> list[int]:
-        """Return the shards that are not there."""
+        """Return the shards that do not exist yet."""
         return [number for number in self.order() if not exists(self.folder / shard_name(number))]
 
 
-def versions() -> dict[str, str]:
-    """Return what the pixels of a view depend on beside its numbers."""
+def render_versions() -> dict[str, str]:
+    """Return the versions of the code that renders views, on which their pixels depend."""
     return {"views": str(VIEWS), "torch": version("torch"), "torchvision": version("torchvision")}
 
 
 def bytes_per_image(plan: StoredPlan, paths: Sequence[str]) -> float:
-    """Return about how many bytes an image takes on disk: its numbers as they are, before they are compressed."""
-    views, label = plan.views, 2 if plan.num_classes <= 1 << 16 else 4
-    view = 8 + 0.125 + 4 * views.changes_colours + (8 * bool(views.cutmix) + 6) * views.mixes
-    sample = view + (label + 2) * plan.top + 2
-    shard = SHARD_BYTES + 2 * len(plan.text())
+    """Return about how many bytes an image needs on disk, without compression."""
+    views, label_bytes = plan.views, 2 if plan.num_classes <= 1 << 16 else 4
+    view_bytes = 8 + 0.125 + 4 * views.changes_colours + (8 * bool(views.cutmix) + 6) * views.mixes
+    sample_bytes = view_bytes + (label_bytes + 2) * plan.top + 2
+    shard_bytes = SHARD_BYTES + 2 * len(plan.text())
     return (
-        plan.samples * sample + 32 + sum(map(len, paths)) / len(paths) + shard / min(plan.shard_size, plan.num_images)
+        plan.samples * sample_bytes
+        + 32
+        + sum(map(len, paths)) / len(paths)
+        + shard_bytes / min(plan.shard_size, plan.num_images)
     )
 
 
-def classifier_of(teachers: Teachers) -> bytes | None:
-    """Return the rows of the teachers' last linear layers, of length 1 and side by side, as a file for NumPy.
+def classifier_bytes(teachers: Teachers) -> bytes | None:
+    """Return the normalised rows of the teachers' last linear layers, side by side, as a NumPy file.
 
-    The cosine of two such rows is the mean over the teachers of that of their own. None where one has no such layer.
+    The cosine of two rows is the mean of the teachers' cosines. None if a teacher has no such layer.
     """
-    found = []
+    layers = []
     for member in teachers.members:
         side = member.preprocessing.img_size
         rows = probe(member.network, torch.zeros(1, 3, side, side, device=teachers.device)).classifier
         if rows is None:
             return None
-        found.append(F.normalize(rows.float(), dim=1).cpu())
+        layers.append(F.normalize(rows.float(), dim=1).cpu())
     buffer = io.BytesIO()
-    np.save(buffer, F.normalize(torch.cat(found, dim=1), dim=1).half().numpy())
+    np.save(buffer, F.normalize(torch.cat(layers, dim=1), dim=1).half().numpy())
     return buffer.getvalue()
 
 
-def begin(work: Storing, classifier: bytes | None, free: int | None = None) -> None:
-    """Make the folder and write its plan, or check that it was begun with the same one.
+def begin_folder(work: StoreWork, classifier: bytes | None, free: int | None = None) -> None:
+    """Make the folder and write its plan, or check that an existing folder has the same plan.
 
     Args:
         work: what to store.
-        classifier: as `classifier_of` returns it, a further file of the folder.
-        free: bytes of the disk that are free; what the system says by default.
+        classifier: result of `classifier_bytes`, which is stored in the folder too.
+        free: bytes of free disk space; by default, those that the system reports.
 
     Raises:
-        UserError: the folder holds something else, cannot be written to, or its disk is too small.
+        UserError: the folder contains something else, cannot be written to, or its disk is too small.
     """
     folder = work.folder
-    if not has_plan(folder, PLAN, "stored outputs", (CLASSIFIER,)):
+    if not prepare_folder(folder, PLAN, "stored outputs", (CLASSIFIER,)):
         write_whole(folder / PLAN, work.plan.text().encode())
-    compare(folder, read_stored_plan(folder), work.plan)
+    check_plan(folder, read_stored_plan(folder), work.plan)
     if classifier is not None and not exists(folder / CLASSIFIER):
         write_whole(folder / CLASSIFIER, classifier)
-    need = bytes_per_image(work.plan, work.paths) * sum(len(work.images(number)) for number in work.missing())
+    needed = bytes_per_image(work.plan, work.paths) * sum(len(work.images(number)) for number in work.missing())
     free = shutil.disk_usage(folder).free if free is None else free
-    if free < need:
+    if free < needed:
         raise UserError(
-            f"--output {folder} needs {need / 1000000.0:.1f} MB, but only {free / 1000000.0:.1f} MB are free: make "
+            f"--output {folder} needs {needed / 1000000.0:.1f} MB, but only {free / 1000000.0:.1f} MB are free: make "
             "room, or lower --samples or --top-k"
         )
 
 
-def compare(folder: Path, then: StoredPlan, now: StoredPlan) -> None:
-    """Refuse a folder that was begun with another plan.
+def check_plan(folder: Path, old: StoredPlan, new: StoredPlan) -> None:
+    """Check that the plan of a folder is the plan of this command.
 
     Raises:
-        UserError: naming what differs.
+        UserError: it is not; the message says what differs.
     """
-    words = {
+    descriptions = {
         "teacher": "another teacher",
-        "dtype": f"--teacher-dtype {then.dtype}",
+        "dtype": f"--teacher-dtype {old.dtype}",
         "classes": "other classes",
-        "top": f"--top-k {then.top}",
-        "samples": f"--samples {then.samples}",
-        "seed": f"--seed {then.seed}",
-        "num_images": f"{then.num_images} images, now {now.num_images}",
+        "top": f"--top-k {old.top}",
+        "samples": f"--samples {old.samples}",
+        "seed": f"--seed {old.seed}",
+        "num_images": f"{old.num_images} images, now {new.num_images}",
         "images": "other images, or in another order",
-        "shard_size": f"--shard-size {then.shard_size}",
+        "shard_size": f"--shard-size {old.shard_size}",
     }
-    different = [text for name, text in words.items() if getattr(then, name) != getattr(now, name)]
-    for entry in fields(then.views):
-        value = getattr(then.views, entry.name)
-        if value != getattr(now.views, entry.name):
-            different.append(f"--{entry.name.replace('_', '-')} {value}")
-    different += [f"teachers that see {', '.join(map(str, then.sizes))} px"] if then.sizes != now.sizes else []
-    for name, value in now.versions.items():
-        if then.versions.get(name) != value:
-            different.append(f"{name} {then.versions.get(name)}")
-    if different:
+    differences = [text for name, text in descriptions.items() if getattr(old, name) != getattr(new, name)]
+    for entry in fields(old.views):
+        value = getattr(old.views, entry.name)
+        if value != getattr(new.views, entry.name):
+            differences.append(f"--{entry.name.replace('_', '-')} {value}")
+    differences += [f"teachers that see {', '.join(map(str, old.sizes))} px"] if old.sizes != new.sizes else []
+    for name, value in new.versions.items():
+        if old.versions.get(name) != value:
+            differences.append(f"{name} {old.versions.get(name)}")
+    if differences:
         raise UserError(
-            f"{folder} was begun with {', '.join(different[:2])}: type the same line to resume, or give another folder"
+            f"{folder} was begun with {', '.join(differences[:2])}: type the same line to resume, or give another "
+            "folder"
         )
 
 
-class _Images(Dataset[tuple[Tensor, Tensor, str]]):
-    """All views of an image as (N, S, S, 3) bytes, the bytes of their numbers, and the digest of the file."""
+class _ViewsOfImages(Dataset[tuple[Tensor, Tensor, str]]):
+    """Per image, all views as (N, S, S, 3) bytes, their numbers as bytes, and the digest of the file."""
 
-    def __init__(self, work: Storing, numbers: Sequence[int]) -> None:
+    def __init__(self, work: StoreWork, numbers: Sequence[int]) -> None:
         self.work, self.numbers, self.render = work, numbers, Renderer(work.plan.views)
 
     def __len__(self) -> int:
@@ -179,20 +183,20 @@ class _Images(Dataset[tuple[Tensor, Tensor, str]]):
         number, plan = self.numbers[position], self.work.plan
         path = str(self.work.root / self.work.paths[number])
         image = self._decoded(path)
-        views, seen = np.empty(plan.samples, VIEW), []
+        views, rendered = np.empty(plan.samples, VIEW), []
         for sample in range(plan.samples):
             view = views[sample] = self._draw(number, sample, image)
-            made = self.render(image, view, path)
+            picture = self.render(image, view, path)
             if int(view["partner"]) != number:
-                made = mixed(made, self._partner(int(view["partner"]), sample), view)
-            seen.append(made.permute(1, 2, 0))
+                picture = mix_views(picture, self._partner(int(view["partner"]), sample), view)
+            rendered.append(picture.permute(1, 2, 0))
         numbers = torch.from_numpy(views.view(np.uint8).reshape(plan.samples, VIEW.itemsize))
-        return torch.stack(seen).contiguous(), numbers, file_digest(path)
+        return torch.stack(rendered).contiguous(), numbers, file_digest(path)
 
     def _draw(self, number: int, sample: int, image: Tensor) -> NDArray[Any]:
         plan = self.work.plan
         size = (image.shape[1], image.shape[2])
-        return draw(plan.views, plan.seed, number, sample, size, plan.num_images)
+        return draw_view(plan.views, plan.seed, number, sample, size, plan.num_images)
 
     def _partner(self, number: int, sample: int) -> Tensor:
         path = str(self.work.root / self.work.paths[number])
@@ -201,13 +205,13 @@ class _Images(Dataset[tuple[Tensor, Tensor, str]]):
 
     def _decoded(self, path: str) -> Tensor:
         image = to_bytes(read_image(path)).permute(2, 0, 1)
-        if max(image.shape) > LONGEST:
-            raise UserError(f"image {path} has a side of {max(image.shape)} px, more than {LONGEST}: leave it out")
+        if max(image.shape) > MAX_SIDE:
+            raise UserError(f"image {path} has a side of {max(image.shape)} px, more than {MAX_SIDE}: leave it out")
         return image
 
 
-def fast(teachers: Teachers, dtype: str) -> Teachers:
-    """Return teachers in their fastest form: norms folded, in this number type; their networks are changed."""
+def make_fast(teachers: Teachers, dtype: str) -> Teachers:
+    """Make teachers fast: fold their norms and convert them to a number type; the networks are changed in place."""
     for member in teachers.members:
         side = member.preprocessing.img_size
         images = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(teachers.device)
@@ -216,81 +220,89 @@ def fast(teachers: Teachers, dtype: str) -> Teachers:
     return teachers
 
 
-def store(work: Storing, teachers: Teachers, advance: Callable[[int], None]) -> Iterator[int]:
-    """Store the shards that are missing; yield the number of each that was done.
+def store_shards(work: StoreWork, teachers: Teachers, advance: Callable[[int], None]) -> Iterator[int]:
+    """Store the missing shards; yield the number of each when it is complete.
 
     Args:
-        work: what to do.
-        teachers: as `fast` returns them.
-        advance: called with the number of views after each batch.
+        work: what to store.
+        teachers: as `make_fast` returns them.
+        advance: called after each batch with its number of views.
     """
     for number in work.order():
-        with claimed(work.folder, number) as file:
+        with claim_shard(work.folder, number) as file:
             if file is None:
                 continue
-            block = said_of(work, work.images(number), teachers, advance)
-            finish(file, work.folder, number, encode(block, work.plan))
+            block = compute_outputs(work, work.images(number), teachers, advance)
+            finish_shard(file, work.folder, number, encode_block(block, work.plan))
         yield number
 
 
 @torch.inference_mode()
-def said_of(work: Storing, numbers: Sequence[int], teachers: Teachers, advance: Callable[[int], None]) -> Block:
-    """Return what the teachers say of all views of some images; the arguments are those of `store`."""
-    plan, most = work.plan, work.batch_size
-    images = max(1, most // plan.samples)  # of a batch
-    workers = min(work.workers, (len(numbers) - 1) // images)  # a process costs more than the batch it would read
+def compute_outputs(
+    work: StoreWork, numbers: Sequence[int], teachers: Teachers, advance: Callable[[int], None]
+) -> Block:
+    """Return the teachers' outputs for all views of some images; the arguments are those of `store_shards`."""
+    plan, batch_size = work.plan, work.batch_size
+    images = max(1, batch_size // plan.samples)  # per batch
+    workers = min(work.workers, (len(numbers) - 1) // images)  # to start a process takes longer than to read one batch
     loading = DataLoader(
-        _Images(work, numbers), images, num_workers=workers, worker_init_fn=outlast, generator=torch.Generator()
+        _ViewsOfImages(work, numbers), images, num_workers=workers, worker_init_fn=outlast, generator=torch.Generator()
     )
     parts: list[tuple[NDArray[Any], ...]] = []
     hashes: list[str] = []
-    for pixels, drawn, digests in clear_errors(loading, workers):
-        for seen, views in zip(pixels.flatten(0, 1).split(most), drawn.flatten(0, 1).split(most), strict=True):
-            classes, values, rest = keep_top(teachers.scores(seen)[0], plan.top)
-            kept = (classes.numpy(), values.half().numpy(), rest.half().numpy())
-            parts.append((np.ascontiguousarray(views.numpy()).view(VIEW)[:, 0], *kept))
-            advance(len(seen))
+    for pixels, numbers_of_views, digests in explain_worker_errors(loading, workers):
+        for batch, views in zip(
+            pixels.flatten(0, 1).split(batch_size), numbers_of_views.flatten(0, 1).split(batch_size), strict=True
+        ):
+            classes, values, rest = keep_top(teachers.scores(batch)[0], plan.top)
+            outputs = (classes.numpy(), values.half().numpy(), rest.half().numpy())
+            parts.append((np.ascontiguousarray(views.numpy()).view(VIEW)[:, 0], *outputs))
+            advance(len(batch))
         hashes += digests
     arrays = [np.concatenate(column) for column in zip(*parts, strict=True)]
     return Block([work.paths[number] for number in numbers], hashes, *arrays)
 
 
-def check(work: Storing, teachers: Teachers) -> str:
-    """Score one image of a hundred again, and compare all of its samples with what is stored; return a line about it.
+def check_stored(work: StoreWork, teachers: Teachers) -> str:
+    """Score one of a hundred images again, and compare the outputs with the stored ones; return one line about it.
 
     Raises:
-        UserError: the folder is not complete.
-        RunError: it holds something else.
+        UserError: the folder is incomplete.
+        RunError: the stored outputs differ.
     """
     stored, plan = open_stored(work.folder), work.plan
-    compare(work.folder, stored.plan, plan)
-    numbers = range(0, plan.num_images, CHECKED)
-    now = said_of(work, numbers, teachers, lambda _: None)
+    check_plan(work.folder, stored.plan, plan)
+    numbers = range(0, plan.num_images, CHECK_EVERY)
+    new = compute_outputs(work, numbers, teachers, lambda _: None)
     rows = np.concatenate([np.arange(plan.samples) + number * plan.samples for number in numbers])
-    changed = [path for path, own, number in zip(now.paths, now.hashes, numbers, strict=True)
-               if own != stored.block.hashes[number]]  # fmt: skip
-    if changed:
-        raise RunError(f"{changed[0]} has changed since it was stored: store the teacher again")
-    then = stored.block
-    other = (now.views != then.views[rows]).reshape(len(numbers), -1).any(axis=1)
-    if other.any():
+    changed_paths = [path for path, digest, number in zip(new.paths, new.hashes, numbers, strict=True)
+               if digest != stored.block.hashes[number]]  # fmt: skip
+    if changed_paths:
+        raise RunError(f"{changed_paths[0]} has changed since it was stored: store the teacher again")
+    old = stored.block
+    drawn_differently = (new.views != old.views[rows]).reshape(len(numbers), -1).any(axis=1)
+    if drawn_differently.any():
         raise RunError(
-            f"the views of {now.paths[int(other.argmax())]} would be drawn differently now: store the teacher again"
+            f"the views of {new.paths[int(drawn_differently.argmax())]} would be drawn differently now: store the "
+            "teacher again"
         )
-    apart = np.abs(_dense(then, rows, plan.num_classes) - _dense(now, np.arange(len(rows)), plan.num_classes))
-    most = float(apart.max())
-    if not most <= CLOSE[plan.dtype]:
-        first = now.paths[int(apart.reshape(len(numbers), -1).max(axis=1).argmax())]
+    differences = np.abs(
+        _dense_probabilities(old, rows, plan.num_classes)
+        - _dense_probabilities(new, np.arange(len(rows)), plan.num_classes)
+    )
+    largest = float(differences.max())
+    if not largest <= TOLERANCES[plan.dtype]:
+        first = new.paths[int(differences.reshape(len(numbers), -1).max(axis=1).argmax())]
         raise RunError(
-            f"stored probabilities of {first} differ from the teacher's by {most:.3g}, and {CLOSE[plan.dtype]} is "
-            "allowed: store the teacher again"
+            f"stored probabilities of {first} differ from the teacher's by {largest:.3g}, and "
+            f"{TOLERANCES[plan.dtype]} is allowed: store the teacher again"
         )
-    return f"{len(rows)} samples of {len(numbers)} images scored again: probabilities differ by {most:.2g} at most"
+    return f"{len(rows)} samples of {len(numbers)} images scored again: probabilities differ by {largest:.2g} at most"
 
 
-def _dense(block: Block, rows: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
-    """Return the probabilities (rows, K) of the classes that are kept, 0 of the others."""
-    found = np.zeros((len(rows), num_classes), np.float32)
+def _dense_probabilities(block: Block, rows: NDArray[np.int64], num_classes: int) -> NDArray[np.float32]:
+    """Return probabilities (rows, K); they are 0 for classes that are not stored."""
+    probabilities = np.zeros((len(rows), num_classes), np.float32)
     values = np.exp(block.log_probabilities[rows].astype(np.float32))
-    np.put_along_axis(found, block.classes[rows].astype(np.int64), values, axis=1)
-    return found
+    np.put_along_axis(probabilities, block.classes[rows].astype(np.int64), values, axis=1)
+    return probabilities

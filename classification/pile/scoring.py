@@ -1,4 +1,4 @@
-"""The scores of a teacher, or of several as one, shard by shard."""
+"""Score images by one teacher, or by the average of several, shard by shard."""
 
 from __future__ import annotations
 
@@ -19,42 +19,41 @@ from classification.data.inference import PixelBatch, read_batches
 from classification.data.preprocessing import Preprocessing
 from classification.errors import RunError, UserError
 from classification.models.sizes import fit_size
-from classification.models.trained import Trained, digest_of, open_trained
-from classification.pile.shards import Plan, Row, claimed, encode, finish, path_hash, shard_order
+from classification.models.trained import Trained, networks_digest, open_trained
+from classification.pile.shards import Plan, Row, claim_shard, encode_shard, finish_shard, path_hash, shard_order
 from mgd import logits_of
 
 
 @dataclass(frozen=True)
 class Teachers:
-    """Networks of the same classes that see the same image, and whose probabilities are averaged.
+    """Networks with the same classes and preprocessing, whose probabilities are averaged.
 
     Args:
         members: the networks, in eval mode.
-        device: that they are on.
+        device: of the networks.
     """
 
     members: list[Trained]
     device: torch.device
 
     @property
-    def seen(self) -> Preprocessing:
-        """What they see of an image; they differ in mean and std at most."""
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing of the first teacher; the others may differ in mean and std."""
         return self.members[0].preprocessing
 
     def scores(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the teachers say of bytes (B, H, W, 3), on the CPU: (B, K) and (B,), float32.
+        """Return log-probabilities (B, K) and energies (B,) of bytes (B, H, W, 3), float32, on the CPU.
 
-        The first is log((1/n) sum_i softmax(logits_i)) of n teachers, the second their mean energy,
-        -(1/n) sum_i log sum_k exp(logits_ik): it is high for images unlike those of the training.
+        For n teachers, the log-probabilities are log((1/n) sum_i softmax(logits_i)). The energy is the mean
+        -(1/n) sum_i log sum_k exp(logits_ik), which is high for images unlike the training images. For a network of
+        another image size, the images are resized.
 
         Reference: Liu et al., Energy-based Out-of-distribution Detection, 2020, arXiv:2010.03759, equation 4 with T 1.
 
-        A network that was made for images of another size sees them resized.
-
         Raises:
-            RunError: outputs that are not finite, or too large a batch.
+            RunError: outputs are not finite, or the batch is too large for the memory.
         """
-        found, energies = [], []
+        log_probabilities, energies = [], []
         try:
             for member in self.members:
                 images = member.preprocessing.normalise(pixels.to(self.device))
@@ -64,26 +63,30 @@ class Teachers:
                 weight = next(member.network.parameters())
                 logits = logits_of(member.network(images.to(weight.dtype).contiguous())).float()
                 energies.append(-logits.logsumexp(1))
-                found.append(logits.log_softmax(1))
+                log_probabilities.append(logits.log_softmax(1))
         except torch.OutOfMemoryError as error:
             raise RunError(f"a batch of {len(pixels)} images needs too much memory: lower -b") from error
-        mean = found[0] if len(found) == 1 else torch.stack(found).logsumexp(0) - math.log(len(found))
+        mean = (
+            log_probabilities[0]
+            if len(log_probabilities) == 1
+            else torch.stack(log_probabilities).logsumexp(0) - math.log(len(log_probabilities))
+        )
         energy = torch.stack(energies).mean(0)
         if not (mean.isfinite().all() and energy.isfinite().all()):
             raise RunError("the teacher's outputs are not finite: are its weights damaged?")
         return mean.cpu(), energy.cpu()
 
     def at(self, size: int) -> Teachers:
-        """Return them for images of another size; the networks themselves are changed where they must be.
+        """Return the teachers for images of another size; the networks are changed in place if necessary.
 
         Raises:
-            UserError: one of them cannot see such images.
+            UserError: a teacher cannot process this size.
         """
         return Teachers([_at_size(member, size) for member in self.members], self.device)
 
     def digest(self) -> str:
-        """Return 32 hexadecimal digits of all weights, and of what each network sees of an image."""
-        return digest_of(self.members)
+        """Return a hash of the networks' weights and preprocessing: 32 hexadecimal digits."""
+        return networks_digest(self.members)
 
 
 def open_teachers(
@@ -92,19 +95,19 @@ def open_teachers(
     device: torch.device,
     img_size: int | None = None,
     *,
-    one_cut: bool = True,
+    same_crop: bool = True,
 ) -> Teachers:
-    """Load the teachers, the first of which says classes and preprocessing.
+    """Load teachers and move them to a device.
 
     Args:
         paths: the checkpoints.
-        arch: their network, where they do not say it.
-        device: that they go to.
-        img_size: side of the square that they see, in pixels; None for their own.
-        one_cut: whether all must see the same part of an image, in the same size.
+        arch: name of their network, if the files do not say it.
+        device: of the teachers.
+        img_size: side of their square input, in pixels; None for their own.
+        same_crop: whether all must resize and crop images in the same way.
 
     Raises:
-        UserError: a file that cannot be read, or teachers of other classes, or that see other parts of an image.
+        UserError: a file cannot be read, or the teachers have different classes, or prepare images differently.
     """
     members = [open_trained(path, arch) for path in paths]
     if img_size is not None:
@@ -121,7 +124,7 @@ def open_teachers(
                 f"{other.path} has other classes than {first.path}, or in another order: give teachers of the same "
                 "classes"
             )
-        if one_cut and _cut(other.preprocessing) != _cut(first.preprocessing):
+        if same_crop and _resize_and_crop(other.preprocessing) != _resize_and_crop(first.preprocessing):
             raise UserError(
                 f"{other.path} gets images as {other.preprocessing}, but {first.path} as {first.preprocessing}: score "
                 "with each of them alone"
@@ -132,10 +135,10 @@ def open_teachers(
 
 
 def _at_size(member: Trained, size: int) -> Trained:
-    """Return a teacher that sees images of another size.
+    """Return a teacher for images of another size.
 
     Raises:
-        UserError: it cannot.
+        UserError: the network cannot process this size.
     """
     fit_size(member.network, size)
     try:
@@ -146,27 +149,27 @@ def _at_size(member: Trained, size: int) -> Trained:
     return replace(member, preprocessing=member.preprocessing.at(size))
 
 
-def _cut(seen: Preprocessing) -> tuple[int, int, str, str]:
-    return seen.img_size, seen.resize, seen.crop, seen.interpolation
+def _resize_and_crop(preprocessing: Preprocessing) -> tuple[int, int, str, str]:
+    return preprocessing.img_size, preprocessing.resize, preprocessing.crop, preprocessing.interpolation
 
 
 def best_classes(log_probabilities: Tensor, top: int) -> tuple[list[list[int]], list[list[float]]]:
-    """Return the `top` likeliest classes of each row and their values, the smaller index first among equals."""
+    """Return the `top` likeliest classes of each row and their values; of equal values, the smaller index is first."""
     values, classes = log_probabilities.sort(stable=True, dim=1, descending=True)
     return classes[:, :top].tolist(), values[:, :top].tolist()
 
 
-def usable(paths: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return each path once, in order, and why others cannot stand in a table or a list, by path."""
-    kept, causes = [], {}
+def usable_paths(paths: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return each usable path once, in order, and {path: cause} of those that cannot be written into a list."""
+    paths_kept, causes = [], {}
     for path in dict.fromkeys(paths):
         if any(letter in path for letter in "\n\r"):
             causes[path] = "its name has a line end: rename it"
         elif not _is_text(path):
             causes[path] = "its name is no UTF-8 text: rename it"
         else:
-            kept.append(path)
-    return kept, causes
+            paths_kept.append(path)
+    return paths_kept, causes
 
 
 def _is_text(path: str) -> bool:
@@ -179,11 +182,12 @@ def _is_text(path: str) -> bool:
 
 @dataclass
 class Pace:
-    """Images that were scored, and when the rest will be.
+    """The speed of scoring, and the time that is left.
 
     Args:
-        total: images to do.
-        clock: seconds.
+        total: number of images to score.
+        clock: returns seconds.
+        done: number of images that are scored.
     """
 
     total: int
@@ -202,8 +206,8 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What one process is to do.
+class ScoreWork:
+    """The work of one process.
 
     Args:
         folder: of the shards.
@@ -211,8 +215,8 @@ class Work:
         paths: of all images.
         rank: of this process.
         size: number of processes.
-        batch_size: images of a batch.
-        workers: loading processes.
+        batch_size: number of images in a batch.
+        workers: number of loading processes.
     """
 
     folder: Path
@@ -224,7 +228,7 @@ class Work:
     workers: int
 
     def order(self) -> list[int]:
-        """Return all shards, those of this rank first; the others are taken where nobody works on them."""
+        """Return all shards, those of this rank first; it scores others too if no other process does."""
         return shard_order(self.plan.num_shards, self.rank, self.size)
 
     def images(self, number: int) -> Sequence[str]:
@@ -232,27 +236,27 @@ class Work:
         return self.paths[number * self.plan.shard_size : (number + 1) * self.plan.shard_size]
 
 
-def score(work: Work, teachers: Teachers, advance: Callable[[int], None]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Score the shards that are missing; yield the number of each that was done and its unreadable images.
+def score(work: ScoreWork, teachers: Teachers, advance: Callable[[int], None]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Score the missing shards; yield the number of each when it is complete, and its unreadable images.
 
     Args:
-        work: what to do.
-        teachers: who scores.
-        advance: called with the number of images after each batch.
+        work: what to score.
+        teachers: the teachers.
+        advance: called after each batch with its number of images.
     """
     for number in work.order():
-        with claimed(work.folder, number) as file:
+        with claim_shard(work.folder, number) as file:
             if file is None:
                 continue
             rows: list[Row] = []
             unreadable: dict[str, str] = {}
-            batches = read_batches(work.images(number), teachers.seen, work.batch_size, work.workers)
+            batches = read_batches(work.images(number), teachers.preprocessing, work.batch_size, work.workers)
             with torch.inference_mode():
                 for batch in batches:
                     unreadable.update(batch.unreadable)
                     rows += _rows(batch, teachers, work.plan.top)
                     advance(len(batch.paths) + len(batch.unreadable))
-            finish(file, work.folder, number, encode(rows, work.plan, unreadable))
+            finish_shard(file, work.folder, number, encode_shard(rows, work.plan, unreadable))
         yield number, unreadable
 
 
@@ -266,5 +270,5 @@ def _rows(batch: PixelBatch, teachers: Teachers, top: int) -> list[Row]:
 
 
 def unreadable_lines(unreadable: Mapping[str, str]) -> list[str]:
-    """Return a line per image that could not be read."""
+    """Return one line per image that could not be read."""
     return [f"image {path} is left out ({cause})" for path, cause in unreadable.items()]

@@ -1,4 +1,4 @@
-"""Lists of the images that were chosen: `path label score` per line, and beside it what they come from."""
+"""Choose the best images per class, and write lists of them, `path label score` per line."""
 
 from __future__ import annotations
 
@@ -17,66 +17,66 @@ from classification.pile.shards import Shards, path_hash
 if TYPE_CHECKING:
     from classification.pile.duplicates import NearCopies
 
-Lists = Iterable[tuple[int, list[Chosen]]]  # of every class, its images
+Lists = Iterable[tuple[int, list[Chosen]]]  # (class, its images)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen.
+    """The chosen images.
 
     Args:
-        ranking: the images of every class.
-        copies: images that were left out, and the picture that each is a copy of.
+        ranking: the chosen images of every class.
+        copies: {path: original} of the near copies that were left out.
     """
 
     ranking: Ranking
     copies: dict[str, str]
 
     def sizes(self) -> dict[int, int]:
-        """Return {class: images}."""
+        """Return {class: number of images}."""
         return {label: len(paths) for label, paths, _ in self.ranking.parts}
 
     def lists(self, *, balance: bool = False) -> Iterator[tuple[int, list[Chosen]]]:
-        """Yield every class and its images, best first.
+        """Yield (class, its images, best first).
 
         Args:
-            balance: repeat the images of smaller classes in turn until every class has as many as the largest.
+            balance: whether to repeat the images of smaller classes until all classes have equally many.
         """
-        most = max(self.sizes().values())
+        largest = max(self.sizes().values())
         for label, images in self.ranking.lists():
-            yield label, list(islice(cycle(images), most)) if balance else images
+            yield label, list(islice(cycle(images), largest)) if balance else images
 
 
 def select(shards: Shards, rule: Rule, copies: NearCopies | None = None) -> Selection:
-    """Choose the K best images per class that are not near copies of others.
+    """Choose the K best images per class, without near copies of given originals.
 
-    Only images that would be chosen are compared. Where some are copies, the next ones take their places.
+    Only images that would be chosen are compared with the originals. Copies are replaced by the next best images.
 
     Args:
         shards: the scores.
-        rule: what is chosen.
-        copies: the pictures to have no copies of, or None.
+        rule: which images to choose.
+        copies: the originals, or None to allow copies.
 
     Raises:
-        UserError: nothing was chosen.
+        UserError: no image was chosen, or the scores are wrong.
     """
     left_out: dict[str, str] = {}
-    looked_at: set[str] = set()
+    compared: set[str] = set()
     while True:
         ranking = rank(shards.files, rule, map(path_hash, left_out))
         if copies is None:
             break
-        new = {image.path for _, images in ranking.lists() for image in images} - looked_at
-        looked_at |= new
-        found = copies.of(sorted(new))
-        left_out |= found
-        if not found:
+        new_paths = {image.path for _, images in ranking.lists() for image in images} - compared
+        compared |= new_paths
+        new_copies = copies.originals_of(sorted(new_paths))
+        left_out |= new_copies
+        if not new_copies:
             break
-    _check(ranking, shards)
+    _check_ranking(ranking, shards)
     return Selection(ranking, left_out)
 
 
-def _check(ranking: Ranking, shards: Shards) -> None:
+def _check_ranking(ranking: Ranking, shards: Shards) -> None:
     classes = ranking.classes()
     if not classes:
         raise UserError("no image was chosen: lower --min-score, or look at the scores")
@@ -86,38 +86,38 @@ def _check(ranking: Ranking, shards: Shards) -> None:
         )
 
 
-def lines(lists: Lists, root: Path | None = None) -> Iterator[bytes]:
-    """Yield `path label score`; the score is a log-probability.
+def list_lines(lists: Lists, root: Path | None = None) -> Iterator[bytes]:
+    """Yield the lines `path label score`; the score is a log-probability.
 
     Args:
-        lists: what was chosen.
-        root: the folder to which paths are made relative; None for paths as they were scored.
+        lists: the chosen images.
+        root: write paths relative to this folder; None to write them as they were scored.
 
     Raises:
-        UserError: an image lies elsewhere.
+        UserError: an image is not in `root`.
     """
     for label, images in lists:
         for image in images:
-            yield os.fsencode(f"{_seen_from(image.path, root)} {label} {written(image.score)}\n")
+            yield os.fsencode(f"{_relative_to(image.path, root)} {label} {format_score(image.score)}\n")
 
 
-def written(score: float) -> str:
-    """Write a float32 so that reading gives the same number; never as a whole number, which would look like a label."""
+def format_score(score: float) -> str:
+    """Write a float32 without loss, and never as an integer, because that would look like a label."""
     text = f"{score:.9g}"
     return text if set(text) & set(".ein") else f"{text}.0"
 
 
-def _seen_from(path: str, root: Path | None) -> str:
+def _relative_to(path: str, root: Path | None) -> str:
     if root is None:
         return path
-    inner = os.path.relpath(os.path.abspath(path), os.path.abspath(root))  # noqa: PTH100  links stay what they are
+    inner = os.path.relpath(os.path.abspath(path), os.path.abspath(root))  # noqa: PTH100  does not resolve links
     if Path(inner).parts[:1] == (os.pardir,):
         raise UserError(f"{path} does not lie in --root {root}: give the folder that holds all images")
     return inner
 
 
-def about(shards: Shards, rule: Rule, selection: Selection, root: Path | None) -> bytes:
-    """Return the file beside a list: teacher, classes and rule."""
+def list_description(shards: Shards, rule: Rule, selection: Selection, root: Path | None) -> bytes:
+    """Return the content of LIST.json: teacher, classes, rule and counts."""
     content: dict[str, Any] = {
         "format": 1,
         "teacher": shards.teacher,

@@ -1,4 +1,4 @@
-"""Scores of images as Parquet files: their columns, the shards of a folder, and the plan that a resumed run keeps."""
+"""Scores of images in Parquet shards: the format, the plan of a folder, and shards that processes share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from classification.paths import exists, is_file, is_folder
 from classification.system.new_files import write_whole
 
 FORMAT = 2
-FORMATS = (1, FORMAT)  # that are read; shards of format 1 have no energy
+FORMATS = (1, FORMAT)  # formats that can be read; shards of format 1 have no energy
 PLAN = "scores.json"
 SCHEMA = pa.schema(
     [
@@ -33,10 +33,10 @@ SCHEMA = pa.schema(
         ("energy", pa.float32()),
     ]
 )
-KNOWN = " and ".join(map(str, FORMATS))
-ENERGY = "energy"  # the column that shards may lack
-# Other writers may use 64-bit offsets; the engine reads both.
-ALIKE = {
+READABLE_FORMATS = " and ".join(map(str, FORMATS))
+ENERGY = "energy"  # this column may be missing
+# The types that each column may have: other programs may write 64-bit offsets.
+COLUMN_TYPES = {
     "path": (pa.string(), pa.large_string()),
     "hash": (pa.string(), pa.large_string()),
     "path_hash": (pa.uint64(),),
@@ -48,16 +48,16 @@ ALIKE = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a folder of scores holds.
+    """The description of a folder of scores.
 
     Args:
-        teacher: digest of the teachers' weights and of what they see, in hexadecimal digits.
+        teacher: hash of the teachers' weights and preprocessing, in hexadecimal digits.
         num_classes: K.
-        classes: their names in order of index, or None where the teachers do not say them.
-        top: classes per image.
-        num_images: images over all shards.
-        images: digest of their paths in order.
-        shard_size: images per shard; the last one may have fewer.
+        classes: class names in order of index, or None if the teachers do not have them.
+        top: number of stored classes per image.
+        num_images: number of images in all shards.
+        images: hash of their paths in order.
+        shard_size: number of images per shard; the last shard may have fewer.
         format: version of the files.
     """
 
@@ -72,7 +72,7 @@ class Plan:
 
     @property
     def num_shards(self) -> int:
-        """How many shards there will be."""
+        """The number of shards of the complete folder."""
         return -(-self.num_images // self.shard_size)
 
 
@@ -89,12 +89,12 @@ class Row:
 
 
 def path_hash(path: str) -> int:
-    """Return 64 bits that stand for a path, the same on every machine: the first bytes of BLAKE2b, big end first."""
+    """Return a 64-bit hash of a path: the 8-byte BLAKE2b, big-endian, so it is the same on every machine."""
     return int.from_bytes(blake2b(os.fsencode(path), digest_size=8).digest(), "big")
 
 
 def paths_digest(paths: Sequence[str]) -> str:
-    """Return a digest of paths in their order."""
+    """Return a hash of paths in their order."""
     state = blake2b(digest_size=16)
     for path in paths:
         state.update(os.fsencode(path) + b"\0")
@@ -106,39 +106,43 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.parquet"
 
 
-def begin(folder: Path, plan: Plan) -> None:
-    """Make the folder and write its plan, or check that it was begun with the same one.
+def begin_folder(folder: Path, plan: Plan) -> None:
+    """Make the folder and write its plan, or check that an existing folder has the same plan.
 
     Raises:
-        UserError: the folder holds other scores, or something else, or cannot be written to.
+        UserError: the folder contains other scores or other files, or cannot be written to.
     """
-    if has_plan(folder, PLAN, "scores"):
-        _compare(folder, read_plan(folder), plan)
+    if prepare_folder(folder, PLAN, "scores"):
+        _check_plan(folder, read_plan(folder), plan)
         return
     write_whole(folder / PLAN, (json.dumps(asdict(plan), indent=1) + "\n").encode())
-    _compare(folder, read_plan(folder), plan)  # a rank that came first may have written another
+    _check_plan(folder, read_plan(folder), plan)  # another process may have written a plan at the same time
 
 
-def has_plan(folder: Path, plan: str, what: str, beside: tuple[str, ...] = ()) -> bool:
-    """Make an output folder where there is none, and return whether its plan is there.
+def prepare_folder(folder: Path, plan: str, content: str, other_names: tuple[str, ...] = ()) -> bool:
+    """Make an output folder if it does not exist, and return whether it has a plan.
 
     Args:
         folder: of shards.
         plan: file name of the plan.
-        what: the folder holds, for the message.
-        beside: names of files that belong to it, too.
+        content: of such a folder, for the message.
+        other_names: names of other files that belong to such a folder.
 
     Raises:
-        UserError: it is a file, holds other files and no plan, or cannot be made.
+        UserError: it is a file, has other files and no plan, or cannot be made.
     """
     if exists(folder) and not is_folder(folder):
         raise UserError(f"--output {folder} is a file: give a folder")
-    # The names first: another rank may write the plan between the two looks.
-    others = [path for path in folder.iterdir() if not _is_own(path.name, (plan, *beside))] if is_folder(folder) else []
+    # List the files before looking for the plan, because another process may write the plan in between.
+    others = (
+        [path for path in folder.iterdir() if not _is_own_file(path.name, (plan, *other_names))]
+        if is_folder(folder)
+        else []
+    )
     if is_file(folder / plan):
         return True
     if others:
-        raise UserError(f"--output {folder} contains other files than {what}: give another folder")
+        raise UserError(f"--output {folder} contains other files than {content}: give another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -146,21 +150,21 @@ def has_plan(folder: Path, plan: str, what: str, beside: tuple[str, ...] = ()) -
     return False
 
 
-def _is_own(name: str, names: tuple[str, ...]) -> bool:
-    """Whether a file is one of these or a shard, complete or being written."""
+def _is_own_file(name: str, names: tuple[str, ...]) -> bool:
+    """Return whether a file has one of these names, or is a shard, or a temporary file of one of them."""
     return any(own in name for own in names) or name.startswith(".") or name.endswith(".parquet")
 
 
-def shard_order(number: int, rank: int, size: int) -> list[int]:
-    """Return all of `number` shards, those of this rank first; the others are taken where nobody works on them."""
-    return sorted(range(number), key=lambda shard: (shard % size != rank, shard))
+def shard_order(num_shards: int, rank: int, size: int) -> list[int]:
+    """Return the numbers of all shards, those of this rank first."""
+    return sorted(range(num_shards), key=lambda shard: (shard % size != rank, shard))
 
 
 def read_plan(folder: Path) -> Plan:
     """Read the plan of a folder of scores.
 
     Raises:
-        UserError: there is none, or it is damaged or of another version.
+        UserError: there is no plan, or it is damaged or of another version.
     """
     try:
         content = json.loads((folder / PLAN).read_bytes())
@@ -168,38 +172,45 @@ def read_plan(folder: Path) -> Plan:
         raise UserError(f"{folder} holds no {PLAN}: give the --output of `mgd score`") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / PLAN} cannot be read: remove {folder} and score again") from error
-    found = content.get("format") if isinstance(content, dict) else content
-    if not isinstance(content, dict) or found not in FORMATS:
-        raise UserError(f"{folder / PLAN} has format {quoted(found)}; this code reads formats {KNOWN}: score again")
+    format_found = content.get("format") if isinstance(content, dict) else content
+    if not isinstance(content, dict) or format_found not in FORMATS:
+        raise UserError(
+            f"{folder / PLAN} has format {quoted(format_found)}; this code reads formats {READABLE_FORMATS}: score "
+            "again"
+        )
     try:
-        return Plan(**content)
+        plan = Plan(**content)
+        if any(number < 1 for number in (plan.num_classes, plan.top, plan.num_images, plan.shard_size)):
+            raise TypeError("no number of classes, images or shards is below 1")
     except TypeError as error:
         raise UserError(f"{folder / PLAN} is damaged: remove {folder} and score again") from error
+    return plan
 
 
-def _compare(folder: Path, then: Plan, now: Plan) -> None:
-    words = {
+def _check_plan(folder: Path, old: Plan, new: Plan) -> None:
+    descriptions = {
         "teacher": "another teacher",
         "num_classes": "another number of classes",
         "classes": "other classes",
-        "top": f"--top-p {then.top}",
-        "num_images": f"{then.num_images} images, now {now.num_images}",
+        "top": f"--top-p {old.top}",
+        "num_images": f"{old.num_images} images, now {new.num_images}",
         "images": "other images, or in another order",
-        "shard_size": f"--shard-size {then.shard_size}",
-        "format": f"format {then.format}, now {now.format}",
+        "shard_size": f"--shard-size {old.shard_size}",
+        "format": f"format {old.format}, now {new.format}",
     }
-    different = [text for name, text in words.items() if getattr(then, name) != getattr(now, name)]
-    if different:
+    differences = [text for name, text in descriptions.items() if getattr(old, name) != getattr(new, name)]
+    if differences:
         raise UserError(
-            f"{folder} was begun with {', '.join(different[:2])}: type the same line to resume, or give another folder"
+            f"{folder} was begun with {', '.join(differences[:2])}: type the same line to resume, or give another "
+            "folder"
         )
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, number: int) -> Iterator[BinaryIO | None]:
-    """Open shard `number` for writing, under another name until `finish`; None where it is done or another's.
+def claim_shard(folder: Path, number: int) -> Iterator[BinaryIO | None]:
+    """Open a temporary file for shard `number`; None if the shard exists, or another process works on it.
 
-    The file is locked: processes that share the folder never do the same shard, and a lock ends with its process.
+    The file is locked until the block or the process ends, so processes that share the folder never do the same shard.
     """
     part = folder / f".{number:06d}.part"
     if exists(shard_path(folder, number)):
@@ -211,8 +222,7 @@ def claimed(folder: Path, number: int) -> Iterator[BinaryIO | None]:
         except BlockingIOError:
             yield None
             return
-        # Another process may have finished the shard after the first look. What we opened is then its file, or a new
-        # one without use.
+        # Another process may have finished the shard after the first check. Then our file is not needed.
         if exists(shard_path(folder, number)):
             with contextlib.suppress(FileNotFoundError):
                 part.unlink()
@@ -221,8 +231,8 @@ def claimed(folder: Path, number: int) -> Iterator[BinaryIO | None]:
         yield file
 
 
-def finish(file: BinaryIO, folder: Path, number: int, content: bytes) -> None:
-    """Write a claimed shard to disk and give it its name; a kill leaves it complete or absent.
+def finish_shard(file: BinaryIO, folder: Path, number: int, content: bytes) -> None:
+    """Write a claimed shard and rename it; if the process is killed, the shard is complete or does not exist.
 
     Raises:
         UserError: the disk is full.
@@ -233,20 +243,20 @@ def finish(file: BinaryIO, folder: Path, number: int, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
         (folder / f".{number:06d}.part").replace(shard_path(folder, number))
-        place = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(place)
+            os.fsync(descriptor)
         finally:
-            os.close(place)
+            os.close(descriptor)
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror}): make room, and type the same line to resume"
         ) from error
 
 
-def encode(rows: Sequence[Row], plan: Plan, unreadable: Mapping[str, str]) -> bytes:
-    """Return a shard: the rows, and in the metadata of its schema the teacher, classes and unreadable images."""
-    about = {
+def encode_shard(rows: Sequence[Row], plan: Plan, unreadable: Mapping[str, str]) -> bytes:
+    """Return the content of a shard's Parquet file; its metadata has the teacher, classes and unreadable images."""
+    metadata = {
         "mgd.format": str(plan.format),
         "mgd.teacher": plan.teacher,
         "mgd.num_classes": str(plan.num_classes),
@@ -254,7 +264,7 @@ def encode(rows: Sequence[Row], plan: Plan, unreadable: Mapping[str, str]) -> by
         "mgd.unreadable": json.dumps(dict(unreadable)),
     }
     columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
-    table = pa.table(columns, SCHEMA.with_metadata(about))
+    table = pa.table(columns, SCHEMA.with_metadata(metadata))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -262,14 +272,14 @@ def encode(rows: Sequence[Row], plan: Plan, unreadable: Mapping[str, str]) -> by
 
 @dataclass(frozen=True)
 class Shards:
-    """The scores of a folder, checked.
+    """The checked shards of a folder.
 
     Args:
         files: the shards in order.
-        teacher: digest that all of them name, or an empty string where they name none.
-        num_classes: K, or None where they do not say it.
-        classes: their names, or None.
-        energy: whether they hold the energy of each image.
+        teacher: hash of the teachers, the same in all shards; empty if they have none.
+        num_classes: K, or None if the shards do not say it.
+        classes: class names, or None.
+        energy: whether the shards have the energy of each image.
     """
 
     files: list[Path]
@@ -280,10 +290,10 @@ class Shards:
 
 
 def open_shards(folder: Path) -> Shards:
-    """Return the shards of a folder; those of another program, without a plan, need the same columns.
+    """Check and return the shards of a folder, which may be of another program and have no plan.
 
     Raises:
-        UserError: no shard, a missing one, one with other columns, or two teachers.
+        UserError: there are no shards, one is missing, one has other columns, or they are of different teachers.
     """
     if not is_folder(folder):
         what = "is not a folder" if exists(folder) else "does not exist"
@@ -291,21 +301,21 @@ def open_shards(folder: Path) -> Shards:
     files = sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
     if exists(folder / PLAN):
         plan = read_plan(folder)
-        wanted = [shard_path(folder, number) for number in range(plan.num_shards)]
-        if missing := sorted(set(wanted) - set(files)):
+        expected = [shard_path(folder, number) for number in range(plan.num_shards)]
+        if missing := sorted(set(expected) - set(files)):
             raise UserError(
-                f"{folder} lacks {len(missing)} of {len(wanted)} shards, for example {missing[0].name}: type the line "
-                "of `mgd score` again to resume"
+                f"{folder} lacks {len(missing)} of {len(expected)} shards, for example {missing[0].name}: type the "
+                "line of `mgd score` again to resume"
             )
-        files = wanted
+        files = expected
     if not files:
         raise UserError(f"{folder} has no shards: expected *.parquet files from `mgd score`")
     metadata = {file: _metadata(file) for file in files}
     first = metadata[files[0]]
-    for file, found in metadata.items():
-        if (ENERGY in found) != (ENERGY in first):
+    for file, metadata_of_file in metadata.items():
+        if (ENERGY in metadata_of_file) != (ENERGY in first):
             raise UserError(f"{file} and {files[0]} differ in the column {ENERGY}: score again, into a new folder")
-        if found != first:
+        if metadata_of_file != first:
             raise UserError(
                 f"{file} is from another teacher than {files[0]}: keep the scores of each in a folder of its own"
             )
@@ -319,18 +329,20 @@ def open_shards(folder: Path) -> Shards:
 
 
 def _metadata(file: Path) -> dict[str, Any]:
-    """Return what a shard says of its teacher, its columns checked."""
+    """Check the columns of a shard; return the metadata that all shards of a folder must share."""
     try:
         schema = pq.read_schema(file)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file} is not a Parquet file, or is damaged: remove it and score again") from error
-    for name, kinds in ALIKE.items():
-        found = schema.field(name).type if name in schema.names else None
-        if found not in kinds:
-            got = str(found or "no such column")
-            raise UserError(f"{file}: the column {name} must be {kinds[0]}; got {got}: score again, or convert it")
-    about = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-    if about.get("mgd.format", str(FORMAT)) not in map(str, FORMATS):
-        raise UserError(f"{file} has format {about['mgd.format']}; this code reads formats {KNOWN}: score again")
-    kept = {key: value for key, value in about.items() if key in ("mgd.teacher", "mgd.num_classes", "mgd.classes")}
-    return {**kept, **({ENERGY: "there"} if ENERGY in schema.names else {})}
+    for name, types in COLUMN_TYPES.items():
+        type_found = schema.field(name).type if name in schema.names else None
+        if type_found not in types:
+            got = str(type_found or "no such column")
+            raise UserError(f"{file}: the column {name} must be {types[0]}; got {got}: score again, or convert it")
+    metadata = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    if metadata.get("mgd.format", str(FORMAT)) not in map(str, FORMATS):
+        raise UserError(
+            f"{file} has format {metadata['mgd.format']}; this code reads formats {READABLE_FORMATS}: score again"
+        )
+    shared = {key: value for key, value in metadata.items() if key in ("mgd.teacher", "mgd.num_classes", "mgd.classes")}
+    return {**shared, **({ENERGY: "there"} if ENERGY in schema.names else {})}

@@ -1,4 +1,4 @@
-"""Steps of a long command, each a command of its own: those that are done are not done again."""
+"""Run the steps of a long command, each a command of its own, and skip steps that are done when it is resumed."""
 
 from __future__ import annotations
 
@@ -14,67 +14,67 @@ from classification.errors import RunError, Stopped, UserError
 from classification.paths import exists, is_file, is_folder
 from classification.system.new_files import write_whole
 
-LEDGER = "steps.json"
-SCRIPTS = Path(__file__).parents[1]  # the entry points
+STEPS_FILE = "steps.json"
+SCRIPTS = Path(__file__).parents[1]  # the folder of the commands
 
 
 @dataclass
 class Steps:
-    """The options of a long command, and which of its steps are done.
+    """The options of a long command, and its finished steps.
 
     Args:
-        folder: of all that the steps write.
-        asked: the options, by name.
-        done: the steps that are done, and what each found.
+        folder: the output of all steps.
+        asked: the options by name.
+        done: {finished step: its result}.
     """
 
     folder: Path
     asked: dict[str, Any]
     done: dict[str, Any]
 
-    def run(self, name: str, script: str, words: Sequence[str]) -> None:
-        """Do a step, if it is not done: run `script` with `words`, and wait for its end.
+    def run(self, name: str, script: str, arguments: Sequence[str]) -> None:
+        """Run `script` with the arguments `words` and wait for its end, unless the step is done already.
 
         Raises:
-            RunError: it failed.
-            Stopped: it was stopped by a signal.
+            RunError: the script failed.
+            Stopped: the script was stopped by a signal.
         """
         if name in self.done:
             print(f"=> {name}: done before", flush=True)
             return
-        print(f"=> {name}: {script} {' '.join(words)}", flush=True)
-        process = subprocess.Popen([sys.executable, str(SCRIPTS / script), *words])
+        print(f"=> {name}: {script} {' '.join(arguments)}", flush=True)
+        process = subprocess.Popen([sys.executable, str(SCRIPTS / script), *arguments])
         try:
             status = process.wait()
         except BaseException:
-            process.terminate()  # it saves what is needed to resume
+            process.terminate()  # it saves a checkpoint to resume from
             process.wait()
             raise
         if status in (130, 143):
             raise Stopped(status - 128)
         if status:
             raise RunError(f"the step {name} ended with status {status}: see above, and type the same line to resume")
-        self.note(name, True)
+        self.record(name, True)
 
-    def note(self, name: str, found: Any) -> None:
-        """Write down that a step is done, and what it found."""
-        self.done[name] = found
+    def record(self, name: str, result: Any) -> None:
+        """Record that a step is done, and its result."""
+        self.done[name] = result
         self._write()
 
     def _write(self) -> None:
         content = {"format": 1, "asked": self.asked, "done": self.done}
-        write_whole(self.folder / LEDGER, (json.dumps(content, indent=1) + "\n").encode())
+        write_whole(self.folder / STEPS_FILE, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def begin_steps(folder: Path, asked: Mapping[str, Any]) -> Steps:
-    """Make the folder, or read which steps are done in it.
+def open_steps(folder: Path, asked: Mapping[str, Any]) -> Steps:
+    """Make the folder, or read which steps are done in an existing one.
 
     Raises:
-        UserError: the folder holds something else, or was begun with other options.
+        UserError: the folder contains other files, or was begun with other options.
     """
     if exists(folder) and not is_folder(folder):
         raise UserError(f"--output {folder} is a file: give a folder")
-    if not is_file(folder / LEDGER):
+    if not is_file(folder / STEPS_FILE):
         if is_folder(folder) and any(folder.iterdir()):
             raise UserError(f"--output {folder} contains other files: give another folder")
         try:
@@ -85,12 +85,12 @@ def begin_steps(folder: Path, asked: Mapping[str, Any]) -> Steps:
         steps._write()
         return steps
     try:
-        content = json.loads((folder / LEDGER).read_bytes())
-        then, done = dict(content["asked"]), dict(content["done"])
+        content = json.loads((folder / STEPS_FILE).read_bytes())
+        old, done = dict(content["asked"]), dict(content["done"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / LEDGER} cannot be read: give another --output") from error
-    plain = json.loads(json.dumps(asked))
-    if different := [name for name in {**then, **plain} if then.get(name) != plain.get(name)]:
-        words = ", ".join(f"{name} {then.get(name)!r}, now {plain.get(name)!r}" for name in different[:3])
+        raise UserError(f"{folder / STEPS_FILE} cannot be read: give another --output") from error
+    new = json.loads(json.dumps(asked))
+    if differences := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
+        words = ", ".join(f"{name} {old.get(name)!r}, now {new.get(name)!r}" for name in differences[:3])
         raise UserError(f"{folder} was begun with {words}: type the same line to resume, or give another --output")
-    return Steps(folder, plain, done)
+    return Steps(folder, new, done)

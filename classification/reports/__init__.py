@@ -1,1 +1,1 @@
-"""Pages about finished runs, made of what their folders hold."""
+"""Pages about finished runs, made from their run folders, and comparisons of recipes."""

@@ -1,4 +1,4 @@
-"""Charts of training: curves, shares of the gradient, flows."""
+"""Charts of training: curves, gradient shares, flows."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from classification.reports.vega import (
     Chart,
     Rows,
     Spec,
-    axis_of,
     epoch_axis,
-    rounded,
-    spec_of,
-    thinned,
+    make_spec,
+    quantity_axis,
+    round_value,
+    thin_out,
 )
 from classification.runs.matchings import Matching, changed
 
 
 def curve(members: Sequence[Member], key: str, title: str, axis: str, note: str = "") -> Chart | None:
-    """Lay the curves of runs over each other; None where no run has such values."""
+    """Draw the curves of all runs in one chart; None if no run has such values."""
     rows: Rows = []
     lines = []
-    # What is drawn first lies below: the control.
+    # Runs alone, the control, are drawn first, so that the others lie on top.
     for number, member in enumerate(sorted(members, key=lambda member: member.role != "alone")):
-        points = thinned(member.run.series(key))
-        rows += [{"r": number, "e": epoch + 1, "v": rounded(value)} for epoch, value in points]
+        points = thin_out(member.run.series(key))
+        rows += [{"r": number, "e": epoch + 1, "v": round_value(value)} for epoch, value in points]
         if points:
-            last = f"{rounded(points[-1][1]):g}"
-            about = {"name": member.run.name, "group": member.group, "last": last}
-            lines.append({"r": number, "colour": member.colour, **about})
+            last = f"{round_value(points[-1][1]):g}"
+            description = {"name": member.run.name, "group": member.group, "last": last}
+            lines.append({"r": number, "colour": member.colour, **description})
     if not rows:
         return None
-    single = max(row["e"] for row in rows) == min(row["e"] for row in rows)
-    spec = spec_of(
+    one_epoch = max(row["e"] for row in rows) == min(row["e"] for row in rows)
+    spec = make_spec(
         rows,
         220,
         transform=[
@@ -48,11 +48,11 @@ def curve(members: Sequence[Member], key: str, title: str, axis: str, note: str 
             }
         ],
         mark={"type": "point", "filled": True}
-        if single
+        if one_epoch
         else {"type": "line", "strokeWidth": 1.6, "interpolate": "linear"},
         encoding={
             "x": epoch_axis(rows),
-            "y": axis_of("v", axis),
+            "y": quantity_axis("v", axis),
             "detail": {"field": "r", "type": "nominal"},
             "color": COLOUR,
             "tooltip": [
@@ -66,9 +66,9 @@ def curve(members: Sequence[Member], key: str, title: str, axis: str, note: str 
 
 
 def curves(members: Sequence[Member]) -> list[Chart]:
-    """Return the charts of loss, accuracy, terms and learning rate."""
+    """Draw loss, accuracy, terms and learning rate."""
     terms = list(dict.fromkeys(term for member in members for term in member.run.terms))
-    found = [
+    charts = [
         curve(members, "valid_top1", "Top-1 on the validation images", "%"),
         curve(members, "valid_loss", "Loss on the validation images", "cross-entropy"),
         curve(members, "train_loss", "Training loss", "sum of weighted terms", "Sums of other terms do not compare."),
@@ -76,22 +76,22 @@ def curves(members: Sequence[Member]) -> list[Chart]:
         *[curve(members, f"train_{term}_weighted", f"Term {term}", "weighted value") for term in terms],
         curve(members, "learning_rate", "Learning rate", "at the start of the epoch"),
     ]
-    return [chart for chart in found if chart is not None]
+    return [chart for chart in charts if chart is not None]
 
 
 def gradient_shares(member: Member) -> Chart | None:
-    """Draw each term's share of the gradient of one run over its epochs."""
+    """Draw each term's share of the gradient over the epochs of a run; None if they were not recorded."""
     terms = [term for term in member.run.terms if member.run.series(f"gradient_share_{term}")]
     rows = [
-        {"e": epoch + 1, "v": rounded(value), "term": term}
+        {"e": epoch + 1, "v": round_value(value), "term": term}
         for term in terms
-        for epoch, value in thinned(member.run.series(f"gradient_share_{term}"))
+        for epoch, value in thin_out(member.run.series(f"gradient_share_{term}"))
     ]
     if not rows:
         return None
     bars = len({row["e"] for row in rows}) == 1
     colour = {"field": "term", "type": "nominal", "scale": {"domain": terms, "range": COLOURS[: len(terms)]}}
-    spec = spec_of(
+    spec = make_spec(
         rows,
         180,
         mark={"type": "bar" if bars else "area", "opacity": 0.85},
@@ -106,39 +106,41 @@ def gradient_shares(member: Member) -> Chart | None:
 
 
 def flow_charts(matchings: Sequence[Matching], random: Sequence[float | None]) -> list[Chart]:
-    """Draw the costs of a run's matchings, and the share of pairs that changed at each.
+    """Draw the costs of a run's matchings, and the share of pairs that changed at each matching.
 
     Args:
         matchings: of the run, in order.
-        random: mean cost of a random matching at the last one, by stage; None where it is not known.
+        random: mean cost of random pairs at the last matching, per stage; None if unknown.
     """
     names = [stage.name for stage in matchings[-1].stages]
     costs = [
-        {"e": matching.epoch + 1, "v": rounded(stage.mean_cost), "stage": stage.name}
+        {"e": matching.epoch + 1, "v": round_value(stage.mean_cost), "stage": stage.name}
         for matching in matchings
         for stage in matching.stages
         if math.isfinite(stage.mean_cost)
     ]
-    at_random = [{"stage": n, "v": rounded(value)} for n, value in zip(names, random, strict=True) if value is not None]
-    moved = [
-        {"e": after.epoch + 1, "v": rounded(100 * changed(old, new)), "stage": new.name}
+    random_costs = [
+        {"stage": n, "v": round_value(value)} for n, value in zip(names, random, strict=True) if value is not None
+    ]
+    changes = [
+        {"e": after.epoch + 1, "v": round_value(100 * changed(old, new)), "stage": new.name}
         for before, after in pairwise(matchings)
         for old, new in zip(before.stages, after.stages, strict=False)
         if old.matrix().shape == new.matrix().shape
     ]
-    found = []
+    charts = []
     if costs:
-        note = "Dashed: the mean cost of random pairs at the last matching." if at_random else ""
-        spec = _by_stage(costs, names, axis_of("v", "mean cost, 2 - 2 cos"), at_random)
-        found.append(Chart("Cost of the matched pairs", note, spec))
-    if moved:
-        spec = _by_stage(moved, names, axis_of("v", "%", scale={"domainMin": 0, "zero": True}))
-        found.append(Chart("Share of the pairs that changed at a matching", "", spec))
-    return found
+        note = "Dashed: the mean cost of random pairs at the last matching." if random_costs else ""
+        spec = _by_stage(costs, names, quantity_axis("v", "mean cost, 2 - 2 cos"), random_costs)
+        charts.append(Chart("Cost of the matched pairs", note, spec))
+    if changes:
+        spec = _by_stage(changes, names, quantity_axis("v", "%", scale={"domainMin": 0, "zero": True}))
+        charts.append(Chart("Share of the pairs that changed at a matching", "", spec))
+    return charts
 
 
 def _by_stage(rows: Rows, names: Sequence[str], y: dict[str, Any], level: Rows | None = None) -> Spec:
-    """Draw a line per stage over the epochs, and a dashed one at the `level` of each."""
+    """Draw a line per stage over the epochs, and a dashed line at the `level` of each stage."""
     colours = [COLOURS[n % len(COLOURS)] for n in range(len(names))]
     scale = {"domain": list(names), "range": colours}
     colour = {"field": "stage", "type": "nominal", "scale": scale, "legend": {"orient": "top", "title": None}}
@@ -157,4 +159,4 @@ def _by_stage(rows: Rows, names: Sequence[str], y: dict[str, Any], level: Rows |
         "mark": {"type": "rule", "strokeDash": [4, 4]},
         "encoding": {"y": y, "color": colour, "tooltip": [stage, value]},
     }
-    return spec_of(rows, 200, layer=[line, rule] if level else [line])
+    return make_spec(rows, 200, layer=[line, rule] if level else [line])

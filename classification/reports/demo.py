@@ -1,4 +1,4 @@
-"""A static page that classifies pictures in the browser: the files of its folder."""
+"""The files of a static page that classifies pictures in the browser."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ RUNTIME = Package(
 CODE, LOADER, PROGRAM = (
     f"dist/{name}" for name in ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 )
-MEMBERS = (CODE, LOADER, PROGRAM)  # of the package
+MEMBERS = (CODE, LOADER, PROGRAM)  # files of the package that the page needs
 
 
 @dataclass(frozen=True)
-class Shown:
+class DemoNetwork:
     """A network of the page.
 
     Args:
-        role: its heading, as "Student".
+        role: its heading, such as "Student".
         arch: its name.
-        classes: names in order of index, or None.
-        preprocessing: what it sees of an image.
+        classes: class names in order of index, or None.
+        preprocessing: of its images.
         content: an ONNX file that takes bytes.
     """
 
@@ -48,31 +48,31 @@ class Shown:
 
     @property
     def facts(self) -> str:
-        """Its name and size in a line."""
+        """Its name and size, in one line."""
         return f"{self.arch}, {len(self.content) / 1e6:.2f} MB"
 
 
 def recorded_teacher(checkpoint: Path) -> tuple[Path, str | None] | None:
-    """Return file and network of the first teacher that the run of a checkpoint names and that is still there."""
+    """Return (file, architecture) of the first teacher of a checkpoint's run whose file still exists, or None."""
     try:
         (run,) = read_runs([checkpoint.parent])
-    except UserError:  # it is of no run
+    except UserError:  # the checkpoint is not in a run folder
         return None
     files = ((path, spec.get("arch")) for spec, path in teacher_files(run) if path is not None and is_file(path))
     return next(files, None)
 
 
-def demo_files(networks: Sequence[Shown], runtime: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Return the files of the page by name; `index.html` is the page.
+def demo_files(networks: Sequence[DemoNetwork], runtime: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return {name: content} of the files; `index.html` is the page.
 
     Args:
-        networks: side by side, in this order.
-        runtime: `MEMBERS` of onnxruntime-web.
+        networks: shown side by side in this order.
+        runtime: the files `MEMBERS` of onnxruntime-web.
     """
-    packed = {"mjs": _text(runtime[LOADER]), "wasm": _text(runtime[PROGRAM])}
-    files = {"runtime.js": runtime[CODE] + f"\n;const RUNTIME = {json.dumps(packed)};\nconst MODELS = [];\n".encode()}
-    for shown in networks:
-        files[f"{shown.role.lower()}.js"] = f"MODELS.push({json.dumps(_text(shown.content))});\n".encode()
+    encoded = {"mjs": _text(runtime[LOADER]), "wasm": _text(runtime[PROGRAM])}
+    files = {"runtime.js": runtime[CODE] + f"\n;const RUNTIME = {json.dumps(encoded)};\nconst MODELS = [];\n".encode()}
+    for network in networks:
+        files[f"{network.role.lower()}.js"] = f"MODELS.push({json.dumps(_text(network.content))});\n".encode()
     return {"index.html": _page(networks).encode(), **files}
 
 
@@ -80,20 +80,22 @@ def _text(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def _page(networks: Sequence[Shown]) -> str:
-    described = [
+def _page(networks: Sequence[DemoNetwork]) -> str:
+    descriptions = [
         {"role": n.role, "facts": n.facts, "classes": list(n.classes or ()), "seen": n.preprocessing.describe()}
         for n in networks
     ]
-    several = len(networks) > 1
-    names = " and ".join(f"{shown.role.lower()} {shown.arch}" for shown in networks)
+    are_several = len(networks) > 1
+    names = " and ".join(f"{network.role.lower()} {network.arch}" for network in networks)
     parts = {
         "title": "What is on the picture?",
-        "about": html.escape(f"The {names} classify it side by side." if several else f"The {names} classifies it."),
+        "about": html.escape(
+            f"The {names} classify it side by side." if are_several else f"The {names} classifies it."
+        ),
         "style": (HERE / "demo.css").read_text(),
-        # A name of a class may hold what ends a script.
-        "content": json.dumps({"networks": described}).replace("<", "\\u003c"),
-        "scripts": "\n".join(f'<script src="{shown.role.lower()}.js"></script>' for shown in networks),
+        # The name of a class may contain </script>.
+        "content": json.dumps({"networks": descriptions}).replace("<", "\\u003c"),
+        "scripts": "\n".join(f'<script src="{network.role.lower()}.js"></script>' for network in networks),
         "script": (HERE / "demo.js").read_text(),
     }
     head, *rest = (HERE / "demo.html").read_text().split("[[")

@@ -1,4 +1,4 @@
-"""Matched channels on images: the maps of a student and of the teacher channels that guide it, at every tap."""
+"""Pictures of matched channels: maps of student channels and of the teacher channels that guide them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from classification.data.loading import Photos
-from classification.data.preprocessing import Preprocessing
 from classification.models import default_taps
 from classification.models.trained import Trained
 from classification.reports.pictures import channel_map, photograph
@@ -19,11 +18,11 @@ from classification.runs.matchings import Stage
 from mgd import Taps, View, channel_cost, describe_taps, dry_forward, find_taps, pair_taps
 from mgd.losses.align import at_size_of
 
-OBSERVED = 64  # images whose maps say how alike two channels are
-SHOWN = 3  # of them
-CHANNELS = 4  # per stage, from the best matched to the worst
-GUIDES = 2  # teacher channels per student channel
-SIDE = 72  # pixels of a photograph
+NUM_OBSERVED = 64  # images on which channels are compared
+NUM_DRAWN = 3  # images that are drawn
+NUM_CHANNELS = 4  # student channels per stage that are drawn, from the best match to the worst
+NUM_GUIDES = 2  # teacher channels that are drawn per student channel
+SIDE = 72  # px of a photograph
 AUTO = "auto"
 
 
@@ -32,9 +31,9 @@ class Row:
     """A student channel and its guides.
 
     Args:
-        title: which channel.
-        cosine: mean over the guides, on the observed images.
-        maps: per image, the student's map and then those of its guides, as data URIs.
+        title: names the channels.
+        cosine: between student and guides, mean over guides and images.
+        maps: per image, the map of the student and then of its guides, as data URIs.
     """
 
     title: str
@@ -44,10 +43,10 @@ class Row:
 
 @dataclass(frozen=True)
 class StagePictures:
-    """The rows of a stage.
+    """The pictures of a stage.
 
     Args:
-        title: the stage and its taps.
+        title: names the stage and its tap.
         photographs: the images, as data URIs.
         rows: from the best matched channel to the worst.
     """
@@ -58,80 +57,80 @@ class StagePictures:
 
 
 def draw_gallery(run: Run, student: Trained, teacher: Trained, paths: Sequence[str]) -> list[StagePictures]:
-    """Draw the channels that the last flow of a run matched.
+    """Draw the channels that the last flow of a run matches.
 
     Args:
-        run: with a matching.
+        run: a run with a matching.
         student: its network.
         teacher: its first teacher.
         paths: of images.
 
     Raises:
-        ValueError: the networks have no such taps, or other channels than the flow.
+        ValueError: the networks do not have the taps or the channels of the flow.
     """
-    step = max(1, len(paths) // OBSERVED)
-    chosen = list(paths[::step][:OBSERVED])
-    seen, other = student.preprocessing, teacher.preprocessing
-    photos = Photos([(path, 0) for path in chosen], seen.transform())
-    images = seen.normalise(torch.stack([photos[0, index][0] for index in range(len(photos))])).contiguous()
-    view = View(seen.mean, seen.std, other.mean, other.std, other.img_size)
-    ours, theirs = _taps(run, student.network, teacher.network, seen, other)
+    step = max(1, len(paths) // NUM_OBSERVED)
+    chosen = list(paths[::step][:NUM_OBSERVED])
+    own, other = student.preprocessing, teacher.preprocessing
+    photos = Photos([(path, 0) for path in chosen], own.transform())
+    images = own.normalise(torch.stack([photos[0, index][0] for index in range(len(photos))])).contiguous()
+    view = View(own.mean, own.std, other.mean, other.std, other.img_size)
+    student_taps, teacher_taps = _taps(run, student, teacher)
     with torch.no_grad():
-        maps = [dry_forward(ours, images).features, dry_forward(theirs, view(images)).features]
+        maps = [dry_forward(student_taps, images).features, dry_forward(teacher_taps, view(images)).features]
     stages = [stage for stage in run.matchings[-1].stages if stage.name.startswith("stage")][: len(maps[0])]
     if not stages or len(stages) != len(maps[0]):
         raise ValueError(f"the flow has {len(stages)} stages, the networks {len(maps[0])} taps")
-    shown = [round(n) for n in np.linspace(0, len(chosen) - 1, min(SHOWN, len(chosen)))]
-    pictures = [photograph(chosen[n], SIDE) or "" for n in shown]
-    found = []
-    for stage, own, guide, path in zip(stages, *maps, ours.paths, strict=True):
-        if (own.shape[1], guide.shape[1]) != (stage.num_student, stage.num_teacher):
+    drawn = [round(n) for n in np.linspace(0, len(chosen) - 1, min(NUM_DRAWN, len(chosen)))]
+    photographs = [photograph(chosen[n], SIDE) or "" for n in drawn]
+    pictures_of_stages = []
+    for stage, student_map, teacher_map, path in zip(stages, *maps, student_taps.paths, strict=True):
+        if (student_map.shape[1], teacher_map.shape[1]) != (stage.num_student, stage.num_teacher):
             raise ValueError(f"{stage.name} matches other numbers of channels than the networks have")
         title = f"{stage.name}, {path}"
-        found.append(StagePictures(title, pictures, _rows(stage, own, at_size_of(own, guide), shown)))
-    return found
+        pictures_of_stages.append(
+            StagePictures(title, photographs, _rows(stage, student_map, at_size_of(student_map, teacher_map), drawn))
+        )
+    return pictures_of_stages
 
 
-def _rows(stage: Stage, student: Tensor, teacher: Tensor, shown: Sequence[int]) -> list[Row]:
+def _rows(stage: Stage, student: Tensor, teacher: Tensor, drawn: Sequence[int]) -> list[Row]:
     cost = channel_cost(student, teacher).double().numpy()  # (S, T)
     matched = stage.matrix()
-    guided = np.flatnonzero(matched.any(1))
-    mean = (np.where(matched, cost, 0).sum(1) / np.maximum(matched.sum(1), 1))[guided]
-    order = guided[np.argsort(mean, kind="stable")]
+    guided_channels = np.flatnonzero(matched.any(1))
+    mean_costs = (np.where(matched, cost, 0).sum(1) / np.maximum(matched.sum(1), 1))[guided_channels]
+    order = guided_channels[np.argsort(mean_costs, kind="stable")]
     rows = []
-    for place in np.linspace(0, len(order) - 1, min(CHANNELS, len(order))).round().astype(int):
-        own = int(order[place])
-        guides = sorted(np.flatnonzero(matched[own]).tolist(), key=lambda t: cost[own, t])[:GUIDES]
+    for rank in np.linspace(0, len(order) - 1, min(NUM_CHANNELS, len(order))).round().astype(int):
+        channel = int(order[rank])
+        guides = sorted(np.flatnonzero(matched[channel]).tolist(), key=lambda t: cost[channel, t])[:NUM_GUIDES]
         maps = [
-            [channel_map(values.double().numpy()) for values in (student[n, own], *(teacher[n, t] for t in guides))]
-            for n in shown
+            [channel_map(values.double().numpy()) for values in (student[n, channel], *(teacher[n, t] for t in guides))]
+            for n in drawn
         ]
-        cosine = 1 - float(cost[own, np.flatnonzero(matched[own])].mean()) / 2
-        rows.append(Row(f"channel {own}, teacher's {', '.join(map(str, guides))}", cosine, maps))
+        cosine = 1 - float(cost[channel, np.flatnonzero(matched[channel])].mean()) / 2
+        rows.append(Row(f"channel {channel}, teacher's {', '.join(map(str, guides))}", cosine, maps))
     return rows
 
 
-def _taps(
-    run: Run, student: nn.Module, teacher: nn.Module, seen: Preprocessing, other: Preprocessing
-) -> tuple[Taps, Taps]:
-    """Tap both networks where the run did: at paths that were named, those of their families, or found ones."""
-    named = [run.options.get("student_taps"), str(run.options.get("teacher_taps") or "").split(";")[0]]
+def _taps(run: Run, student: Trained, teacher: Trained) -> tuple[Taps, Taps]:
+    """Tap both networks as the run did: at the paths of its options, the default ones, or those that are found."""
+    options = [run.options.get("student_taps"), str(run.options.get("teacher_taps") or "").split(";")[0]]
     archs = [run.arch, str(run.teachers[0].get("arch"))]
-    networks = (student, teacher)
-    known = [
+    networks = (student.network, teacher.network)
+    paths_of_networks = [
         paths.split(",") if paths and paths != AUTO else None if paths else default_taps(arch, network)
-        for paths, arch, network in zip(named, archs, networks, strict=True)
+        for paths, arch, network in zip(options, archs, networks, strict=True)
     ]
-    ours, theirs = known
-    if ours is None or theirs is None:
-        sizes = (seen.img_size, other.img_size)
+    student_paths, teacher_paths = paths_of_networks
+    if student_paths is None or teacher_paths is None:
+        sizes = (student.preprocessing.img_size, teacher.preprocessing.img_size)
         taps = [
             find_taps(network, size) if paths is None else describe_taps(network, paths, size)
-            for network, paths, size in zip(networks, known, sizes, strict=True)
+            for network, paths, size in zip(networks, paths_of_networks, sizes, strict=True)
         ]
         pairs = pair_taps(taps[0], taps[1], *sizes)
-        ours, theirs = [own.path for own, _ in pairs], [guide.path for _, guide in pairs]
-    elif not any(named):  # the published pairs leave the shallowest stages unused
-        depth = min(len(ours), len(theirs))
-        ours, theirs = ours[-depth:], theirs[-depth:]
-    return Taps(student, ours), Taps(teacher, theirs)
+        student_paths, teacher_paths = [own.path for own, _ in pairs], [guide.path for _, guide in pairs]
+    elif not any(options):  # of default taps, the deepest ones are paired
+        depth = min(len(student_paths), len(teacher_paths))
+        student_paths, teacher_paths = student_paths[-depth:], teacher_paths[-depth:]
+    return Taps(student.network, student_paths), Taps(teacher.network, teacher_paths)

@@ -1,4 +1,4 @@
-"""The sections of a page that are about images: classes, confusion, the worst images, calibration."""
+"""The sections of a page about predictions: classes, confusion, the worst images, calibration."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from classification.errors import one_line
 from classification.reports import network_charts
 from classification.reports.network_charts import MOST_CLASSES
-from classification.reports.networks import Network, Tried
+from classification.reports.networks import Network, NetworkResults
 from classification.reports.pictures import photograph
-from classification.reports.vega import Chart, rounded
+from classification.reports.vega import Chart, round_value
 
 MOST_ROWS = 300  # of the table of classes
-MOST_GROUPS = 5  # columns of it
-NUM_WORST = 24
+MOST_GROUPS = 5  # columns of the table of classes
+NUM_WORST = 24  # images
 NUM_PAIRS = 20  # of confused classes
-NUM_VOICES = 6  # networks whose answers are shown beside an image
-SIDE = 96  # pixels of a photograph
+MAX_NETWORKS = 6  # networks whose predictions are shown beside an image
+SIDE = 96  # px of a photograph
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Classes:
 
     Args:
         groups: the columns.
-        rows: class, images, then percent per group, None where a group has no such class.
-        hidden: classes that are left out.
+        rows: (class, number of images, percent correct per group); None if a group has no such images.
+        hidden: number of classes that are left out.
         order: of the rows, in words.
-        chart: of the rows, or of those that differ most.
+        chart: of the rows, or of the first and the last ones.
     """
 
     groups: list[str]
@@ -43,32 +43,36 @@ class Classes:
 
 
 def by_class(networks: Sequence[Network]) -> Classes | None:
-    """Return the accuracy of every class, the mean over the networks of each group; None where none is known."""
-    known = [network for network in networks if network.per_class]
-    if not known:
+    """Return the accuracy of every class, the mean over each group's networks; None if no network has it."""
+    scored = [network for network in networks if network.per_class]
+    if not scored:
         return None
-    first = known[0].per_class
-    same = [network for network in known if set(network.per_class) == set(first)]
-    groups = list(dict.fromkeys(network.group for network in same))[:MOST_GROUPS]
-    members = {group: [network for network in same if network.group == group] for group in groups}
-    rows = [(name, first[name][0], [_accuracy(members[group], name) for group in groups]) for name in first]
-    ours = 0  # the column of the distilled runs, and that of those alone
-    theirs = next((n for n, group in enumerate(groups) if members[group][0].role == "alone"), ours)
-    rows.sort(key=lambda row: _gap(row[2], ours, theirs))
+    first_classes = scored[0].per_class
+    comparable = [network for network in scored if set(network.per_class) == set(first_classes)]
+    groups = list(dict.fromkeys(network.group for network in comparable))[:MOST_GROUPS]
+    members = {group: [network for network in comparable if network.group == group] for group in groups}
+    rows = [
+        (name, first_classes[name][0], [_accuracy(members[group], name) for group in groups]) for name in first_classes
+    ]
+    distilled_column = 0  # distilled runs come first; the first group is theirs
+    alone_column = next((n for n, group in enumerate(groups) if members[group][0].role == "alone"), distilled_column)
+    rows.sort(key=lambda row: _sort_key(row[2], distilled_column, alone_column))
     colours = {group: members[group][0].colour for group in groups}
-    drawn = rows
+    drawn_rows = rows
     if len(rows) > MOST_CLASSES:
-        drawn = [*rows[: MOST_CLASSES // 2], *rows[-MOST_CLASSES // 2 :]]
+        drawn_rows = [*rows[: MOST_CLASSES // 2], *rows[-MOST_CLASSES // 2 :]]
     points = [
-        {"name": one_line(name), "role": group, "v": rounded(value)}
-        for name, _, values in drawn
+        {"name": one_line(name), "role": group, "v": round_value(value)}
+        for name, _, values in drawn_rows
         for group, value in zip(groups, values, strict=True)
         if value is not None
     ]
     chart = network_charts.per_class(points, colours)
-    order = f"From the classes that {groups[ours]} does worst"
-    if theirs != ours:
-        order = f"From the largest loss of {groups[ours]} against {groups[theirs]} to its largest gain"
+    order = f"From the classes that {groups[distilled_column]} does worst"
+    if alone_column != distilled_column:
+        order = (
+            f"From the largest loss of {groups[distilled_column]} against {groups[alone_column]} to its largest gain"
+        )
     return Classes(groups, rows[:MOST_ROWS], max(0, len(rows) - MOST_ROWS), f"{order}.", chart)
 
 
@@ -78,98 +82,100 @@ def _accuracy(networks: Sequence[Network], name: str) -> float | None:
     return 100 * correct / images if images else None
 
 
-def _gap(values: Sequence[float | None], ours: int, theirs: int) -> float:
-    """Return what rows are sorted by: the gain over the control, or the accuracy where there is no control."""
-    own, other = values[ours], values[theirs]
-    if own is None or other is None:
+def _sort_key(values: Sequence[float | None], column: int, control_column: int) -> float:
+    """Return the sort key of a row: the gain over the control, or the accuracy if there is no control."""
+    value, control = values[column], values[control_column]
+    if value is None or control is None:
         return 1000.0
-    return own - other if ours != theirs else own
+    return value - control if column != control_column else value
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a network says of an image."""
+class Prediction:
+    """The prediction of a network for an image."""
 
     network: Network
-    said: str
+    predicted: str
     probability: float
     right: bool
 
 
 @dataclass(frozen=True)
 class Worst:
-    """An image of the worst."""
+    """One of the worst images, with the predictions of several networks."""
 
     path: str
     picture: str | None
     truth: str
     loss: float
-    answers: list[Answer]
+    predictions: list[Prediction]
 
 
-def voices(networks: Sequence[Network]) -> list[Network]:
-    """Return the networks whose answers are shown: the first of every group, the first of all among them."""
+def shown_networks(networks: Sequence[Network]) -> list[Network]:
+    """Return the networks whose predictions are shown: the first of each group."""
     firsts: dict[str, Network] = {}
     for network in networks:
         firsts.setdefault(network.group, network)
-    return list(firsts.values())[:NUM_VOICES]
+    return list(firsts.values())[:MAX_NETWORKS]
 
 
-def worst_images(tried: Tried) -> list[Worst]:
-    """Return the images of the largest loss of the first network, and what each network says of them."""
-    first = tried.networks[0].predictions
+def worst_images(results: NetworkResults) -> list[Worst]:
+    """Return the images with the largest losses of the first network, with the predictions of several networks."""
+    first = results.networks[0].predictions
     assert first is not None
-    found = []
+    worst = []
     for index in np.argsort(-np.nan_to_num(first.loss, nan=np.inf), kind="stable")[:NUM_WORST]:
-        answers = []
-        for network in voices(tried.networks):
+        predictions = []
+        for network in shown_networks(results.networks):
             own = network.predictions
             assert own is not None
-            said = _class(tried.classes, int(own.predicted[index]))
-            answers.append(Answer(network, said, float(own.probability[index]), bool(own.right[index])))
-        truth, path = _class(tried.classes, int(first.target[index])), tried.paths[index]
-        found.append(
-            Worst(one_line(tried.short(path)), photograph(path, SIDE), truth, float(first.loss[index]), answers)
+            predicted = _class_name(results.classes, int(own.predicted[index]))
+            predictions.append(Prediction(network, predicted, float(own.probability[index]), bool(own.right[index])))
+        truth, path = _class_name(results.classes, int(first.target[index])), results.paths[index]
+        worst.append(
+            Worst(one_line(results.short(path)), photograph(path, SIDE), truth, float(first.loss[index]), predictions)
         )
-    return found
+    return worst
 
 
-def _class(classes: Sequence[str], index: int) -> str:
-    """Name a class; a network may have more outputs than there are classes."""
+def _class_name(classes: Sequence[str], index: int) -> str:
+    """Return the name of a class; a network may have more outputs than there are classes."""
     return one_line(classes[index]) if index < len(classes) else f"output {index}"
 
 
-def confused_pairs(tried: Tried) -> tuple[list[Network], list[tuple[str, str, list[int]]]]:
-    """Return the networks of `voices`, and the pairs of classes that the first confuses most: counts per network."""
-    networks = voices(tried.networks)
-    counts: list[Mapping[tuple[int, int], int]] = [_mistakes(network) for network in networks]
+def confused_pairs(results: NetworkResults) -> tuple[list[Network], list[tuple[str, str, list[int]]]]:
+    """Return some networks, and (true class, prediction, counts per network) of the first one's most common errors."""
+    networks = shown_networks(results.networks)
+    counts: list[Mapping[tuple[int, int], int]] = [_count_errors(network) for network in networks]
     pairs = sorted(counts[0], key=lambda pair: (-counts[0][pair], pair))[:NUM_PAIRS]
-    names = [(_class(tried.classes, true), _class(tried.classes, said)) for true, said in pairs]
+    names = [(_class_name(results.classes, true), _class_name(results.classes, predicted)) for true, predicted in pairs]
     return networks, [
         (*name, [count.get(pair, 0) for count in counts]) for name, pair in zip(names, pairs, strict=True)
     ]
 
 
-def _mistakes(network: Network) -> dict[tuple[int, int], int]:
-    found = network.predictions
-    assert found is not None
-    wrong = ~found.right
-    pairs, counts = np.unique(np.stack([found.target[wrong], found.predicted[wrong]]), axis=1, return_counts=True)
-    return {(int(true), int(said)): int(count) for (true, said), count in zip(pairs.T, counts, strict=True)}
+def _count_errors(network: Network) -> dict[tuple[int, int], int]:
+    predictions = network.predictions
+    assert predictions is not None
+    wrong = ~predictions.right
+    pairs, counts = np.unique(
+        np.stack([predictions.target[wrong], predictions.predicted[wrong]]), axis=1, return_counts=True
+    )
+    return {(int(true), int(predicted)): int(count) for (true, predicted), count in zip(pairs.T, counts, strict=True)}
 
 
-def image_sections(tried: Tried) -> dict[str, Any]:
-    """Return what the template shows of predictions."""
-    first = tried.networks[0]
+def image_sections(results: NetworkResults) -> dict[str, Any]:
+    """Return the values of the template's sections about predictions."""
+    first = results.networks[0]
     assert first.predictions is not None
-    networks, pairs = confused_pairs(tried)
+    networks, pairs = confused_pairs(results)
     return {
         "first": first,
         "confusion": network_charts.confusion(
-            first.predictions, [one_line(name) for name in tried.classes], first.name
+            first.predictions, [one_line(name) for name in results.classes], first.name
         ),
         "confused_by": networks,
         "pairs": pairs,
-        "worst": worst_images(tried),
-        "calibration": network_charts.calibration(voices(tried.networks)),
+        "worst": worst_images(results),
+        "calibration": network_charts.calibration(shown_networks(results.networks)),
     }

@@ -1,4 +1,4 @@
-"""The networks of a report: what evaluation.json says of them, or what they say of the user's images."""
+"""The networks of a report: their recorded scores, or their predictions on the user's images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from classification.data.loading import subset
+from classification.data.loading import draw_subset
 from classification.data.trial import Trial, read_trial
 from classification.errors import RunError, UserError
 from classification.models.trained import Trained, open_trained
 from classification.options.devices import Devices
 from classification.paths import is_file
 from classification.reports.groups import TEACHER, Member, teacher_files
-from classification.reports.records import Run, mapping
+from classification.reports.records import Run, as_mapping
 from classification.runs.scores import COLUMNS, Predictions, per_image, scores
 from classification.runs.world import device_of
 from mgd import logits_of
@@ -32,16 +32,16 @@ class Network:
     """A network of a report.
 
     Args:
-        name: that of its run, or "teacher ARCH".
-        role: as of its run, see `Member`.
-        group: likewise.
+        name: name of its run, or "teacher ARCH".
+        role: see `Member`.
+        group: see `Member`.
         colour: as CSS.
         arch: its architecture.
-        source: where its scores come from, in words.
-        parameters: their number, or None where it is not known.
-        megabytes: of parameters and buffers, likewise.
-        scores: as in evaluation.json; maybe "top1" alone.
-        predictions: per image of --data, or None.
+        source: where its scores are from, in words.
+        parameters: number of parameters, or None if unknown.
+        megabytes: of parameters and buffers, or None if unknown.
+        scores: as in evaluation.json; perhaps only "top1".
+        predictions: for the images of --data, or None.
     """
 
     name: str
@@ -58,79 +58,79 @@ class Network:
     @property
     def top1(self) -> float | None:
         """Top-1 in percent."""
-        return number(self.scores.get("top1"))
+        return finite_number(self.scores.get("top1"))
 
     @property
     def latency(self) -> dict[int, float]:
-        """Milliseconds by images of a batch, where they were measured."""
-        entries = mapping(self.scores.get("latency_ms"))
-        found = {int(size): number(value) for size, value in entries.items() if str(size).isdigit()}
-        return {size: value for size, value in found.items() if value is not None}
+        """The measured milliseconds, by batch size."""
+        entries = as_mapping(self.scores.get("latency_ms"))
+        latencies = {int(size): finite_number(value) for size, value in entries.items() if str(size).isdecimal()}
+        return {size: value for size, value in latencies.items() if value is not None}
 
     def with_latency(self, milliseconds: Mapping[str, float]) -> Network:
-        """Return the same network with latencies that were measured elsewhere."""
+        """Return the network with other latencies."""
         return replace(self, scores={**self.scores, "latency_ms": milliseconds})
 
     @property
     def per_class(self) -> dict[str, tuple[int, int]]:
-        """Images and correct ones by class."""
+        """(number of images, number of correct ones) by class."""
         entries = self.scores.get("per_class")
-        found = {}
-        for entry in map(mapping, entries if isinstance(entries, list) else ()):
+        counts = {}
+        for entry in map(as_mapping, entries if isinstance(entries, list) else ()):
             images, correct = entry.get("images"), entry.get("correct")
             if isinstance(images, int) and isinstance(correct, int):
-                found[str(entry.get("name"))] = (images, correct)
-        return found
+                counts[str(entry.get("name"))] = (images, correct)
+        return counts
 
 
-def number(value: object) -> float | None:
-    """Return a finite number as a float, and None in the place of anything else."""
+def finite_number(value: object) -> float | None:
+    """Return a finite number as a float, and None for anything else."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     return None
 
 
-def known_networks(members: Sequence[Member]) -> list[Network]:
-    """Return what the run folders say of their networks, without running any."""
-    found = [_of_run(member) for member in members]
-    archs = {network.arch for network in found if network.role == "teacher"}
+def recorded_networks(members: Sequence[Member]) -> list[Network]:
+    """Return the networks as the run folders describe them, without running them."""
+    networks = [_recorded_network(member) for member in members]
+    archs = {network.arch for network in networks if network.role == "teacher"}
     for member in members:
         for role, entry in member.run.evaluation.items():
             arch = str(entry.get("arch", "unknown"))
             if role.startswith("teacher") and arch not in archs:
                 archs.add(arch)
-                found.append(_evaluated(f"teacher {arch}", "teacher", f"teacher {arch}", TEACHER, entry))
-    return found
+                networks.append(_evaluated_network(f"teacher {arch}", "teacher", f"teacher {arch}", TEACHER, entry))
+    return networks
 
 
-def _of_run(member: Member) -> Network:
+def _recorded_network(member: Member) -> Network:
     run = member.run
-    if mapping(run.evaluation.get("student")):
-        return _evaluated(run.name, member.role, member.group, member.colour, run.evaluation["student"])
+    if as_mapping(run.evaluation.get("student")):
+        return _evaluated_network(run.name, member.role, member.group, member.colour, run.evaluation["student"])
     top1, source = run.last("valid_top1"), "last epoch"
-    known = {} if top1 is None else {"top1": top1}
-    own = (run.name, member.role, member.group, member.colour, run.arch)
-    return Network(*own, source, run.parameters, run.megabytes, known)
+    scores = {} if top1 is None else {"top1": top1}
+    identity = (run.name, member.role, member.group, member.colour, run.arch)
+    return Network(*identity, source, run.parameters, run.megabytes, scores)
 
 
-def _evaluated(name: str, role: str, group: str, colour: str, entry: Mapping[str, Any]) -> Network:
-    parameters = number(entry.get("parameters"))
-    count = None if parameters is None else int(parameters)
-    arch, megabytes = str(entry.get("arch", "unknown")), number(entry.get("megabytes"))
-    return Network(name, role, group, colour, arch, "evaluation.json", count, megabytes, entry)
+def _evaluated_network(name: str, role: str, group: str, colour: str, entry: Mapping[str, Any]) -> Network:
+    parameters = finite_number(entry.get("parameters"))
+    num_parameters = None if parameters is None else int(parameters)
+    arch, megabytes = str(entry.get("arch", "unknown")), finite_number(entry.get("megabytes"))
+    return Network(name, role, group, colour, arch, "evaluation.json", num_parameters, megabytes, entry)
 
 
 @dataclass
-class Tried:
-    """The networks of a report on images of --data.
+class NetworkResults:
+    """The results of a report's networks on images of --data.
 
     Args:
         root: the data folder.
-        classes: names in order of index.
+        classes: class names in order of index.
         paths: of the images.
         networks: with their predictions.
-        note: which images they are.
-        faults: networks that could not be tried, and why.
+        note: which images they are, in words.
+        faults: which networks could not be run, and why.
     """
 
     root: Path = Path()
@@ -141,90 +141,96 @@ class Tried:
     faults: list[str] = field(default_factory=list)
 
     def short(self, path: str) -> str:
-        """Return the path of an image as seen from the data folder."""
+        """Return the path of an image relative to the data folder."""
         return os.path.relpath(path, self.root)
 
 
-def try_networks(members: Sequence[Member], root: Path, most: int) -> Tried:
+def run_networks(members: Sequence[Member], root: Path, max_images: int) -> NetworkResults:
     """Run the networks of all runs, and their teachers, on the validation images of a data folder.
 
     Args:
         members: the runs.
         root: the data folder.
-        most: images at most; of more, some are drawn, the same for all networks.
+        max_images: largest number of images; if there are more, the same random ones are used for all networks.
 
     Raises:
-        UserError: no such images, or none of the networks is of their classes.
+        UserError: there are no such images, or no network has their classes.
     """
-    tried, trials, causes = Tried(root=root), _Trials(root, most), []
-    where = device_of(Devices())
-    for source in tqdm(_sources(members, tried.faults), desc="networks", leave=False, disable=None):
+    results, trials, causes = NetworkResults(root=root), _Trials(root, max_images), []
+    device = device_of(Devices())
+    for source in tqdm(_sources(members, results.faults), desc="networks", leave=False, disable=None):
         try:
             trained = open_network(source.file, source.spec)
-            if source.spec and tried.networks and trained.num_classes != len(tried.classes):
+            if source.spec and results.networks and trained.num_classes != len(results.classes):
                 continue  # a teacher of other classes, whose maps alone guided the student
             trial = trials.of(trained)
         except UserError as error:
             causes.append(str(error))
-            tried.faults.append(f"{source.name} was not tried on the images: {error}")
+            results.faults.append(f"{source.name} was not tried on the images: {error}")
             continue
-        tried.classes, tried.paths, tried.note = trial.data.classes, [path for path, _ in trial.data.valid], trial.said
-        predictions = _predict(trained, trial, where)
-        tried.networks.append(_scored(source, trained, predictions, tried))
-    if not tried.networks:
+        results.classes, results.paths, results.note = (
+            trial.data.classes,
+            [path for path, _ in trial.data.valid],
+            trial.description,
+        )
+        predictions = _predict(trained, trial, device)
+        results.networks.append(_scored_network(source, trained, predictions, results))
+    if not results.networks:
         raise UserError(f"--data {root}: {causes[0] if causes else 'no run has a checkpoint to try on its images'}")
-    return tried
+    return results
 
 
 def open_network(file: Path, spec: Mapping[str, Any]) -> Trained:
-    """Open a checkpoint; the description of a teacher may name its network, and what it sees.
+    """Open a checkpoint; the description of a teacher may name its architecture and preprocessing.
 
     Raises:
-        UserError: a file that cannot be read, or a description that makes no sense.
+        UserError: the file cannot be read, or the description is damaged.
     """
     arch = spec.get("arch")
     trained = open_trained(file, arch if isinstance(arch, str) else None)
     try:
-        seen = trained.preprocessing.with_values({k: spec[k] for k in ("img_size", "mean", "std") if k in spec})
+        preprocessing = trained.preprocessing.with_values(
+            {k: spec[k] for k in ("img_size", "mean", "std") if k in spec}
+        )
     except ValueError as error:
         raise UserError(f"{file}: {error}") from error
-    return replace(trained, preprocessing=seen)
+    return replace(trained, preprocessing=preprocessing)
 
 
 class _Trials:
-    """The images to try networks on; the folder is listed once for networks of the same classes."""
+    """The images to run networks on; the folder is listed once for all networks with the same classes."""
 
-    def __init__(self, root: Path, most: int) -> None:
-        self.root, self.most = root, most
-        self._known: dict[tuple[tuple[str, ...] | None, int], Trial] = {}
+    def __init__(self, root: Path, max_images: int) -> None:
+        self.root, self.max_images = root, max_images
+        self._trials: dict[tuple[tuple[str, ...] | None, int], Trial] = {}
 
     def of(self, trained: Trained) -> Trial:
-        """Return them as a network sees them.
+        """Return the images with the preprocessing of a network.
 
         Raises:
-            UserError: there are none, or they are of other classes.
+            UserError: there are no images, or they are of other classes.
         """
         key = (None if trained.classes is None else tuple(trained.classes), trained.num_classes)
-        if key not in self._known:
-            seen = trained.preprocessing
-            self._known[key] = self._drawn(
-                read_trial(self.root, seen, trained.classes, trained.num_classes, calibrate=False)
+        if key not in self._trials:
+            preprocessing = trained.preprocessing
+            self._trials[key] = self._draw(
+                read_trial(self.root, preprocessing, trained.classes, trained.num_classes, calibrate=False)
             )
-        return replace(self._known[key], preprocessing=trained.preprocessing)
+        return replace(self._trials[key], preprocessing=trained.preprocessing)
 
-    def _drawn(self, trial: Trial) -> Trial:
-        every = trial.data.valid
-        if any(target < 0 for _, target in every):
+    def _draw(self, trial: Trial) -> Trial:
+        samples = trial.data.valid
+        if any(target < 0 for _, target in samples):
             raise UserError("it has no valid/, so the classes of its images are unknown: expected valid/CLASS/")
-        valid = [every[index] for index in subset(len(every), self.most, seed=0, epoch=0)]
-        number = f"all {len(valid)}" if len(valid) == len(every) else f"{len(valid)} of the {len(every)}"
-        said = f"{number} validation images of {self.root}"
-        return replace(trial, data=replace(trial.data, valid=valid), said=said)
+        valid = [samples[index] for index in draw_subset(len(samples), self.max_images, seed=0, epoch=0)]
+        finite_number = f"all {len(valid)}" if len(valid) == len(samples) else f"{len(valid)} of the {len(samples)}"
+        description = f"{finite_number} validation images of {self.root}"
+        return replace(trial, data=replace(trial.data, valid=valid), description=description)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a network of a report comes from: a run, or the description of a teacher, which is empty otherwise."""
+    """The checkpoint of a report's network; `spec` is the description of a teacher, empty for the network of a run."""
 
     name: str
     role: str
@@ -235,12 +241,12 @@ class _Source:
 
 
 def _sources(members: Sequence[Member], faults: list[str]) -> list[_Source]:
-    """Return the networks of the runs and then their teachers, each once."""
-    found: dict[Path, _Source] = {}
+    """Return the networks of the runs, then their teachers, each once; add those without a file to `faults`."""
+    sources: dict[Path, _Source] = {}
     for member in members:
-        file = checkpoint(member.run)
+        file = find_checkpoint(member.run)
         if file is not None:
-            found[file.resolve()] = _Source(member.run.name, member.role, member.group, member.colour, file, {})
+            sources[file.resolve()] = _Source(member.run.name, member.role, member.group, member.colour, file, {})
     for member in members:
         for spec, path in teacher_files(member.run):
             name = f"teacher {spec.get('arch', 'unknown')}"
@@ -248,28 +254,28 @@ def _sources(members: Sequence[Member], faults: list[str]) -> list[_Source]:
                 why = "it has no file" if path is None else f"{path} is missing"
                 faults.append(f"{name} of {member.run.name} was not tried on the images: {why}")
             else:
-                found.setdefault(path.resolve(), _Source(name, "teacher", name, TEACHER, path, spec))
-    return list(found.values())
+                sources.setdefault(path.resolve(), _Source(name, "teacher", name, TEACHER, path, spec))
+    return list(sources.values())
 
 
-def checkpoint(run: Run) -> Path | None:
-    """Return the checkpoint that stands for a run: best.pth, or else last.pth."""
+def find_checkpoint(run: Run) -> Path | None:
+    """Return the checkpoint of a run: best.pth, or else last.pth, or None."""
     return next((run.folder / name for name in ("best.pth", "last.pth") if is_file(run.folder / name)), None)
 
 
 @torch.inference_mode()
-def _predict(trained: Trained, trial: Trial, where: torch.device) -> Predictions:
-    network, parts = trained.network.to(where), [torch.empty(0, COLUMNS, dtype=torch.float64)]
+def _predict(trained: Trained, trial: Trial, device: torch.device) -> Predictions:
+    network, rows = trained.network.to(device), [torch.empty(0, COLUMNS, dtype=torch.float64)]
     for pixels, target in trial.batches(BATCH):
         try:
-            logits = logits_of(network(trained.preprocessing.normalise(pixels.to(where)).contiguous()))
+            logits = logits_of(network(trained.preprocessing.normalise(pixels.to(device)).contiguous()))
         except torch.OutOfMemoryError as error:
             raise RunError(f"{trained.path}: a batch of {BATCH} images needs too much memory") from error
-        parts.append(per_image(logits.float().cpu(), target))
-    return Predictions.of(torch.cat(parts))
+        rows.append(per_image(logits.float().cpu(), target))
+    return Predictions.of(torch.cat(rows))
 
 
-def _scored(source: _Source, trained: Trained, predictions: Predictions, tried: Tried) -> Network:
+def _scored_network(source: _Source, trained: Trained, predictions: Predictions, results: NetworkResults) -> Network:
     tensors = (*trained.network.parameters(), *trained.network.buffers())
     return Network(
         source.name,
@@ -277,9 +283,9 @@ def _scored(source: _Source, trained: Trained, predictions: Predictions, tried: 
         source.group,
         source.colour,
         trained.arch,
-        source=f"images of {tried.root}",
+        source=f"images of {results.root}",
         parameters=sum(value.numel() for value in trained.network.parameters()),
         megabytes=sum(value.nbytes for value in tensors) / 1e6,
-        scores=scores(predictions, tried.classes),
+        scores=scores(predictions, results.classes),
         predictions=predictions,
     )

@@ -1,4 +1,4 @@
-"""The packages that a page is made with, which not every user of the project needs."""
+"""Check that the packages of the extra [report] are installed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ NEEDED = {"jinja2": "Jinja2", "vl_convert": "vl-convert-python"}  # module: pack
 
 
 def check_packages() -> None:
-    """Refuse to begin a page that could not be made.
+    """Check that the packages for a page are installed.
 
     Raises:
-        UserError: a package is not installed.
+        UserError: some are missing; the message says what to install.
     """
     missing = " ".join(package for name, package in NEEDED.items() if importlib.util.find_spec(name) is None)
     if missing:

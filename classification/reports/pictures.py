@@ -1,4 +1,4 @@
-"""Small pictures that a page holds within itself: photographs, maps of channels, matrices of costs."""
+"""Small pictures as data URIs: photographs, channel maps, cost matrices."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from classification.data.images import image_or_cause
+from classification.data.images import read_image_or_cause
 from classification.runs.matchings import closeness
 
-LEVELS = 32  # of a matrix or a map: more are not told apart, and cost bytes
+LEVELS = 32  # colours of a matrix or a map; more cannot be told apart, and make the file larger
 POSITIVE, NEGATIVE, COST = (208, 60, 40), (40, 104, 200), (45, 130, 225)
 
 Array = NDArray[np.float64]
 
 
 def photograph(path: str, side: int) -> str | None:
-    """Return a photograph as a JPEG of at most `side` pixels, in a data URI; None where it cannot be read."""
-    image = image_or_cause(path)
+    """Return a photograph as a JPEG with sides of at most `side` pixels; None if it cannot be read."""
+    image = read_image_or_cause(path)
     if isinstance(image, str):
         return None
     image.thumbnail((side, side))
@@ -31,7 +31,7 @@ def photograph(path: str, side: int) -> str | None:
 
 
 def channel_map(values: Array) -> str:
-    """Return a map (H, W) as a PNG: red above zero, blue below, zero transparent, so that it suits any background."""
+    """Return a map (H, W) as a PNG: red above zero, blue below; zero is transparent, for light and dark backgrounds."""
     half = LEVELS // 2 - 1
     top = float(np.abs(values).max()) or 1.0
     levels = np.rint(values / top * half).astype(np.int64) + half  # 0 ... 2 half
@@ -40,7 +40,7 @@ def channel_map(values: Array) -> str:
 
 
 def cost_matrix(cost: Array) -> str:
-    """Return costs as a PNG: the cheaper a pair, the stronger the colour; the dearest ones are transparent."""
+    """Return a cost matrix as a PNG: the lower the cost, the stronger the colour; the highest is transparent."""
     colours = [(*COST, round(255 * n / (LEVELS - 1))) for n in range(LEVELS)]
     return _palette(np.rint(closeness(cost) * (LEVELS - 1)).astype(np.int64), colours)
 

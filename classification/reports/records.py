@@ -1,4 +1,4 @@
-"""Run folders as a report reads them: what is there, and what is missing or broken, which a report shows as well."""
+"""Read run folders for a report. Missing or damaged files are faults, which the report shows."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from classification.paths import exists, is_file, is_folder
 from classification.runs.evaluation import NAME as EVALUATION
 from classification.runs.matchings import Matching, files, read_matching
 
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # of a checkpoint, what no optimizer changes
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")  # tensors of a checkpoint that are not parameters
 FILES = ("best.pth", "last.pth")
-LARGEST = 1e300  # beyond it a whole number in a file is no float
-MOST_NAMED = 5  # broken lines or files that are named, the others counted
+MAX_FLOAT = 1e300  # larger integers in a file cannot be converted to floats
+MOST_NAMED = 5  # broken lines or values that are named; the others are counted
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder says.
+    """The content of a run folder.
 
     Args:
         folder: the run folder.
-        name: short, another for every run of a report.
-        config: of config.json; empty where that cannot be read.
-        epochs: one record per finished epoch: numbers by name.
+        name: a short name, unique in the report.
+        config: of config.json; empty if it cannot be read.
+        epochs: one record per finished epoch: {name: number}.
         matchings: of flow/, in order.
-        evaluation: of evaluation.json, by role; empty where there is none.
-        parameters: of the checkpoint, or None where there is none that can be read.
-        megabytes: of its parameters and buffers, likewise.
+        evaluation: of evaluation.json, by role; empty if there is none.
+        parameters: number of parameters of the checkpoint, or None if it cannot be read.
+        megabytes: of its parameters and buffers, or None if it cannot be read.
         digests: first 16 digits of the SHA-256 of each checkpoint, by file name.
-        faults: what went wrong, one sentence each.
+        faults: what is missing or went wrong, one sentence each.
     """
 
     folder: Path
@@ -55,8 +55,8 @@ class Run:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """The options of the run, by name."""
-        return mapping(self.config.get("options"))
+        """The options by name."""
+        return as_mapping(self.config.get("options"))
 
     @property
     def arch(self) -> str:
@@ -65,48 +65,48 @@ class Run:
 
     @property
     def teachers(self) -> list[Mapping[str, Any]]:
-        """The networks beside the student: frozen teachers, or its peers."""
-        found = self.options.get("teachers")
-        return [mapping(teacher) for teacher in found] if isinstance(found, list) else []
+        """The descriptions of the other networks: frozen teachers, or peers of the student."""
+        entries = self.options.get("teachers")
+        return [as_mapping(teacher) for teacher in entries] if isinstance(entries, list) else []
 
     @property
     def terms(self) -> list[str]:
-        """Names of the terms of its loss."""
-        return [str(name) for name in mapping(self.options.get("terms"))]
+        """The names of the loss's terms."""
+        return [str(name) for name in as_mapping(self.options.get("terms"))]
 
     def series(self, name: str) -> list[tuple[int, float]]:
-        """Return (epoch, value) of the epochs that have a finite value of that name."""
+        """Return (epoch, value) of all epochs with a finite value of this name."""
         return [(int(e["epoch"]), e[name]) for e in self.epochs if math.isfinite(e.get(name, math.nan))]
 
     def last(self, name: str) -> float | None:
-        """Return the value of the last epoch that has one."""
-        found = self.series(name)
-        return found[-1][1] if found else None
+        """Return the last finite value of this name, or None."""
+        entries = self.series(name)
+        return entries[-1][1] if entries else None
 
 
-def mapping(value: object) -> Mapping[str, Any]:
-    """Return a mapping as it is, and an empty one in the place of anything else."""
+def as_mapping(value: object) -> Mapping[str, Any]:
+    """Return a mapping as it is, and an empty one for anything else."""
     return value if isinstance(value, Mapping) else {}
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder holds a run, whole or not."""
+    """Return whether a folder is a run folder, complete or not."""
     return is_folder(folder) and any(is_file(folder / name) for name in ("config.json", "metrics.jsonl", "last.pth"))
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders; one that is named twice is read once.
+    """Read run folders, each once.
 
     Raises:
-        UserError: a folder that is no run, or no run with a finished epoch.
+        UserError: a folder is not a run, or no run has a finished epoch.
     """
     for folder in folders:
         _check_run(folder)
-    known = list({folder.resolve(): folder for folder in folders}.values())
-    runs = [_read_run(folder, name) for folder, name in zip(known, _names(known), strict=True)]
+    unique = list({folder.resolve(): folder for folder in folders}.values())
+    runs = [_read_run(folder, name) for folder, name in zip(unique, _unique_names(unique), strict=True)]
     if not any(run.epochs for run in runs):
-        which = f"{known[0]} has" if len(known) == 1 else f"none of the {len(known)} runs has"
-        raise UserError(f"{which} no finished epoch in metrics.jsonl: a report needs at least one")
+        subject = f"{unique[0]} has" if len(unique) == 1 else f"none of the {len(unique)} runs has"
+        raise UserError(f"{subject} no finished epoch in metrics.jsonl: a report needs at least one")
     return runs
 
 
@@ -115,19 +115,19 @@ def _check_run(folder: Path) -> None:
         return
     if not is_folder(folder):
         raise UserError(f"run folder {folder} {'is a file: give its folder' if exists(folder) else 'does not exist'}")
-    inside = [folder, folder / "runs"] if is_folder(folder / "runs") else [folder]
-    below = sorted(str(path.relative_to(folder)) for top in inside for path in top.iterdir() if is_run(path))
-    there = f"; give runs that it holds: {', '.join(below[:5])}{' ...' if len(below) > 5 else ''}" if below else ""
-    raise UserError(f"{folder} is no run folder: expected config.json and metrics.jsonl in it{there}")
+    searched = [folder, folder / "runs"] if is_folder(folder / "runs") else [folder]
+    runs = sorted(str(path.relative_to(folder)) for top in searched for path in top.iterdir() if is_run(path))
+    hint = f"; give runs that it holds: {', '.join(runs[:5])}{' ...' if len(runs) > 5 else ''}" if runs else ""
+    raise UserError(f"{folder} is no run folder: expected config.json and metrics.jsonl in it{hint}")
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
-    """Return the last part of each path, or as many parts as tell the folders apart."""
+def _unique_names(folders: Sequence[Path]) -> list[str]:
+    """Return the last part of each path, or as many parts as make the names unique."""
     parts = [folder.resolve().parts for folder in folders]
     depth = 1
-    while len({own[-depth:] for own in parts}) < len(parts):
+    while len({path_parts[-depth:] for path_parts in parts}) < len(parts):
         depth += 1
-    return [one_line("/".join(own[-depth:]).removeprefix("//")) for own in parts]
+    return [one_line("/".join(path_parts[-depth:]).removeprefix("//")) for path_parts in parts]
 
 
 def _read_run(folder: Path, name: str) -> Run:
@@ -137,20 +137,20 @@ def _read_run(folder: Path, name: str) -> Run:
     matchings = _matchings(folder, faults)
     evaluation = {}
     if is_file(folder / EVALUATION):
-        found = _object(folder / EVALUATION, faults)
-        evaluation = {role: mapping(entry) for role, entry in found.items() if isinstance(entry, Mapping)}
-    faults += _missing(folder)
+        roles = _object(folder / EVALUATION, faults)
+        evaluation = {role: as_mapping(entry) for role, entry in roles.items() if isinstance(entry, Mapping)}
+    faults += _missing_files(folder)
     run = Run(folder, name, config, epochs, matchings, evaluation, *_size(folder, faults), _digests(folder), faults)
-    faults += _shortfalls(run)
+    faults += _epoch_faults(run)
     return run
 
 
 def _object(path: Path, faults: list[str]) -> Mapping[str, Any]:
-    """Return the JSON object of a file; an empty one, and a fault, where there is none."""
+    """Return the JSON object of a file; if that fails, add a fault and return an empty one."""
     try:
-        found = json.loads(path.read_bytes())
-        if isinstance(found, dict):
-            return found
+        content = json.loads(path.read_bytes())
+        if isinstance(content, dict):
+            return content
         faults.append(f"{path.name} is damaged: it holds no object")
     except OSError as error:
         faults.append(f"{path.name} cannot be read: {error.strerror}")
@@ -160,29 +160,29 @@ def _object(path: Path, faults: list[str]) -> Mapping[str, Any]:
 
 
 def _epochs(path: Path, faults: list[str]) -> list[dict[str, float]]:
-    """Return the records of the epochs, in order; a broken line is a fault."""
+    """Return the records of the epochs, in order; add a fault for each broken line."""
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         faults.append(f"{path.name} cannot be read: {error.strerror}")
         return []
-    found: dict[int, dict[str, float]] = {}
+    records: dict[int, dict[str, float]] = {}
     broken = []
     for number, line in enumerate(lines, 1):
         record = _record(line)
         if record is None:
             broken.append((number, line))
         else:
-            found[int(record["epoch"])] = record
+            records[int(record["epoch"])] = record
     for number, line in broken[:MOST_NAMED]:
         faults.append(f"line {number} of {path.name} is broken and left out: {quoted(line, 60)}")
     if len(broken) > MOST_NAMED:
         faults.append(f"{len(broken) - MOST_NAMED} more lines of {path.name} are broken and left out")
-    return [found[epoch] for epoch in sorted(found)]
+    return [records[epoch] for epoch in sorted(records)]
 
 
 def _record(line: bytes) -> dict[str, float] | None:
-    """Return the numbers of a line, or None where it is no record of an epoch."""
+    """Return the numbers in a line, or None if it is not the record of an epoch."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):
@@ -192,21 +192,21 @@ def _record(line: bytes) -> dict[str, float] | None:
         return None
     numbers = {n: v for n, v in content.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
     return {
-        name: float(value) if abs(value) < LARGEST or value != value else math.inf for name, value in numbers.items()
+        name: float(value) if abs(value) < MAX_FLOAT or value != value else math.inf for name, value in numbers.items()
     }
 
 
 def _matchings(folder: Path, faults: list[str]) -> list[Matching]:
-    found = []
+    matchings = []
     for path in files(folder):
         try:
-            found.append(read_matching(path))
+            matchings.append(read_matching(path))
         except (ValueError, zlib.error) as error:
             faults.append(f"flow/{error}")
-    return found
+    return matchings
 
 
-def _missing(folder: Path) -> list[str]:
+def _missing_files(folder: Path) -> list[str]:
     faults = [f"{name} is missing" for name in FILES if not is_file(folder / name)]
     bad = folder / "bad_images.txt"
     if is_file(bad):
@@ -215,7 +215,7 @@ def _missing(folder: Path) -> list[str]:
 
 
 def _size(folder: Path, faults: list[str]) -> tuple[int | None, float | None]:
-    """Return the number of parameters of the checkpoint, and the megabytes of these and its buffers."""
+    """Return the number of parameters of the checkpoint, and the megabytes of its parameters and buffers."""
     path = next((folder / name for name in FILES if is_file(folder / name)), None)
     if path is None:
         return None, None
@@ -230,19 +230,19 @@ def _size(folder: Path, faults: list[str]) -> tuple[int | None, float | None]:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    found = {}
+    digests = {}
     for name in FILES:
         if is_file(folder / name):
             digest = hashlib.sha256()
             with (folder / name).open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-            found[name] = digest.hexdigest()[:16]
-    return found
+            digests[name] = digest.hexdigest()[:16]
+    return digests
 
 
-def _shortfalls(run: Run) -> list[str]:
-    """Return what the records of the epochs lack, or tell of trouble."""
+def _epoch_faults(run: Run) -> list[str]:
+    """Return faults from the records of the epochs: missing epochs, skipped steps, values that are not finite."""
     faults = []
     planned, done = planned_epochs(run.options), len(run.epochs)
     if planned is not None and done < planned:
@@ -254,13 +254,15 @@ def _shortfalls(run: Run) -> list[str]:
     if skipped := sum(record.get("skipped_steps", 0) > 0 for record in run.epochs):
         last = int(run.epochs[-1].get("skipped_steps", 0))
         faults.append(f"{last} steps were left out because a loss or gradient was not finite (in {skipped} epochs)")
-    bad = sorted({name for record in run.epochs for name, value in record.items() if not math.isfinite(value)})
-    if bad:
-        faults.append(f"values that are not finite, in {', '.join(bad[:MOST_NAMED])}{' ...' if bad[5:] else ''}")
+    not_finite = sorted({name for record in run.epochs for name, value in record.items() if not math.isfinite(value)})
+    if not_finite:
+        faults.append(
+            f"values that are not finite, in {', '.join(not_finite[:MOST_NAMED])}{' ...' if not_finite[5:] else ''}"
+        )
     return faults
 
 
 def planned_epochs(options: Mapping[str, Any]) -> int | None:
-    """Return how many epochs a run has when it is done, or None where its options do not say."""
+    """Return the number of epochs of a complete run, or None if its options do not say it."""
     epochs, warmup = options.get("epochs"), options.get("warmup_epochs") if options.get("warmup") else 0
     return epochs + warmup if isinstance(epochs, int) and isinstance(warmup, int) else None

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from classification.data.preprocessing import Preprocessing
-from classification.data.samples import digest_of
+from classification.data.samples import samples_digest
 from classification.errors import UserError, one_line, quoted
 from classification.options.config import recorded_options
 from classification.options.options import Options, names_where
@@ -265,7 +265,7 @@ def fingerprints(
     for teacher in teachers:
         for value in teacher.state_dict().values():
             weights.update(_bytes(value))
-    return {"teachers": weights.hexdigest(), "training images": digest_of(samples, root), "terms": list(terms)}
+    return {"teachers": weights.hexdigest(), "training images": samples_digest(samples, root), "terms": list(terms)}
 
 
 def _bytes(value: Any) -> bytes:

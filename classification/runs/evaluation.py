@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from classification.errors import UserError, one_line
-from classification.models.intervals import BETTER, MARGIN, OPEN, SAME, WORSE
+from classification.models.intervals import BETTER, MARGIN, NO_DIFFERENCE, UNDECIDED, WORSE
 from classification.paths import is_folder
 from classification.runs.scores import Predictions, compare, scores
 from classification.system.new_files import write_whole
@@ -22,8 +22,8 @@ PERCENT = {"top1": "top-1, %", "top5": "top-5, %"}
 REASONS = {
     BETTER: "the interval lies above 0",
     WORSE: "the interval lies below 0",
-    SAME: f"the interval lies within {MARGIN} points of 0",
-    OPEN: "the interval contains 0: more images would make it narrower",
+    NO_DIFFERENCE: f"the interval lies within {MARGIN} points of 0",
+    UNDECIDED: "the interval contains 0: more images would make it narrower",
 }
 SHARES = {"balanced_accuracy": "balanced accuracy, %", "macro_f1": "macro-F1, %", "ece": "calibration error, %"}
 

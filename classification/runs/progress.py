@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from classification.data.folders import numbers_classes
+from classification.data.folders import has_numbered_classes
 from classification.options.config import epoch_name, total_epochs
 from classification.options.groups import Optimisation
 from classification.options.options import Options
@@ -102,7 +102,7 @@ def last_lines(
     data = options.data
     where = f" ({epoch_name(options.optimisation, int(best['epoch']))})" if "epoch" in best else ""
     words = [str(data.data), *(["--valid-list", data.valid_list] if data.valid_list else [])]
-    if numbers_classes(str(data.data), data.train_list, data.valid_list):
+    if has_numbered_classes(str(data.data), data.train_list, data.valid_list):
         words += ["--train-list", data.train_list] if data.train_list and options.labelled else []
         words += ["--num-classes", str(num_classes)]
     words += ["--bad-images", "skip"] if data.bad_images == "skip" else []

@@ -21,7 +21,7 @@ from classification.runs.heartbeat import Heartbeat, Mate
 
 
 @dataclass(frozen=True)
-class Near:
+class LocalRanks:
     """The ranks of one node: the number of this one among them, how many they are, and their group."""
 
     number: int = 0
@@ -129,10 +129,10 @@ class World:
         for value, mean in zip(values, means.split([value.numel() for value in values]), strict=True):
             value.copy_(mean.view_as(value))
 
-    def near(self) -> Near:
+    def local_ranks(self) -> LocalRanks:
         """Return the ranks of this node, of which this is one; every rank of the run has to ask."""
         if self.size == 1:
-            return Near()
+            return LocalRanks()
         groups: dict[str, Any] = {}
         hosts = [mate.host for mate in self.mates]
         wait_for = timedelta(seconds=self.heartbeat.timeout) if self.heartbeat else None
@@ -140,7 +140,7 @@ class World:
             ranks = [rank for rank, other in enumerate(hosts) if other == host]
             groups[host] = (ranks, dist.new_group(ranks, backend="gloo", timeout=wait_for))
         ranks, group = groups[hosts[self.rank]]
-        return Near(ranks.index(self.rank), len(ranks), group)
+        return LocalRanks(ranks.index(self.rank), len(ranks), group)
 
     @torch.no_grad()
     def share_state(self, module: nn.Module) -> None:

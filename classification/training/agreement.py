@@ -7,8 +7,8 @@ import os
 from collections.abc import Sequence
 
 from classification.data.image_files import file_digest
-from classification.data.members import size_of
-from classification.data.samples import digest_of
+from classification.data.members import file_size
+from classification.data.samples import samples_digest
 from classification.errors import UserError
 from classification.runs.checkpoint import job_hash
 from classification.runs.world import World, parallel_devices
@@ -74,9 +74,9 @@ def _checkpoint(job: Job) -> list[str]:
 
 def _files(samples: Sequence[tuple[str, int]], root: str) -> list[str]:
     """Return names, classes and sizes of files, and the content of a few: other bytes may hide under the same names."""
-    sizes = [str(size_of(path)) for path, _ in samples[:: max(1, len(samples) // MOST)]]
+    sizes = [str(file_size(path)) for path, _ in samples[:: max(1, len(samples) // MOST)]]
     read = [file_digest(path) for path, _ in samples[:: max(1, len(samples) // READ)]]
-    return [digest_of(samples, root), *sizes, *read]
+    return [samples_digest(samples, root), *sizes, *read]
 
 
 def _number(parts: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from classification.data.cache import Cache
 from classification.data.images import read_image
-from classification.data.loading import FixedBatches, Key, Photos, clear_errors, loader, subset
+from classification.data.loading import FixedBatches, Key, Photos, draw_subset, explain_worker_errors, make_loader
 from classification.data.preprocessing import Preprocessing
 from classification.errors import Stopped
 from classification.runs import evaluation
@@ -98,13 +98,13 @@ class Engine:
 
     def _summarise(self, rows: Mapping[str, Tensor], file: Path | None) -> None:
         """Print the networks side by side, with their costs on this device, and write evaluation.json."""
-        from classification.models.cost import costs  # its parts are needed here alone
+        from classification.models.cost import measure_costs  # its parts are needed here alone
 
         scored = {role: Predictions.of(part) for role, part in rows.items()}
         networks, preprocessing = self.job.networks(), self.job.preprocessing_by_role()
         sized = {role: (networks[role][1], (preprocessing[role] or self.job.preprocessing).img_size) for role in rows}
         archs = {role: arch for role, (arch, _) in networks.items()}
-        summary = evaluation.summary(scored, archs, self.job.data.classes, costs(sized, self.autocast))
+        summary = evaluation.summary(scored, archs, self.job.data.classes, measure_costs(sized, self.autocast))
         self.world.say("\n".join(evaluation.table(summary)))
         self.world.say(f"=> {evaluation.keep(summary, file, typed=self.options.run.output is not None)}")
 
@@ -172,7 +172,7 @@ class Engine:
             num_images: how many of them, over all ranks; None for all.
         """
         total = len(self.job.data.train)
-        chosen = subset(total, total if num_images is None else num_images, self.seed, epoch)
+        chosen = draw_subset(total, total if num_images is None else num_images, self.seed, epoch)
         batches = FixedBatches(chosen, self._share, self.world.rank, self.world.size)
         photos = Photos(self.job.data.train, self.job.preprocessing.transform(), cache=self.train_cache())
         loading = self.load(photos, batches, persistent=False)
@@ -182,9 +182,9 @@ class Engine:
     def load(
         self, photos: Photos, batches: Sampler[list[Key]], *, persistent: bool = True
     ) -> DataLoader[tuple[Tensor, int, int]]:
-        """Return the loader of this rank's batches; `persistent` as in `loader`."""
+        """Return the loader of this rank's batches; `persistent` as in `make_loader`."""
         world = self.world
-        return loader(photos, batches, self.workers, world.device, persistent=persistent, ending=world.ending)
+        return make_loader(photos, batches, self.workers, world.device, persistent=persistent, ending=world.ending)
 
     def train_cache(self) -> Cache | None:
         """Return the decoded training images, or None where --cache is off."""
@@ -211,7 +211,7 @@ class Engine:
         if self.options.data.cache == "off":
             return None
         self.world.say(f"=> decoding {len(samples)} images into memory")
-        return Cache(samples, read_image, near=self.world.near())
+        return Cache(samples, read_image, ranks=self.world.local_ranks())
 
     # -- precision, progress, signals
 
@@ -232,7 +232,7 @@ class Engine:
         """
         batches = loading.batch_sampler
         assert isinstance(batches, FixedBatches)
-        for number, batch in enumerate(clear_errors(self.progress(loading, what), self.workers)):
+        for number, batch in enumerate(explain_worker_errors(self.progress(loading, what), self.workers)):
             alone = self.world.size == 1
             if self.interrupt is not None and (alone or (number % LOOK == 0 and number < batches.common)):
                 signal = self.world.largest(self.interrupt.signal)

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from classification.data.loading import clear_errors
+from classification.data.loading import explain_worker_errors
 from classification.data.preprocessing import Preprocessing
 from classification.models import build
 from classification.options import config
@@ -126,7 +126,7 @@ def _cost(job: Job) -> Cost:
     optimisation, train, valid = job.options.optimisation, job.data.train, job.data.valid
     most = BATCHES * optimisation.batch_size
     if job.stored is not None:
-        job.stored = job.stored.at(_positions(len(train), most))
+        job.stored = job.stored.part_of(_positions(len(train), most))
     job.data = replace(job.data, train=_spread(train, most), valid=_spread(valid, most // 2))
     engine = Engine(job, World(device=device_of(job.options.devices)))
     trainer = Trainer(engine)
@@ -157,7 +157,9 @@ def _steps(trainer: Trainer) -> list[float]:
     batches.begin(0)
     stepper.wrapped.train()
     before = time.perf_counter()
-    for number, (batch, pending) in enumerate(stepper.ahead(clear_errors(trainer.loader, trainer.engine.workers))):
+    for number, (batch, pending) in enumerate(
+        stepper.ahead(explain_worker_errors(trainer.loader, trainer.engine.workers))
+    ):
         stepper.set_rate(config.learning_rate(trainer.options.optimisation, 0, 0.0))
         stepper(batch, 0, number, batches.batch_size(number), pending)
         now = time.perf_counter()

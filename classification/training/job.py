@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from classification.data.folders import Folder
+from classification.data.folders import DataFolder
 from classification.data.preprocessing import Preprocessing
 from classification.data.stored import StoredViews
 from classification.errors import UserError
@@ -65,7 +65,7 @@ class Job:
 
     options: Options
     seed: Seed
-    data: Folder
+    data: DataFolder
     student: nn.Module | None = None
     teachers: list[nn.Module] = field(default_factory=list)
     arch: str = ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from classification.data.loading import FixedBatches, Photos, loader, subset
+from classification.data.loading import FixedBatches, Photos, draw_subset, make_loader
 from classification.training.distillation import view_of
 from classification.training.job import Job
 from mgd import Outputs, Tap, Taps, dry_forward
@@ -42,8 +42,8 @@ def _outputs(job: Job, networks: Sequence[Taps]) -> Iterator[tuple[Outputs, list
     """Yield what the networks make of training images, each of its own view of them."""
     views = [None, *(view_of(job.preprocessing, seen) for seen in job.teacher_preprocessing)]
     photos = Photos(job.data.train, job.preprocessing.transform())
-    chosen = FixedBatches(subset(len(photos), NUM_IMAGES, job.seed.value, 0), BATCH)
-    for seen, _, _ in loader(photos, chosen, 0, torch.device("cpu")):
+    chosen = FixedBatches(draw_subset(len(photos), NUM_IMAGES, job.seed.value, 0), BATCH)
+    for seen, _, _ in make_loader(photos, chosen, 0, torch.device("cpu")):
         images = job.preprocessing.normalise(seen)
         pairs = zip(networks, views, strict=True)
         outputs = [dry_forward(network, images if shown is None else shown(images)) for network, shown in pairs]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from classification.data.folders import Folder
+from classification.data.folders import DataFolder
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import known_name
@@ -63,7 +63,7 @@ class Sources:
         file = self.student or self.resumed
         usual = Preprocessing.of(self.img_size or 224, self.train_crop or "resized")
         found = _of_file(file, usual, published)
-        kept = (evaluate or self.resumed is not None) and file is not None and "resize" in file.seen
+        kept = (evaluate or self.resumed is not None) and file is not None and "resize" in file.preprocessing_values
         crop = None if kept else self.train_crop
         return found if (self.img_size, crop) == (None, None) else found.at(self.img_size or found.img_size, crop)
 
@@ -94,7 +94,7 @@ class Sources:
 
 
 def _of_file(file: WeightFile | None, usual: Preprocessing, published: Preprocessing | None) -> Preprocessing:
-    if file is None or "mean" not in file.seen:
+    if file is None or "mean" not in file.preprocessing_values:
         usual = published or usual
     return usual if file is None else file.preprocessing(usual)
 
@@ -164,7 +164,7 @@ def _arch(file: WeightFile | None, notes: list[str], option: str) -> str | None:
     return name
 
 
-def numbered_as(data: Folder, names: list[str] | None) -> Folder:
+def numbered_as(data: DataFolder, names: list[str] | None) -> DataFolder:
     """Number the classes of a folder as a file does that has these classes and more."""
     if names is None or not set(data.classes) < set(names):
         return data

@@ -11,17 +11,17 @@ from torch import nn
 
 from classification.data.folders import (
     MOST_COMPARED,
-    Folder,
+    DataFolder,
     check_heif,
+    find_shared_images,
     read_folder,
-    shared_images,
     without_unreadable,
 )
-from classification.data.image_files import across, count_of
-from classification.data.listing import list_once
-from classification.data.lists import mix, read_pile
+from classification.data.image_files import count_of, identical_pairs
+from classification.data.listing import list_cached
+from classification.data.lists import join_pile, read_pile
 from classification.data.preprocessing import Preprocessing
-from classification.data.soft_labels import Likely, soften
+from classification.data.soft_labels import ClassProbabilities, merge_soft_labels
 from classification.errors import UserError
 from classification.models import build, pretrained_source
 from classification.models.pretrained import load_pretrained, published_preprocessing, usual_preprocessing
@@ -70,14 +70,14 @@ def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
     return job
 
 
-def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
+def _read_data(options: Options) -> tuple[DataFolder, dict[str, str]]:
     """Return the images of a run, and those that are skipped because they cannot be read."""
     asked = options.data
     assert asked.data is not None
     place, shared = listing_place(options.run), find_place(options.devices).size > 1
     what = (options.labels, asked.train_list, asked.valid_list, asked.num_classes)
     read = partial(_read_folder, options)
-    data = list_once(read, place, asked.data, what, shared=shared)
+    data = list_cached(read, place, asked.data, what, shared=shared)
     if options.run.evaluate:
         data = replace(data, train=[])
     elif options.pile.pile_list:
@@ -88,11 +88,11 @@ def _read_data(options: Options) -> tuple[Folder, dict[str, str]]:
     else:
         check_heif(data)
     if not options.run.evaluate:
-        data.notes.extend(shared_images(data))
+        data.notes.extend(find_shared_images(data))
     return data, bad
 
 
-def _read_folder(options: Options) -> Folder:
+def _read_folder(options: Options) -> DataFolder:
     asked = options.data
     assert asked.data is not None
     return read_folder(
@@ -105,7 +105,7 @@ def _read_folder(options: Options) -> Folder:
     )
 
 
-def _with_pile(data: Folder, options: Options) -> Folder:
+def _with_pile(data: DataFolder, options: Options) -> DataFolder:
     """Add the images of --pile-list to train.
 
     Raises:
@@ -118,17 +118,17 @@ def _with_pile(data: Folder, options: Options) -> Folder:
         )
     found = read_pile(asked.pile_list, asked.pile_root, data.classes, labels=options.labelled)
     if len(found) + len(data.valid) <= MOST_COMPARED:
-        copies = across([path for path, _ in data.valid], [path for path, _ in found])
+        copies = identical_pairs([path for path, _ in data.valid], [path for path, _ in found])
         if copies:
             first = f"{copies[0][1]} = {copies[0][0]}"
             raise UserError(
                 f"--pile-list holds {count_of(len(copies), 'image')} of valid, for example {first}: leave such images "
                 "out with `mgd select --exclude`"
             )
-    soft: dict[str, Likely] = {}
+    soft: dict[str, ClassProbabilities] = {}
     if asked.pile_targets == "soft" and options.labelled:
-        found, soft = soften(asked.pile_list, found)
-    train = mix(data.train, found, 1 if options.labels == "pseudo" else asked.pile_share)
+        found, soft = merge_soft_labels(asked.pile_list, found)
+    train = join_pile(data.train, found, 1 if options.labels == "pseudo" else asked.pile_share)
     note = f"{len(found)} images of {', '.join(asked.pile_list)} labelled by a teacher; {len(train)} images per epoch"
     return replace(data, train=train, notes=[*data.notes, note], soft=soft)
 
@@ -195,13 +195,13 @@ def _say_preprocessing(
 ) -> None:
     if preprocessing != Preprocessing.of(job.preprocessing.img_size, job.train_crop):
         unread = "image processor" if arch.startswith("hf:") else "published weights"
-        what = unread if file is None or not file.seen else "file"
+        what = unread if file is None or not file.preprocessing_values else "file"
         how = f"as its {what} had them"
         if recipe:
             how = f"as its recipe and its {what} say"
         elif file is not None and file.preprocessing(preprocessing) != preprocessing:
             how += ", except for the size"
-        silent = ", of which its file says nothing" if file is not None and not file.seen else ""
+        silent = ", of which its file says nothing" if file is not None and not file.preprocessing_values else ""
         job.notes.append(f"the {role} {arch} gets images {how}{silent}: {preprocessing}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classification.data.mixing import mixing
+from classification.data.mixing import make_mixer
 from classification.data.soft_labels import SoftLabels
 from classification.errors import RunError, UserError
 from classification.options.config import epoch_name
@@ -67,7 +67,7 @@ class Stepper:
         self.wrapped = wrap(MixedPrecision(self.distiller, world.device, options.devices.amp), world, options.devices)
         self.average = average(self.student, options.optimisation.ema) if options.optimisation.ema else None
         # Stored views are mixed when they are loaded, as the teacher saw them.
-        self.mix = mixing(options.data, job.num_classes) if job.stored is None else None
+        self.mix = make_mixer(options.data, job.num_classes) if job.stored is None else None
         soft = job.data.soft
         self.soft = SoftLabels(job.data.train, soft, job.num_classes, world.device) if soft else None
         self._ahead = self._teachers_ahead()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from classification.data.image_files import file_digest
 from classification.data.stored import StoredViews, open_stored
 from classification.errors import UserError
-from classification.models.trained import digest_of, open_trained
+from classification.models.trained import networks_digest, open_trained
 from classification.options.stored_teacher import VIEWS, StoredPlan
 from classification.options.teachers import split_files
 from classification.paths import relative
@@ -42,7 +42,7 @@ def open_for(job: Job) -> StoredViews:
     found = StoredViews(stored, names)
     for position in range(0, len(names), max(1, len(names) // READ)):
         path = job.data.train[position][0]
-        if file_digest(path) != stored.block.hashes[int(found.number[position])]:
+        if file_digest(path) != stored.block.hashes[int(found.stored_number[position])]:
             raise UserError(
                 f"{path} has changed since it was stored in --teacher-cache {folder}: store the teacher again"
             )
@@ -94,7 +94,10 @@ def _compare_teacher(plan: StoredPlan, folder: str, job: Job) -> None:
     archs = networks.teacher_arch.split(",") if networks.teacher_arch else []
     files = split_files(networks.teacher_resume or "", len(archs))
     named = archs if len(archs) == len(files) else [None] * len(files)
-    if digest_of([open_trained(Path(file), arch) for file, arch in zip(files, named, strict=True)]) != plan.teacher:
+    if (
+        networks_digest([open_trained(Path(file), arch) for file, arch in zip(files, named, strict=True)])
+        != plan.teacher
+    ):
         raise UserError(
             f"--teacher-cache {folder} holds another teacher ({', '.join(plan.archs)}) than {networks.teacher_resume}: "
             "leave --teacher-resume out, or store this teacher with mgd reinforce"

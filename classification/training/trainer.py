@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from classification.data.loading import Photos, TrainBatches, clear_errors
-from classification.data.transforms import Transform, train_transform, two_views
+from classification.data.loading import Photos, TrainBatches, explain_worker_errors
+from classification.data.preprocessing import Transform
+from classification.data.transforms import train_transform, two_view_transform
 from classification.errors import Stopped, UserError
 from classification.options.config import describe, epoch_name, learning_rate, total_epochs
 from classification.options.options import Options
@@ -101,7 +102,7 @@ class Trainer:
         more: dict[str, Any] = {"hflip": bool(data.hflip), "randaugment": data.randaugment}
         more |= {"erasing": data.random_erasing, "mean": preprocessing.mean}
         if needing(self.options.table, "views"):
-            return two_views(preprocessing.img_size, crop, strong=data.second_view == "strong", **more)
+            return two_view_transform(preprocessing.img_size, crop, strong=data.second_view == "strong", **more)
         return train_transform(preprocessing.img_size, crop, **more)
 
     @property
@@ -208,7 +209,7 @@ class Trainer:
         self._train_mode()
         bar = self.engine.progress(self.loader, epoch_name(self.options.optimisation, epoch))
         before, earlier = time.perf_counter(), self.seconds
-        for batch, teacher_outputs in self.stepper.ahead(clear_errors(bar, self.engine.workers)):
+        for batch, teacher_outputs in self.stepper.ahead(explain_worker_errors(bar, self.engine.workers)):
             self.stepper.set_rate(learning_rate(self.options.optimisation, epoch, self.step / steps))
             size, past = self.batches.batch_size(self.step), self.seconds
             values = self.stepper(batch, epoch, self.step, size, teacher_outputs)

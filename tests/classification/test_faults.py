@@ -17,7 +17,7 @@ from classification import main_base, main_mgd
 from classification.data.cache import Cache
 from classification.data.folders import read_folder
 from classification.data.images import read_image
-from classification.data.loading import clear_errors
+from classification.data.loading import explain_worker_errors
 from classification.errors import RunError, UserError
 from classification.runs.metrics import Journal
 from classification.training.trainer import Trainer
@@ -156,7 +156,7 @@ def test_shared_memory_that_is_short_is_told(photos: Path, monkeypatch: pytest.M
         __iter__ = fail
 
     with pytest.raises(RunError, match=r"--shm-size.*--workers \(now 3\).*--workers 0"):
-        list(clear_errors(Loading(), 3))
+        list(explain_worker_errors(Loading(), 3))
     monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
     with pytest.raises(UserError, match=r"shared memory.*--shm-size.*--cache off"):
         Cache(read_folder(photos).train, read_image)

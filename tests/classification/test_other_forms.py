@@ -12,7 +12,7 @@ import torch
 
 from classification.errors import UserError
 from classification.models import build
-from classification.models.states import choose, states_of
+from classification.models.states import choose_state, find_states
 from classification.system.weight_files import read_checkpoint
 from tests.classification.models.test_forms import loaded, prefixed, same, state_of
 
@@ -84,7 +84,7 @@ def test_names_of_the_authors_are_turned_into_those_of_timm() -> None:
         for ours, published in names:
             name = re.sub(ours, published, name)
         theirs[name] = value.reshape(value.shape[:2]) if "pwconv" in name and "weight" in name else value  # linear
-    found = choose(model, states_of({"model": theirs}))
+    found = choose_state(model, find_states({"model": theirs}))
     assert "stages.0.0.dwconv.weight" in theirs and same(found.state, dict(model.state_dict()))
 
 

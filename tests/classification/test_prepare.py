@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from classification.data.copies import copy_all, named, unfinished
+from classification.data.copies import name_copies, open_partial_folder, write_copies
 from classification.data.folders import read_folder
 from classification.data.split import Shares, find_split
 from classification.errors import UserError
@@ -228,7 +228,7 @@ def test_a_class_without_a_readable_image_and_a_folder_in_the_source_are_refused
         for name in names:
             write(source / part / name / "0.jpg", colour=ord(name))
     shutil.rmtree(source / "a")
-    with pytest.raises(UserError, match=r"valid has classes that .*train lacks: c"):
+    with pytest.raises(UserError, match=r"valid has classes that .*train lacks \(c\): remove"):
         prepare(source, tmp_path / "out")
 
 
@@ -322,16 +322,16 @@ def test_what_was_cut_is_resumed_and_the_source_stays(tmp_path: Path) -> None:
             write(top / name / f"{number}.png")
     before = {path: path.stat().st_mtime_ns for path in top.rglob("*")}
     split = find_split(top, Shares())
-    copies = named(split)
-    part = unfinished(tmp_path / "to", copies, 256)
-    copy_all(copies[:5], part, 256)  # as far as the cut run came
+    copies = name_copies(split)
+    part = open_partial_folder(tmp_path / "to", copies, 256)
+    write_copies(copies[:5], part, 256)  # as far as the cut run came
     kept = {path.name: path.stat().st_ino for path in part.rglob("*.jpg")}
     prepare(top, tmp_path / "to")
     made = {path.name: path.stat().st_ino for path in (tmp_path / "to").rglob("*.jpg")}
     assert len(kept) == 5 and len(made) == 8 and kept.items() <= made.items()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["from", "to"]
     assert {path: path.stat().st_mtime_ns for path in top.rglob("*")} == before
-    unfinished(tmp_path / "again", copies, 256)
+    open_partial_folder(tmp_path / "again", copies, 256)
     (tmp_path / ".again.part" / "stale.jpg").touch()
     write(top / "dog" / "new.png")
     prepare(top, tmp_path / "again")  # another plan: begins anew

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from classification.data.folders import read_folder
-from classification.data.loading import Key, Photos, TrainBatches, loader
+from classification.data.loading import Key, Photos, TrainBatches, make_loader
 from classification.data.samples import Samples
 from classification.data.transforms import train_transform
 
@@ -77,7 +77,7 @@ def test_loading_processes_of_a_killed_rank_end_with_it(photos: object, tmp_path
 
 def _load_and_wait(photos: str, file: str) -> None:
     images = Photos(read_folder(photos).train, train_transform(16, "resized"))
-    loading = iter(loader(images, TrainBatches(len(images), 8, 0), 2, torch.device("cpu")))
+    loading = iter(make_loader(images, TrainBatches(len(images), 8, 0), 2, torch.device("cpu")))
     next(loading)
     found = [str(worker.pid) for worker in loading._workers]  # type: ignore[attr-defined]
     Path(f"{file}.new").write_text(" ".join(found))

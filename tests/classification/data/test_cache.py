@@ -74,7 +74,7 @@ def test_ranks_have_one_block_and_decode_each_image_once(blind: tuple[int, ...],
         return read_image(path)
 
     def work(near: Thread) -> Cache:
-        return Cache(samples, noted, near=near)
+        return Cache(samples, noted, ranks=near)
 
     left = set(cache.SHARED.glob("mgd-*"))
     found = together(work, blind)
@@ -111,6 +111,6 @@ def test_shared_memory_that_is_short_is_told_on_all(photos: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     left = set(cache.SHARED.glob("mgd-*"))
-    found = together(lambda near: Cache(list(read_folder(photos).train), read_image, near=near))
+    found = together(lambda near: Cache(list(read_folder(photos).train), read_image, ranks=near))
     assert all("of shared memory, but /dev/shm has less" in str(error) for error in found), found
     assert set(cache.SHARED.glob("mgd-*")) == left

@@ -10,7 +10,7 @@ from PIL import Image
 
 from classification import main_base
 from classification.data.cache import Cache
-from classification.data.images import image_size, read_image, unreadable
+from classification.data.images import find_unreadable, image_size, read_image
 from classification.errors import UserError
 from tests.classification.conftest import SMALL, TEACHER, write_photos
 
@@ -86,7 +86,7 @@ def test_broken_images_are_named(tmp_path: Path) -> None:
     for path in broken:
         with pytest.raises(UserError, match=f"image {path} cannot be read"):
             read_image(path)
-    assert set(unreadable([*broken, str(tmp_path / "whole.png")], 2)) == set(broken)
+    assert set(find_unreadable([*broken, str(tmp_path / "whole.png")], 2)) == set(broken)
 
 
 def test_broken_images_stop_the_run_or_are_left_out_and_listed(

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from classification.data import listing
-from classification.data.folders import Folder, read_folder
-from classification.data.listing import list_once
-from classification.data.samples import digest_of
+from classification.data.folders import DataFolder, read_folder
+from classification.data.listing import list_cached
+from classification.data.samples import samples_digest
 
 
 @pytest.fixture
@@ -26,18 +26,18 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def once(photos: Path, reads: list[int], shared: bool = True) -> Folder:
-    def read() -> Folder:
+def once(photos: Path, reads: list[int], shared: bool = True) -> DataFolder:
+    def read() -> DataFolder:
         reads.append(1)
         return read_folder(photos)
 
-    return list_once(read, photos.parent / "run", photos, [True], shared=shared)
+    return list_cached(read, photos.parent / "run", photos, [True], shared=shared)
 
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trust a folder that has just been written."""
-    monkeypatch.setattr(listing, "QUIET", -60.0)
+    monkeypatch.setattr(listing, "SETTLING_TIME", -60.0)
 
 
 @pytest.mark.usefixtures("quiet")
@@ -51,12 +51,12 @@ def test_a_list_that_was_kept_is_the_list(photos: Path) -> None:
         assert len(reads) == 1, number
         assert (found.classes, found.notes) == (["a", "b"], ["left out 1 file not named like images: 1 .txt"])
         assert (list(found.train), list(found.valid)) == (plain.train, plain.valid)
-        assert digest_of(found.train, photos) == digest_of(plain.train, photos)
+        assert samples_digest(found.train, photos) == samples_digest(plain.train, photos)
 
 
 @pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(
-    "change", ["add", "remove", "rename", "fill", "class", "replace folder", "split", "damage", "gone", "list"]
+    "change", ["add", "remove", "rename", "fill", "class", "replace folder", "split", "damage", "empty", "gone", "list"]
 )
 def test_a_change_is_noticed(change: str, photos: Path) -> None:
     reads: list[int] = []
@@ -83,13 +83,15 @@ def test_a_change_is_noticed(change: str, photos: Path) -> None:
         (photos / "valid").rename(photos / "val")
     elif change == "damage":
         kept.write_bytes(kept.read_bytes()[:-40])
+    elif change == "empty":  # as after a power failure
+        kept.write_bytes(b"")
     elif change == "gone":
         kept.unlink()
     else:
         kept.write_bytes(b"no list")
     found, plain = once(photos, reads), read_folder(photos)
     assert len(reads) == 2 and (list(found.train), list(found.valid)) == (plain.train, plain.valid)
-    same = change in ("damage", "gone", "list")
+    same = change in ("damage", "empty", "gone", "list")
     assert (list(found.train) == list(before.train) and list(found.valid) == list(before.valid)) == same
 
 
@@ -124,13 +126,13 @@ def test_other_questions_have_lists_of_their_own(photos: Path) -> None:
     place = photos.parent / "run"
     for train_list in (None, str(names), None, str(names)):
         read = partial(read_folder, photos, train_list=train_list)
-        assert len(list_once(read, place, photos, [train_list], shared=True).train) == (2 if train_list else 3)
+        assert len(list_cached(read, place, photos, [train_list], shared=True).train) == (2 if train_list else 3)
     names.write_text("train/b/3.jpg 1\n")
     read = partial(read_folder, photos, train_list=str(names))
-    assert len(list_once(read, place, photos, [str(names)], shared=True).train) == 1
+    assert len(list_cached(read, place, photos, [str(names)], shared=True).train) == 1
     (photos / "train" / "b" / "3.jpg").unlink()  # a file that the list names
     with pytest.raises(Exception, match="is not a file"):
-        list_once(read, place, photos, [str(names)], shared=True)
+        list_cached(read, place, photos, [str(names)], shared=True)
 
 
 @pytest.mark.usefixtures("quiet")
@@ -139,14 +141,14 @@ def test_processes_that_begin_together_list_once(photos: Path) -> None:
     reads, write = os.pipe()
     begun = threading.Event()
 
-    def read() -> Folder:
+    def read() -> DataFolder:
         begun.set()
         os.write(write, b"x")
         time.sleep(0.3)
         return read_folder(photos)
 
     def work() -> None:
-        list_once(read, photos.parent / "run", photos, [True], shared=True)
+        list_cached(read, photos.parent / "run", photos, [True], shared=True)
 
     first = threading.Thread(target=work)
     first.start()

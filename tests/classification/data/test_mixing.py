@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from classification.data.mixing import mixing
+from classification.data.mixing import make_mixer
 from classification.options.groups import Data
 
 IMAGES = torch.eye(6)[:, None, :, None].expand(6, 3, 6, 5).clone()  # image n is 1 in row n, else 0
@@ -13,7 +13,7 @@ TARGET = torch.arange(6)
 
 
 def mix(mixup: float = 0.0, cutmix: float = 0.0) -> Any:
-    return mixing(Data(mixup=mixup, cutmix=cutmix), 6)
+    return make_mixer(Data(mixup=mixup, cutmix=cutmix), 6)
 
 
 def test_mixup_gives_labels_the_share_of_their_images() -> None:

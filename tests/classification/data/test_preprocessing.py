@@ -16,7 +16,7 @@ from torchvision import transforms as T
 
 from classification import main_base, main_mgd
 from classification.data.images import to_bytes
-from classification.data.preprocessing import MEAN, STD, Preprocessing, of_timm, of_torchvision, read
+from classification.data.preprocessing import MEAN, STD, Preprocessing, of_timm, of_torchvision, read_preprocessing
 from classification.errors import UserError
 from classification.models import build
 from classification.models.pretrained import published_preprocessing
@@ -39,8 +39,10 @@ def test_what_is_described_is_read_again_from_plain_values() -> None:
     plain = seen.describe()
     assert json.loads(json.dumps(plain)) == plain
     assert set(plain) == {"img_size", "resize", "crop", "interpolation", "mean", "std"}
-    assert read(plain, Preprocessing(), "x") == seen
-    assert read({}, seen, "x") == seen and read({"mean": [0.5, 0.5, 0.5]}, seen, "x") == replace(seen, mean=HALF)
+    assert read_preprocessing(plain, Preprocessing(), "x") == seen
+    assert read_preprocessing({}, seen, "x") == seen and read_preprocessing(
+        {"mean": [0.5, 0.5, 0.5]}, seen, "x"
+    ) == replace(seen, mean=HALF)
 
 
 def test_a_run_resizes_by_the_rule_of_its_crop() -> None:
@@ -52,7 +54,7 @@ def test_a_run_resizes_by_the_rule_of_its_crop() -> None:
 
 @pytest.mark.parametrize("size", [128, (128, 128), [3, 128, 128], [128]])
 def test_sizes_of_others_are_squares(size: Any) -> None:
-    assert read({"img_size": size}, Preprocessing(), "x").img_size == 128
+    assert read_preprocessing({"img_size": size}, Preprocessing(), "x").img_size == 128
 
 
 def test_numbers_of_arrays_are_numbers() -> None:
@@ -65,7 +67,7 @@ def test_numbers_of_arrays_are_numbers() -> None:
 
 
 def test_mean_and_std_of_bytes_are_those_of_values_up_to_one() -> None:
-    seen = read({"mean": torch.tensor([51.0, 102, 127.5]), "std": [51, 51, 51]}, Preprocessing(), "x")
+    seen = read_preprocessing({"mean": torch.tensor([51.0, 102, 127.5]), "std": [51, 51, 51]}, Preprocessing(), "x")
     assert seen.mean == pytest.approx((0.2, 0.4, 0.5)) and seen.std == pytest.approx((0.2, 0.2, 0.2))
 
 
@@ -89,7 +91,7 @@ def test_what_other_code_calls_crop_or_interpolation_is_not_ours(tmp_path: Path)
 )  # fmt: skip
 def test_a_damaged_description_is_refused(damage: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="x is damaged"):
-        read(damage, Preprocessing(), "x")
+        read_preprocessing(damage, Preprocessing(), "x")
 
 
 @pytest.mark.parametrize(
@@ -288,7 +290,7 @@ def test_options_kept_beside_weights_say_how_images_were_seen(photos: Path, tmp_
         found = read_weights(tmp_path / "w.pth").preprocessing(Preprocessing())
         assert found == replace(Preprocessing.of(24), mean=HALF)
     torch.save({"state_dict": build(STUDENT, 3).state_dict(), "config": {"mean": "fast"}}, tmp_path / "w.pth")
-    assert read_weights(tmp_path / "w.pth").seen == {}  # an option of another meaning
+    assert read_weights(tmp_path / "w.pth").preprocessing_values == {}  # an option of another meaning
 
 
 def test_what_was_said_of_images_names_its_source(photos: Path, tmp_path: Path) -> None:

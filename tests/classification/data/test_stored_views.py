@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from classification.data.stored_views import VIEW, Renderer, draw, mixed
+from classification.data.stored_views import VIEW, Renderer, draw_view, mix_views
 from classification.errors import UserError
 from classification.options.stored_teacher import ViewOptions
 
@@ -27,7 +27,7 @@ def image() -> Tensor:
 
 
 def drawn(views: ViewOptions, sample: int, number: int = 3) -> Any:
-    return draw(views, 0, number, sample, SIZE, 50)
+    return draw_view(views, 0, number, sample, SIZE, 50)
 
 
 def test_the_same_numbers_give_the_same_view() -> None:
@@ -92,7 +92,7 @@ def test_pairs_are_mixed_as_their_numbers_say() -> None:
     for sample in range(60):
         view = drawn(replace(PLAIN, mixup=0.4, cutmix=1.0), sample)
         partners.add(int(view["partner"]))
-        found, share = mixed(one, two, view), float(view["share"])
+        found, share = mix_views(one, two, view), float(view["share"])
         area = int(view["paste_height"]) * int(view["paste_width"])
         kinds.add(bool(area))
         if area:

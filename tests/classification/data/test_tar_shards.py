@@ -17,11 +17,11 @@ import pytest
 from PIL import Image
 
 from classification.data.folders import read_folder
-from classification.data.image_files import across, file_digest
-from classification.data.images import image_or_cause, image_size, read_image
+from classification.data.image_files import file_digest, identical_pairs
+from classification.data.images import image_size, read_image, read_image_or_cause
 from classification.data.inference import find_paths
 from classification.data.lists import read_list
-from classification.data.members import is_there, member_of, open_image, size_of
+from classification.data.members import file_size, image_exists, open_image, parse_member
 from classification.data.tar_shards import read_shards, shard_images
 from classification.errors import UserError
 
@@ -69,14 +69,14 @@ def test_images_and_labels_are_those_that_tarfile_finds(form: int, tmp_path: Pat
     found = read_shards([shard], 3)
     with tarfile.open(shard) as tar:
         wanted = [info for info in tar if info.name.lower().endswith(".png")]
-        members = [member_of(path) for path, _ in found]
+        members = [parse_member(path) for path, _ in found]
         assert [(m.name, m.start, m.size) for m in members if m] == [(i.name, i.offset_data, i.size) for i in wanted]
         for info, (path, label) in zip(wanted, found, strict=True):
             content, said = tar.extractfile(info), tar.extractfile(info.name[:-3] + "cls")
             assert content is not None and said is not None
             with open_image(path) as file:
                 assert file.read() == content.read()
-            assert label == int(said.read()) and is_there(path) and size_of(path) == info.size
+            assert label == int(said.read()) and image_exists(path) and file_size(path) == info.size
     assert read_shards([shard], None, labels=False) == [(path, -1) for path, _ in found]
     assert shard_images([shard]) == {str(shard): [path for path, _ in found]}
 
@@ -108,25 +108,29 @@ def test_a_path_in_a_shard_is_read_like_any_other(tmp_path: Path) -> None:
     alone.write_bytes(picture(2))
     assert read_image(paths[2]).tobytes() == read_image(str(alone)).tobytes()
     assert image_size(paths[2]) == (4, 5) and file_digest(paths[2]) == file_digest(str(alone))
-    assert across([str(alone)], paths) == [(str(alone), paths[2])]
+    assert identical_pairs([str(alone)], paths) == [(str(alone), paths[2])]
     (tmp_path / "list").write_text(f"{os.path.relpath(paths[1], tmp_path)} 2 -0.5\n")
     assert read_list(tmp_path / "list", tmp_path, 3) == [(paths[1], 2)]
     (tmp_path / "paths").write_text(f"{paths[3]}\n")
     words = [str(shard), str(tmp_path / "paths"), paths[0], str(tmp_path)]
-    assert find_paths(words, io.BytesIO()).paths == [*paths, paths[3], paths[0], str(alone), *paths]
+    found = find_paths(words, io.BytesIO())
+    assert found.paths == [*paths, paths[3], paths[0], str(alone), *paths]
+    assert not any(".tar" in note for note in found.notes)
+    pack(tmp_path / "b.TAR", GOOD)  # not a shard by its name, so it is left out, and a note says so
+    assert "1 .tar" in find_paths([str(tmp_path)], io.BytesIO()).notes[0]
 
 
 def test_a_shard_that_was_packed_again_is_not_read_at_old_places(tmp_path: Path) -> None:
     shard = pack(tmp_path / "a.tar", GOOD)
     path = shard_images([shard])[str(shard)][2]
     pack(shard, [("more.cls", b"1"), *GOOD])
-    assert image_or_cause(path) == "its shard has another file at this place: perhaps it was packed again"
+    assert read_image_or_cause(path) == "its shard has another file at this place: perhaps it was packed again"
     pack(shard, [(f"more/{'n' * 120}.cls", b"1"), *GOOD])
-    assert image_or_cause(path) == "its shard has another file at this place: perhaps it was packed again"
+    assert read_image_or_cause(path) == "its shard has another file at this place: perhaps it was packed again"
     pack(shard, [("more.cls", bytes(513)), *GOOD])
-    assert image_or_cause(path) == (
+    assert read_image_or_cause(path) == (
         "its shard has no file at this place: perhaps it was packed again"
-    ) and not is_there(path)
+    ) and not image_exists(path)
     (tmp_path / "list").write_text("a.tar@512+99999999999999/x.png 1\n")
     with pytest.raises(UserError, match="is not a file in"):
         read_list(tmp_path / "list", tmp_path)
@@ -239,7 +243,7 @@ def test_broken_bytes_are_refused_or_read_but_nothing_else_happens(tmp_path: Pat
             refused += 1
             for path, label in read_shards([tmp_path / "b.tar"], 3):
                 assert 0 <= label < 3
-                image_or_cause(path)
+                read_image_or_cause(path)
             refused -= 1
     assert 100 < refused < 300
 
@@ -263,7 +267,7 @@ def test_a_split_may_be_shards(tmp_path: Path) -> None:
         pack(tmp_path / split / "000001.tar", files[2:])
     data = read_folder(tmp_path)
     assert data.classes == ["0", "1", "2"] and [label for _, label in data.train] == [0, 1, 2, 0]
-    names = [member.name for path, _ in data.train if (member := member_of(path))]
+    names = [member.name for path, _ in data.train if (member := parse_member(path))]
     assert names == ["000.png", "001.png", "002.png", "003.png"] and len(data.valid) == 3
     assert [label for _, label in read_folder(tmp_path, labels=False).train] == [-1] * 4
     for name in ("bar", "dot", "sky"):
@@ -275,7 +279,7 @@ def test_a_split_may_be_shards(tmp_path: Path) -> None:
     data = read_folder(tmp_path)
     assert data.classes == ["bar", "dot", "sky"] and [label for _, label in data.train] == [0, 1, 2, 0]
     (tmp_path / "train" / "bar").mkdir()  # class folders: a tar file beside them is what they were unpacked from
-    with pytest.raises(UserError, match=r"has classes that .*train lacks: dot, sky"):
+    with pytest.raises(UserError, match=r"has classes that .*train lacks \(dot, sky\): remove"):
         read_folder(tmp_path)
 
 

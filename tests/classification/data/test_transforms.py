@@ -7,8 +7,8 @@ from PIL import Image
 from torchvision import transforms as T
 
 from classification.data.images import to_bytes
-from classification.data.preprocessing import Preprocessing
-from classification.data.transforms import MEAN, STD, normalise, train_transform, two_views
+from classification.data.preprocessing import MEAN, STD, Preprocessing, normalise
+from classification.data.transforms import train_transform, two_view_transform
 
 
 def photo(height: int, width: int) -> Image.Image:
@@ -130,7 +130,7 @@ def test_two_views_are_those_of_one_image_and_the_first_is_the_usual_one(crop: s
     seconds = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
-        views = two_views(32, crop, strong=strong)(image)
+        views = two_view_transform(32, crop, strong=strong)(image)
         assert views.shape == (2, 3, 32, 32) and views.dtype == torch.uint8
         assert torch.equal(views[0], expected) or seed == 4
         seconds.append(views[1])
@@ -143,6 +143,6 @@ def test_a_strong_view_has_a_grey_square_of_half_the_side_at_most() -> None:
     shares = []
     for seed in range(200):
         torch.manual_seed(seed)
-        grey = (two_views(32, "pad", hflip=False)(image)[1] == 128).all(dim=0)
+        grey = (two_view_transform(32, "pad", hflip=False)(image)[1] == 128).all(dim=0)
         shares.append(float(grey.sum()) / 32**2)
     assert 0.26 > sorted(shares)[-5] > 0.1 and min(shares) == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from classification.data.loading import TrainBatches
-from classification.data.unequal import balanced, class_weights, shuffled
+from classification.data.unequal import balanced_epoch, class_weights, shuffled_epoch
 
 LABELS = [0] * 40 + [1] * 7 + [2] * 4  # 51 images: 17 of each class in an epoch
 
@@ -16,7 +16,7 @@ LABELS = [0] * 40 + [1] * 7 + [2] * 4  # 51 images: 17 of each class in an epoch
 def test_classes_are_equally_frequent_and_no_image_is_forgotten() -> None:
     labels, seen = np.array(LABELS), set[int]()
     for epoch in range(12):
-        order = balanced(labels, 3, epoch)
+        order = balanced_epoch(labels, 3, epoch)
         index = order[:, 1]
         assert Counter(labels[index].tolist()) == {0: 17, 1: 17, 2: 17}
         counts = Counter(index.tolist())
@@ -25,17 +25,17 @@ def test_classes_are_equally_frequent_and_no_image_is_forgotten() -> None:
         assert len({tuple(pair) for pair in order.tolist()}) == len(order)  # repetitions draw anew
         seen |= set(index.tolist())
     assert seen == set(range(51))
-    assert not np.array_equal(balanced(labels, 3, 0), balanced(labels, 3, 1))
-    assert not np.array_equal(balanced(labels, 3, 0), balanced(labels, 4, 0))
+    assert not np.array_equal(balanced_epoch(labels, 3, 0), balanced_epoch(labels, 3, 1))
+    assert not np.array_equal(balanced_epoch(labels, 3, 0), balanced_epoch(labels, 4, 0))
 
 
 def test_numbers_that_do_not_divide_differ_by_one() -> None:
-    found = Counter(np.array([0, 0, 0, 1, 2])[balanced(np.array([0, 0, 0, 1, 2]), 0, 0)[:, 1]].tolist())
+    found = Counter(np.array([0, 0, 0, 1, 2])[balanced_epoch(np.array([0, 0, 0, 1, 2]), 0, 0)[:, 1]].tolist())
     assert sorted(found.values()) == [1, 2, 2]
 
 
 def test_every_image_once_without_it() -> None:
-    order = shuffled(9, 1, 5)
+    order = shuffled_epoch(9, 1, 5)
     assert sorted(order[:, 1].tolist()) == list(range(9)) and set(order[:, 0].tolist()) == {5}
 
 

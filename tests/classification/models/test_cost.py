@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from classification.models.cost import costs, macs, medians, size
+from classification.models.cost import count_macs, count_parameters, measure_costs, median_times
 
 
 def small() -> nn.Module:
@@ -34,7 +34,7 @@ class Attention(nn.Module):
 
 
 def test_costs_by_hand() -> None:
-    found = costs({"student": (small(), 8)})["student"]
+    found = measure_costs({"student": (small(), 8)})["student"]
     assert found["macs"] == 16 * 27 * 5 + 80 * 7
     assert found["parameters"] == (27 * 5 + 5) + 10 + (80 * 7 + 7)
     assert found["bytes"] == 4 * (found["parameters"] + 10) + 8  # two statistics per channel, a counter of 8 bytes
@@ -46,7 +46,7 @@ def test_costs_by_hand() -> None:
 def test_attention_is_counted() -> None:
     """Torch computes such a layer by one operator of its own where no gradient is asked for."""
     projections, products, feed_forward = 4 * 4 * 8 * 8, 2 * 4 * 4 * 8, 2 * 4 * 8 * 16
-    assert macs(Attention().eval(), 2) == 4 * 3 * 8 + projections + products + feed_forward
+    assert count_macs(Attention().eval(), 2) == 4 * 3 * 8 + projections + products + feed_forward
     assert torch.backends.mha.get_fastpath_enabled()
 
 
@@ -55,8 +55,8 @@ def test_macs_are_those_that_torchvision_publishes(name: str) -> None:
     about = getattr(torchvision.models, f"{name}_Weights").IMAGENET1K_V1.meta
     with torch.device("meta"):
         network = torchvision.models.get_model(name.lower()).eval()
-    assert (macs(network, 224) or 0) / 1e9 == pytest.approx(about["_ops"], abs=5e-4)
-    assert size(network)["parameters"] == about["num_params"]
+    assert (count_macs(network, 224) or 0) / 1e9 == pytest.approx(about["_ops"], abs=5e-4)
+    assert count_parameters(network)["parameters"] == about["num_params"]
 
 
 def test_what_cannot_be_counted_is_unknown() -> None:
@@ -64,7 +64,7 @@ def test_what_cannot_be_counted_is_unknown() -> None:
         def forward(self, images: Tensor) -> Tensor:
             raise RuntimeError("not under a mode")
 
-    assert macs(Opaque(), 8) is None
+    assert count_macs(Opaque(), 8) is None
 
 
 def test_medians_are_measured_in_turn() -> None:
@@ -77,5 +77,5 @@ def test_medians_are_measured_in_turn() -> None:
 
     first: Callable[[], object] = partial(call, 0, [9.0, 9.0, 1.0, 2.0, 6.0])
     second = partial(call, 1, [9.0, 9.0, 4.0, 4.0, 5.0])
-    assert medians([first, second], seconds=0, clock=lambda: now[0]) == [2000, 4000]
+    assert median_times([first, second], seconds=0, clock=lambda: now[0]) == [2000, 4000]
     assert called == [0, 1] * 5  # two to warm up, three that count

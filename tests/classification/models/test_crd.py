@@ -12,7 +12,7 @@ from torch import Tensor
 
 from classification import main_base
 from classification.models import NETWORKS, build, default_taps
-from classification.models.states import choose
+from classification.models.states import choose_state
 from mgd import Taps
 from tests.classification.conftest import SMALL
 from tests.classification.test_main import options
@@ -111,7 +111,7 @@ def test_a_shared_file_is_taken_and_computes_what_the_shared_code_computes(arch:
     network, state = build(arch, 10), shared_file(arch)
     classes = sum(p.numel() for p in build(arch, 100).parameters()) if arch != "crd_resnet50" else number
     assert classes == number
-    network.load_state_dict(choose(network, {"model": state}).state)
+    network.load_state_dict(choose_state(network, {"model": state}).state)
     image = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
     with torch.no_grad():
         logits = network.eval()(image)[0]

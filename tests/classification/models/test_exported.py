@@ -53,15 +53,18 @@ def test_a_checkpoint_is_no_exported_file(teacher: Path, tmp_path: Path) -> None
 def test_what_does_not_run_is_one_sentence(teacher: Path, photos: Path, tmp_path: Path, capsys: Any) -> None:
     import onnx
 
-    file, cut, foreign = (tmp_path / f"{name}.onnx" for name in ("whole", "cut", "foreign"))
+    file, cut, foreign, damaged = (tmp_path / f"{name}.onnx" for name in ("whole", "cut", "foreign", "damaged"))
     assert export.main([str(teacher), "--to", "onnx", "--output", str(file)]) == 0
     cut.write_bytes(file.read_bytes()[:2000])
     model = onnx.load(file)
+    next(entry for entry in model.metadata_props if entry.key == "arch").value = "no JSON"
+    onnx.save(model, damaged)
     del model.metadata_props[:]
     onnx.save(model, foreign)
     capsys.readouterr()
     cases = [
         ([str(cut)], f"{cut} cannot be run ("),
+        ([str(damaged)], f"{damaged} is damaged: its description is no JSON; export it again"),
         ([str(foreign)], f"{foreign} does not say its classes and its preprocessing"),
         (
             [str(file), "--arch", "resnet18"],

@@ -26,7 +26,7 @@ from classification import main_base
 from classification.errors import UserError
 from classification.models import build, known_name, may_be_same
 from classification.models.pretrained import load_pretrained
-from classification.models.states import choose, states_of
+from classification.models.states import choose_state, find_states
 from classification.models.weights import load_file, load_strictly, read_weights
 from classification.options.teachers import split_files
 from classification.system.weight_files import read_checkpoint
@@ -124,7 +124,7 @@ def test_nothing_is_taken_off_blindly(tmp_path: Path) -> None:
     for content in (deeper, prefixed(deeper, "student."), {n: v for n, v in state.items() if n != "module.bias"}):
         with pytest.raises(UserError, match="does not fit net"):
             loaded(content, tmp_path / "w.pth")
-    assert choose(Net(), {"": state}).state == state  # "model." and "module." are the network's own
+    assert choose_state(Net(), {"": state}).state == state  # "model." and "module." are the network's own
 
 
 def test_names_of_earlier_versions_are_turned_into_the_networks_own() -> None:
@@ -132,10 +132,10 @@ def test_names_of_earlier_versions_are_turned_into_the_networks_own() -> None:
     net = torchvision.models.DenseNet(8, (2,), 8, num_classes=3)  # type: ignore[arg-type]
     state = {n.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): v for n, v in net.state_dict().items()}
     assert set(state) != set(net.state_dict())
-    assert same(choose(net, states_of(state)).state, dict(net.state_dict()))
+    assert same(choose_state(net, find_states(state)).state, dict(net.state_dict()))
     vit = torchvision.models.vision_transformer.MLPBlock(4, 8, 0.0)
     old = {name.replace("0.", "linear_1.").replace("3.", "linear_2."): v for name, v in vit.state_dict().items()}
-    assert same(choose(vit, {"": old}).state, dict(vit.state_dict()))
+    assert same(choose_state(vit, {"": old}).state, dict(vit.state_dict()))
 
 
 class Versioned(Net):

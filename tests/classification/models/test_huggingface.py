@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,24 @@ def test_preprocessing_does_what_the_processor_does(
 def test_a_processor_that_turns_colours_around_is_refused() -> None:
     with pytest.raises(ValueError, match="do_flip_channel_order"):
         of_processor(transformers.MobileViTImageProcessor())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"resample": [1]},
+        {"rescale_factor": [1]},
+        {"image_mean": "white"},
+        {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 224}, "crop_pct": 0},
+        {"size": {"shortest_edge": [32]}},
+    ],
+)
+def test_a_damaged_processor_is_one_sentence(damage: dict[str, Any], folders: Path, tmp_path: Path) -> None:
+    shutil.copytree(folders / "teacher", tmp_path / "network")
+    file = tmp_path / "network" / "preprocessor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **damage}))
+    with pytest.raises(UserError, match=r"network prepares images in a way that is not supported \(.*\): choose"):
+        preprocessing(str(tmp_path / "network"))
 
 
 def test_logits_are_those_of_transformers(folders: Path) -> None:

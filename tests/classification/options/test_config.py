@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import nn
 
-from classification.data.folders import Folder
+from classification.data.folders import DataFolder
 from classification.errors import UserError
 from classification.models import build, pretrained_source
 from classification.options import config
@@ -265,7 +265,7 @@ def test_the_terms_of_every_recipe_fit_its_networks(recipe: Path) -> None:
     if using(args.table, "maps"):
         student, *teachers = (network(arch, 7, position) for position, arch in enumerate(archs))
         specs = [dict(teacher) for teacher in args.teachers]
-        job = Job(args, Seed(0, True), Folder([], [], []), student, teachers, archs[0], specs)
+        job = Job(args, Seed(0, True), DataFolder([], [], []), student, teachers, archs[0], specs)
         job.teacher_preprocessing = [job.preprocessing for _ in teachers]  # as where teachers are found
         tapped = tap(job)
         images = torch.randn(3, 3, size, size)

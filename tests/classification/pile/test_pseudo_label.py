@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 
 from classification.models import build
-from classification.pile.shards import SCHEMA, claimed
+from classification.pile.shards import SCHEMA, claim_shard
 from classification.pseudo_label import main
 from tests.classification.conftest import CLASSES, TEACHER
 from tests.reference.ranking import best_per_class
@@ -96,7 +96,7 @@ def test_the_same_line_resumes_and_scores_nothing_twice(
     assert sorted(path.name for path in folder.iterdir()) == sorted([*(f.name for f in files), "scores.json"])
     assert main(words) == 0 and "done: 0 images" in capsys.readouterr().out
     files[3].unlink()
-    with claimed(folder, 3) as held:  # another process is at this shard
+    with claim_shard(folder, 3) as held:  # another process is at this shard
         assert held is not None and main(words) == 0
     assert "done: 0 images" in (out := capsys.readouterr().out) and "other processes still work on 1 shards" in out
 
@@ -122,13 +122,13 @@ def test_a_kill_loses_one_shard_at_most(scores: Path, photos: Path, teacher: Pat
     words = ["score", str(teacher), str(photos / "train"), "--output", str(folder), *SMALL]
     dying = (
         "import os, sys, signal; from classification import pseudo_label; from classification.pile import scoring\n"
-        "real, calls = scoring.finish, []\n"
+        "real, calls = scoring.finish_shard, []\n"
         "def finish(file, folder, number, content):\n"
         "    calls.append(number)\n"
         "    if len(calls) == 3:\n"
         "        file.write(content[:50]); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
         "    real(file, folder, number, content)\n"
-        "scoring.finish = finish\n"
+        "scoring.finish_shard = finish\n"
         "pseudo_label.main(sys.argv[1:])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

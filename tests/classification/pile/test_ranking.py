@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,15 @@ def test_more_than_a_million_images_of_a_class(tmp_path: Path) -> None:
     assert label == 0 and len(images) == 1_000_001
     # The best first; of each pair the one with the larger hash, here the later one.
     assert [image.path for image in images[:4]] == ["1", "0", "3", "2"] and images[-1].path == "1000001"
+
+
+def test_the_folder_of_temporary_files_may_have_a_quote_in_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "it's").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "it's"))
+    rows = random_rows(20, classes=3, top=2, values=[-0.5, -1.0])
+    assert ours(write(tmp_path, rows), Rule(None, 5)) == best_per_class(rows, None, 5)
 
 
 def test_nan_and_negative_classes_are_refused(tmp_path: Path) -> None:

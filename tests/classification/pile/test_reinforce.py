@@ -22,8 +22,8 @@ from PIL import Image
 from classification.errors import UserError
 from classification.models import build
 from classification.options.stored_teacher import read_stored_plan
-from classification.pile.reinforcing import Storing, begin, bytes_per_image
-from classification.pile.shards import claimed
+from classification.pile.reinforcing import StoreWork, begin_folder, bytes_per_image
+from classification.pile.shards import claim_shard
 from classification.reinforce import main
 from tests.classification.conftest import TEACHER
 from tests.classification.refusals import room
@@ -109,7 +109,7 @@ def test_the_same_line_resumes_and_scores_nothing_twice(
     assert content(folder) == content(cache)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     (folder / "000002.parquet").unlink()
-    with claimed(folder, 2) as held:  # another process is at this shard
+    with claim_shard(folder, 2) as held:  # another process is at this shard
         assert held is not None and main(words(teacher, photos, folder)) == 0
     assert "done: 0 views" in (said := capsys.readouterr().out) and "still work on 1 shards" in said
 
@@ -118,13 +118,13 @@ def test_the_disk_is_known_before(cache: Path, photos: Path, tmp_path: Path) -> 
     plan, paths = read_stored_plan(cache), [row["path"] for row in rows(cache)[::3]]
     said = bytes_per_image(plan, paths) * 27
     assert 0.5 * said < sum(path.stat().st_size for path in cache.glob("*.parquet")) < said
-    work = Storing(tmp_path / "new", plan, photos, paths, 0, 1, 8, 0)
+    work = StoreWork(tmp_path / "new", plan, photos, paths, 0, 1, 8, 0)
     with pytest.raises(
         UserError, match=r"needs 0\.0 MB, but only 0\.0 MB are free: make room, or lower --samples or --top-k"
     ):
-        begin(work, None, free=int(said) - 1)
-    begin(work, None, free=int(said) + 1)
-    begin(replace(work, folder=cache), None, free=0)  # nothing is missing
+        begin_folder(work, None, free=int(said) - 1)
+    begin_folder(work, None, free=int(said) + 1)
+    begin_folder(replace(work, folder=cache), None, free=0)  # nothing is missing
 
 
 def test_ranks_share_the_shards(cache: Path, photos: Path, teacher: Path, tmp_path: Path) -> None:
@@ -147,13 +147,13 @@ def test_a_kill_or_a_full_disk_loses_one_shard_at_most(
     folder = tmp_path / "cache"
     dying = (
         "import os, sys, signal; from classification import reinforce; from classification.pile import reinforcing\n"
-        "real, calls = reinforcing.finish, []\n"
+        "real, calls = reinforcing.finish_shard, []\n"
         "def finish(file, folder, number, content):\n"
         "    calls.append(number)\n"
         "    if len(calls) == 2:\n"
         "        file.write(content[:50]); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
         "    real(file, folder, number, content)\n"
-        "reinforcing.finish = finish\n"
+        "reinforcing.finish_shard = finish\n"
         "reinforce.main(sys.argv[1:])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

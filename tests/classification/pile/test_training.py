@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from classification import main_base
-from classification.data.lists import mix, read_list
-from classification.pile.selection import written
+from classification.data.lists import join_pile, read_list
+from classification.pile.selection import format_score
 from tests.classification.conftest import CLASSES, SMALL, STUDENT, write_photos
 
 LABELLED, PILE = [(f"l{index}", index) for index in range(4)], [(f"p{index}", index) for index in range(10)]
@@ -23,7 +23,7 @@ LABELLED, PILE = [(f"l{index}", index) for index in range(4)], [(f"p{index}", in
     [(None, 4, 10), (1.0, 0, 10), (0.5, 10, 10), (0.2, 40, 10), (0.9, 4, 36), (10 / 14, 4, 10)],
 )
 def test_parts_are_mixed_at_a_ratio(share: float | None, labelled: int, pile: int) -> None:
-    mixed = [path for path, _ in mix(LABELLED, PILE, share)]
+    mixed = [path for path, _ in join_pile(LABELLED, PILE, share)]
     assert [sum(path.startswith(kind) for path in mixed) for kind in "lp"] == [labelled, pile]
     counts = [mixed.count(path) for path, _ in (LABELLED if labelled else []) + PILE]
     assert min(counts) >= 1 and max(counts[:4]) - min(counts[:4]) <= 1 and max(counts[-10:]) - min(counts[-10:]) <= 1
@@ -33,7 +33,9 @@ def test_parts_are_mixed_at_a_ratio(share: float | None, labelled: int, pile: in
 def test_a_score_may_follow_the_label(score: float, tmp_path: Path) -> None:
     for name in ("a b 7", "c"):
         (tmp_path / name).touch()
-    (tmp_path / "list").write_text(f"a b 7 2 {written(score)}\nc 1 {written(score)}\n{tmp_path / 'c'} 0 -0.5\n")
+    (tmp_path / "list").write_text(
+        f"a b 7 2 {format_score(score)}\nc 1 {format_score(score)}\n{tmp_path / 'c'} 0 -0.5\n"
+    )
     found = read_list(tmp_path / "list", tmp_path, 3)
     assert found == [(str(tmp_path / "a b 7"), 2), (str(tmp_path / "c"), 1), (str(tmp_path / "c"), 0)]
     assert [label for _, label in read_list(tmp_path / "list", tmp_path, labels=False)] == [-1, -1, -1]
@@ -118,7 +120,7 @@ def test_soft_labels_are_the_scores_of_an_image() -> None:
 
 
 def test_lines_of_an_image_become_one_example(tmp_path: Path) -> None:
-    from classification.data.soft_labels import soften
+    from classification.data.soft_labels import merge_soft_labels
     from classification.errors import UserError
 
     # exp(-0.5) / (exp(-0.5) + exp(-1.5)) = 1 / (1 + 1/e)
@@ -127,14 +129,17 @@ def test_lines_of_an_image_become_one_example(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / name).touch()
     samples = read_list(tmp_path / "list", tmp_path, 3)
-    found, soft = soften([str(tmp_path / "list")], samples)
+    found, soft = merge_soft_labels([str(tmp_path / "list")], samples)
     paths = [str(tmp_path / name) for name in "abc"]
     assert found == [(paths[0], 2), (paths[1], 1), (paths[2], 1)]
     assert dict(soft[paths[0]]) == pytest.approx({2: 0.7310586, 0: 0.2689414})
     assert soft[paths[1]] == ((1, 1.0),) and soft[paths[2]] == ((1, 1.0),)
     (tmp_path / "list").write_text("a 0 -1.5\nb 1\n")
     with pytest.raises(UserError, match="line 2 has no score: --pile-targets soft needs one per line"):
-        soften([str(tmp_path / "list")], samples[:2])
+        merge_soft_labels([str(tmp_path / "list")], samples[:2])
+    (tmp_path / "list").write_text("")  # as a pipe, which is empty when it is read again
+    with pytest.raises(UserError, match="had 4 lines when it was first read, and now 0: --pile-targets soft needs"):
+        merge_soft_labels([str(tmp_path / "list")], samples)
 
 
 def test_a_run_on_soft_labels_has_the_loss_of_the_formula(data: Path, pile: Path, tmp_path: Path, capsys: Any) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from classification.errors import UserError
-from classification.reports.comparison import Plan, Recipe, due, judged, keep, keep_plan, said, table
+from classification.reports.comparison import (
+    Plan,
+    Recipe,
+    describe_verdict,
+    judge_all,
+    save_comparison,
+    save_plan,
+    table,
+    undecided_pairs,
+)
 
 PLAN = Plan("photos", ("net",), tuple(map(Recipe.of, ("kd", "alone", "ofd"))), 5, 0.95, 0.5, 0.1, ("--epochs", "3"))
 FOUND = {
@@ -53,26 +62,26 @@ def test_a_plan_without_control_or_with_one_twice_is_refused() -> None:
 
 
 def test_a_decided_recipe_ends_and_the_others_go_on_with_their_control() -> None:
-    verdicts = judged(PLAN, FOUND)
+    verdicts = judge_all(PLAN, FOUND)
     assert verdicts["net", "ofd"].word == "BETTER" and verdicts["net", "kd"].word == "UNDECIDED"
     assert verdicts["net", "ofd"].difference == pytest.approx((10 + 10.1 + 10.1) / 3)
-    assert due(PLAN, verdicts) == [("net", "alone"), ("net", "kd")]
-    assert due(PLAN, {pair: verdicts["net", "ofd"] for pair in verdicts}) == []
-    assert due(PLAN, {}) == PLAN.pairs()
+    assert undecided_pairs(PLAN, verdicts) == [("net", "alone"), ("net", "kd")]
+    assert undecided_pairs(PLAN, {pair: verdicts["net", "ofd"] for pair in verdicts}) == []
+    assert undecided_pairs(PLAN, {}) == PLAN.pairs()
 
 
 def test_seeds_that_the_control_lacks_do_not_count() -> None:
     found = {("net", "alone"): {0: 70.0}, ("net", "kd"): {0: 71.5, 1: 99.0}}
-    verdict = judged(PLAN, found)["net", "kd"]
+    verdict = judge_all(PLAN, found)["net", "kd"]
     assert verdict.seeds == 1 and verdict.difference == 1.5 and verdict.interval[1] == float("inf")
-    assert said(verdict, ("net", "kd"), 0.95) == (
+    assert describe_verdict(verdict, ("net", "kd"), 0.95) == (
         "UNDECIDED: kd with net: +1.50 points of top-1 against alone (95 % interval unknown, 1 seed)"
     )
 
 
 def test_files(tmp_path: Path) -> None:
-    verdicts = judged(PLAN, FOUND)
-    keep(PLAN, FOUND, verdicts, tmp_path)
+    verdicts = judge_all(PLAN, FOUND)
+    save_comparison(PLAN, FOUND, verdicts, tmp_path)
     content = json.loads((tmp_path / "comparison.json").read_text())
     assert {run["recipe"] for run in content["runs"]} == {"alone", "kd", "ofd"} and len(content["runs"]) == 9
     ofd = next(found for found in content["comparisons"] if found["recipe"] == "ofd")
@@ -82,12 +91,12 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_another_plan_in_the_folder_is_refused(tmp_path: Path) -> None:
-    assert not keep_plan(PLAN, tmp_path)
-    assert keep_plan(PLAN, tmp_path)
+    assert not save_plan(PLAN, tmp_path)
+    assert save_plan(PLAN, tmp_path)
     with pytest.raises(
         UserError, match="holds a comparison with other seeds, options of training: type the line that began it"
     ):
-        keep_plan(replace(PLAN, seeds=6, words=()), tmp_path)
+        save_plan(replace(PLAN, seeds=6, words=()), tmp_path)
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        keep_plan(PLAN, tmp_path)
+        save_plan(PLAN, tmp_path)

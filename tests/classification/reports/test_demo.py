@@ -18,7 +18,7 @@ from classification.data.images import to_bytes
 from classification.data.preprocessing import Preprocessing
 from classification.export import export_demo, main, missing_packages, parse
 from classification.models.trained import open_trained
-from classification.reports.demo import CODE, LOADER, MEMBERS, PROGRAM, Shown, demo_files, recorded_teacher
+from classification.reports.demo import CODE, LOADER, MEMBERS, PROGRAM, DemoNetwork, demo_files, recorded_teacher
 from tests.classification.conftest import CLASSES, STUDENT, TEACHER
 from tests.classification.system.test_npm import pack
 
@@ -39,7 +39,7 @@ NAMES = ["<script>document.title = 'hit'</script>", "b & c", "d"]
 needs_onnx = pytest.mark.skipif(bool(missing_packages("onnx")), reason="needs the packages of the extra [export]")
 
 
-def opened(browser: Any, folder: Path, networks: list[Shown], width: int = 1280, theme: str = "light") -> None:
+def opened(browser: Any, folder: Path, networks: list[DemoNetwork], width: int = 1280, theme: str = "light") -> None:
     """Write the page, and open it as from a disk."""
     for name, content in demo_files(networks, FILES).items():
         (folder / name).write_bytes(content)
@@ -81,8 +81,8 @@ def noise(path: Path, width: int, height: int, mode: str = "RGB") -> Path:
 def test_two_networks_side_by_side(browser: Any, tmp_path: Path, width: int, theme: str) -> None:
     seen = Preprocessing.of(8)
     networks = [
-        Shown("Student", "small", NAMES, seen, bytes([1, 5, 2])),
-        Shown("Teacher", "x", None, seen, bytes([9, 0, 7])),
+        DemoNetwork("Student", "small", NAMES, seen, bytes([1, 5, 2])),
+        DemoNetwork("Teacher", "x", None, seen, bytes([9, 0, 7])),
     ]
     opened(browser, tmp_path, networks, width, theme)
     assert choose(browser, noise(tmp_path / "a.png", 30, 20)) == "The student says: b & c. The teacher says: class 0"
@@ -113,7 +113,7 @@ def test_a_network_sees_the_pixels_that_it_sees_here(
     browser: Any, tmp_path: Path, width: int, height: int, mode: str
 ) -> None:
     path = noise(tmp_path / "a.png", width, height, mode)
-    opened(browser, tmp_path, [Shown(f"N{i}", "x", NAMES, seen, bytes([1, 2])) for i, seen in enumerate(SEEN)])
+    opened(browser, tmp_path, [DemoNetwork(f"N{i}", "x", NAMES, seen, bytes([1, 2])) for i, seen in enumerate(SEEN)])
     browser.execute_script("given.length = 0")
     choose(browser, path)
     given = json.loads(browser.execute_script("return JSON.stringify(given)"))

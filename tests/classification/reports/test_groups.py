@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from classification.reports.groups import CONTROL, TEACHER, Member, group_runs, unlike, verdict_of
+from classification.reports.groups import CONTROL, TEACHER, Member, compare_with_controls, find_unfair, group_runs
 from classification.reports.records import read_runs
 from tests.classification.reports.made import write_run, write_weights
 
@@ -51,7 +51,7 @@ def test_recipes_that_differ_in_an_option_are_apart(tmp_path: Path, teacher: Pat
 def test_without_a_distilled_run_those_alone_have_colours(tmp_path: Path) -> None:
     (found,) = members(write_run(tmp_path / "run", [50.0], weights=False))
     assert (found.role, found.colour) == ("alone", "var(--c0)")
-    assert verdict_of([found]) == (
+    assert compare_with_controls([found]) == (
         "run reaches 50.00 % top-1 after 1 epochs.\nNo run was distilled, so there is nothing to compare."
     )
 
@@ -69,35 +69,35 @@ def test_without_a_distilled_run_those_alone_have_colours(tmp_path: Path) -> Non
     ],
 )  # fmt: skip
 def test_the_verdict_is_the_paired_interval(tmp_path: Path, teacher: Path, ours: list[float], what: str) -> None:
-    said = verdict_of(members(*pair(tmp_path, teacher, ours, [70.0, 70.0, 70.0])))
+    said = compare_with_controls(members(*pair(tmp_path, teacher, ours, [70.0, 70.0, 70.0])))
     assert re.match(what.replace("+", r"\+") if what.startswith("BETTER") else what, said), said
 
 
 def test_one_seed_decides_nothing_and_no_control_is_said(tmp_path: Path, teacher: Path) -> None:
     folders = pair(tmp_path, teacher, [90.0], [70.0])
-    assert verdict_of(members(*folders)).endswith("+20.00 points on one seed, which decides nothing.")
-    assert "no complete run of the same student alone" in verdict_of(members(folders[0]))
+    assert compare_with_controls(members(*folders)).endswith("+20.00 points on one seed, which decides nothing.")
+    assert "there is no complete run of the same student alone" in compare_with_controls(members(folders[0]))
 
 
 def test_a_run_that_was_cut_short_does_not_count(tmp_path: Path, teacher: Path) -> None:
     cut = write_run(tmp_path / "cut", [1.0], planned=2, teacher=teacher, weights=False)
     whole = write_run(tmp_path / "alone", [70.0, 71.0], weights=False)
-    assert verdict_of(members(cut, whole)) == "ce + mgd: no run is complete."
+    assert compare_with_controls(members(cut, whole)) == "ce + mgd: no run is complete."
 
 
 def test_a_control_of_another_budget_is_named(tmp_path: Path, teacher: Path) -> None:
-    assert unlike(members(*pair(tmp_path / "same", teacher, [80.0], [70.0]))) == {}
+    assert find_unfair(members(*pair(tmp_path / "same", teacher, [80.0], [70.0]))) == {}
     other = members(*pair(tmp_path / "other", teacher, [80.0], [70.0], batch_size=7))
-    assert unlike(other) == {"ce + mgd": "alone-0 and distilled-0 differ in batch_size (None, then 7)"}
-    assert verdict_of(other).endswith("decides nothing. Other options differ as well, see Failures.")
+    assert find_unfair(other) == {"ce + mgd": "alone-0 and distilled-0 differ in batch_size (None, then 7)"}
+    assert compare_with_controls(other).endswith("decides nothing. Other options differ as well, see Failures.")
 
 
 def test_the_control_is_that_of_the_same_budget(tmp_path: Path, teacher: Path) -> None:
     longer = write_run(tmp_path / "longer", [99.0], weights=False, batch_size=7)
-    assert "alone 70.00 %" in verdict_of(members(longer, *pair(tmp_path, teacher, [80.0], [70.0])))
+    assert "alone 70.00 %" in compare_with_controls(members(longer, *pair(tmp_path, teacher, [80.0], [70.0])))
 
 
 def test_a_data_folder_is_the_same_from_anywhere(tmp_path: Path, teacher: Path) -> None:
     ours = write_run(tmp_path / "distilled", [80.0], teacher=teacher, weights=False, data=str(tmp_path / "photos"))
     theirs = write_run(tmp_path / "alone", [70.0], weights=False, data="photos")  # started in tmp_path
-    assert unlike(members(ours, theirs)) == {}
+    assert find_unfair(members(ours, theirs)) == {}

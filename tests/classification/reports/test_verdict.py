@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from classification.reports.verdict import Design, bounds, judge, spent
+from classification.reports.verdict import Design, bounds, judge, spent_alpha
 
 
 def test_one_look_is_the_paired_t_interval() -> None:
@@ -21,7 +21,7 @@ def test_one_look_is_the_paired_t_interval() -> None:
 
 def test_alpha_is_spent_late_and_whole() -> None:
     """The two-sided 5 % spending function of O'Brien-Fleming type at halves and thirds, as tables have it."""
-    assert [spent(0.05, part) for part in (1 / 3, 1 / 2, 2 / 3, 1)] == pytest.approx(
+    assert [spent_alpha(0.05, part) for part in (1 / 3, 1 / 2, 2 / 3, 1)] == pytest.approx(
         [0.00069, 0.00557, 0.01637, 0.05], abs=1e-5
     )
 

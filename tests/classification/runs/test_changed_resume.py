@@ -15,7 +15,7 @@ from classification import main_base, main_mgd
 from classification.data.loading import TrainBatches
 from classification.errors import UserError
 from classification.runs.checkpoint import IMAGES, _other_images, keep_images
-from classification.training.saving import seen_images
+from classification.training.saving import images_done
 from classification.training.trainer import Trainer
 from tests.classification.conftest import SMALL, STUDENT
 from tests.classification.seams import run_trainer
@@ -56,11 +56,11 @@ def test_an_epoch_continues_with_exactly_the_unseen_images(
 
 def test_an_older_checkpoint_says_by_its_steps_what_it_saw() -> None:
     state = {"step": 3, "config": {"options": {"batch_size": 8}}}
-    assert seen_images(state, 27) == 7 + 7 + 7  # 27 images make batches of 7, 7, 7, 6
-    assert seen_images({**state, "seen": 12}, 27) == 12
+    assert images_done(state, 27) == 7 + 7 + 7  # 27 images make batches of 7, 7, 7, 6
+    assert images_done({**state, "seen": 12}, 27) == 12
     for seen in (2, 28, "x"):
         with pytest.raises(ValueError, match=f"it saw {seen!r} of 27 images in 3 steps"):
-            seen_images({**state, "seen": seen}, 27)
+            images_done({**state, "seen": seen}, 27)
 
 
 def cut(words: list[str], steps: int, script: Any = main_mgd) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 from torchvision import transforms as T
 
 from classification import main_base, main_mgd
-from classification.data.folders import Folder
+from classification.data.folders import DataFolder
 from classification.data.preprocessing import MEAN, STD, Preprocessing, normalise
 from classification.models import build
 from classification.options.options import make_options
@@ -193,7 +193,7 @@ def test_logits_are_standardised_by_a_recipe(distil: list[str], tmp_path: Path) 
 def test_a_downloaded_teacher_brings_its_normalisation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("classification.training.starting.load_pretrained", lambda *_, **__: "loaded")
     parsed = make_options({"img_size": 64}, table={"kd": TermSpec(KD, KD.Hyper())})
-    job = Job(parsed, Seed(0, True), Folder([], [], []), num_classes=1000, preprocessing=Preprocessing.of(64))
+    job = Job(parsed, Seed(0, True), DataFolder([], [], []), num_classes=1000, preprocessing=Preprocessing.of(64))
     spec: dict[str, Any] = {"arch": "timm:tf_mobilenetv3_small_100.in1k"}
     own: dict[str, Any] = {**spec, "mean": [0.1, 0.2, 0.3]}
     plain: dict[str, Any] = {"arch": "resnet18"}

@@ -12,7 +12,7 @@ import torch
 from classification import main_base, main_mgd
 from classification.data.folders import read_folder
 from classification.data.images import read_image
-from classification.data.transforms import normalise
+from classification.data.preprocessing import normalise
 from classification.models import build
 from classification.options.config import parse
 from classification.runs.world import Seed, World

@@ -14,7 +14,7 @@ import torch
 
 from classification import main_base, predict, pseudo_label
 from classification.data.folders import read_folder
-from classification.data.loading import Photos, TrainBatches, loader
+from classification.data.loading import Photos, TrainBatches, make_loader
 from classification.data.preprocessing import Preprocessing
 from classification.data.trial import read_trial
 from classification.training.trainer import Trainer
@@ -94,7 +94,7 @@ def test_ranks_read_different_images_of_a_shard(shards: Path) -> None:
     parts = []
     for rank in range(2):  # scripts/check_shards.py does it with two processes
         batches = TrainBatches(len(photos), 8, 0, rank, 2)
-        parts.append([int(i) for _, _, index in loader(photos, batches, 0, torch.device("cpu")) for i in index])
+        parts.append([int(i) for _, _, index in make_loader(photos, batches, 0, torch.device("cpu")) for i in index])
     assert sorted(parts[0] + parts[1]) == list(range(27)) and len(parts[0]) == 15  # 4 + 4 + 4 + 3
 
 

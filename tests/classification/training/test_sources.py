@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from classification.data.folders import Folder
+from classification.data.folders import DataFolder
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import build
@@ -18,7 +18,7 @@ from classification.training.sources import Sources, find_sources, numbered_as
 
 
 def test_a_folder_takes_the_numbers_of_a_file_that_has_its_classes_and_more() -> None:
-    data = Folder(["b", "d"], [("x", 1), ("y", -1), ("z", 0)], [("v", 1)])
+    data = DataFolder(["b", "d"], [("x", 1), ("y", -1), ("z", 0)], [("v", 1)])
     found = numbered_as(data, ["a", "b", "c", "d"])
     assert found.classes == ["a", "b", "c", "d"]
     assert found.train == [("x", 3), ("y", -1), ("z", 1)] and found.valid == [("v", 3)]  # -1: no label
@@ -58,7 +58,7 @@ def test_a_file_names_its_network_if_that_is_one_of_ours(tmp_path: Path) -> None
 def test_a_teacher_sees_what_its_file_says_except_for_a_size_that_was_typed() -> None:
     spec = {"arch": "cifar_resnet8"}
     student = Preprocessing.of(64)
-    file = WeightFile(Path("t.pth"), {}, seen=Preprocessing.of(48).describe())
+    file = WeightFile(Path("t.pth"), {}, preprocessing_values=Preprocessing.of(48).describe())
     sources = Sources()
     assert sources.teacher_preprocessing(student, spec, file, None).img_size == 48
     assert sources.teacher_preprocessing(student, spec, None, None).img_size == 64

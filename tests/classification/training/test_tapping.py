@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from classification import main_mgd
-from classification.data.folders import Folder
+from classification.data.folders import DataFolder
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import build
@@ -28,7 +28,7 @@ def job_of(student: str, teacher: str, *words: str, size: int = 64) -> Job:
     parsed = parse(["DIR", "-a", student, "--teacher-arch", teacher, *words], "main_mgd.py", distillation=True)
     networks: list[nn.Module] = [build(arch, 3) for arch in (student, teacher)]
     seen = Preprocessing.of(size)
-    job = Job(parsed, Seed(0, True), Folder([], [], []), networks[0], networks[1:], student, [{"arch": teacher}])
+    job = Job(parsed, Seed(0, True), DataFolder([], [], []), networks[0], networks[1:], student, [{"arch": teacher}])
     job.preprocessing, job.teacher_preprocessing = seen, [seen]
     return job
 

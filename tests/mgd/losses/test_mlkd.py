@@ -75,12 +75,12 @@ def test_refusals() -> None:
         MLKD()(Outputs(logits(0)), [Outputs(logits(1))], Batch())
 
 
-def two_views(first: int, second: int) -> Outputs:
+def two_view_transform(first: int, second: int) -> Outputs:
     return Outputs(logits(first), more=(Outputs(logits(second)),))
 
 
 def test_the_second_view_adds_its_probabilities() -> None:
-    student, teacher = two_views(0, 1), two_views(2, 3)
+    student, teacher = two_view_transform(0, 1), two_view_transform(2, 3)
     each = {tau: kd(logits(1), logits(3), temperature=tau) for tau in (2.0, 3.0, 6.0)}
     again = {tau: kd(logits(0), logits(2), temperature=tau) for tau in (2.0, 6.0)}
     first = mlkd(logits(0), logits(2), temperatures=(2.0, 3.0, 6.0))
