@@ -57,7 +57,7 @@ COMMANDS = {
     "score": Command("pseudo_label", "score images without labels with a teacher", before=("score",)),
     "select": Command("pseudo_label", "choose the best of the scored images", before=("select",)),
     "reinforce": Command("reinforce", "store a teacher's outputs, to train without it"),
-    "semi": Command("semi_supervised", "learn from labelled and unlabelled images, in seven steps"),
+    "semi": Command("semi_supervised", "learn from labelled and unlabelled images, and compare with the labels alone"),
 }
 
 

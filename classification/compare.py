@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROG = "compare.py"
 EXAMPLE = """example: %(prog)s photos --students mobilenet_v1 --teacher runs/teacher/last.pth \\
     --img-size 128 --epochs 15 -b 32 --output runs/compare
-Options of training, such as --epochs and --lr, are those of main_base.py (see --help-all there). All runs use them."""
+Options of training, such as --epochs and --lr, are those of mgd train (see --help-all there). All runs use them."""
 # What compare.py says itself, or what belongs to a single run.
 OWN = {
     *("data", "arch", "teacher_arch", "teacher_resume", "output", "resume", "resume_override", "evaluate", "seed"),
@@ -91,7 +91,7 @@ def build_parser(prog: str = PROG, *, with_shared: bool = True) -> Parser:
     add("--confidence", type=sure, default=0.95, metavar="P", help="confidence of all intervals together (0.95)")
     add("--jobs", type=count, default=1, metavar="N", help="runs at the same time (1)")
     add("--threads", type=count, metavar="N", help="threads per run; default: the number of cores divided by --jobs")
-    add("--page", type=Path, metavar="FILE.html", help="write a page about all runs, as report.py does")
+    add("--page", type=Path, metavar="FILE.html", help="write a page about all runs, as mgd report does")
     add("--plan", action="store_true", help="only print how long the comparison takes and what it needs")
     if with_shared:
         add_options(parser, shared_options())
@@ -131,7 +131,7 @@ def parse(words: list[str], prog: str = PROG) -> Asked:
         if flag in taken and flag not in parser._option_string_actions:
             near = difflib.get_close_matches(flag, parser._option_string_actions, n=1)
             raise UserError(
-                f"{flag} belongs to a single run: compare.py sets it, or you can write it into a recipe file"
+                f"{flag} belongs to a single run: mgd compare sets it, or you can write it into a recipe file"
                 + (f"; close is {near[0]}" if near else "")
             )
         if word.startswith("--") and flag not in parser._option_string_actions:
@@ -155,6 +155,9 @@ def plan_of(asked: Asked) -> tuple[Plan, list[str]]:
     from classification.reports.comparison import ALONE, Plan, Recipe
 
     own, words = asked.own, asked.words
+    for option, given in (("--students", own.students), ("--recipes", own.recipes)):
+        if joined := next((word for word in given if "," in word and not exists(Path(word))), None):
+            raise UserError(f"{option} {joined}: separate them by spaces, as in {option} {joined.replace(',', ' ')}")
     data = read_folder(own.data, train_list=own.train_list, valid_list=own.valid_list, num_classes=own.num_classes)
     if own.teacher is not None:
         file = weights_of(Path(own.teacher))

@@ -32,7 +32,9 @@ def build_parser(prog: str = PROG) -> Parser:
     """Return the parser; it needs no torch."""
     parser = Parser(prog, description=(__doc__ or "").partition(":")[0] + ".", epilog=EXAMPLE, allow_abbrev=False)
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", type=Path, help="a best.pth, weights, a run folder, or a file of export.py")
+    add(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="a best.pth, weights, a run folder, or a file of mgd export"
+    )
     about = "an image; a folder of images; a tar shard; a list with one path per line; or - for a list on stdin"
     add("paths", metavar="PATH", nargs="+", help=about)
     add("--top-k", type=count, metavar="K", help=f"classes per image, most likely first ({USUAL_TOP})")

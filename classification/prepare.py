@@ -67,7 +67,8 @@ def check(args: argparse.Namespace, typed: list[str]) -> None:
         UserError: one of these.
     """
     if not is_folder(args.source):
-        raise UserError(f"{args.source} is not a folder")
+        what = "is not a folder" if exists(args.source) else "does not exist"
+        raise UserError(f"{args.source} {what}: give a folder with one folder of photographs per class")
     if exists(args.folder):
         raise UserError(f"{args.folder} exists already: give a new folder")
     if args.folder.resolve().is_relative_to(args.source.resolve()):

@@ -319,7 +319,9 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> int:
         args = parse(words, prog)
         (score if words[0] == "score" else select)(args)
 
-    return run_command(work, argv, prog)
+    given = sys.argv[1:] if argv is None else argv
+    task = " ".join([prog, *(word for word in given[:1] if word in ("score", "select"))])
+    return run_command(work, given, task)
 
 
 if __name__ == "__main__":

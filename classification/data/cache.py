@@ -112,7 +112,7 @@ def _check_memory(num_bytes: int, num_images: int, free: int | None, ranks: Loca
         if num_bytes > 0.8 * available:
             raise UserError(
                 f"--cache ram needs {num_bytes / 2**30:.1f} GiB for {num_images} decoded images, but only "
-                f"{available / 2**30:.1f} GiB of memory are free: make smaller copies of the images with prepare.py, "
+                f"{available / 2**30:.1f} GiB of memory are free: make smaller copies of the images with mgd prepare, "
                 "or use --cache off"
             )
 

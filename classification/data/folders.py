@@ -67,7 +67,10 @@ def read_folder(
     """
     root = Path(root)
     if not is_folder(root):
-        raise UserError(f"data folder {root} {'is not a folder' if exists(root) else 'does not exist'}")
+        what = "is not a folder" if exists(root) else "does not exist"
+        raise UserError(
+            f"data folder {root} {what}: give one with train/CLASS and valid/CLASS, as mgd prepare makes it"
+        )
     left_out = LeftOut()
     valid = _find_split(root, "valid", "val") if valid_list is None else None
     skip_train = train_list is not None or (evaluate and not _train_names_classes(root / "train", valid))

@@ -88,7 +88,7 @@ def _read_line(line: bytes, root: Path, num_classes: int | None, labels: bool) -
             "lines"
         )
     if not image_exists(root / path):
-        raise UserError(f"{quoted(name)} is not a file in {root}")
+        raise UserError(f"{quoted(name)} is not a file in {root}: paths of a list begin in that folder")
     return str(root / path), int(label)
 
 

@@ -83,7 +83,7 @@ def find_split(source: Path, shares: Shares) -> Split:
         _check_counts(images, shares)
     if len(names) < 2:
         loose = (
-            f"{count_of(len(left_out.loose), 'image')} beside its folders, and no CLASS folders"
+            f"{count_of(len(left_out.loose), 'image')} outside CLASS folders, and no CLASS folder with images"
             if left_out.loose
             else ""
         )

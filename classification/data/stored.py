@@ -117,20 +117,20 @@ def read_block(path: Path, plan: StoredPlan, number: int) -> Block:
         table = pq.read_table(path, use_threads=True)
     except (OSError, pa.ArrowException) as error:
         raise UserError(
-            f"{path} is not a Parquet file, or is damaged: remove it, and store it again with reinforce.py"
+            f"{path} is not a Parquet file, or is damaged: remove it, and store it again with mgd reinforce"
         ) from error
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     columns = shard_schema(plan)
     if metadata.get("mgd.plan") != plan.text() or not table.schema.equals(columns):
         raise UserError(
-            f"{path} belongs to another cache, or was changed: remove it, and store it again with reinforce.py"
+            f"{path} belongs to another cache, or was changed: remove it, and store it again with mgd reinforce"
         )
     images = min(plan.shard_size, plan.num_images - number * plan.shard_size)
     rows = images * plan.samples
     samples = table.column("sample").to_numpy()
     if len(table) != rows or (samples.reshape(images, plan.samples) != np.arange(plan.samples)).any():
         raise UserError(
-            f"{path} has {len(table)} rows, expected {rows}: remove it, and store it again with reinforce.py"
+            f"{path} has {len(table)} rows, expected {rows}: remove it, and store it again with mgd reinforce"
         )
     views = np.empty(rows, VIEW)
     for name in VIEW.names or ():
@@ -183,7 +183,7 @@ def open_stored(folder: str | Path) -> StoredTeacher:
     if missing := [file for file in files if not exists(file)]:
         raise UserError(
             f"{folder} lacks {len(missing)} of {len(files)} shards, the first {missing[0].name}: type the line of "
-            "reinforce.py again to resume"
+            "mgd reinforce again to resume"
         )
     rows, label = plan.num_images * plan.samples, np.uint16 if plan.num_classes <= 1 << 16 else np.uint32
     block = Block(
@@ -215,9 +215,9 @@ def _read_classifier(folder: Path, plan: StoredPlan) -> NDArray[np.float16] | No
     try:
         classifier: NDArray[np.float16] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged: remove it, and type the line of reinforce.py again") from error
+        raise UserError(f"{path} is damaged: remove it, and type the line of mgd reinforce again") from error
     if classifier.ndim != 2 or len(classifier) != plan.num_classes:
-        raise UserError(f"{path} has {classifier.shape} numbers: remove it, and type the line of reinforce.py again")
+        raise UserError(f"{path} has {classifier.shape} numbers: remove it, and type the line of mgd reinforce again")
     return classifier
 
 
@@ -239,7 +239,7 @@ class StoredViews:
         if missing := [name for name in names if name not in stored_numbers]:
             raise UserError(
                 f"--teacher-cache {stored.folder} lacks {len(missing)} of {len(names)} training images, for example "
-                f"{missing[0]}: store the teacher again with reinforce.py, including these images"
+                f"{missing[0]}: store the teacher again with mgd reinforce, including these images"
             )
         self.plan, self.block, self.classifier = plan, stored.block, stored.classifier
         self.stored_number = np.array([stored_numbers[name] for name in names], dtype=np.int64)

@@ -116,7 +116,7 @@ class Renderer:
         padded = self.views.train_crop == "pad"
         padded_image = F.pad(self._fit(image), [self.views.img_size // 8] * 4) if padded else image
         if not (0 < height <= padded_image.shape[1] - top and 0 < width <= padded_image.shape[2] - left):
-            raise UserError(f"{name} is smaller than when it was stored: store the teacher again with reinforce.py")
+            raise UserError(f"{name} is smaller than when it was stored: store the teacher again with mgd reinforce")
         part = padded_image[:, top : top + height, left : left + width]
         rendered = part if padded else resize(part, (self.views.img_size,) * 2)
         rendered = rendered.flip(2) if view["flip"] else rendered

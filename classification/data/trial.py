@@ -93,7 +93,10 @@ def read_trial(
     """
     root = Path(root)
     if not is_folder(root):
-        raise UserError(f"data folder {root} {'is not a folder' if exists(root) else 'does not exist'}")
+        what = "is not a folder" if exists(root) else "does not exist"
+        raise UserError(
+            f"data folder {root} {what}: give one with train/CLASS and valid/CLASS, as mgd prepare makes it"
+        )
     notes: list[str] = []
     if any(is_folder(root / name) for name in ("train", "valid", "val")):
         data = read_folder(root, evaluate=True)

@@ -103,7 +103,7 @@ def _read_description(path: Path, metadata: Any) -> tuple[str, int, list[str] | 
     """Return architecture, number of classes, their names, and preprocessing from an exported file's description."""
     if not set(DESCRIPTION) <= set(metadata):
         raise UserError(
-            f"{path} does not say its classes and what it sees of an image: predict.py runs files that export.py wrote"
+            f"{path} does not say its classes and its preprocessing: mgd predict runs files that mgd export wrote"
         )
     try:
         arch, num_classes, classes, preprocessing = (json.loads(metadata[name]) for name in DESCRIPTION)

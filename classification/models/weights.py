@@ -203,7 +203,7 @@ def load_file(
         )
     if new_head and head:
         return load_with_new_head(model, chosen.state, arch, source, head) + str(chosen) + notes
-    advice = f": fine-tune it first with main_base.py DIR -a {arch} --student-resume {path}"
+    advice = f": fine-tune it first with mgd train DIR -a {arch} --student-resume {path}"
     if head and (file_classes := chosen.state[head[0]].shape[0]) != num_classes:
         raise UserError(
             f"{source} has {file_classes} classes, but this run has {num_classes} (by the shape of {head[0]}){advice}"

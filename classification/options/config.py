@@ -121,7 +121,8 @@ def _values(parser: Parser, argv: list[str], typed: Mapping[str, str]) -> dict[s
         if values[name] in ("", [""]):
             raise UserError(f"{typed[name]} needs the name of a file or folder; got an empty one")
     if values["data"] is None:
-        raise UserError(f"name the folder of photographs, as in {parser.prog} DIR; only --resume RUN needs none")
+        what = "the folder where the lists' paths begin" if values["train_list"] else "the folder of photographs"
+        raise UserError(f"name {what}, as in {parser.prog} DIR; only --resume RUN needs none")
     if "student_resume" in typed and not {"pretrained", "use_pretrained"} & set(typed):
         values |= {"pretrained": False, "use_pretrained": 0}  # the file replaces the recipe's download
     values["resume"] = values["resume"] and checkpoint_of(values["resume"])

@@ -314,7 +314,7 @@ class Optimisation:
         0,
         kind=whole,
         metavar="N",
-        help="in the last N epochs, round as the int8 file will that export.py --to int8 writes afterwards",
+        help="in the last N epochs, round as the int8 file will that mgd export --to int8 writes afterwards",
     )
     ema: float = option(
         0.0,
@@ -359,7 +359,7 @@ class Networks:
     teacher_cache: str | None = option(
         None,
         metavar="FOLDER",
-        help="train from the outputs of a teacher that reinforce.py stored in FOLDER, with no teacher in memory; "
+        help="train from the outputs of a teacher that mgd reinforce stored in FOLDER, with no teacher in memory; "
         "images are cropped, mirrored and mixed as FOLDER says",
         distillation=True,
         free=True,

@@ -14,7 +14,7 @@ class Pile:
     pile_list: tuple[str, ...] = option(
         (),
         metavar="FILE",
-        help="list with one `path label score` per line, written by pseudo_label.py select, to train on in addition "
+        help="list with one `path label score` per line, written by mgd select, to train on in addition "
         "to train/; may be given several times",
         free=True,
         file=True,

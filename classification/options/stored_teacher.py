@@ -120,11 +120,11 @@ def read_stored_plan(folder: str | Path) -> StoredPlan:
     path = Path(folder, PLAN)
     if not is_folder(folder):
         what = "is not a folder" if exists(folder) else "does not exist"
-        raise UserError(f"{folder} {what}: give the --output of reinforce.py")
+        raise UserError(f"{folder} {what}: give the --output of mgd reinforce")
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no {PLAN}: give the --output of reinforce.py") from error
+        raise UserError(f"{folder} holds no {PLAN}: give the --output of mgd reinforce") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: remove {folder} and store the teacher again") from error
     found = content.get("format") if isinstance(content, dict) else content
@@ -164,7 +164,7 @@ def check_stored(options: Options, typed: Mapping[str, str]) -> None:
             flag = typed.get(name, f"--{name.replace('_', '-')}")
             raise UserError(
                 f"{flag} {now} does not fit the views in --teacher-cache {folder}, which have {views[name]}: leave it "
-                "out, or store the teacher again with reinforce.py"
+                "out, or store the teacher again with mgd reinforce"
             )
     reasons = {
         "maps": "compares feature maps, but --teacher-cache has only logits",

@@ -22,7 +22,7 @@ def describe_teachers(options: Options, recipe: list[dict[str, Any]]) -> list[di
     if recipe:
         files = split_files(options.networks.teacher_resume, len(recipe)) if options.networks.teacher_resume else []
         if files and len(files) != len(recipe):
-            raise UserError(f"--teacher-resume names {len(files)} files for the recipe's {len(recipe)} teachers")
+            raise UserError(_unequal(files, f"{len(recipe)} of the recipe"))
         return [{**teacher, "resume": file} for teacher, file in zip(recipe, files, strict=True)] if files else recipe
     archs: list[str | None] = list(options.networks.teacher_arch.split(",")) if options.networks.teacher_arch else []
     files = split_files(options.networks.teacher_resume, len(archs)) if options.networks.teacher_resume else []
@@ -31,9 +31,14 @@ def describe_teachers(options: Options, recipe: list[dict[str, Any]]) -> list[di
     archs = archs or [None] * max(1, len(files))  # which their files say
     files = files or [""] * len(archs)
     if len(files) != len(archs):
-        names = ", ".join(map(str, archs))
-        raise UserError(f"--teacher-resume names {len(files)} files for {len(archs)} teachers ({names})")
+        raise UserError(_unequal(files, f"{len(archs)} ({', '.join(map(str, archs))})"))
     return [{"arch": arch, "resume": file, "frozen": not peers} for arch, file in zip(archs, files, strict=True)]
+
+
+def _unequal(files: list[str], teachers: str) -> str:
+    return (
+        f"--teacher-resume needs as many files as there are teachers, {teachers}, separated by commas; got {len(files)}"
+    )
 
 
 def split_files(text: str, number: int) -> list[str]:

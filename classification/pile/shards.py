@@ -169,7 +169,7 @@ def read_plan(folder: Path) -> Plan:
     try:
         content = json.loads((folder / PLAN).read_bytes())
     except FileNotFoundError as error:
-        raise UserError(f"{folder} holds no {PLAN}: give the --output of `pseudo_label.py score`") from error
+        raise UserError(f"{folder} holds no {PLAN}: give the --output of `mgd score`") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / PLAN} cannot be read: remove {folder} and score again") from error
     format_found = content.get("format") if isinstance(content, dict) else content
@@ -297,7 +297,7 @@ def open_shards(folder: Path) -> Shards:
     """
     if not is_folder(folder):
         what = "is not a folder" if exists(folder) else "does not exist"
-        raise UserError(f"{folder} {what}: give the --output of `pseudo_label.py score`")
+        raise UserError(f"{folder} {what}: give the --output of `mgd score`")
     files = sorted(path for path in folder.rglob("*.parquet") if not path.name.startswith("."))
     if exists(folder / PLAN):
         plan = read_plan(folder)
@@ -305,11 +305,11 @@ def open_shards(folder: Path) -> Shards:
         if missing := sorted(set(expected) - set(files)):
             raise UserError(
                 f"{folder} lacks {len(missing)} of {len(expected)} shards, for example {missing[0].name}: type the "
-                "line of `pseudo_label.py score` again to resume"
+                "line of `mgd score` again to resume"
             )
         files = expected
     if not files:
-        raise UserError(f"{folder} has no shards: expected *.parquet files from `pseudo_label.py score`")
+        raise UserError(f"{folder} has no shards: expected *.parquet files from `mgd score`")
     metadata = {file: _metadata(file) for file in files}
     first = metadata[files[0]]
     for file, metadata_of_file in metadata.items():

@@ -148,9 +148,10 @@ def save_plan(plan: Plan, folder: Path) -> bool:
             raise UserError(f"{path} is damaged: give another --output") from error
         new = plan.record()
         if differences := [key for key in new if not isinstance(old, dict) or old.get(key) != new[key]]:
+            names = ["options of training" if key == "words" else key for key in differences]
             raise UserError(
-                f"{folder} holds a comparison with other {', '.join(differences)}: type the line that began it, or "
-                "give another --output"
+                f"{folder} holds a comparison with other {', '.join(names)}: type the line that began it, or give "
+                "another --output"
             )
         return True
     write_whole(path, (json.dumps(plan.record(), indent=1) + "\n").encode())

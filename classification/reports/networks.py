@@ -161,6 +161,8 @@ def run_networks(members: Sequence[Member], root: Path, max_images: int) -> Netw
     for source in tqdm(_sources(members, results.faults), desc="networks", leave=False, disable=None):
         try:
             trained = open_network(source.file, source.spec)
+            if source.spec and results.networks and trained.num_classes != len(results.classes):
+                continue  # a teacher of other classes, whose maps alone guided the student
             trial = trials.of(trained)
         except UserError as error:
             causes.append(str(error))
@@ -174,9 +176,7 @@ def run_networks(members: Sequence[Member], root: Path, max_images: int) -> Netw
         predictions = _predict(trained, trial, device)
         results.networks.append(_scored_network(source, trained, predictions, results))
     if not results.networks:
-        raise UserError(
-            f"--data {root}: {causes[0] if causes else 'no run has a find_checkpoint to try on its images'}"
-        )
+        raise UserError(f"--data {root}: {causes[0] if causes else 'no run has a checkpoint to try on its images'}")
     return results
 
 

@@ -117,7 +117,7 @@ def _check_run(folder: Path) -> None:
         raise UserError(f"run folder {folder} {'is a file: give its folder' if exists(folder) else 'does not exist'}")
     searched = [folder, folder / "runs"] if is_folder(folder / "runs") else [folder]
     runs = sorted(str(path.relative_to(folder)) for top in searched for path in top.iterdir() if is_run(path))
-    hint = f"; it holds the runs {', '.join(runs[:5])}{' ...' if len(runs) > 5 else ''}" if runs else ""
+    hint = f"; give runs that it holds: {', '.join(runs[:5])}{' ...' if len(runs) > 5 else ''}" if runs else ""
     raise UserError(f"{folder} is no run folder: expected config.json and metrics.jsonl in it{hint}")
 
 

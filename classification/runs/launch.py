@@ -34,6 +34,7 @@ from classification.system.exit_status import attempt
 from classification.system.interrupt import ignore_save
 from classification.system.memory import keep_freed_memory
 
+TASKS = {"main_base.py": "train", "main_mgd.py": "distill"}  # of the command `mgd`, by script
 PATIENCE = 30.0  # seconds that the other ranks have to leave after one has failed
 
 Parse = Callable[[list[str], str], Options]
@@ -244,8 +245,15 @@ def run(task: Task) -> int:
     return status
 
 
+def called_mgd() -> bool:
+    """Whether this process was started by the command `mgd`, and not as a script or by torchrun."""
+    return Path(sys.argv[0]).name == "mgd" and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
 def command(script: str, *words: str) -> str:
-    """Return a command line of one of the scripts beside this file, to be typed where this process was started."""
+    """Return a command line of a script of this package, or of `mgd` if that started this process, to be typed here."""
+    if script in TASKS and called_mgd():
+        return shlex.join(["mgd", TASKS[script], *words])
     path, python = Path(__file__).resolve().parents[1] / script, shutil.which("python")
     with contextlib.suppress(ValueError):
         path = path.relative_to(Path.cwd())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -12,7 +13,7 @@ from classification.data.folders import has_numbered_classes
 from classification.options.config import epoch_name, total_epochs
 from classification.options.groups import Optimisation
 from classification.options.options import Options
-from classification.runs.launch import command
+from classification.runs.launch import called_mgd, command
 from classification.runs.metrics import accuracy
 
 EVERY = 10.0  # seconds between two lines of steps
@@ -105,7 +106,10 @@ def last_lines(
         words += ["--train-list", data.train_list] if data.train_list and options.labelled else []
         words += ["--num-classes", str(num_classes)]
     words += ["--bad-images", "skip"] if data.bad_images == "skip" else []
-    evaluate = command("main_base.py", *words, "--evaluate", "--student-resume", str(folder / "best.pth"))
+    if called_mgd():
+        evaluate = shlex.join(["mgd", "evaluate", str(folder), *words])
+    else:
+        evaluate = command("main_base.py", *words, "--evaluate", "--student-resume", str(folder / "best.pth"))
     measure, said = options.run.best_by, f"top-1 {best['valid_top1']:.2f}"
     if measure != "top1":
         said = f"{best_value(measure, best)} with {said}"

@@ -105,7 +105,8 @@ def _no_file(path: Path) -> str:
     if not is_folder(path):
         return "is not a file"
     names = [name for name in USUAL if is_file(path / name)]
-    return f"is a folder: give a file in it{f', for example {path / names[0]}' if names else ''}"
+    file = f"a file in it, for example {path / names[0]}" if names else "a file of weights, or the folder of a run"
+    return f"is a folder: give {file}"
 
 
 def load(path: Path) -> Any:

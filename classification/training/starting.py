@@ -123,7 +123,7 @@ def _with_pile(data: DataFolder, options: Options) -> DataFolder:
             first = f"{copies[0][1]} = {copies[0][0]}"
             raise UserError(
                 f"--pile-list holds {count_of(len(copies), 'image')} of valid, for example {first}: leave such images "
-                "out with `pseudo_label.py select --exclude`"
+                "out with `mgd select --exclude`"
             )
     soft: dict[str, ClassProbabilities] = {}
     if asked.pile_targets == "soft" and options.labelled:
@@ -253,14 +253,14 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
         elif outputs == 0 and not evaluate:
             raise UserError(
                 f"the weights of the teacher {arch} have no classifier: use only terms on maps, for example "
-                f"--distiller mgd, or train a head with main_base.py {options.data.data} -a {arch} "
+                f"--distiller mgd, or train a head with mgd train {options.data.data} -a {arch} "
                 f"{f'--student-resume {file.path}' if file else '--pretrained'} --linear-probe 1 and give its "
                 "best.pth with --teacher-resume"
             )
         elif file is None and outputs is not None:
             raise UserError(
                 f"the published weights of {arch} have 1000 classes, but this run has {classes}: train a teacher with "
-                "main_base.py and give its best.pth with --teacher-resume"
+                "mgd train and give its best.pth with --teacher-resume"
             )
         else:
             outputs = None

@@ -100,7 +100,7 @@ def _compare_teacher(plan: StoredPlan, folder: str, job: Job) -> None:
     ):
         raise UserError(
             f"--teacher-cache {folder} holds another teacher ({', '.join(plan.archs)}) than {networks.teacher_resume}: "
-            "leave --teacher-resume out, or store this teacher with reinforce.py"
+            "leave --teacher-resume out, or store this teacher with mgd reinforce"
         )
 
 

@@ -357,6 +357,7 @@ class Trainer:
             self.world.say(f"{name:20} weight {weights[name]:.4g}  gradient share {shares[name]:.3f}  equal at {how}")
             for number, path in enumerate(self.distiller.student.paths if name in reading else ()):
                 self.world.say(f"    {shares[f'{name} {number}']:.3f} of it through {path}")
+        self.world.say("=> nothing was trained: to train, leave out --calibrate")
 
     # -- checkpoints
 

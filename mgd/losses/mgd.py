@@ -344,7 +344,7 @@ class ChannelMatching(Term):
 
     def _require_flows(self) -> None:
         if not self._matched:
-            raise RuntimeError("no flows yet: observe some batches and call rematch() before training")
+            raise RuntimeError("no flows yet: before training, call Distiller.update, or observe() and rematch()")
 
 
 class EachMatching(EachTeacher):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from classification import compare, prepare
+from classification.errors import UserError
 from tests.classification.conftest import STUDENT
 
 WORDS = ["--img-size", "16", "-b", "8", "-j", "0", "--train-crop", "pad", "--lr", "0.05"]
@@ -50,6 +51,12 @@ def test_a_comparison_ends_with_a_verdict_and_is_kept(
     assert again[-1] == said[-1] and "runs at most" not in again[0]
     assert compare.main([*words, "--margin", "1"]) == 2
     assert "holds a comparison with other margin" in capsys.readouterr().err
+
+
+def test_names_that_are_joined_by_commas_are_refused(photos: Path, tmp_path: Path) -> None:
+    words = ["--students", STUDENT, "--recipes", "ofd,mgd+ofd", "--output", str(tmp_path / "out")]
+    with pytest.raises(UserError, match=r"separate them by spaces, as in --recipes ofd mgd\+ofd$"):
+        compare.plan_of(compare.parse([str(photos), *words]))
 
 
 def test_a_run_folder_is_taken_as_the_teacher(photos: Path, teacher: Path, tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ def mistake(name: str, words: list[str], tmp_path: Path) -> list[str]:
     [
         ("no folder", "data folder /nowhere does not exist"),
         ("arch", "at least one channel"),
-        ("no teacher", "train a teacher with main_base.py and give its best.pth with --teacher-resume"),
+        ("no teacher", "train a teacher with mgd train and give its best.pth with --teacher-resume"),
         ("pretrained", "no pretrained weights of cifar_resnet8_w0.5: give a file by --student-resume"),
         ("missing", "does not exist"),
         ("truncated", "it is truncated or damaged"),

@@ -48,7 +48,13 @@ def test_a_word_is_listed_where_its_script_is_there(name: str) -> None:
 
 def test_words_reach_their_scripts(capsys: pytest.CaptureFixture[str]) -> None:
     assert shell.main(["train", "nowhere", "-j", "0"]) == 2
-    assert capsys.readouterr().err == "mgd train: data folder nowhere does not exist\n"
+    assert capsys.readouterr().err == (
+        "mgd train: data folder nowhere does not exist: give one with train/CLASS and valid/CLASS, as mgd prepare "
+        "makes it\n"
+    )
+    for task in ("score", "select"):
+        assert shell.main([task, "nowhere", "nowhere", "--output", "new"]) == 2
+        assert capsys.readouterr().err.startswith(f"mgd {task}: ")
     assert shell.main(["taps", "nowhere", "--show-tapss"]) == 2
     assert "mgd taps: unrecognized arguments: --show-tapss; close ones are --show-taps" in capsys.readouterr().err
 

@@ -89,7 +89,7 @@ def test_mistakes_are_said_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").mkdir()
     for words, message in [
-        (("nowhere", "to"), "is not a folder"),
+        (("nowhere", "to"), "nowhere does not exist: give a folder with one folder of photographs per class"),
         (("empty", "to"), "has no images"),
         (("above", "to"), "has images of one alone: give the folder that contains the CLASS folders"),
         (("one", "to"), "class cat has one image"),
@@ -216,7 +216,7 @@ def test_a_class_without_a_readable_image_and_a_folder_in_the_source_are_refused
             write(source / name / f"{number}.jpg", colour=60 * number + ord(name))
     with pytest.raises(UserError, match="where it would count as a class"):
         prepare(source, source / "out")
-    with pytest.raises(UserError, match="2 images beside its folders, and no CLASS folders"):
+    with pytest.raises(UserError, match="2 images outside CLASS folders, and no CLASS folder with images"):
         prepare(source / "a", tmp_path / "out")
     for number in range(2):
         (source / "b" / f"{number}.jpg").write_bytes(b"no image %d" % number)
@@ -356,7 +356,10 @@ def test_kinds_of_photographs(suffix: str, tmp_path: Path, capsys: pytest.Captur
 
 def test_the_script_says_a_mistake_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "nowhere"), str(tmp_path / "to")]) == 2
-    assert capsys.readouterr().err == f"prepare.py: {tmp_path}/nowhere is not a folder\n"
+    assert (
+        capsys.readouterr().err
+        == f"prepare.py: {tmp_path}/nowhere does not exist: give a folder with one folder of photographs per class\n"
+    )
     assert main([str(tmp_path), str(tmp_path / "to"), "--vald", "0.2"]) == 2
     assert "--vald" in (said := capsys.readouterr().err) and "close ones are --valid" in said
     assert main(["--help"]) == 0

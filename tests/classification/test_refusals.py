@@ -96,12 +96,13 @@ def check(case: Case, status: int, output: str, error: str, before: dict[Path, s
     assert "Traceback" not in output + error, error
     assert status == case.status, error
     prog = case.script.PROG
-    assert re.fullmatch(rf"{prog}: [^\n]+\n", error), error
+    said = re.fullmatch(rf"{prog}(?: score| select)?: ([^\n]+)\n", error)
+    assert said is not None, error
     after = files(root)
     assert {path: after.get(path) for path in before} == before
     assert {path for path in after if path.name == "metrics.jsonl"} <= set(before), "it trained"
     assert not (root / "was_run").exists(), "it ran the code in a file"
-    return error[len(prog) + 2 : -1]
+    return said[1]
 
 
 @pytest.mark.parametrize(("group", "case"), CASES)

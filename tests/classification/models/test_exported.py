@@ -65,7 +65,7 @@ def test_what_does_not_run_is_one_sentence(teacher: Path, photos: Path, tmp_path
     cases = [
         ([str(cut)], f"{cut} cannot be run ("),
         ([str(damaged)], f"{damaged} is damaged: its description is no JSON; export it again"),
-        ([str(foreign)], f"{foreign} does not say its classes and what it sees of an image"),
+        ([str(foreign)], f"{foreign} does not say its classes and its preprocessing"),
         (
             [str(file), "--arch", "resnet18"],
             f"{file} is an exported file, which runs on the CPU as it is: leave out --arch",

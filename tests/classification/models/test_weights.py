@@ -95,7 +95,7 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
             read_weights(path)
     with pytest.raises(UserError, match="does not exist"):
         read_weights(tmp_path / "missing.pth")
-    with pytest.raises(UserError, match="is a folder: give a file in it"):
+    with pytest.raises(UserError, match="is a folder: give a file of weights, or the folder of a run"):
         read_weights(tmp_path)
 
 

@@ -364,7 +364,7 @@ def test_shards_that_are_wrong(
         (["score", "TEACHER", "TRAIN", "--outputs", "new"], "--output"),
         (
             ["select", "nowhere", "--output", "new"],
-            "nowhere does not exist: give the --output of `pseudo_label.py score`",
+            "nowhere does not exist: give the --output of `mgd score`",
         ),
         (["select", "EMPTY", "--output", "new"], "EMPTY has no shards: expected *.parquet"),
         (["select", "SCORES", "--output", "PHOTOS"], "is a folder: give a file in it"),
@@ -395,5 +395,6 @@ def test_mistakes_are_one_sentence(
     words = [str(places.get(word, tmp_path / word if word == "new" else word)) for word in words]
     assert main(words) == 2
     error = capsys.readouterr().err.replace(str(tmp_path / "empty"), "EMPTY")
-    assert error.startswith("pseudo_label.py: ") and error.count("\n") == 1 and message in error
+    task = f"pseudo_label.py {words[0]}: " if words[:1] in (["score"], ["select"]) else "pseudo_label.py: "
+    assert error.startswith(task) and error.count("\n") == 1 and message in error
     assert not (tmp_path / "new").exists()

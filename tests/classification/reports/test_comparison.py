@@ -93,7 +93,9 @@ def test_files(tmp_path: Path) -> None:
 def test_another_plan_in_the_folder_is_refused(tmp_path: Path) -> None:
     assert not save_plan(PLAN, tmp_path)
     assert save_plan(PLAN, tmp_path)
-    with pytest.raises(UserError, match="holds a comparison with other seeds, words: type the line that began it"):
+    with pytest.raises(
+        UserError, match="holds a comparison with other seeds, options of training: type the line that began it"
+    ):
         save_plan(replace(PLAN, seeds=6, words=()), tmp_path)
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):

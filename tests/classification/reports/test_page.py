@@ -128,6 +128,14 @@ def test_an_evaluation_is_shown_where_there_are_no_images(plain: str) -> None:
     assert plain.count("<script") == plain.count("</script>") == len(charts(plain)) + 2
 
 
+def test_a_teacher_of_other_classes_is_no_failure(tmp_path: Path) -> None:
+    """Only its maps guided the student, as do those of published ImageNet weights."""
+    teacher = write_weights(tmp_path / "guide.pth", TEACHER, ["other", "classes", "here"])
+    run = write_run(tmp_path / "run", [50.0], teacher=teacher)
+    page = make_page([run], data=write_images(tmp_path / "data"))
+    assert "None found" in page and "was not tried" not in page
+
+
 def test_images_of_other_classes_are_refused(folder: Path, photos: Path) -> None:
     with pytest.raises(
         UserError, match=r"^--data .* has 3 classes, but the checkpoint has 2: give images of the same classes$"

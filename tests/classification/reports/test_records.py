@@ -95,8 +95,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path, run: Path) -> None:
     for path, what in (
         (tmp_path / "none", "does not exist"),
         (run / "metrics.jsonl", "is a file"),
-        (tmp_path, "is no run folder.*holds the runs run$"),
-        (tmp_path / "comparison", "is no run folder.*holds the runs runs/net-alone-0$"),
+        (tmp_path, "is no run folder.*give runs that it holds: run$"),
+        (tmp_path / "comparison", "is no run folder.*give runs that it holds: runs/net-alone-0$"),
     ):
         with pytest.raises(UserError, match=what):
             read_runs([run, path])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from classification import main_base, main_mgd
 from classification.options.groups import Optimisation
 from classification.options.options import make_options
+from classification.runs.launch import command
 from classification.runs.metrics import accuracy, result, tally
 from classification.runs.progress import Progress, last_lines, sum_of
 from tests.classification.test_main import options, records, without
@@ -108,3 +110,12 @@ def test_the_last_lines_name_a_run_in_quotes() -> None:
     listed = make_options({"data": "my photos", "train_list": "a", "valid_list": "b", "bad_images": "skip"})
     words = "'my photos' --valid-list b --train-list a --num-classes 3 --bad-images skip --evaluate --student-resume"
     assert words in last_lines(listed, 3, Path("a run"), {"valid_top1": 50.0}, 40.0, 3723.4)[1]
+
+
+def test_the_last_lines_are_commands_of_mgd_if_that_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/mgd", "distill", "my photos"])
+    lines = last_lines(make_options({"data": "my photos"}), 3, Path("a run"), {"valid_top1": 50.0}, 40.0, 3.0)
+    assert lines[1] == "=> to evaluate the best: mgd evaluate 'a run' 'my photos'"
+    assert command("main_mgd.py", "--resume", "a run") == "mgd distill --resume 'a run'"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert command("main_mgd.py", "--resume", "a run").startswith("torchrun ")
