@@ -40,6 +40,7 @@ def build_parser(prog: str = PROG) -> Parser:
     add("--top-k", type=count, metavar="K", help=f"classes per image, most likely first ({USUAL_TOP})")
     add("--csv", type=Path, metavar="FILE", help="write path, rank, class and probability")
     add("--json", type=Path, metavar="FILE", help="write class_ids, scores, file_name and label_names")
+    add("--force", action="store_true", help="replace these files if they exist")
     add(
         "--class-names",
         type=Path,
@@ -67,10 +68,10 @@ def parse(words: list[str], prog: str = PROG) -> argparse.Namespace:
     for option, path in (("--csv", args.csv), ("--json", args.json)):
         if path is None:
             continue
-        if not exists(path) or is_file(path) or is_folder(path):  # not /dev/stdout
-            check_new(path, force=True, option=option)
         if path.resolve() in taken:
             raise UserError(f"{option} {path} is {taken[path.resolve()]}: give another file")
+        if not exists(path) or is_file(path) or is_folder(path):  # not /dev/stdout
+            check_new(path, force=args.force, option=option)
         taken[path.resolve()] = f"the file of {option}"
     return args
 

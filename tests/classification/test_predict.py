@@ -134,7 +134,8 @@ def test_a_file_that_is_no_list_is_refused(content: bytes, message: str, tmp_pat
         (["PHOTOS", "--json", "EMPTY"], "--json EMPTY is a folder: give a file in it"),
         (["PHOTOS", "--csv", "a", "--json", "a"], "--json a is the file of --csv: give another file"),
         (["PHOTOS", "--csv", "TEACHER"], "--csv TEACHER is the checkpoint: give another file"),
-        (["IMAGE", "--csv", "IMAGE"], "--csv IMAGE is one of the images: give another file"),
+        (["IMAGE", "--csv", "IMAGE"], "--csv IMAGE exists already and is not overwritten: give another, or --force"),
+        (["IMAGE", "--csv", "IMAGE", "--force"], "--csv IMAGE is one of the images: give another file"),
         (["PHOTOS", "--class-names", "nowhere"], "--class-names nowhere cannot be read: No such file or directory"),
         (["PHOTOS", "--class-names", "NAMES"], "--class-names NAMES has 2 lines, the checkpoint 3 classes"),
         (["PHOTOS", "--device", "moon"], "unknown device 'moon'"),
@@ -215,8 +216,8 @@ def test_a_link_stays_a_link_and_a_failed_run_keeps_the_file(photos: Path, teach
     state = {name: value.float() * float("nan") for name, value in network.network.state_dict().items()}
     torch.save({**torch.load(teacher, weights_only=True), "state_dict": state}, tmp_path / "nan.pth")
     image = str(next((photos / "valid").rglob("*.png")))
-    assert main([str(tmp_path / "nan.pth"), image, "--csv", str(link)]) != 0 and old.read_text() == "old"
-    assert main([str(teacher.parent), image, "--csv", str(link)]) == 0
+    assert main([str(tmp_path / "nan.pth"), image, "--csv", str(link), "--force"]) != 0 and old.read_text() == "old"
+    assert main([str(teacher.parent), image, "--csv", str(link), "--force"]) == 0
     assert link.is_symlink() and len(rows(old)) == 3 and [p.name for p in old.parent.iterdir()] == ["a.csv"]
 
 

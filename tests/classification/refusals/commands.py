@@ -51,6 +51,11 @@ CASES = [
         lambda p: [str(p.teacher), str(p.photos), "--csv", str(p.teacher)],
         predict,
     ),
+    Case(
+        "predictions over an older file",
+        lambda p: [str(p.teacher), str(p.photos), "--csv", p.write("old.csv", "")],
+        predict,
+    ),
     Case("an opset that is too old", lambda p: [str(p.teacher), "--to", "onnx", *new(p), "--opset", "9"], export),
     Case("a checkpoint that does not name its network", lambda p: [weights_alone(p), str(p.photos)], predict),
     Case("an export of such a checkpoint", lambda p: [weights_alone(p), "--to", "pt2", *new(p)], export),
