@@ -59,8 +59,10 @@ def build_parser(prog: str = PROG) -> Parser:
     add("--img-size", type=count, metavar="N", help="height and width in pixels of the images that the networks get")
     add("-b", "--batch-size", type=count, default=64, metavar="N", help="images per batch (64)")
     add("-j", "--workers", type=number(int, 0, 1024), default=2, metavar="N", help="loading processes (2)")
-    add("--lr", type=positive, default=0.05, help="learning rate of all trainings but the student's last (0.05)")
-    add("--finetune-lr", type=positive, default=0.005, help="learning rate of the student's last training (0.005)")
+    about = "learning rate of all trainings except the student's last (0.05)"
+    add("--lr", type=positive, default=0.05, metavar="LR", help=about)
+    about = "learning rate of the student's last training (0.005)"
+    add("--finetune-lr", type=positive, default=0.005, metavar="LR", help=about)
     add("--teacher-epochs", type=count, default=60, metavar="N", help="epochs of the teacher (60)")
     add("--pretrain-epochs", type=count, default=30, metavar="N", help="epochs on the list (30)")
     add("--finetune-epochs", type=count, default=30, metavar="N", help="epochs on the labels afterwards (30)")
@@ -79,6 +81,7 @@ def build_parser(prog: str = PROG) -> Parser:
         "--margin",
         type=number(float, 0),
         default=0.5,
+        metavar="POINTS",
         help="largest difference of top-1 that does not matter, in points (0.5)",
     )
     add("--seed", type=number(int, 0), default=0, metavar="N", help="seed of all trainings (0)")
