@@ -15,7 +15,7 @@ def test_what_does_not_fit_is_said_and_leaves_nothing(teacher: Path, photos: Pat
     evaluate = [str(photos), "--evaluate", "--student-resume", str(teacher), "-j", "0", "--output", str(new)]
     for main, words in (
         (export.main, [str(teacher), "--to", "safetensors", "--output", str(tmp_path / "a.safetensors")]),
-        (predict.main, [str(teacher), str(photos / "valid"), "--csv", str(table), "--top-k", "3", "-j", "0"]),
+        (predict.main, [str(teacher), str(photos / "valid"), "--csv", str(table), "--force", "-j", "0"]),
         (main_base.main, evaluate),
     ):
         with room(200):

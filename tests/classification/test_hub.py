@@ -110,9 +110,10 @@ def test_the_page_keeps_its_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """The Python of docs/start/device.md runs as it stands."""
     page = Path(ROOT, "docs", "start", "device.md").read_text()
     content = {"state_dict": build("mobilenet_v1", 4).state_dict(), "arch": "mobilenet_v1", "num_classes": 4}
-    (tmp_path / "runs" / "student").mkdir(parents=True)
     about = {"classes": list("abcd"), "img_size": 32, "format": 4}
-    torch.save({**content, **about}, tmp_path / "runs" / "student" / "best.pth")
+    for name in ("student", "mobilenet"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        torch.save({**content, **about}, tmp_path / "runs" / name / "best.pth")
     Image.new("RGB", (40, 30), (200, 10, 10)).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     _, hub, pretrained = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)

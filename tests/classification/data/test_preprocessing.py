@@ -268,7 +268,7 @@ def test_a_teacher_of_other_classes_serves_terms_that_read_maps(
     assert "has 5 outputs of other classes: only its maps are used" in out
     assert f"=> teacher {TEACHER}: not evaluated" in out
     assert main_mgd.main([*words, "--evaluate"]) == 2
-    assert f"fine-tune it first with main_base.py DIR -a {TEACHER} --student-resume" in capsys.readouterr().err
+    assert f"fine-tune it first with mgd train DIR -a {TEACHER} --student-resume" in capsys.readouterr().err
 
 
 def test_a_resumed_run_shows_its_teacher_what_it_saw_before(photos: Path, tmp_path: Path, capsys: Any) -> None:

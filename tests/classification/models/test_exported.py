@@ -17,7 +17,7 @@ needs_onnx = pytest.mark.skipif(bool(export.missing_packages("onnx")), reason="n
 
 def predicted(file: Path, photos: Path, folder: Path) -> list[dict[str, Any]]:
     out = folder / "out.json"
-    assert predict.main([str(file), str(photos / "valid"), "--json", str(out), "-j", "0", "-b", "4"]) == 0
+    assert predict.main([str(file), str(photos / "valid"), "--json", str(out), "--force", "-j", "0", "-b", "4"]) == 0
     found: list[dict[str, Any]] = json.loads(out.read_text())
     return found
 
