@@ -274,7 +274,7 @@ def _check_member(shard: str, kind: bytes, name: str, size: int) -> None:
 
 
 def _read_extra_header(shard: str, kind: bytes, content: bytes) -> dict[str, str]:
-    """Return the path and size of the next file from an extra header, as far as it has them."""
+    """Return what an extra header says of the next file: its "path", its "size", both or neither."""
     if kind == tarfile.GNUTYPE_LONGLINK:
         return {}
     if kind == tarfile.GNUTYPE_LONGNAME:

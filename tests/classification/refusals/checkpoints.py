@@ -35,7 +35,7 @@ def described(place: Place, **changes: Any) -> list[str]:
 
 
 def changed(place: Place, change: Callable[[torch.Tensor], torch.Tensor]) -> list[str]:
-    """The teacher's own file, but for one tensor."""
+    """The teacher's file with one tensor changed."""
     content = torch.load(place.teacher, weights_only=True)
     content["state_dict"]["conv1.weight"] = change(content["state_dict"]["conv1.weight"])
     return teacher(place, content)

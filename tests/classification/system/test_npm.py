@@ -20,7 +20,7 @@ from classification.system.npm import Package
 
 
 def pack(path: Path, files: dict[str, bytes]) -> Package:
-    """Write an archive as npm does, and return what is known of it."""
+    """Write an archive as npm does, and return its description."""
     with tarfile.open(path, "w:gz") as archive:
         for name, content in files.items():
             about = tarfile.TarInfo(f"package/{name}")

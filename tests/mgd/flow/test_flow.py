@@ -199,7 +199,7 @@ def test_solvers_agree_on_forbidden_pairs(forbidden: float, capacity: str) -> No
 def test_a_pair_that_is_dear_and_cannot_be_avoided_does_not_coarsen_the_others() -> None:
     cost = np.random.default_rng(5).random((3, 7))
     dear = np.full((4, 7), 1e10)
-    dear[:3] = cost  # the last student channel takes whatever is left, at one price but for the first
+    dear[:3] = cost  # the last student channel has one price for all, except for the first
     dear[3, 0] = 2e10
     for solver in SOLVERS:
         flow = solve_flow(dear, capacity="single", solver=solver)

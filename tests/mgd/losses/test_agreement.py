@@ -18,7 +18,7 @@ at                 | ATLoss, mode "code"      | none
 at                 | ATLoss, mode "paper"     | theirs is a mean of lengths, each sqrt(H W * ours of that image)
 similarity         | SPKDLoss                 | rows of absolute sum 1 there, of length 1 here (test_similarity.py)
 fitnet, map_l2     | SimpleLossWrapper, MSE   | none; their generic wrapper, around the user's own regressor
-crd                | CRDLoss, Normalizer4CRD  | same bank and negatives: none, but for eps 1e-7 beside K / N. Draws are
+crd                | CRDLoss, Normalizer4CRD  | same bank and negatives: none, except eps 1e-7 beside K / N. Draws are
                    |                          | not comparable: ours are without replacement, never the anchor, one for
                    |                          | the batch; their `draw` reads `self.prob`, which nothing sets, so that
                    |                          | negatives must be given. An image twice in a batch: ours keeps the first
