@@ -27,6 +27,7 @@ import torch
 from cells import CELLS, GIVEN_TEACHER, RESULTS, cell_words, data_kind, data_name, has_teacher
 from cells import read_suites as read_contents
 from collect_run import collect, without_folders
+from hold_out import hold_out
 from prepare_cifar10 import prepare
 from prepare_digits import write_digits
 from prepare_pile import make
@@ -64,13 +65,15 @@ class Suite:
     def data(self, name: str) -> Path:
         """Return the data folder of a cell, made at the first call."""
         cell, archive, clothing = self.cells[name], SHARED / "data" / "cifar10.tar.xz", SHARED / "data" / "clothing"
-        if self.kind == "clothing" and "per-class" not in cell:
+        if data_name(self.kind, cell) == clothing.name:
             return clothing
         folder = self.work / data_name(self.kind, cell)
         if not folder.exists():
             per_class = cell.get("per-class", 1000)
             if self.kind == "cifar10":
                 prepare(archive, folder, per_class, cell.get("held-out", 0))
+            elif "held-out" in cell:
+                hold_out(clothing, folder, cell["held-out"])
             elif self.kind == "clothing":
                 make(archive, self.work / f"pile-{per_class}", per_class, clothing, folder)
             else:

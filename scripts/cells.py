@@ -39,10 +39,10 @@ def data_kind(name: str, suite: dict[str, Any]) -> str:
 
 def data_name(kind: str, cell: dict[str, Any]) -> str:
     """Return the name of the folder of a cell's data."""
-    if kind == "clothing":
-        return f"clothing-{cell['per-class']}" if "per-class" in cell else "clothing"
-    held_out = f"-held-out-{cell['held-out']}" if "held-out" in cell else ""
-    return f"data-{cell.get('per-class', 1000)}{held_out}"
+    clothing = kind == "clothing"
+    words = ["clothing" if clothing else "data", str(cell.get("per-class", "" if clothing else 1000))]
+    words.append(f"held-out-{cell['held-out']}" if "held-out" in cell else "")
+    return "-".join(filter(None, words))
 
 
 def has_teacher(cell: dict[str, Any]) -> bool:

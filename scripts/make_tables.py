@@ -35,7 +35,7 @@ from collect_comparison import table as comparison_table
 from draw import draw_growth, draw_quality, draw_speed, rows_of
 from draw_answers import draw_answers
 from draw_concepts import draw_concepts
-from experiment_tables import budget_table, primary_table
+from experiment_tables import CIFAR10, PHOTOS, PRIMARY, RIVALS, budget_table, tests_table
 from results_table import Record, TableError, read_table
 from term_pages import default_weight, term_pages
 
@@ -293,8 +293,10 @@ MADE: dict[str, Callable[[], str]] = {
     "which-term": partial(gain_table, TERMS),
     "flow-worth": worth_table,
     "few-short": partial(gain_table, FEW_SGD, FEW_MUON),
-    "transport-primary": primary_table,
-    "transport-budget": budget_table,
+    "transport-primary": partial(tests_table, PRIMARY),
+    "transport-budget": partial(budget_table, CIFAR10),
+    "photographs-primary": partial(tests_table, RIVALS),
+    "photographs-budget": partial(budget_table, PHOTOS),
     "digits": partial(results_table, "demo"),
     "speed": speed_table,
     "terms": terms_table,

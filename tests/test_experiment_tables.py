@@ -31,11 +31,24 @@ def test_a_detectable_difference_is_detected_in_four_of_five_experiments() -> No
 
 def test_the_primary_comparisons_are_those_of_the_plan() -> None:
     from cells import read_suites
-    from experiment_tables import PRIMARY, SETTINGS, TUNED
+    from experiment_tables import PRIMARY
 
     cells = read_suites()["transport"]["cells"]
     for name, other in PRIMARY:
         assert cells[name]["group"] == cells[other]["group"] == "primary"
         assert cells[name]["seeds"] == cells[other]["seeds"] == [0, 1, 2, 3, 4]
-    tuned = {f"tune-{term}{f'-{setting}' if setting else ''}" for term in TUNED for setting in SETTINGS}
-    assert tuned == {name for name, cell in cells.items() if cell["group"] == "tune"}
+
+
+@pytest.mark.parametrize(("suite", "group", "num"), [("transport", "tune", 15), ("shipped", "photographs-tune", 24)])
+def test_every_tuned_term_has_three_settings_on_held_out_images(suite: str, group: str, num: int) -> None:
+    from cells import data_kind, data_name, read_suites
+    from experiment_tables import CIFAR10, PHOTOS
+
+    content = read_suites()[suite]
+    cells = {name: cell for name, cell in content["cells"].items() if cell["group"] == group}
+    budget = {"transport": CIFAR10, "shipped": PHOTOS}[suite]
+    names = [name for term in budget.terms for name in budget.settings(term)]
+    assert sorted(names) == sorted(cells) and len(names) == num
+    folders = {data_name(data_kind(suite, content), cell) for cell in cells.values()}
+    assert folders == {{"transport": "data-800-held-out-200", "shipped": "clothing-held-out-40"}[suite]}
+    assert all(cell["seeds"] == [9] for cell in cells.values())
