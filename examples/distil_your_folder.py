@@ -5,6 +5,7 @@ trained first, as the teacher. Read this file from top to bottom, and change wha
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 import torchvision
@@ -21,6 +22,9 @@ parser.add_argument("folder")
 parser.add_argument("--epochs", type=int, default=5)
 parser.add_argument("--size", type=int, default=96)
 args = parser.parse_args()
+for part in ("train", "valid"):
+    if not Path(args.folder, part).is_dir():
+        parser.error(f"there is no folder {Path(args.folder, part)}: `mgd prepare` makes it")
 torch.manual_seed(0)
 
 # 1. The photographs: cropped and mirrored at random for training, only resized for validation.
