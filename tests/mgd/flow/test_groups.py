@@ -155,7 +155,7 @@ def test_a_channel_in_several_groups_counts_once() -> None:
     gram = responses @ responses.T
     flow = solve_flow(
         np.random.default_rng(3).random((9, 4))
-    )  # more student channels: each teacher channel is a target
+    )  # each teacher channel is a target
     assert energy_kept(gram, flow.index) == pytest.approx(1)
     # Channel 1 with 0, or with 2: what a target y carries of it is <x_1, y>^2 / |y|^2.
     groups = [[0, 1], [1, 2]]
