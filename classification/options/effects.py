@@ -75,6 +75,8 @@ def check_typed(options: Options, typed: Mapping[str, str]) -> None:
         idle = options.table[name].without_effect() if name in options.table else {}
         if key in idle and key != "weight":  # a weight always has one; --mgd-weight is the one of other forms
             raise UserError(f"--term {change} has no effect here: it works only with {idle[key]}")
+        if (name, key) == (LABELLED, "views") and not needing(options.table, "views"):
+            raise UserError(f"--term {change} has no effect here: it works only with a term that compares two views")
 
 
 def check_recipe(

@@ -20,7 +20,7 @@ COARSE_ITERATIONS = 200
 FACTOR = 4.0  # from one epsilon to the next
 LARGEST = 140.0  # log of a scaling before it is moved into the potentials
 LEAST = 1e-290  # mass of a row or column on the kernel: the reciprocal of less may overflow
-ROUND = 300  # scaling steps between two steps in the log domain
+ROUND = 300  # scaling steps between two steps in the log domain; as many as channels, if these are more
 PLAIN = 50  # of them without overrelaxation, to see how fast the error shrinks
 MOST_RATE = 0.99999
 NEWTON_STEPS = 60
@@ -74,6 +74,8 @@ def solve_plan(cost: Any, *, epsilon: float, unbalanced: float | None = None, ma
     check_positive("solve_plan", epsilon=epsilon, max_iterations=max_iterations)
     if unbalanced is not None:
         check_positive("solve_plan", unbalanced=unbalanced)
+        unbalanced = float(unbalanced)
+    epsilon = float(epsilon)  # of NumPy it may be a float32, which rounds
     allowed = array < inf
     rows, columns = allowed.any(axis=1), allowed.any(axis=0)
     if not allowed.any() or (unbalanced is None and not (rows.all() and columns.all())):
@@ -111,7 +113,7 @@ def solve_plan(cost: Any, *, epsilon: float, unbalanced: float | None = None, ma
     matrix = np.zeros(array.shape)
     matrix[np.ix_(rows, columns)] = factor * (sinkhorn.plan.T if turned else sinkhorn.plan)
     total = float((matrix * np.where(allowed, array, 0)).sum())
-    return Plan(matrix, total, float(epsilon), sinkhorn.num_iterations, time.perf_counter() - started)
+    return Plan(matrix, total, epsilon, sinkhorn.num_iterations, time.perf_counter() - started)
 
 
 def _scale_of_offset(offset: float, epsilon: float, unbalanced: float) -> float:
@@ -209,7 +211,7 @@ class _Sinkhorn:
         fixed_u, fixed_v = (power - 1) * self.f / epsilon, (power - 1) * self.g / epsilon
         log_u, log_v = np.zeros_like(a), np.zeros_like(b)
         relaxation, before, rate, done = 1.0, inf, 0.0, False
-        for number in range(ROUND):
+        for number in range(max(ROUND, len(a))):  # a step of Newton's method takes as long as half as many
             rows = kernel @ np.exp(log_v)
             if not rows.min() > LEAST:
                 break

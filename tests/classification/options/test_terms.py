@@ -124,6 +124,8 @@ def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
         ("--distiller ofd --term ofd.init=flow --mgd-capacity soft", "ofd.capacity must be one of spread, truncate"),
         ("--term mgd.epsilon=0.2", r"--term mgd.epsilon=0.2 has no effect here: it works only with the capacity soft"),
         ("--mgd-capacity soft --term mgd.penalty=2", "penalty=2 has no effect here.*the capacity unbalanced"),
+        ("--term ce.views=all", "ce.views=all has no effect here: it works only with a term that compares two views"),
+        ("--distiller mlkd --term mlkd.second=0 --term ce.views=all", "ce.views=all has no effect here"),
         ("--distiller ofd --term ofd.cost=correlation", "cost=correlation has no effect here.*init flow"),
         (
             "--mgd-observe online --mgd-update-freq 0",

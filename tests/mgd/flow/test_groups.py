@@ -153,9 +153,7 @@ def test_what_is_no_gram_matrix_is_refused() -> None:
 def test_a_channel_in_several_groups_counts_once() -> None:
     responses = np.random.default_rng(2).normal(size=(4, 40)).clip(0)
     gram = responses @ responses.T
-    flow = solve_flow(
-        np.random.default_rng(3).random((9, 4))
-    )  # each teacher channel is a target
+    flow = solve_flow(np.random.default_rng(3).random((9, 4)))  # each teacher channel is a target
     assert energy_kept(gram, flow.index) == pytest.approx(1)
     # Channel 1 with 0, or with 2: what a target y carries of it is <x_1, y>^2 / |y|^2.
     groups = [[0, 1], [1, 2]]

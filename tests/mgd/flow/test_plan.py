@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import ot
 import pytest
@@ -209,3 +211,12 @@ def test_a_student_without_an_allowed_teacher_has_no_weights(penalty: float | No
     cost[1] = np.inf
     with pytest.raises(ValueError, match="forbids every pair"):
         soft_weights(cost, penalty=penalty)
+
+
+def test_epsilon_and_penalty_may_be_numbers_of_numpy_or_torch() -> None:
+    cost = random_cost(4, 6)
+    expected = solve_plan(cost, epsilon=0.25, unbalanced=0.5).matrix
+    kinds: list[Any] = [np.float32, np.float16, torch.tensor]
+    for kind in kinds:
+        found = solve_plan(cost.astype(np.float32).astype(float), epsilon=kind(0.25), unbalanced=kind(0.5)).matrix
+        np.testing.assert_allclose(found, expected, atol=1e-6)
