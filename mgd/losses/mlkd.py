@@ -77,6 +77,8 @@ def _gap(student: Tensor, teacher: Tensor, number: int) -> Tensor:
 
 
 def _check(temperatures: Sequence[float], **weights: float) -> None:
+    if not isinstance(temperatures, Sequence) or isinstance(temperatures, str):
+        raise TypeError(f"mlkd: temperatures must be a list of numbers; got {temperatures!r}")
     if not temperatures:
         raise ValueError("mlkd: temperatures must name one or more; got none")
     for temperature in temperatures:

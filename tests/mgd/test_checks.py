@@ -25,6 +25,7 @@ from mgd import (
     partial_l2,
     reduce_channels,
     solve_flow,
+    solve_plan,
 )
 from mgd.flow import ChannelCost, slots, solve_control
 from mgd.losses.align import same_size
@@ -335,3 +336,35 @@ def test_a_margin_by_pixel_is_none_of_channels() -> None:
     maps = torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match=r"reduce_channels needs a margin \(3,\); got \(2, 3, 4, 4\)"):
         reduce_channels(maps, maps, torch.tensor([[0, 1]]))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: losses.kd(MAPS[:, :, 0, 0], MAPS[:, :, 0, 0], temperature="2"),
+            "temperature must be a number; got '2'",
+        ),
+        (lambda: losses.wkd_maps(MAPS, MAPS, grid=1.5), "wkd_maps: grid must be a whole number; got 1.5"),
+        (lambda: losses.wkd_maps(MAPS, MAPS, grid=True), "wkd_maps: grid must be a whole number; got True"),
+        (lambda: losses.wkd_maps(MAPS, MAPS, grid=0), "wkd_maps: grid must be at least 1; got 0"),
+        (
+            lambda: losses.mlkd(MAPS[:, :, 0, 0], MAPS[:, :, 0, 0], temperatures=4.0),
+            "must be a list of numbers; got 4.0",
+        ),
+        (lambda: solve_plan([[1.0]], epsilon="small"), "solve_plan: epsilon must be a number; got 'small'"),
+        (lambda: solve_plan([["a"]], epsilon=1), "cost must be a matrix .* of numbers, with rows of one length"),
+        (lambda: solve_flow([[1], [1, 2]]), "cost must be a matrix .* of numbers, with rows of one length"),
+    ],
+)
+def test_numbers_of_another_kind_are_refused(call: Callable[[], Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
+
+
+def test_a_cost_between_classes_that_the_transport_cannot_hold_is_refused() -> None:
+    logits, cost = torch.randn(2, 3), 1 - torch.eye(3)
+    assert losses.wkd_logits(logits, logits, cost=2 * cost).isfinite()
+    for wrong in (-cost, 3 * cost, cost * math.nan):
+        with pytest.raises(ValueError, match="needs costs from 0 to 40 epsilon, 2 here"):
+            losses.wkd_logits(logits, logits, cost=wrong)
