@@ -338,28 +338,27 @@ def test_a_margin_by_pixel_is_none_of_channels() -> None:
         reduce_channels(maps, maps, torch.tensor([[0, 1]]))
 
 
+LOGITS = torch.zeros(2, 3)
+
+
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("function", "values", "message"),
     [
-        (
-            lambda: losses.kd(MAPS[:, :, 0, 0], MAPS[:, :, 0, 0], temperature="2"),
-            "temperature must be a number; got '2'",
-        ),
-        (lambda: losses.wkd_maps(MAPS, MAPS, grid=1.5), "wkd_maps: grid must be a whole number; got 1.5"),
-        (lambda: losses.wkd_maps(MAPS, MAPS, grid=True), "wkd_maps: grid must be a whole number; got True"),
-        (lambda: losses.wkd_maps(MAPS, MAPS, grid=0), "wkd_maps: grid must be at least 1; got 0"),
-        (
-            lambda: losses.mlkd(MAPS[:, :, 0, 0], MAPS[:, :, 0, 0], temperatures=4.0),
-            "must be a list of numbers; got 4.0",
-        ),
-        (lambda: solve_plan([[1.0]], epsilon="small"), "solve_plan: epsilon must be a number; got 'small'"),
-        (lambda: solve_plan([["a"]], epsilon=1), "cost must be a matrix .* of numbers, with rows of one length"),
-        (lambda: solve_flow([[1], [1, 2]]), "cost must be a matrix .* of numbers, with rows of one length"),
+        (partial(losses.kd, LOGITS, LOGITS), {"temperature": "2"}, "temperature must be a number; got '2'"),
+        (partial(losses.wkd_maps, MAPS, MAPS), {"grid": 1.5}, "wkd_maps: grid must be a whole number; got 1.5"),
+        (partial(losses.wkd_maps, MAPS, MAPS), {"grid": True}, "wkd_maps: grid must be a whole number; got True"),
+        (partial(losses.wkd_maps, MAPS, MAPS), {"grid": 0}, "wkd_maps: grid must be positive; got 0"),
+        (partial(losses.mlkd, LOGITS, LOGITS), {"temperatures": 4.0}, "must be a list of numbers; got 4.0"),
+        (partial(solve_plan, [[1.0]]), {"epsilon": "small"}, "solve_plan: epsilon must be a number; got 'small'"),
+        (partial(solve_plan, [["a"]]), {"epsilon": 1}, "cost must be a matrix .* of numbers, with rows of one length"),
+        (partial(solve_flow, [[1], [1, 2]]), {}, "cost must be a matrix .* of numbers, with rows of one length"),
     ],
 )
-def test_numbers_of_another_kind_are_refused(call: Callable[[], Any], message: str) -> None:
+def test_numbers_of_another_kind_are_refused(
+    function: Callable[..., Any], values: dict[str, Any], message: str
+) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
-        call()
+        function(**values)
 
 
 def test_a_cost_between_classes_that_the_transport_cannot_hold_is_refused() -> None:
