@@ -37,7 +37,7 @@ class Plan:
             where the transport is balanced.
         total_cost: sum of matrix * cost over the pairs that are allowed.
         epsilon: strength of the entropy, in units of the cost.
-        num_iterations: Sinkhorn iterations taken.
+        num_iterations: iterations taken.
         seconds: time taken.
     """
 
@@ -58,7 +58,7 @@ def solve_plan(cost: Any, *, epsilon: float, unbalanced: float | None = None, ma
         cost: (S, T), tensor or array; inf forbids a pair.
         epsilon: in units of the cost, > 0.
         unbalanced: rho > 0, in units of the cost; None keeps the sums. Channels without an allowed pair get no mass.
-        max_iterations: of the Sinkhorn algorithm.
+        max_iterations: of the Sinkhorn algorithm, and of Newton's method, which takes over where that is slow.
 
     Raises:
         ValueError: a cost that is no matrix, holds NaN or -inf, or forbids every pair of a channel that has to have
