@@ -151,6 +151,12 @@ def test_terms_that_make_no_sense_are_refused(words: str, message: str) -> None:
         distillation(*words.split())
 
 
+def test_numbers_with_an_exponent_are_numbers_in_lists_too() -> None:
+    words = "--distiller mlkd --term mlkd.temperatures=[1e-3,2] --term mlkd.weight=1e-4"
+    table = distillation(*words.split()).table
+    assert table["mlkd"].hyper.temperatures == (1e-3, 2.0) and table["mlkd"].schedule.weight == 1e-4
+
+
 @pytest.mark.parametrize("capacity", ["soft", "unbalanced"])
 def test_a_soft_capacity_is_that_of_the_matching_not_of_terms_that_start_from_pairs(capacity: str) -> None:
     words = f"--distiller ofd+mgd --term ofd.init=flow --mgd-capacity {capacity} --term mgd.epsilon=0.2"
