@@ -23,8 +23,8 @@ LEAST = 1e-290  # mass of a row or column on the kernel: the reciprocal of less 
 ROUND = 300  # scaling steps between two steps in the log domain; as many as channels, if these are more
 PLAIN = 50  # of them without overrelaxation, to see how fast the error shrinks
 MOST_RATE = 0.99999
-NEWTON_STEPS = 60
-LONGEST = 8.0  # change of a potential in a step of Newton's method, in units of epsilon
+NEWTON_STEPS = 100
+LONGEST = 1e4  # change of a potential in a step of Newton's method, in units of epsilon
 SHIFT = 1e-15  # of the diagonal of its matrix, beside the largest entry: groups of channels may hardly be connected
 
 

@@ -172,7 +172,7 @@ def test_soft_weights_need_positive_numbers() -> None:
         soft_weights(np.eye(2), penalty=-1)
 
 
-@pytest.mark.parametrize("shape", [(4, 8), (8, 16), (16, 8), (8, 30)])
+@pytest.mark.parametrize("shape", [(4, 8), (8, 16), (16, 8), (8, 30), (64, 64)])
 @pytest.mark.parametrize("epsilon", [1e-4, 1e-3, 1e-2])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_small_epsilon_converges(shape: tuple[int, int], epsilon: float, seed: int) -> None:
