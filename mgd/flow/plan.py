@@ -25,7 +25,7 @@ PLAIN = 50  # of them without overrelaxation, to see how fast the error shrinks
 MOST_RATE = 0.99999
 NEWTON_STEPS = 100
 LONGEST = 1e4  # change of a potential in a step of Newton's method, in units of epsilon
-SHIFT = 1e-15  # of the diagonal of its matrix, beside the largest entry: groups of channels may hardly be connected
+SHIFT = 1e-14  # of the diagonal of its matrix, in units of mass: above rounding, where groups of channels hardly touch
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,5 +299,5 @@ class _Sinkhorn:
             rows = self.plan.sum(axis=1)
             shared += np.diag(rows - own.diagonal())
             curvature = np.diag(rows + epsilon / self.unbalanced * self._wanted()) - power * shared
-        curvature[np.diag_indices_from(curvature)] += SHIFT * curvature.max()
+        curvature[np.diag_indices_from(curvature)] += SHIFT
         return curvature
