@@ -99,12 +99,7 @@ def solve_plan(cost: Any, *, epsilon: float, unbalanced: float | None = None, ma
     if turned:
         finite, masses = finite.T, masses[::-1]
     sinkhorn = _Sinkhorn(finite, masses, unbalanced, int(max_iterations))
-    step = epsilon
-    while step * FACTOR < spread:
-        step *= FACTOR
-    while step > epsilon * 1.5:
-        sinkhorn.solve(step, COARSE_TOLERANCE, COARSE_ITERATIONS)
-        step /= FACTOR
+    sinkhorn.approach(epsilon, spread)
     if not sinkhorn.solve(epsilon, TOLERANCE, None):
         raise RuntimeError(
             f"solve_plan did not converge within {max_iterations} iterations at epsilon {epsilon}: choose a larger "
@@ -179,6 +174,15 @@ class _Sinkhorn:
         self.f, self.g = np.zeros(cost.shape[0]), np.zeros(cost.shape[1])
         self.plan = cost
         self.num_iterations = 0
+
+    def approach(self, epsilon: float, spread: float) -> None:
+        """Improve the potentials for larger epsilons, from that of the costs' spread down."""
+        step = epsilon
+        while step * FACTOR < spread:
+            step *= FACTOR
+        while step > epsilon * 1.5:
+            self.solve(step, COARSE_TOLERANCE, COARSE_ITERATIONS)
+            step /= FACTOR
 
     def solve(self, epsilon: float, tolerance: float, most: int | None) -> bool:
         """Improve the potentials for one epsilon; return whether they converged."""
