@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import inf
 
 import torch
@@ -13,7 +14,9 @@ def check_positive(what: str, **values: float) -> None:
 
     Raises:
         ValueError: it names the function and the number.
+        TypeError: no number.
     """
+    _check_numbers(what, values)
     for name, value in values.items():
         if not 0 < value < inf:
             raise ValueError(f"{what}: {name} must be positive; got {value}")
@@ -24,10 +27,32 @@ def check_at_least_0(what: str, **values: float) -> None:
 
     Raises:
         ValueError: it names the function and the number.
+        TypeError: no number.
     """
+    _check_numbers(what, values)
     for name, value in values.items():
         if not 0 <= value < inf:
             raise ValueError(f"{what}: {name} must be at least 0; got {value}")
+
+
+def check_counts(what: str, **values: int) -> None:
+    """Refuse what is no whole number of at least 1.
+
+    Raises:
+        ValueError: a smaller number; it names the function and the number.
+        TypeError: no whole number.
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(f"{what}: {name} must be a whole number; got {value!r}")
+        if value < 1:
+            raise ValueError(f"{what}: {name} must be positive; got {value}")
+
+
+def _check_numbers(what: str, values: Mapping[str, object]) -> None:
+    for name, value in values.items():
+        if not hasattr(value, "__float__"):
+            raise TypeError(f"{what}: {name} must be a number; got {value!r}")
 
 
 def check_tensors(what: str, **tensors: object) -> None:

@@ -130,7 +130,7 @@ class Distiller(nn.Module):
         Args:
             epoch: counted from 0.
             batches: batches of training images (images, target, index), the last two where there are some, or a
-                function of a number of images that returns so many.
+                function of a number of images that returns so many. Of several views the first is taken.
             seed: of the run, equal on all ranks.
             context: around each forward, as `torch.autocast`.
 
@@ -197,10 +197,15 @@ def _of_peer(name: str, number: int) -> str:
 def _gradients(outputs: Outputs, target: Tensor | None) -> list[Tensor]:
     """Return the gradient of the cross-entropy, summed over images, for each map.
 
-    Without labels it is that of the likeliest class. It is 0 for a map that the logits do not depend on.
+    Without labels, or where a class index is negative, it is that of the likeliest class. It is 0 for a map that the
+    logits do not depend on.
     """
     logits = outputs.logits.float()
-    loss = F.cross_entropy(logits, logits.argmax(dim=1) if target is None else target, reduction="sum")
+    if target is None:
+        target = logits.argmax(dim=1)
+    elif not target.is_floating_point():
+        target = torch.where(target < 0, logits.argmax(dim=1), target)
+    loss = F.cross_entropy(logits, target, reduction="sum")
     return list(torch.autograd.grad(loss, outputs.features, materialize_grads=True))
 
 
@@ -251,7 +256,7 @@ class _Views:
         try:
             for images, *more in self.batches(num_images) if callable(self.batches) else self.batches:
                 target, index = (*more, None, None)[:2]
-                yield images, Batch(target, index, self.epoch)
+                yield images[:, 0] if images.ndim == 5 else images, Batch(target, index, self.epoch)
                 done += len(images)
                 if num_images is not None and done >= num_images:
                     break

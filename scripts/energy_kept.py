@@ -42,8 +42,11 @@ KINDS = ("random groups", "by index", "a fresh student's cheapest", "teacher fir
 
 def read_images(folder: Path, number: int, seen: Preprocessing) -> Tensor:
     """Return about `number` images of a folder, as the teacher sees them: (B, 3, H, W)."""
-    classes = [sorted(path for path in each.iterdir() if path.is_file()) for each in sorted(folder.iterdir())]
+    folders = [each for each in sorted(folder.iterdir()) if each.is_dir()]
+    classes = [sorted(path for path in each.iterdir() if path.is_file()) for each in folders]
     paths = [path for each in classes for path in each[: number // len(classes)]]
+    if not paths:
+        raise UserError(f"{folder} holds no images in folders of classes: give a folder such as DATA/valid")
     transform = seen.transform()
     pixels = [transform(to_bytes(read_image(str(path))).permute(2, 0, 1)).permute(1, 2, 0) for path in paths]
     return seen.normalise(torch.stack(pixels))

@@ -27,6 +27,7 @@ from classification.training.job import Job
 from classification.training.starting import start_job
 from classification.training.tapping import tap
 from mgd import channel_cost, dry_forward
+from mgd.losses.align import at_size_of
 
 
 def load_job(run: Path) -> Job:
@@ -53,7 +54,10 @@ def draw(run: Path, stage: int, num_images: int, num_channels: int, output: Path
     images = job.preprocessing.normalise(pictures)
     assert job.student is not None
     taps = tap(job)
-    student, teacher = (dry_forward(network, images).features[stage] for network in taps)
+    student_maps, teacher_maps = (dry_forward(network, images).features for network in taps[:2])
+    student = student_maps[stage]
+    other = int(saved["partner"][0][stage]) if "partner" in saved else stage  # --mgd-across 1 pairs the stages too
+    teacher = at_size_of(student, teacher_maps[other])
     cost = channel_cost(student, teacher).numpy()
     own = np.array([cost[s, column[column >= 0]].mean() for s, column in enumerate(index.T)])
     order = np.argsort(own)
@@ -106,6 +110,8 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=6)
     parser.add_argument("--output", type=Path, default=Path("flow.png"))
     args = parser.parse_args()
+    if not (args.run / "config.json").exists() or not list((args.run / "flow").glob("*.npz")):
+        parser.error(f"{args.run} is no folder of a run that matched: it needs config.json and flow/")
     draw(args.run, args.stage, args.images, args.channels, args.output)
 
 

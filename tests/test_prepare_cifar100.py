@@ -102,3 +102,42 @@ def test_refusals(change: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not (tmp_path / "folder").exists() and "run" not in capsys.readouterr().out
     with pytest.raises(ValueError, match="exists already"):
         prepare_cifar100.prepare(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("meta", "train", "message"),
+    [
+        (["../../evil", "b", "c"], {}, "names of their own"),
+        (["a", "a", "c"], {}, "names of their own"),
+        ([".", "b", "c"], {}, "names of their own"),
+        (NAMES, {"fine_labels": [0.0, 1.0, 2.0, 0.0]}, "do not fit together"),
+        (NAMES, {"data": np.zeros((0, 3072), np.uint8), "fine_labels": []}, "do not fit together"),
+        (NAMES, {"data": np.full((4, 3072), 300.5)}, "its pixels must be bytes, not float64"),
+        (NAMES, None, "it holds no file train"),
+    ],
+)
+def test_other_contents_are_refused(
+    meta: list[str], train: dict[str, Any] | None, message: str, tmp_path: Path
+) -> None:
+    import prepare_cifar100
+
+    files = {"meta": pickle.dumps({"fine_label_names": meta}), "test": contents("python")["test"]}
+    if train is not None:
+        files["train"] = pickle.dumps({"data": images("train"), "fine_labels": LABELS["train"]} | train)
+    with pytest.raises(ValueError, match=message):
+        prepare_cifar100.prepare(archive(tmp_path, "python", files), tmp_path / "folder")
+    assert {path.name for path in tmp_path.iterdir()} == {"cifar-100-python.tar.gz"}
+
+
+def test_a_byte_that_changed_and_a_cut_archive_are_seen(tmp_path: Path) -> None:
+    import prepare_cifar100
+
+    path = archive(tmp_path, "binary", contents("binary"))
+    whole = path.read_bytes()
+    for damaged in (
+        whole[: len(whole) // 2],
+        whole[: len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 1]) + whole[len(whole) // 2 + 1 :],
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is not cifar-100-python"):
+            prepare_cifar100.prepare(path, tmp_path / "folder")

@@ -70,6 +70,13 @@ def check_typed(options: Options, typed: Mapping[str, str]) -> None:
     for name, needed in without_effect(options).items():
         if name in typed:
             raise UserError(f"{typed[name]} has no effect here: it works only with {needed}")
+    for change in options.terms.term if "term" in typed else ():
+        name, _, key = change.partition("=")[0].partition(".")
+        idle = options.table[name].without_effect() if name in options.table else {}
+        if key in idle and key != "weight":  # a weight always has one; --mgd-weight is the one of other forms
+            raise UserError(f"--term {change} has no effect here: it works only with {idle[key]}")
+        if (name, key) == (LABELLED, "views") and not needing(options.table, "views"):
+            raise UserError(f"--term {change} has no effect here: it works only with a term that compares two views")
 
 
 def check_recipe(

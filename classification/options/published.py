@@ -11,6 +11,8 @@ WITH_KD = ("mgd", "kd")  # --mgd-with-kd 1 adds the second to the first
 
 FLOWS = ("mgd", "ofd", "fitnet", "masked_generative", "reviewkd")  # the terms that a flow guides, or may start
 SWITCHES = ("mgd_across",)  # 0 or 1 as an option, true or false as a key
+MATCHING = "mgd"
+SOFT = ("soft", "unbalanced")  # capacities of MATCHING alone: a term that a flow starts needs pairs of channels
 
 
 def _of_flows(key: str) -> tuple[str, ...]:
@@ -59,6 +61,8 @@ def entries_of(names: list[str], recipe: Mapping[str, Any], options: Mapping[str
         if options.get(option) is None:
             continue
         for name, key in (key.split(".") for key in keys):
+            if option == "mgd_capacity" and options[option] in SOFT and name != MATCHING and MATCHING in found:
+                continue
             if name in found:
                 found[name].pop(REPLACED.get(option, "").rpartition(".")[2], None)
                 found[name][key] = bool(options[option]) if option in SWITCHES else options[option]

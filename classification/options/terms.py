@@ -152,7 +152,9 @@ def term_table(
 
 
 def _as_number(value: Any) -> Any:
-    """Turn 1e-4, which is text in YAML, into the number that is meant."""
+    """Turn 1e-4, which is text in YAML, into the number that is meant, in lists too."""
+    if isinstance(value, list):
+        return [_as_number(part) for part in value]
     with contextlib.suppress(ValueError):
         return float(value) if isinstance(value, str) else value
     return value

@@ -118,12 +118,17 @@ SOLVERS: dict[str, Callable[[Array, int, bool], Array]] = {
 
 
 def check_cost(cost: Any) -> Array:
-    """Return a cost (S, T) as float64, or raise ValueError where it is no matrix or holds NaN or -inf."""
+    """Return a cost (S, T) as float64, or raise ValueError if it is no matrix of numbers or holds NaN or -inf."""
     if "complex" in str(getattr(cost, "dtype", "")) or isinstance(cost, np.ma.MaskedArray):
         raise ValueError("cost must be real numbers, none masked: write inf where a pair is forbidden")
     if hasattr(cost, "detach"):  # a tensor, on any device and of any floating type
         cost = cost.detach().double().cpu().numpy()
-    array = np.asarray(cost, dtype=np.float64)
+    try:
+        array = np.asarray(cost, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"cost must be a matrix (S, T) of numbers, with rows of one length; got a {type(cost).__name__}"
+        ) from error
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"cost must be a matrix (S, T) with channels on both sides; got shape {array.shape}")
     if not array.min() > -np.inf:  # NaN is passed on by the minimum

@@ -25,14 +25,27 @@ def check_gram(gram: Any) -> Array:
     """Return a Gram matrix (T, T) as float64.
 
     Raises:
-        ValueError: it is not square, or holds numbers that are not finite.
+        ValueError: it is not square, or holds numbers that are negative or not finite.
     """
-    array = np.asarray(gram.detach().cpu().numpy() if hasattr(gram, "detach") else gram, dtype=np.float64)
+    array = np.asarray(gram.detach().double().cpu().numpy() if hasattr(gram, "detach") else gram, dtype=np.float64)
     if array.ndim != 2 or array.shape[0] != array.shape[1] or array.size == 0:
         raise ValueError(f"expected the Gram matrix of the teacher's channels, (T, T); got shape {array.shape}")
     if not np.isfinite(array).all():
         raise ValueError("the Gram matrix must be finite: look for NaN in the teacher's feature maps")
+    if array.min() < 0:
+        raise ValueError(
+            f"the Gram matrix of channels after the ReLU has no negative numbers; got {array.min():g}: apply the ReLU "
+            "to the maps first"
+        )
     return array
+
+
+def _check_groups(index: Array, num_teacher: int) -> None:
+    if index.ndim != 2 or not ((index >= -1) & (index < num_teacher)).all() or not (index >= 0).any(axis=0).all():
+        raise ValueError(
+            f"expected groups (G, S) of the {num_teacher} teacher channels, each with a channel or more; got an index "
+            f"of shape {index.shape}, from {index.min(initial=0)} to {index.max(initial=0)}"
+        )
 
 
 def _leading(gram: Array, index: Array) -> tuple[Array, Array]:
@@ -79,9 +92,10 @@ def group_weights(gram: Any, index: Array) -> Array:
         (S, T) float64, at least 0; rows sum to 1.
 
     Raises:
-        ValueError: see `check_gram`.
+        ValueError: see `check_gram`; groups of other channels, or without any.
     """
     array = check_gram(gram)
+    _check_groups(index, len(array))
     _, vector = _leading(array, index)
     return _matrix(index, vector / vector.sum(axis=1, keepdims=True), len(array))
 
@@ -95,17 +109,28 @@ def energy_kept(gram: Any, index: Array) -> float:
 
     Args:
         gram: (T, T), tensor or array, of the teacher's channels after the ReLU.
-        index: (G, S) of a flow; channels that it leaves out are lost.
+        index: (G, S) of a flow; channels that it leaves out are lost, and one that is in several groups, as for S > T,
+            counts once, where it is carried best.
 
     Returns:
         Between 0 and 1; 1 where the teacher never responds.
 
     Raises:
-        ValueError: see `check_gram`.
+        ValueError: see `check_gram`; groups of other channels, or without any.
     """
     array = check_gram(gram)
+    _check_groups(index, len(array))
     whole = float(np.trace(array))
-    return float(_leading(array, index)[0].sum() / whole) if whole > 0 else 1.0
+    if whole <= 0:
+        return 1.0
+    value, vector = _leading(array, index)
+    if len(np.unique(index[index >= 0])) == (index >= 0).sum():
+        return float(value.sum() / whole)
+    carried = np.zeros(len(array))
+    slot, group = np.nonzero(index >= 0)
+    # <x_t, y>^2 / |y|^2 is the eigenvalue times the square of the channel's entry in the eigenvector.
+    np.maximum.at(carried, index[slot, group], (value[:, None] * vector**2).T[slot, group])
+    return float(carried.sum() / whole)
 
 
 def _start(gram: Array, num_groups: int, seed: Sequence[int]) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from math import inf
+from math import exp, inf
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,13 @@ COARSE_TOLERANCE = 1e-3  # of the larger epsilons on the way
 COARSE_ITERATIONS = 200
 FACTOR = 4.0  # from one epsilon to the next
 LARGEST = 140.0  # log of a scaling before it is moved into the potentials
-ROUND = 1000  # scaling steps between two steps in the log domain
+LEAST = 1e-290  # mass of a row or column on the kernel: the reciprocal of less may overflow
+ROUND = 300  # scaling steps between two steps in the log domain; as many as channels, if these are more
 PLAIN = 50  # of them without overrelaxation, to see how fast the error shrinks
 MOST_RATE = 0.99999
+NEWTON_STEPS = 100
+LONGEST = 1e4  # change of a potential in a step of Newton's method, in units of epsilon
+SHIFT = 1e-14  # of the diagonal of its matrix, in units of mass: above rounding, where groups of channels hardly touch
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +37,7 @@ class Plan:
             where the transport is balanced.
         total_cost: sum of matrix * cost over the pairs that are allowed.
         epsilon: strength of the entropy, in units of the cost.
-        num_iterations: Sinkhorn iterations taken.
+        num_iterations: iterations taken.
         seconds: time taken.
     """
 
@@ -54,11 +58,12 @@ def solve_plan(cost: Any, *, epsilon: float, unbalanced: float | None = None, ma
         cost: (S, T), tensor or array; inf forbids a pair.
         epsilon: in units of the cost, > 0.
         unbalanced: rho > 0, in units of the cost; None keeps the sums. Channels without an allowed pair get no mass.
-        max_iterations: of the Sinkhorn algorithm.
+        max_iterations: of the Sinkhorn algorithm, and of Newton's method, which takes over where that is slow.
 
     Raises:
         ValueError: a cost that is no matrix, holds NaN or -inf, or forbids every pair of a channel that has to have
-            one; an epsilon or a penalty that is not positive; an epsilon that the cost over it exceeds float64.
+            one; an epsilon or a penalty that is not positive; an epsilon that the cost over it exceeds float64; mass
+            that exceeds it, as negative costs may make without fixed sums.
         RuntimeError: no convergence within `max_iterations`.
 
     Reference: Cuturi, 2013, arXiv:1306.0895; Chizat et al., 2018, arXiv:1607.05816 (unbalanced);
@@ -69,6 +74,8 @@ def solve_plan(cost: Any, *, epsilon: float, unbalanced: float | None = None, ma
     check_positive("solve_plan", epsilon=epsilon, max_iterations=max_iterations)
     if unbalanced is not None:
         check_positive("solve_plan", unbalanced=unbalanced)
+        unbalanced = float(unbalanced)
+    epsilon = float(epsilon)  # of NumPy it may be a float32, which rounds
     allowed = array < inf
     rows, columns = allowed.any(axis=1), allowed.any(axis=0)
     if not allowed.any() or (unbalanced is None and not (rows.all() and columns.all())):
@@ -78,28 +85,45 @@ def solve_plan(cost: Any, *, epsilon: float, unbalanced: float | None = None, ma
         )
     finite = array[np.ix_(rows, columns)]
     masses = (np.full(len(finite), 1 / len(array)), np.full(finite.shape[1], 1 / array.shape[1]))
+    factor = 1.0
     if unbalanced is None:  # offsets change no balanced plan, and cost digits
         finite = finite - finite.min(axis=1, keepdims=True)
         finite = finite - finite.min(axis=0, keepdims=True)
+    else:  # one offset of all costs scales the plan
+        offset = float(finite.min())
+        finite, factor = finite - offset, _scale_of_offset(offset, epsilon, unbalanced)
     spread = float(np.abs(finite, where=finite < inf, out=np.zeros_like(finite)).max())
     if not spread / epsilon < 1e300:
         raise ValueError(f"solve_plan: epsilon {epsilon} is too small for costs up to {spread}: choose a larger one")
+    turned = len(finite) > finite.shape[1]  # Newton's method takes the potential of the shorter side
+    if turned:
+        finite, masses = finite.T, masses[::-1]
     sinkhorn = _Sinkhorn(finite, masses, unbalanced, int(max_iterations))
-    step = epsilon
-    while step * FACTOR < spread:
-        step *= FACTOR
-    while step > epsilon * 1.5:
-        sinkhorn.solve(step, COARSE_TOLERANCE, COARSE_ITERATIONS)
-        step /= FACTOR
+    sinkhorn.approach(epsilon, spread)
     if not sinkhorn.solve(epsilon, TOLERANCE, None):
         raise RuntimeError(
             f"solve_plan did not converge within {max_iterations} iterations at epsilon {epsilon}: choose a larger "
             "epsilon or max_iterations; with pairs forbidden there may be no plan, unless `unbalanced` is given"
         )
     matrix = np.zeros(array.shape)
-    matrix[np.ix_(rows, columns)] = sinkhorn.plan
+    matrix[np.ix_(rows, columns)] = factor * (sinkhorn.plan.T if turned else sinkhorn.plan)
     total = float((matrix * np.where(allowed, array, 0)).sum())
-    return Plan(matrix, total, float(epsilon), sinkhorn.num_iterations, time.perf_counter() - started)
+    return Plan(matrix, total, epsilon, sinkhorn.num_iterations, time.perf_counter() - started)
+
+
+def _scale_of_offset(offset: float, epsilon: float, unbalanced: float) -> float:
+    """Return by what an unbalanced plan is multiplied where `offset` is added to all costs.
+
+    P = a b^T exp((f + g - cost) / epsilon) with f = -rho log(P 1 / a) and g likewise. For s P in place of P, f and g
+    fall by rho log s each, so that epsilon log s = -2 rho log s - offset.
+    """
+    power = -offset / (epsilon + 2 * unbalanced)
+    if power > 700:
+        raise ValueError(
+            f"solve_plan: for costs of {offset:g} or more, the mass of the unbalanced plan exceeds float64: subtract "
+            "the least cost, or choose a larger epsilon or `unbalanced`"
+        )
+    return exp(power)
 
 
 def soft_weights(cost: Any, *, epsilon: float = 0.1, penalty: float | None = None) -> Array:
@@ -116,13 +140,17 @@ def soft_weights(cost: Any, *, epsilon: float = 0.1, penalty: float | None = Non
             a teacher channel that costs too much teaches nobody.
 
     Returns:
-        (S, T) float64, rows sum to 1. A student channel to which no mass came takes its cheapest teacher channel.
+        (S, T) float64, rows sum to 1. A student channel to which no mass came takes its cheapest teacher channel;
+        equally cheap ones share it.
 
     Raises:
-        ValueError, RuntimeError: see `solve_plan`.
+        ValueError: a student channel whose pairs are all forbidden; see `solve_plan`.
+        RuntimeError: see `solve_plan`.
     """
     array = check_cost(cost)
     check_positive("soft_weights", epsilon=epsilon, **({} if penalty is None else {"penalty": penalty}))
+    if not (array < inf).any(axis=1).all():
+        raise ValueError("cost forbids every pair of some student channel, which then has no target: allow one of each")
     finite = array[array < inf]
     spread = float(finite.std()) if finite.size else 0.0
     spread = spread if spread > 0 else 1.0
@@ -132,8 +160,8 @@ def soft_weights(cost: Any, *, epsilon: float = 0.1, penalty: float | None = Non
     sums = mass.sum(axis=1, keepdims=True)
     empty = sums[:, 0] <= 1e-12 * mass.sum() / len(mass)
     weights = mass / np.where(sums > 0, sums, 1)
-    weights[empty] = 0
-    weights[empty, array[empty].argmin(axis=1)] = 1
+    cheapest_ones = array[empty] == array[empty].min(axis=1, keepdims=True)
+    weights[empty] = cheapest_ones / cheapest_ones.sum(axis=1, keepdims=True)
     return weights
 
 
@@ -147,6 +175,15 @@ class _Sinkhorn:
         self.plan = cost
         self.num_iterations = 0
 
+    def approach(self, epsilon: float, spread: float) -> None:
+        """Improve the potentials for larger epsilons, from that of the costs' spread down."""
+        step = epsilon
+        while step * FACTOR < spread:
+            step *= FACTOR
+        while step > epsilon * 1.5:
+            self.solve(step, COARSE_TOLERANCE, COARSE_ITERATIONS)
+            step /= FACTOR
+
     def solve(self, epsilon: float, tolerance: float, most: int | None) -> bool:
         """Improve the potentials for one epsilon; return whether they converged."""
         last = self.max_iterations if most is None else min(self.max_iterations, self.num_iterations + most)
@@ -154,7 +191,7 @@ class _Sinkhorn:
         while self.num_iterations < last:
             self.f = self._potential(self.g[None, :], 1, epsilon, power)
             self.g = self._potential(self.f[:, None], 0, epsilon, power)
-            if self._scale(epsilon, power, tolerance):
+            if self._scale(epsilon, power, tolerance) or self._newton(epsilon, power, tolerance):
                 return True
         return False
 
@@ -178,15 +215,15 @@ class _Sinkhorn:
         fixed_u, fixed_v = (power - 1) * self.f / epsilon, (power - 1) * self.g / epsilon
         log_u, log_v = np.zeros_like(a), np.zeros_like(b)
         relaxation, before, rate, done = 1.0, inf, 0.0, False
-        for number in range(ROUND):
+        for number in range(max(ROUND, len(a))):  # a step of Newton's method takes as long as half as many
             rows = kernel @ np.exp(log_v)
-            if not rows.min() > 0:
+            if not rows.min() > LEAST:
                 break
             best_u = power * np.log(a / rows) + fixed_u
             error = float(np.abs(rows * (np.exp(best_u) - np.exp(log_u))).sum())
             log_u += relaxation * (best_u - log_u)
             columns = np.exp(log_u) @ kernel
-            if not (columns.min() > 0 and columns.max() < inf):
+            if not (columns.min() > LEAST and columns.max() < inf):
                 break
             self.num_iterations += 1
             best_v = power * np.log(b / columns) + fixed_v
@@ -206,3 +243,65 @@ class _Sinkhorn:
             self.num_iterations += 1  # a round without a step counts too, so that the loop ends
         self.f, self.g = self.f + epsilon * log_u, self.g + epsilon * log_v
         return done
+
+    def _newton(self, epsilon: float, power: float, tolerance: float) -> bool:
+        """Improve both potentials by Newton's method; return whether they converged.
+
+        g is the best one for each f. What is left is a concave function of f, whose slope is what each row should hold
+        less what it holds. It needs few steps where the plan hardly connects groups of channels, as for a small
+        epsilon: there Sinkhorn's steps shrink the error by a factor near 1.
+        """
+        self._complete(epsilon, power)
+        slope = self._slope()
+        for _ in range(NEWTON_STEPS):
+            if np.abs(slope).sum() <= tolerance:
+                return True
+            if self.num_iterations >= self.max_iterations:
+                return False
+            self.num_iterations += 1
+            try:
+                step = epsilon * np.linalg.solve(self._curvature(epsilon, power), slope)
+            except np.linalg.LinAlgError:
+                return False
+            if not np.isfinite(step).all():
+                return False
+            step *= min(1.0, LONGEST * epsilon / max(float(np.abs(step).max()), 1e-300))
+            before, rising = self.f, float(slope @ step)
+            for halvings in range(30):
+                self.f = before + step / 2**halvings
+                self._complete(epsilon, power)
+                slope = self._slope()
+                if slope @ step >= -0.5 * rising:  # else it went far beyond the top
+                    break
+        return False
+
+    def _complete(self, epsilon: float, power: float) -> None:
+        """Compute g and the plan for f."""
+        self.g = self._potential(self.f[:, None], 0, epsilon, power)
+        a, b = self.masses
+        self.plan = np.exp((self.f[:, None] + self.g[None, :] - self.cost) / epsilon) * a[:, None] * b[None, :]
+
+    def _wanted(self) -> Array:
+        """Return what each row should hold."""
+        a = self.masses[0]
+        return a if self.unbalanced is None else a * np.exp(-self.f / self.unbalanced)
+
+    def _slope(self) -> Array:
+        slope: Array = self._wanted() - self.plan.sum(axis=1)
+        return slope
+
+    def _curvature(self, epsilon: float, power: float) -> Array:
+        """Return epsilon times the negative second derivative for f."""
+        columns = self.plan.sum(axis=0)
+        shared = self.plan @ (self.plan / np.where(columns > 0, columns, 1)).T
+        np.fill_diagonal(shared, 0)
+        own = np.diag(shared.sum(axis=1))  # so that rows sum to 0 but for what follows, to the last digit
+        if self.unbalanced is None:
+            # A constant in f changes nothing; this fixes it.
+            curvature: Array = own - shared + own.max() / len(own)
+        else:
+            rows = self.plan.sum(axis=1)
+            shared += np.diag(rows - own.diagonal())
+            curvature = np.diag(rows + epsilon / self.unbalanced * self._wanted()) - power * shared
+        curvature[np.diag_indices_from(curvature)] += SHIFT
+        return curvature

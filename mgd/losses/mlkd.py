@@ -77,6 +77,8 @@ def _gap(student: Tensor, teacher: Tensor, number: int) -> Tensor:
 
 
 def _check(temperatures: Sequence[float], **weights: float) -> None:
+    if not isinstance(temperatures, Sequence) or isinstance(temperatures, str):
+        raise TypeError(f"mlkd: temperatures must be a list of numbers; got {temperatures!r}")
     if not temperatures:
         raise ValueError("mlkd: temperatures must name one or more; got none")
     for temperature in temperatures:
@@ -139,7 +141,7 @@ class MLKD(LogitTerm):
         )
 
     def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        first = self._gathered(student, teacher)
+        first = self._gathered(student, teacher, batch)
         loss = self.compare(*first, None)
         if not self.hyper.second:
             return loss
@@ -148,7 +150,7 @@ class MLKD(LogitTerm):
                 "the term MLKD compares two views of each image, and this batch has one: pass images (B, 2, 3, H, W), "
                 "or set second=0"
             )
-        second = self._gathered(student.more[0], teacher.more[0])
+        second = self._gathered(student.more[0], teacher.more[0], batch)
         ends = (min(self.hyper.temperatures), max(self.hyper.temperatures))
         for temperature in self.hyper.temperatures:
             slip = self.hyper.form == "published" and temperature in ends
@@ -156,5 +158,7 @@ class MLKD(LogitTerm):
             loss = loss + mlkd(*pair, temperatures=(temperature,), instance=self.hyper.second, batch=0.0, classes=0.0)
         return loss
 
-    def _gathered(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
-        return self.compared(gather(student.logits.float()), gather(teacher.logits.detach().float()))
+    def _gathered(self, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits = student.logits.float(), teacher.logits.detach().float()
+        first, second = (gather(part, batch.counts) for part in logits)
+        return self.compared(first, second)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mgd.checks import check_at_least_0, check_logits, check_positive, check_target, check_tensors
+from mgd.checks import check_at_least_0, check_counts, check_logits, check_positive, check_target, check_tensors
 from mgd.losses.term import LogitTerm, log_probabilities, per_teacher
 from mgd.taps import Batch, Outputs, Probe
 
@@ -76,7 +76,7 @@ def wkd_logits(
 
     Raises:
         ValueError: logits of other shapes, or of fewer than two classes; a target that is none; a cost of another
-            shape; a hyper-parameter outside its range.
+            shape, or (seen on the CPU only) below 0 or too large for epsilon; a hyper-parameter outside its range.
 
     Reference: Lv, Yang, Li, 2024, arXiv:2412.08139. The defaults are those of the authors' code on ImageNet (R34 ->
         R18), and so are the first part and the direction of the iterations.
@@ -87,6 +87,7 @@ def wkd_logits(
     num_classes = student_logits.shape[1]
     if cost.shape != (num_classes, num_classes):
         raise ValueError(f"wkd_logits needs a cost {(num_classes, num_classes)}; got {tuple(cost.shape)}")
+    _check_cost(cost, epsilon)
     teacher_logits = teacher_logits.detach()
     if target is None:
         target = teacher_logits.argmax(dim=1)
@@ -117,8 +118,19 @@ def _transport(student: Tensor, teacher: Tensor, cost: Tensor, epsilon: float, i
         return ((rows @ (kernel * cost)) * columns).sum(dim=1)
 
 
+def _check_cost(cost: Tensor, epsilon: float) -> None:
+    if cost.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would wait for the device
+        low, high = (float(value) for value in cost.aminmax())
+        if not (low >= 0 and high <= LARGEST * epsilon):
+            raise ValueError(
+                f"wkd_logits needs costs from 0 to {LARGEST:g} epsilon, {LARGEST * epsilon:g} here; got {low:g} to "
+                f"{high:g}: divide the costs, or raise epsilon"
+            )
+
+
 def _check_hyper(temperature: float, wasserstein_weight: float, epsilon: float, iterations: int) -> None:
-    check_positive("wkd_logits", temperature=temperature, epsilon=epsilon, iterations=iterations)
+    check_positive("wkd_logits", temperature=temperature, epsilon=epsilon)
+    check_counts("wkd_logits", iterations=iterations)
     check_at_least_0("wkd_logits", wasserstein_weight=wasserstein_weight)
     if epsilon * LARGEST < 1:
         raise ValueError(

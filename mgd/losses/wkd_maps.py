@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mgd.checks import check_maps, check_positive
+from mgd.checks import check_counts, check_maps, check_positive
 from mgd.losses.align import regressor, same_size
 from mgd.losses.map_l2 import tapped
 from mgd.losses.term import HyperParameters, Term, per_teacher
@@ -41,7 +41,8 @@ def wkd_maps(student: Tensor, teacher: Tensor, *, mean_weight: float = 2.0, grid
         has variance 0 here; there it has none.
     """
     check_maps("wkd_maps", student, teacher, same="channels")
-    check_positive("wkd_maps", mean_weight=mean_weight, grid=grid)
+    check_positive("wkd_maps", mean_weight=mean_weight)
+    check_counts("wkd_maps", grid=grid)
     student, teacher = same_size(student.float(), teacher.detach().float())
     total = student.new_zeros(())
     for part_s, part_t in zip(_parts(student, grid), _parts(teacher, grid), strict=True):
@@ -101,7 +102,8 @@ class WKDMaps(Term):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            check_positive("wkd_maps", mean_weight=self.mean_weight, grid=self.grid)
+            check_positive("wkd_maps", mean_weight=self.mean_weight)
+            check_counts("wkd_maps", grid=self.grid)
 
     hyper: Hyper
 

@@ -25,6 +25,7 @@ from mgd import (
     partial_l2,
     reduce_channels,
     solve_flow,
+    solve_plan,
 )
 from mgd.flow import ChannelCost, slots, solve_control
 from mgd.losses.align import same_size
@@ -335,3 +336,34 @@ def test_a_margin_by_pixel_is_none_of_channels() -> None:
     maps = torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match=r"reduce_channels needs a margin \(3,\); got \(2, 3, 4, 4\)"):
         reduce_channels(maps, maps, torch.tensor([[0, 1]]))
+
+
+LOGITS = torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "values", "message"),
+    [
+        (partial(losses.kd, LOGITS, LOGITS), {"temperature": "2"}, "temperature must be a number; got '2'"),
+        (partial(losses.wkd_maps, MAPS, MAPS), {"grid": 1.5}, "wkd_maps: grid must be a whole number; got 1.5"),
+        (partial(losses.wkd_maps, MAPS, MAPS), {"grid": True}, "wkd_maps: grid must be a whole number; got True"),
+        (partial(losses.wkd_maps, MAPS, MAPS), {"grid": 0}, "wkd_maps: grid must be positive; got 0"),
+        (partial(losses.mlkd, LOGITS, LOGITS), {"temperatures": 4.0}, "must be a list of numbers; got 4.0"),
+        (partial(solve_plan, [[1.0]]), {"epsilon": "small"}, "solve_plan: epsilon must be a number; got 'small'"),
+        (partial(solve_plan, [["a"]]), {"epsilon": 1}, "cost must be a matrix .* of numbers, with rows of one length"),
+        (partial(solve_flow, [[1], [1, 2]]), {}, "cost must be a matrix .* of numbers, with rows of one length"),
+    ],
+)
+def test_numbers_of_another_kind_are_refused(
+    function: Callable[..., Any], values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        function(**values)
+
+
+def test_a_cost_between_classes_that_the_transport_cannot_hold_is_refused() -> None:
+    logits, cost = torch.randn(2, 3), 1 - torch.eye(3)
+    assert losses.wkd_logits(logits, logits, cost=2 * cost).isfinite()
+    for wrong in (-cost, 3 * cost, cost * math.nan):
+        with pytest.raises(ValueError, match="needs costs from 0 to 40 epsilon, 2 here"):
+            losses.wkd_logits(logits, logits, cost=wrong)

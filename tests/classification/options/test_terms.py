@@ -122,6 +122,11 @@ def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
         ("--distiller ofd --mgd-groups teacher", "--mgd-groups has no effect here: it works only with init flow"),
         ("--distiller kd --mgd-cost correlation", "--mgd-cost has no effect here: it works only with the term mgd"),
         ("--distiller ofd --term ofd.init=flow --mgd-capacity soft", "ofd.capacity must be one of spread, truncate"),
+        ("--term mgd.epsilon=0.2", r"--term mgd.epsilon=0.2 has no effect here: it works only with the capacity soft"),
+        ("--mgd-capacity soft --term mgd.penalty=2", "penalty=2 has no effect here.*the capacity unbalanced"),
+        ("--term ce.views=all", "ce.views=all has no effect here: it works only with a term that compares two views"),
+        ("--distiller mlkd --term mlkd.second=0 --term ce.views=all", "ce.views=all has no effect here"),
+        ("--distiller ofd --term ofd.cost=correlation", "cost=correlation has no effect here.*init flow"),
         (
             "--mgd-observe online --mgd-update-freq 0",
             "term mgd: observe 'online' needs an update_freq of at",
@@ -144,6 +149,22 @@ def test_a_recipe_without_ce_needs_no_labels(tmp_path: Path) -> None:
 def test_terms_that_make_no_sense_are_refused(words: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         distillation(*words.split())
+
+
+def test_numbers_with_an_exponent_are_numbers_in_lists_too() -> None:
+    words = "--distiller mlkd --term mlkd.temperatures=[1e-3,2] --term mlkd.weight=1e-4"
+    table = distillation(*words.split()).table
+    assert table["mlkd"].hyper.temperatures == (1e-3, 2.0) and table["mlkd"].schedule.weight == 1e-4
+
+
+@pytest.mark.parametrize("capacity", ["soft", "unbalanced"])
+def test_a_soft_capacity_is_that_of_the_matching_not_of_terms_that_start_from_pairs(capacity: str) -> None:
+    words = f"--distiller ofd+mgd --term ofd.init=flow --mgd-capacity {capacity} --term mgd.epsilon=0.2"
+    table = distillation(*words.split()).table
+    assert table["mgd"].hyper.capacity == capacity and table["ofd"].hyper.capacity == "spread"
+    words = "--distiller ofd+mgd --term ofd.init=flow --mgd-capacity truncate"
+    both = distillation(*words.split()).table
+    assert both["ofd"].hyper.capacity == both["mgd"].hyper.capacity == "truncate"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mgd.flow import assign_groups, energy_kept, group_channels, group_weights
+from mgd.flow import assign_groups, energy_kept, group_channels, group_weights, solve_flow
 from mgd.flow.flow import Array
 
 
@@ -148,3 +148,32 @@ def test_what_is_no_gram_matrix_is_refused() -> None:
         group_channels(np.eye(4), 5)
     with pytest.raises(ValueError, match="take the capacity spread or truncate; got 'single'"):
         group_channels(np.eye(4), 2, capacity="single")
+
+
+def test_a_channel_in_several_groups_counts_once() -> None:
+    responses = np.random.default_rng(2).normal(size=(4, 40)).clip(0)
+    gram = responses @ responses.T
+    flow = solve_flow(np.random.default_rng(3).random((9, 4)))  # each teacher channel is a target
+    assert energy_kept(gram, flow.index) == pytest.approx(1)
+    # Channel 1 with 0, or with 2: what a target y carries of it is <x_1, y>^2 / |y|^2.
+    groups = [[0, 1], [1, 2]]
+    targets = [np.linalg.eigh(gram[np.ix_(g, g)])[1][:, -1] @ responses[g] for g in groups]
+    carried = {(t, i): (responses[t] @ y) ** 2 / (y @ y) for i, y in enumerate(targets) for t in groups[i]}
+    expected = carried[0, 0] + carried[2, 1] + max(carried[1, 0], carried[1, 1])
+    assert energy_kept(gram, np.array(groups).T) == pytest.approx(expected / np.trace(gram), rel=1e-7)
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_gram_matrix_of_any_floating_type(kind: torch.dtype) -> None:
+    gram = torch.tensor(gram_of(6)).to(kind)
+    groups = group_channels(gram, 3)
+    assert energy_kept(gram, groups) == pytest.approx(energy_kept(gram.double(), groups))
+
+
+def test_wrong_gram_matrices_and_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="no negative numbers; got -1: apply the ReLU"):
+        group_channels(np.array([[1.0, -1.0], [-1.0, 1.0]]), 1)
+    for index in ([[0, 1], [5, 2]], [[-1], [-1]], [[0, -1]], [0, 1]):
+        for function in (energy_kept, group_weights):
+            with pytest.raises(ValueError, match="of the 4 teacher channels, each with a channel or more"):
+                function(np.eye(4), np.array(index))

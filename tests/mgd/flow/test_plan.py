@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import ot
 import pytest
@@ -168,3 +170,53 @@ def test_soft_weights_need_positive_numbers() -> None:
         soft_weights(np.eye(2), epsilon=0)
     with pytest.raises(ValueError, match="penalty must be positive; got -1"):
         soft_weights(np.eye(2), penalty=-1)
+
+
+@pytest.mark.parametrize("shape", [(4, 8), (8, 16), (16, 8), (8, 30), (64, 64)])
+@pytest.mark.parametrize("epsilon", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_epsilon_converges(shape: tuple[int, int], epsilon: float, seed: int) -> None:
+    cost = random_cost(*shape, seed=seed)
+    plan = solve_plan(cost, epsilon=epsilon, max_iterations=20_000)
+    np.testing.assert_allclose(plan.matrix.sum(axis=1), 1 / shape[0], atol=1e-9)
+    np.testing.assert_allclose(plan.matrix.sum(axis=0), 1 / shape[1], atol=1e-9)
+    # The plan is exp of potentials less costs, so that sums of costs around four channels are known.
+    where = plan.matrix > 1e-200
+    first = where[:1] & where[:, :1] & where & where[:1, :1]
+    logs = np.log(plan.matrix, out=np.zeros(shape), where=where)
+    around = logs - logs[:1] - logs[:, :1] + logs[:1, :1] + (cost - cost[:1] - cost[:, :1] + cost[:1, :1]) / epsilon
+    np.testing.assert_allclose(around[first] * epsilon, 0, atol=1e-9)
+
+
+def test_one_offset_of_all_costs_scales_an_unbalanced_plan() -> None:
+    cost, epsilon, strength = random_cost(5, 8), 0.1, 0.5
+    plan = solve_plan(cost, epsilon=epsilon, unbalanced=strength)
+    shifted = solve_plan(cost + 3, epsilon=epsilon, unbalanced=strength)
+    np.testing.assert_allclose(shifted.matrix, plan.matrix * np.exp(-3 / (epsilon + 2 * strength)), rtol=1e-7)
+    far = solve_plan(cost + 1e9, epsilon=epsilon, unbalanced=strength)
+    assert (far.matrix == 0).all() and far.num_iterations < 10_000
+    with pytest.raises(ValueError, match="subtract the least cost"):
+        solve_plan(cost - 1e9, epsilon=epsilon, unbalanced=strength)
+
+
+def test_equally_cheap_teachers_share_a_student_that_no_mass_reaches() -> None:
+    cost = np.array([[0.0, 0.0, 0.0, 0.0], [9.0, 9.0, 9.0, 9.0], [9.0, 9.0, 9.0, 8.0]])
+    weights = soft_weights(cost, epsilon=1e-3, penalty=1e-2)
+    np.testing.assert_allclose(weights, np.array([[0.25] * 4, [0.25] * 4, [0, 0, 0, 1]]))
+
+
+@pytest.mark.parametrize("penalty", [None, 1.0])
+def test_a_student_without_an_allowed_teacher_has_no_weights(penalty: float | None) -> None:
+    cost = random_cost(3, 6)
+    cost[1] = np.inf
+    with pytest.raises(ValueError, match="forbids every pair"):
+        soft_weights(cost, penalty=penalty)
+
+
+def test_epsilon_and_penalty_may_be_numbers_of_numpy_or_torch() -> None:
+    cost = random_cost(4, 6)
+    expected = solve_plan(cost, epsilon=0.25, unbalanced=0.5).matrix
+    kinds: list[Any] = [np.float32, np.float16, torch.tensor]
+    for kind in kinds:
+        found = solve_plan(cost.astype(np.float32).astype(float), epsilon=kind(0.25), unbalanced=kind(0.5)).matrix
+        np.testing.assert_allclose(found, expected, atol=1e-6)

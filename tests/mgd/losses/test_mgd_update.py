@@ -270,3 +270,27 @@ def test_another_number_of_maps_than_of_stages_is_refused(num_student: int, num_
     message = f"expected 2 maps a network; got {num_student} of the student, {num_teacher} of the teacher"
     with pytest.raises(ValueError, match=message):
         term().observe(own, other)
+
+
+@pytest.mark.parametrize("cost", ["cosine", "gradient"])
+def test_of_several_views_the_first_is_matched(cost: str) -> None:
+    flows = []
+    other = torch.randn(IMAGES.shape, generator=torch.Generator().manual_seed(9))
+    for images in (IMAGES, torch.stack([IMAGES, other], dim=1)):
+        found = ChannelMatching([4, 4], [8, 8], [None, None], cost=cost)
+        student, teacher = mgd.Taps(toy(), TOY_TAPS), mgd.freeze(mgd.Taps(toy(8, seed=1), TOY_TAPS))
+        mgd.Distiller(student, teacher, {"mgd": (found, 1.0)}).update(0, [(images, torch.tensor([0, 1, 2, 0, 1]))])
+        flows.append((indices(found), found.costs))
+    assert flows[0][0] == flows[1][0]
+    torch.testing.assert_close(flows[0][1], flows[1][1])
+
+
+def test_an_image_without_a_class_is_matched_by_the_likeliest_one() -> None:
+    student, teacher = mgd.Taps(toy(), TOY_TAPS), mgd.freeze(mgd.Taps(toy(8, seed=1), TOY_TAPS))
+    costs = []
+    for target in (None, torch.full((5,), -100)):
+        found = ChannelMatching([4, 4], [8, 8], [None, None], cost="gradient")
+        mgd.Distiller(student, teacher, {"mgd": (found, 1.0)}).update(0, [(IMAGES, target)])
+        costs.append(found.costs)
+    torch.testing.assert_close(costs[0], costs[1])
+    assert any(float((cost - 2).abs().max()) > 0.1 for cost in costs[0])
