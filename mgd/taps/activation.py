@@ -29,9 +29,8 @@ def activation_of(number: int, graph: Trace, consumers: dict[int, list[Value]]) 
     for value in consumers.get(number, []):
         if value.operator in VIEWS:
             names.add(activation_of(value.number, graph, consumers))
-        elif not _leads_to_gate(number, value, graph, consumers):
-            by_hand = gated(value, graph)
-            names.add(by_hand[0] if by_hand and by_hand[1] == number else activation(value))
+        else:
+            names.add(_written_out(number, value, graph, consumers) or activation(value))
     return names.pop() if len(names) == 1 else None
 
 
@@ -74,17 +73,15 @@ def _chosen(value: Value, graph: Trace) -> tuple[str, int] | None:
     return ("ReLU", x) if others and is_zero else None
 
 
-def _leads_to_gate(number: int, value: Value, graph: Trace, consumers: dict[int, list[Value]]) -> bool:
-    """Whether a value that is made of x is nothing but a part of an activation of x that is written out."""
+def _written_out(number: int, value: Value, graph: Trace, consumers: dict[int, list[Value]]) -> str | None:
+    """Return the activation of x that is written out, of which a value that reads x is nothing but a part, or None."""
     while value.operator in (*GATES, *SCALES, *COMPARES, "zeros_like", "detach") and len(value.parents) == 1:
         readers = consumers.get(value.number, [])
         if len(readers) != 1:
-            return False
+            return None
         value = readers[0]
-        if len(value.parents) > 1:
-            by_hand = gated(value, graph)
-            return by_hand is not None and by_hand[1] == number
-    return False
+    by_hand = gated(value, graph)
+    return by_hand[0] if by_hand and by_hand[1] == number else None
 
 
 def activation(value: Value) -> str | None:
