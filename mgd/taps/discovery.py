@@ -20,6 +20,7 @@ from mgd.taps.taps import Taps, dry_forward
 from mgd.taps.trace import LAYERS, Place, Trace, Value, trace
 
 POOLS = ("mean", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "amax", "max")
+PADS = ("constant_pad_nd", "reflection_pad2d", "replication_pad2d")
 GROWS = 1.2  # by more than what padding adds, a map does not grow before the last pool
 NORMS = ("layer_norm", "rms_norm")  # over the last dimension
 NUM_BY_DEPTH = 4  # taps of a network that keeps one resolution
@@ -186,6 +187,8 @@ class _Finder:
         """Return the maps among values that can be read, those of one resolution together."""
         found: list[_Map] = []
         for value in values[1:]:
+            if value.operator in PADS:
+                continue
             if value.number in self.graph.places and (reading := self._read(value, found[-1].size if found else None)):
                 while found and found[-1].size[0] < reading.size[0] / GROWS:
                     found.pop()  # what had the shape of a smaller map, as windows have, was none

@@ -292,3 +292,12 @@ def test_a_map_without_a_graph_teaches_nothing(reentrant: bool) -> None:
     else:
         taps(images).features[0].sum().backward()
         assert model.conv.weight.grad is not None and model.conv.weight.grad.abs().sum() > 0
+
+
+def test_a_map_with_padding_around_it_is_no_map() -> None:
+    layers: list[nn.Module] = [conv(3, 4, 2), nn.ReLU()]
+    for width in (4, 6, 8):  # as TensorFlow's convolutions do it; 8 x 8 becomes 11 x 11
+        layers += [conv(width if width > 4 else 4, width), nn.ReLU(), nn.ZeroPad2d((1, 2, 1, 2))]
+        layers += [nn.Conv2d(width, min(width + 2, 8), 5, 2), nn.ReLU()]
+    taps = find_taps(nn.Sequential(*layers, head()), 32)
+    assert [(tap.path, tap.size[0]) for tap in taps] == [("2", 16), ("7", 8), ("12", 4), ("15", 2)]
