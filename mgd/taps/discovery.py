@@ -16,6 +16,7 @@ from mgd.taps.kept import left_as_it_was
 from mgd.taps.layout import as_map, readings, reorders_tokens, stated_prefix
 from mgd.taps.norms import norms_before
 from mgd.taps.sizes import Size, two_images
+from mgd.taps.tap import Tap
 from mgd.taps.taps import Taps, dry_forward
 from mgd.taps.trace import LAYERS, Place, Trace, Value, trace
 
@@ -24,34 +25,6 @@ PADS = ("constant_pad_nd", "reflection_pad2d", "replication_pad2d")
 GROWS = 1.2  # by more than what padding adds, a map does not grow before the last pool
 NORMS = ("layer_norm", "rms_norm")  # over the last dimension
 NUM_BY_DEPTH = 4  # taps of a network that keeps one resolution
-
-
-@dataclass(frozen=True)
-class Tap:
-    """A place where a network can be tapped, and its map.
-
-    Args:
-        path: as `Taps` takes it.
-        channels: C.
-        size: H and W.
-        kind: "map", or "tokens" that the path turns into one.
-        norm: name of the batch normalisation whose statistics are the map's, as `norms_before` finds it, or None. A
-            group or layer normalisation gives no statistics per channel.
-        activation: the function that the network applies to the map, as "ReLU", or None.
-        margin: where a margin comes from. "norm": ReLU or ReLU6 follows, and the norm gives it. "measured": on the map
-            itself, where there is no norm, or where SiLU, GELU, Hardswish or Mish follows, which cut off most of the
-            negative side. "none": nothing cuts off the negative side.
-        depth: share of the layers with weights that run before it, from 0 to 1.
-    """
-
-    path: str
-    channels: int
-    size: tuple[int, int]
-    kind: Literal["map", "tokens"]
-    norm: str | None
-    activation: str | None
-    margin: Literal["norm", "measured", "none"]
-    depth: float
 
 
 def find_taps(model: nn.Module, images_or_size: Size) -> list[Tap]:
@@ -93,17 +66,6 @@ def describe_taps(model: nn.Module, paths: Sequence[str], images_or_size: Size) 
     with left_as_it_was(model):
         images = two_images(model, images_or_size)
         return _describe(model, paths, images, trace(model, images))
-
-
-def table(taps: Sequence[Tap]) -> str:
-    """Return taps as a text table, one line each."""
-    rows = [("path", "channels", "size", "kind", "norm", "activation", "margin", "depth")]
-    for tap in taps:
-        size = f"{tap.size[0]}x{tap.size[1]}"
-        rows.append((tap.path, str(tap.channels), size, tap.kind, tap.norm or "-", tap.activation or "-", tap.margin,
-                     f"{tap.depth:.2f}"))  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
 def _describe(model: nn.Module, paths: Sequence[str], images: Tensor, graph: Trace) -> list[Tap]:

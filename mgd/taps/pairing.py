@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from mgd.taps.discovery import Tap, find_taps, table
+from mgd.taps.discovery import find_taps
 from mgd.taps.sizes import Size, height_and_width
+from mgd.taps.tap import Tap, table
 
 EQUAL = 0.3  # octaves by which sizes may differ and count as one resolution
 MOST = 2.0  # octaves that pooling or interpolation may bridge

@@ -172,6 +172,8 @@ class Taps(nn.Module):
     def __init__(self, model: nn.Module, paths: Sequence[str] = ()) -> None:
         super().__init__()
         self.model = model
+        if isinstance(paths, str):
+            raise ValueError(f"the paths of taps are a list, as [{paths!r}]; got the text {paths!r}")
         self.paths = tuple(paths)
         self.points = [parse_path(model, path) for path in self.paths]
         self._reorders = bool(self.paths) and reorders_tokens(model)

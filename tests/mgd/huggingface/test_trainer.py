@@ -181,6 +181,11 @@ def test_checkpoint_without_the_terms_is_refused(tmp_path: Path) -> None:
     trained(tmp_path / "other", terms=other, num_train_epochs=1, save_strategy="epoch")
     with pytest.raises(ValueError, match="is of other terms or other networks"):
         trained(tmp_path / "back", resume=str(tmp_path / "other" / "checkpoint-3"), num_train_epochs=2)
+    plain = DistillationTrainer(
+        student_model=mobilenet(1), teacher_model=vit(0), args=arguments(tmp_path / "back"), train_dataset=Images()
+    )
+    with pytest.raises(ValueError, match="is of other terms or other networks, give those again"):
+        plain.train(resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-3"))
 
 
 def train_rank(rank: int, folder: Path, port: int) -> None:
@@ -303,7 +308,20 @@ def test_refusals(tmp_path: Path) -> None:
         ({"terms": {"kd": (1.0, 2.0)}}, ValueError, "must be a weight, or"),
         ({"terms": {"udml": 1}}, ValueError, "trains its teachers too"),
         ({"terms": {"ce": 1, "mgd": None}, "train_dataset": None}, ValueError, "pass train_dataset"),
+        ({"terms": {"kd": -1}}, ValueError, "terms['kd'] must be a number of at least 0"),
+        ({"terms": {"kd": float("nan")}}, ValueError, "terms['kd'] must be a number of at least 0"),
+        ({"terms": {"kd": (None, "1")}}, ValueError, "terms['kd'] must be a number of at least 0"),
+        ({"temperature": "5"}, ValueError, "temperature must be a positive number; got '5'"),
+        ({"lambda_param": "1"}, ValueError, "lambda_param must be between 0"),
         ({"student_taps": ["vit"]}, ValueError, "give student_taps and teacher_taps, or neither"),
+        ({"student_taps": ["vit"], "teacher_taps": ["vit"]}, ValueError, "are read by terms: pass terms too"),
+        (
+            {"terms": MATCHED, "student_taps": "vit.layers.0@tokens", "teacher_taps": "vit.layers.0@tokens"},
+            ValueError,
+            "the paths of taps are a list, as ['vit.layers.0@tokens']",
+        ),
+        ({"teacher_model": usual["student_model"]}, ValueError, "are one network"),
+        ({"compute_loss_func": lambda *_: 0}, TypeError, "compute_loss_func is not used here"),
         (
             {"args": arguments(tmp_path, fp16=True)},
             ValueError,
