@@ -149,7 +149,7 @@ class _Finder:
         """Return the maps among values that can be read, those of one resolution together."""
         found: list[_Map] = []
         for value in values[1:]:
-            if value.operator in PADS:
+            if value.operator in PADS and value.shape != self.graph.values[value.parents[0]].shape:
                 continue
             if value.number in self.graph.places and (reading := self._read(value, found[-1].size if found else None)):
                 while found and found[-1].size[0] < reading.size[0] / GROWS:
