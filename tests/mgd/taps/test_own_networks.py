@@ -301,3 +301,19 @@ def test_a_map_with_padding_around_it_is_no_map() -> None:
         layers += [nn.Conv2d(width, min(width + 2, 8), 5, 2), nn.ReLU()]
     taps = find_taps(nn.Sequential(*layers, head()), 32)
     assert [(tap.path, tap.size[0]) for tap in taps] == [("2", 16), ("7", 8), ("12", 4), ("15", 2)]
+
+
+def test_a_norm_over_several_processes_is_a_batch_norm() -> None:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(Written(torch.relu))
+    (tap,) = find_taps(model, 16)
+    assert (tap.path, tap.norm, tap.activation, tap.margin) == ("norm", "norm", "ReLU", "norm")
+    own, other = (
+        mgd.probe(Taps(net, ["norm"]), torch.zeros(2, 3, 16, 16)).margins[0] for net in (model, Written(F.relu))
+    )
+    assert own is not None and other is not None and torch.equal(own, other)
+
+
+@pytest.mark.parametrize("grid", [4, (4,), "4x4", (2, 2, 4)])
+def test_a_grid_is_two_numbers(grid: Any) -> None:
+    with pytest.raises(ValueError, match="grid must be rows and columns"):
+        mgd.tokens_to_map(torch.zeros(1, 16, 2), grid=grid)
