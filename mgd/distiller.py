@@ -170,8 +170,8 @@ class Distiller(nn.Module):
             taught: the frozen teachers' outputs for `images`, where they are there already (`Ahead`).
             counts: images of this batch on every rank; None where there is one, or that is not known.
         """
-        teachers = [_outputs(teacher, images) for teacher in self.teachers] if taught is None else taught
-        outputs: list[Outputs] = [_outputs(network, images) for network in self.networks]
+        teachers = _all_outputs(self.teachers, images) if taught is None else taught
+        outputs = _all_outputs(self.networks, images)
         constants = [_detached(output) for output in outputs] if len(outputs) > 1 else []
         batch, weights = Batch(target, index, epoch, counts), self.weights(epoch)
         values: dict[str, Tensor] = {}
@@ -188,6 +188,13 @@ def _outputs(network: nn.Module, images: Tensor) -> Outputs:
     first, *others = images.unbind(1) if images.ndim == 5 else (images,)
     outputs: Outputs = network(first)
     return replace(outputs, more=tuple(network(view) for view in others)) if others else outputs
+
+
+def _all_outputs(networks: Sequence[nn.Module], images: Tensor) -> list[Outputs]:
+    found: list[Outputs] = []
+    for number in range(len(networks)):  # torch.compile, which is interrupted by taps, loses its place in an iterator
+        found.append(_outputs(networks[number], images))
+    return found
 
 
 def _of_peer(name: str, number: int) -> str:

@@ -112,22 +112,17 @@ def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = 
     Raises:
         UserError: the network cannot be exported.
     """
-    program: Any = None
+    module, example = _module(trained, takes_bytes), _example(trained, takes_bytes)
     with suppress_output():
         try:
-            program = torch.onnx.export(
-                _module(trained, takes_bytes),
-                (_example(trained, takes_bytes),),
-                dynamo=True,
-                verbose=False,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                opset_version=opset,
-            )
+            try:
+                model = _translate(module, example, opset)
+            except torch.onnx.errors.OnnxExporterError:
+                if not _write_out_attention(module):
+                    raise
+                model = _translate(module, example, opset)
         except torch.onnx.errors.OnnxExporterError as error:
             raise _export_error(trained, "ONNX", error) from error
-    model = program.model_proto
     version = next(entry.version for entry in model.opset_import if entry.domain == "")
     if opset is not None and version != opset:
         raise UserError(
@@ -139,6 +134,32 @@ def to_onnx(trained: Trained, *, takes_bytes: bool = False, opset: int | None = 
     describe_onnx(model, description(trained, takes_bytes=takes_bytes))
     content: bytes = model.SerializeToString()
     return content
+
+
+def _translate(module: nn.Module, example: Tensor, opset: int | None) -> Any:
+    """Return the ONNX model of a network."""
+    program: Any = torch.onnx.export(
+        module,
+        (example,),
+        dynamo=True,
+        verbose=False,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        opset_version=opset,
+    )
+    return program.model_proto
+
+
+def _write_out_attention(module: nn.Module) -> bool:
+    """Have a network of transformers compute attention by plain products, and return whether it is one.
+
+    The exporter cannot translate torch's own function for attention within windows, as of Swin.
+    """
+    networks: list[Any] = [inner for inner in module.modules() if hasattr(inner, "set_attn_implementation")]
+    for network in networks[:1]:  # the outermost passes it on
+        network.set_attn_implementation("eager")
+    return bool(networks)
 
 
 @contextlib.contextmanager

@@ -124,7 +124,8 @@ def preprocessing(name: str) -> Preprocessing:
         from transformers import AutoConfig, AutoImageProcessor
 
         if not any(is_file(folder / file) for file in PROCESSORS):
-            size = getattr(AutoConfig.from_pretrained(folder, **LOCAL_ONLY), "image_size", None)
+            config = AutoConfig.from_pretrained(folder, **LOCAL_ONLY)
+            size = getattr(getattr(config, "vision_config", config), "image_size", None)
             return Preprocessing.of(size if isinstance(size, int) else 224)
         processor = AutoImageProcessor.from_pretrained(folder, **LOCAL_ONLY)
     try:

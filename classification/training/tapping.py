@@ -14,8 +14,8 @@ from classification.options.terms import needing, pairing, using
 from classification.training.job import Job
 from classification.training.previewing import preview
 from mgd import Tap, Taps, describe_taps, dry_forward, find_taps, pair_taps
-from mgd.taps.discovery import table
 from mgd.taps.pairing import EQUAL
+from mgd.taps.tap import table
 
 AUTO = "auto"  # of --taps, --student-taps and --teacher-taps
 RELUS = ("ReLU", "ReLU6")
@@ -34,7 +34,11 @@ def tap(job: Job) -> list[Taps]:
         return [Taps(network) for network in networks]
     archs = [job.arch, *(spec["arch"] for spec in job.specs)]
     chosen = [
-        paths.split(",") if paths and paths != AUTO else None if paths else default_taps(arch, network)
+        [path.strip() for path in paths.split(",")]
+        if paths and paths != AUTO
+        else None
+        if paths
+        else default_taps(arch, network)
         for paths, arch, network in zip(named, archs, networks, strict=True)
     ]
     unknown = [paths is None for paths in chosen]

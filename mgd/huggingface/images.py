@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -64,8 +64,14 @@ def read_batches(
         yield collate(batch)
 
 
-def as_views(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def as_views(
+    batch: Mapping[str, Any], labels: Sequence[str] = (LABELS,)
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return images (B, 3, H, W), target and index of a batch of the Trainer; None for what it lacks.
+
+    Args:
+        batch: of the Trainer.
+        labels: names that the target may have, the first that is there counts.
 
     Raises:
         ValueError: a batch without images.
@@ -76,4 +82,4 @@ def as_views(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None, Tensor | 
             f"a batch must hold images as a tensor {IMAGES!r}; it holds {there}: let the transform of the data set "
             f"return them, and pass remove_unused_columns=False"
         )
-    return images, batch.get(LABELS), batch.get(INDEX)
+    return images, next((batch[name] for name in labels if name in batch), None), batch.get(INDEX)

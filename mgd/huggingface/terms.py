@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from mgd.taps import Taps, find_taps, pair_taps, probe
 from mgd.teachers import Frozen, freeze
 
 Weight = float | Callable[[int], float]
-Said = Weight | None | tuple[nn.Module | HyperParameters | None, Weight | None]
+Said = Weight | None | nn.Module | HyperParameters | tuple[nn.Module | HyperParameters | None, Weight | None]
 RELUS = ("ReLU", "ReLU6")
 
 
@@ -28,16 +29,32 @@ def plain_terms(temperature: float, lambda_param: float, label_smoothing: float)
     Raises:
         ValueError: a value outside its range.
     """
-    if not 0 <= lambda_param <= 1:
-        raise ValueError(f"lambda_param must be between 0 (labels alone) and 1 (teacher alone); got {lambda_param}")
-    return {
-        "ce": (CE(label_smoothing=label_smoothing), 1 - lambda_param),
-        "kd": (KD(temperature=temperature), lambda_param),
-    }
+    if not is_number(lambda_param) or not 0 <= lambda_param <= 1:
+        raise ValueError(f"lambda_param must be between 0 (labels alone) and 1 (teacher alone); got {lambda_param!r}")
+    if not is_number(temperature):
+        raise ValueError(f"temperature must be a positive number; got {temperature!r}")
+    kd: dict[str, tuple[nn.Module, Weight]] = {"kd": (KD(temperature=temperature), lambda_param)}
+    if lambda_param == 1:  # images without labels are enough
+        return kd
+    return {"ce": (CE(label_smoothing=label_smoothing), 1 - lambda_param), **kd}
 
 
-def specified(terms: Mapping[str, Said] | Sequence[str]) -> dict[str, tuple[Any, Weight | None]]:
+def is_number(value: Any) -> bool:
+    """Return whether a value is a finite number."""
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
+
+
+def specified(
+    terms: Mapping[str, Said] | Sequence[str], label_smoothing: float
+) -> dict[str, tuple[Any, Weight | None]]:
     """Return {name: (term, hyper-parameters or None, weight or None)} of what a user wrote.
+
+    Args:
+        terms: see `DistillationTrainer`.
+        label_smoothing: of "ce" without hyper-parameters.
 
     Raises:
         ValueError: no terms, one of an unknown name, one that trains its teachers, or an entry of another form.
@@ -47,16 +64,24 @@ def specified(terms: Mapping[str, Said] | Sequence[str]) -> dict[str, tuple[Any,
     table = dict(terms) if isinstance(terms, Mapping) else dict.fromkeys(terms)
     found: dict[str, tuple[Any, Weight | None]] = {}
     for name, wanted in table.items():
-        entry = wanted if isinstance(wanted, tuple) else (None, wanted)
+        alone = isinstance(wanted, (nn.Module, HyperParameters))
+        entry = wanted if isinstance(wanted, tuple) else (wanted, None) if alone else (None, wanted)
         if len(entry) != 2 or not (entry[0] is None or isinstance(entry[0], (nn.Module, HyperParameters))):
             raise ValueError(f"terms[{name!r}] must be a weight, or (term or hyper-parameters, weight); got {wanted!r}")
         what, weight = entry
+        if not (weight is None or callable(weight) or (is_number(weight) and weight >= 0)):
+            raise ValueError(
+                f"the weight of terms[{name!r}] must be a number of at least 0, a function of the epoch, or None for "
+                f"its default; got {weight!r}"
+            )
         if not isinstance(what, nn.Module):
             if name not in LOSSES:
                 near = difflib.get_close_matches(name, LOSSES, n=3, cutoff=0.4) or sorted(LOSSES)
                 raise ValueError(f"unknown term {name!r}; close ones are {', '.join(near)}")
             if LOSSES[name].mutual:
                 raise ValueError(f"the term {name!r} trains its teachers too: use mgd.Distiller.mutual")
+        if name == "ce" and what is None:
+            what = CE.Hyper(label_smoothing=label_smoothing)
         found[name] = what, weight
     if not found:
         raise ValueError("terms must name at least one term, as {'ce': 1, 'kd': 1}")

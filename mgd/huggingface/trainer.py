@@ -42,11 +42,12 @@ class DistillationTrainer(Trainer):
         training_args: another spelling of `args`.
         temperature: tau > 0; default 4.
         lambda_param: weight of the teacher, in [0, 1]; default 0.5.
-        terms: names of `mgd.losses.LOSSES`, or {name: weight}, or {name: (hyper-parameters or a term, weight)}; the
-            weight None is the term's usual one. Takes the place of the two before.
+        terms: names of `mgd.losses.LOSSES`, or {name: weight}, {name: hyper-parameters or a term}, or
+            {name: (hyper-parameters or a term, weight)}; the weight None is the term's usual one. Takes the place of
+            the two before.
         student_taps: paths of the student's maps, see `mgd.Taps`; default: pairs are found where a term needs maps.
         teacher_taps: the same of the teacher, as many.
-        options: those of `Trainer`, except model and model_init.
+        options: those of `Trainer`, except model, model_init and compute_loss_func.
 
     Raises:
         ValueError: terms, taps or networks that do not go together; what the Trainer does with FSDP or DeepSpeed; fp16
@@ -70,6 +71,10 @@ class DistillationTrainer(Trainer):
     ) -> None:
         if not (isinstance(student_model, nn.Module) and isinstance(teacher_model, nn.Module)):
             raise TypeError("pass both networks, as student_model and teacher_model")
+        if student_model is teacher_model:
+            raise ValueError(
+                "student_model and teacher_model are one network: pass copy.deepcopy(...) of it as teacher"
+            )
         _check_spellings(options, args, training_args)
         if terms is not None and not (temperature is None and lambda_param is None):
             raise ValueError(
@@ -78,9 +83,13 @@ class DistillationTrainer(Trainer):
             )
         if (student_taps is None) != (teacher_taps is None):
             raise ValueError("give student_taps and teacher_taps, or neither")
+        if student_taps is not None and terms is None:
+            raise ValueError(
+                "student_taps and teacher_taps are read by terms: pass terms too, as {'ce': 1, 'mgd': None}"
+            )
         check_classes(student_model, teacher_model, options.get("train_dataset"))
-        table = None if terms is None else specified(terms)
         given = training_args if args is None else args
+        table = None if terms is None else specified(terms, 0.0 if given is None else given.label_smoothing_factor)
         if given is not None and given.fp16 and given.device.type == "cpu":  # the Trainer would take float32 unsaid
             raise ValueError("fp16 has no effect on a processor: leave it out, or pass bf16=True")
         super().__init__(model=student_model, args=given, **options)
@@ -136,7 +145,7 @@ class DistillationTrainer(Trainer):
             return_outputs: see above.
             num_items_in_batch: images of the whole optimizer step; the loss is then this batch's part of their mean.
         """
-        images, target, index = as_views(inputs)
+        images, target, index = self._as_views(inputs)
         distiller = self.distiller if model is self.model else model
         found = distiller(images, target, index, int(self.state.epoch or 0))
         loss = found["loss"]
@@ -155,7 +164,7 @@ class DistillationTrainer(Trainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return cross-entropy, logits and labels of the student for a batch; None for what is missing."""
-        images, target, _ = as_views(self._prepare_inputs(inputs))
+        images, target, _ = self._as_views(self._prepare_inputs(inputs))
         with torch.no_grad(), self.accelerator.autocast():
             logits = logits_of(model(images.to(next(model.parameters(), images).dtype))).float()
         loss = None if target is None else self.labels_loss(Outputs(logits), [], Batch(target))
@@ -173,8 +182,10 @@ class DistillationTrainer(Trainer):
         """Make the optimizer of student and terms.
 
         Raises:
-            ValueError: an optimizer that was passed, and lacks parameters of the terms.
+            ValueError: an optimizer that was passed, and lacks parameters of the terms; nothing to train.
         """
+        if not any(parameter.requires_grad for parameter in self.distiller.networks[0].parameters()):
+            raise ValueError("all parameters of the student are frozen: call requires_grad_(True) on those to train")
         if self.optimizer is None:
             found = super().create_optimizer(self.distiller if model is None else model)
         else:
@@ -222,11 +233,12 @@ class DistillationTrainer(Trainer):
             raise ValueError(
                 f"{checkpoint} has no {STATE}: it is no checkpoint of these terms, and no run can be resumed from it"
             )
-        if own:
+        if path.is_file():
             try:
                 self.distiller.terms.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
             except RuntimeError as error:
-                raise ValueError(f"{path} is of other terms or other networks: {error}") from error
+                what = " ".join(str(error).split())[:200]
+                raise ValueError(f"{path} is of other terms or other networks, give those again: {what}") from error
         for term in self._terms():
             term.check_state()
             if not self.is_world_process_zero():
@@ -270,6 +282,9 @@ class DistillationTrainer(Trainer):
         with own_random_numbers(self.args.seed):
             return as_views(next(self._read(batch_size=1, num_images=1)))[0]
 
+    def _as_views(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return as_views(batch, [*self.label_names, LABELS])
+
     def _views(self, epoch: int, num_images: int | None) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
         ranks = self.args.world_size
         batches = self._read(
@@ -280,12 +295,17 @@ class DistillationTrainer(Trainer):
             rank=self.args.process_index,
             num_ranks=ranks,
         )
-        return map(as_views, batches)
+        return map(self._as_views, batches)
 
 
 def _check_spellings(options: Mapping[str, Any], *arguments: TrainingArguments | None) -> None:
     if {"model", "model_init"} & set(options):
         raise TypeError("the network to train is student_model; model and model_init are not used here")
+    if options.get("compute_loss_func") is not None:
+        raise TypeError(
+            "compute_loss_func is not used here, the loss is that of the terms: pass your own as one of them, as "
+            "terms={'mine': (module, 1)}"
+        )
     if None not in arguments:
         raise TypeError("args and training_args are two spellings of one argument: pass one of them")
 

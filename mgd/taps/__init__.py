@@ -1,11 +1,12 @@
 """Reading maps of any network: taps by module path, layouts, the norm in front of a tap."""
 
-from mgd.taps.discovery import Tap, describe_taps, find_taps, table
+from mgd.taps.discovery import describe_taps, find_taps
 from mgd.taps.layout import as_map, tokens_to_map
 from mgd.taps.norms import bn_margin, norms_before
 from mgd.taps.pairing import pair_taps
 from mgd.taps.paths import TapPoint
 from mgd.taps.probe import Probe, probe
+from mgd.taps.tap import Tap, table
 from mgd.taps.taps import Batch, Outputs, Taps, dry_forward, logits_of
 
 __all__ = [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mgd.taps.layout import Layout, settle_prefix, tokens_to_map
+from mgd.taps.kept import evaluated
+from mgd.taps.layout import Layout, moved, settle_prefix, tokens_to_map
 from mgd.taps.taps import Taps, first_tensor, logits_of
 
 
@@ -53,21 +54,23 @@ def run_changed(model: nn.Module, path: str, images: Tensor, change: Callable[[T
             return replaced(output)
         if isinstance(output, Mapping):
             return type(output)({k: replaced(v) if str(k) == point.element else v for k, v in output.items()})  # type: ignore[call-arg]
-        return type(output)(replaced(v) if str(i) == point.element else v for i, v in enumerate(output))
+        values = [replaced(value) if str(i) == point.element else value for i, value in enumerate(output)]
+        return (
+            output._replace(**dict(zip(output._fields, values, strict=True)))
+            if hasattr(output, "_fields")
+            else type(output)(values)
+        )
 
     if point.reads_input:
         handle = point.module.register_forward_pre_hook(read, with_kwargs=True)
     else:
         handle = point.module.register_forward_hook(write)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
-        logits = logits_of(model(images))
+        with evaluated(model):
+            logits = logits_of(model(images))
     finally:
         handle.remove()
         taps.close()
-        for module, mode in modes.items():
-            module.training = mode
     if not done:
         raise RuntimeError(f"tap {path!r} was not reached by the forward pass")
     return logits
@@ -79,6 +82,25 @@ def matters(model: nn.Module, path: str, images: Tensor) -> bool:
     if torch.equal(same, same.flip(0)):
         return True  # as where the last layer starts at 0: nothing tells
     return not torch.equal(run_changed(model, path, images, lambda maps: maps.flip(0)), same)
+
+
+def grown_layout(model: nn.Module, path: str, images: Tensor, shape: Sequence[int], call: int) -> str | None:
+    """Name the layout of a tensor by its shape on larger images, as `moved` does; None where nothing tells.
+
+    Args:
+        model: left as it was.
+        path: of the tensor.
+        images: (B, 3, H, W).
+        shape: of the tensor for these images.
+        call: number of the module's call.
+    """
+    taps = Taps(model, [path])
+    try:
+        grown = taps._grown_shapes(images)
+    finally:
+        taps.close()
+    after = [shapes[0][call] for shapes in grown if len(shapes[0]) > call]
+    return next((kind for larger in after if (kind := moved(shape, larger))), None)
 
 
 def _call(taps: Taps, images: Tensor) -> int:

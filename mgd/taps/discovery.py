@@ -8,50 +8,26 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from mgd.taps.activation import CUTS, NEARLY_CUTS, VIEWS, activation, activation_of, gated
-from mgd.taps.changed import matters
+from mgd.taps.changed import grown_layout, matters
+from mgd.taps.kept import left_as_it_was
 from mgd.taps.layout import as_map, readings, reorders_tokens, stated_prefix
 from mgd.taps.norms import norms_before
+from mgd.taps.sizes import Size, two_images
+from mgd.taps.tap import Tap
 from mgd.taps.taps import Taps, dry_forward
 from mgd.taps.trace import LAYERS, Place, Trace, Value, trace
 
 POOLS = ("mean", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "amax", "max")
+PADS = ("constant_pad_nd", "reflection_pad2d", "replication_pad2d")
 GROWS = 1.2  # by more than what padding adds, a map does not grow before the last pool
+NORMS = ("layer_norm", "rms_norm")  # over the last dimension
 NUM_BY_DEPTH = 4  # taps of a network that keeps one resolution
 
 
-@dataclass(frozen=True)
-class Tap:
-    """A place where a network can be tapped, and its map.
-
-    Args:
-        path: as `Taps` takes it.
-        channels: C.
-        size: H and W.
-        kind: "map", or "tokens" that the path turns into one.
-        norm: name of the batch normalisation whose statistics are the map's, as `norms_before` finds it, or None. A
-            group or layer normalisation gives no statistics per channel.
-        activation: the function that the network applies to the map, as "ReLU", or None.
-        margin: where a margin comes from. "norm": ReLU or ReLU6 follows, and the norm gives it. "measured": on the map
-            itself, where there is no norm, or where SiLU, GELU, Hardswish or Mish follows, which cut off most of the
-            negative side. "none": nothing cuts off the negative side.
-        depth: share of the layers with weights that run before it, from 0 to 1.
-    """
-
-    path: str
-    channels: int
-    size: tuple[int, int]
-    kind: Literal["map", "tokens"]
-    norm: str | None
-    activation: str | None
-    margin: Literal["norm", "measured", "none"]
-    depth: float
-
-
-def find_taps(model: nn.Module, images_or_size: Tensor | int | tuple[int, int]) -> list[Tap]:
+def find_taps(model: nn.Module, images_or_size: Size) -> list[Tap]:
     """Find where a network can be tapped: one map per resolution, the last before the next layer reduces it.
 
     A forward is recorded operator by operator. A map counts where all that the logits know of the images passes
@@ -69,13 +45,14 @@ def find_taps(model: nn.Module, images_or_size: Tensor | int | tuple[int, int]) 
     Raises:
         ValueError: nothing that can be read is a map of the images.
     """
-    images = _images(model, images_or_size)
-    graph = trace(model, images)
-    finder = _Finder(model, graph, images)
-    return _describe(model, finder.paths(), images, graph)
+    with left_as_it_was(model):
+        images = two_images(model, images_or_size)
+        graph = trace(model, images)
+        finder = _Finder(model, graph, images)
+        return _describe(model, finder.paths(), images, graph)
 
 
-def describe_taps(model: nn.Module, paths: Sequence[str], images_or_size: Tensor | int | tuple[int, int]) -> list[Tap]:
+def describe_taps(model: nn.Module, paths: Sequence[str], images_or_size: Size) -> list[Tap]:
     """Describe given taps of a network as `find_taps` describes those that it finds.
 
     Args:
@@ -86,29 +63,9 @@ def describe_taps(model: nn.Module, paths: Sequence[str], images_or_size: Tensor
     Raises:
         ValueError: a path that `Taps` refuses.
     """
-    images = _images(model, images_or_size)
-    return _describe(model, paths, images, trace(model, images))
-
-
-def table(taps: Sequence[Tap]) -> str:
-    """Return taps as a text table, one line each."""
-    rows = [("path", "channels", "size", "kind", "norm", "activation", "margin", "depth")]
-    for tap in taps:
-        size = f"{tap.size[0]}x{tap.size[1]}"
-        rows.append((tap.path, str(tap.channels), size, tap.kind, tap.norm or "-", tap.activation or "-", tap.margin,
-                     f"{tap.depth:.2f}"))  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def _images(model: nn.Module, given: Tensor | int | tuple[int, int]) -> Tensor:
-    """Return two images on the network's device: of a batch of one, no shape would tell the batch."""
-    if isinstance(given, Tensor):
-        return torch.cat([given[:2], given[:1].flip(3)])[:2]
-    size = (given, given) if isinstance(given, int) else given
-    made = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), made)
-    return made.to(parameter.device, parameter.dtype)
+    with left_as_it_was(model):
+        images = two_images(model, images_or_size)
+        return _describe(model, paths, images, trace(model, images))
 
 
 def _describe(model: nn.Module, paths: Sequence[str], images: Tensor, graph: Trace) -> list[Tap]:
@@ -172,7 +129,10 @@ class _Finder:
     def paths(self) -> list[str]:
         """Return the paths of all taps, from shallow to deep."""
         stages = self._stages(self.trunk)
-        if len(stages) == 1:
+        below = self._below(stages) if len(stages) < 2 else []
+        if below:
+            found = [chosen for stage in (*stages, *below) if (chosen := self._choose(stage))]
+        elif len(stages) == 1:
             found = self._by_depth(stages[0])
         else:
             found = [chosen for stage in self._with_branches(stages) if (chosen := self._choose(stage))]
@@ -189,6 +149,8 @@ class _Finder:
         """Return the maps among values that can be read, those of one resolution together."""
         found: list[_Map] = []
         for value in values[1:]:
+            if value.operator in PADS and value.shape != self.graph.values[value.parents[0]].shape:
+                continue
             if value.number in self.graph.places and (reading := self._read(value, found[-1].size if found else None)):
                 while found and found[-1].size[0] < reading.size[0] / GROWS:
                     found.pop()  # what had the shape of a smaller map, as windows have, was none
@@ -225,7 +187,7 @@ class _Finder:
     def _read_tokens(self, value: Value, grid: tuple[int, int]) -> _Map | None:
         num, channels = value.shape[1:]
         halves = (math.ceil(grid[0] / 2), math.ceil(grid[1] / 2))
-        if channels in (math.prod(grid), math.prod(halves)):
+        if channels in (math.prod(grid), math.prod(halves)) and not self._has_channels_last(value):
             return None  # perhaps (B, C, N)
         for rows, columns in (grid, halves):
             for prefix in {0, self.prefix}:
@@ -261,6 +223,38 @@ class _Finder:
             found += [[maps[-1]] for maps in sizes.values()]
         return sorted(found, key=lambda stage: -stage[-1].size[0])
 
+    def _below(self, stages: list[list[_Map]]) -> list[list[_Map]]:
+        """Return the resolutions that only branches have, smaller than the trunk's only one if it has one: their last.
+
+        Of what is inside blocks, as keys that attention keeps at half the size, none counts; nor do branches of which
+        no map is left early, as of two transformers side by side.
+        """
+        if stages and len(self._blocks(stages[0])) >= NUM_BY_DEPTH:
+            return []
+        start, most = (stages[0][0].value.number, 0.75 * stages[0][0].size[0]) if stages else (1, math.inf)
+        between = self._reaching() - {value.number for value in self.trunk}
+        sizes: dict[tuple[int, int], _Map] = {}
+        for value in self.graph.values[start:]:
+            if value.number in between and value.number in self.graph.places and len(value.shape) == 4:
+                reading = self._read(value, None)
+                if reading and 1 < reading.size[0] < most and value.operator not in POOLS:
+                    sizes[reading.size] = reading
+        kinds = {"": "first", "@last": "last"}
+        found = [found for found in sizes.values() if self._grown(found.value) == kinds[found.layout]]
+        layers = max((reading.value.num_layers for reading in found), default=0)
+        return [[reading] for reading in found] if 2 * layers >= self.graph.values[-1].num_layers else []
+
+    def _has_channels_last(self, value: Value) -> bool:
+        """Whether a value of three dimensions is (B, N, C): it is normalised over C, or a wider image makes N grow."""
+        alike = [other for other in self.trunk if other.shape == value.shape]
+        near = [v for other in alike for v in (other, *self.consumers.get(other.number, []))]
+        return any(name in v.operator for v in near for name in NORMS) or self._grown(value) == "tokens"
+
+    def _grown(self, value: Value) -> str | None:
+        """Name the layout of a value by its shape on larger images, as `moved` does; None where nothing tells."""
+        place = min(self.graph.places[value.number], key=self._rank)
+        return grown_layout(self.model, self.graph.path(place), self.images, value.shape, place.call)
+
     def _reaching(self) -> set[int]:
         """Return the values from which the logits are computed."""
         found, left = set[int](), [self.graph.end or 0]
@@ -273,19 +267,23 @@ class _Finder:
 
     def _by_depth(self, stage: list[_Map]) -> list[_Map]:
         """Return maps of one resolution, evenly over the blocks that are siblings."""
+        most = self._that_matter(self._blocks(stage))
+        if len(most) < 2:
+            chosen = self._choose(stage)
+            return [] if chosen is None else [chosen]
+        num = min(NUM_BY_DEPTH, len(most))
+        chosen_ones = [most[math.ceil(len(most) * (k + 1) / num) - 1] for k in range(num)]
+        return [self._before_activation(found, stage) for found in chosen_ones]
+
+    def _blocks(self, stage: list[_Map]) -> list[_Map]:
+        """Return what the most blocks that are siblings return, one map for each number of layers before it."""
         blocks: dict[str, dict[int, _Map]] = {}
         for found in stage:
             for place in self.graph.places[found.value.number]:
                 family = place.name.rstrip("0123456789")
                 if not place.reads_input and family != place.name and self.graph.calls[place.name] == 1:
-                    blocks.setdefault(family, {})[found.value.number] = found
-        most = list(max(blocks.values(), key=len, default=dict[int, _Map]()).values())
-        most = self._that_matter(most)
-        if len(most) < 2:
-            chosen = self._choose(stage)
-            return [] if chosen is None else [chosen]
-        num = min(NUM_BY_DEPTH, len(most))
-        return [most[math.ceil(len(most) * (k + 1) / num) - 1] for k in range(num)]
+                    blocks.setdefault(family, {})[found.value.num_layers] = found
+        return list(max(blocks.values(), key=len, default=dict[int, _Map]()).values())
 
     def _that_matter(self, maps: list[_Map]) -> list[_Map]:
         """Return tokens up to the last that the logits are made of: some read the class token alone."""
@@ -299,22 +297,26 @@ class _Finder:
     def _choose(self, stage: list[_Map]) -> _Map | None:
         """Return the last map of a stage, or what its activation reads."""
         stage = self._that_matter(stage)
-        if not stage:
-            return None
-        last = stage[-1]
+        return self._before_activation(stage[-1], stage) if stage else None
+
+    def _before_activation(self, last: _Map, stage: list[_Map]) -> _Map:
+        """Return what the activation reads that a map of a stage comes from, or the map itself."""
+        if activation_of(last.value.number, self.graph, self.consumers):
+            return last
         value, num_layers = last.value, 0
         by_number = {found.value.number: found for found in stage}
         while value.parents:
             above = self.graph.values[value.parents[0]]
-            if gated(value, self.graph) or (len(value.parents) == 1 and activation(value)):
+            if by_hand := gated(value, self.graph):
+                above = self.graph.values[by_hand[1]]
+            if by_hand or (len(value.parents) == 1 and activation(value)):
                 return by_number.get(above.number) or self._read_before(above, last) or last
             layer = value.operator.strip("_") in LAYERS
             # Behind an activation may follow what a DenseNet's transition has, one convolution and a pool.
-            if (
-                (layer and num_layers)
-                or len(value.parents) > 1
-                or not (layer or value.operator in (*VIEWS, "avg_pool2d"))
-            ):
+            passes = value.operator in (*VIEWS, "avg_pool2d")
+            if layer:
+                passes = not num_layers and value.shape[2:] == above.shape[2:]
+            if len(value.parents) > 1 or not passes:
                 break
             num_layers += layer
             value = above
@@ -328,7 +330,10 @@ class _Finder:
 
     def _path(self, found: _Map) -> str:
         places = self.graph.places[found.value.number]
-        return self.graph.path(min(places, key=self._rank)) + found.layout
+        # What a module returns besides its result, the network may have read already.
+        used = min((value.number for value in self.consumers.get(found.value.number, [])), default=None)
+        ahead = [place for place in places if used is None or place.time <= used]
+        return self.graph.path(min(ahead or places, key=self._rank)) + found.layout
 
     def _rank(self, place: Place) -> tuple[bool, bool, bool, int]:
         """Order places: of modules called once, outputs, no mere `Identity`, the outermost."""

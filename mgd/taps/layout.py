@@ -102,6 +102,8 @@ def tokens_to_map(tokens: Tensor, *, prefix: int = 0, grid: tuple[int, int] | No
     """
     if tokens.ndim != 3:
         raise ValueError(f"expected tokens (B, N, C); got the shape {tuple(tokens.shape)}")
+    if grid is not None and not (isinstance(grid, tuple | list) and len(grid) == 2):
+        raise ValueError(f"grid must be rows and columns, as (14, 28); got {grid!r}")
     batch, num_tokens, channels = tokens.shape
     side = math.isqrt(max(num_tokens - prefix, 0))
     rows, columns = grid or (side, side)

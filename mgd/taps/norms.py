@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from mgd.taps.paths import TapPoint
 from mgd.taps.taps import Images, Taps, dry_forward
 
+Norm = nn.BatchNorm2d | nn.SyncBatchNorm
 
-def norms_before(taps: Taps, images: Images) -> list[nn.BatchNorm2d | None]:
+
+def norms_before(taps: Taps, images: Images) -> list[Norm | None]:
     """Find the batch normalisation in front of each tap: the one whose output the tapped map is, or is a sum with.
 
     It is the last layer with weights (convolution, linear or normalisation) that ran before the tap was read, if that
@@ -30,7 +32,7 @@ def norms_before(taps: Taps, images: Images) -> list[nn.BatchNorm2d | None]:
         images: (B, 3, H, W), any content; one image is enough.
 
     Returns:
-        One `BatchNorm2d` or None per tap.
+        One `BatchNorm2d`, or `SyncBatchNorm`, or None per tap.
     """
     dry_forward(taps, images)  # the first forward may run the network on images of another size, too
     trace = _Trace(taps)
@@ -38,7 +40,7 @@ def norms_before(taps: Taps, images: Images) -> list[nn.BatchNorm2d | None]:
         maps = dry_forward(taps, images).features
     finally:
         trace.close()
-    found: list[nn.BatchNorm2d | None] = []
+    found: list[Norm | None] = []
     for number, (point, tensor) in enumerate(zip(taps.points, maps, strict=True)):
         last = trace.last_before(number, point)
         if (
@@ -52,7 +54,7 @@ def norms_before(taps: Taps, images: Images) -> list[nn.BatchNorm2d | None]:
     return found
 
 
-def bn_margin(bn: nn.BatchNorm2d) -> Tensor:
+def bn_margin(bn: Norm) -> Tensor:
     """Expect the negative response of each channel behind a batch normalisation.
 
     With s = |weight| and m = bias, a channel is taken as N(m, s^2). Where Phi(-m/s) > 0.001,
@@ -88,7 +90,7 @@ def bn_margin(bn: nn.BatchNorm2d) -> Tensor:
 class _Call:
     """One call of a norm: the module at which its normalised values, not yet activated, can be read."""
 
-    norm: nn.BatchNorm2d
+    norm: Norm
     place: nn.Module
     reads_input: bool
     number: int  # of the calls of `place`
@@ -102,7 +104,7 @@ class _Trace:
         self._seen: list[list[int]] = [[] for _ in taps.points]
         self._handles: list[Any] = []
         for module in taps.model.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, Norm):
                 self._follow_norm(module)
             elif next(module.parameters(recurse=False), None) is not None:
                 self._handles.append(module.register_forward_hook(lambda *_: self._layers.append(None)))
@@ -110,14 +112,14 @@ class _Trace:
             note = lambda *_, n=number: self._seen[n].append(len(self._layers))  # noqa: E731
             self._handles.append(_hook(point.module, point.reads_input, note))
 
-    def _follow_norm(self, norm: nn.BatchNorm2d) -> None:
+    def _follow_norm(self, norm: Norm) -> None:
         inner = next(norm.children(), norm)  # a norm that activates itself hands its values to a module of its own
         reads_input, calls = inner is not norm, 0
         expected: list[Tensor] = []
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if type(norm) is not nn.BatchNorm2d:
-                expected[:] = [nn.BatchNorm2d.forward(norm, *args, **kwargs)]
+                expected[:] = [nn.modules.batchnorm._BatchNorm.forward(norm, *args, **kwargs)]
 
         def at(_: nn.Module, args: tuple[Any, ...], *out: Tensor) -> None:
             nonlocal calls

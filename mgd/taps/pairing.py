@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from mgd.taps.discovery import Tap, find_taps, table
+from mgd.taps.discovery import find_taps
+from mgd.taps.sizes import Size, height_and_width
+from mgd.taps.tap import Tap, table
 
-Size = Tensor | int | tuple[int, int]
 EQUAL = 0.3  # octaves by which sizes may differ and count as one resolution
 MOST = 2.0  # octaves that pooling or interpolation may bridge
 Price = Callable[[Tap, Tap], float | None]  # of a pair; None for one that cannot be
@@ -47,7 +48,7 @@ def pair_taps(
     teacher_images = images_or_size if teacher_size is None else teacher_size
     ours = _taps(student, images_or_size)
     theirs = _taps(teacher, teacher_images)
-    ratio = math.log2(_height(teacher_images) / _height(images_or_size))
+    ratio = math.log2(height_and_width(teacher_images)[0] / height_and_width(images_or_size)[0])
     pairs = _align(ours, theirs, _by_depth(ratio)) if any(map(_one_resolution, (ours, theirs))) else []
     for most in (EQUAL, MOST):
         pairs = pairs or _align(ours, theirs, _by_size(ratio, most))
@@ -63,12 +64,6 @@ def pair_taps(
 def _taps(network: nn.Module | Sequence[Tap], images_or_size: Size) -> list[Tap]:
     found = find_taps(network, images_or_size) if isinstance(network, nn.Module) else network
     return sorted(found, key=lambda tap: tap.depth)
-
-
-def _height(images_or_size: Size) -> int:
-    if isinstance(images_or_size, Tensor):
-        return images_or_size.shape[2]
-    return images_or_size if isinstance(images_or_size, int) else images_or_size[0]
 
 
 def _one_resolution(taps: Sequence[Tap]) -> bool:

@@ -13,8 +13,9 @@ from torch import nn
 
 from mgd.taps.layout import Layout, parse_layout
 
+NAME = re.compile(r"[^@#\[\]]+")  # of a module or an element
 _PATH = re.compile(
-    r"^(?P<module>[^@#\[\]]+)(\[(?P<element>[^@#\[\]]+)\]|(?P<side>@in))?(#(?P<call>-?\d{1,9}))?"
+    rf"^(?P<module>{NAME.pattern})(\[(?P<element>{NAME.pattern})\]|(?P<side>@in))?(#(?P<call>-?\d{{1,9}}))?"
     r"(?P<layout>@first|@last|@tokens(:prefix=\d{1,9}|:grid=\d{1,9}x\d{1,9}){0,2})?$"
 )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mgd.taps.kept import left_as_it_was
 from mgd.taps.layout import as_map
 from mgd.taps.norms import bn_margin, norms_before
 from mgd.taps.taps import Images, Outputs, Taps, dry_forward
@@ -73,9 +74,10 @@ def probe(
         before_relu: whether the taps lie before a ReLU, see `Probe`.
     """
     taps = network if isinstance(network, Taps) else Taps(network)
-    outputs, classifier = _classify(taps, images)
-    # The norms of a network that trains change, and its margins with them: those are measured.
-    norms = norms_before(taps, images) if frozen and taps.paths else [None] * len(taps.paths)
+    with left_as_it_was(taps):
+        outputs, classifier = _classify(taps, images)
+        # The norms of a network that trains change, and its margins with them: those are measured.
+        norms = norms_before(taps, images) if frozen and taps.paths else [None] * len(taps.paths)
     names = {module: name for name, module in taps.model.named_modules()}
     return Probe(
         outputs,

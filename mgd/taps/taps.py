@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mgd.taps.kept import evaluated
 from mgd.taps.layout import (
     Layout,
     check_found,
@@ -171,6 +172,8 @@ class Taps(nn.Module):
     def __init__(self, model: nn.Module, paths: Sequence[str] = ()) -> None:
         super().__init__()
         self.model = model
+        if isinstance(paths, str):
+            raise ValueError(f"the paths of taps are a list, as [{paths!r}]; got the text {paths!r}")
         self.paths = tuple(paths)
         self.points = [parse_path(model, path) for path in self.paths]
         self._reorders = bool(self.paths) and reorders_tokens(model)
@@ -185,6 +188,7 @@ class Taps(nn.Module):
         self._open: dict[torch.device, list[_Slot]] = {}
         self._in_place: list[nn.Module] = []
         self._handles: list[Any] = []
+        self._graph = False  # whether the forward that runs keeps a graph
         self._readers = [_Reader(self, number) for number in range(len(self.paths))]
         modules = {p.module for p in self.points if p.reads_input and getattr(p.module, "inplace", False)}
         self._in_place = list(modules)
@@ -221,12 +225,20 @@ class Taps(nn.Module):
         if slots is None:  # the network runs on its own, not through this object
             return
         slot = slots[number]
+        self._refuse_without_graph(number)
         copies = self._copy[self.model.training][number]
         if not torch.compiler.is_compiling():  # a compiled forward keeps to what eager ones learned
             unversioned = tensor.is_inference()
             slot.originals.append(None if unversioned else (tensor, tensor._version))
             copies = copies or unversioned
         slot.calls.append(tensor.clone() if copies else tensor)
+
+    def _refuse_without_graph(self, number: int) -> None:
+        if self._graph and not torch.is_grad_enabled() and self.model.training:
+            raise ValueError(
+                f"tap {self.paths[number]!r} lies in a part of the network that runs without gradients, so nothing "
+                "could be learned there: checkpoint activations with use_reentrant=False, or tap another module"
+            )
 
     def forward(self, images: Images, *more: Any) -> Outputs:
         """Return the network's `Outputs`.
@@ -246,6 +258,7 @@ class Taps(nn.Module):
 
     def _run(self, images: Images, *more: Any) -> tuple[Any, list[_Slot]]:
         slots, device = [_Slot() for _ in self.points], device_of(images)
+        self._graph = torch.is_grad_enabled()
         self._open[device] = slots
         try:
             return self.model(images, *more), slots
@@ -311,22 +324,19 @@ class Taps(nn.Module):
 
         A list of images, which the network may shrink, is of one twice as wide, and of one twice as high.
         """
-        modes = {module: module.training for module in self.modules()}
         found: Grown = []
-        self.eval()
         try:
-            for rows, columns in ((1, 2), (2, 2 if isinstance(images, Tensor) else 1)):
-                channels, height, width = images[0].shape
-                larger = images[0].new_zeros(channels, rows * height, columns * width)
-                # A network may raise anything at a size that it does not take, often behind the tap.
-                slots = self._open[larger.device] = [_Slot() for _ in self.points]
-                with contextlib.suppress(Exception):
-                    self.model(larger[None] if isinstance(images, Tensor) else [larger])
-                found.append([[tuple(tensor.shape) for tensor in slot.calls] for slot in slots])
+            with evaluated(self):
+                for rows, columns in ((1, 2), (2, 2 if isinstance(images, Tensor) else 1)):
+                    channels, height, width = images[0].shape
+                    larger = images[0].new_zeros(channels, rows * height, columns * width)
+                    # A network may raise anything at a size that it does not take, often behind the tap.
+                    slots = self._open[larger.device] = [_Slot() for _ in self.points]
+                    with contextlib.suppress(Exception):
+                        self.model(larger[None] if isinstance(images, Tensor) else [larger])
+                    found.append([[tuple(tensor.shape) for tensor in slot.calls] for slot in slots])
         finally:
             self._open.pop(device_of(images), None)
-            for module, mode in modes.items():
-                module.training = mode
         return found
 
     def _read(self, number: int, slot: _Slot) -> Tensor:
@@ -383,11 +393,6 @@ def _is_dense(output: Any) -> bool:
 @torch.no_grad()
 def dry_forward(taps: Taps, images: Images) -> Outputs:
     """Run `taps` once in eval mode without gradients; the training mode of every module stays as it was."""
-    modes = {module: module.training for module in taps.modules()}
-    taps.eval()
-    try:
+    with evaluated(taps):
         outputs: Outputs = taps(images)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     return outputs

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mgd.taps.kept import evaluated
+from mgd.taps.paths import NAME
 from mgd.taps.taps import first_tensor, logits_of
 
 LAYERS = ("convolution", "addmm", "mm", "linear", "bmm", "baddbmm", "mkldnn_rnn_layer")  # operators with weights
@@ -46,6 +48,7 @@ class Place:
         element: index or name in what the module returns, or None where it returns a tensor.
         call: number of the call in the forward.
         module: itself.
+        time: how many values had been computed by then.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Place:
     element: str | None
     call: int
     module: nn.Module
+    time: int
 
 
 @dataclass
@@ -180,11 +184,12 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def elements(output: Any) -> Iterator[tuple[str | None, Tensor]]:
-    """Yield the tensors in what a module returns, with the index or name of each."""
+    """Yield the tensors in what a module returns, with the index or name of each that a path can name."""
     if isinstance(output, Tensor):
         yield None, output
     elif isinstance(output, Mapping):
-        yield from ((str(name), value) for name, value in output.items() if isinstance(value, Tensor))
+        named = ((str(name), value) for name, value in output.items() if isinstance(value, Tensor))
+        yield from ((name, value) for name, value in named if NAME.fullmatch(name))
     elif isinstance(output, (tuple, list)):
         yield from ((str(index), value) for index, value in enumerate(output) if isinstance(value, Tensor))
 
@@ -205,6 +210,9 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
         if number is not None:
             places.setdefault(number, []).append(place)
 
+    def now() -> int:
+        return len(recorder.values)
+
     def follow(name: str, module: nn.Module) -> None:
         open_calls: list[int] = []
 
@@ -213,29 +221,25 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
             calls[name] = open_calls[-1] + 1
             tensor = first_tensor(module, args, kwargs)
             if isinstance(tensor, Tensor):
-                note(Place(name, True, None, open_calls[-1], module), tensor)
+                note(Place(name, True, None, open_calls[-1], module, now()), tensor)
 
         def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             call = open_calls.pop()
             for element, tensor in elements(output):
-                note(Place(name, False, element, call, module), tensor)
+                note(Place(name, False, element, call, module, now()), tensor)
 
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(module.register_forward_hook(after))
 
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     try:
         for name, module in model.named_modules():
-            if name:
+            if NAME.fullmatch(name):
                 follow(name, module)
-        with recorder:
+        with evaluated(model), recorder:
             recorder.start(images)
             logits = logits_of(model(images))
             end = recorder.number(logits)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return Trace(recorder.values, places, calls, end)

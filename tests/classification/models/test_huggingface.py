@@ -16,6 +16,7 @@ from classification import main_mgd, predict
 from classification.data.preprocessing import Preprocessing
 from classification.errors import UserError
 from classification.models import build, known_name, may_be_same
+from classification.models.exporting import to_onnx
 from classification.models.huggingface import of_processor, preprocessing
 from classification.models.pretrained import published_preprocessing
 from classification.models.trained import open_trained
@@ -182,3 +183,17 @@ def test_refusals(folders: Path, photos: Path, tmp_path: Path) -> None:
         UserError, match="are in another order: class 1 is 'sky' in the checkpoint, but 'dot' in the data"
     ):
         load_file(build(file.arch or "", 3), file, arch=file.arch or "", num_classes=3, classes=list(CLASSES))
+
+
+def test_attention_within_windows_is_written_as_onnx(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4}
+    config = transformers.SwinConfig(**shape, image_size=16, patch_size=2, **IDS)
+    torch.manual_seed(0)
+    transformers.SwinForImageClassification(config).save_pretrained(tmp_path)
+    trained = open_trained(tmp_path / "model.safetensors")
+    images = torch.rand(5, 3, 16, 16)
+    with torch.no_grad():
+        expected = trained.network(images).numpy()
+    session = pytest.importorskip("onnxruntime").InferenceSession(to_onnx(trained))
+    (found,) = session.run(["logits"], {"images": images.numpy()})
+    np.testing.assert_allclose(found, expected, atol=1e-5)

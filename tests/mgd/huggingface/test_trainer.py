@@ -181,6 +181,11 @@ def test_checkpoint_without_the_terms_is_refused(tmp_path: Path) -> None:
     trained(tmp_path / "other", terms=other, num_train_epochs=1, save_strategy="epoch")
     with pytest.raises(ValueError, match="is of other terms or other networks"):
         trained(tmp_path / "back", resume=str(tmp_path / "other" / "checkpoint-3"), num_train_epochs=2)
+    plain = DistillationTrainer(
+        student_model=mobilenet(1), teacher_model=vit(0), args=arguments(tmp_path / "back"), train_dataset=Images()
+    )
+    with pytest.raises(ValueError, match="is of other terms or other networks, give those again"):
+        plain.train(resume_from_checkpoint=str(tmp_path / "other" / "checkpoint-3"))
 
 
 def train_rank(rank: int, folder: Path, port: int) -> None:
@@ -260,17 +265,18 @@ def test_renewal_leaves_random_numbers_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Net(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(x).mean((2, 3)))
+        return logits
+
+
 def test_any_network_may_be_student_and_teacher(tmp_path: Path) -> None:
-    class Net(nn.Module):
-        def __init__(self, width: int) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
-            self.head = nn.Linear(width, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.head(self.body(x).mean((2, 3)))
-            return logits
-
     trainer = DistillationTrainer(
         student_model=Net(4),
         teacher_model=mgd.freeze(Net(8), mgd.View((0, 0, 0), (1, 1, 1), (0.5, 0.5, 0.5), (2, 2, 2), size=64)),
@@ -303,7 +309,20 @@ def test_refusals(tmp_path: Path) -> None:
         ({"terms": {"kd": (1.0, 2.0)}}, ValueError, "must be a weight, or"),
         ({"terms": {"udml": 1}}, ValueError, "trains its teachers too"),
         ({"terms": {"ce": 1, "mgd": None}, "train_dataset": None}, ValueError, "pass train_dataset"),
+        ({"terms": {"kd": -1}}, ValueError, "terms['kd'] must be a number of at least 0"),
+        ({"terms": {"kd": float("nan")}}, ValueError, "terms['kd'] must be a number of at least 0"),
+        ({"terms": {"kd": (None, "1")}}, ValueError, "terms['kd'] must be a number of at least 0"),
+        ({"temperature": "5"}, ValueError, "temperature must be a positive number; got '5'"),
+        ({"lambda_param": "1"}, ValueError, "lambda_param must be between 0"),
         ({"student_taps": ["vit"]}, ValueError, "give student_taps and teacher_taps, or neither"),
+        ({"student_taps": ["vit"], "teacher_taps": ["vit"]}, ValueError, "are read by terms: pass terms too"),
+        (
+            {"terms": MATCHED, "student_taps": "vit.layers.0@tokens", "teacher_taps": "vit.layers.0@tokens"},
+            ValueError,
+            "the paths of taps are a list, as ['vit.layers.0@tokens']",
+        ),
+        ({"teacher_model": usual["student_model"]}, ValueError, "are one network"),
+        ({"compute_loss_func": lambda *_: 0}, TypeError, "compute_loss_func is not used here"),
         (
             {"args": arguments(tmp_path, fp16=True)},
             ValueError,
@@ -339,3 +358,22 @@ def test_an_optimizer_without_the_terms_is_refused(tmp_path: Path) -> None:
 def test_arguments_of_the_trainer_are_its_own() -> None:
     assert issubclass(DistillationTrainer, Trainer)
     assert isinstance(arguments(Path("x")), TrainingArguments)
+
+
+def test_a_compiled_step_trains_as_a_plain_one(tmp_path: Path) -> None:
+    losses = []
+    for compiles in (False, True):
+        torch.manual_seed(0)
+        options: dict[str, Any] = {"torch_compile": True, "torch_compile_backend": "eager"} if compiles else {}
+        trainer = DistillationTrainer(
+            student_model=Net(4),
+            teacher_model=vit(0, depth=1),
+            args=arguments(tmp_path, max_steps=2, learning_rate=1e-4, **options),
+            train_dataset=Fixed(16),
+            terms={"ce": 1, "ofd": None},
+            student_taps=["body.2@in"],
+            teacher_taps=["vit.layers.0@tokens"],
+        )
+        trainer.train()
+        losses.append(logged(trainer, "loss"))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -1,0 +1,36 @@
+"""Looking at a network without a trace in it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+
+@contextlib.contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Put a network in eval mode, and every module back in its own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Restore random numbers and buffers afterwards: some networks draw or count in eval mode, too."""
+    kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    devices = {value.device.index or 0 for value in model.parameters() if value.is_cuda}
+    try:
+        with torch.random.fork_rng(devices=sorted(devices)):
+            yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                if name in kept and kept[name].shape == buffer.shape and not torch.equal(kept[name], buffer):
+                    buffer.copy_(kept[name])
