@@ -3,7 +3,8 @@
 A MobileNet-V2 of transformers (half width, fresh weights) learns from the photographs of DIR, read by `datasets`: alone
 by transformers' own Trainer, by KD as the tutorial has it, and by cross-entropy + KD + MGD on taps that are found, both
 by `DistillationTrainer`. CHECKPOINT is the teacher, a run folder's file or a .pth of ours. Each run appends a record to
-results/huggingface.jsonl; runs with a record are left out. --table prints the records as a table.
+results/huggingface.jsonl; runs with a record are left out, except with --only. The last record of a run counts. --table
+prints the records as a table.
 """
 
 from __future__ import annotations
@@ -92,9 +93,15 @@ def make_trainer(recipe: str, photos: Any, teacher: Any, seed: int, args: argpar
     return DistillationTrainer(student_model=student, teacher_model=frozen, **how, **shared)
 
 
+def read_records() -> dict[tuple[str, int], dict[str, Any]]:
+    """Return the last record of each run, by recipe and seed."""
+    lines = RECORDS.read_text().splitlines() if RECORDS.exists() else []
+    return {(record["recipe"], record["seed"]): record for record in map(json.loads, lines)}
+
+
 def table() -> str:
     """Return the records as a table, differences to the student alone paired by seed."""
-    records = [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+    records = list(read_records().values())
     found = {name: {r["seed"]: r["accuracy"] for r in records if r["recipe"] == name} for name in RECIPES}
     lines = ["| | top-1 %, last epoch | n | difference, paired by seed |", "|---|---|---|---|"]
     for name, row in RECIPES.items():
@@ -120,6 +127,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--img-size", type=int, default=96)
+    parser.add_argument("--only", nargs="+", choices=RECIPES, help="these, even where a record exists")
     parser.add_argument("--table", action="store_true", help="print the records as a table")
     args = parser.parse_args()
     if args.table:
@@ -133,11 +141,11 @@ def main() -> None:
     from classification.options.config import describe
 
     about = describe([], {})
-    done = [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+    done = () if args.only else read_records()
     photos = read_photographs(args.data, args.img_size)
     for seed in range(args.seeds):
-        for recipe in RECIPES:
-            if any((r["recipe"], r["seed"]) == (recipe, seed) for r in done):
+        for recipe in args.only or RECIPES:
+            if (recipe, seed) in done:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 trainer = make_trainer(recipe, photos, open_trained(args.teacher), seed, args, folder)

@@ -141,7 +141,7 @@ def quality_table(group: str) -> str:
     for name in names:
         found, cell = results[name], cells[name]
         other: str = cell.get("against", "")
-        if not cell.get("own-teacher"):  # one per seed, or one that is stored
+        if not cell.get("own-teacher"):  # another than the row beside it, one per seed, or a stored one
             check_teacher(name, [*found.values(), *(results[other].values() if other else ())])
         shared = sorted(set(found) & set(results[other])) if other and group == cell["group"] else []
         gain = differences([found[s].last_top1 - results[other][s].last_top1 for s in shared]) if shared else ""
