@@ -111,13 +111,12 @@ def table() -> str:
             pairs = [found[name][seed] - found["alone"][seed] for seed in found[name] if seed in found["alone"]]
             gain = differences(pairs) if pairs and name != "alone" else ""
             lines.append(f"| {row} | {top1} | {len(values)} | {gain} |")
-    about = sorted(
-        {
-            f"transformers {r['transformers']}, torch {r['versions']['torch']}, at commit {r['commit'][:8]}"
-            for r in records
-        }
-    )
-    return "\n".join([*lines, "", *sorted(about)])
+    about = sorted({(r["transformers"], r["versions"]["torch"]) for r in records})
+    for pair in about:
+        commits = {r["commit"][:8] for r in records if (r["transformers"], r["versions"]["torch"]) == pair}
+        where = f"at commit {', '.join(sorted(commits))}"
+        lines += ["", f"Measured on CPU cores, transformers {pair[0]}, torch {pair[1]}, {where}."]
+    return "\n".join(lines)
 
 
 def main() -> None:
