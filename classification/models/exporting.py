@@ -156,10 +156,12 @@ def _write_out_attention(module: nn.Module) -> bool:
 
     The exporter cannot translate torch's own function for attention within windows, as of Swin.
     """
-    networks: list[Any] = [inner for inner in module.modules() if hasattr(inner, "set_attn_implementation")]
-    for network in networks[:1]:  # the outermost passes it on
-        network.set_attn_implementation("eager")
-    return bool(networks)
+    network: Any
+    for network in module.modules():
+        if hasattr(network, "set_attn_implementation"):  # the outermost, which passes it on
+            network.set_attn_implementation("eager")
+            return True
+    return False
 
 
 @contextlib.contextmanager

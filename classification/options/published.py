@@ -11,8 +11,6 @@ WITH_KD = ("mgd", "kd")  # --mgd-with-kd 1 adds the second to the first
 
 FLOWS = ("mgd", "ofd", "fitnet", "masked_generative", "reviewkd")  # the terms that a flow guides, or may start
 SWITCHES = ("mgd_across",)  # 0 or 1 as an option, true or false as a key
-MATCHING = "mgd"
-SOFT = ("soft", "unbalanced")  # capacities of MATCHING alone: a term that a flow starts needs pairs of channels
 
 
 def _of_flows(key: str) -> tuple[str, ...]:
@@ -42,6 +40,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
 # {key: (beside which term, the value that it then has where nobody says another)}
 BESIDE: dict[str, tuple[str, Any]] = {"kd.temperature": ("mgd", 1.5)}
 
+# {option: (values, the term that alone takes them in a run that has it)}: a flow that starts a term is one of pairs
+OF_ONE: dict[str, tuple[tuple[str, ...], str]] = {"mgd_capacity": (("soft", "unbalanced"), "mgd")}
+
 # {option: the key that it stands in for, and drops}
 REPLACED = {"loss_factor": "mgd.weight"}
 
@@ -60,10 +61,10 @@ def entries_of(names: list[str], recipe: Mapping[str, Any], options: Mapping[str
     for option, keys in ALIASES.items():
         if options.get(option) is None:
             continue
+        values, only = OF_ONE.get(option, ((), ""))
+        alone = options[option] in values and only in found
         for name, key in (key.split(".") for key in keys):
-            if option == "mgd_capacity" and options[option] in SOFT and name != MATCHING and MATCHING in found:
-                continue
-            if name in found:
+            if name == only if alone else name in found:
                 found[name].pop(REPLACED.get(option, "").rpartition(".")[2], None)
                 found[name][key] = bool(options[option]) if option in SWITCHES else options[option]
     for where, (beside, value) in BESIDE.items():

@@ -34,12 +34,8 @@ def tap(job: Job) -> list[Taps]:
         return [Taps(network) for network in networks]
     archs = [job.arch, *(spec["arch"] for spec in job.specs)]
     chosen = [
-        [path.strip() for path in paths.split(",")]
-        if paths and paths != AUTO
-        else None
-        if paths
-        else default_taps(arch, network)
-        for paths, arch, network in zip(named, archs, networks, strict=True)
+        _paths(text) if text else default_taps(arch, network)
+        for text, arch, network in zip(named, archs, networks, strict=True)
     ]
     unknown = [paths is None for paths in chosen]
     if any(unknown) and not (needing(terms, "maps") or any(named)):
@@ -49,6 +45,11 @@ def tap(job: Job) -> list[Taps]:
         return _found(job, networks, chosen)
     job.before_relu = not any(named)
     return _tapped(job, networks, paths, shorten=not any(named))
+
+
+def _paths(text: str) -> list[str] | None:
+    """Return the paths that an option names, or None where they are to be found."""
+    return None if text == AUTO else [path.strip() for path in text.split(",")]
 
 
 def _sizes_agree(job: Job, networks: Sequence[nn.Module], paths: Sequence[list[str]]) -> bool:

@@ -295,7 +295,7 @@ class _Sinkhorn:
         columns = self.plan.sum(axis=0)
         shared = self.plan @ (self.plan / np.where(columns > 0, columns, 1)).T
         np.fill_diagonal(shared, 0)
-        own = np.diag(shared.sum(axis=1))  # so that rows sum to 0 but for what follows, to the last digit
+        own = np.diag(shared.sum(axis=1))  # makes each row of own - shared sum to 0 without rounding
         if self.unbalanced is None:
             # A constant in f changes nothing; this fixes it.
             curvature: Array = own - shared + own.max() / len(own)

@@ -28,11 +28,10 @@ def plain_terms(temperature: float, lambda_param: float, label_smoothing: float)
 
     Raises:
         ValueError: a value outside its range.
+        TypeError: a temperature that is no number.
     """
     if not is_number(lambda_param) or not 0 <= lambda_param <= 1:
         raise ValueError(f"lambda_param must be between 0 (labels alone) and 1 (teacher alone); got {lambda_param!r}")
-    if not is_number(temperature):
-        raise ValueError(f"temperature must be a positive number; got {temperature!r}")
     kd: dict[str, tuple[nn.Module, Weight]] = {"kd": (KD(temperature=temperature), lambda_param)}
     if lambda_param == 1:  # images without labels are enough
         return kd

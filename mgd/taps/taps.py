@@ -92,8 +92,13 @@ Grown = list[list[list[tuple[int, ...]]]]  # shapes of every call of every tap, 
 
 @dataclass
 class _Slot:
-    """The calls of one tap during one forward: tensors, and their versions when seen."""
+    """The calls of one tap during one forward: tensors, and their versions when seen.
 
+    Args:
+        keeps_graph: whether the forward began with gradients.
+    """
+
+    keeps_graph: bool = False
     calls: list[Tensor] = field(default_factory=list)
     originals: list[tuple[Tensor, int] | None] = field(default_factory=list)
 
@@ -188,7 +193,6 @@ class Taps(nn.Module):
         self._open: dict[torch.device, list[_Slot]] = {}
         self._in_place: list[nn.Module] = []
         self._handles: list[Any] = []
-        self._graph = False  # whether the forward that runs keeps a graph
         self._readers = [_Reader(self, number) for number in range(len(self.paths))]
         modules = {p.module for p in self.points if p.reads_input and getattr(p.module, "inplace", False)}
         self._in_place = list(modules)
@@ -225,7 +229,8 @@ class Taps(nn.Module):
         if slots is None:  # the network runs on its own, not through this object
             return
         slot = slots[number]
-        self._refuse_without_graph(number)
+        if slot.keeps_graph:
+            self._check_graph(number)
         copies = self._copy[self.model.training][number]
         if not torch.compiler.is_compiling():  # a compiled forward keeps to what eager ones learned
             unversioned = tensor.is_inference()
@@ -233,8 +238,8 @@ class Taps(nn.Module):
             copies = copies or unversioned
         slot.calls.append(tensor.clone() if copies else tensor)
 
-    def _refuse_without_graph(self, number: int) -> None:
-        if self._graph and not torch.is_grad_enabled() and self.model.training:
+    def _check_graph(self, number: int) -> None:
+        if self.model.training and not torch.is_grad_enabled():
             raise ValueError(
                 f"tap {self.paths[number]!r} lies in a part of the network that runs without gradients, so nothing "
                 "could be learned there: checkpoint activations with use_reentrant=False, or tap another module"
@@ -257,8 +262,7 @@ class Taps(nn.Module):
         return Outputs(logits_of(output), maps)
 
     def _run(self, images: Images, *more: Any) -> tuple[Any, list[_Slot]]:
-        slots, device = [_Slot() for _ in self.points], device_of(images)
-        self._graph = torch.is_grad_enabled()
+        slots, device = [_Slot(torch.is_grad_enabled()) for _ in self.points], device_of(images)
         self._open[device] = slots
         try:
             return self.model(images, *more), slots

@@ -312,7 +312,7 @@ def test_refusals(tmp_path: Path) -> None:
         ({"terms": {"kd": -1}}, ValueError, "terms['kd'] must be a number of at least 0"),
         ({"terms": {"kd": float("nan")}}, ValueError, "terms['kd'] must be a number of at least 0"),
         ({"terms": {"kd": (None, "1")}}, ValueError, "terms['kd'] must be a number of at least 0"),
-        ({"temperature": "5"}, ValueError, "temperature must be a positive number; got '5'"),
+        ({"temperature": "5"}, TypeError, "temperature must be a number; got '5'"),
         ({"lambda_param": "1"}, ValueError, "lambda_param must be between 0"),
         ({"student_taps": ["vit"]}, ValueError, "give student_taps and teacher_taps, or neither"),
         ({"student_taps": ["vit"], "teacher_taps": ["vit"]}, ValueError, "are read by terms: pass terms too"),

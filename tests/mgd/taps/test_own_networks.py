@@ -194,7 +194,7 @@ Pair = namedtuple("Pair", ["early", "late"])
 
 
 class Returns(nn.Module):
-    """What a stage returns holds its map; `late` says whether the network goes on with that, or with its pool."""
+    """A network whose stage returns its map inside another object, from which `unwrap` takes what the head reads."""
 
     def __init__(self, wrap: Callable[[Tensor, Tensor], Any], unwrap: Callable[[Any], Tensor]) -> None:
         super().__init__()
