@@ -92,13 +92,9 @@ Grown = list[list[list[tuple[int, ...]]]]  # shapes of every call of every tap, 
 
 @dataclass
 class _Slot:
-    """The calls of one tap during one forward: tensors, and their versions when seen.
+    """The calls of one tap during one forward: tensors, and their versions when seen."""
 
-    Args:
-        keeps_graph: whether the forward began with gradients.
-    """
-
-    keeps_graph: bool = False
+    keeps_graph: bool = False  # whether the forward began with gradients
     calls: list[Tensor] = field(default_factory=list)
     originals: list[tuple[Tensor, int] | None] = field(default_factory=list)
 
