@@ -122,16 +122,17 @@ def draw_growth(path: Path) -> None:
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, (along, flows) in zip(axes.flat, panels, strict=False):
-        for curve in curves:
-            if (curve["along"], curve["what"].startswith("flow")) == (along, flows):
-                label = f"{curve['what']}, {curve['unit']}: {curve['exponent']:.2f}"
-                axis.loglog(curve["sizes"], curve["values"], "o-", label=label, markersize=4)
-        sizes = sorted({size for curve in curves if curve["along"] == along for size in curve["sizes"]})
+        own = [curve for curve in curves if (curve["along"], curve["what"].startswith("flow")) == (along, flows)]
+        for curve in own:
+            label = f"{curve['what'].removeprefix('flow, ')}: {curve['exponent']:.1f}"
+            axis.loglog(curve["sizes"], curve["values"], "o-", label=label, markersize=4)
+        sizes = sorted({size for curve in own for size in curve["sizes"]})
         axis.set_xticks(sizes[:: -(-len(sizes) // 6)], minor=False)
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.minorticks_off()
-        axis.set_ylim(axis.get_ylim()[0] / 3, axis.get_ylim()[1] * 3)
-        axis.set_xlabel(along)
-        axis.legend(fontsize=8, title="and fitted exponent", title_fontsize=8)
+        axis.set_ylim(axis.get_ylim()[0] / 3, axis.get_ylim()[1] * (300 if flows else 3))
+        axis.set_xlabel("student channels of a flow" if flows else along)
+        axis.set_ylabel("seconds")
+        axis.legend(fontsize=8, title="exponent", title_fontsize=8, loc="upper left", ncols=1 + flows)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -267,13 +267,17 @@ def solvers_table() -> str:
         raise TableError("there is no results/speed*/solvers.json: run python scripts/bench_growth.py --solvers")
     record = json.loads(found[0].read_text())
     sizes = sorted({size for curve in record["curves"] for size in curve["sizes"]})
+
+    def number(value: float) -> str:
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
     lines = [
         f"| solver | S = {' | '.join(f'{size:,}' for size in sizes)} | exponent |",
         "|---" * (len(sizes) + 2) + "|",
     ]
     for curve in record["curves"]:
         values = dict(zip(curve["sizes"], curve["values"], strict=True))
-        cells = [f"{values[size]:.3g} {curve['unit']}" if size in values else "" for size in sizes]
+        cells = [f"{number(values[size])} {curve['unit']}" if size in values else "" for size in sizes]
         solver = curve["what"].removeprefix("flow, ")
         lines.append(f"| {solver} | {' | '.join(cells)} | {curve['exponent']:.1f} |")
     return "\n".join([*lines, "", f"{record['machine']['processor']}; `{record['command']}`"])

@@ -205,9 +205,12 @@ def group_channels(
 
 def _settle(gram: Array, prototypes: Array, capacity: str, solver: str) -> tuple[float, Array]:
     """Alternate both steps from (S, T) prototypes until no channel moves; return the energy kept and the groups."""
+    from scipy.sparse import csr_array  # slow to import, and of use here alone
+
     best, index = -1.0, np.empty((0, 0), np.int64)
     for _ in range(ITERATIONS):
-        moved = solve_flow(-len(gram) * (prototypes @ gram) ** 2, capacity=capacity, solver=solver).index
+        carried = (csr_array(prototypes) @ gram) ** 2  # a prototype has few members
+        moved = solve_flow(-len(gram) * carried, capacity=capacity, solver=solver).index
         kept = float(_leading(gram, moved)[0].sum())
         if kept <= best * (1 + 1e-12):
             break
