@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cells import count, differences, read_quality, top1
-from draw_answers import WORTH
+from draw_answers import Settings, worth_rows
 from results_table import Record
 
 # Cells of scripts/quality.yaml: each group begins with the student alone that the others are compared with.
@@ -25,19 +25,18 @@ def gain_table(*groups: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def worth_table() -> str:
-    """One line per setting and control: the cheapest flow, the control, and the difference of the two."""
+def worth_table(settings: Settings, names: tuple[str, ...] = ()) -> str:
+    """One line per setting and control, all or the named ones: the cheapest flow, the control, and their difference."""
     _, results = read_quality()
     lines = [
-        "| setting | other flow | cheapest flow, top-1 % | other flow, top-1 % | difference, paired by seed | n |",
+        "| setting | instead | cheapest flow, top-1 % | instead, top-1 % | difference, paired by seed | n |",
         "|---|---|---|---|---|---|",
     ]
-    for setting, (base, controls) in WORTH.items():
-        for name in (name for name in CONTROLS if name in controls):
-            found, best = results[controls[name]], results[base]
-            pairs = {seed: found[seed] for seed in found if seed in best}
-            gap = _difference(found, best)
-            lines.append(f"| {setting} | {name} | {top1(best)} | {top1(found)} | {gap} | {count(pairs)} |")
+    for setting, base, name, cell, gaps in worth_rows(results, settings):
+        if not names or name in names:
+            pairs = count({seed: results[cell][seed] for seed in gaps})
+            row = [setting, name, top1(results[base]), top1(results[cell]), differences(list(gaps.values())), pairs]
+            lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 

@@ -29,8 +29,9 @@ GAIN = {
     },
 }
 COLORS = {"MGD": "tab:blue", "OFD": "tab:orange", "MGD + OFD": "tab:green", "student alone": "tab:gray"}
-# By setting, the cell of the cheapest flow, and the controls that are compared with it.
-WORTH: dict[str, tuple[str, dict[str, str]]] = {
+# By setting, the cell of the cheapest flow, and what is compared with it.
+Settings = dict[str, tuple[str, dict[str, str]]]
+WORTH: Settings = {
     "from scratch, 20 epochs": (
         "amp",
         {
@@ -49,6 +50,47 @@ WORTH: dict[str, tuple[str, dict[str, str]]] = {
     "trained before, 5 gentle epochs": ("tuned-amp", {"random, kept": "tuned-random"}),
     "trained before, 20 epochs": ("warm-amp", {"random, kept": "warm-random"}),
     "photographs, MGD + KD": ("clothing-amp-kd", {"random, kept": "clothing-random"}),
+}
+# Cells of scripts/transport.yaml: the same, as planned.
+PLANNED: Settings = {
+    "T/S 2, 20 epochs": ("kept-2", {"teacher first": "first-2", "OFD": "ofd-2"}),
+    "T/S 4, 20 epochs": ("kept-4", {"teacher first": "first-4", "OFD": "ofd-4"}),
+    "T/S 4, 5 epochs": (
+        "short-4-kept",
+        {
+            "teacher first": "short-4-first",
+            "teacher first, linear": "short-4-linear",
+            "soft": "short-4-soft",
+            "across stages": "short-4-across",
+            "by index": "short-4-index",
+            "random": "short-4-random",
+            "OFD": "short-4-ofd",
+        },
+    ),
+    "1,000 images, T/S 2": (
+        "few-2-kept",
+        {
+            "teacher first": "few-2-first",
+            "soft": "few-2-soft",
+            "by index": "few-2-index",
+            "random": "few-2-random",
+        },
+    ),
+    "trained before, 5 epochs": ("trained-kept", {"teacher first": "trained-first", "by index": "trained-index"}),
+    "MobileNet-V2 blocks, 5 epochs": (
+        "unequal-kept",
+        {"teacher first": "unequal-first", "by index": "unequal-index"},
+    ),
+    "photographs, 4 epochs": (
+        "photos-kept",
+        {
+            "teacher first": "photos-first",
+            "soft": "photos-soft",
+            "across stages": "photos-across",
+            "by index": "photos-index",
+            "random": "photos-random",
+        },
+    ),
 }
 # Cells of single terms and sums, and the cells of the same terms with a weight that --calibrate found.
 TERMS = (
@@ -69,7 +111,8 @@ def draw_answers(folder: Path) -> None:
     cells, results = read_quality()
     draw_terms(cells, results, folder / "which_term.png")
     draw_gain(results, folder / "gain.png")
-    draw_worth(results, folder / "flow_worth.png")
+    draw_worth(results, WORTH, folder / "flow_worth.png")
+    draw_worth(results, PLANNED, folder / "flow_planned.png")
     (folder / "notebook.png").write_bytes(notebook_picture("The squares are the *flow*"))
     record = RESULTS / "device.json"
     if record.exists():
@@ -134,14 +177,27 @@ def draw_gain(results: dict[str, dict[int, Record]], path: Path) -> None:
     plt.close(figure)
 
 
-def draw_worth(results: dict[str, dict[int, Record]], path: Path) -> None:
+def worth_rows(
+    results: dict[str, dict[int, Record]], settings: Settings
+) -> list[tuple[str, str, str, str, dict[int, float]]]:
+    """Return setting, cell of the cheapest flow, name and cell of what was run instead, and differences by seed."""
+    rows = []
+    for setting, (base, own) in settings.items():
+        for name, cell in own.items():
+            shared = sorted(set(results[base]) & set(results[cell]))
+            gaps = {seed: results[cell][seed].last_top1 - results[base][seed].last_top1 for seed in shared}
+            rows += [(setting, base, name, cell, gaps)] if gaps else []
+    return rows
+
+
+def draw_worth(results: dict[str, dict[int, Record]], settings: Settings, path: Path) -> None:
     """Draw by how much each control is behind the cheapest flow, seed by seed, all settings along one axis."""
-    rows = [(setting, base, name, cell) for setting, (base, own) in WORTH.items() for name, cell in own.items()]
+    if not (rows := worth_rows(results, settings)):
+        return
     figure, axis = plt.subplots(figsize=(8.5, 0.3 * len(rows) + 1.2), layout="constrained")
     labels, before = [], ""
-    for place, (setting, base, name, cell) in enumerate(rows):
-        shared = sorted(set(results[base]) & set(results[cell]))
-        gaps = [results[cell][seed].last_top1 - results[base][seed].last_top1 for seed in shared]
+    for place, (setting, _, name, _, by_seed) in enumerate(rows):
+        gaps = list(by_seed.values())
         color = "tab:blue" if name.startswith("cheapest") else "tab:gray"
         axis.plot(gaps, [place] * len(gaps), "o", color=color, alpha=0.5, ms=5)
         error = stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else 0.0

@@ -25,7 +25,7 @@ from functools import partial
 from statistics import mean
 from typing import Any
 
-from answer_tables import FEW_MUON, FEW_SGD, FIVE, TERMS, gain_table, worth_table
+from answer_tables import CONTROLS, FEW_MUON, FEW_SGD, FIVE, TERMS, gain_table, worth_table
 from bench_huggingface import table as huggingface_table
 from bench_int8 import table as int8_table
 from bench_peers import table as peers_table
@@ -33,7 +33,7 @@ from cells import RESULTS, ROOT, count, differences, read_quality, spread
 from check_export import table as exports_table
 from collect_comparison import table as comparison_table
 from draw import draw_growth, draw_quality, draw_speed, rows_of
-from draw_answers import draw_answers
+from draw_answers import PLANNED, WORTH, draw_answers
 from draw_concepts import draw_concepts
 from experiment_tables import CIFAR10, PHOTOS, PRIMARY, RIVALS, budget_table, tests_table
 from results_table import Record, TableError, read_table
@@ -295,7 +295,8 @@ MADE: dict[str, Callable[[], str]] = {
     "solvers": solvers_table,
     "five": five_table,
     "which-term": partial(gain_table, TERMS),
-    "flow-worth": worth_table,
+    "flow-worth": partial(worth_table, WORTH, CONTROLS),
+    "flow-planned": partial(worth_table, PLANNED),
     "few-short": partial(gain_table, FEW_SGD, FEW_MUON),
     "transport-primary": partial(tests_table, PRIMARY),
     "transport-budget": partial(budget_table, CIFAR10),
