@@ -77,7 +77,7 @@ METRICS = (
     *("train_loss", "train_top1", "valid_top1", "valid_top5", "learning_rate"),
     *("images_per_second", "train_seconds", "match_seconds", "peak_memory_mib"),
 )
-METRIC = re.compile(rf"({'|'.join(METRICS)}|(train|valid|gradient_share|flow|match)_[a-z0-9_]+)")
+METRIC = re.compile(r"[a-z][a-z0-9_]*")  # any name that a run logs
 
 
 def curves_of(path: Path) -> Path:
@@ -259,7 +259,7 @@ def _lines_of_curves(curves: dict[Key, Curve]) -> list[list[str]]:
     """Join the curves: general metrics first, then those of each term side by side."""
     found = {name for curve in curves.values() for epoch in curve for name in epoch if name != "epoch"}
     if odd := sorted(name for name in found if not METRIC.fullmatch(name)):
-        raise TableError(f"a curve has unknown metrics: {', '.join(odd)}")
+        raise TableError(f"a curve has metrics whose names do not fit a column: {', '.join(odd)}")
     names = [*(name for name in METRICS if name in found), *sorted(found - set(METRICS))]
     lines = [["cell", "seed", "epoch", *names]]
     for cell, seed in sorted(curves):
