@@ -26,11 +26,11 @@ RECIPES = ROOT / "classification" / "recipes"
 GROUPS = ("main", "terms", "muon", "few", "photographs")  # of the rows that a page shows
 SECTION = re.compile(r"\n\n(?=(?:Args|Returns|Raises|Reference|Use):)")
 NEEDS = {
-    "frozen": "teachers that do not train",
-    "index": "the position of each image in the data set, which the loader gives",
-    "labels": "labels",
+    "frozen": "frozen teachers",
+    "index": "the position of each image in the data set",
+    "labels": "logits and labels",
     "maps": "maps of both networks",
-    "views": "two augmented views of each image",
+    "views": "logits of two augmented views of each image",
 }
 
 
@@ -109,10 +109,10 @@ def _linked(text: str) -> str:
 
 
 def _reads(kind: type[Term]) -> str:
-    known = {"maps": "maps, where there are taps", "labels": "labels, where there are any"}
+    known = {"maps": "maps (logits where there are no taps)", "labels": "logits, and labels where there are any"}
     words = [NEEDS[what] for what in sorted(kind.needs)] + [known[what] for what in sorted(kind.uses)]
     after = "; maps are compared after the ReLU" if kind.rectified else ""
-    return f"{', '.join(words) or 'logits'}{after}"
+    return f"{' and '.join(words) or 'logits'}{after}"
 
 
 def _options(name: str, kind: type[Term]) -> list[str]:

@@ -66,7 +66,7 @@ class DML(LogitTerm):
         """Hyper-parameters of `DML`.
 
         Args:
-            symmetric: see `dml`.
+            symmetric: whether to take half the sum of KL in both directions, as PaddleClas does.
         """
 
         symmetric: bool = False

@@ -28,7 +28,7 @@ class FlowOptions(HyperParameters):
         assignment: "cheapest", or a control: "costliest", "identity" (by index: neighbouring teacher channels),
             "random" (another one at every matching).
         capacity: how many teacher channels guide one student channel, see `mgd.solve_flow`.
-        solver: see `mgd.solve_flow`.
+        solver: "ortools", "scipy" or "sparse", all exact, or "auto", the fastest of them for the size.
         max_images: images observed for a matching, at least 1.
         cost: "cosine" or "correlation" of the maps, see `mgd.channel_cost`, or "gradient": the cosine of maps times the
             gradient of their network's own cross-entropy, which compares what channels do for the loss.

@@ -91,7 +91,7 @@ class MaskedGenerative(StartingTerm):
 
         Args:
             ratio: probability that an entry is masked, in [0, 1).
-            mask: what is masked, see `draw_mask`.
+            mask: what is masked: "channels" or "pixels" of each image.
             tap: which tap, of the student and of every teacher; -1 is the last.
         """
 

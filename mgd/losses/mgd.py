@@ -41,11 +41,11 @@ class ChannelMatching(Term):
     "relative": loss = sum_i e_i / |max(target_i, 0)|^2. Free of the teacher's scale, too; about n for a student at 0.
         The denominator is that of the images at hand: over ranks, or parts of a batch, the loss is a mean of ratios.
         No ratio exceeds 100: above, the denominator is a constant e_i / 100, and the gradient is that of 100 log e_i.
-        This concerns a student far above its teacher, and stages whose map is nowhere positive (see `dead`).
+        This concerns a student far above its teacher, and stages whose map is nowhere positive.
 
-    A teacher's map of another resolution is resized to the student's, see `align.at_size_of`. With `across`, the
-    cheapest assignment decides which teacher stage teaches which student stage, each teaching one; all pairs of stages
-    are observed, and `stage_weights` are those of the student's stages.
+    A teacher's map of another resolution is resized to the student's. With `across`, the cheapest assignment decides
+    which teacher stage teaches which student stage, each teaching one; all pairs of stages are observed, and
+    `stage_weights` are those of the student's stages.
 
     Use: `update` before every epoch, then call as a term. By hand: `observe` batches in eval mode, `rematch` to solve
     the flows. Costs are `channel_cost` of the maps themselves, before BN_i, averaged over the images observed.

@@ -102,12 +102,12 @@ class MLKD(LogitTerm):
         """Hyper-parameters of `MLKD`.
 
         Args:
-            temperatures: see `mlkd`.
+            temperatures: each tau > 0.
             instance: weight of the probabilities of the first view.
             second: weight of those of the second view; with 0 there is no second view.
-            batch: see `mlkd`.
-            classes: see `mlkd`.
-            form: "corrected", or "published" as in the authors' code: see `MLKD`.
+            batch: weight of the similarity of images, at least 0.
+            classes: weight of the similarity of classes, at least 0.
+            form: "corrected", or "published", which compares the second view as the authors' code does.
         """
 
         temperatures: tuple[float, ...] = TEMPERATURES

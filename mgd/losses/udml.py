@@ -32,7 +32,7 @@ class UDML(MapL2):
         """Hyper-parameters of `UDML`.
 
         Args:
-            symmetric: see `dml`.
+            symmetric: whether `dml` takes half the sum of KL in both directions.
             map_weight: factor of `map_l2`, at least 0.
             tap: which tap, of every network; -1 is the last.
         """
