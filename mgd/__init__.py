@@ -1,9 +1,9 @@
 """Matching guided distillation: tensors in, tensors out.
 
-A training of one's own takes these steps:
+Your own training loop takes these steps:
 
 1. `Taps(network, paths)` reads maps of student and teacher; `find_taps` and `pair_taps` find paths.
-2. `probe` both, the teacher before its norms are folded: their taps, norms and margins, from one forward.
+2. `probe` both, the teacher before its norms are folded: one forward finds widths of maps, norms and margins.
 3. `losses.LOSSES[name].build(student_probe, [teacher_probe], num_images)` makes each term.
 4. `Distiller(student, freeze(teacher), {name: (term, weight)})`; optimise its `parameters()`: student and terms.
 5. `distiller.update(epoch, batches)` before every epoch, then `distiller(images, target)["loss"]` for every batch.

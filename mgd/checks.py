@@ -1,4 +1,4 @@
-"""Check what public functions are given, once and by shape alone: nothing on the device is waited for."""
+"""Check the arguments of public functions. Values of tensors are checked on the CPU only, never waiting for a GPU."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def check_positive(what: str, **values: float) -> None:
     """Refuse numbers that are not positive and finite.
 
     Raises:
-        ValueError: it names the function and the number.
-        TypeError: no number.
+        ValueError: a value is out of range; the message names function and argument.
+        TypeError: a value is not a number.
     """
     _check_numbers(what, values)
     for name, value in values.items():
@@ -26,8 +26,8 @@ def check_at_least_0(what: str, **values: float) -> None:
     """Refuse numbers that are negative or not finite.
 
     Raises:
-        ValueError: it names the function and the number.
-        TypeError: no number.
+        ValueError: a value is out of range; the message names function and argument.
+        TypeError: a value is not a number.
     """
     _check_numbers(what, values)
     for name, value in values.items():
@@ -36,11 +36,11 @@ def check_at_least_0(what: str, **values: float) -> None:
 
 
 def check_counts(what: str, **values: int) -> None:
-    """Refuse what is no whole number of at least 1.
+    """Refuse values that are not whole numbers of at least 1.
 
     Raises:
-        ValueError: a smaller number; it names the function and the number.
-        TypeError: no whole number.
+        ValueError: a value is below 1; the message names function and argument.
+        TypeError: a value is not a whole number.
     """
     for name, value in values.items():
         if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -56,10 +56,10 @@ def _check_numbers(what: str, values: Mapping[str, object]) -> None:
 
 
 def check_tensors(what: str, **tensors: object) -> None:
-    """Refuse what is no tensor.
+    """Refuse values that are not tensors.
 
     Raises:
-        TypeError: it names the function and the argument.
+        TypeError: a value is not a tensor; the message names function and argument.
     """
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
@@ -74,10 +74,10 @@ def _check_floating(what: str, **tensors: object) -> None:
 
 
 def check_unused_target(what: str, target: object) -> None:
-    """Refuse what is no target, as a temperature by position, in a function that takes one and does not use it.
+    """Refuse a third argument that is not a target, such as a temperature, in a loss that does not use its target.
 
     Raises:
-        TypeError: neither a tensor nor None.
+        TypeError: it is neither a tensor nor None.
     """
     if target is not None and not isinstance(target, Tensor):
         raise TypeError(
@@ -91,13 +91,13 @@ def check_logits(what: str, student: Tensor, teacher: Tensor, *, min_classes: in
 
     Args:
         what: name of the function that compares them.
-        student: to be (B, K).
-        teacher: to be (B, K).
-        min_classes: least K.
+        student: expected (B, K).
+        teacher: expected (B, K).
+        min_classes: smallest K.
 
     Raises:
-        TypeError: no tensors of floating-point numbers.
-        ValueError: other shapes, no image, fewer classes.
+        TypeError: an argument is not a tensor of floating-point numbers.
+        ValueError: the shapes are wrong or differ, or there are no images or too few classes.
     """
     _check_floating(what, student=student, teacher=teacher)
     shapes = f"got {tuple(student.shape)} of the student, {tuple(teacher.shape)} of the teacher"
@@ -117,13 +117,13 @@ def check_target(what: str, target: Tensor, logits: Tensor, *, mixed: bool) -> N
 
     Args:
         what: name of the function that uses it.
-        target: to be (B,) int64 class indices; their values are checked on the CPU only, where that waits for nothing.
+        target: expected (B,) int64 class indices; their values are checked on the CPU only.
         logits: (B, K).
-        mixed: whether (B, K) probabilities are taken too.
+        mixed: whether (B, K) probabilities are accepted, too.
 
     Raises:
-        TypeError: no tensor.
-        ValueError: another shape or type, an index outside [0, K).
+        TypeError: the target is not a tensor.
+        ValueError: its shape or type is wrong, or an index is outside [0, K).
     """
     check_tensors(what, target=target)
     num_images, num_classes = logits.shape
@@ -146,19 +146,20 @@ def check_maps(what: str, student: Tensor, teacher: Tensor, *, same: str = "imag
 
     Args:
         what: name of the function that compares them.
-        student: to be (B, S, H, W).
-        teacher: to be (B, T, H', W').
-        same: what they share: "images"; "channels" too; "resolution", and not channels; "shape", all.
+        student: expected (B, S, H, W).
+        teacher: expected (B, T, H', W').
+        same: what must be equal besides the number of images: "images", nothing; "channels"; "resolution"; "shape",
+            channels and resolution.
 
     Raises:
-        TypeError: no tensors of floating-point numbers.
-        ValueError: other shapes, or no image, channel or pixel.
+        TypeError: an argument is not a tensor of floating-point numbers.
+        ValueError: the shapes are wrong or differ, or there are no images, channels or pixels.
     """
     _check_floating(what, student=student, teacher=teacher)
     a, b = tuple(student.shape), tuple(teacher.shape)
     shared = {"images": slice(0, 1), "channels": slice(0, 2), "resolution": slice(2, 4), "shape": slice(0, 4)}[same]
-    whole = len(a) == len(b) == 4 and 0 not in a + b
-    if not whole or a[:1] != b[:1] or a[shared] != b[shared]:
+    are_maps = len(a) == len(b) == 4 and 0 not in a + b
+    if not are_maps or a[:1] != b[:1] or a[shared] != b[shared]:
         wanted = {
             "images": "",
             "channels": " and channels",
@@ -172,11 +173,11 @@ def check_maps(what: str, student: Tensor, teacher: Tensor, *, same: str = "imag
 
 
 def check_margin(what: str, margin: Tensor, maps: Tensor, *, per_pixel: bool) -> None:
-    """Refuse a margin that is not one number per channel of (B, C, H, W), or, where allowed, per pixel.
+    """Refuse a margin that is not (C,) for maps (B, C, H, W), or if `per_pixel`, (B, C, H, W).
 
     Raises:
-        TypeError: no tensor.
-        ValueError: another shape.
+        TypeError: the margin is not a tensor.
+        ValueError: its shape is wrong.
     """
     check_tensors(what, margin=margin)
     if margin.shape != maps.shape[1:2] and not (per_pixel and margin.shape == maps.shape):

@@ -1,4 +1,4 @@
-"""Networks that learn, who teaches them, and the weighted sum of their terms."""
+"""The distiller: a student, its teachers, and the weighted sum of the terms of its loss."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from mgd.teachers import Frozen
 
 Weight = float | Callable[[int], float]
 Terms = Mapping[str, tuple[nn.Module, Weight]]
-Batches = (
-    Iterable[Sequence[Any]] | Callable[[int | None], Iterable[Sequence[Any]]]
-)  # tensors, or None where there are none
+# (images, target, index) of each batch; target and index may be missing or None.
+Batches = Iterable[Sequence[Any]] | Callable[[int | None], Iterable[Sequence[Any]]]
 
 
 class Distiller(nn.Module):
@@ -27,20 +26,20 @@ class Distiller(nn.Module):
 
     loss = sum over terms of weight * term(student outputs, teachers' outputs, batch)
 
-    In mutual learning (`Distiller.mutual`) several networks learn, each from the outputs of the others, taken as
-    constants; the loss is the sum over all of them.
+    In mutual learning (`Distiller.mutual`) several networks train, each with the detached outputs of the others; the
+    loss is the sum over all of them.
 
-    Teachers are not submodules: their weights stay out of `parameters()`, of `state_dict()` and of whatever wraps the
-    distiller; `.to()` moves them along.
+    Teachers are not submodules, so their weights are not in `parameters()`, in `state_dict()` or in DDP. `.to()` moves
+    them, too.
 
     Args:
         student: `Taps` around the network to train, or a network without taps.
-        teachers: one or several of what `mgd.freeze` returns.
-        terms: {name: (term, weight)}; a term is a module (student, teachers, batch) -> scalar, a weight a number or a
-            function of the epoch (from 0).
+        teachers: one or several networks that `mgd.freeze` returned.
+        terms: {name: (term, weight)}; a term is a module (student, teachers, batch) -> scalar, a weight is a number or
+            a function of the epoch (from 0).
 
     Raises:
-        ValueError: a teacher that was not frozen; no terms; a term named "loss" or "logits".
+        ValueError: a teacher is not frozen, there are no terms, or a term is named "loss" or "logits".
     """
 
     def __init__(self, student: nn.Module, teachers: nn.Module | Sequence[nn.Module], terms: Terms) -> None:
@@ -49,30 +48,30 @@ class Distiller(nn.Module):
         for teacher in self.teachers:
             if not isinstance(teacher, Frozen):
                 raise ValueError(f"a {type(teacher).__name__} is not frozen: pass mgd.freeze(teacher)")
-        self._learn([student], [terms])
+        self._set_networks([student], [terms])
 
     @classmethod
     def mutual(cls, networks: Sequence[nn.Module], terms: Sequence[Terms]) -> Distiller:
         """Return a distiller of networks that teach each other: the first is the student, the others are its peers.
 
-        Terms of peer n, counted from 1, are called name_peern.
+        Terms of peer n, counted from 1, are named NAME_peern.
 
         Args:
             networks: at least two, tapped or not.
-            terms: for each network its own {name: (term, weight)}, the same names for all.
+            terms: {name: (term, weight)} for each network; all have the same names.
 
         Raises:
-            ValueError: fewer than two networks, a frozen one, other terms for one than for another.
+            ValueError: there are fewer than two networks, one is frozen, or the names of terms differ.
         """
         if len(networks) < 2 or len(networks) != len(terms) or len({frozenset(named) for named in terms}) != 1:
             raise ValueError("mutual learning needs two networks or more, and the same names of terms for each")
         if any(isinstance(network, Frozen) for network in networks):
             raise ValueError("mutual learning trains every network: none may be frozen")
-        found = cls(networks[0], [], terms[0])
-        found._learn(networks, terms)
-        return found
+        distiller = cls(networks[0], [], terms[0])
+        distiller._set_networks(networks, terms)
+        return distiller
 
-    def _learn(self, networks: Sequence[nn.Module], terms: Sequence[Terms]) -> None:
+    def _set_networks(self, networks: Sequence[nn.Module], terms: Sequence[Terms]) -> None:
         if not terms[0] or {"loss", "logits"} & set(terms[0]):
             raise ValueError('terms must hold at least one term, and none named "loss" or "logits"')
         student, *peers = (network if isinstance(network, Taps) else Taps(network) for network in networks)
@@ -88,7 +87,7 @@ class Distiller(nn.Module):
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The networks that learn: the student, and in mutual learning its peers."""
+        """The networks that train: the student, and in mutual learning its peers."""
         return [self.student, *self.peers]
 
     def weights(self, epoch: int) -> dict[str, float]:
@@ -96,7 +95,7 @@ class Distiller(nn.Module):
         return {name: float(w(epoch) if callable(w) else w) for name, w in self._weights.items()}
 
     def groups(self) -> list[tuple[nn.Module, list[str]]]:
-        """Return every network that learns, and the names of its terms."""
+        """Return every network that trains, and the names of its terms."""
         return [(net, [_of_peer(name, number) for name in self._names]) for number, net in enumerate(self.networks)]
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Distiller:
@@ -106,12 +105,12 @@ class Distiller(nn.Module):
         return self
 
     def compile(self, *args: Any, student: bool = True, **options: Any) -> None:
-        """Have `torch.compile` translate networks and the terms that gain by it at their first forward.
+        """Compile the networks, and the terms that gain by it, at their first forward.
 
         Args:
-            args: those of `torch.nn.Module.compile`.
-            student: whether the networks that learn are translated too: on a processor some train slower then.
-            options: likewise.
+            args: of `torch.nn.Module.compile`.
+            student: whether to compile the student and its peers, too; on a CPU, some train more slowly when compiled.
+            options: of `torch.nn.Module.compile`.
         """
         fusing = [term for term in self.terms.modules() if getattr(term, "fuses", False)]
         for module in (*(self.networks if student or self.peers else []), *self.teachers, *fusing):
@@ -125,29 +124,29 @@ class Distiller(nn.Module):
         seed: int = 0,
         context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
     ) -> dict[str, Update]:
-        """Have every term renew what it takes from the networks, before an epoch: see `Term.update`.
+        """Update every term from the networks, before an epoch: see `Term.update`.
 
         Args:
             epoch: counted from 0.
-            batches: batches of training images (images, target, index), the last two where there are some, or a
-                function of a number of images that returns so many. Of several views the first is taken.
+            batches: batches of training images (images, target, index), of which the last two may be missing; or a
+                function that returns such batches for a number of images. Of several views, the first is used.
             seed: of the run, equal on all ranks.
-            context: around each forward, as `torch.autocast`.
+            context: context manager for each forward, such as `torch.autocast`.
 
         Returns:
             {name of the term: (numbers to log, arrays to keep)}.
 
         Raises:
-            TypeError: an iterator, which the second term that looks at images would find empty.
+            TypeError: `batches` is an iterator, which would be empty for the second term that reads images.
         """
         if isinstance(batches, Iterator):
             raise TypeError("batches can be read once only: pass what can be iterated again, or a function")
-        found: dict[str, Update] = {}
+        updates: dict[str, Update] = {}
         for number, (network, names) in enumerate(self.groups()):
             others = [other for position, other in enumerate(self.networks) if position != number]
             views = _Views(network, self.teachers or others, batches, epoch, seed, context)
-            found |= {n: term.update(epoch, views) for n in names if isinstance(term := self.terms[n], Term)}
-        return found
+            updates |= {n: term.update(epoch, views) for n in names if isinstance(term := self.terms[n], Term)}
+        return updates
 
     def forward(
         self,
@@ -161,14 +160,14 @@ class Distiller(nn.Module):
         """Return {"loss": scalar, "logits": (B, K) of the student, name: raw value of each term}.
 
         Args:
-            images: (B, 3, H, W), or (B, V, 3, H, W) with V augmented views of each image. Every network sees one view
-                after another; terms and "logits" are of the first, and terms that compare views find the others in
+            images: (B, 3, H, W), or (B, V, 3, H, W) with V augmented views of each image. The views pass the networks
+                one after another; terms and "logits" are of the first, and terms that compare views find the others in
                 `Outputs.more`.
-            target: (B,) class indices, (B, K) probabilities where images were mixed, or None.
+            target: (B,) class indices, (B, K) probabilities of mixed images, or None.
             index: (B,) positions of the images in the data set, for terms with a memory.
             epoch: epoch of training, counted from 0.
-            taught: the frozen teachers' outputs for `images`, where they are there already (`Ahead`).
-            counts: images of this batch on every rank; None where there is one, or that is not known.
+            taught: the frozen teachers' outputs for `images`, if they are computed already (`Ahead`).
+            counts: number of images of this batch on every rank; None for a single rank, or if unknown.
         """
         teachers = _all_outputs(self.teachers, images) if taught is None else taught
         outputs = _all_outputs(self.networks, images)
@@ -191,10 +190,10 @@ def _outputs(network: nn.Module, images: Tensor) -> Outputs:
 
 
 def _all_outputs(networks: Sequence[nn.Module], images: Tensor) -> list[Outputs]:
-    found: list[Outputs] = []
-    for number in range(len(networks)):  # torch.compile, which is interrupted by taps, loses its place in an iterator
-        found.append(_outputs(networks[number], images))
-    return found
+    results: list[Outputs] = []
+    for number in range(len(networks)):  # taps interrupt torch.compile, which then loses the state of an iterator
+        results.append(_outputs(networks[number], images))
+    return results
 
 
 def _of_peer(name: str, number: int) -> str:
@@ -204,8 +203,8 @@ def _of_peer(name: str, number: int) -> str:
 def _gradients(outputs: Outputs, target: Tensor | None) -> list[Tensor]:
     """Return the gradient of the cross-entropy, summed over images, for each map.
 
-    Without labels, or where a class index is negative, it is that of the likeliest class. It is 0 for a map that the
-    logits do not depend on.
+    Without labels, and for negative class indices, the likeliest class is the target. The gradient is 0 for a map that
+    the logits do not depend on.
     """
     logits = outputs.logits.float()
     if target is None:
@@ -223,7 +222,7 @@ def _detached(outputs: Outputs) -> Outputs:
 
 @dataclass(frozen=True)
 class _Views:
-    """Images as a learner and its teachers see them: `mgd.losses.Views`."""
+    """The outputs of a network and its teachers on training images: see `mgd.losses.Views`."""
 
     network: nn.Module
     teachers: Sequence[nn.Module]
@@ -243,19 +242,19 @@ class _Views:
         self, num_images: int | None = None
     ) -> Iterator[tuple[Outputs, list[Outputs], Batch, list[list[Tensor]]]]:
         for images, batch in self._images(num_images):
-            found = []
+            results = []
             for network in (self.network, *self.teachers):
                 with torch.enable_grad(), self.context():
-                    given = images.detach().requires_grad_()
-                    outputs = network.with_graph(given) if isinstance(network, Frozen) else network(given)
+                    inputs = images.detach().requires_grad_()
+                    outputs = network.with_graph(inputs) if isinstance(network, Frozen) else network(inputs)
                 with torch.enable_grad():
                     gradients = _gradients(outputs, batch.target)
-                found.append((_detached(outputs), gradients))
-            (student, _), *teachers = found
-            yield student, [outputs for outputs, _ in teachers], batch, [gradients for _, gradients in found]
+                results.append((_detached(outputs), gradients))
+            (student, _), *teachers = results
+            yield student, [outputs for outputs, _ in teachers], batch, [gradients for _, gradients in results]
 
     def _images(self, num_images: int | None) -> Iterator[tuple[Tensor, Batch]]:
-        """Yield images, as long as the networks are in eval mode."""
+        """Yield images and batches; the networks are in eval mode until the iteration ends."""
         networks, done = (self.network, *self.teachers), 0
         modes = {module: module.training for network in networks for module in network.modules()}
         for network in networks:

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from classification.data.images import image_size, to_bytes
+from classification.data.samples import Sample
 from classification.errors import UserError
 from classification.system.memory import free_bytes
 
-Sample = tuple[str, int]
 SHARED = Path("/dev/shm")  # a file system in memory
 
 

@@ -94,8 +94,8 @@ def write_copies(copies: Sequence[Copy], top: Path, side: int) -> dict[Copy, str
             return str(error).partition(": repair or remove")[0]
         return ""
 
-    for place in {(top / copy.path).parent for copy in copies}:
-        place.mkdir(parents=True, exist_ok=True)
+    for folder in {(top / copy.path).parent for copy in copies}:
+        folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         causes = list(tqdm(pool.map(attempt, copies), total=len(copies), leave=False, disable=None, desc="copy"))
     return {copy: cause for copy, cause in zip(copies, causes, strict=True) if cause}
@@ -199,12 +199,12 @@ def _perceptual_hashes(paths: Sequence[Path]) -> NDArray[np.float32]:
     """Return the perceptual hashes of images, (N, 64), each bit as 0 or 1."""
     import imagehash
 
-    def one(path: Path) -> NDArray[np.float32]:
+    def hash_file(path: Path) -> NDArray[np.float32]:
         with Image.open(path) as image:
             return np.asarray(imagehash.phash(image).hash, dtype=np.float32).reshape(-1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = list(tqdm(pool.map(one, paths), total=len(paths), leave=False, disable=None, desc="compare"))
+        hashes = list(tqdm(pool.map(hash_file, paths), total=len(paths), leave=False, disable=None, desc="compare"))
     return np.stack(hashes) if hashes else np.zeros((0, 64), np.float32)
 
 

@@ -66,11 +66,7 @@ def read_folder(
         UserError: a missing folder, a class without images in train, a class of valid that train lacks, a wrong list.
     """
     root = Path(root)
-    if not is_folder(root):
-        what = "is not a folder" if exists(root) else "does not exist"
-        raise UserError(
-            f"data folder {root} {what}: give one with train/CLASS and valid/CLASS, as mgd prepare makes it"
-        )
+    check_data_folder(root)
     left_out = LeftOut()
     valid = _find_split(root, "valid", "val") if valid_list is None else None
     skip_train = train_list is not None or (evaluate and not _train_names_classes(root / "train", valid))
@@ -94,6 +90,19 @@ def read_folder(
     return DataFolder(
         classes, train_samples, valid_samples, left_out.notes(), read=[str(root), *left_out.folders, *places]
     )
+
+
+def check_data_folder(root: Path) -> None:
+    """Check that a data folder exists.
+
+    Raises:
+        UserError: it does not, or is a file.
+    """
+    if not is_folder(root):
+        what = "is not a folder" if exists(root) else "does not exist"
+        raise UserError(
+            f"data folder {root} {what}: give one with train/CLASS and valid/CLASS, as mgd prepare makes it"
+        )
 
 
 def has_numbered_classes(root: str | Path, train_list: str | None, valid_list: str | None) -> bool:

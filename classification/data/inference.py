@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from classification.data.image_files import SUFFIXES, LeftOut, find_images, is_image
 from classification.data.images import read_image_or_cause, to_bytes
+from classification.data.lists import LONGEST_LINE
 from classification.data.loading import explain_worker_errors
 from classification.data.members import image_exists
 from classification.data.preprocessing import Preprocessing, Transform
@@ -26,7 +27,6 @@ from classification.errors import UserError, quoted
 from classification.paths import exists, is_file, is_folder
 from classification.system.interrupt import outlast
 
-LONGEST_LINE = 1 << 16  # bytes; a file that is not a list may have no line ends at all
 STDIN = "-"
 
 

@@ -167,7 +167,7 @@ def join_pile(
         return [*labelled, *pile]
     if share == 1:
         return pile
-    num_pile = round(len(labelled) * share / (1 - share))  # of the pile
+    num_pile = round(len(labelled) * share / (1 - share))
     if num_pile >= len(pile):
         return [*labelled, *_repeat(pile, num_pile)]
     return _repeat(labelled, round(len(pile) * (1 - share) / share)) + pile

@@ -119,7 +119,7 @@ def _read_split(
 
 
 def _check_counts(images: Images, shares: Shares) -> None:
-    needed = ["train", *(VERBS[side] for side in shares.held_out())]
+    needed = ["train", *(VERBS[part] for part in shares.held_out())]
     for name, paths in images.items():
         if len(paths) < len(needed):
             count = "one image" if len(paths) == 1 else f"{len(paths)} images"
@@ -141,7 +141,7 @@ def _check_formats(placed: Iterable[Path]) -> None:
 
 
 def images_by_class(top: Path, left_out: LeftOut) -> Images:
-    """List the images in each class folder of `top`, at any depth, sorted; add other files to `left`.
+    """List the images in each class folder of `top`, at any depth, sorted; add other files to `left_out`.
 
     Raises:
         UserError: a class folder has no images.
@@ -237,18 +237,18 @@ def _draw_class(
         needed = " and one to ".join(VERBS[part] for part in splits)
         count = "copies of one image" if len(images) == 1 else f"{count_of(len(sizes), 'group')} of images"
         raise UserError(f"class {name} has {count}, but needs one to {needed}: {images[0]}")
-    free = [one for one in sizes if one not in split_of]
+    free = [unit for unit in sizes if unit not in split_of]
     free = random.Random(b"%d " % shares.seed + os.fsencode(name)).sample(free, len(free))
     for part, share in shares.held_out().items():
         wanted = min(max(1, round(share * len(images))), len(images) - 1)
-        wanted -= sum(size for one, size in sizes.items() if split_of.get(one) == part)
-        used = {split_of.get(one) for one in sizes}
+        wanted -= sum(size for unit, size in sizes.items() if split_of.get(unit) == part)
+        used = {split_of.get(unit) for unit in sizes}
         empty = len({*splits} - used - {part})  # other splits without a unit: each needs one of those that are free
         split_of |= dict.fromkeys(_choose_units(free, sizes, wanted)[: max(0, len(free) - empty)], part)
-        free = [one for one in free if one not in split_of]
+        free = [unit for unit in free if unit not in split_of]
     split_of |= dict.fromkeys(free, TRAIN)
     for part in splits:
-        if all(split_of[one] != part for one in sizes):
+        if all(split_of[unit] != part for unit in sizes):
             raise UserError(
                 f"class {name} shares too many of its images with other classes: none is left for {part}; remove the "
                 f"copies from one of the classes, for example {images[0]}"
@@ -272,10 +272,8 @@ def describe_copies(groups: list[list[str]], owners: dict[str, str]) -> list[str
     """Return notes on files with the same image."""
     notes = []
     if groups:
-        count, pair = (
-            f"{sum(map(len, groups))} files with only {count_of(len(groups), 'image')}",
-            " = ".join(groups[0][:2]),
-        )
+        count = f"{sum(map(len, groups))} files with only {count_of(len(groups), 'image')}"
+        pair = " = ".join(groups[0][:2])
         notes.append(
             f"{count}, byte for byte, for example {pair}: all files of an image are put on one side of the split"
         )

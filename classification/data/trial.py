@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from classification.data.folders import DataFolder as DataFolder
-from classification.data.folders import check_heif, read_folder, without_unreadable
+from classification.data.folders import DataFolder, check_data_folder, check_heif, read_folder, without_unreadable
 from classification.data.image_files import LeftOut, find_images
 from classification.data.loading import FixedBatches, Photos, draw_subset, explain_worker_errors, make_loader
 from classification.data.preprocessing import Preprocessing
 from classification.data.tar_shards import find_shards, shard_images
 from classification.errors import UserError
-from classification.paths import exists, is_folder
+from classification.paths import is_folder
 
 NUM_RANDOM = 64  # number of random images, without --data
 
@@ -92,11 +91,7 @@ def read_trial(
         UserError: there is no such folder, it has no images, or its classes are not those of the network.
     """
     root = Path(root)
-    if not is_folder(root):
-        what = "is not a folder" if exists(root) else "does not exist"
-        raise UserError(
-            f"data folder {root} {what}: give one with train/CLASS and valid/CLASS, as mgd prepare makes it"
-        )
+    check_data_folder(root)
     notes: list[str] = []
     if any(is_folder(root / name) for name in ("train", "valid", "val")):
         data = read_folder(root, evaluate=True)

@@ -17,7 +17,7 @@ from classification.models import published
 
 @dataclass(frozen=True)
 class Network:
-    """How to build a named network. Its file is imported only then, because torchvision and timm are slow to import.
+    """How to build a named network. Its file is imported when it is built: torchvision and timm are slow to import.
 
     If the file has a function `taps(arch, model)`, this returns the paths of the network's taps, deepest last, or None.
 
@@ -25,7 +25,7 @@ class Network:
         file: name of a file in this folder, as ".name".
         function: its function, which takes num_classes.
         source: torchvision's name for its pretrained weights, "timm", "hf", or None.
-        options: further arguments of the function.
+        options: arguments of the function besides num_classes.
     """
 
     file: str
@@ -173,7 +173,7 @@ def build_published(source: str, weights: Any) -> nn.Module:
 
 
 def known_name(arch: str) -> str | None:
-    """Return the name of a network here; other code may leave out torchvision:, timm: or cifar_. None if unknown."""
+    """Return a network's name here, or None if unknown; other code may leave out torchvision:, timm: or cifar_."""
     for name in (arch, f"timm:{arch}", f"torchvision:{arch}", f"cifar_{arch}"):
         try:
             _network(name)

@@ -222,7 +222,7 @@ def shufflenet_v2(num_classes: int = 100) -> nn.Module:
 
 
 class Inverted(nn.Module):
-    """An inverted residual: 1x1, depthwise 3x3, 1x1 without a ReLU. The first one is there even if `expansion` is 1.
+    """An inverted residual: 1x1, depthwise 3x3, 1x1 without a ReLU. The first 1x1 is kept even if `expansion` is 1.
 
     Args:
         num_in: channels.

@@ -128,10 +128,10 @@ def _reader(batches: Sequence[Tensor]) -> Any:
             return len(batches)
 
         def set_range(self, start_index: int, end_index: int) -> None:
-            self.left = iter(batches[start_index:end_index])
+            self.remaining = iter(batches[start_index:end_index])
 
         def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.left, None)
+            batch = next(self.remaining, None)
             return None if batch is None else {"images": batch.numpy()}
 
     return Reader()

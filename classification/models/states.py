@@ -60,7 +60,7 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _sort_key(key_path: str) -> tuple[bool, int]:
-    """Return the sort key of a key path: first the content itself, then `KEYS`, then others, then averages."""
+    """Return the sort key of a key path: first the content itself, then `STATE_KEYS`, then others, then averages."""
     keys = key_path.split(".") if key_path else []
     rank = max((STATE_KEYS.index(key) if key in STATE_KEYS else len(STATE_KEYS) for key in keys), default=-1)
     return is_average(key_path), rank

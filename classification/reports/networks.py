@@ -15,6 +15,7 @@ from tqdm import tqdm
 from classification.data.loading import draw_subset
 from classification.data.trial import Trial, read_trial
 from classification.errors import RunError, UserError
+from classification.models.cost import count_parameters
 from classification.models.trained import Trained, open_trained
 from classification.options.devices import Devices
 from classification.paths import is_file
@@ -223,8 +224,8 @@ class _Trials:
         if any(target < 0 for _, target in samples):
             raise UserError("it has no valid/, so the classes of its images are unknown: expected valid/CLASS/")
         valid = [samples[index] for index in draw_subset(len(samples), self.max_images, seed=0, epoch=0)]
-        finite_number = f"all {len(valid)}" if len(valid) == len(samples) else f"{len(valid)} of the {len(samples)}"
-        description = f"{finite_number} validation images of {self.root}"
+        count = f"all {len(valid)}" if len(valid) == len(samples) else f"{len(valid)} of the {len(samples)}"
+        description = f"{count} validation images of {self.root}"
         return replace(trial, data=replace(trial.data, valid=valid), description=description)
 
 
@@ -276,7 +277,7 @@ def _predict(trained: Trained, trial: Trial, device: torch.device) -> Prediction
 
 
 def _scored_network(source: _Source, trained: Trained, predictions: Predictions, results: NetworkResults) -> Network:
-    tensors = (*trained.network.parameters(), *trained.network.buffers())
+    sizes = count_parameters(trained.network)
     return Network(
         source.name,
         source.role,
@@ -284,8 +285,8 @@ def _scored_network(source: _Source, trained: Trained, predictions: Predictions,
         source.colour,
         trained.arch,
         source=f"images of {results.root}",
-        parameters=sum(value.numel() for value in trained.network.parameters()),
-        megabytes=sum(value.nbytes for value in tensors) / 1e6,
+        parameters=int(sizes["parameters"]),
+        megabytes=sizes["megabytes"],
         scores=scores(predictions, results.classes),
         predictions=predictions,
     )

@@ -98,8 +98,8 @@ def spent_alpha(alpha: float, part: float) -> float:
 def bounds(seeds: int, alpha: float) -> tuple[float, ...]:
     """Return the bounds of |t| after 2, 3 ... `seeds` seeds.
 
-    For equal recipes with normal differences, |t| first crosses the n-th bound with the probability that `spent` adds
-    at n seeds. The bounds are found by simulation with a fixed seed. If that probability is tiny, the bound is the
+    For equal recipes with normal differences, |t| first crosses the n-th bound with the probability that `spent_alpha`
+    adds at n seeds. The bounds are found by simulation with a fixed seed. If that probability is tiny, the bound is the
     quantile of the t distribution, which is never too small.
     """
     random = np.random.default_rng(0)

@@ -10,7 +10,7 @@ def balanced(weights: Mapping[str, float], shares: Mapping[str, float]) -> dict[
 
     Args:
         weights: factor of each term.
-        shares: as measured with them; terms of other networks are left out.
+        shares: each term's share of the gradient with these weights; only these terms are returned.
     """
-    some = next((share for share in shares.values() if share > 0), 1.0)
-    return {n: weights[n] * (some / share if share > 0 else 1.0) for n, share in shares.items()}
+    first = next((share for share in shares.values() if share > 0), 1.0)
+    return {n: weights[n] * (first / share if share > 0 else 1.0) for n, share in shares.items()}

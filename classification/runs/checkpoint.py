@@ -42,22 +42,23 @@ VERSION = 3
 
 save: Callable[[Any, Any], None] = torch.save
 
-# What a record has beside options: where some of their values come from.
+# Entries of a record that say where options come from; they are no options.
 NOTED = frozenset({"command", "seeded", "img_size_asked"})
 LOCK = ".lock"  # the first file of a run folder
 IMAGES = "train_images.txt.gz"
 
 
 def write_atomic(path: Path, content: Any) -> None:
-    """Save `content` beside `path`, force it to disk, and rename it over `path`.
+    """Save `content` at `path`, completely or not at all.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written to; what was at `path` is still there.
+        UserError: the disk is full, or the folder cannot be written to; an earlier file at `path` is unchanged.
     """
     _replace(path, lambda file: save(content, file))
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file beside `path`, force it to disk, and rename it to `path`."""
     beside = path.with_name(path.name + ".new")
     try:
         with beside.open("wb") as file:
@@ -73,10 +74,10 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         with contextlib.suppress(OSError):
             beside.unlink()
-        known = error if isinstance(error, OSError) else error.__context__  # what the file raised inside torch
-        cause = known.strerror if isinstance(known, OSError) else str(error).splitlines()[0]
-        kept = "; the previous one is still there" if path.exists() else ""
-        raise UserError(f"{path} cannot be written ({cause}): make room, or give another --output{kept}") from error
+        os_error = error if isinstance(error, OSError) else error.__context__  # the file's own error inside torch's
+        cause = os_error.strerror if isinstance(os_error, OSError) else str(error).splitlines()[0]
+        note = "; the previous one is still there" if path.exists() else ""
+        raise UserError(f"{path} cannot be written ({cause}): make room, or give another --output{note}") from error
 
 
 def describe_student(
@@ -94,11 +95,11 @@ def describe_student(
         arch: the network's name.
         num_classes: K.
         classes: names in order of index.
-        preprocessing: what the network sees of an image.
-        configuration: further entries, of `models.configuration`.
+        preprocessing: of its images.
+        configuration: further entries, as `models.configuration` returns them.
     """
     state = OrderedDict((name, value.detach().cpu()) for name, value in state_dict.items())
-    if hasattr(state_dict, "_metadata"):  # the modules' versions, which some networks cannot be loaded without
+    if hasattr(state_dict, "_metadata"):  # the modules' versions: some networks cannot be loaded without them
         state._metadata = state_dict._metadata  # type: ignore[attr-defined]
     return {
         "format": FORMAT,
@@ -120,7 +121,7 @@ class Now:
         options: of the run.
         classes: names in order of index.
         inputs: see `fingerprints`.
-        images: returns the training images as `image_names` does, to say what is different.
+        images: returns the training images as `image_names` does, to describe how they differ.
     """
 
     record: dict[str, Any]
@@ -138,8 +139,8 @@ def read_resume(path: str, now: Now) -> tuple[dict[str, Any], list[str]]:
         now: this run.
 
     Raises:
-        UserError: not such a file; of another network or other classes; or of other options that change the result,
-            where --resume-override is not given.
+        UserError: the file is not a last.pth, or is of another network or other classes; or something else that
+            changes the result differs, and --resume-override is not given.
     """
     content = read_checkpoint(path)
     if not isinstance(content.get("resume"), dict):
@@ -157,25 +158,26 @@ def _compare(path: str, content: dict[str, Any], now: Now) -> list[str]:
     for what in ("arch", "num_classes", "classes"):
         if content[what] != own[what]:
             raise UserError(f"{path} is from a run with {what} {content[what]}; this run has {own[what]}")
-    theirs = list(resume["terms"])
-    if theirs != inputs["terms"]:
+    terms_then = list(resume["terms"])
+    if terms_then != inputs["terms"]:
         raise UserError(
-            f"{path} is from a run with the terms {'+'.join(theirs)}; this run has {'+'.join(inputs['terms'])}"
+            f"{path} is from a run with the terms {'+'.join(terms_then)}; this run has {'+'.join(inputs['terms'])}"
         )
-    then = resume["config"]["options"]
-    check_digest(now.options.terms.term_module, then.get("term_digest"), path)
-    known = {**LOSSES, **{name: spec.kind for name, spec in now.options.table.items()}}
-    options = changed_options(recorded_options(then, known), now.record)
+    options_then = resume["config"]["options"]
+    check_digest(now.options.terms.term_module, options_then.get("term_digest"), path)
+    term_kinds = {**LOSSES, **{name: spec.kind for name, spec in now.options.table.items()}}
+    options = changed_options(recorded_options(options_then, term_kinds), now.record)
     changed = [f"other options: {'; '.join(options)}"] if options else []
     if resume["inputs"]["teachers"] != inputs["teachers"] and not any(
         text.startswith("the teachers") for text in options
     ):
         changed.append("other weights of the teachers")
-    seen_then = resume["inputs"].get("preprocessing", inputs["preprocessing"])  # runs of earlier formats do not say
+    # Checkpoints of earlier versions do not record the preprocessing.
+    preprocessing_then = resume["inputs"].get("preprocessing", inputs["preprocessing"])
     changed += [
-        f"a {role} that sees {seen_then.get(role)}, now {seen}"
-        for role, seen in inputs["preprocessing"].items()
-        if seen_then.get(role) != seen
+        f"a {role} that sees {preprocessing_then.get(role)}, now {preprocessing}"
+        for role, preprocessing in inputs["preprocessing"].items()
+        if preprocessing_then.get(role) != preprocessing
     ]
     if resume["inputs"]["training images"] != inputs["training images"]:
         changed.append(f"other training images: {_other_images(Path(path).parent / IMAGES, now.images())}")
@@ -193,22 +195,22 @@ def image_names(samples: Sequence[tuple[str, int]], root: str | Path) -> list[st
 
 
 def _other_images(path: Path, names: Sequence[str]) -> str:
-    """Say how a list of images differs from the one that a run saved."""
+    """Describe how a list of images differs from the one that a run saved."""
     try:
         with gzip.open(path, "rb") as file:
-            kept = set(os.fsdecode(file.read()).splitlines())
+            then = set(os.fsdecode(file.read()).splitlines())
     except (OSError, EOFError, zlib.error):
         return f"which ones is unknown, because {path} cannot be read"
     now = {one_line(name) for name in names}
-    then_files, now_files = ({line.rpartition(" ")[0] for line in lines} for lines in (kept, now))
-    found = [
+    then_files, now_files = ({line.rpartition(" ")[0] for line in lines} for lines in (then, now))
+    parts = [
         f"{len(files)} {how}{_examples(files)}"
         for files, how in ((now_files - then_files, "more than then"), (then_files - now_files, "fewer than then"))
         if files
     ]
-    moved = {line.rpartition(" ")[0] for line in now ^ kept} & then_files & now_files
-    found += [f"{len(moved)} of another class{_examples(moved)}"] if moved else []
-    return ", ".join(found) or "the same ones, in another order"
+    moved = {line.rpartition(" ")[0] for line in now ^ then} & then_files & now_files
+    parts += [f"{len(moved)} of another class{_examples(moved)}"] if moved else []
+    return ", ".join(parts) or "the same ones, in another order"
 
 
 def _examples(files: set[str]) -> str:
@@ -223,33 +225,33 @@ def keep_images(folder: Path, names: Sequence[str]) -> None:
 
 
 def changed_options(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Name the options that change what is computed: "--lr 0.1, was 0.2"."""
+    """Describe the differences in options that change the result, each as "--lr 0.1, was 0.2"."""
     free = {*names_where("free"), *NOTED, *(() if now.get("seeded") else ("seed",))}
     decays = [entry.get("decay", "constant") for entry in now.get("terms", {}).values()]
     if now.get("lr_schedule") == "step" and set(decays) <= {"constant"} and not now.get("int8_epochs"):
-        free.add("epochs")  # more of them change nothing that was computed
+        free.add("epochs")  # earlier epochs do not depend on their number
     if now.get("terms") == before.get("terms"):
-        free.add("term")  # typed in another way
+        free.add("term")  # the same terms, typed in another way
     before, now = _flat(before), _flat(now)
     names = sorted((set(before) | set(now)) - free)
     return [
-        f"{_called(name)} {_known(now, name)}, was {_known(before, name)}"
+        f"{_option_name(name)} {_comparable(now, name)}, was {_comparable(before, name)}"
         for name in names
-        if _known(before, name) != _known(now, name)
+        if _comparable(before, name) != _comparable(now, name)
     ]
 
 
 def _flat(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options with the keys of the terms beside them, as "mgd.reducer"."""
+    """Return the options, with the options of terms under names like "mgd.reducer"."""
     flat = {name: value for name, value in options.items() if name != "terms"}
     return flat | {f"{name}.{key}": v for name, entry in options.get("terms", {}).items() for key, v in entry.items()}
 
 
-def _called(name: str) -> str:
+def _option_name(name: str) -> str:
     return name if "." in name else f"the {name}" if name == "teachers" else f"--{name.replace('_', '-')}"
 
 
-def _known(options: dict[str, Any], name: str) -> Any:
+def _comparable(options: dict[str, Any], name: str) -> Any:
     """Return an option's value, without the paths of the teachers' files."""
     value = options.get(name)
     if name == "teachers":
@@ -269,28 +271,28 @@ def fingerprints(
 
 
 def _bytes(value: Any) -> bytes:
-    """Return the content of an entry of a state dict: of a tensor of any shape and type, or of what a module adds."""
+    """Return an entry of a state dict as bytes: a tensor of any shape and type, or any other object."""
     if not isinstance(value, Tensor):
         return pickle.dumps(value)
-    plain = value.detach().cpu().resolve_conj().resolve_neg().reshape(-1)  # one axis: a scalar has none to view
+    plain = value.detach().cpu().resolve_conj().resolve_neg().reshape(-1)  # `view` needs at least one axis
     return plain.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def job_hash(record: Mapping[str, Any], inputs: dict[str, Any]) -> int:
     """Hash options and inputs (without the seed) to a 63-bit number, so that ranks can check they run the same job."""
-    kept = {name: _known(dict(record), name) for name in set(record) - names_where("free") - NOTED - {"seed"}}
-    text = json.dumps([kept, inputs], sort_keys=True, default=str)
+    values = {name: _comparable(dict(record), name) for name in set(record) - names_where("free") - NOTED - {"seed"}}
+    text = json.dumps([values, inputs], sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def lock_folder(folder: Path) -> BinaryIO:
     """Make a run folder, and keep other processes from writing to it until the returned file is closed.
 
-    The lock is the system's: it ends with this process, however that ends, and processes forked from this one do not
-    share it. On a file system without locks, nothing is protected.
+    The system releases the lock when this process ends, even if it is killed; forked processes do not share it. On a
+    file system without locks, nothing is protected.
 
     Raises:
-        UserError: another process holds it, or the folder cannot be written to.
+        UserError: another process has the lock, or the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -339,22 +341,25 @@ def make_folder(folder: Path, config: dict[str, Any], *, resumed: bool, bad: dic
 
 
 def save_arrays(folder: Path, arrays: Mapping[str, Any], epoch: int) -> None:
-    """Save what the terms kept before an epoch as the next of the files NNNN.npz; those of later epochs are replaced.
+    """Save the arrays of the terms' update before an epoch as the next file NNNN.npz.
 
-    Arrays whose names begin with "cost" or "weights" are large and kept of the last update only: the one before loses
-    them.
+    Arrays whose names begin with "cost" or "weights" are large, so they are removed from the earlier files. Files of
+    this and later epochs, which a resumed run finds, are removed.
     """
     number = 0
-    for before in sorted(folder.glob("[0-9]*.npz")):
-        with np.load(before) as saved:
+    files = sorted(folder.glob("[0-9]*.npz"))
+    for path in files:
+        with np.load(path) as saved:
             if int(saved["epoch"]) >= epoch:
                 break
-            kept = {name: saved[name] for name in saved if not name.startswith(("cost", "weights"))}
-            slim = len(kept) == len(saved.files)
-        if not slim:
-            _replace(before, partial(_write_arrays, kept))
+            small = {name: saved[name] for name in saved if not name.startswith(("cost", "weights"))}
+            is_small = len(small) == len(saved.files)
+        if not is_small:
+            _replace(path, partial(_write_arrays, small))
         number += 1
     _replace(folder / f"{number:04d}.npz", partial(_write_arrays, {"epoch": epoch, **arrays}))
+    for path in files[number + 1 :]:
+        path.unlink()
 
 
 def _write_arrays(arrays: Mapping[str, Any], file: BinaryIO) -> None:

@@ -1,4 +1,4 @@
-"""Which folder a run writes to."""
+"""Choose the folder that a run writes to."""
 
 from __future__ import annotations
 
@@ -15,20 +15,30 @@ from classification.runs.checkpoint import LOCK
 
 
 def run_folder(run: Run, name: str) -> Path:
-    """Return the folder that this run writes to; one named by --output is made, to see whether it can be.
+    """Return the folder that this run writes to; one named by --output is made, to find errors early.
 
     Raises:
-        UserError: it holds something already, is a file, or cannot be made.
+        UserError: it has content already, is a file, or cannot be made.
     """
     if run.resume and run.resume != "auto":
         return Path(run.resume).resolve().parent
     if not run.output:
         return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder = Path(run.output)
-    if _taken(folder, run):
+    if _is_taken(folder, run):
         raise UserError(
             f"--output {folder} exists already and is not overwritten: give another, or --resume its last.pth"
         )
+    make_output(folder)
+    return folder
+
+
+def make_output(folder: Path) -> None:
+    """Make the folder of --output, unless it exists.
+
+    Raises:
+        UserError: it cannot be made, or written to.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -36,13 +46,12 @@ def run_folder(run: Run, name: str) -> Path:
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) else "no file may have such a name"
         raise UserError(f"--output {folder} cannot be made: {cause}") from error
-    return folder
 
 
 def listing_place(run: Run) -> Path | None:
-    """Return the folder in which a run keeps the list of its images, or None for a run that writes nothing.
+    """Return the folder in which a run caches the list of its images, or None for a run that writes nothing.
 
-    It is the run folder, or `runs` where that has no name yet; never a folder that will be refused.
+    It is the run folder, or `runs` if that has no name yet; None for a folder that `run_folder` will refuse.
     """
     if run.evaluate or run.calibrate or run.show_taps:
         return None
@@ -50,19 +59,19 @@ def listing_place(run: Run) -> Path | None:
         return Path(run.resume).resolve().parent
     if not run.output:
         return Path("runs")
-    return None if _taken(Path(run.output), run) else Path(run.output)
+    return None if _is_taken(Path(run.output), run) else Path(run.output)
 
 
-def _taken(folder: Path, run: Run) -> bool:
-    """Whether a folder has content that this run does not resume; a lock or a list of images does not count."""
+def _is_taken(folder: Path, run: Run) -> bool:
+    """Return whether a folder has content that this run does not resume; a lock or a list of images does not count."""
     try:
         if not exists(folder):
             return False
-        again = run.resume == "auto" and any(exists(folder / name) for name in (LOCK, "config.json", "last.pth"))
-        return not again and (not is_folder(folder) or any(not _hidden(path.name) for path in folder.iterdir()))
+        resumes = run.resume == "auto" and any(exists(folder / name) for name in (LOCK, "config.json", "last.pth"))
+        return not resumes and (not is_folder(folder) or any(not _is_ours(path.name) for path in folder.iterdir()))
     except OSError:
         return True
 
 
-def _hidden(name: str) -> bool:
+def _is_ours(name: str) -> bool:
     return name == LOCK or name.startswith(LISTING)

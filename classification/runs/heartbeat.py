@@ -1,4 +1,4 @@
-"""Find the rank that the others wait for: ranks exchange their progress, and say who is late if nothing moves."""
+"""Find the rank that the others wait for: ranks exchange their progress, and name the one that hangs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class Mate:
-    """One process of the run: its host, its process number, and the device that it works on."""
+    """A process of the run: its host, its process ID, and its device."""
 
     host: str
     process: int
@@ -34,10 +34,10 @@ class Mate:
 
 @dataclass
 class Sight:
-    """A rank as this one sees it: the batches that it has passed, and when this count was first seen, on this clock."""
+    """The last progress that this rank read of another, with times on this rank's clock."""
 
-    count: int = -1
-    beat: int = -1
+    count: int = -1  # batches that it has passed
+    beat: int = -1  # exchanges that it has made
     since: float = 0.0  # when `count` last changed
     heard: float = 0.0  # when `beat` last changed
 
@@ -45,16 +45,17 @@ class Sight:
 class Heartbeat:
     """Exchange progress between ranks, and name those that are waited for.
 
-    A rank that is stopped or hangs in a system call neither beats nor counts; one that hangs in a library beats and
-    does not count. Both leave the others waiting in a collective, without a word, until its timeout.
+    A rank that is stopped, or hangs in a system call, makes no exchanges. One that hangs in a library makes exchanges,
+    but its count of batches does not grow. In both cases, the other ranks wait silently in a collective operation until
+    its timeout.
 
     Args:
         store: shared by the ranks.
         rank: of this process.
         mates: every rank's process.
-        timeout: seconds after which a collective gives up, for the message.
-        say: takes a sentence.
-        clock: seconds.
+        timeout: of collective operations, in seconds, for the message.
+        say: prints a sentence.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -68,10 +69,10 @@ class Heartbeat:
     ) -> None:
         self.store, self.rank, self.mates, self.timeout, self.say, self.clock = store, rank, mates, timeout, say, clock
         now = clock()
-        self.count, self.moved = 0, now  # batches that this rank has passed, and when the last one was
+        self.count, self.moved = 0, now  # batches that this rank has passed, and the time of the last one
         self._beats, self._exchanged = 0, now
-        self._seen = [Sight(since=now, heard=now) for _ in mates]
-        self._said: dict[int, float] = {}  # when it was last said that a rank is waited for
+        self._sights = [Sight(since=now, heard=now) for _ in mates]
+        self._last_warned: dict[int, float] = {}  # rank -> time of the last warning about it
         self._end = threading.Event()
 
     def passed(self) -> None:
@@ -79,7 +80,7 @@ class Heartbeat:
         self.count, self.moved = self.count + 1, self.clock()
 
     def start(self) -> None:
-        """Exchange and watch on two threads: an exchange does not return while rank 0, who keeps the store, hangs."""
+        """Exchange and watch in two threads: an exchange does not return while rank 0, which keeps the store, hangs."""
         for work in (self.exchange, self.watch):
             threading.Thread(target=self._repeat, args=(work,), daemon=True).start()
 
@@ -96,7 +97,7 @@ class Heartbeat:
         """Write this rank's progress and read the others'."""
         self._beats += 1
         self.store.set(f"heartbeat {self.rank}", json.dumps([self._beats, self.count]))
-        for rank, sight in enumerate(self._seen):
+        for rank, sight in enumerate(self._sights):
             key = f"heartbeat {rank}"
             if not self.store.check([key]):
                 continue
@@ -109,29 +110,29 @@ class Heartbeat:
         self._exchanged = self.clock()
 
     def watch(self) -> None:
-        """Say which ranks are waited for, once every ten times `SILENT`."""
+        """Warn about the ranks that are waited for, about each at most once in 10 * `SILENT` seconds."""
         now = self.clock()
         for rank in self.waited_for(now):
-            if now - self._said.get(rank, -1e9) < 10 * SILENT:
+            if now - self._last_warned.get(rank, -1e9) < 10 * SILENT:
                 continue
-            self._said[rank] = now
+            self._last_warned[rank] = now
             mate = self.mates[rank]
-            quiet = now - self._seen[rank].since
+            quiet = now - self._sights[rank].since
             self.say(
                 f"!! WARNING: waiting for rank {rank} (process {mate.process} on {mate.host}), without progress for "
                 f"{quiet:.0f} s; the run ends after --dist-timeout {self.timeout:.0f} s of waiting"
             )
 
     def waited_for(self, now: float) -> list[int]:
-        """Return the ranks that this one waits for; empty where it moves itself, or another rank says it."""
+        """Return the ranks that this one waits for; none if it makes progress, or another rank warns about them."""
         if now - self.moved < SILENT:
             return []
-        if now - self._exchanged > SILENT:  # rank 0, who keeps the store, does not answer
+        if now - self._exchanged > SILENT:  # rank 0, which keeps the store, does not answer
             behind = [0]
         else:
-            behind = [rank for rank, sight in enumerate(self._seen) if rank != self.rank and self._hangs(sight, now)]
-        speaker = next((rank for rank in range(len(self.mates)) if rank not in behind), None)
-        return behind if speaker == self.rank else []
+            behind = [rank for rank, sight in enumerate(self._sights) if rank != self.rank and self._hangs(sight, now)]
+        first_waiting = next((rank for rank in range(len(self.mates)) if rank not in behind), None)
+        return behind if first_waiting == self.rank else []
 
     def _hangs(self, sight: Sight, now: float) -> bool:
         silent = now - sight.heard > SILENT
@@ -139,9 +140,9 @@ class Heartbeat:
 
 
 def shared_devices(mates: Sequence[Mate]) -> Mapping[str, list[int]]:
-    """Return the GPUs that more than one rank works on, and those ranks."""
-    found: dict[str, list[int]] = {}
+    """Return {GPU: its ranks} for GPUs that more than one rank uses."""
+    ranks_by_device: dict[str, list[int]] = {}
     for rank, mate in enumerate(mates):
         if mate.device.startswith(("cuda", "GPU")):
-            found.setdefault(f"{mate.device} of {mate.host}", []).append(rank)
-    return {device: ranks for device, ranks in found.items() if len(ranks) > 1}
+            ranks_by_device.setdefault(f"{mate.device} of {mate.host}", []).append(rank)
+    return {device: ranks for device, ranks in ranks_by_device.items() if len(ranks) > 1}

@@ -10,15 +10,15 @@ from classification.errors import UserError
 
 
 def keep_last(folder: Path, epochs: int, number: int) -> None:
-    """Keep last.pth under the number of epochs done as well, and remove the oldest of such files.
+    """Keep last.pth as epochNNNN.pth too, NNNN being the number of epochs that are done, and remove older such files.
 
-    It is a hard link to the same file, if the file system has links, so it costs nothing. Files of later epochs
-    are those of a run that was resumed from an earlier one, and are removed too.
+    The file is a hard link, if the file system has links, so it needs no space while last.pth is the same. Files of
+    later epochs, which exist if the run was resumed from an earlier one, are removed.
 
     Args:
         folder: the run folder.
-        epochs: that are done.
-        number: how many are kept; with 0 nothing is kept or removed.
+        epochs: number of epochs that are done.
+        number: how many files are kept; with 0, nothing is written or removed.
 
     Raises:
         UserError: the disk is full.
@@ -38,7 +38,7 @@ def keep_last(folder: Path, epochs: int, number: int) -> None:
             f"{folder}/epoch{epochs:04d}.pth cannot be written ({error.strerror}): make room, or lower "
             "--keep-checkpoints; last.pth is complete"
         ) from error
-    found = {int(path.stem.removeprefix("epoch")): path for path in folder.glob("epoch[0-9]*.pth")}
-    for done, path in found.items():
+    files = {int(path.stem.removeprefix("epoch")): path for path in folder.glob("epoch[0-9]*.pth")}
+    for done, path in files.items():
         if not epochs - number < done <= epochs:
             path.unlink()

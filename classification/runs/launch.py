@@ -1,4 +1,4 @@
-"""Processes and devices: ranks, process groups, wrapping, exit status."""
+"""Start ranks: processes, process groups, exit status; and the command lines that users type."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from classification.system.interrupt import ignore_save
 from classification.system.memory import keep_freed_memory
 
 TASKS = {"main_base.py": "train", "main_mgd.py": "distill"}  # of the command `mgd`, by script
-PATIENCE = 30.0  # seconds that the other ranks have to leave after one has failed
+PATIENCE = 30.0  # seconds that the other ranks have to end after one has failed
 
 Parse = Callable[[list[str], str], Options]
 Prepare = Callable[[Options, Seed], Any]
@@ -44,13 +44,13 @@ Execute = Callable[[Any, World], None]
 
 @dataclass(frozen=True)
 class Task:
-    """What one command does; spawned ranks do it again, from the same words.
+    """The work of a command; each spawned rank does it from the same words.
 
     Args:
         words: the command line, without the script.
-        prog: the script's name, in front of messages.
-        parse: makes the options of the words.
-        prepare: builds a job from the options and checks all that can be wrong, before ranks are spawned or joined.
+        prog: the script's name, for messages.
+        parse: returns the options for words and script.
+        prepare: builds and checks a job from the options, before ranks are spawned or joined.
         execute: does the job on one rank.
     """
 
@@ -63,7 +63,7 @@ class Task:
 
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Ignore Pillow's warnings, which do not name the file that they concern, and DDP's about its look for weights."""
+    """Ignore Pillow's warnings, which name no file, and DDP's warning about its search for unused parameters."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
@@ -88,9 +88,9 @@ def _spawn(task: Task, seed: Seed, place: Place) -> int:
 
 
 def _join(processes: Sequence[Any]) -> int:
-    """Wait for the ranks. A signal to this process is passed on to them, and they leave in good order.
+    """Wait for the ranks and return their exit status. Signals to this process are passed on to them.
 
-    Where one fails, the others notice by themselves and say so; those that do not, are ended after `PATIENCE` seconds.
+    If a rank fails, the others notice and end; those that do not are killed after `PATIENCE` seconds.
     """
     status, since, signals = 0, math.inf, 0
     while alive := [process for process in processes if process.is_alive()]:
@@ -124,12 +124,12 @@ def _start(local_rank: int, devices: Devices, place: Place, job: Any, execute: E
         url = "env://" if place.env else devices.dist_url
         try:
             store, *_ = next(dist.rendezvous(url, rank, place.size))
-            # After a restart the launcher's store may still hold the addresses of the ranks before.
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            named = dist.PrefixStore(f"attempt {attempt}", store)
-            wait_for = timedelta(seconds=devices.dist_timeout)
-            dist.init_process_group(backend, store=named, rank=rank, world_size=place.size, timeout=wait_for)
-            world = _meet(world, named, devices.dist_timeout)
+            # After a restart, the launcher's store may still have the addresses of the earlier ranks.
+            restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            own_store = dist.PrefixStore(f"attempt {restarts}", store)
+            timeout = timedelta(seconds=devices.dist_timeout)
+            dist.init_process_group(backend, store=own_store, rank=rank, world_size=place.size, timeout=timeout)
+            world = _meet(world, own_store, devices.dist_timeout)
         except (ValueError, RuntimeError) as error:
             where = f"rank {rank} of {place.size} cannot join the others at {url} over {backend}"
             raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from error
@@ -153,7 +153,7 @@ def _execute(job: Any, world: World, execute: Execute) -> None:
         if not (world.mates and lost_a_rank(error)):
             raise
         with contextlib.suppress(ValueError):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher may end this process, which says why first
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher may end this process before it has said why
         lost = _lost(world.mates)
         raise RunError(f"rank {world.rank} stops: {lost}; --resume continues from last.pth") from error
     finally:
@@ -163,10 +163,10 @@ def _execute(job: Any, world: World, execute: Execute) -> None:
 
 
 def _meet(world: World, store: dist.Store, timeout: float) -> World:
-    """Learn who the others are, and how many of them share this node.
+    """Exchange processes and devices with the other ranks, and start the heartbeat.
 
     Raises:
-        UserError: two ranks work on one GPU.
+        UserError: two ranks use the same GPU.
     """
     mates: list[Any] = [None] * world.size
     name = str(world.device)
@@ -185,12 +185,12 @@ def _meet(world: World, store: dist.Store, timeout: float) -> World:
 
 
 def lost_a_rank(error: Exception) -> bool:
-    """Whether an error says that the ranks can no longer communicate."""
+    """Return whether an error says that the ranks can no longer communicate."""
     return any(word in str(error) for word in ("gloo", "NCCL", "Connection", "Broken pipe"))
 
 
 def _lost(mates: Sequence[Mate]) -> str:
-    """Name the ranks of this machine that are gone; wait a little, their end may not have been noticed yet."""
+    """Name the ranks of this machine that have ended; wait up to 5 s, as a process may still be ending."""
     for _ in range(50):
         here = [(rank, mate.process) for rank, mate in enumerate(mates) if mate.host == platform.node()]
         gone = [rank for rank, process in here if not _alive(process)]
@@ -204,24 +204,24 @@ def _alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
-        return not Path("/proc/self").exists()  # where there is no /proc nothing is known
+        return not Path("/proc/self").exists()  # without /proc, every process counts as alive
 
 
 def run(task: Task) -> int:
-    """Do a task in one process or several, and turn what happened into an exit status.
+    """Do a task in one process or several, and return the exit status.
 
-    A rank that fails leaves at once: ending its process group in good order would wait for the other ranks.
+    A rank that fails ends at once: to destroy its process group properly, it would have to wait for the other ranks.
 
     Returns:
-        0 done, 2 a mistake of the user's, 130 or 143 after SIGINT or SIGTERM, 1 anything else.
+        0 if it is done, 2 for a mistake of the user's, 130 or 143 after SIGINT or SIGTERM, 1 for anything else.
     """
     write_any_name()
     ignore_save()
-    met = False
+    is_rank = False
     status = 0
 
     def work() -> None:
-        nonlocal met, status
+        nonlocal is_rank, status
         options = task.parse(task.words, task.prog)
         seed, place = Seed.of(options.run.seed), find_place(options.devices)
         job = task.prepare(options, seed)
@@ -229,11 +229,11 @@ def run(task: Task) -> int:
             del job  # each rank builds its own
             status = _spawn(task, seed, place)
             return
-        met = True
+        is_rank = True
         _start(0, options.devices, place, job, task.execute)
 
     def say(text: str) -> None:
-        if met or os.environ.get("LOCAL_RANK", "0") == "0":  # what is wrong before that is wrong on every rank here
+        if is_rank or os.environ.get("LOCAL_RANK", "0") == "0":  # earlier errors are the same on every rank
             print(text, file=sys.stderr, flush=True)
 
     with _quiet_libraries():
@@ -246,12 +246,12 @@ def run(task: Task) -> int:
 
 
 def called_mgd() -> bool:
-    """Whether this process was started by the command `mgd`, and not as a script or by torchrun."""
+    """Return whether this process was started by the command `mgd`, not as a script or by torchrun."""
     return Path(sys.argv[0]).name == "mgd" and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def command(script: str, *words: str) -> str:
-    """Return a command line of a script of this package, or of `mgd` if that started this process, to be typed here."""
+    """Return a command line for a script of this package, or for `mgd` if that started this process."""
     if script in TASKS and called_mgd():
         return shlex.join(["mgd", TASKS[script], *words])
     path, python = Path(__file__).resolve().parents[1] / script, shutil.which("python")

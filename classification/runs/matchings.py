@@ -1,4 +1,4 @@
-"""The matchings that a run keeps in flow/NNNN.npz, read again: indices of every update, costs of the last one."""
+"""Read the matchings that a run keeps in flow/NNNN.npz: indices of every update, costs of the last one."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Stage:
     """The matching at one tap.
 
     Args:
-        name: "stage 1" and so on, behind the name of its term where several terms match.
-        index: teacher channels of each student channel, (G, S); -1 where a slot is empty.
+        name: "stage 1" and so on, after the name of its term if several terms match.
+        index: teacher channels of each student channel, (G, S); -1 for an empty slot.
         num_teacher: T.
         total_cost: sum over the matched pairs.
-        cost: (S, T), or None for an update that is not the last.
+        cost: (S, T), or None if the update is not the last one.
     """
 
     name: str
@@ -52,14 +52,14 @@ class Stage:
     def matrix(self) -> NDArray[np.bool_]:
         """Return which pairs are matched, (S, T)."""
         slots, students = np.nonzero(self.index >= 0)
-        found = np.zeros((self.num_student, self.num_teacher), dtype=np.bool_)
-        found[students, self.index[slots, students]] = True
-        return found
+        matrix = np.zeros((self.num_student, self.num_teacher), dtype=np.bool_)
+        matrix[students, self.index[slots, students]] = True
+        return matrix
 
 
 @dataclass(frozen=True)
 class Matching:
-    """What the terms matched before an epoch.
+    """The matchings of the terms before an epoch.
 
     Args:
         epoch: counted from 0.
@@ -83,31 +83,31 @@ def read_matching(path: Path) -> Matching:
     """
     try:
         with np.load(path) as saved:
-            names = [match for match in map(INDEX.fullmatch, saved.files) if match]
-            found = [_stage(saved, match["term"], int(match["number"])) for match in names]
-            return Matching(int(saved["epoch"]), found)
+            matches = [match for match in map(INDEX.fullmatch, saved.files) if match]
+            stages = [_stage(saved, match["term"], int(match["number"])) for match in matches]
+            return Matching(int(saved["epoch"]), stages)
     except (OSError, EOFError, KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path.name} is damaged: {' '.join(str(error).split())}") from error
 
 
 def _stage(saved: np.lib.npyio.NpzFile, term: str, number: int) -> Stage:
-    before = f"{term}_" if term else ""
-    index = np.asarray(saved[f"{before}index{number}"], dtype=np.int64)
-    num_teacher, total = int(saved[f"{before}num_teacher{number}"]), float(saved[f"{before}total_cost{number}"])
-    key = f"{before}cost{number}"
+    prefix = f"{term}_" if term else ""
+    index = np.asarray(saved[f"{prefix}index{number}"], dtype=np.int64)
+    num_teacher, total = int(saved[f"{prefix}num_teacher{number}"]), float(saved[f"{prefix}total_cost{number}"])
+    key = f"{prefix}cost{number}"
     cost = np.asarray(saved[key], dtype=np.float64) if key in saved.files else None
     if index.ndim != 2 or index.size == 0 or index.min() < -1 or index.max() >= num_teacher:
-        raise ValueError(f"{before}index{number} is not a matching of {num_teacher} teacher channels")
+        raise ValueError(f"{prefix}index{number} is not a matching of {num_teacher} teacher channels")
     if cost is not None and cost.shape != (index.shape[1], num_teacher):
         raise ValueError(f"{key} has the shape {cost.shape}, expected {(index.shape[1], num_teacher)}")
     return Stage(f"{term} stage {number + 1}".strip(), index, num_teacher, total, cost)
 
 
 def changed(before: Stage, after: Stage) -> float:
-    """Return the share of the pairs of `before` that `after` lacks.
+    """Return the share of the pairs of `before` that `after` does not have.
 
     Raises:
-        ValueError: they are matchings of other numbers of channels.
+        ValueError: the numbers of channels differ.
     """
     old, new = before.matrix(), after.matrix()
     if old.shape != new.shape:
@@ -118,14 +118,14 @@ def changed(before: Stage, after: Stage) -> float:
 def ordered(stage: Stage, most_rows: int, most_columns: int) -> Floats:
     """Return the costs with the matched pairs along the diagonal.
 
-    Student channels stand in the order of their matched cost, best first, teacher channels in the order of the student
-    channels that they guide; with more student than teacher channels it is the other way round. Of large matrices,
-    channels at equal distances are kept, with those that they are matched to.
+    Student channels are sorted by their matched cost, best first, and teacher channels like the student channels that
+    they guide. If there are more student than teacher channels, the two are exchanged. Of a large matrix, evenly spaced
+    student channels are kept, with their teacher channels.
 
     Args:
         stage: with its costs.
-        most_rows: of the result.
-        most_columns: of the result.
+        most_rows: largest number of rows of the result.
+        most_columns: largest number of columns of the result.
 
     Raises:
         ValueError: the costs of this matching were not kept.
@@ -138,19 +138,19 @@ def ordered(stage: Stage, most_rows: int, most_columns: int) -> Floats:
 
 
 def _along_diagonal(cost: Floats, matched: NDArray[np.bool_], most_rows: int, most_columns: int) -> Floats:
-    number = matched.sum(1)
-    means = np.where(number > 0, np.where(matched, cost, 0.0).sum(1) / np.maximum(number, 1), np.inf)
+    counts = matched.sum(1)
+    means = np.where(counts > 0, np.where(matched, cost, 0.0).sum(1) / np.maximum(counts, 1), np.inf)
     rows = np.argsort(means, kind="stable")
     per_row = -(-cost.shape[1] // cost.shape[0])
     keep = max(1, min(len(rows), most_rows, most_columns // per_row))
     rows = rows[np.linspace(0, len(rows) - 1, keep).round().astype(int)]
     columns = np.concatenate([np.flatnonzero(matched[row]) for row in rows])[:most_columns]
-    found: Floats = cost[np.ix_(rows, columns)] if len(columns) else cost[rows][:, :most_columns]
-    return found
+    part: Floats = cost[np.ix_(rows, columns)] if len(columns) else cost[rows][:, :most_columns]
+    return part
 
 
 def closeness(cost: Floats) -> Floats:
-    """Scale costs to 1 for the cheapest pair and 0 for the dearest; forbidden pairs are 0."""
+    """Scale costs to 1 for the lowest and 0 for the highest; forbidden pairs are 0."""
     finite = cost[np.isfinite(cost)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     scaled = (high - np.where(np.isfinite(cost), cost, high)) / (high - low or 1.0)

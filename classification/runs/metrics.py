@@ -1,4 +1,4 @@
-"""What a run measures: accuracy, means of terms, and the files they go to."""
+"""The measurements of a run: accuracy, means of terms, and the files they are written to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS = "steps.jsonl"
 
 
 class Means:
-    """Means over images of named values, summed on the device without waiting for it."""
+    """Means of named values over images, summed on the device without waiting for it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -39,25 +39,28 @@ class Means:
         """Return the means over the images of all ranks that a value was added for."""
         if not self.totals:
             return {}
-        counts = torch.tensor([self.counts[name] for name in self.totals], dtype=torch.float64, device=self.device)
-        sums = world.sum(torch.stack([*self.totals.values(), *counts]))
-        totals, counts = sums.chunk(2)
+        totals, counts = self._sums(world)
         return dict(zip(self.totals, (totals / counts).tolist(), strict=True))
 
     def collect(self, world: World) -> None:
-        """Bring the sums of all ranks to the first; the means stay what they are."""
+        """Move the sums of all ranks to rank 0; the means over all ranks do not change."""
         if world.size > 1 and self.totals:
-            counts = torch.tensor([self.counts[name] for name in self.totals], dtype=torch.float64, device=self.device)
-            sums = world.sum(torch.stack([*self.totals.values(), *counts])) * world.first
-            self.totals = dict(zip(self.totals, sums[: len(self.totals)].unbind(), strict=True))
-            self.counts = dict(zip(self.totals, map(int, sums[len(self.totals) :]), strict=True))
+            totals, counts = (sums * world.first for sums in self._sums(world))
+            self.totals = dict(zip(self.totals, totals.unbind(), strict=True))
+            self.counts = dict(zip(self.totals, map(int, counts), strict=True))
+
+    def _sums(self, world: World) -> tuple[Tensor, Tensor]:
+        """Return totals and counts over all ranks, in the order of the names."""
+        counts = torch.tensor([self.counts[name] for name in self.totals], dtype=torch.float64, device=self.device)
+        totals, counts = world.sum(torch.stack([*self.totals.values(), *counts])).chunk(2)
+        return totals, counts
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Return the sums of this rank and their counts."""
         return {"totals": dict(self.totals), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]], world: World) -> None:
-        """Load what rank 0's `state_dict` returned after `collect`: sums on rank 0, only names on the others."""
+        """Load the `state_dict` of rank 0 after `collect`: the sums on rank 0, zeros on the others."""
         totals, counts = state["totals"], state["counts"]
         if any(total.is_complex() for total in totals.values()):
             raise ValueError("its means are complex numbers")
@@ -66,7 +69,7 @@ class Means:
 
 
 def hits(logits: Tensor, target: Tensor) -> Tensor:
-    """Count the images whose class is the first, and among the first five (or all), of the logits: (2,) float64."""
+    """Count the images whose class is the predicted one, and among the five likeliest (or all): (2,) float64."""
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices == target[:, None]  # (B, 5)
     return torch.stack([best[:, 0].sum(), best.sum()]).double()
 
@@ -85,20 +88,20 @@ def result(total: Tensor) -> dict[str, float]:
 
 def accuracy(result: Mapping[str, float], num_classes: int, *, errors: bool = False) -> str:
     """Return a result in one line; top-5 is left out for five classes or fewer."""
-    said = []
+    parts = []
     for number in (1, 5) if num_classes > 5 else (1,):
         top = result[f"valid_top{number}"]
-        said.append(f"top-{number} {top:.2f}" + (f" (Err@{number} {100 - top:.2f})" if errors else ""))
-    return "  ".join([*said, f"valid loss {result['valid_loss']:.4f}"])
+        parts.append(f"top-{number} {top:.2f}" + (f" (Err@{number} {100 - top:.2f})" if errors else ""))
+    return "  ".join([*parts, f"valid loss {result['valid_loss']:.4f}"])
 
 
 def improves(measure: str, value: float, best: float | None) -> bool:
-    """Return whether an epoch is better than the best before, None for the first; equal ones are not.
+    """Return whether an epoch is better than all earlier ones; an equal or non-finite value is not.
 
     Args:
-        measure: of --best-by; of losses the smaller one is better.
+        measure: of --best-by; "loss" is better if it is smaller, all others if they are larger.
         value: of the epoch.
-        best: of the best one.
+        best: of the best earlier epoch, or None.
     """
     if best is None or not math.isfinite(value):
         return math.isfinite(value)
@@ -110,9 +113,9 @@ class Journal:
 
     Args:
         folder: the run folder.
-        start: first epoch that will be written; lines from there on, left by a run cut short, are dropped.
-        steps: steps of that epoch that are done; the lines of later ones are dropped.
-        trackers: what gets every record; TensorBoard by default.
+        start: first epoch that will be written; lines of this and later epochs, from before a resume, are dropped.
+        steps: number of steps of that epoch that are done; lines of later steps are dropped.
+        trackers: also get every record; TensorBoard by default.
     """
 
     def __init__(self, folder: Path, start: int = 0, steps: int = 0, trackers: Sequence[Tracker] | None = None) -> None:
@@ -123,20 +126,20 @@ class Journal:
 
     def write(self, record: dict[str, Any]) -> None:
         """Add one epoch."""
-        with _told(self.path):
+        with _explain_write_error(self.path):
             _append(self.path, record)
             for tracker in self.trackers:
                 tracker.epoch(record)
 
     def write_step(self, record: dict[str, Any], number: int) -> None:
         """Add one step, the `number`th of the run, counted from 1."""
-        with _told(self.steps_path):
+        with _explain_write_error(self.steps_path):
             _append(self.steps_path, record)
             for tracker in self.trackers:
                 tracker.step(record, number)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the trackers."""
         for tracker in self.trackers:
             tracker.close()
 
@@ -147,7 +150,7 @@ def _append(path: Path, record: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _explain_write_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -157,10 +160,9 @@ def _told(path: Path) -> Iterator[None]:
 
 
 def _cut(path: Path, keep: Callable[[Any], Any], what: str) -> None:
-    """Drop the lines of a file that are not to be kept, and one that was cut short."""
+    """Drop the lines that `keep` rejects, and an incomplete last line."""
     if not path.exists():
         return
-    # The last line may be cut; complete ones stand before it.
     lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     kept = []
     for line in lines:

@@ -1,4 +1,4 @@
-"""Which ranks this process is or starts: from the flags, or from what a launcher leaves in the environment."""
+"""Find which ranks this process is or starts: from options, or from a launcher's environment variables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from classification.errors import UserError, quoted
 from classification.options.devices import Devices
 from classification.runs.world import device_of
 
-# Where launchers write a rank's number on its node. Without any of them ranks are dealt out GPU by GPU.
+# Variables with the number of a rank on its node. Without them, ranks take the GPUs of a node in turn.
 LOCAL = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK")
 EXPORTS = (
     "export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID, and MASTER_ADDR and MASTER_PORT of "
@@ -26,11 +26,11 @@ class Place:
 
     Args:
         first: number of the first one.
-        size: ranks of the whole run.
-        local_size: ranks that this process starts.
-        spawn: whether they are processes of their own.
-        env: whether they meet where the environment says (MASTER_ADDR, MASTER_PORT).
-        local: number of the first one on its node, which chooses its GPU.
+        size: number of ranks of the whole run.
+        local_size: number of ranks that this process starts.
+        spawn: whether each gets a process of its own.
+        env: whether they meet at MASTER_ADDR and MASTER_PORT of the environment.
+        local: number of the first one on its node; it chooses the GPU.
     """
 
     first: int
@@ -48,7 +48,7 @@ def find_place(devices: Devices, env: Mapping[str, str] = os.environ) -> Place:
     process one rank. With --multiprocessing-distributed and --dist-url env:// they number nodes instead.
 
     Raises:
-        UserError: an environment that names several ranks and does not say where they meet, or which this is.
+        UserError: the environment is of several ranks, but does not say where they meet, or which one this is.
     """
     nodes, node = devices.world_size, devices.rank
     per_node = devices.multiprocessing_distributed

@@ -1,4 +1,4 @@
-"""What a network says of images, as files and as lines of a table."""
+"""Predictions for images, as files and as lines of a table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from classification.errors import RunError, UserError, one_line
 
 HEADER = ("path", "rank", "class", "probability")
-WIDEST = 60  # characters of a column that are padded
+WIDEST = 60  # characters; columns are padded to at most this width
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ def predictions(paths: Sequence[str], logits: Tensor, top: int) -> list[Predicti
         bad = int((~logits.isfinite().all(1)).nonzero()[0])
         raise RunError(f"the network's outputs for {paths[bad]} are not finite: are its weights damaged?")
     scores, ids = logits.double().softmax(1).topk(top, dim=1)
-    found = zip(paths, ids.tolist(), scores.tolist(), strict=True)
-    return [Prediction(path, which, [float(f"{score:.6g}") for score in likely]) for path, which, likely in found]
+    rows = zip(paths, ids.tolist(), scores.tolist(), strict=True)
+    return [Prediction(path, ids_, [float(f"{score:.6g}") for score in scores_]) for path, ids_, scores_ in rows]
 
 
 def class_names(path: Path | None, known: Sequence[str] | None, num_classes: int) -> list[str]:
-    """Return the names of the classes: lines of a file, or else those that are known, or else their indices.
+    """Return the names of the classes: the lines of a file, or else those of the checkpoint, or else the indices.
 
     Args:
-        path: of a file with one name per line.
-        known: the checkpoint's.
-        num_classes: how many there are.
+        path: of a file with one name per line, or None.
+        known: the checkpoint's names, or None.
+        num_classes: K.
 
     Raises:
         UserError: the file cannot be read, or has another number of lines.
@@ -75,36 +75,36 @@ def class_names(path: Path | None, known: Sequence[str] | None, num_classes: int
     return [os.fsdecode(line) for line in lines]
 
 
-def to_csv(found: Iterable[Prediction], names: Sequence[str]) -> bytes:
-    """Return rows of `HEADER`, the rank counted from 1; bytes that are no text stay what they are."""
+def to_csv(predictions: Iterable[Prediction], names: Sequence[str]) -> bytes:
+    """Return rows of `HEADER`, with ranks from 1; bytes that are not UTF-8 are kept, as in file names."""
     text = io.StringIO(newline="")
     plain = csv.writer(text, lineterminator="\n")
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     plain.writerow(HEADER)
-    for one in found:
-        for rank, (index, score) in enumerate(zip(one.class_ids, one.scores, strict=True), 1):
-            row = (one.path, rank, names[index], score)
+    for prediction in predictions:
+        for rank, (index, score) in enumerate(zip(prediction.class_ids, prediction.scores, strict=True), 1):
+            row = (prediction.path, rank, names[index], score)
             # Python before 3.13 writes a lone carriage return without quotes, which readers take for the end of a row.
-            (quoted if "\r" in f"{one.path}{names[index]}" else plain).writerow(row)
+            (quoted if "\r" in f"{prediction.path}{names[index]}" else plain).writerow(row)
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
-def to_json(found: Iterable[Prediction], names: Sequence[str]) -> bytes:
-    """Return a list of objects, one per image; in names, bytes that are no text are escaped as Python does."""
+def to_json(predictions: Iterable[Prediction], names: Sequence[str]) -> bytes:
+    """Return a list of objects, one per image; bytes that are not UTF-8 are escaped as \\udcXX."""
     entries = [
         {
-            "class_ids": one.class_ids,
-            "scores": one.scores,
-            "file_name": one.path,
-            "label_names": [names[index] for index in one.class_ids],
+            "class_ids": prediction.class_ids,
+            "scores": prediction.scores,
+            "file_name": prediction.path,
+            "label_names": [names[index] for index in prediction.class_ids],
         }
-        for one in found
+        for prediction in predictions
     ]
     return (json.dumps(entries, indent=1) + "\n").encode()
 
 
 class Table:
-    """Lines for people: a path, then classes and probabilities, in columns.
+    """Lines to print: a path, then classes and probabilities, in columns.
 
     Args:
         paths: of all images.
@@ -115,9 +115,9 @@ class Table:
         self.names = [one_line(name) for name in names]
         self.widths = [min(WIDEST, max(map(len, texts))) for texts in (map(one_line, paths), self.names)]
 
-    def line(self, found: Prediction) -> str:
+    def line(self, prediction: Prediction) -> str:
         """Return the line of one image."""
         first, second = self.widths
-        likely = zip(found.class_ids, found.scores, strict=True)
-        columns = [f"{self.names[index]:<{second}} {score:.4f}" for index, score in likely]
-        return "  ".join([f"{one_line(found.path):<{first}}", *columns])
+        pairs = zip(prediction.class_ids, prediction.scores, strict=True)
+        columns = [f"{self.names[index]:<{second}} {score:.4f}" for index, score in pairs]
+        return "  ".join([f"{one_line(prediction.path):<{first}}", *columns])

@@ -1,4 +1,4 @@
-"""What a run prints of its steps, its epochs and its end."""
+"""The lines that a run prints about its steps, its epochs and its result."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class Progress:
     Args:
         optimisation: the epochs of the run.
         print_freq: steps between two lines; None for a line every ten seconds.
-        clock: seconds, as of `time.perf_counter`.
+        clock: returns seconds.
     """
 
     def __init__(
         self, optimisation: Optimisation, print_freq: int | None, clock: Callable[[], float] = time.perf_counter
     ) -> None:
         self.optimisation, self.print_freq, self.clock = optimisation, print_freq, clock
-        self.steps = 0  # that this process did
-        self.seconds = self.first = 0.0  # that they took, and the first of them, which is slower
-        self.aside = 0.0  # seconds of the last epoch that were no steps: evaluation, matching, writing
-        self._told = 0.0
+        self.steps = 0  # steps of this process
+        self.seconds = self.first = 0.0  # that all of them took, and that the first one took, which is slower
+        self.aside = 0.0  # seconds of the last epoch without its steps: evaluation, matching, writing
+        self._printed = 0.0  # time of the last line
 
     def stepped(self, seconds: float) -> None:
         """Count a step that took `seconds`."""
@@ -44,11 +44,11 @@ class Progress:
         self.first = self.first or seconds
 
     def due(self, step: int) -> bool:
-        """Whether step `step` of the epoch, counted from 1, is printed: the first, then by time or --print-freq."""
+        """Return whether to print `step` of the epoch, counted from 1: the first one, then by time or --print-freq."""
         now, every = self.clock(), self.print_freq
-        if self.steps > 1 and (step % every if every else now - self._told < EVERY):
+        if self.steps > 1 and (step % every if every else now - self._printed < EVERY):
             return False
-        self._told = now
+        self._printed = now
         return True
 
     def left(self, epoch: int, step: int, steps: int) -> str:
@@ -56,33 +56,33 @@ class Progress:
         if self.steps < 2:
             return ""
         epochs = total_epochs(self.optimisation) - epoch
-        todo = steps - step + (epochs - 1) * steps
-        pace = (self.seconds - self.first) / (self.steps - 1)
-        return f"ETA {duration(todo * pace + epochs * self.aside)}"
+        steps_left = steps - step + (epochs - 1) * steps
+        seconds_per_step = (self.seconds - self.first) / (self.steps - 1)
+        return f"ETA {duration(steps_left * seconds_per_step + epochs * self.aside)}"
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as hours, minutes and seconds."""
+    """Return seconds as "hours:minutes:seconds"."""
     return str(timedelta(seconds=round(seconds)))
 
 
 def sum_of(loss: float, weighted: Mapping[str, float]) -> str:
-    """Write a loss as the sum of its weighted terms."""
+    """Return a loss as the sum of its weighted terms."""
     parts = " + ".join(f"{name} {value:.4f}" for name, value in weighted.items())
     return f"loss {loss:.4f} = {parts}"
 
 
 def best_value(measure: str, best: Mapping[str, float]) -> str:
-    """Write the measure of --best-by at the best epoch, with its name unless it is top-1; "-" where there is none."""
+    """Return the --best-by value of the best epoch, with its name unless it is top-1; "-" if there is none."""
     value = best.get(f"valid_{measure}")
-    said = "-" if value is None else f"{value:.4f}" if measure == "loss" else f"{value:.2f}"
-    return said if measure == "top1" else f"{measure} {said}"
+    text = "-" if value is None else f"{value:.4f}" if measure == "loss" else f"{value:.2f}"
+    return text if measure == "top1" else f"{measure} {text}"
 
 
 def epoch_line(
     optimisation: Optimisation, num_classes: int, record: Mapping[str, Any], best: str, terms: Iterable[str]
 ) -> str:
-    """Write an epoch in a line."""
+    """Return the line about an epoch."""
     weighted = {name: record[f"train_{name}_weighted"] for name in terms}
     return "  ".join(
         (
@@ -110,10 +110,10 @@ def last_lines(
         evaluate = shlex.join(["mgd", "evaluate", str(folder), *words])
     else:
         evaluate = command("main_base.py", *words, "--evaluate", "--student-resume", str(folder / "best.pth"))
-    measure, said = options.run.best_by, f"top-1 {best['valid_top1']:.2f}"
+    measure, best_text = options.run.best_by, f"top-1 {best['valid_top1']:.2f}"
     if measure != "top1":
-        said = f"{best_value(measure, best)} with {said}"
+        best_text = f"{best_value(measure, best)} with {best_text}"
     return [
-        f"=> done in {duration(seconds)}: best {said}{where}, last {last:.2f}",
+        f"=> done in {duration(seconds)}: best {best_text}{where}, last {last:.2f}",
         f"=> to evaluate the best: {evaluate}",
     ]

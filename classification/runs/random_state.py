@@ -1,4 +1,4 @@
-"""The state of every generator of random numbers, as tensors and numbers."""
+"""The states of all random number generators, as tensors and numbers."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def random_state(world: World) -> list[dict[str, Any]]:
 
 
 def set_random_state(states: list[dict[str, Any]], world: World) -> bool:
-    """Restore this rank's state; return False, and change nothing, where there were more or fewer ranks.
+    """Restore this rank's state; return False, and change nothing, if the number of ranks differs.
 
     Raises:
-        ValueError: these are not such states.
+        ValueError: the states are damaged.
     """
     if len(states) != world.size:
         return False
     try:
         _set(states[world.rank], world)
-    except Exception as error:  # a broken state can raise anything
+    except Exception as error:  # a broken state may raise anything
         raise ValueError("the states of its random number generators do not fit") from error
     return True
 
@@ -49,7 +49,7 @@ def _set(own: dict[str, Any], world: World) -> None:
     version, words, gauss = own["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
     kind, keys, position, has_gauss, cached = own["numpy"]
-    if not 0 <= position <= len(keys):  # NumPy would read behind its table
+    if not 0 <= position <= len(keys):  # NumPy would read after the end of its table
         raise ValueError
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(own["torch"])

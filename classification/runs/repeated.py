@@ -1,4 +1,4 @@
-"""Runs of the main scripts that belong together, each in its own process; an interrupted one resumes."""
+"""Several runs of the main scripts, each in its own process; interrupted ones are resumed."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Command:
 
     Args:
         script: main_base or main_mgd.
-        words: the command line, without what follows from the other fields.
+        words: the command line, without --seed, --output and --resume.
         seed: of the run.
         folder: the run folder.
-        log: the file that takes what it prints.
+        log: the file that its output is appended to.
     """
 
     script: str
@@ -43,7 +43,7 @@ class Command:
     log: Path
 
     def typed(self) -> list[str]:
-        """Return the words of a command that begins the run, or resumes it."""
+        """Return the command that begins the run, or resumes it."""
         place = ["--seed", str(self.seed), "--output", str(self.folder), "--resume", "auto"]
         return [sys.executable, "-m", f"classification.{self.script}", *self.words, *place]
 
@@ -51,9 +51,9 @@ class Command:
         """Start the run.
 
         Args:
-            threads: of the run.
-            cwd: the folder that it is typed in; None for the current one.
-            apart: whether Ctrl-C does not reach it.
+            threads: number of threads.
+            cwd: its working directory; None for the current one.
+            apart: whether it gets a session of its own, so that Ctrl-C does not reach it.
         """
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(paths)}
@@ -64,7 +64,7 @@ class Command:
 
 
 def is_done(folder: Path) -> bool:
-    """Whether the run in `folder` has finished its last epoch."""
+    """Return whether the run in `folder` has finished its last epoch."""
     if not (folder / "last.pth").exists():
         return False
     options = json.loads((folder / "config.json").read_text())["options"]
@@ -81,13 +81,13 @@ def last_top1(folder: Path) -> float:
 def run_all(commands: Sequence[Command], *, jobs: int, threads: int, cwd: Path | None = None) -> Iterator[Command]:
     """Run commands, `jobs` of them at once; yield each when it is done.
 
-    A run that is done already is yielded at once. When this is stopped, the runs finish their steps and save.
+    A run that is done already is not started. If the iteration is stopped, the runs finish their steps and save.
 
     Args:
         commands: in the order of their start.
-        jobs: how many run at once.
-        threads: of each.
-        cwd: the folder that they are typed in; None for the current one.
+        jobs: number of runs at once.
+        threads: number of threads of each.
+        cwd: their working directory; None for the current one.
 
     Raises:
         RunError: a run failed; the others were stopped.
@@ -101,7 +101,7 @@ def run_all(commands: Sequence[Command], *, jobs: int, threads: int, cwd: Path |
                 if is_done(command.folder):
                     yield command
                 else:
-                    running[command] = command.start(threads, cwd, apart=True)  # signalled once, at the end
+                    running[command] = command.start(threads, cwd, apart=True)  # a signal is sent to it once, below
             for command in [command for command, process in running.items() if process.poll() is not None]:
                 if status := running.pop(command).returncode:
                     raise RunError(f"{command.folder.name} ended with status {status}: {_last_line(command.log)}")
@@ -115,16 +115,16 @@ def run_all(commands: Sequence[Command], *, jobs: int, threads: int, cwd: Path |
 
 
 def await_others(folder: Path) -> None:
-    """Wait while a process that an earlier call left behind still writes to a run folder."""
-    said = False
+    """Wait while a process of an earlier call still writes to a run folder."""
+    announced = False
     while exists(folder):
         try:
             lock_folder(folder).close()
             return
         except UserError as error:
-            if not said:
+            if not announced:
                 print(f"=> waiting: {error}", file=sys.stderr, flush=True)
-            said = True
+            announced = True
             time.sleep(1)
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint must contain to be resumed from: a damaged one is refused before anything runs."""
+"""Check that a checkpoint has everything to resume from: a damaged one is refused before anything runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from classification.errors import UserError, quoted
 from classification.options.terms import is_number
 from classification.system.weight_files import damaged_error
 
-# The parts and their kinds; numbers are not negative.
+# The required entries and their types; numbers must not be negative.
 PARTS: dict[str, Any] = {"state_dict": dict, "arch": str, "num_classes": int, "classes": list, "resume": dict}
 RESUME: dict[str, Any] = {
     "epoch": int, "step": int, "seconds": (int, float), "extra": dict, "means": dict, "best": dict, "skipped": int,
@@ -25,14 +25,14 @@ INSIDE = {"config": ("options",), "inputs": ("teachers", "training images"), "be
 
 
 def check_complete(path: str, content: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that lacks a part, or has one of another kind.
+    """Refuse a checkpoint that lacks an entry, or has one of another type.
 
     Args:
         path: the file, for the message.
-        content: what it contains; "resume" is a dictionary, as the caller has checked.
+        content: its content; the caller has checked that "resume" is a dictionary.
 
     Raises:
-        UserError: naming the part.
+        UserError: an entry is missing or wrong; the message names it.
     """
     resume = content["resume"]
     for part, kinds in ((content, PARTS), (resume, RESUME)):
@@ -56,11 +56,11 @@ def check_complete(path: str, content: Mapping[str, Any]) -> None:
 
 
 def load_or_keep(module: nn.Module, load: Callable[[], None]) -> Exception | None:
-    """Load a state into a module; where that fails, leave the module as it was and return the error."""
+    """Load a state into a module; if that fails, leave the module as it was and return the error."""
     own = copy.deepcopy(module.state_dict())
     try:
         load()
-    except Exception as error:  # a broken state can raise anything
+    except Exception as error:  # a broken state may raise anything
         module.load_state_dict(own)
         return error
     return None
@@ -71,12 +71,12 @@ def explain_damage(path: str) -> Iterator[None]:
     """Turn errors while a state is loaded into one sentence.
 
     Raises:
-        UserError: naming the file.
+        UserError: the state is damaged; the message names the file.
     """
     try:
         yield
     except (UserError, NameError, ImportError, NotImplementedError, MemoryError, torch.OutOfMemoryError):
-        raise  # of the program or of the machine, not of the file
-    except Exception as error:  # a broken state can raise anything
+        raise  # an error of the program or the machine, not of the file
+    except Exception as error:  # a broken state may raise anything
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise damaged_error(path, f"{kind}{' '.join(str(error).split())[:200]}") from error

@@ -1,4 +1,4 @@
-"""How good predictions are, per image and in all, and how two networks differ on the same images: pure functions."""
+"""Scores of predictions, per image and in total, and the comparison of two networks: pure functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from classification.models.intervals import difference_interval, verdict
 
 BINS = 15  # of the calibration error
-COLUMNS = 5
+COLUMNS = 5  # of `per_image`
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -24,12 +24,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network says of every image.
+    """The predictions of a network for N images.
 
     Args:
-        predicted: its class, (N,).
+        predicted: the likeliest class, (N,).
         probability: of that class, (N,).
-        in_top5: whether the true class is among the first five, (N,).
+        in_top5: whether the true class is among the five likeliest, (N,).
         loss: cross-entropy, (N,).
         target: the true class, (N,).
     """
@@ -42,18 +42,18 @@ class Predictions:
 
     @classmethod
     def of(cls, rows: Tensor) -> Predictions:
-        """Return the rows (N, 5) of `per_image`."""
+        """Return the predictions in rows (N, 5) of `per_image`."""
         predicted, probability, in_top5, loss, target = rows.cpu().numpy().T
         return cls(predicted.astype(np.int64), probability, in_top5 > 0, loss, target.astype(np.int64))
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """Whether the class is the true one, (N,)."""
+        """Whether the prediction is the true class, (N,)."""
         return np.equal(self.predicted, self.target)
 
 
 def per_image(logits: Tensor, target: Tensor) -> Tensor:
-    """Return class, its probability, whether the target is in the first five, cross-entropy and target: (B, 5).
+    """Return the columns of `Predictions`, in its order, as one tensor (B, 5) float64.
 
     Args:
         logits: (B, K), float32.
@@ -66,46 +66,46 @@ def per_image(logits: Tensor, target: Tensor) -> Tensor:
     return torch.stack([best[:, 0], probability, (best == target[:, None]).any(1), loss, target], 1).double()
 
 
-def class_scores(found: Predictions) -> dict[str, float]:
-    """Return the scores that count classes alike, whatever their number of images, in percent.
+def class_scores(predictions: Predictions) -> dict[str, float]:
+    """Return the scores in which all classes count equally, whatever their number of images, in percent.
 
     Returns:
-        `balanced_accuracy`, the mean over the classes that there are images of, and `macro_f1`, over the classes that
+        `balanced_accuracy`, the mean over the classes that have images, and `macro_f1`, the mean over the classes that
         occur in labels or predictions.
     """
     from sklearn.metrics import balanced_accuracy_score, f1_score  # slow to import, for evaluation only
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of classes that are predicted and have no images here
-        balanced = balanced_accuracy_score(found.target, found.predicted)
+        warnings.simplefilter("ignore")  # about classes that are predicted but have no images
+        balanced = balanced_accuracy_score(predictions.target, predictions.predicted)
     return {
         "balanced_accuracy": 100 * float(balanced),
-        "macro_f1": 100 * float(f1_score(found.target, found.predicted, average="macro", zero_division=0)),
+        "macro_f1": 100 * float(f1_score(predictions.target, predictions.predicted, average="macro", zero_division=0)),
     }
 
 
-def scores(found: Predictions, classes: Sequence[str]) -> dict[str, Any]:
-    """Return what is said of one network; all but `loss` and counts are percentages.
+def scores(predictions: Predictions, classes: Sequence[str]) -> dict[str, Any]:
+    """Return the scores of one network; all but `loss` and counts are percentages.
 
     Args:
-        found: its predictions.
+        predictions: of the network.
         classes: names in order of index.
 
     Returns:
         `top1`, `top5`, `loss` (the mean cross-entropy), `images`; those of `class_scores`; `ece`, the expected
         calibration error; `per_class`, a list of `name`, `images`, `correct`.
     """
-    images = np.bincount(found.target, minlength=len(classes))
-    correct = np.bincount(found.target[found.right], minlength=len(classes))
+    images = np.bincount(predictions.target, minlength=len(classes))
+    correct = np.bincount(predictions.target[predictions.right], minlength=len(classes))
     counts = zip(classes, images.tolist(), correct.tolist(), strict=False)  # a network may have more outputs
     return {
-        "top1": 100 * float(found.right.mean()),
-        "top5": 100 * float(found.in_top5.mean()),
-        "loss": float(found.loss.mean()),
-        "images": len(found.target),
-        **class_scores(found),
-        "ece": 100 * calibration_error(found.probability, found.right),
-        "per_class": [{"name": name, "images": there, "correct": right} for name, there, right in counts],
+        "top1": 100 * float(predictions.right.mean()),
+        "top5": 100 * float(predictions.in_top5.mean()),
+        "loss": float(predictions.loss.mean()),
+        "images": len(predictions.target),
+        **class_scores(predictions),
+        "ece": 100 * calibration_error(predictions.probability, predictions.right),
+        "per_class": [{"name": name, "images": total, "correct": right} for name, total, right in counts],
     }
 
 
@@ -115,12 +115,14 @@ def calibration_error(probability: Floats, right: NDArray[np.bool_], bins: int =
     Args:
         probability: of the predicted class, (N,).
         right: whether it is the true one, (N,).
-        bins: equal ones over (0, 1]; each holds its upper end.
+        bins: number of equal bins over (0, 1]; each includes its upper end.
 
     Reference: Guo, Pleiss, Sun, Weinberger, 2017, arXiv:1706.04599, equation 5.
     """
-    place = np.clip(np.ceil(np.nan_to_num(probability) * bins).astype(np.int64) - 1, 0, bins - 1)
-    gaps = np.bincount(place, weights=right - probability, minlength=bins)  # n_b * (accuracy_b - mean probability_b)
+    bin_of_image = np.clip(np.ceil(np.nan_to_num(probability) * bins).astype(np.int64) - 1, 0, bins - 1)
+    gaps = np.bincount(
+        bin_of_image, weights=right - probability, minlength=bins
+    )  # n_b * (accuracy_b - mean probability_b)
     return float(np.abs(gaps).sum() / len(right))
 
 
@@ -129,7 +131,7 @@ def compare(student: Predictions, teacher: Predictions) -> dict[str, Any]:
 
     Returns:
         `top1_difference`, student minus teacher in points, its 95 % `interval` and the `verdict` about it, and the
-        `agreement`, the percentage of images that both say the same class of.
+        `agreement`, the percentage of images for which both predict the same class.
 
     Raises:
         ValueError: the images differ.

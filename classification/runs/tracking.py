@@ -1,4 +1,4 @@
-"""Where a run's epochs and steps are logged: TensorBoard, and trackio if asked for."""
+"""Log a run's epochs and steps: in TensorBoard, and in trackio with --track."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from classification.runs import matchings
 
-# Groups of TensorBoard, by the names of the metrics that belong to each: the first that fits.
+# TensorBoard groups by pattern of the metric's name; the first pattern that fits is used.
 GROUPS = {
     r"(train|valid)_loss(_.*)?": "loss",
     r"train_top[15]|valid_.*": "accuracy",
@@ -21,7 +21,7 @@ GROUPS = {
     r"train_.*_weighted": "terms_weighted",
     r"train_.*": "terms",
 }
-PICTURE = (96, 240)  # rows and columns of a flow's picture at most
+PICTURE = (96, 240)  # largest numbers of rows and columns of a flow's picture
 
 
 class Tracker(Protocol):
@@ -38,13 +38,13 @@ class Tracker(Protocol):
 
 
 def tag_of(name: str) -> str:
-    """Return the TensorBoard tag of a metric: its name behind that of its group."""
+    """Return the TensorBoard tag of a metric, GROUP/NAME."""
     group = next((group for pattern, group in GROUPS.items() if re.fullmatch(pattern, name)), "run")
     return f"{group}/{name}"
 
 
 def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a record, without those that say where it stands in the run."""
+    """Return the numbers of a record, without epoch and step."""
     place = ("epoch", "step")
     return {name: value for name, value in record.items() if isinstance(value, (int, float)) and name not in place}
 
@@ -58,12 +58,12 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
-        from tensorboardX import SummaryWriter  # not needed before a run writes
+        from tensorboardX import SummaryWriter  # needed only by runs that write
 
         self.folder, self.events = folder, SummaryWriter(str(folder), purge_step=start or None)
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Write the numbers of an epoch, and the flows that were found before it."""
+        """Write the numbers of an epoch, and pictures of the flows found before it."""
         for name, value in numbers_of(record).items():
             self.events.add_scalar(tag_of(name), value, record["epoch"])
         self._add_flow(record["epoch"])
@@ -75,9 +75,9 @@ class TensorBoard:
             self.events.add_scalar(f"steps/{name}", value, number)
 
     def _add_flow(self, epoch: int) -> None:
-        """Add the pictures of the matching that was made before this epoch, if one was."""
+        """Add pictures of the matching before this epoch, if there was one."""
         newest = matchings.files(self.folder)[-1:]
-        with contextlib.suppress(ValueError):  # a report names a file that is damaged
+        with contextlib.suppress(ValueError):  # the report says which file is damaged
             for path in newest:
                 matching = matchings.read_matching(path)
                 for stage in matching.stages if matching.epoch == epoch else ():
@@ -123,13 +123,13 @@ class Trackio:
 
 
 def trackers(name: str, folder: Path, start: int, options: Mapping[str, Any]) -> list[Tracker]:
-    """Return the trackers of a run: TensorBoard, and what --track names.
+    """Return the trackers of a run: TensorBoard, and the one that --track names.
 
     Args:
-        name: of --track.
+        name: the value of --track.
         folder: the run folder.
         start: first epoch that will be written.
         options: of the run.
     """
-    found: list[Tracker] = [TensorBoard(folder, start)]
-    return [*found, Trackio(folder, options)] if name == "trackio" else found
+    chosen: list[Tracker] = [TensorBoard(folder, start)]
+    return [*chosen, Trackio(folder, options)] if name == "trackio" else chosen

@@ -1,4 +1,4 @@
-"""This process among its ranks: its device, its seed, what wraps the module that trains."""
+"""This process as one of the ranks: communication, device, seed, and the wrapping of the module that trains."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from classification.runs.heartbeat import Heartbeat, Mate
 
 @dataclass(frozen=True)
 class LocalRanks:
-    """The ranks of one node: the number of this one among them, how many they are, and their group."""
+    """The ranks of one node: the number of this one among them, their number, and their process group."""
 
     number: int = 0
     size: int = 1
     group: Any = None
 
     def gather(self, value: Any) -> list[Any]:
-        """Return what each of them gives."""
-        found = [value] * self.size
+        """Return the value of each of these ranks, in order."""
+        values = [value] * self.size
         if self.size > 1:
-            dist.all_gather_object(found, value, group=self.group)
-        return found
+            dist.all_gather_object(values, value, group=self.group)
+        return values
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class World:
     size: int = 1
     local_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    # Reduced tensors, a few small ones an epoch. A gloo thread that is the last to hold one waits for the interpreter's
-    # lock to free it, while the end of the process group waits for the thread holding that lock.
+    # Reduced tensors, a few small ones per epoch; keeping them avoids a deadlock. To free the last reference to one, a
+    # gloo thread waits for the interpreter's lock, while the thread with that lock waits for the group's end.
     kept: list[Tensor] = field(default_factory=list)
-    mates: tuple[Mate, ...] = ()  # every rank's process, to name one that died
-    heartbeat: Heartbeat | None = None  # among several ranks
-    # Shared with the loading processes: 1 once the job is over, and they leave at the first signal.
+    mates: tuple[Mate, ...] = ()  # every rank's process
+    heartbeat: Heartbeat | None = None  # None for a single rank
+    # Shared with the loading processes: 1 once the job is over; then they end at the first signal.
     ending: Any = field(default_factory=lambda: multiprocessing.RawValue("b", 0))
 
     @property
@@ -58,12 +58,12 @@ class World:
         return self.rank == 0
 
     def passed(self) -> None:
-        """Note that this rank has passed a batch, so that ranks that hang can be named."""
+        """Count a batch for the heartbeat."""
         if self.heartbeat is not None:
             self.heartbeat.passed()
 
     def largest(self, number: int) -> int:
-        """Return the largest of the ranks' numbers."""
+        """Return the largest number of all ranks."""
         if self.size == 1:
             return number
         value = torch.tensor(number, device=self.device, dtype=torch.int64)
@@ -72,7 +72,7 @@ class World:
         return int(value)
 
     def wait(self) -> None:
-        """Wait until every rank has come here."""
+        """Wait until every rank has called this."""
         if self.size > 1:
             dist.barrier()
 
@@ -82,7 +82,7 @@ class World:
             print(text, flush=True)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sum of `values` over the ranks."""
+        """Sum `values` over the ranks, in place, and return them."""
         if self.size > 1:
             self.kept.append(values)
             dist.all_reduce(values)
@@ -98,31 +98,31 @@ class World:
         return int(value)
 
     def check_same(self, number: int, what: str) -> None:
-        """Stop the run where a 63-bit number differs between ranks.
+        """Check that a 63-bit number is the same on all ranks.
 
         Raises:
-            RunError: naming the ranks that differ from rank 0.
+            RunError: it is not; the message names the ranks that differ from rank 0.
         """
         if self.size == 1:
             return
         own = torch.tensor([number], device=self.device, dtype=torch.int64)
-        found = [torch.zeros_like(own) for _ in range(self.size)]
-        self.kept.extend((own, *found))
-        dist.all_gather(found, own)
-        others = [rank for rank, value in enumerate(found) if int(value) != int(found[0])]
+        numbers = [torch.zeros_like(own) for _ in range(self.size)]
+        self.kept.extend((own, *numbers))
+        dist.all_gather(numbers, own)
+        others = [rank for rank, value in enumerate(numbers) if int(value) != int(numbers[0])]
         if others:
             raise RunError(f"{what} differ between the ranks: {others} from 0; are their data and code the same?")
 
     @torch.no_grad()
     def average_statistics(self, module: nn.Module) -> None:
-        """Give every rank the mean over the ranks of each batch norm's running mean and variance.
+        """Replace the running means and variances of batch norms by their means over the ranks.
 
-        The variance is the mean of the ranks' variances: how far their means lie apart is left out, which is little
-        after many batches. Equal statistics stay what they are, to the bit.
+        The mean of the variances neglects the spread of the ranks' means, which is small after many batches. Statistics
+        that are equal on all ranks do not change, bit for bit.
         """
         norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-        kept = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
-        values = [value for value in kept if value is not None]
+        statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var)]
+        values = [value for value in statistics if value is not None]
         if self.size == 1 or not values:
             return
         means = self.sum(torch.cat([value.flatten().double() for value in values])) / self.size
@@ -130,21 +130,21 @@ class World:
             value.copy_(mean.view_as(value))
 
     def local_ranks(self) -> LocalRanks:
-        """Return the ranks of this node, of which this is one; every rank of the run has to ask."""
+        """Return the ranks of this node; every rank of the run must call this."""
         if self.size == 1:
             return LocalRanks()
         groups: dict[str, Any] = {}
         hosts = [mate.host for mate in self.mates]
-        wait_for = timedelta(seconds=self.heartbeat.timeout) if self.heartbeat else None
+        timeout = timedelta(seconds=self.heartbeat.timeout) if self.heartbeat else None
         for host in dict.fromkeys(hosts):
             ranks = [rank for rank, other in enumerate(hosts) if other == host]
-            groups[host] = (ranks, dist.new_group(ranks, backend="gloo", timeout=wait_for))
+            groups[host] = (ranks, dist.new_group(ranks, backend="gloo", timeout=timeout))
         ranks, group = groups[hosts[self.rank]]
         return LocalRanks(ranks.index(self.rank), len(ranks), group)
 
     @torch.no_grad()
     def share_state(self, module: nn.Module) -> None:
-        """Give every rank rank 0's weights and batch norm statistics."""
+        """Copy the weights and batch norm statistics of rank 0 to every rank."""
         if self.size > 1:
             for value in (*module.parameters(), *module.buffers()):
                 dist.broadcast(value, src=0)
@@ -152,19 +152,19 @@ class World:
 
 @dataclass(frozen=True)
 class Seed:
-    """The seed of a run: its value, and whether the user named it."""
+    """The seed of a run: its value, and whether the user gave it."""
 
     value: int
     typed: bool
 
     @classmethod
     def of(cls, typed: int | None) -> Seed:
-        """Return the seed that was typed, or a fresh one."""
+        """Return the seed that was typed, or a random one."""
         return cls(random.SystemRandom().randrange(2**31) if typed is None else typed, typed is not None)
 
 
 def device_of(devices: Devices, local_rank: int = 0) -> torch.device:
-    """Return the device that a rank of this node works on."""
+    """Return the device of a rank of this node."""
     if devices.gpu is not None:
         return torch.device("cuda", devices.gpu)
     if devices.device == "cpu" or (devices.device == "auto" and not torch.cuda.is_available()):
@@ -175,13 +175,13 @@ def device_of(devices: Devices, local_rank: int = 0) -> torch.device:
 
 
 def seed_everything(seed: int, rank: int, *, deterministic: bool) -> None:
-    """Seed Python, NumPy and torch, each rank in its own way.
+    """Seed Python, NumPy and torch, differently on each rank.
 
     Args:
         seed: shared by the ranks.
         rank: of this process.
-        deterministic: whether every operation must be; one that has no such form stops the run. GPU convolutions are
-            then chosen by rule; else by their speed, which may differ from run to run.
+        deterministic: whether operations that cannot be deterministic stop the run. If False, cuDNN also chooses the
+            algorithms of convolutions by measured speed, so that they may differ from run to run.
     """
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)
@@ -194,11 +194,11 @@ def seed_everything(seed: int, rank: int, *, deterministic: bool) -> None:
 
 
 def wrap(module: nn.Module, world: World, devices: Devices) -> nn.Module:
-    """Wrap what trains: DDP among ranks; DataParallel on one process that sees several GPUs; else nothing.
+    """Wrap the module that trains: in DDP for several ranks, in DataParallel for one process with several GPUs.
 
-    DDP does not broadcast buffers: flows and cost sums are equal by construction, statistics are shared when needed.
-    It looks in each step for weights without a gradient, as a head has where terms read maps alone: without that look
-    its second step fails.
+    DDP does not broadcast buffers: flows and cost sums are equal by construction, and statistics are shared when
+    needed. It searches for unused parameters in each step, because otherwise its second step fails if some get no
+    gradient, such as a head if all terms read maps.
     """
     if world.size > 1:
         ids = [world.device.index] if world.device.type == "cuda" else None
@@ -210,6 +210,6 @@ def wrap(module: nn.Module, world: World, devices: Devices) -> nn.Module:
 
 
 def parallel_devices(world: World, devices: Devices) -> int:
-    """Return how many GPUs this process uses: all visible ones where it is alone and none was named."""
+    """Return the number of GPUs that this process uses: all visible ones if it is the only rank and none was named."""
     alone = world.size == 1 and devices.gpu is None and devices.device in ("auto", "cuda")
     return torch.cuda.device_count() if alone and world.device.type == "cuda" else 1

@@ -1,4 +1,4 @@
-"""What ranks compare before they work together: the checkpoint, the options, the networks, the images."""
+"""Check that all ranks have the same checkpoint, options, teachers and images; and what DataParallel allows."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from classification.runs.world import World, parallel_devices
 from classification.training.job import Job
 from mgd.losses import Term
 
-MOST = 100_000  # files of a list whose sizes are compared; of longer lists evenly spaced ones
-READ = 64  # files of a list that are read
+MOST = 100_000  # approximate number of files whose sizes are compared; of longer lists, evenly spaced ones
+READ = 64  # approximate number of files whose contents are compared
 
 
 def check_ranks(job: Job, world: World) -> None:
-    """Stop a run whose ranks would do different things, before any of them does.
+    """Check that all ranks run the same job.
 
     Raises:
-        RunError: naming the ranks that differ from rank 0, and in what.
+        RunError: they do not; the message names the ranks that differ from rank 0, and what differs.
     """
     if world.size == 1:
         return
@@ -39,10 +39,11 @@ def check_ranks(job: Job, world: World) -> None:
 
 
 def check_parallel(job: Job, world: World) -> None:
-    """Refuse what DataParallel cannot do, and say what it changes: each GPU sees a part of the batch.
+    """Refuse what does not work on several devices, and note what changes if each GPU gets a part of the batch.
 
     Raises:
-        UserError: a term whose memory the replicas would lose; --int8-epochs on several devices.
+        UserError: --int8-epochs on several devices; or with DataParallel, --teacher-cache or a term that keeps data
+            between steps.
     """
     devices = parallel_devices(world, job.options.devices)
     if job.quantisation is not None and max(devices, world.size) > 1:
@@ -65,7 +66,7 @@ def check_parallel(job: Job, world: World) -> None:
 
 
 def _checkpoint(job: Job) -> list[str]:
-    """Return epoch, step and the file's digest of what is resumed, nothing where a run begins."""
+    """Return epoch, step and file digest of the checkpoint to resume from; nothing if there is none."""
     if job.checkpoint is None:
         return []
     state = job.checkpoint["resume"]
@@ -73,7 +74,7 @@ def _checkpoint(job: Job) -> list[str]:
 
 
 def _files(samples: Sequence[tuple[str, int]], root: str) -> list[str]:
-    """Return names, classes and sizes of files, and the content of a few: other bytes may hide under the same names."""
+    """Return digests of names and classes, sizes, and digests of the contents of a few files."""
     sizes = [str(file_size(path)) for path, _ in samples[:: max(1, len(samples) // MOST)]]
     read = [file_digest(path) for path, _ in samples[:: max(1, len(samples) // READ)]]
     return [samples_digest(samples, root), *sizes, *read]

@@ -37,7 +37,7 @@ def prepare(options: Options, seed: Seed) -> Job:
 
 
 def _probe(job: Job, student: nn.Module) -> None:
-    """Train the head alone.
+    """Freeze all weights except the head's.
 
     Raises:
         UserError: the network has no weights, or no head.

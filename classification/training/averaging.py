@@ -17,10 +17,9 @@ def average(student: nn.Module, decay: float) -> AveragedModel:
     not slowed down by its first weights.
 
     Args:
-        student: the network; `update_parameters(student)` after each step.
+        student: the network; call `update_parameters(student)` after each step.
         decay: in (0, 1).
     """
-
     return _Average(student, decay)
 
 
@@ -44,7 +43,7 @@ class _Average(AveragedModel):
 
 
 def state(average: AveragedModel | None, student: nn.Module) -> dict[str, Any]:
-    """Return what a checkpoint keeps in addition to the average: the student, and the number of updates."""
+    """Return what a checkpoint has in addition to the average: the student's own weights and the number of updates."""
     if average is None:
         return {}
     plain: dict[str, Tensor] = student.state_dict()
@@ -52,7 +51,7 @@ def state(average: AveragedModel | None, student: nn.Module) -> dict[str, Any]:
 
 
 def restore(average: AveragedModel | None, student: nn.Module, kept: dict[str, Any]) -> None:
-    """Restore student and average. The checkpoint's main weights are the average, the student's own are in `kept`."""
+    """Restore average and student. `student` has the average loaded, if there is one; its own weights are in `kept`."""
     if average is not None:
         average.module.load_state_dict(student.state_dict())
         average.n_averaged.fill_(int(kept.get("updates", 0)))

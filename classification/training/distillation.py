@@ -45,10 +45,10 @@ def distil(job: Job, networks: Sequence[Taps]) -> Distiller:
 
 
 def build_terms(job: Job, student: Probe, teachers: Sequence[Probe]) -> Terms:
-    """Build the terms of one network that learns, each with its weight over the epochs.
+    """Build the terms of one network that trains, each with its weight as a function of the epoch.
 
     Raises:
-        UserError: hyper-parameters that a term refuses, taps that it needs, tapped tensors that are no maps.
+        UserError: a term refuses its hyper-parameters, or its taps are missing, or a tapped tensor is not a map.
     """
     terms, epochs = {}, config.total_epochs(job.options.optimisation)
     for name, spec in job.options.table.items():
@@ -58,7 +58,7 @@ def build_terms(job: Job, student: Probe, teachers: Sequence[Probe]) -> Terms:
             )
         try:
             term = spec.kind.build(student, teachers, len(job.data.train), hyper_of(job, name))
-        except (ValueError, TypeError, RuntimeError) as error:  # torch's own: shapes, or memory that is not there
+        except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: torch's own, about shapes or memory
             raise UserError(f"term {name}: {error}") from error
         terms[name] = (term, partial(spec.schedule.at, term.weight, epochs))
         job.notes.extend(f"{name}: {note}" for note in term.notes)
@@ -66,7 +66,7 @@ def build_terms(job: Job, student: Probe, teachers: Sequence[Probe]) -> Terms:
 
 
 def view_of(student: Preprocessing, teacher: Preprocessing) -> View | None:
-    """Return what turns the student's images into the teacher's size and normalisation; None where they agree."""
+    """Return the view that gives the teacher the student's images in its own size and normalisation; None if equal."""
     if (student.mean, student.std, student.img_size) == (teacher.mean, teacher.std, teacher.img_size):
         return None
     return View(student.mean, student.std, teacher.mean, teacher.std, teacher.img_size)
@@ -77,35 +77,35 @@ def probe_of(job: Job, network: Taps, view: View | None, weight: float | None = 
 
     Args:
         job: its preprocessing is the student's.
-        network: tapped, not folded.
-        view: what turns the student's images into the network's own, or None.
+        network: tapped, its norms not folded.
+        view: turns the student's images into the network's own; None if they are the same.
         weight: of a frozen teacher among several; None for a network that trains.
 
     Raises:
-        UserError: a tap that the forward does not reach, or that reads no map; a network without logits.
+        UserError: the forward does not reach a tap, or a tapped tensor is not a map; or the network returns no logits.
     """
     size = job.preprocessing.img_size
     images = torch.zeros(1, 3, size, size)
     try:
         viewed = images if view is None else view(images)
-        found = probe(network, viewed, weight=1.0 if weight is None else weight, frozen=weight is not None)
-    except (ValueError, TypeError) as error:  # an error of the taps: the network itself runs
+        probed = probe(network, viewed, weight=1.0 if weight is None else weight, frozen=weight is not None)
+    except (ValueError, TypeError) as error:  # an error of the taps; the network itself runs
         raise UserError(str(error)) from error
     except RuntimeError as error:
         raise UserError(f"the networks do not run at --img-size {size} with these taps: {error}") from error
-    return replace(found, before_relu=job.before_relu)
+    return replace(probed, before_relu=job.before_relu)
 
 
 def fast_teacher(job: Job, teacher: Taps, view: View | None) -> Frozen:
-    """Freeze a teacher in its fastest form: norms folded, in bfloat16 where the device has it."""
+    """Freeze a teacher in its fastest form: norms folded, and by default bfloat16 if the device has it."""
     devices, size = job.options.devices, job.preprocessing.img_size
     images = torch.randn(1, 3, size, size)
     norms = sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in teacher.modules())
     folded = fold_norms(teacher, images if view is None else view(images))
     dtype = devices.teacher_dtype
     if dtype == "auto":
-        narrow = "float16" if devices.amp == "fp16" else "float32"
-        dtype = "bfloat16" if has_bfloat16(device_of(devices)) else narrow
+        fallback = "float16" if devices.amp == "fp16" else "float32"
+        dtype = "bfloat16" if has_bfloat16(device_of(devices)) else fallback
     job.teacher_dtype = dtype
     job.notes.append(f"teacher: frozen, {folded} of {norms} batch norms folded into convolutions, {dtype}")
     return freeze(teacher.to(getattr(torch, dtype)), view)

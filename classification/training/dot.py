@@ -1,4 +1,4 @@
-"""DOT: SGD in which the gradients of the labels and of the teachers have momenta of their own."""
+"""DOT: SGD with separate momenta for the gradient of the labels and that of the teachers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class DOT(torch.optim.Optimizer):
 
     v <- (mu - delta) v + g + lambda w for the labels, u <- (mu + delta) u + h for the teachers, w <- w - eta (v + u)
 
-    h is noted before a step: the gradient of the terms that read teachers. What is left of `.grad` is g. A weight that
-    no such term reaches has the momentum mu.
+    h, the gradient of the terms that read teachers, is recorded by `note` before a step; g is `.grad` minus h. A weight
+    that no such term reaches has the momentum mu.
 
     Args:
         groups: as in any optimizer; a group may have its own `delta`.
@@ -26,37 +26,38 @@ class DOT(torch.optim.Optimizer):
         delta: half of the difference of the momenta.
         weight_decay: lambda.
 
-    Reference: Zhao et al., 2023, ICCV, "DOT: a distillation-oriented trainer", and the authors' code, which has plain
-        momenta instead of Nesterov's, the weight decay beside the labels, and mu for weights that one loss alone
-        reaches.
+    Reference: Zhao et al., 2023, ICCV, "DOT: a distillation-oriented trainer", and the authors' code. From the code are
+        plain momenta instead of Nesterov's, the weight decay in v only, and mu for weights that only one loss reaches.
     """
 
     def __init__(
         self, groups: Iterable[Mapping[str, Any]], lr: float, *, momentum: float, delta: float, weight_decay: float
     ) -> None:
-        usual = {"lr": lr, "momentum": momentum, "delta": delta, "weight_decay": weight_decay}
-        super().__init__([dict(group) for group in groups], usual)
-        self.noted: dict[Tensor, Tensor] = {}  # h, of the weights that it reaches
+        defaults = {"lr": lr, "momentum": momentum, "delta": delta, "weight_decay": weight_decay}
+        super().__init__([dict(group) for group in groups], defaults)
+        self.noted: dict[Tensor, Tensor] = {}  # h, for the weights that it reaches
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget all gradients, those noted too."""
+        """Reset all gradients, including the noted ones."""
         super().zero_grad(set_to_none)
         self.noted = {}
 
     def note(self, loss: Tensor) -> None:
-        """Add the gradient of a loss of the teachers to what is noted; its graph is kept.
+        """Add the gradient of a loss of the teachers to h; its graph is kept.
 
         Args:
-            loss: scalar; its part of `.grad` is the same.
+            loss: scalar; it must also be part of the loss whose gradient is in `.grad`.
         """
         weights = [weight for group in self.param_groups for weight in group["params"]]
-        found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True) if loss.requires_grad else ()
-        for weight, gradient in zip(weights, found, strict=bool(found)):
+        if not loss.requires_grad:
+            return
+        gradients = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        for weight, gradient in zip(weights, gradients, strict=True):
             if gradient is not None:
                 self.noted[weight] = self.noted[weight] + gradient if weight in self.noted else gradient
 
     def average(self, world: World) -> None:
-        """Average what is noted over the ranks, as the gradients of `DistributedDataParallel` are."""
+        """Average h over the ranks, as `DistributedDataParallel` averages gradients."""
         if world.size > 1 and self.noted:
             flat = world.sum(torch.cat([gradient.flatten() for gradient in self.noted.values()])) / world.size
             parts = flat.split([gradient.numel() for gradient in self.noted.values()])

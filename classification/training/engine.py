@@ -27,7 +27,7 @@ from classification.training.job import Job
 from classification.training.precision import autocast, lacks
 from mgd import Frozen, logits_of
 
-LOOK = 8  # batches of a pass without training after which ranks look whether one got a signal
+LOOK = 8  # number of batches after which ranks exchange signals, in a pass without training
 NAMES = {"cpu": "processor", "cuda": "GPU"}
 
 
@@ -42,7 +42,7 @@ class Engine:
     def __init__(self, job: Job, world: World) -> None:
         self.job, self.world, self.options = job, world, job.options
         trains = job.distiller is not None and not job.options.run.calibrate
-        self.lock = lock_folder(job.folder) if trains and world.first else None  # kept as long as this object
+        self.lock = lock_folder(job.folder) if trains and world.first else None  # it lasts as long as this object
         self.seed = world.share(job.seed.value)
         seed_everything(self.seed, world.rank, deterministic=bool(job.options.devices.deterministic))
         self.workers = -(-job.options.devices.workers // world.local_size)
@@ -59,14 +59,14 @@ class Engine:
         self._valid_loaders: dict[Preprocessing, DataLoader[tuple[Tensor, int, int]]] = {}
         self._train_cache: Cache | None = None
         self.interrupt: Interrupt | None = None  # while training
-        # Images that one device sees at once when nothing is wrapped.
+        # Images per batch on one device, for passes without training.
         optimisation, devices = job.options.optimisation, parallel_devices(world, job.options.devices)
         self._share = -(-optimisation.batch_size // (world.size * devices * optimisation.accumulate))
 
     # -- evaluation
 
     def evaluate_all(self) -> dict[str, dict[str, float]]:
-        """Evaluate every network that has weights with its own preprocessing; warn of a teacher that is near chance."""
+        """Evaluate every network that has weights, with its own preprocessing; warn if a teacher is near chance."""
         results, rows = {}, {}
         run = self.options.run
         file = evaluation.place(run.output, self._checkpoints()) if run.evaluate and self.world.first else None
@@ -83,13 +83,13 @@ class Engine:
                 rows[role] = torch.zeros(len(self.job.data.valid), COLUMNS, dtype=torch.float64)
             # A frozen teacher's view turns the student's images into its own.
             own = None if isinstance(network, Frozen) else preprocessing
-            found = results[role] = self.evaluate(network, own, rows.get(role))
-            scores = accuracy(found, self.job.num_classes, errors=True)
+            measured = results[role] = self.evaluate(network, own, rows.get(role))
+            scores = accuracy(measured, self.job.num_classes, errors=True)
             self.world.say(f"=> {role} {arch}, {size:.2f} M parameters: {scores}")
             chance = 100 / self.job.num_classes
-            if role.startswith("teacher") and found["valid_top1"] < chance + 0.1 * (100 - chance):
+            if role.startswith("teacher") and measured["valid_top1"] < chance + 0.1 * (100 - chance):
                 self.world.say(
-                    f"!! WARNING: the {role} is near chance ({found['valid_top1']:.2f} %, chance {chance:.2f} %). "
+                    f"!! WARNING: the {role} is near chance ({measured['valid_top1']:.2f} %, chance {chance:.2f} %). "
                     "Nothing good can be learned from it: check its weights, --img-size and the class folders."
                 )
         if rows and self.world.first:
@@ -98,7 +98,7 @@ class Engine:
 
     def _summarise(self, rows: Mapping[str, Tensor], file: Path | None) -> None:
         """Print the networks side by side, with their costs on this device, and write evaluation.json."""
-        from classification.models.cost import measure_costs  # its parts are needed here alone
+        from classification.models.cost import measure_costs  # slow to import
 
         scored = {role: Predictions.of(part) for role, part in rows.items()}
         networks, preprocessing = self.job.networks(), self.job.preprocessing_by_role()
@@ -111,28 +111,28 @@ class Engine:
     def _checkpoints(self) -> list[str | None]:
         """Return the files of the networks' weights, the student's first."""
         teachers = [spec.get("resume") for spec in self.options.teachers]
-        found = [self.options.networks.student_resume, self.options.run.resume, *teachers]
-        return [None if path and path.startswith("hf:") else path for path in found]  # hf: names no file
+        paths = [self.options.networks.student_resume, self.options.run.resume, *teachers]
+        return [None if path and path.startswith("hf:") else path for path in paths]  # hf: names no file
 
     def evaluate_epoch(self, network: nn.Module) -> dict[str, float]:
-        """Return what the record of an epoch says of a network: `evaluate`, and the measure of --best-by."""
+        """Return the results of `evaluate`, and the measure of --best-by, for the record of an epoch."""
         measure = self.options.run.best_by
         if measure in ("top1", "loss"):
             return self.evaluate(network)
         rows = torch.zeros(len(self.job.data.valid), COLUMNS, dtype=torch.float64)
-        found = self.evaluate(network, None, rows)
-        return {**found, f"valid_{measure}": class_scores(Predictions.of(rows))[measure]}
+        results = self.evaluate(network, None, rows)
+        return {**results, f"valid_{measure}": class_scores(Predictions.of(rows))[measure]}
 
     @torch.no_grad()
     def evaluate(
         self, network: nn.Module, preprocessing: Preprocessing | None = None, rows: Tensor | None = None
     ) -> dict[str, float]:
-        """Return top-1, top-5 in percent and the mean loss over the validation images, each once over all ranks.
+        """Return top-1 and top-5 in percent and the mean loss over the validation images, shared among the ranks.
 
         Args:
             network: on the device.
             preprocessing: of the network; None for the student's.
-            rows: zeros, which `per_image` of every image is written to.
+            rows: (N, `COLUMNS`) of zeros; the result of `per_image` for every image is written to it.
         """
         parts: list[Tensor] = []
         self.world.share_state(network)
@@ -148,14 +148,16 @@ class Engine:
         if rows is not None:
             own = torch.zeros_like(rows, device=self.world.device)
             if parts:
-                own[self.world.rank :: self.world.size] = torch.cat(parts)  # the images that `FixedBatches` dealt out
+                own[self.world.rank :: self.world.size] = torch.cat(
+                    parts
+                )  # the images that `FixedBatches` gave this rank
             rows.copy_(self.world.sum(own))
         return result(self.world.sum(total))
 
     # -- images
 
     def valid_images(self, preprocessing: Preprocessing | None = None) -> Iterable[tuple[Tensor, Tensor]]:
-        """Yield this rank's share of the validation images, and their classes; None: as the student sees them."""
+        """Yield this rank's share of the validation images, and their classes; None for the student's preprocessing."""
         preprocessing = preprocessing or self.job.preprocessing
         if preprocessing not in self._valid_loaders:
             photos = Photos(self.job.data.valid, preprocessing.transform(), cache=self._valid_cache)
@@ -165,11 +167,11 @@ class Engine:
             yield self.images(images, preprocessing), self.move(target)
 
     def training_images(self, epoch: int, num_images: int | None = None) -> Iterable[tuple[Tensor, Tensor, Tensor]]:
-        """Yield training images under the evaluation transform, classes and positions: this rank's share of a pass.
+        """Yield this rank's share of training images with the evaluation transform, their classes and positions.
 
         Args:
-            epoch: before which the pass is made; it draws other images for each.
-            num_images: how many of them, over all ranks; None for all.
+            epoch: the epoch before which the pass is made; the images are drawn anew for each.
+            num_images: number of images over all ranks; None for all.
         """
         total = len(self.job.data.train)
         chosen = draw_subset(total, total if num_images is None else num_images, self.seed, epoch)
@@ -187,24 +189,24 @@ class Engine:
         return make_loader(photos, batches, self.workers, world.device, persistent=persistent, ending=world.ending)
 
     def train_cache(self) -> Cache | None:
-        """Return the decoded training images, or None where --cache is off."""
+        """Return the decoded training images, or None with --cache off."""
         if self._train_cache is None:
             self._train_cache = self._cache(self.job.data.train)
         return self._train_cache
 
     def images(self, images: Tensor, preprocessing: Preprocessing | None = None) -> Tensor:
-        """Bring bytes to the device, normalised (None: as the student's), in the layout of --channels-last.
+        """Move bytes (B, H, W, 3) to the device and normalise them, by default as the student's; see --channels-last.
 
         Several views of each image, (B, V, H, W, 3), become (B, V, 3, H, W).
         """
         if images.ndim == 5:
             flat = self.images(images.flatten(0, 1), preprocessing)
             return flat.reshape(*images.shape[:2], *flat.shape[1:])
-        normal = (preprocessing or self.job.preprocessing).normalise(self.move(images))
-        return normal if self.options.devices.channels_last else normal.contiguous()
+        normalised = (preprocessing or self.job.preprocessing).normalise(self.move(images))
+        return normalised if self.options.devices.channels_last else normalised.contiguous()
 
     def move(self, tensor: Tensor) -> Tensor:
-        """Bring a tensor to the device."""
+        """Move a tensor to the device."""
         return tensor.to(self.world.device, non_blocking=True)
 
     def _cache(self, samples: Sequence[tuple[str, int]]) -> Cache | None:
@@ -226,9 +228,9 @@ class Engine:
         return loading
 
     def _passing(self, loading: DataLoader[tuple[Tensor, int, int]], what: str) -> Iterator[Any]:
-        """Yield the batches of a pass that can be repeated; all ranks leave it if one of them got a signal.
+        """Yield the batches of a pass without training; if a rank gets a signal, `Stopped` is raised on all ranks.
 
-        Ranks exchange their signals every few batches that all of them have.
+        Ranks exchange their signals every `LOOK` batches.
         """
         batches = loading.batch_sampler
         assert isinstance(batches, FixedBatches)

@@ -1,4 +1,4 @@
-"""How long a run will take, and what it needs: a few of its steps, measured before it starts."""
+"""Estimate the time, memory and disk space of runs from a few measured steps."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from classification.training.job import Job
 from classification.training.trainer import Trainer
 from classification.training.updates import update_terms
 
-BATCHES = 4  # of training images that are tried; half as many of valid
+BATCHES = 4  # number of training batches that are measured; of valid, half as many images
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What a run asks for.
+    """A run whose cost is estimated.
 
     Args:
         script: main_base or main_mgd.
-        words: its command line, without a seed and a folder; TEACHER stands for a teacher that is yet to be trained.
+        words: its command line, without seed and folder; `TEACHER` stands for a teacher that is not trained yet.
     """
 
     script: str
@@ -47,12 +47,12 @@ class Tried:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run takes.
+    """The cost of a run.
 
     Args:
         seconds: from its start to its end.
-        memory_bytes: at once.
-        disk_bytes: of its folder.
+        memory_bytes: the most that it uses at once.
+        disk_bytes: of the checkpoints in its folder.
     """
 
     seconds: float
@@ -65,7 +65,7 @@ TEACHER = "{teacher}"
 
 @dataclass(frozen=True)
 class NewTeacher:
-    """A teacher that is yet to be trained: its network, and the classes of the images in order of index."""
+    """A teacher that is not trained yet: its network, and the class names in order of index."""
 
     arch: str
     classes: Sequence[str]
@@ -74,22 +74,22 @@ class NewTeacher:
 def estimate(
     tried: Sequence[Tried], teacher: NewTeacher | None, threads: int, begun: float
 ) -> tuple[list[Cost], list[str]]:
-    """Build every run, do a few steps of it, and return its cost; whatever is wrong with it is found here.
+    """Build every run, do a few of its steps, and return its cost.
 
-    To be called in a fresh process, whose memory and start it measures.
+    Call it in a new process: it measures the memory of the process, and the time since its start.
 
     Args:
         tried: the runs.
-        teacher: for which a fresh one stands in.
-        threads: of each run.
-        begun: when the process was started, by `time.time`.
+        teacher: a teacher that is not trained yet, in whose place a network with random weights is used; or None.
+        threads: number of threads of each run.
+        begun: start of the process, by `time.time`.
 
     Returns:
-        The costs, and what the runs have to say of the images, one line each.
+        The costs, and the notes of the runs on the images, one line each.
 
     Raises:
-        UserError: whatever the user can mend.
-        RunError: steps that fail.
+        UserError: a mistake of the user's in a run.
+        RunError: a step failed.
     """
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -114,7 +114,7 @@ def estimate(
 
 
 def _stand_in(file: Path, teacher: NewTeacher, options: Options) -> None:
-    """Save a teacher that has not learned anything, of the size of the one to come."""
+    """Save a network with random weights in place of the teacher."""
     preprocessing = Preprocessing.of(options.data.img_size or 224, options.data.train_crop or "resized")
     number = len(teacher.classes)
     state = build(teacher.arch, number).state_dict()
@@ -122,7 +122,7 @@ def _stand_in(file: Path, teacher: NewTeacher, options: Options) -> None:
 
 
 def _cost(job: Job) -> Cost:
-    """Measure a few batches of a job, and scale what they take to all of its images and epochs."""
+    """Measure a few batches of a job, and extrapolate to all of its images and epochs."""
     optimisation, train, valid = job.options.optimisation, job.data.train, job.data.valid
     most = BATCHES * optimisation.batch_size
     if job.stored is not None:
@@ -143,7 +143,7 @@ def _cost(job: Job) -> Cost:
 
 
 def _spread(samples: Sequence[tuple[str, int]], most: int) -> list[tuple[str, int]]:
-    """Return at most `most` samples, of all classes alike where these stand one after another."""
+    """Return at most `most` samples, evenly spaced, so that they come from all classes alike."""
     return [samples[position] for position in _positions(len(samples), most)]
 
 
@@ -169,13 +169,13 @@ def _steps(trainer: Trainer) -> list[float]:
 
 
 def _updates(table: Mapping[str, TermSpec], epochs: int) -> int:
-    """Return how often a run passes the training images through its terms' `update`."""
+    """Return how often the terms' `update` of a run reads the training images."""
     every = [spec.hyper.update_freq for spec in table.values() if hasattr(spec.hyper, "update_freq")]
     return max((math.ceil(epochs / freq) if freq else 1 for freq in every), default=0)
 
 
 def _disk(trainer: Trainer) -> int:
-    """Return the bytes of best.pth and last.pth: weights twice, momenta, terms, peers and an average."""
+    """Estimate the bytes of best.pth and last.pth: weights twice, momenta, terms, peers and an average."""
     networks = [*trainer.peers().values(), trainer.student]
     states = [network.state_dict() for network in networks]
     own = 3 * sum(_bytes(state) for state in states) + _bytes(trainer.distiller.terms.state_dict())

@@ -1,4 +1,4 @@
-"""What any rank met in a step, exchanged between them and read without making a GPU wait."""
+"""Exchange between ranks whether a step failed or a signal came, without making a GPU wait."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from classification.runs.world import World
 
 
 class Met(NamedTuple):
-    """What any rank met in a step.
+    """What happened on any rank in a step.
 
     Args:
-        loss: a loss that is not finite.
-        gradient: a gradient that is not finite.
-        signal: the number of a signal that asks to stop, or 0.
-        save: a signal that asks for a checkpoint.
+        loss: whether a loss was not finite.
+        gradient: whether a gradient was not finite.
+        signal: number of a signal to stop, or 0.
+        save: whether a signal asked for a checkpoint.
     """
 
     loss: bool = False
@@ -28,33 +28,33 @@ class Met(NamedTuple):
 
 
 class Flags:
-    """Exchange what ranks met in each step.
+    """Exchange `Met` between the ranks in each step.
 
-    Reading a number from a GPU waits until all its queued work is done, and then it idles until new work comes.
+    Reading a number from a GPU waits until all its queued work is done, and then the GPU is idle until new work comes.
     So `late` flags are copied in the background, and read after the next step.
 
     Args:
         world: this rank.
-        late: whether `exchange` returns what was met in the step before.
+        late: whether `exchange` returns the flags of the previous step.
     """
 
     def __init__(self, world: World, *, late: bool) -> None:
         self.world, self.late = world, late
-        self._flags = torch.zeros(4, device=world.device)  # kept: see World.kept
+        self._flags = torch.zeros(4, device=world.device)  # kept alive, see World.kept
         self._host = torch.zeros(4).pin_memory() if late else torch.zeros(0)
         self._copied = torch.cuda.Event() if late else None
         self._pending = False
 
     def exchange(self, loss: Tensor, gradient: Tensor | None, signal: int, save: bool) -> Met:
-        """Return what any rank met in this step, or where flags are late in the step before.
+        """Return what happened on any rank in this step, or if flags are late, in the previous one.
 
         Args:
             loss: whether this rank's loss is not finite.
-            gradient: whether its gradient is not; None where nobody looked.
-            signal: number of a signal that came to this rank, or 0.
+            gradient: whether its gradient is not finite; None if that was not checked.
+            signal: number of a signal to this rank, or 0.
             save: whether this rank was asked for a checkpoint.
         """
-        before = self.settle()
+        previous = self.settle()
         self._flags.zero_()
         self._flags[0] = loss
         if gradient is not None:
@@ -68,10 +68,10 @@ class Flags:
         self._host.copy_(self._flags, non_blocking=True)
         self._copied.record()
         self._pending = True
-        return before
+        return previous
 
     def settle(self) -> Met:
-        """Return what was met in the last step, if it was not returned yet."""
+        """Return the flags of the last step, if they have not been returned yet."""
         if self._copied is None or not self._pending:
             return Met()
         self._copied.synchronize()

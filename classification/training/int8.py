@@ -1,4 +1,4 @@
-"""--int8-epochs: the last epochs round as the student's int8 file will."""
+"""--int8-epochs: in the last epochs, the student rounds as its int8 file will."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from classification.training.job import Job
 if TYPE_CHECKING:
     from classification.training.trainer import Trainer
 
-CALIBRATION = 256  # images from which the scales start
+CALIBRATION = 256  # number of images that set the first scales
 
 
 def prepare_int8(job: Job) -> None:
-    """Find where the student's int8 file will round; before the student is tapped.
+    """Find where the student's int8 file will round; call it before the student is tapped.
 
     Raises:
-        UserError: a network whose file rounds what cannot be found in its forward.
+        UserError: the file rounds a tensor that is not found in the student's forward.
     """
     number = job.options.optimisation.int8_epochs
     if not number or job.options.run.evaluate:
@@ -28,8 +28,8 @@ def prepare_int8(job: Job) -> None:
     from classification.models.rounding import find_sites  # needs the extra [export]
 
     assert job.student is not None
-    about = (job.arch, job.num_classes, job.data.classes, job.preprocessing)
-    sites = find_sites(Trained(Path(), job.student, *about, note=""))
+    description = (job.arch, job.num_classes, job.data.classes, job.preprocessing)
+    sites = find_sites(Trained(Path(), job.student, *description, note=""))
     job.quantisation = FakeQuantisation(sites)
     job.notes.append(
         f"int8: the last {number} epochs round {len(sites.tensors)} activations, and all weights with "
@@ -42,20 +42,21 @@ def begin_int8(trainer: Trainer) -> None:
 
     The best epoch is chosen again, because earlier ones did not round.
     """
-    optimisation, found = trainer.options.optimisation, trainer.job.quantisation
-    if found is None or trainer.epoch < total_epochs(optimisation) - optimisation.int8_epochs:
+    optimisation, quantisation = trainer.options.optimisation, trainer.job.quantisation
+    if quantisation is None or trainer.epoch < total_epochs(optimisation) - optimisation.int8_epochs:
         return
     student, engine = trainer.student, trainer.engine
-    if not found.calibrated:
+    if not quantisation.calibrated:
         student.eval()
-        found.calibrate(student, (images for images, *_ in engine.training_images(trainer.epoch, CALIBRATION)))
+        images = (images for images, *_ in engine.training_images(trainer.epoch, CALIBRATION))
+        quantisation.calibrate(student, images)
         trainer.forget_best()
         trainer.world.say(f"=> int8: {epoch_name(optimisation, trainer.epoch)} and later ones round as the file will")
-    found.attach(student)
+    quantisation.attach(student)
 
 
 def described_int8(job: Job) -> dict[str, Any]:
-    """Return what a checkpoint says of the scales, once there are some."""
+    """Return the scales for a checkpoint, if they are set."""
     if job.quantisation is None or not job.quantisation.calibrated:
         return {}
     return {"int8": job.quantisation.describe()}

@@ -29,37 +29,37 @@ from mgd.losses import Term
 
 @dataclass
 class Job:
-    """Everything that `Engine` needs; all of it on the CPU.
+    """Everything that `Engine` needs, on the CPU.
 
     Args:
         options: of the run.
         seed: of the run, drawn or typed; a resumed run has that of its checkpoint.
-        data: the folder's splits.
-        student: the network to train or evaluate; None where only a teacher is evaluated.
-        teachers: the networks beside it: frozen, or in mutual learning its peers.
+        data: the images.
+        student: the network to train or evaluate; None if only a teacher is evaluated.
+        teachers: the other networks: frozen teachers, or the peers in mutual learning.
         arch: the student's network.
         specs: the description of each teacher, with its network.
         num_classes: K.
         resume_from: the checkpoint to resume from, or an empty string.
         teacher_dtype: number type of the frozen teachers.
-        distiller: what computes the loss, or None with --evaluate.
-        notes: what was loaded, one line each.
+        distiller: computes the loss; None with --evaluate.
+        notes: for the user, one line each.
         sizes: parameters of each network, by role: "student", "teacher", or "teacher 1" and so on.
         preprocessing: of the student's images.
         teacher_preprocessing: of each teacher's images.
-        before_relu: whether the taps lie before a ReLU, so that terms whose source reads maps behind it apply one.
+        before_relu: whether the taps lie before a ReLU; then terms whose source reads maps after the ReLU apply one.
         other_classes: whether each teacher has other classes than the run, or none, so that only its maps are used.
         still: modules of the student that stay in eval mode while it trains.
-        checkpoint: what the run resumes from, or None.
-        changed: how its run differs from this one, where --resume-override allows it.
-        reinitialised: the parts whose state does not fit the new options, and is initialised again.
-        inputs: hashes of what the run depends on beside its options.
+        checkpoint: content of the checkpoint to resume from, or None.
+        changed: how the run of the checkpoint differs from this one; --resume-override allows it.
+        reinitialised: the parts whose state does not fit the new options, and which are initialised again.
+        inputs: see `fingerprints`.
         bad_images: images that are skipped, and why.
-        auto: whether --resume auto was typed; a run that is complete is then no error.
-        done: whether the checkpoint is of a run that is done.
+        auto: whether --resume auto was typed; then a complete run is no error.
+        done: whether the run of the checkpoint is complete.
         folder: the run folder.
-        taps_table: what --show-taps prints, in place of a run.
-        quantisation: what rounds in the student in the epochs of --int8-epochs, or None.
+        taps_table: what --show-taps prints instead of training, or an empty string.
+        quantisation: rounds in the student in the epochs of --int8-epochs; or None.
         stored: the views and teacher outputs of --teacher-cache, or None.
     """
 
@@ -96,14 +96,14 @@ class Job:
     def networks(self) -> dict[str, tuple[str, nn.Module]]:
         """Return {role: (arch, network)}, teachers first."""
         pairs = zip(self.specs, self.teachers, strict=False)
-        found = {role: (spec["arch"], network) for role, (spec, network) in zip(self._roles(), pairs, strict=True)}
-        return found if self.student is None else {**found, "student": (self.arch, self.student)}
+        others = {role: (spec["arch"], network) for role, (spec, network) in zip(self._roles(), pairs, strict=True)}
+        return others if self.student is None else {**others, "student": (self.arch, self.student)}
 
     def preprocessing_by_role(self) -> dict[str, Preprocessing | None]:
         """Return {role: preprocessing} of the networks, None for those of other classes."""
         pairs = zip(self.teacher_preprocessing, self.other_classes, strict=True)
-        found = {role: None if other else own for role, (own, other) in zip(self._roles(), pairs, strict=True)}
-        return {**found, "student": self.preprocessing}
+        others = {role: None if other else own for role, (own, other) in zip(self._roles(), pairs, strict=True)}
+        return {**others, "student": self.preprocessing}
 
     def _roles(self) -> list[str]:
         name = "peer" if mutual(self.options.table) else "teacher"
@@ -121,19 +121,19 @@ class Job:
         return self.options.data.train_crop or "resized"
 
     def record(self) -> dict[str, Any]:
-        """Return the options as the run records them, with what files and folders have settled."""
+        """Return the options as the run records them, with the values that files and folders decided."""
         typed = self.options.data.img_size is not None
         stored = [] if self.stored is None else [{"arch": arch, "frozen": True} for arch in self.stored.plan.archs]
-        found: dict[str, Any] = {
+        values: dict[str, Any] = {
             "seed": self.seed.value, "seeded": self.seed.typed, "arch": self.arch, "teachers": self.specs or stored,
             "num_classes": self.num_classes, "img_size": self.preprocessing.img_size, "img_size_asked": typed,
             "train_crop": self.train_crop, "resume": self.resume_from,
         }  # fmt: skip
         names = ",".join(spec["arch"] for spec in self.specs)
-        found["teacher_arch"] = names or self.options.networks.teacher_arch
+        values["teacher_arch"] = names or self.options.networks.teacher_arch
         if self.teacher_dtype:
-            found["teacher_dtype"] = self.teacher_dtype
-        return recorded(self.options, **found)
+            values["teacher_dtype"] = self.teacher_dtype
+        return recorded(self.options, **values)
 
     def set_distiller(self, distiller: Distiller) -> None:
         """Set the distiller, and load the checkpoint of a run that is resumed."""
@@ -141,7 +141,7 @@ class Job:
         assert data.data is not None
         self.distiller = distiller
         if self.quantisation is not None:
-            distiller.add_module("int8", self.quantisation)  # it trains with the networks
+            distiller.add_module("int8", self.quantisation)  # its scales train with the networks
         arch = self.arch.replace(":", "-").replace("/", "-")  # of timm: or hf:
         self.folder = run_folder(run, f"{arch}-{'+'.join(self.options.table)}")
         frozen = [] if distiller.peers else self.teachers

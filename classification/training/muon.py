@@ -1,4 +1,4 @@
-"""Muon of timm, for devices with bfloat16 and without; apart, because timm takes longer to import than torch."""
+"""timm's Muon, for devices with bfloat16 and without. A separate file, because timm is slow to import."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _InFloat32(TorchFunctionMode):
 class Float32Muon(Muon):
     """Muon that orthogonalises in float32, for devices without bfloat16.
 
-    timm casts to bfloat16 whatever the device; where that is emulated, a step of a ResNet-18 takes a minute.
+    timm casts to bfloat16 on every device; if that is emulated, a step of a ResNet-18 takes a minute.
     """
 
     def step(self, closure: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""What updates the weights: SGD with Nesterov momentum, AdamW, LAMB, Muon or DOT; and how its state is loaded."""
+"""Build optimizers (SGD with Nesterov momentum, AdamW, LAMB, Muon or DOT), and load their states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from classification.options.groups import Optimisation
 from classification.training.dot import DOT
 from mgd import Distiller, has_bfloat16
 
-# The state that each keeps per weight.
+# The entries of each optimizer's state per weight.
 STATE = {
     "sgd": {"momentum_buffer"},
     "adamw": {"step", "exp_avg", "exp_avg_sq"},
@@ -26,17 +26,17 @@ STATE = {
 def build_optimizer(
     distiller: Distiller, options: Optimisation, *, bfloat16: bool | None = None
 ) -> torch.optim.Optimizer:
-    """Return the optimizer of all that a distiller trains.
+    """Return the optimizer of all parameters that a distiller trains.
 
-    Muon moves the convolutions of the networks by their momentum, seen as a matrix (out, in * height * width) and made
-    orthogonal; all else (depthwise convolutions, norms, heads, what the terms train) moves by Adam with Nesterov
-    momentum, at the same rate. LAMB scales AdamW's step of each tensor to a share of the tensor's own length. With
-    `no_decay` "norms", tensors of one axis (norms, biases) have no weight decay.
+    Muon updates the convolutions of the networks by their momentum, reshaped to a matrix (out, in * height * width) and
+    orthogonalised. All other parameters (of depthwise convolutions, norms, heads and terms) are updated by Adam with
+    Nesterov momentum at the same learning rate. LAMB scales AdamW's step for each tensor to a share of the tensor's
+    norm. With `no_decay` "norms", tensors with one axis (norms, biases) have no weight decay.
 
     Args:
-        distiller: what trains.
+        distiller: the networks and terms to train.
         options: of training.
-        bfloat16: whether Muon computes in bfloat16; where the device has it by default.
+        bfloat16: whether Muon computes in bfloat16; by default, if the device has it.
 
     Reference: Jordan et al., 2024, "Muon: an optimizer for hidden layers in neural networks"; Loshchilov, Hutter, 2019,
         arXiv:1711.05101 (AdamW); You et al., 2020, arXiv:1904.00962 (LAMB).
@@ -58,10 +58,10 @@ def build_optimizer(
             return torch.optim.AdamW(groups, options.lr, betas=betas, weight_decay=options.weight_decay)
         from timm.optim import Lamb  # slow to import
 
-        # --clip-gradients clips, for all optimizers alike.
+        # LAMB's own clipping is off: --clip-gradients works for all optimizers.
         return Lamb(groups, options.lr, betas=betas, weight_decay=options.weight_decay, max_grad_norm=None)
     if options.optimizer == "dot":
-        own = {id(p) for p in distiller.terms.parameters()}  # which no label reaches
+        own = {id(p) for p in distiller.terms.parameters()}  # the gradient of the labels does not reach these
         groups = [
             {"params": [p for p in weights if id(p) not in own]},
             {"params": [p for p in weights if id(p) in own], "delta": 0.0},
@@ -73,7 +73,7 @@ def build_optimizer(
             delta=options.dot_delta,
             weight_decay=options.weight_decay,
         )
-    from classification.training.muon import Float32Muon, Muon  # of timm, which is slow to import
+    from classification.training.muon import Float32Muon, Muon  # slow to import
 
     hidden = {id(p) for network, _ in distiller.groups() for p in network.parameters() if p.ndim == 4}
     groups = [
@@ -87,33 +87,33 @@ def build_optimizer(
 
 
 def _split(groups: Sequence[dict[str, Any]], options: Optimisation) -> list[dict[str, Any]]:
-    """Divide groups of weights by whether they have weight decay."""
+    """Split each group into weights with and without weight decay, as `no_decay` asks."""
     if options.no_decay == "none":
         return list(groups)
-    found = []
+    split = []
     for group in groups:
         vectors = [weight for weight in group["params"] if weight.ndim <= 1]
         others = [weight for weight in group["params"] if weight.ndim > 1]
-        found += [{**group, "params": others}, {**group, "params": vectors, "weight_decay": 0.0}]
-    return [group for group in found if group["params"]]
+        split += [{**group, "params": others}, {**group, "params": vectors, "weight_decay": 0.0}]
+    return [group for group in split if group["params"]]
 
 
 def kind_of(optimizer: torch.optim.Optimizer) -> str:
-    """Return the name of an optimizer in the options."""
+    """Return the name of an optimizer, as in the options."""
     return {"SGD": "sgd", "AdamW": "adamw", "Lamb": "lamb", "DOT": "dot"}.get(type(optimizer).__name__, "muon")
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Load the momenta of a saved state; rate, momentum and decay stay those of this run.
+    """Load the momenta of a saved state; learning rate, momentum and weight decay stay those of this run.
 
     Raises:
-        ValueError: momenta of other weights, or momenta that are not finite.
+        ValueError: the momenta are of other weights, or not finite.
     """
     own = optimizer.state_dict()
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    kept = STATE[kind_of(optimizer)]
+    expected = STATE[kind_of(optimizer)]
     for number, entry in saved["state"].items():
-        if not 0 <= number < len(weights) or set(entry) - kept:
+        if not 0 <= number < len(weights) or set(entry) - expected:
             raise ValueError(f"its optimizer has a state {quoted(number)} of {quoted(list(entry))}")
         for name, value in entry.items():
             if isinstance(value, Tensor):

@@ -11,16 +11,16 @@ from mgd import has_bfloat16
 
 
 class MixedPrecision(nn.Module):
-    """Autocast inside the module that is wrapped: the threads of DataParallel do not inherit its type.
+    """Run a module in autocast, inside of DDP or DataParallel: threads of DataParallel do not inherit the context.
 
-    The logits lose their graph: DDP waits for the gradient of every weight that an output depends on, and only the
-    terms have one to give.
+    The logits are detached: DDP waits for gradients of all weights that an output depends on, and backward starts from
+    the loss only.
 
     Args:
-        module: what to run.
-        device: whose autocast.
+        module: returns a dictionary with "loss" and "logits", or anything else.
+        device: of the module.
         kind: "off", "bf16" or "fp16".
-        bfloat16: whether the device has it; what it says by default.
+        bfloat16: whether the device has it; None to ask the device.
     """
 
     def __init__(self, module: nn.Module, device: torch.device, kind: str, bfloat16: bool | None = None) -> None:
@@ -36,8 +36,8 @@ class MixedPrecision(nn.Module):
 def autocast(device_type: str, kind: str, bfloat16: bool | None = None) -> torch.autocast:
     """Return the context of "bf16" or "fp16", or one that does nothing.
 
-    It does nothing for "off", and for "bf16" on a device without bfloat16: there every product (convolutions, linear
-    layers, attention, einsum) is emulated, and takes ten to fifty times as long as in float32.
+    It does nothing for "off", nor for "bf16" on a device without bfloat16: products (convolutions, linear layers,
+    attention, einsum) would be emulated there, ten to fifty times slower than in float32.
     """
     dtype = torch.float16 if kind == "fp16" else torch.bfloat16
     enabled = kind != "off" and not lacks(torch.device(device_type), kind, bfloat16)
@@ -45,12 +45,12 @@ def autocast(device_type: str, kind: str, bfloat16: bool | None = None) -> torch
 
 
 def lacks(device: torch.device, kind: str, bfloat16: bool | None = None) -> bool:
-    """Whether "bf16" is asked for on a device without bfloat16, so that all is computed in float32."""
+    """Return whether "bf16" was chosen on a device without bfloat16, so that float32 is used."""
     return kind == "bf16" and not (has_bfloat16(device) if bfloat16 is None else bfloat16)
 
 
 class WideConv2d(nn.Conv2d):
-    """A convolution in float32 inside autocast, its output as its input's type."""
+    """A convolution that computes in float32 also inside autocast; its output has the type of its input."""
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
@@ -58,10 +58,10 @@ class WideConv2d(nn.Conv2d):
 
 
 def widen(module: nn.Module) -> int:
-    """Replace the depthwise convolutions of a stride above 1 by `WideConv2d`s with the same weights; return how many.
+    """Replace depthwise convolutions with a stride above 1 by `WideConv2d` with the same weights; return their number.
 
-    On a processor with bfloat16 the library behind torch has no fast gradient for them, and takes ten to a hundred
-    times as long as in float32: a third of a step of a MobileNet.
+    On a CPU, their gradient in bfloat16 takes ten to a hundred times as long as in float32, because oneDNN has no fast
+    version of it: a third of a step of a MobileNet.
 
     Args:
         module: a network that is not tapped yet.

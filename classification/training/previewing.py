@@ -1,4 +1,4 @@
-"""What a flow could gain at each pair of taps, as --show-taps prints it."""
+"""The table of --show-taps: what a flow could gain at each pair of taps."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ BATCH = 8
 
 
 def preview(job: Job, networks: Sequence[Taps], described: Sequence[Sequence[Tap]]) -> list[str]:
-    """Return a table of the pairs with each teacher: the cheapest flow's cost beside that of random flows.
+    """Return the lines of a table of tap pairs for each teacher: the costs of the cheapest flow and of random flows.
 
-    Costs are those of training images, on the networks as they are before training.
+    Costs are measured on training images with the networks before training.
 
     Args:
-        job: with what each network sees.
+        job: of the networks.
         networks: the student and its teachers.
         described: the taps of each.
     """
     try:
-        found = preview_flows(_outputs(job, networks), job.seed.value)
+        previews = preview_flows(_outputs(job, networks), job.seed.value)
     except ValueError as error:
         return [f"no costs of flows: {error}"]
     lines = []
-    for number, (theirs, costs) in enumerate(zip(described[1:], found, strict=True), start=1):
-        of = "" if len(found) == 1 else f" with teacher {number}"
+    for number, (theirs, costs) in enumerate(zip(described[1:], previews, strict=True), start=1):
+        of = "" if len(previews) == 1 else f" with teacher {number}"
         lines += [f"pairs{of}, and the mean cost of the channels that a flow matches (0 alike, 2 unrelated):"]
         lines += pair_table(list(zip(described[0], theirs, strict=True)), costs)
     return lines
 
 
 def _outputs(job: Job, networks: Sequence[Taps]) -> Iterator[tuple[Outputs, list[Outputs]]]:
-    """Yield what the networks make of training images, each of its own view of them."""
-    views = [None, *(view_of(job.preprocessing, seen) for seen in job.teacher_preprocessing)]
+    """Yield the outputs of the student and its teachers for batches of training images, each in its own view."""
+    views = [None, *(view_of(job.preprocessing, teacher) for teacher in job.teacher_preprocessing)]
     photos = Photos(job.data.train, job.preprocessing.transform())
     chosen = FixedBatches(draw_subset(len(photos), NUM_IMAGES, job.seed.value, 0), BATCH)
-    for seen, _, _ in make_loader(photos, chosen, 0, torch.device("cpu")):
-        images = job.preprocessing.normalise(seen)
+    for pixels, _, _ in make_loader(photos, chosen, 0, torch.device("cpu")):
+        images = job.preprocessing.normalise(pixels)
         pairs = zip(networks, views, strict=True)
-        outputs = [dry_forward(network, images if shown is None else shown(images)) for network, shown in pairs]
+        outputs = [dry_forward(network, images if view is None else view(images)) for network, view in pairs]
         yield outputs[0], outputs[1:]
 
 
 def pair_table(pairs: Sequence[tuple[Tap, Tap]], costs: Sequence[Preview]) -> list[str]:
-    """Return the lines of a table of pairs, then a warning for each whose cheapest flow is no better than chance."""
+    """Return the lines of a table of pairs, and a warning if the cheapest flow of any pair is no better than random."""
     rows = [("student", "teacher", "channels", "sizes", "cheapest flow", "random flow", "")]
     for (ours, theirs), cost in zip(pairs, costs, strict=True):
         channels = f"{ours.channels} <- {theirs.channels}"

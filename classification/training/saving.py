@@ -1,4 +1,4 @@
-"""Checkpoints of a training: written between two steps, and restored."""
+"""Write the checkpoints of a training between two steps, and restore them."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
 
 def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
-    """Write last.pth, and before it the best.pth of these networks: rank 0's weights, all ranks' random states.
+    """Write last.pth, with rank 0's weights and all ranks' random states, and the files of peers and best networks.
+
+    Args:
+        trainer: between two steps.
+        better: the networks that are the best so far: "" for the student, else names of peers.
 
     Raises:
-        RunError: weights that are not finite; the files are unchanged.
+        RunError: weights are not finite; the files are unchanged.
     """
     trainer.stepper.settle()
     trainer.world.share_state(trainer.student)
@@ -48,13 +52,13 @@ def save(trainer: Trainer, *, better: Collection[str] = ()) -> None:
     if not trainer.world.first:
         return
     job = trainer.job
-    about = (job.num_classes, job.data.classes, job.preprocessing)
+    description = (job.num_classes, job.data.classes, job.preprocessing)
     more = {**configuration(trainer.student), **described_int8(job)}
-    plain = describe_student(trainer.result.state_dict(), job.arch, *about, more)
+    plain = describe_student(trainer.result.state_dict(), job.arch, *description, more)
     for (name, peer), spec in zip(trainer.peers().items(), trainer.job.specs, strict=False):
-        described = describe_student(peer.state_dict(), spec["arch"], *about, configuration(peer))
+        content = describe_student(peer.state_dict(), spec["arch"], *description, configuration(peer))
         for file in (f"{name}.pth", *([f"best_{name}.pth"] if name in better else [])):
-            write_atomic(trainer.job.folder / file, described)
+            write_atomic(trainer.job.folder / file, content)
     if "" in better:
         write_atomic(trainer.job.folder / "best.pth", plain)
     resume = _resume_state(trainer, generators)
@@ -90,15 +94,15 @@ def _resume_state(trainer: Trainer, generators: list[dict[str, Any]]) -> dict[st
 
 
 def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
-    """Load the state of a checkpoint, except that of student and terms, which was loaded when the job was built."""
+    """Load the state of a checkpoint, except those of student and terms, which are loaded when the job is built."""
     reinitialised = [*trainer.job.reinitialised, *_restore_peers(trainer, state["peers"])]
-    then, optimisation = state["config"]["options"], trainer.options.optimisation
-    before = then.get("optimizer", "sgd")
-    regrouped = then.get("no_decay", "none") != optimisation.no_decay
-    if reinitialised or regrouped or before != optimisation.optimizer:
+    options_then, optimisation = state["config"]["options"], trainer.options.optimisation
+    optimizer_then = options_then.get("optimizer", "sgd")
+    regrouped = options_then.get("no_decay", "none") != optimisation.no_decay
+    if reinitialised or regrouped or optimizer_then != optimisation.optimizer:
         reinitialised.append(
             f"the momenta of {optimisation.optimizer}"
-            + (f", after {before}" if before != optimisation.optimizer and not reinitialised else "")
+            + (f", after {optimizer_then}" if optimizer_then != optimisation.optimizer and not reinitialised else "")
         )
     else:
         load_optimizer(trainer.stepper.optimizer, state["optimizer"])
@@ -116,9 +120,8 @@ def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
         trainer.step, trainer.seconds = state["step"], state["seconds"]
         trainer.images_done = images_done(state, len(trainer.photos))
         trainer.means.load_state_dict(state["means"], trainer.world)
-        trainer.batches.begin(
-            trainer.epoch, trainer.step, trainer.images_done
-        )  # refuses what is left before anything is written
+        # Raises an error for an impossible rest of the epoch, before anything is written.
+        trainer.batches.begin(trainer.epoch, trainer.step, trainer.images_done)
     trainer.update_due = bool(trainer.job.reinitialised) and trainer.step > 0
     for term in trainer.terms():
         if not trainer.world.first:
@@ -132,7 +135,7 @@ def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
 
 
 def _restore_peers(trainer: Trainer, states: Mapping[str, Any]) -> list[str]:
-    """Load the peers; return the names of those whose network has changed, which are initialised again."""
+    """Load the peers; return the names of those whose state does not fit, which are initialised again."""
     reinitialised = []
     for name, peer in trainer.peers().items():
         if error := load_or_keep(peer, partial(_load, peer, states.get(name))):
@@ -170,10 +173,10 @@ def _say_resumed(trainer: Trainer, state: Mapping[str, Any], reinitialised: Sequ
 def images_done(state: Mapping[str, Any], num_images: int) -> int:
     """Return how many images of the epoch a run had done, over all ranks.
 
-    An older checkpoint does not record it: there it follows from its steps and its batch size.
+    Checkpoints of earlier versions do not record it, so it is computed from the number of steps and the batch size.
 
     Raises:
-        ValueError: an impossible number.
+        ValueError: the number is impossible.
     """
     step = state["step"]
     steps = -(-num_images // int(state["config"]["options"].get("batch_size", num_images)))

@@ -1,4 +1,4 @@
-"""The weight files of a run's networks, read before any network is built: architectures and preprocessing."""
+"""Read the weight files of a run's networks before any network is built, to find architectures and preprocessing."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Sources:
     """The files of a run's networks.
 
     Args:
-        resumes: whether the run resumes another.
-        resume: its checkpoint, or an empty string.
+        resumes: whether the run resumes from a checkpoint.
+        resume: path of that checkpoint, or an empty string.
         arch: the student's network.
         specs: the description of each teacher, with its network.
-        student: the file whose weights the student takes, or None.
-        resumed: the description of the run that this one resumes, or None.
+        student: the file with the student's weights, or None.
+        resumed: the description in the checkpoint to resume from, or None.
         teachers: the file of each teacher, or None.
-        img_size: of --img-size; None where files decide.
-        train_crop: of --train-crop; None where files decide.
+        img_size: the value of --img-size; None to use that of the files.
+        train_crop: the value of --train-crop; None to use that of the files.
         notes: remarks for the user.
     """
 
@@ -52,20 +52,23 @@ class Sources:
         return next((file.classes for file in (self.student, *self.teachers) if file and file.classes), None)
 
     def student_preprocessing(self, evaluate: bool, published: Preprocessing | None) -> Preprocessing:
-        """Return the student's preprocessing: of its file, of published weights, or the usual one.
+        """Return the student's preprocessing: that of its file, or of published weights, or the usual one.
 
-        --img-size comes first, and --train-crop in a new run. Evaluations and resumed runs crop as their file says.
+        --img-size replaces its size, and --train-crop its crop in a new run. Evaluations and resumed runs keep the crop
+        of their file.
 
         Args:
-            evaluate: whether the networks are evaluated alone.
-            published: that of the published weights, where they are taken or timm's file says nothing.
+            evaluate: whether the networks are only evaluated.
+            published: that of the published weights, or None; it replaces the usual one.
         """
         file = self.student or self.resumed
         usual = Preprocessing.of(self.img_size or 224, self.train_crop or "resized")
-        found = _of_file(file, usual, published)
-        kept = (evaluate or self.resumed is not None) and file is not None and "resize" in file.preprocessing_values
-        crop = None if kept else self.train_crop
-        return found if (self.img_size, crop) == (None, None) else found.at(self.img_size or found.img_size, crop)
+        own = _of_file(file, usual, published)
+        keeps_crop = (
+            (evaluate or self.resumed is not None) and file is not None and "resize" in file.preprocessing_values
+        )
+        crop = None if keeps_crop else self.train_crop
+        return own if (self.img_size, crop) == (None, None) else own.at(self.img_size or own.img_size, crop)
 
     def teacher_preprocessing(
         self,
@@ -74,21 +77,21 @@ class Sources:
         file: WeightFile | None,
         published: Preprocessing | None,
     ) -> Preprocessing:
-        """Return a teacher's preprocessing: that of its recipe, then --img-size, then its file or published weights.
+        """Return a teacher's preprocessing: of its file or published weights, changed by --img-size and by its recipe.
 
         Args:
-            student: what the student sees.
-            spec: the description of the teacher.
+            student: that of the student.
+            spec: the description of the teacher; values of a recipe come first.
             file: of its weights, or None.
             published: as in `student_preprocessing`.
 
         Raises:
-            UserError: the recipe's values make no sense.
+            UserError: values of the recipe are wrong.
         """
-        found = _of_file(file, Preprocessing.of(student.img_size, self.train_crop or "resized"), published)
-        found = found if self.img_size is None else found.at(self.img_size)
+        own = _of_file(file, Preprocessing.of(student.img_size, self.train_crop or "resized"), published)
+        own = own if self.img_size is None else own.at(self.img_size)
         try:
-            return found.with_values({key: spec[key] for key in ("img_size", "mean", "std") if key in spec})
+            return own.with_values({key: spec[key] for key in ("img_size", "mean", "std") if key in spec})
         except ValueError as error:
             raise UserError(f"the teacher {spec['arch']}: {error}") from error
 
@@ -100,10 +103,10 @@ def _of_file(file: WeightFile | None, usual: Preprocessing, published: Preproces
 
 
 def find_sources(options: Options, *, with_student: bool, with_teacher: bool) -> Sources:
-    """Read the files of a run's networks, and settle the architectures that were left to them.
+    """Read the files of a run's networks, and take architectures that the options do not name from them.
 
     Raises:
-        UserError: a file that cannot be read, or one of an unknown network.
+        UserError: a file cannot be read, or is of an unknown network.
     """
     run, networks = options.run, options.networks
     last = str(Path(run.output, "last.pth")) if run.resume == "auto" and run.output else run.resume
@@ -136,7 +139,7 @@ def find_sources(options: Options, *, with_student: bool, with_teacher: bool) ->
 
 
 def _brings_weights(spec: Mapping[str, Any]) -> bool:
-    """Return whether a teacher's name is that of its weights, too; peers of mutual learning begin afresh."""
+    """Return whether a teacher's name also names its weights; peers of mutual learning start with random ones."""
     return str(spec["arch"]).startswith("hf:") and bool(spec.get("frozen", True))
 
 
@@ -146,7 +149,7 @@ def _teacher_arch(student: str, spec: Mapping[str, Any], file: WeightFile | None
 
 
 def _arch(file: WeightFile | None, notes: list[str], option: str) -> str | None:
-    """Return our name of the architecture that a file records; None where it records none."""
+    """Return this project's name of the architecture that a file records; None if it records none."""
     if file is None:
         return None
     if file.arch is None:
@@ -165,7 +168,7 @@ def _arch(file: WeightFile | None, notes: list[str], option: str) -> str | None:
 
 
 def numbered_as(data: DataFolder, names: list[str] | None) -> DataFolder:
-    """Number the classes of a folder as a file does that has these classes and more."""
+    """Number the classes of a folder as in `names`, if these contain all of them and more."""
     if names is None or not set(data.classes) < set(names):
         return data
     index = [names.index(name) for name in data.classes]

@@ -1,4 +1,4 @@
-"""Build a job: read the folder, build the networks that the options ask for, and load their weights."""
+"""Build a job: list the images, build the networks, and load their weights."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from mgd import logits_of
 
 
 def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
-    """Read the folder and build the networks that the options ask for.
+    """List the images of a run, build its networks, and load their weights.
 
-    What the options leave open (architectures, size of images, crop) is first taken from the networks' files.
+    Architectures, image size and crop that the options do not give are taken from the networks' files.
 
     Raises:
-        UserError: whatever the user can mend.
+        UserError: options, images or files are wrong.
     """
     run, networks = options.run, options.networks
     data, bad = _read_data(options)
@@ -65,25 +65,24 @@ def start_job(options: Options, seed: Seed, *, with_teacher: bool) -> Job:
     if with_teacher:
         for spec, file in zip(job.specs, sources.teachers, strict=True):
             _add_teacher(job, sources, spec, file)
-    found = job.networks()
-    job.sizes = {role: sum(p.numel() for p in network.parameters()) for role, (_, network) in found.items()}
+    job.sizes = {role: sum(p.numel() for p in net.parameters()) for role, (_, net) in job.networks().items()}
     return job
 
 
 def _read_data(options: Options) -> tuple[DataFolder, dict[str, str]]:
     """Return the images of a run, and those that are skipped because they cannot be read."""
-    asked = options.data
-    assert asked.data is not None
+    data_options = options.data
+    assert data_options.data is not None
     place, shared = listing_place(options.run), find_place(options.devices).size > 1
-    what = (options.labels, asked.train_list, asked.valid_list, asked.num_classes)
+    settings = (options.labels, data_options.train_list, data_options.valid_list, data_options.num_classes)
     read = partial(_read_folder, options)
-    data = list_cached(read, place, asked.data, what, shared=shared)
+    data = list_cached(read, place, data_options.data, settings, shared=shared)
     if options.run.evaluate:
         data = replace(data, train=[])
     elif options.pile.pile_list:
         data = _with_pile(data, options)
     bad: dict[str, str] = {}
-    if asked.bad_images == "skip":
+    if data_options.bad_images == "skip":
         data, bad = without_unreadable(data, options.devices.workers)
     else:
         check_heif(data)
@@ -93,14 +92,14 @@ def _read_data(options: Options) -> tuple[DataFolder, dict[str, str]]:
 
 
 def _read_folder(options: Options) -> DataFolder:
-    asked = options.data
-    assert asked.data is not None
+    data_options = options.data
+    assert data_options.data is not None
     return read_folder(
-        asked.data,
+        data_options.data,
         labels=options.labelled,
-        train_list=asked.train_list,
-        valid_list=asked.valid_list,
-        num_classes=asked.num_classes,
+        train_list=data_options.train_list,
+        valid_list=data_options.valid_list,
+        num_classes=data_options.num_classes,
         evaluate=options.run.evaluate or options.labels == "pseudo",
     )
 
@@ -109,16 +108,16 @@ def _with_pile(data: DataFolder, options: Options) -> DataFolder:
     """Add the images of --pile-list to train.
 
     Raises:
-        UserError: a wrong list, or one that holds images of valid.
+        UserError: a list is wrong, or has images of valid.
     """
-    asked = options.pile
-    if asked.pile_targets == "soft" and (options.data.mixup or options.data.cutmix):
+    pile_options = options.pile
+    if pile_options.pile_targets == "soft" and (options.data.mixup or options.data.cutmix):
         raise UserError(
             "--pile-targets soft does not work with --mixup and --cutmix, which mix hard labels: leave one out"
         )
-    found = read_pile(asked.pile_list, asked.pile_root, data.classes, labels=options.labelled)
-    if len(found) + len(data.valid) <= MOST_COMPARED:
-        copies = identical_pairs([path for path, _ in data.valid], [path for path, _ in found])
+    pile = read_pile(pile_options.pile_list, pile_options.pile_root, data.classes, labels=options.labelled)
+    if len(pile) + len(data.valid) <= MOST_COMPARED:
+        copies = identical_pairs([path for path, _ in data.valid], [path for path, _ in pile])
         if copies:
             first = f"{copies[0][1]} = {copies[0][0]}"
             raise UserError(
@@ -126,16 +125,17 @@ def _with_pile(data: DataFolder, options: Options) -> DataFolder:
                 "out with `mgd select --exclude`"
             )
     soft: dict[str, ClassProbabilities] = {}
-    if asked.pile_targets == "soft" and options.labelled:
-        found, soft = merge_soft_labels(asked.pile_list, found)
-    train = join_pile(data.train, found, 1 if options.labels == "pseudo" else asked.pile_share)
-    note = f"{len(found)} images of {', '.join(asked.pile_list)} labelled by a teacher; {len(train)} images per epoch"
+    if pile_options.pile_targets == "soft" and options.labelled:
+        pile, soft = merge_soft_labels(pile_options.pile_list, pile)
+    train = join_pile(data.train, pile, 1 if options.labels == "pseudo" else pile_options.pile_share)
+    lists = ", ".join(pile_options.pile_list)
+    note = f"{len(pile)} images of {lists} labelled by a teacher; {len(train)} images per epoch"
     return replace(data, train=train, notes=[*data.notes, note], soft=soft)
 
 
 @torch.no_grad()
 def _try(arch: str, model: nn.Module, size: int, num_classes: int) -> None:
-    """Refuse a network that does not return `num_classes` logits for an image of this size."""
+    """Run a network once, and refuse it if it does not return `num_classes` logits for an image of this size."""
     model.eval()
     try:
         output = model(torch.zeros(1, 3, size, size))
@@ -150,15 +150,15 @@ def _try(arch: str, model: nn.Module, size: int, num_classes: int) -> None:
 
 
 def _add_student(job: Job, sources: Sources, *, build_it: bool) -> None:
-    """Build and load the student, and settle its preprocessing, with it --img-size and --train-crop."""
+    """Build and load the student, and decide its preprocessing."""
     options, published = job.options, None
     evaluate = options.run.evaluate
     if build_it:
         file = sources.student or sources.resumed
         model = _trainable(options.devices, build(job.arch, job.num_classes, file.configuration if file else None))
         downloads = (options.networks.pretrained or options.networks.use_pretrained) and not sources.resumes
-        named = job.arch.startswith("hf:") and file is None  # its processor goes with its configuration
-        if downloads or named or (sources.student and job.arch.startswith("timm:")):
+        has_processor = job.arch.startswith("hf:") and file is None  # beside its configuration
+        if downloads or has_processor or (sources.student and job.arch.startswith("timm:")):
             published = published_preprocessing(model, job.arch)
         elif evaluate:
             published = usual_preprocessing(model, job.arch)
@@ -184,7 +184,7 @@ def _fit(job: Job, arch: str, model: nn.Module, size: int) -> None:
 
 
 def _trainable(devices: Devices, model: nn.Module) -> nn.Module:
-    """Replace layers whose gradient is slow in bfloat16 on a processor; to be done before the network is tapped."""
+    """Replace layers whose gradient is slow in bfloat16 on a CPU; call it before the network is tapped."""
     if devices.amp == "bf16" and device_of(devices).type == "cpu":
         widen(model)
     return model
@@ -194,8 +194,8 @@ def _say_preprocessing(
     job: Job, role: str, arch: str, preprocessing: Preprocessing, file: WeightFile | None, recipe: bool = False
 ) -> None:
     if preprocessing != Preprocessing.of(job.preprocessing.img_size, job.train_crop):
-        unread = "image processor" if arch.startswith("hf:") else "published weights"
-        what = unread if file is None or not file.preprocessing_values else "file"
+        source = "image processor" if arch.startswith("hf:") else "published weights"
+        what = source if file is None or not file.preprocessing_values else "file"
         how = f"as its {what} had them"
         if recipe:
             how = f"as its recipe and its {what} say"
@@ -245,8 +245,8 @@ def _add_teacher(job: Job, sources: Sources, spec: dict[str, Any], file: WeightF
             outputs = 0
         elif classes != 1000:
             outputs = 1000
-        there = file is not None or pretrained_source(arch) is not None
-        if outputs is not None and there and _reads_maps_alone(options):
+        has_weights = file is not None or pretrained_source(arch) is not None
+        if outputs is not None and has_weights and _reads_maps_alone(options):
             model = build(arch, outputs or classes, configuration)
             has = f"{outputs} outputs of other classes" if outputs else "no classifier"
             job.notes.append(f"the teacher {arch} has {has}: only its maps are used")
@@ -299,6 +299,6 @@ def _load_teacher(
 
 
 def _reads_maps_alone(options: Options) -> bool:
-    """Return whether the terms read only maps of the teachers, in a training."""
+    """Return whether a training's terms read only maps of the teachers, not logits."""
     names = [name for name, spec in options.table.items() if not spec.kind.alone]
     return not options.run.evaluate and bool(names) and set(names) <= set(needing(options.table, "maps"))

@@ -1,4 +1,4 @@
-"""One optimisation step: batches in parts, losses and gradients that are not finite, memory that runs out."""
+"""One optimisation step, with gradient accumulation, and handling of non-finite values and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from classification.training.precision import MixedPrecision
 from classification.training.stored import Given
 from mgd import Ahead, Outputs
 
-Loaded = Sequence[Tensor]  # images, target and index, as the loader gives them, and what is stored of the teacher
+Loaded = Sequence[Tensor]  # images, target and index from the loader, then the stored outputs of a teacher, if any
 Pending = Future[list[Outputs]] | None  # the teachers' outputs for a batch, if they are computed ahead
 
-SMALLEST_SCALE = 2.0**-20  # of the scaler, which begins with 2^16
+SMALLEST_SCALE = 2.0**-20  # of the scaler, which starts with 2^16
 
 
 @dataclass(frozen=True)
 class _Done:
-    """A step's batch and losses, as far as they are needed to say what went wrong in it."""
+    """A step, to find the cause if its loss or gradient is not finite."""
 
     epoch: int
     step: int
     parts: Sequence[Loaded]
-    found: Sequence[Mapping[str, Tensor]]
+    values: Sequence[Mapping[str, Tensor]]  # of the terms, for each part
     pending: Pending
-    drawn: Sequence[Any]
+    generators: Sequence[Any]  # states of the random number generators before the step
 
 
 class Stepper:
-    """Update what the distiller of a job trains, one batch at a time.
+    """Update the weights of a job's distiller, one batch at a time.
 
     Args:
         engine: the job on this rank.
@@ -71,9 +71,9 @@ class Stepper:
         soft = job.data.soft
         self.soft = SoftLabels(job.data.train, soft, job.num_classes, world.device) if soft else None
         self._ahead = self._teachers_ahead()
-        self.skipped = 0  # steps left out because their loss or gradient was not finite
-        self.met = Met()  # what any rank met, as far as it is known
-        # A step can be left out only where its flags are read before the update.
+        self.skipped = 0  # number of steps left out because their loss or gradient was not finite
+        self.met = Met()  # the latest flags of all ranks
+        # To leave a step out, its flags must be read before the update.
         late = world.device.type == "cuda" and not options.run.skip_nonfinite
         self._flags = Flags(world, late=late)
         self._last: _Done | None = None
@@ -98,8 +98,8 @@ class Stepper:
         student = self.world.device.type == "cuda" if choice is None else bool(choice)
         self.distiller.compile(student=student, dynamic=False)  # the batches of an epoch have two sizes
 
-    def _translating(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context of a forward: what --compile translates in it keeps its buffers, for several backwards."""
+    def _compile_context(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of a forward: with --compile, it must keep its buffers for several backwards."""
         if not self.options.devices.compile:
             return contextlib.nullcontext()
         keep: contextlib.AbstractContextManager[Any] = torch._functorch.config.patch(donated_buffer=False)
@@ -115,7 +115,7 @@ class Stepper:
             raise UserError(f"--teacher-threads {threads}: {error}") from error
 
     def ahead(self, batches: Iterable[Loaded]) -> Iterable[tuple[Loaded, Pending]]:
-        """Yield batches, each with its teachers' outputs to come where --teacher-threads computes them ahead."""
+        """Yield batches, each with the future outputs of its teachers if --teacher-threads computes them ahead."""
         if self._ahead is None:
             return ((batch, None) for batch in batches)
         return self._ahead(batches, lambda batch: self.engine.images(batch[0]))
@@ -131,9 +131,10 @@ class Stepper:
         counts: Sequence[int] | None = None,
         stored: Sequence[Tensor] = (),
     ) -> dict[str, Tensor]:
-        """Return the distiller's values for a batch as the loader gives it; without labels `target` is left out.
+        """Return the distiller's values for a batch from the loader; `target` is not used in a run without labels.
 
-        `stored` is what a batch of --teacher-cache has beside images, target and index.
+        `pending` is from `ahead`; `module` runs in place of the wrapped distiller; `counts` are the images of each
+        rank; `stored` are the stored teacher outputs of a batch of --teacher-cache.
         """
         images, index = self.engine.images(images), self.engine.move(index)
         target = self.engine.move(target) if target is not None and self.options.labelled else None
@@ -142,10 +143,10 @@ class Stepper:
             soft = self.soft(index)
         taught, mixes = pending.result() if pending else None, self.mix is not None
         if stored and self.job.stored is not None:
-            given = Given(*map(self.engine.move, stored))
-            taught, mixes = given.outputs(self.job.num_classes), self.job.stored.plan.views.mixes
-            soft = given.mix(target, self.job.num_classes) if mixes and target is not None else soft
-        with self._translating():
+            stored_outputs = Given(*map(self.engine.move, stored))
+            taught, mixes = stored_outputs.outputs(self.job.num_classes), self.job.stored.plan.views.mixes
+            soft = stored_outputs.mix(target, self.job.num_classes) if mixes and target is not None else soft
+        with self._compile_context():
             values: dict[str, Tensor] = (module or self.wrapped)(mixed, soft, index, epoch, taught, counts)
         if target is not None and not mixes:
             values["train_hits"] = hits(values["logits"].detach().float(), target)[:1] / len(target)
@@ -161,13 +162,13 @@ class Stepper:
             epoch: number of the epoch.
             step: number of the step in it.
             size: images of the batch over all ranks.
-            pending: what `ahead` gave with the batch.
+            pending: from `ahead`.
 
         Returns:
-            The values of the terms, or None where the step was left out.
+            The values of the terms, or None if the step was left out.
 
         Raises:
-            RunError: a loss or gradient that is not finite, or memory that ran out.
+            RunError: a loss or gradient is not finite, or memory ran out.
         """
         images, where = batch[0], f"{epoch_name(self.options.optimisation, epoch)}, step {step + 1}"
         try:
@@ -195,9 +196,9 @@ class Stepper:
 
     def _step(self, batch: Loaded, epoch: int, step: int, size: int, pending: Pending) -> dict[str, Tensor] | None:
         before = self._buffers() if self.options.run.skip_nonfinite else {}
-        drawn = _generators(self.world.device)
+        generators = _generators(self.world.device)
         parts = list(zip(*(tensor.tensor_split(self.options.optimisation.accumulate) for tensor in batch), strict=True))
-        found: list[dict[str, Tensor]] = []
+        values_of_parts: list[dict[str, Tensor]] = []
         shares: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
         for number, part in enumerate(parts):
@@ -209,17 +210,17 @@ class Stepper:
                 if step == 0 and last:
                     weights = self.distiller.weights(epoch)
                     shares = gradient_shares(self.distiller.groups(), values, weights, self.scaler.scale)
-                # DDP averages gradients over ranks; parts that differ in size weigh by their images.
+                # DDP averages gradients over ranks; each part must count in proportion to its images.
                 share = len(part[0]) * self.world.size / size
                 if isinstance(self.optimizer, DOT):
-                    self.optimizer.note(self._taught(values, epoch) * share)
+                    self.optimizer.note(self._loss_of_teachers(values, epoch) * share)
                 self.scaler.scale(values["loss"].mean() * share).backward()
             del values["logits"]
-            found.append({name: value.detach() for name, value in values.items()})
+            values_of_parts.append({name: value.detach() for name, value in values.items()})
         if isinstance(self.optimizer, DOT):
             self.optimizer.average(self.world)
-        done = _Done(epoch, step, parts, found, pending, drawn)
-        self._exchange(found)
+        done = _Done(epoch, step, parts, values_of_parts, pending, generators)
+        self._exchange(values_of_parts)
         if self._flags.late:
             done, self._last = self._last or done, done
         if self.met.loss or self.met.gradient:
@@ -227,20 +228,20 @@ class Stepper:
             return None
         if self.options.optimisation.clip_gradients is not None:
             self.scaler.unscale_(self.optimizer)
-            moved = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-            nn.utils.clip_grad_norm_(moved, self.options.optimisation.clip_gradients)
+            weights_to_clip = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(weights_to_clip, self.options.optimisation.clip_gradients)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.student)
         means: dict[str, Tensor] = {}
-        for part, known_values in zip(parts, found, strict=True):
-            for name, value in known_values.items():
+        for part, values in zip(parts, values_of_parts, strict=True):
+            for name, value in values.items():
                 means[name] = means.get(name, 0.0) + value * (len(part[0]) / len(batch[0]))
         return means | {f"{name}_share": share for name, share in shares.items()}
 
     def _counts(self, size: int, part: int) -> list[int] | None:
-        """Return the images of each rank in a part of a batch of `size`: TrainBatches and _step divide evenly."""
+        """Return the number of images of each rank in a part of a global batch of `size`; None for a single rank."""
         if self.world.size == 1:
             return None
         parts = self.options.optimisation.accumulate
@@ -248,33 +249,32 @@ class Stepper:
             count_of_part(count_of_part(size, self.world.size, rank), parts, part) for rank in range(self.world.size)
         ]
 
-    def _taught(self, values: Mapping[str, Tensor], epoch: int) -> Tensor:
-        """Return the part of the loss whose terms read teachers."""
+    def _loss_of_teachers(self, values: Mapping[str, Tensor], epoch: int) -> Tensor:
+        """Return the weighted sum of the terms that read teachers."""
         weights, terms = self.distiller.weights(epoch), self.distiller.terms.items()
-        taught = [weights[name] * values[name].mean() for name, term in terms if not getattr(term, "alone", False)]
-        return torch.stack(taught).sum()
+        losses = [weights[name] * values[name].mean() for name, term in terms if not getattr(term, "alone", False)]
+        return torch.stack(losses).sum()
 
     def _local(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context in which gradients stay on this rank: of all parts of a batch but the last."""
+        """Return the context in which DDP does not average gradients: for all parts of a batch except the last."""
         ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)
         return self.wrapped.no_sync() if ddp else contextlib.nullcontext()  # type: ignore[operator]
 
-    def _exchange(self, found: Sequence[Mapping[str, Tensor]]) -> None:
-        """Read what any rank met in this step.
+    def _exchange(self, values_of_parts: Sequence[Mapping[str, Tensor]]) -> None:
+        """Exchange the flags of this step.
 
-        The scaler of --amp fp16 looks at gradients itself: it leaves a step out where they overflow, and lowers its
-        scale.
+        Gradients are not checked with --amp fp16: its scaler leaves a step out if they overflow, and lowers its scale.
         """
-        losses, interrupt = torch.stack([values["loss"].mean() for values in found]), self.engine.interrupt
+        losses, interrupt = torch.stack([values["loss"].mean() for values in values_of_parts]), self.engine.interrupt
         gradient = None if self.scaler.is_enabled() else ~largest_gradient(self.distiller).isfinite()
         signal, save = (interrupt.signal, interrupt.take_save()) if interrupt is not None else (0, False)
         self.met = self._flags.exchange(~losses.isfinite().all(), gradient, signal, save)
 
     def settle(self) -> None:
-        """Read what any rank met in the last step, before its weights are saved.
+        """Read the flags of the last step, before its weights are saved.
 
         Raises:
-            RunError: a loss or a gradient that is not finite.
+            RunError: a loss or a gradient is not finite.
         """
         met = self._flags.settle()
         if (met.loss or met.gradient) and self._last is not None:
@@ -283,16 +283,16 @@ class Stepper:
         self.met = Met(signal=met.signal or self.met.signal, save=met.save or self.met.save)
 
     def _cause(self, done: _Done) -> str:
-        """Name the terms and images behind a loss or a gradient that is not finite."""
+        """Name the terms and images that caused a non-finite loss or gradient."""
         if self.met.loss:
-            return self._bad_losses(done.parts, done.found)
-        if self._flags.late:  # the weights have moved since
+            return self._bad_losses(done)
+        if self._flags.late:  # the weights have changed since
             return " though the loss is; --skip-nonfinite 1 would name the term"
         return self._bad_gradients(done)
 
-    def _bad_losses(self, parts: Sequence[Loaded], found: Sequence[Mapping[str, Tensor]]) -> str:
+    def _bad_losses(self, done: _Done) -> str:
         """Name the terms and images of the first part whose loss is not finite."""
-        for part, values in zip(parts, found, strict=True):
+        for part, values in zip(done.parts, done.values, strict=True):
             if not values["loss"].isfinite().all():
                 terms = [name for name in self.distiller.terms if not values[name].isfinite().all()]
                 return self._named(terms or ["sum"], part)
@@ -301,8 +301,8 @@ class Stepper:
     def _bad_gradients(self, done: _Done) -> str:
         """Compute the batch again with the same random draws; name terms and images of the first bad gradient."""
         self.optimizer.zero_grad(set_to_none=True)
-        _set_generators(self.world.device, done.drawn)
-        # All of them: terms may wait for those of other ranks.
+        _set_generators(self.world.device, done.generators)
+        # All parts are computed, because terms exchange values with those of other ranks.
         terms_of_parts = [self._terms_of(part, done.epoch, done.pending) for part in done.parts]
         for part, terms in zip(done.parts, terms_of_parts, strict=True):
             if terms:
@@ -310,7 +310,7 @@ class Stepper:
         return f" though the loss is{' (on another rank)' if self.world.size > 1 else ''}"
 
     def _terms_of(self, part: Loaded, epoch: int, pending: Pending) -> list[str]:
-        ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)  # which wants a backward after each forward
+        ddp = isinstance(self.wrapped, nn.parallel.DistributedDataParallel)  # DDP needs a backward after each forward
         module: Any = self.wrapped.module if ddp else self.wrapped
         images, target, index, *stored = part
         values = self.forward(images, target, index, epoch, pending, module=module, stored=stored)
@@ -322,14 +322,14 @@ class Stepper:
         return f" (term {', '.join(terms)}; images {', '.join(files[:4])}{more})"
 
     def _buffers(self) -> dict[str, Tensor]:
-        """Copy statistics, costs and margins; a bank of all images is left out: it takes finite values only."""
+        """Copy all buffers except the banks of all images, which accept only finite values."""
         return {n: value.clone() for n, value in self.distiller.named_buffers() if not n.endswith("_bank")}
 
     def _leave_out(self, done: _Done, before: Mapping[str, Tensor]) -> None:
-        """Undo what the forward changed, or stop the run.
+        """Undo the changes of the forward, or stop the run.
 
         Raises:
-            RunError: more steps than --skip-nonfinite allows.
+            RunError: more steps would be left out than --skip-nonfinite allows, or weights are not finite.
         """
         what = "loss" if self.met.loss else "gradient"
         where = f"{epoch_name(self.options.optimisation, done.epoch)}, step {done.step + 1}"
@@ -351,10 +351,10 @@ class Stepper:
         self.world.say(f"!! WARNING: {failure}: left out, {self.skipped} of {self.options.run.skip_nonfinite}")
 
     def check_scale(self, epoch: int) -> None:
-        """Stop a run of --amp fp16 whose gradients never fit.
+        """Check that the gradients of a run with --amp fp16 are finite at some scale.
 
         Raises:
-            RunError: the scaler has lowered its scale step after step.
+            RunError: the scaler has lowered its scale below `SMALLEST_SCALE`.
         """
         if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
             when = epoch_name(self.options.optimisation, epoch)
@@ -370,18 +370,18 @@ class Stepper:
 
 
 def count_of_part(num: int, parts: int, part: int) -> int:
-    """Return how many of `num` images a part gets: the first ones get one more where they do not divide evenly."""
+    """Return how many of `num` images a part gets, as `torch.tensor_split` divides them."""
     return num // parts + (part < num % parts)
 
 
 def finite(module: nn.Module) -> bool:
-    """Whether all weights that train are finite."""
+    """Return whether all weights that train are finite."""
     weights = [weight.detach() for weight in module.parameters() if weight.requires_grad]
     return not weights or bool(torch.stack([weight.isfinite().all() for weight in weights]).all())
 
 
 def _generators(device: torch.device) -> list[Any]:
-    """Return the states of the generators that a forward may draw from."""
+    """Return the states of the random number generators that a forward may use."""
     states = [random.getstate(), torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 

@@ -1,4 +1,4 @@
-"""A run that trains from a teacher's stored outputs: opened and compared with the run before it starts."""
+"""Train from a teacher's stored outputs: open them, and compare them with the run before it starts."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from classification.paths import relative
 from classification.training.job import Job
 from mgd import Outputs, Probe, spread_rest
 
-READ = 64  # images whose files are compared with those that the teacher saw
+READ = 64  # approximate number of images whose files are compared with those that were stored
 
 
 def open_for(job: Job) -> StoredViews:
     """Read the folder of --teacher-cache, and compare it with the run.
 
     Raises:
-        UserError: another teacher, other classes, other images, or views that this machine would draw in another way.
+        UserError: the teacher, the classes or the images differ, or versions whose random views may differ.
     """
     folder, root = job.options.networks.teacher_cache, job.options.data.data
     assert folder and root
@@ -39,28 +39,30 @@ def open_for(job: Job) -> StoredViews:
     if job.options.networks.teacher_resume and not job.resume_from:
         _compare_teacher(plan, folder, job)
     names = _names(job, root, stored.numbers)
-    found = StoredViews(stored, names)
+    views = StoredViews(stored, names)
     for position in range(0, len(names), max(1, len(names) // READ)):
         path = job.data.train[position][0]
-        if file_digest(path) != stored.block.hashes[int(found.stored_number[position])]:
+        if file_digest(path) != stored.block.hashes[int(views.stored_number[position])]:
             raise UserError(
                 f"{path} has changed since it was stored in --teacher-cache {folder}: store the teacher again"
             )
-    views = f"{plan.samples} views per image of {plan.views.img_size} px, crop {plan.views.train_crop}"
-    job.notes.append(f"teacher: stored outputs of {', '.join(plan.archs)} in {folder}, {views}, top {plan.top} classes")
-    return found
+    description = f"{plan.samples} views per image of {plan.views.img_size} px, crop {plan.views.train_crop}"
+    job.notes.append(
+        f"teacher: stored outputs of {', '.join(plan.archs)} in {folder}, {description}, top {plan.top} classes"
+    )
+    return views
 
 
 def _names(job: Job, root: str, numbers: Container[str]) -> list[str]:
-    """Return the path of every image as the folder knows it: relative to the data folder, or to --pile-root."""
-    found, pile = [], job.options.pile
+    """Return the path of every training image in the stored folder: relative to the data folder, or to --pile-root."""
+    names, pile = [], job.options.pile
     for path, _ in job.data.train:
         name = relative(path, root)
         if pile.pile_list and name not in numbers:
-            below = relative(path, pile.pile_root)
-            name = below if below in numbers or name.startswith("..") else name
-        found.append(name)
-    return found
+            name_in_pile = relative(path, pile.pile_root)
+            name = name_in_pile if name_in_pile in numbers or name.startswith("..") else name
+        names.append(name)
+    return names
 
 
 def _compare_classes(plan: StoredPlan, folder: str, job: Job) -> None:
@@ -69,17 +71,17 @@ def _compare_classes(plan: StoredPlan, folder: str, job: Job) -> None:
             f"--teacher-cache {folder} is from a teacher with {plan.num_classes} classes, but this run has "
             f"{job.num_classes}: store a teacher of these classes"
         )
-    for place, (their, own) in enumerate(zip(plan.classes or job.data.classes, job.data.classes, strict=False)):
+    for index, (their, own) in enumerate(zip(plan.classes or job.data.classes, job.data.classes, strict=False)):
         if their != own:
             raise UserError(
-                f"--teacher-cache {folder} is from a teacher of other classes: its class {place} is {their!r}, but "
+                f"--teacher-cache {folder} is from a teacher of other classes: its class {index} is {their!r}, but "
                 f"{own!r} in the data: store a teacher of these classes"
             )
 
 
 def _compare_versions(plan: StoredPlan, folder: str) -> None:
     now = {"views": str(VIEWS)}
-    if plan.views.changes_colours:  # whose draws are torch's and torchvision's own
+    if plan.views.changes_colours:  # they use the random functions of torch and torchvision
         now |= {name: version(name) for name in ("torch", "torchvision")}
     for name, value in now.items():
         if plan.versions.get(name) != value:
@@ -90,22 +92,20 @@ def _compare_versions(plan: StoredPlan, folder: str) -> None:
 
 
 def _compare_teacher(plan: StoredPlan, folder: str, job: Job) -> None:
-    networks = job.options.networks
-    archs = networks.teacher_arch.split(",") if networks.teacher_arch else []
-    files = split_files(networks.teacher_resume or "", len(archs))
-    named = archs if len(archs) == len(files) else [None] * len(files)
-    if (
-        networks_digest([open_trained(Path(file), arch) for file, arch in zip(files, named, strict=True)])
-        != plan.teacher
-    ):
+    options = job.options.networks
+    archs = options.teacher_arch.split(",") if options.teacher_arch else []
+    files = split_files(options.teacher_resume or "", len(archs))
+    names = archs if len(archs) == len(files) else [None] * len(files)
+    networks = [open_trained(Path(file), arch) for file, arch in zip(files, names, strict=True)]
+    if networks_digest(networks) != plan.teacher:
         raise UserError(
-            f"--teacher-cache {folder} holds another teacher ({', '.join(plan.archs)}) than {networks.teacher_resume}: "
+            f"--teacher-cache {folder} holds another teacher ({', '.join(plan.archs)}) than {options.teacher_resume}: "
             "leave --teacher-resume out, or store this teacher with mgd reinforce"
         )
 
 
 def stored_probe(job: Job) -> Probe:
-    """Return what terms may know of a teacher whose outputs are stored."""
+    """Return the probe of a teacher whose outputs are stored; it has no maps."""
     assert job.stored is not None
     rows = job.stored.classifier
     classifier = None if rows is None else torch.from_numpy(rows).float()
@@ -114,14 +114,14 @@ def stored_probe(job: Job) -> Probe:
 
 @dataclass(frozen=True)
 class Given:
-    """What the loader gives beside images, classes and positions, on the device.
+    """The stored teacher outputs of a batch, on the device; see `StoredViews.__call__`.
 
     Args:
         other: (B,) class of each image's partner.
-        share: (B,) part of the image itself.
-        classes: (B, k), of the teacher.
-        log_probabilities: (B, k).
-        rest: (B,), log of the mass of the other classes.
+        share: (B,) share of the image itself.
+        classes: (B, k) likeliest classes of the teacher.
+        log_probabilities: (B, k) of these classes.
+        rest: (B,) log of the total probability of all other classes.
     """
 
     other: Tensor

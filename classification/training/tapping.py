@@ -1,4 +1,4 @@
-"""Where the networks of a run are tapped: at the paths that were named, those of their families, or found."""
+"""Tap the networks of a run: at the paths of the options, at default paths, or where taps are found."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mgd.taps.tap import table
 
 AUTO = "auto"  # of --taps, --student-taps and --teacher-taps
 RELUS = ("ReLU", "ReLU6")
-UNREADABLE = (ValueError, TypeError, RuntimeError)  # what a tap raises that is not reached, or reads no map
+UNREADABLE = (ValueError, TypeError, RuntimeError)  # errors of taps that are not reached, or read no map
 
 
 def tap(job: Job) -> list[Taps]:
-    """Tap the student and its teachers where a term reads maps.
+    """Tap the student and its teachers, if a term reads maps.
 
     Raises:
-        UserError: unknown paths, another number of them than the terms need, or no maps that fit together.
+        UserError: paths are unknown, their numbers do not fit the terms, or no maps fit together.
     """
     assert job.student is not None
     terms, networks, named = job.options.table, [job.student, *job.teachers], _named(job)
@@ -48,42 +48,42 @@ def tap(job: Job) -> list[Taps]:
 
 
 def _paths(text: str) -> list[str] | None:
-    """Return the paths that an option names, or None where they are to be found."""
+    """Return the paths that an option names, or None to find them."""
     return None if text == AUTO else [path.strip() for path in text.split(",")]
 
 
 def _sizes_agree(job: Job, networks: Sequence[nn.Module], paths: Sequence[list[str]]) -> bool:
-    """Whether the published taps of all networks fit together by position, or no term compares them one by one."""
+    """Return whether the default taps of all networks have equal relative sizes, or no term compares them in pairs."""
     if not pairing(job.options.table):
         return True
     sizes, depth = _image_sizes(job), min(map(len, paths))
     try:
-        found = [_relative_sizes(*each) for each in zip(networks, paths, sizes, strict=True)]
-    except (RuntimeError, ValueError):  # what does not run is refused later, with a reason
+        student, *teachers = (_relative_sizes(*each) for each in zip(networks, paths, sizes, strict=True))
+    except (RuntimeError, ValueError):  # a network that does not run is refused later, with a reason
         return True
     return all(
         abs(math.log2(ours / theirs)) <= EQUAL
-        for others in found[1:]
-        for ours, theirs in zip(found[0][-depth:], others[-depth:], strict=True)
+        for teacher in teachers
+        for ours, theirs in zip(student[-depth:], teacher[-depth:], strict=True)
     )
 
 
 def _relative_sizes(network: nn.Module, paths: list[str], size: int) -> list[float]:
-    """Return the height of the map at each tap as a share of the images'."""
+    """Return the height of the map at each tap, divided by that of the images."""
     taps = Taps(network, paths)
     try:
-        return [found.shape[2] / size for found in dry_forward(taps, torch.zeros(1, 3, size, size)).features]
+        return [feature.shape[2] / size for feature in dry_forward(taps, torch.zeros(1, 3, size, size)).features]
     finally:
         taps.close()
 
 
 def _image_sizes(job: Job) -> list[int]:
-    """Return the side of the images that the student and each teacher see."""
-    return [job.preprocessing.img_size, *(each.img_size for each in job.teacher_preprocessing)]
+    """Return the side of the images of the student and of each teacher, in pixels."""
+    return [job.preprocessing.img_size, *(teacher.img_size for teacher in job.teacher_preprocessing)]
 
 
 def _named(job: Job) -> list[str | None]:
-    """Return what was typed for the student and for each teacher."""
+    """Return the tap options of the student and of each teacher."""
     options, number = job.options, len(job.teachers)
     lists = options.teacher_taps.split(";") if options.teacher_taps else [None]
     named = [options.student_taps, *(lists * number if len(lists) == 1 else lists)]
@@ -93,7 +93,7 @@ def _named(job: Job) -> list[str | None]:
 
 
 def _tapped(job: Job, networks: Sequence[nn.Module], paths: list[list[str]], *, shorten: bool) -> list[Taps]:
-    if shorten:  # the published pairs leave the shallowest stages unused
+    if shorten:  # published pairs leave the shallowest taps out
         depth = min(map(len, paths))
         paths = [own[-depth:] for own in paths]
     for theirs in paths[1:]:
@@ -109,7 +109,7 @@ def _tapped(job: Job, networks: Sequence[nn.Module], paths: list[list[str]], *, 
 
 
 def _found(job: Job, networks: Sequence[nn.Module], named: Sequence[list[str] | None]) -> list[Taps]:
-    """Find the taps of the networks that have none, and pair them with those of the others, by resolution."""
+    """Find the taps of networks without paths, and pair the taps of student and teachers by resolution."""
     sizes = _image_sizes(job)
     try:
         taps = [
@@ -121,8 +121,8 @@ def _found(job: Job, networks: Sequence[nn.Module], named: Sequence[list[str] | 
         sentence, _, tables = str(error).partition("\n")
         how = "; on this command line those are --student-taps A,B --teacher-taps C,D and --img-size" if tables else ""
         raise UserError(sentence.removesuffix(".") + how, tables) from error
-    shared = [tap for tap in taps[0] if all(tap in [own for own, _ in found] for found in pairs)]
-    partners = [{own.path: other for own, other in found} for found in pairs]
+    shared = [tap for tap in taps[0] if all(tap in [own for own, _ in matched] for matched in pairs)]
+    partners = [{own.path: other for own, other in matched} for matched in pairs]
     chosen = [shared, *([partner[tap.path] for tap in shared] for partner in partners)]
     if not shared:
         raise UserError(
@@ -143,7 +143,7 @@ def show(taps: Sequence[Sequence[Tap]]) -> str:
 
 
 def described(job: Job, networks: Sequence[Taps]) -> str:
-    """Return what --show-taps prints: the taps of a run, and what a flow could gain at each pair of them."""
+    """Return the output of --show-taps: the taps of a run, and what a flow could gain at each pair."""
     if not networks[0].paths:
         return "no term of this run reads maps"
     try:

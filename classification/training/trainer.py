@@ -1,4 +1,4 @@
-"""Training: epochs and steps, what is logged and saved, and how a run that was interrupted resumes."""
+"""The training loop: epochs and steps, logging, checkpoints and resuming."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from classification.training.updates import update_terms
 from mgd import Taps
 from mgd.losses import Term
 
-SETTLED = 10  # steps after which terms are compared
+SETTLED = 10  # number of steps after which the sizes of the terms are compared
 
 
 class Trainer:
@@ -63,7 +63,7 @@ class Trainer:
         self.student = job.student
         self.distiller = job.distiller
         self.stepper = Stepper(engine)
-        # What is evaluated and kept as the result.
+        # The network that is evaluated and saved as the result.
         self.result = self.student if self.stepper.average is None else self.stepper.average.module
         self.photos = Photos(
             job.data.train,
@@ -86,9 +86,9 @@ class Trainer:
         self.take_seed(engine.seed)
         # The state between two steps, except that of the modules above.
         self.epoch = options.optimisation.start_epoch
-        self.step = self.images_done = 0  # steps of this epoch that are done, and the images of them over all ranks
+        self.step = self.images_done = 0  # steps of this epoch that are done, and their images over all ranks
         self.seconds = 0.0  # that these steps took
-        self.extra: dict[str, float] = {}  # what the terms logged before this epoch
+        self.extra: dict[str, float] = {}  # numbers that the terms logged before this epoch
         self.means = Means(world.device)
         self.forget_best()
         self.elapsed = 0.0  # seconds that the run took before this process
@@ -97,7 +97,7 @@ class Trainer:
         self.progress, self.begun = Progress(options.optimisation, options.run.print_freq), time.perf_counter()
 
     def _transform(self) -> Transform:
-        """Return the random transform of the training images, to two views where a term compares them."""
+        """Return the random transform of the training images; to two views if a term needs them."""
         data, preprocessing, crop = self.options.data, self.job.preprocessing, self.job.train_crop
         more: dict[str, Any] = {"hflip": bool(data.hflip), "randaugment": data.randaugment}
         more |= {"erasing": data.random_erasing, "mean": preprocessing.mean}
@@ -127,13 +127,13 @@ class Trainer:
 
         Raises:
             Stopped: a signal came; the state is saved.
-            RunError: a loss that is not finite, or memory that ran out.
+            RunError: a loss or gradient is not finite, or memory ran out.
         """
         resumed = self.job.checkpoint is not None
         if self.job.checkpoint is not None:
             with explain_damage(self.job.resume_from):
                 restore(self, self.job.checkpoint["resume"])
-            self.job.checkpoint = None  # all of it has been taken up: a second copy of the state would stay in memory
+            self.job.checkpoint = None  # it is loaded, and would only use memory
         if self.world.first:
             make_folder(
                 self.job.folder,
@@ -153,7 +153,7 @@ class Trainer:
                 while self.epoch < total_epochs(self.options.optimisation):
                     record = self._run_epoch()
             except Stopped as stop:
-                self.world.wait()  # for rank 0's file: a launcher ends the others as soon as one rank leaves
+                self.world.wait()  # until rank 0 has saved: a launcher ends all ranks as soon as one ends
                 words = (self.options.command[0], "--resume", str(self.job.folder))
                 stop.resume = command(*words) if self.world.first else ""
                 raise
@@ -178,31 +178,33 @@ class Trainer:
         if self.step < len(self.batches) or not self.step:
             self._train()
             self._average_statistics()
-            save(self)  # before the evaluation, which a signal may cut
+            save(self)  # before the evaluation, which a signal may interrupt
         record = {"epoch": epoch, **self._train_record(), **self.extra, **self.engine.evaluate_epoch(self.result)}
         for name, peer in self.peers().items():
             record |= {f"{key}_{name}": value for key, value in self.engine.evaluate_epoch(peer).items()}
         better = self._improved(record)
         self._say_epoch(record)
         if self.journal:
-            self.journal.write(record)  # first: if the run is killed here, the line is dropped when it resumes
+            self.journal.write(
+                record
+            )  # before saving: if the run is killed in between, the line is dropped when it resumes
         self.epoch, self.step, self.images_done = epoch + 1, 0, 0
         save(self, better=better)
         self.progress.aside = time.perf_counter() - begun - (self.seconds - earlier)
         return record
 
     def _improved(self, record: Mapping[str, Any]) -> set[str]:
-        """Take what is the best so far into `best`; return whose it is: "" for the student's, a peer's name."""
+        """Update `best`; return the networks that are the best so far: "" for the student, else names of peers."""
         measure = self.options.run.best_by
-        kept = dict.fromkeys((measure, "top1", "top5"))
-        keys = {name: [f"valid_{key}{f'_{name}' if name else ''}" for key in kept] for name in (*self.peers(), "")}
+        measures = dict.fromkeys((measure, "top1", "top5"))
+        keys = {name: [f"valid_{key}{f'_{name}' if name else ''}" for key in measures] for name in (*self.peers(), "")}
         better = {name for name, (key, *_) in keys.items() if improves(measure, record[key], self.best.get(key))}
         self.best |= {key: record[key] for name in better for key in keys[name]}
         self.best |= {"epoch": record["epoch"]} if "" in better else {}
         return better
 
     def _train(self) -> None:
-        """Do the steps of the epoch that are left."""
+        """Do the remaining steps of the epoch."""
         epoch, every = self.epoch, self.options.run.checkpoint_every_steps
         self.batches.begin(epoch, self.step, self.images_done)
         steps = len(self.batches)
@@ -232,7 +234,7 @@ class Trainer:
         self.stepper.check_scale(epoch)
 
     def _average_statistics(self) -> None:
-        """Average the statistics of what trains, and those of --ema, as --average-bn asks."""
+        """With --average-bn, average batch norm statistics over the ranks, also those of --ema."""
         if self.options.devices.average_bn:
             for module in (self.distiller.terms, self.student, self.result, *self.peers().values()):
                 self.world.average_statistics(module)
@@ -285,15 +287,15 @@ class Trainer:
                 self.world.say(f"{epoch_name(self.options.optimisation, self.epoch)}  step {self.step}/{steps}  {line}")
 
     def _log_step(self, values: Mapping[str, Tensor]) -> None:
-        """Write every N-th step of --log-steps; reading its values waits for the device."""
+        """Log every N-th step, by --log-steps N; reading the values waits for the device."""
         every, steps = self.options.run.log_steps, len(self.batches)
         if not every or self.step % every or self.journal is None:
             return
         names = ["loss", *self.distiller.terms]
-        read = torch.stack([values[name].detach().float().mean() for name in names]).tolist()
+        numbers = torch.stack([values[name].detach().float().mean() for name in names]).tolist()
         rate = self.stepper.optimizer.param_groups[0]["lr"]
         place = {"epoch": self.epoch, "step": self.step}
-        record = {**place, **dict(zip(names, read, strict=True)), "learning_rate": rate}
+        record = {**place, **dict(zip(names, numbers, strict=True)), "learning_rate": rate}
         self.journal.write_step(
             {**record, "images_per_second": self.images_done / self.seconds}, self.epoch * steps + self.step
         )
@@ -322,19 +324,21 @@ class Trainer:
             self.world.say(line)
 
     def calibrate(self, steps: int) -> None:
-        """Print each term's share of the gradient over `steps` batches, and the weights that would make all equal.
+        """Print each term's share of the gradient over `steps` batches, and the weights for equal shares of all.
 
-        Each has the largest weight of its schedule. Of a term that compares maps, the share of each pair of taps in its
-        gradient follows. Nothing is trained; the first term keeps its weight, and nothing is printed for peers, which
-        have the student's weights.
+        Nothing is trained. Each term has the largest weight of its schedule, and the first one keeps it. For terms that
+        read maps, the share of each tap in their gradient is printed, too. For peers, use the weights of the student.
 
         Raises:
-            UserError: there is one term only.
+            UserError: there is only one term.
         """
         update_terms(self.engine, self.distiller, 0)
         self._train_mode()
-        courses = [self.distiller.weights(epoch) for epoch in range(total_epochs(self.options.optimisation))]
-        means, weights = Means(self.world.device), {n: max(course[n] for course in courses) for n in courses[0]}
+        schedule = [self.distiller.weights(epoch) for epoch in range(total_epochs(self.options.optimisation))]
+        means, weights = (
+            Means(self.world.device),
+            {n: max(weights_then[n] for weights_then in schedule) for n in schedule[0]},
+        )
         groups = self.distiller.groups()[:1]
         if len(groups[0][1]) == 1:
             raise UserError("--calibrate compares terms, and this run has one")
@@ -346,17 +350,19 @@ class Trainer:
                     break
                 images, target, index, *stored = batch
                 values = self.stepper.forward(images, target, index, epoch=0, stored=stored)
-                found = gradient_shares(groups, values, weights, self.stepper.scaler.scale)
+                shares = gradient_shares(groups, values, weights, self.stepper.scaler.scale)
                 for name in reading if maps else ():
                     parts = pair_shares(self.student, maps, values[name])
-                    found |= {f"{name} {number}": part for number, part in enumerate(parts)}
-                means.add(found, len(batch[0]))
-        shares = means.means(self.world)
-        for name, weight in balanced(weights, {n: share for n, share in shares.items() if n in weights}).items():
+                    shares |= {f"{name} {number}": part for number, part in enumerate(parts)}
+                means.add(shares, len(batch[0]))
+        mean_shares = means.means(self.world)
+        for name, weight in balanced(weights, {n: share for n, share in mean_shares.items() if n in weights}).items():
             how = f"--term {name}.weight={weight:.4g}"
-            self.world.say(f"{name:20} weight {weights[name]:.4g}  gradient share {shares[name]:.3f}  equal at {how}")
+            self.world.say(
+                f"{name:20} weight {weights[name]:.4g}  gradient share {mean_shares[name]:.3f}  equal at {how}"
+            )
             for number, path in enumerate(self.distiller.student.paths if name in reading else ()):
-                self.world.say(f"    {shares[f'{name} {number}']:.3f} of it through {path}")
+                self.world.say(f"    {mean_shares[f'{name} {number}']:.3f} of it through {path}")
         self.world.say("=> nothing was trained: to train, leave out --calibrate")
 
     # -- checkpoints
@@ -366,15 +372,15 @@ class Trainer:
         return [term for term in self.distiller.terms.values() if isinstance(term, Term)]
 
     def peers(self) -> dict[str, nn.Module]:
-        """Return the networks that train beside the student, by the names of their records and files."""
+        """Return {name: peer}, with the names of records and files."""
         peers = [peer for peer in self.distiller.peers if isinstance(peer, Taps)]
         return {f"peer{n}": peer.model for n, peer in enumerate(peers, start=1)}
 
     def forget_best(self) -> None:
-        """Let the next epoch be the best so far."""
+        """Forget the best epoch, so that the next one is the best."""
         self.best: dict[str, float] = {"valid_top1": -1.0, "valid_top5": -1.0}
 
     def take_seed(self, seed: int) -> None:
-        """Take the run's seed, which is rank 0's, or that of the checkpoint."""
+        """Use a seed from now on: that of rank 0 or of a checkpoint."""
         self.engine.seed = self.photos.seed = self.batches.seed = seed
         self.job.seed = replace(self.job.seed, value=seed)

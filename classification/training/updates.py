@@ -1,4 +1,4 @@
-"""Before an epoch: every term updates itself, and what it returns is printed, logged and saved."""
+"""Update the terms before an epoch; print, log and save what they return."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def update_terms(engine: Engine, distiller: Distiller, epoch: int) -> dict[str, 
     """Update every term from the networks, and return the numbers to log.
 
     Raises:
-        RunError: an update that fails, or whose result differs between the ranks.
+        RunError: an update fails, or its result differs between the ranks.
     """
     world, when = engine.world, config.epoch_name(engine.options.optimisation, epoch)
 
@@ -33,7 +33,7 @@ def update_terms(engine: Engine, distiller: Distiller, epoch: int) -> dict[str, 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         try:
-            found = distiller.update(epoch, batches, seed=engine.seed, context=engine.autocast)
+            updates = distiller.update(epoch, batches, seed=engine.seed, context=engine.autocast)
         except (ValueError, RuntimeError) as error:
             if launch.lost_a_rank(error):
                 raise
@@ -42,7 +42,7 @@ def update_terms(engine: Engine, distiller: Distiller, epoch: int) -> dict[str, 
         world.say(f"!! WARNING: {warning.message}")
     numbers: dict[str, float] = {}
     arrays: dict[str, Any] = {}
-    for name, (logged, kept) in found.items():
+    for name, (logged, kept) in updates.items():
         if logged:
             world.say(f"=> {name} before {when}: " + "  ".join(f"{key} {value:.4g}" for key, value in logged.items()))
         numbers |= {key if key not in numbers else f"{name}_{key}": value for key, value in logged.items()}

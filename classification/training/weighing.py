@@ -1,4 +1,4 @@
-"""Cross-entropy with weights of the classes, where --class-weights asks for them."""
+"""Class weights of cross-entropy, for --class-weights."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from classification.training.job import Job
 
 
 def hyper_of(job: Job, name: str) -> Any:
-    """Return the hyper-parameters of a term of the job; those of cross-entropy with the weights of its classes.
+    """Return the hyper-parameters of a term; those of cross-entropy with class weights if --class-weights is given.
 
     Raises:
-        UserError: a recipe gives other weights.
+        UserError: a recipe gives class weights, too.
     """
     hyper = job.options.table[name].hyper
     if name != LABELLED or job.options.data.class_weights is None:

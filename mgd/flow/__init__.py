@@ -1,4 +1,4 @@
-"""Costs between channels, and the exact assignments that are cheapest on them."""
+"""Costs between channels, exact assignments of least cost, and soft transport plans."""
 
 from mgd.flow.cost import COSTS, ChannelCorrelation, ChannelCost, channel_cost, make_cost
 from mgd.flow.flow import ASSIGNMENTS, CAPACITIES, SOLVERS, Flow, slots, solve_control, solve_flow

@@ -10,18 +10,18 @@ from mgd.checks import check_maps
 from mgd.teachers import has_bfloat16
 
 COSTS = ("cosine", "correlation")
-TINY = 1e-15  # length below which a map counts as all zero: squares of its values lose their digits
+TINY = 1e-15  # norm below which a map counts as zero: the squares of its values would lose precision
 
 
 def _unit(maps: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, C, H, W) -> (B * HW, C): every map of every image at unit length, zero maps at zero."""
     flat = maps.detach().permute(0, 2, 3, 1).flatten(1, 2)  # (B, HW, C)
     unit = torch.empty(flat.shape, dtype=dtype, device=maps.device)
-    images = 1 if maps.device.type == "cpu" else max(1, len(flat))  # a single one stays in a processor's cache
-    for source, goal in zip(torch.split(flat, images), torch.split(unit, images), strict=True):
+    images = 1 if maps.device.type == "cpu" else max(1, len(flat))  # one at a time stays in a CPU's cache
+    for source, target in zip(torch.split(flat, images), torch.split(unit, images), strict=True):
         source = source.float()
         norm = source.square().sum(1, keepdim=True).sqrt_()
-        goal.copy_(source / norm.masked_fill_(norm < TINY, 1))
+        target.copy_(source / norm.masked_fill_(norm < TINY, 1))
     return unit.flatten(0, 1)
 
 
@@ -40,11 +40,11 @@ def _cosine_sum(student: Tensor, teacher: Tensor) -> Tensor:
 def channel_cost(student: Tensor, teacher: Tensor, cost: str = "cosine") -> Tensor:
     """Average the cost between every student and every teacher channel over a batch.
 
-    "cosine": cost[s, t] = mean over b of 2 - 2 <x_bs, y_bt> / (|x_bs| |y_bt|), with cos 0 where a map is all zero, or
-    shorter than 1e-15. Maps that are both of one 16-bit type are multiplied in it: a random error of about 1e-3 a
-    batch, which averages out.
-    "correlation": cost[s, t] = 2 - 2 corr(x_s, y_t) over all images and pixels together, with corr 0 where a channel is
-    constant. A channel is matched by which images it responds to, too, not picture by picture.
+    "cosine": cost[s, t] = mean over b of 2 - 2 <x_bs, y_bt> / (|x_bs| |y_bt|), with cosine 0 if the norm of a map is
+    below 1e-15. If both maps have the same 16-bit type, they are multiplied in it; the random error, about 1e-3 per
+    batch, averages out.
+    "correlation": cost[s, t] = 2 - 2 corr(x_s, y_t) over all images and pixels together, with correlation 0 if a
+    channel is constant. So channels are also compared by the images that they respond to.
 
     Args:
         student: (B, S, H, W) maps before the ReLU.
@@ -55,7 +55,7 @@ def channel_cost(student: Tensor, teacher: Tensor, cost: str = "cosine") -> Tens
         (S, T) float32, between 0 and 4.
 
     Raises:
-        ValueError: batch or resolution differ; an unknown cost.
+        ValueError: batch size or resolution differ, or the cost is unknown.
 
     Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, section 3.2, for "cosine".
     """
@@ -99,7 +99,7 @@ class ChannelCost(nn.Module):
         return self.cosine.shape[0], self.cosine.shape[1]
 
     def mean(self) -> Tensor:
-        """Return the (S, T) float64 cost; raise RuntimeError where no image was seen."""
+        """Return the (S, T) float64 cost; raise RuntimeError if no image was observed."""
         if int(self.count) == 0:
             raise RuntimeError("no images were observed: add batches of maps before matching")
         cost: Tensor = 2 - 2 * self.cosine / self.count
@@ -111,7 +111,7 @@ class ChannelCost(nn.Module):
         self.count.zero_()
 
     def all_reduce(self) -> None:
-        """Sum over the ranks of the process group, where there is one."""
+        """Sum over the ranks of the process group, if there is one."""
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.cosine)
             dist.all_reduce(self.count)
@@ -146,36 +146,36 @@ class ChannelCorrelation(nn.Module):
     def update(self, student: Tensor, teacher: Tensor) -> None:
         """Add a batch: (B, S, H, W) and (B, T, H, W)."""
         check_maps("channel_cost", student, teacher, same="resolution")
-        if (found := (student.shape[1], teacher.shape[1])) != self.shape:
-            raise ValueError(f"expected {self.shape} channels, got {found}")
-        number = student.numel() // student.shape[1]
+        if (channels := (student.shape[1], teacher.shape[1])) != self.shape:
+            raise ValueError(f"expected {self.shape} channels, got {channels}")
+        num_pixels = student.numel() // student.shape[1]
         parts = []
         for maps, sums in ((student, self.student), (teacher, self.teacher)):
             flat = maps.detach().float().permute(0, 2, 3, 1).flatten(0, 2)  # (B * HW, C)
             mean = flat.mean(0)
-            flat = flat - mean  # small numbers lose fewer digits in float32
+            flat = flat - mean  # smaller values have smaller rounding errors in float32
             mean = mean.double()
-            sums += torch.stack([number * mean, flat.square().sum(0).double() + number * mean.square()])
+            sums += torch.stack([num_pixels * mean, flat.square().sum(0).double() + num_pixels * mean.square()])
             parts.append((flat, mean))
         (x, mean_x), (y, mean_y) = parts
         with torch.autocast(student.device.type, enabled=False):
-            self.products += (x.T @ y).double() + number * mean_x[:, None] * mean_y
-        self.count += number
+            self.products += (x.T @ y).double() + num_pixels * mean_x[:, None] * mean_y
+        self.count += num_pixels
 
     def mean(self) -> Tensor:
-        """Return the (S, T) float64 cost; raise RuntimeError where no image was seen."""
+        """Return the (S, T) float64 cost; raise RuntimeError if no image was observed."""
         if int(self.count) == 0:
             raise RuntimeError("no images were observed: add batches of maps before matching")
         means, squares = zip(
             *((sums[0] / self.count, sums[1] / self.count) for sums in (self.student, self.teacher)), strict=True
         )
         variances = [s - m.square() for m, s in zip(means, squares, strict=True)]
-        # What float32 leaves of a constant channel is no variance.
-        kept = [v > 1e-12 * s for v, s in zip(variances, squares, strict=True)]
-        lengths = [torch.where(k, v, 1).sqrt() for v, k in zip(variances, kept, strict=True)]
+        # The variance of a constant channel is only rounding errors.
+        varies = [v > 1e-12 * s for v, s in zip(variances, squares, strict=True)]
+        lengths = [torch.where(k, v, 1).sqrt() for v, k in zip(variances, varies, strict=True)]
         covariance = self.products / self.count - means[0][:, None] * means[1]
         correlation = covariance / lengths[0][:, None] / lengths[1]
-        cost: Tensor = 2 - 2 * torch.where(kept[0][:, None] & kept[1], correlation, 0)
+        cost: Tensor = 2 - 2 * torch.where(varies[0][:, None] & varies[1], correlation, 0)
         return torch.where(self.products.isfinite(), cost, torch.nan)
 
     def reset(self) -> None:
@@ -184,7 +184,7 @@ class ChannelCorrelation(nn.Module):
             buffer.zero_()
 
     def all_reduce(self) -> None:
-        """Sum over the ranks of the process group, where there is one."""
+        """Sum over the ranks of the process group, if there is one."""
         if dist.is_available() and dist.is_initialized():
             for buffer in self.buffers():
                 dist.all_reduce(buffer)
@@ -194,7 +194,7 @@ def make_cost(num_student: int, num_teacher: int, cost: str = "cosine") -> Chann
     """Return the running mean of one of the costs of `channel_cost`.
 
     Raises:
-        ValueError: an unknown cost.
+        ValueError: the cost is unknown.
     """
     if cost not in COSTS:
         raise ValueError(f"unknown cost {cost!r}; choose from {', '.join(COSTS)}")

@@ -1,4 +1,4 @@
-"""Which teacher channels guide which student channel: exact assignment on a cost matrix."""
+"""Flows, which assign teacher channels to student channels: exact solutions for a cost matrix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mgd.flow.min_cost import InfeasibleError, dense_flow, sparse_flow
 Array = NDArray[Any]
 CAPACITIES = ("spread", "truncate", "reference", "single")
 ASSIGNMENTS = ("cheapest", "costliest", "identity", "random")
-OFFSET = 64  # times the differences beside them: where offsets are larger, they are subtracted first
+OFFSET = 64  # offsets larger than this many times the differences of costs are subtracted before solving
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,14 +24,14 @@ class Flow:
     """A solved assignment between S student and T teacher channels.
 
     Args:
-        index: (G, S) int64; column s lists the teacher channels that guide student channel s, ascending, -1 last
-            where a slot is empty.
+        index: (G, S) int64; column s lists the teacher channels that guide student channel s in ascending order; empty
+            slots are -1 and come last.
         num_teacher: T.
-        total_cost: sum of the cost given over the matched pairs.
-        solver: name of the solver that found it.
-        seconds: time taken.
-        weights: (S, T) float64 where targets are weighted sums of teacher channels, rows sum to 1; else None.
-        energy: share of the teacher's energy that one target per group can carry, see `energy_kept`; None where it was
+        total_cost: sum of the given cost over the matched pairs.
+        solver: name of the solver.
+        seconds: time that it took.
+        weights: (S, T) float64 if targets are weighted sums of teacher channels, rows sum to 1; else None.
+        energy: share of the teacher's energy that one target per group can carry, see `energy_kept`; None if it was
             not measured.
     """
 
@@ -53,10 +53,10 @@ class Flow:
 
     @property
     def assignment(self) -> Array:
-        """(T,) int64, the student channel of each teacher channel, or -1 where it guides none.
+        """(T,) int64, the student channel of each teacher channel, or -1 if it guides none.
 
         Raises:
-            ValueError: for S > T, where a teacher channel guides several; use `index` or `matrix`.
+            ValueError: S > T, so that a teacher channel guides several student channels; use `index` or `matrix`.
         """
         if self.index.shape[1] > self.num_teacher:
             raise ValueError("with more student than teacher channels a teacher channel guides several: use .matrix")
@@ -86,15 +86,15 @@ def slots(num_student: int, num_teacher: int, capacity: str = "spread") -> int:
 
 
 def _assignment(cost: Array, demand: int, leave_out: bool) -> Array:
-    """Solve the same problem as a linear assignment, each receiver repeated once per unit."""
-    from scipy.optimize import linear_sum_assignment  # slow to import, and of use here alone
+    """Solve the flow as a linear assignment in which each receiver has one column per unit."""
+    from scipy.optimize import linear_sum_assignment  # slow to import
 
     suppliers, receivers = cost.shape
     columns = np.repeat(np.arange(receivers), demand)
     tiled = cost[:, columns]
     missing = 0
     if suppliers > columns.size and not leave_out:
-        # One optional column per receiver; rows that stand for "stays empty" may take those only.
+        # One optional column per receiver; added rows, which mean "stays empty", may take only these.
         columns = np.concatenate([columns, np.arange(receivers)])
         missing = columns.size - suppliers
         tiled = np.concatenate([tiled, cost], axis=1)
@@ -103,7 +103,7 @@ def _assignment(cost: Array, demand: int, leave_out: bool) -> Array:
         tiled = np.concatenate([tiled, empty])
     try:
         row, column = linear_sum_assignment(tiled)
-    except ValueError as error:  # the only cause, after the check of the cost
+    except ValueError as error:  # the only possible cause, because the cost was checked
         raise InfeasibleError from error
     receiver = np.full(suppliers + missing, -1, dtype=np.int64)
     receiver[row] = columns[column]
@@ -118,7 +118,7 @@ SOLVERS: dict[str, Callable[[Array, int, bool], Array]] = {
 
 
 def check_cost(cost: Any) -> Array:
-    """Return a cost (S, T) as float64, or raise ValueError if it is no matrix of numbers or holds NaN or -inf."""
+    """Return a cost (S, T) as float64; raise ValueError if it is not a matrix of numbers, or has NaN or -inf."""
     if "complex" in str(getattr(cost, "dtype", "")) or isinstance(cost, np.ma.MaskedArray):
         raise ValueError("cost must be real numbers, none masked: write inf where a pair is forbidden")
     if hasattr(cost, "detach"):  # a tensor, on any device and of any floating type
@@ -131,7 +131,7 @@ def check_cost(cost: Any) -> Array:
         ) from error
     if array.ndim != 2 or 0 in array.shape:
         raise ValueError(f"cost must be a matrix (S, T) with channels on both sides; got shape {array.shape}")
-    if not array.min() > -np.inf:  # NaN is passed on by the minimum
+    if not array.min() > -np.inf:  # the minimum is NaN if an entry is
         raise ValueError(
             "cost must be finite, or inf where a pair is forbidden; "
             "it holds NaN or -inf: look for NaN in the feature maps"
@@ -146,7 +146,7 @@ def _largest(cost: Array) -> float:
 
 
 def _least(cost: Array, axis: int) -> Array:
-    """Return the least finite cost of each line along an axis, 0 where there is none."""
+    """Return the least finite cost along an axis, 0 if there is none."""
     least: Array = cost.min(axis=axis, keepdims=True)
     least[least == np.inf] = 0
     return least
@@ -158,7 +158,7 @@ def _sample(cost: Array) -> Array:
 
 
 def _is_even(cost: Array) -> bool:
-    """Return whether `_reduced`, which takes long, would gain few digits, judged by a sample."""
+    """Return whether `_reduced`, which is slow, would gain little precision, judged by a sample of the costs."""
     largest = max(float(cost.max()), -float(cost.min()))
     sample = _sample(cost)
     sample = sample - _least(sample, 1)
@@ -166,7 +166,7 @@ def _is_even(cost: Array) -> bool:
 
 
 def _in_range(cost: Array) -> Array:
-    """Multiply by a power of two where sums would overflow, or the digits of the largest vanish."""
+    """Multiply costs by a power of two if sums of them would overflow, or if they are so small as to lose precision."""
     largest = max(_largest(cost), -float(cost.min()))
     if largest == 0 or 1e-200 < largest < 1e200:
         return cost
@@ -175,10 +175,10 @@ def _in_range(cost: Array) -> Array:
 
 
 def _reduced(cost: Array, demand: int, leave_out: bool) -> Array:
-    """Subtract what no flow can avoid, so that differences keep their digits beside large offsets.
+    """Subtract costs that no flow can avoid, so that small differences keep their precision beside large offsets.
 
-    Every flow uses each supplier once (or, with `leave_out`, each receiver `demand` times; without a surplus, both), so
-    that the least cost along such a line changes no comparison of flows.
+    Every flow uses each supplier once (or, with `leave_out`, each receiver `demand` times; without a surplus, both). So
+    subtracting the least cost along such a line changes no comparison of flows.
 
     Returns:
         The costs, at least 0.
@@ -192,8 +192,8 @@ def _reduced(cost: Array, demand: int, leave_out: bool) -> Array:
 def _optimum(cost: Array, demand: int, leave_out: bool, solver: str) -> Array:
     """Return the receiver of each supplier in a cheapest flow, or -1.
 
-    Integer solvers resolve 2^-58 of the largest cost. Where that cost is more than the whole flow costs, beyond what
-    none can avoid, no optimum uses it: what is dearer is forbidden, and the rest solved again, finer.
+    Integer solvers resolve 2^-58 of the largest cost. If a pair costs more than a whole flow (both without unavoidable
+    costs), no optimum uses it. Such pairs are forbidden, and the rest is solved again with a finer resolution.
     """
 
     def paid(receiver: Array) -> float:
@@ -208,14 +208,14 @@ def _optimum(cost: Array, demand: int, leave_out: bool, solver: str) -> Array:
     cost = _reduced(cost, demand, leave_out)
     while True:
         receiver = SOLVERS[solver](cost, demand, leave_out)
-        most = paid(receiver) * (1 + 1e-9)
-        if not 0 < most < _largest(cost):
+        limit = paid(receiver) * (1 + 1e-9)
+        if not 0 < limit < _largest(cost):
             return receiver
-        cost = _in_range(np.where(cost > most, np.inf, cost))
+        cost = _in_range(np.where(cost > limit, np.inf, cost))
 
 
 def _index(student: Array, teacher: Array, num_student: int, depth: int) -> Array:
-    """Pairs (student[i], teacher[i]) -> (G, S): members ascending, -1 last."""
+    """Return the index (G, S) of the pairs (student[i], teacher[i]), see `Flow`."""
     index = np.full((depth, num_student), -1, dtype=np.int64)
     order = np.lexsort((teacher, student))
     student, teacher = student[order], teacher[order]
@@ -228,12 +228,12 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
     """Assign teacher channels to student channels at the least total cost, exactly.
 
     minimise sum of cost[s, t] F[s, t] over 0/1 matrices F in which every column sums to at most 1 and the rows to:
-    "spread": floor(T/S) or ceil(T/S), all columns used; "truncate": floor(T/S), the solver choosing which columns stay
-    unused; "reference": as "truncate" on the first S * floor(T/S) columns (the published rule); "single": 1.
-    For S > T, under any capacity, every row sums to 1 and every column to floor(S/T) or ceil(S/T).
+    "spread": floor(T/S) or ceil(T/S), and all columns are used; "truncate": floor(T/S), and the solver chooses which
+    columns stay unused; "reference": as "truncate" on the first S * floor(T/S) columns (the published rule);
+    "single": 1. For S > T, under any capacity, every row sums to 1 and every column to floor(S/T) or ceil(S/T).
 
-    Integers resolve about 2^-58 of the costs that matter, as fine as float64: no offset of a line that every flow uses,
-    and no pair that costs more than a whole flow, takes digits from the others.
+    The resolution is about 2^-58 of the costs that matter, as fine as float64: neither offsets that all flows pay nor
+    pairs that cost more than a whole flow reduce it.
 
     Args:
         cost: (S, T) tensor or array, of any magnitude; inf forbids a pair.
@@ -242,11 +242,12 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
             by dual values on all), "scipy" (linear assignment), "auto" (the fastest for the size); all are exact.
 
     Returns:
-        The optimal `Flow`; among several optima, any.
+        An optimal `Flow`; if there are several, any of them.
 
     Raises:
-        ValueError: cost not a matrix, or with NaN or -inf; unknown capacity or solver; no flow without forbidden pairs.
-        RuntimeError: the solver did not reach an optimum.
+        ValueError: the cost is not a matrix, or has NaN or -inf; capacity or solver are unknown; or every flow has
+            forbidden pairs.
+        RuntimeError: the solver found no optimum.
 
     Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, equations 5 and 6.
     """
@@ -256,7 +257,7 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
     name = ("sparse" if array.size > 100_000 else "scipy") if solver == "auto" else solver
     if name not in SOLVERS:
         raise ValueError(f"unknown solver {solver!r}; choose from {', '.join(SOLVERS)}, auto")
-    kept = num_student * depth if capacity == "reference" else num_teacher
+    num_used = num_student * depth if capacity == "reference" else num_teacher
     demand = 1 if capacity == "single" else num_teacher // num_student
     start = time.perf_counter()
     try:
@@ -264,7 +265,7 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
             teacher = _optimum(array, num_student // num_teacher, False, name)
             student: Array = np.arange(num_student)
         else:
-            receiver = _optimum(array[:, :kept].T, demand, capacity != "spread", name)
+            receiver = _optimum(array[:, :num_used].T, demand, capacity != "spread", name)
             teacher = np.flatnonzero(receiver >= 0)
             student = receiver[teacher]
     except InfeasibleError as error:
@@ -278,29 +279,29 @@ def solve_flow(cost: Any, *, capacity: str = "spread", solver: str = "ortools") 
 
 
 def solve_control(cost: Any, assignment: str, seed: Sequence[int], **options: str) -> Flow:
-    """Solve a flow that may ignore or invert the costs: what the costs contribute is the difference to the cheapest.
+    """Solve a flow that may ignore or invert the costs. The cheapest flow's gain over it is what the costs contribute.
 
     Args:
-        cost: (S, T), as of `solve_flow`; inf forbids a pair under every assignment.
+        cost: (S, T), see `solve_flow`; inf forbids a pair under every assignment.
         assignment: "cheapest"; "costliest"; "identity", neighbouring teacher channels by index; "random".
         seed: of "random"; equal numbers give the same flow.
         options: of `solve_flow`.
 
     Returns:
-        The flow; its total is that of `cost`, whatever was solved.
+        The flow; its `total_cost` is the sum of `cost`.
     """
     if assignment == "cheapest":
         return solve_flow(cost, **options)
     values = check_cost(cost)
     num_student, num_teacher = values.shape
     if assignment == "costliest":
-        posed = -values
+        solved_cost = -values
     elif assignment == "identity":
         student, teacher = (np.arange(num_student) + 0.5) / num_student, (np.arange(num_teacher) + 0.5) / num_teacher
-        posed = np.square(student[:, None] - teacher)
+        solved_cost = np.square(student[:, None] - teacher)
     elif assignment == "random":
-        posed = np.random.default_rng(list(seed)).random(values.shape)
+        solved_cost = np.random.default_rng(list(seed)).random(values.shape)
     else:
         raise ValueError(f"unknown assignment {assignment!r}; choose from {', '.join(ASSIGNMENTS)}")
-    flow = solve_flow(np.where(np.isinf(values), np.inf, posed), **options)
+    flow = solve_flow(np.where(np.isinf(values), np.inf, solved_cost), **options)
     return dataclasses.replace(flow, total_cost=float(values[flow.matrix > 0].sum()))

@@ -36,7 +36,7 @@ class ChannelGram(nn.Module):
         self.count += len(teacher)
 
     def mean(self) -> Tensor:
-        """Return the (T, T) float64 mean over images; raise RuntimeError where no image was seen."""
+        """Return the (T, T) float64 mean over images; raise RuntimeError if no image was observed."""
         if int(self.count) == 0:
             raise RuntimeError("no images were observed: add batches of maps before matching")
         return self.matrix / self.count
@@ -47,7 +47,7 @@ class ChannelGram(nn.Module):
         self.count.zero_()
 
     def all_reduce(self) -> None:
-        """Sum over the ranks of the process group, where there is one."""
+        """Sum over the ranks of the process group, if there is one."""
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.matrix)
             dist.all_reduce(self.count)

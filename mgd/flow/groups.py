@@ -1,4 +1,4 @@
-"""Which teacher channels share one target: what a weighted sum of a group carries, and balanced groups that carry most.
+"""Groups of teacher channels that share one target: the energy that a weighted sum carries, and the best groups.
 
 Channel t, after the ReLU, is a vector x_t over all images and pixels; gram[t, u] = <x_t, x_u> is all that is needed.
 """
@@ -16,16 +16,16 @@ from mgd.flow.flow import Flow, check_cost, solve_control, solve_flow
 
 Array = NDArray[Any]
 CAPACITIES_OF_GROUPS = ("spread", "truncate")
-COUPLING = 1e-9  # beside the mean energy of a member; it makes the leading eigenvector of blocks the only one
+COUPLING = 1e-9  # of members, in units of their mean energy; it makes the leading eigenvector unique
 ITERATIONS = 100
-STARTS = 4  # drawn ones; the groups that keep most energy are taken
+STARTS = 4  # number of random starts; the groups that keep the most energy are returned
 
 
 def check_gram(gram: Any) -> Array:
     """Return a Gram matrix (T, T) as float64.
 
     Raises:
-        ValueError: it is not square, or holds numbers that are negative or not finite.
+        ValueError: it is not square, or has entries that are negative or not finite.
     """
     array = np.asarray(gram.detach().double().cpu().numpy() if hasattr(gram, "detach") else gram, dtype=np.float64)
     if array.ndim != 2 or array.shape[0] != array.shape[1] or array.size == 0:
@@ -51,18 +51,18 @@ def _check_groups(index: Array, num_teacher: int) -> None:
 def _leading(gram: Array, index: Array) -> tuple[Array, Array]:
     """Return the leading eigenvalue (S,) of every group's Gram matrix, and its eigenvector (S, G) of length 1.
 
-    It is non-negative, as the matrix is (Perron, Frobenius). A slight coupling of all members makes it the only one:
-    where members respond in blocks, never two blocks at one place, the strongest block has all the weight, and equally
-    strong ones share it. Members of a group that never responds weigh the same.
+    The eigenvector is non-negative, because the matrix is (Perron, Frobenius). A slight coupling of all members makes
+    it unique: if members form blocks that never respond at the same place, the strongest block has all the weight, and
+    equally strong blocks share it. Members of a group that never responds have equal weights.
     """
     members = index.T  # (S, G)
-    there = members >= 0
-    pairs = there[:, :, None] & there[:, None, :]
+    present = members >= 0
+    pairs = present[:, :, None] & present[:, None, :]
     blocks = np.where(pairs, gram[members[:, :, None], members[:, None, :]], 0.0)
-    mean = np.trace(blocks, axis1=1, axis2=2) / there.sum(axis=1)
+    mean = np.trace(blocks, axis1=1, axis2=2) / present.sum(axis=1)
     coupling = np.where(mean > 0, COUPLING * mean, 1.0)
     _, vectors = np.linalg.eigh(blocks + coupling[:, None, None] * pairs)
-    vector = np.where(there, np.abs(vectors[:, :, -1]), 0.0)
+    vector = np.where(present, np.abs(vectors[:, :, -1]), 0.0)
     value = np.einsum("sg,sgh,sh->s", vector, blocks, vector)
     return value, vector
 
@@ -76,13 +76,12 @@ def _matrix(index: Array, values: Array, num_teacher: int) -> Array:
 
 
 def group_weights(gram: Any, index: Array) -> Array:
-    """Return the weights of the linear reducer: of each group the leading eigenvector of its Gram matrix.
+    """Return the weights of the linear reducer: the leading eigenvector of each group's Gram matrix.
 
     No other weighted sum of the group, after the ReLU, carries more of the members' energy, see `energy_kept`. The
-    weights of a group sum to 1, so that members that are all alike give themselves as the target, as with AMP, and
-    the margin, weighted likewise, stays between those of the members. Where a group falls apart into blocks of
-    channels that never respond at one place, the strongest block has all the weight, and equally strong ones share
-    it: a sum over blocks would carry less. In a group that never responds all members weigh the same.
+    weights of a group sum to 1. So the target of equal members equals them, as with AMP, and the weighted margin lies
+    between those of the members. If the members form blocks that never respond at the same place, the strongest block
+    has all the weight, and equally strong blocks share it. Members of a group that never responds have equal weights.
 
     Args:
         gram: (T, T), tensor or array, of the teacher's channels after the ReLU.
@@ -92,7 +91,7 @@ def group_weights(gram: Any, index: Array) -> Array:
         (S, T) float64, at least 0; rows sum to 1.
 
     Raises:
-        ValueError: see `check_gram`; groups of other channels, or without any.
+        ValueError: see `check_gram`; or the groups name other channels, or one is empty.
     """
     array = check_gram(gram)
     _check_groups(index, len(array))
@@ -103,54 +102,54 @@ def group_weights(gram: Any, index: Array) -> Array:
 def energy_kept(gram: Any, index: Array) -> float:
     """Return the share of the teacher's energy after the ReLU that one target per group can carry.
 
-    share = sum over groups of the leading eigenvalue of the group's Gram matrix / trace of the whole. A target y
-    carries sum over members of <x_t, y>^2 / |y|^2; `group_weights` after the ReLU carry most. A target that sums before
-    the ReLU carries at most as much as y, as ReLU(sum w x) <= sum w ReLU(x).
+    share = sum over groups of the leading eigenvalue of the group's Gram matrix / trace of the whole matrix. A target y
+    carries sum over members of <x_t, y>^2 / |y|^2; the sum by `group_weights` after the ReLU carries the most. A sum
+    before the ReLU carries at most as much, because ReLU(sum w x) <= sum w ReLU(x).
 
     Args:
         gram: (T, T), tensor or array, of the teacher's channels after the ReLU.
-        index: (G, S) of a flow; channels that it leaves out are lost, and one that is in several groups, as for S > T,
-            counts once, where it is carried best.
+        index: (G, S) of a flow. Channels that it leaves out count as lost. A channel in several groups, as for S > T,
+            counts once, for the group that carries it best.
 
     Returns:
-        Between 0 and 1; 1 where the teacher never responds.
+        Between 0 and 1; 1 if the teacher never responds.
 
     Raises:
-        ValueError: see `check_gram`; groups of other channels, or without any.
+        ValueError: see `check_gram`; or the groups name other channels, or one is empty.
     """
     array = check_gram(gram)
     _check_groups(index, len(array))
-    whole = float(np.trace(array))
-    if whole <= 0:
+    total = float(np.trace(array))
+    if total <= 0:
         return 1.0
     value, vector = _leading(array, index)
     if len(np.unique(index[index >= 0])) == (index >= 0).sum():
-        return float(value.sum() / whole)
+        return float(value.sum() / total)
     carried = np.zeros(len(array))
     slot, group = np.nonzero(index >= 0)
     # <x_t, y>^2 / |y|^2 is the eigenvalue times the square of the channel's entry in the eigenvector.
     np.maximum.at(carried, index[slot, group], (value[:, None] * vector**2).T[slot, group])
-    return float(carried.sum() / whole)
+    return float(carried.sum() / total)
 
 
 def _start(gram: Array, num_groups: int, seed: Sequence[int]) -> Array:
     """Return (S, T) weights of the first prototypes, each one channel at unit length.
 
-    The next channel is drawn with a probability in proportion to its energy that no prototype so far carries
-    (k-means++); where none is left, it is the next one by index.
+    Each channel is drawn with a probability proportional to the energy of it that no earlier prototype carries
+    (k-means++). If all energy is carried, it is the first unused one by index.
     """
     generator = np.random.default_rng(list(seed))
     energy = np.diag(gram).copy()
-    left, chosen = energy.copy(), np.zeros((num_groups, len(gram)))
+    remaining, chosen = energy.copy(), np.zeros((num_groups, len(gram)))
     unused = np.ones(len(gram), dtype=bool)
     for group in range(num_groups):
-        odds = np.where(unused, left.clip(0), 0.0)
+        odds = np.where(unused, remaining.clip(0), 0.0)
         total = odds.sum()
         channel = int(generator.choice(len(gram), p=odds / total)) if total > 0 else int(np.flatnonzero(unused)[0])
         unused[channel] = False
         if energy[channel] > 0:
             chosen[group, channel] = energy[channel] ** -0.5
-            left = np.minimum(left, energy - gram[channel] ** 2 / energy[channel])
+            remaining = np.minimum(remaining, energy - gram[channel] ** 2 / energy[channel])
     return chosen
 
 
@@ -163,26 +162,26 @@ def group_channels(
     seed: Sequence[int] = (0,),
     start: Array | None = None,
 ) -> Array:
-    """Group the teacher's channels by what one target per group can carry of them, with groups of equal size.
+    """Group the teacher's channels so that one target per group carries as much of their energy as possible.
 
-    maximise the sum over t of <x_t, p_g(t)>^2 over groups g(t) and prototypes p_g of length 1. Two steps alternate
-    until no channel moves: each channel goes to a prototype, by an exact flow of the capacity given; each prototype
+    maximise the sum over t of <x_t, p_g(t)>^2 over groups g(t) of the given capacity and prototypes p_g of length 1.
+    Two steps alternate until the sum does not grow: an exact flow assigns each channel to a prototype; each prototype
     becomes the best one of its group, sum a_t x_t with a the leading eigenvector of the group's Gram matrix. No step
-    lowers the sum, which is `energy_kept` times the trace. What is found depends on the start.
+    lowers the sum, which is `energy_kept` times the trace. The result depends on the start.
 
     Args:
         gram: (T, T), tensor or array, of the teacher's channels after the ReLU.
         num_groups: S, at most T.
         capacity: "spread", or "truncate", which leaves out the channels that are carried least; see `solve_flow`.
         solver: see `solve_flow`.
-        seed: of the starts: channels drawn by the energy that is not carried yet (k-means++).
-        start: (G, S) groups to start from, in place of the best of four drawn starts.
+        seed: of the random starts (k-means++).
+        start: (G, S) groups to start from; None for the best result of four random starts.
 
     Returns:
-        (G, S) int64 index of the groups, as `Flow.index`; their order means nothing.
+        (G, S) int64 index of the groups, as `Flow.index`; their order has no meaning.
 
     Raises:
-        ValueError: see `check_gram`; more groups than channels; another capacity.
+        ValueError: see `check_gram`; or there are more groups than channels, or the capacity is another one.
     """
     array = check_gram(gram)
     num_teacher = len(array)
@@ -192,29 +191,29 @@ def group_channels(
         raise ValueError(
             f"groups of the teacher's channels take the capacity {' or '.join(CAPACITIES_OF_GROUPS)}; got {capacity!r}"
         )
-    whole = float(np.trace(array))
-    if whole <= 0:
+    total = float(np.trace(array))
+    if total <= 0:
         return solve_flow(np.zeros((num_groups, num_teacher)), capacity=capacity, solver=solver).index
-    array = array / whole
+    array = array / total
     if start is not None:
         return _settle(array, _prototypes(array, start), capacity, solver)[1]
     starts = (_start(array, num_groups, (*seed, number)) for number in range(STARTS))
-    found = [_settle(array, prototypes, capacity, solver) for prototypes in starts]
-    return max(found, key=lambda pair: pair[0])[1]
+    results = [_settle(array, prototypes, capacity, solver) for prototypes in starts]
+    return max(results, key=lambda pair: pair[0])[1]
 
 
 def _settle(gram: Array, prototypes: Array, capacity: str, solver: str) -> tuple[float, Array]:
-    """Alternate both steps from (S, T) prototypes until no channel moves; return the energy kept and the groups."""
-    from scipy.sparse import csr_array  # slow to import, and of use here alone
+    """Alternate both steps from (S, T) prototypes until the energy does not grow; return the energy and the groups."""
+    from scipy.sparse import csr_array  # slow to import
 
     best, index = -1.0, np.empty((0, 0), np.int64)
     for _ in range(ITERATIONS):
         carried = (csr_array(prototypes) @ gram) ** 2  # a prototype has few members
-        moved = solve_flow(-len(gram) * carried, capacity=capacity, solver=solver).index
-        kept = float(_leading(gram, moved)[0].sum())
-        if kept <= best * (1 + 1e-12):
+        new_index = solve_flow(-len(gram) * carried, capacity=capacity, solver=solver).index
+        energy = float(_leading(gram, new_index)[0].sum())
+        if energy <= best * (1 + 1e-12):
             break
-        best, index = kept, moved
+        best, index = energy, new_index
         prototypes = _prototypes(gram, index)
     return best, index
 
@@ -230,7 +229,7 @@ def assign_groups(cost: Any, groups: Array, assignment: str, seed: Sequence[int]
         solver: see `solve_flow`.
 
     Returns:
-        A flow with these groups; its total is that of `cost`.
+        A flow with these groups; its `total_cost` is the sum of `cost`.
 
     Raises:
         ValueError: see `solve_flow`.
@@ -242,7 +241,7 @@ def assign_groups(cost: Any, groups: Array, assignment: str, seed: Sequence[int]
 
 
 def _prototypes(gram: Array, index: Array) -> Array:
-    """Return (S, T) weights of the best prototype of each group, at unit length; 0 where it never responds."""
+    """Return (S, T) weights of the best prototype of each group, at unit length; 0 if the group never responds."""
     value, vector = _leading(gram, index)
     length = np.sqrt(value, out=np.full_like(value, np.inf), where=value > 0)
     return _matrix(index, vector / length[:, None], len(gram))

@@ -11,11 +11,11 @@ Array = NDArray[Any]
 
 
 class InfeasibleError(Exception):
-    """No flow keeps to the arcs."""
+    """There is no flow on the given arcs."""
 
 
 def scale_of(cost: Array) -> float:
-    """Return what turns costs into integers: as fine as leaves the solver's own scaling by nodes far from 2^63."""
+    """Return the factor that makes costs integers of at most 2^33: times the number of nodes, they stay below 2^63."""
     largest = float(max(cost.max(), -cost.min()))
     if largest == np.inf:
         largest = float(np.abs(cost).max(where=np.isfinite(cost), initial=0.0))
@@ -35,8 +35,8 @@ def solve_arcs(
         shape: (n, m).
         arcs: (2, A), supplier and receiver of each arc.
         demand: units that every receiver gets.
-        leave_out: where the surplus leaves.
-        leaving: int64 cost of each way out, one per supplier or per receiver; None for 0.
+        leave_out: whether the surplus leaves from the suppliers.
+        leaving: int64 cost of leaving from each supplier, or from each receiver; None for 0.
 
     Returns:
         (n,) receiver of each supplier, or -1.
@@ -45,18 +45,20 @@ def solve_arcs(
         InfeasibleError: there is no flow on these arcs.
         RuntimeError: the solver found no optimum.
     """
-    from ortools.graph.python import min_cost_flow  # slow to import, and of use here alone
+    from ortools.graph.python import min_cost_flow  # slow to import
 
     suppliers, receivers = shape
     surplus = suppliers - receivers * demand
     graph = min_cost_flow.SimpleMinCostFlow()
-    found = graph.add_arcs_with_capacity_and_unit_cost(arcs[0], suppliers + arcs[1], np.ones(cost.size, np.int64), cost)
+    arc_ids = graph.add_arcs_with_capacity_and_unit_cost(
+        arcs[0], suppliers + arcs[1], np.ones(cost.size, np.int64), cost
+    )
     sink = suppliers + receivers
     if surplus:
         exits = np.arange(suppliers) if leave_out else suppliers + np.arange(receivers)
-        free = np.zeros(exits.size, np.int64)
-        paid = free if leaving is None else leaving
-        graph.add_arcs_with_capacity_and_unit_cost(exits, np.full(exits.size, sink), free + 1, paid)
+        ones = np.ones(exits.size, np.int64)
+        exit_cost = np.zeros_like(ones) if leaving is None else leaving
+        graph.add_arcs_with_capacity_and_unit_cost(exits, np.full(exits.size, sink), ones, exit_cost)
         graph.set_node_supply(sink, -surplus)
     graph.set_nodes_supplies(np.arange(suppliers), np.ones(suppliers, np.int64))
     graph.set_nodes_supplies(suppliers + np.arange(receivers), np.full(receivers, -demand))
@@ -65,7 +67,7 @@ def solve_arcs(
         raise InfeasibleError(f"the arcs of a {shape} cost hold no flow")
     if status != graph.OPTIMAL:
         raise RuntimeError(f"the min-cost flow solver stopped with {status.name} on a {shape} cost")
-    used = graph.flows(found) > 0
+    used = graph.flows(arc_ids) > 0
     receiver = np.full(suppliers, -1, dtype=np.int64)
     receiver[arcs[0, used]] = arcs[1, used]
     return receiver
@@ -76,20 +78,21 @@ def prices(
 ) -> Array:
     """Return dual values that certify an optimal flow: u with cost[i, s] - u[s] >= cost[i, r(i)] - u[r(i)] on all arcs.
 
-    They are the shortest distances between receivers in the residual network, where a unit moves from r(i) to s at the
-    difference of cost: the solver itself shows none. An unmatched supplier is with an extra receiver m, at cost 0.
+    The solver returns no dual values. They are the shortest distances between receivers in the residual network, in
+    which a unit moves from r(i) to s at the difference of costs. Unmatched suppliers are at an extra receiver m, at
+    cost 0.
 
     Args:
         cost: (A,) int64, of the arcs.
-        own: (n,) int64, cost of each supplier at its receiver, 0 where unmatched.
+        own: (n,) int64, cost of each supplier at its receiver, 0 if it is unmatched.
         receiver: (n,) or -1.
         arcs: (2, A).
         receivers: m.
         demand: units that every receiver gets.
-        leave_out: where the surplus leaves; see `solve_arcs`.
+        leave_out: whether the surplus leaves from the suppliers; see `solve_arcs`.
 
     Returns:
-        (m + 1,) int64; entry m is of the extra receiver.
+        (m + 1,) int64; entry m is that of the extra receiver.
 
     Raises:
         RuntimeError: the flow is not optimal on these arcs.
@@ -108,7 +111,7 @@ def prices(
         tail = np.concatenate([tail, np.where(extra, node, np.arange(receivers))])
         head = np.concatenate([head, np.where(extra, np.arange(receivers), node)])
         length = np.concatenate([length, np.zeros(receivers, np.int64)])
-    order = np.argsort(head, kind="stable")  # nearly in order as it is
+    order = np.argsort(head, kind="stable")  # fast, as the arcs are nearly in order
     tail, head, length = tail[order], head[order], length[order]
     first = np.flatnonzero(np.r_[True, head[1:] != head[:-1]])
     reached = head[first]
@@ -122,18 +125,19 @@ def prices(
         price = better.copy()
         if changed.mean() > 0.1:
             better[reached] = np.minimum(np.minimum.reduceat(price[tail] + length, first), price[reached])
-        else:  # from the few that changed
-            some = np.flatnonzero(changed[tail])
-            np.minimum.at(better, head[some], price[tail[some]] + length[some])
+        else:  # only few prices changed
+            arcs_to_update = np.flatnonzero(changed[tail])
+            lengths = price[tail[arcs_to_update]] + length[arcs_to_update]
+            np.minimum.at(better, head[arcs_to_update], lengths)
     raise RuntimeError("the flow is not optimal: units can still be moved at a gain")
 
 
 def likely_arcs(cost: Array, degree: int) -> Array:
-    """Choose arcs that an optimum will mostly use: about `degree` a supplier, and a way out.
+    """Choose arcs that an optimum will mostly use: about `degree` per supplier.
 
-    They are those of the least reduced cost under rough prices, which make zero, twice in turn, what a receiver's best
-    suppliers pay (the mean over blocks of suppliers) and each supplier's cheapest arc. A feasible flow is among them
-    where no arc is forbidden (cost inf).
+    They have the least reduced costs under rough prices. Two rounds find these: subtract from the arcs of each receiver
+    what its best suppliers pay (the mean over blocks of suppliers), then from those of each supplier its least cost.
+    If no arc is forbidden (cost inf), the chosen arcs allow a feasible flow.
 
     Returns:
         (2, A) supplier and receiver, in the order of the receivers.
@@ -144,7 +148,7 @@ def likely_arcs(cost: Array, degree: int) -> Array:
     np.multiply(cost.T, scale, out=reduced, casting="same_kind")
     forbidden = reduced == np.inf if reduced.max() == np.inf else None
     if forbidden is not None:
-        reduced[forbidden] = 2.0**34  # twice the dearest
+        reduced[forbidden] = 2.0**34  # twice the largest cost
     blocks = min(suppliers, 4 * max(1, suppliers // receivers))
     first = np.arange(blocks) * suppliers // blocks
     for _ in range(2):
@@ -161,23 +165,23 @@ def likely_arcs(cost: Array, degree: int) -> Array:
 
 
 def refine(cost: Array, receiver: Array, price: Array, scale: float, demand: int, leave_out: bool) -> Array:
-    """Return the optimum in integers of 2^-58 or so of the dearest arc, given that of coarser ones.
+    """Refine an optimum for coarse integer costs to a resolution of about 2^-58 of the largest cost.
 
-    Whatever the prices u of receivers, v[i] = min over s of cost[i, s] - u[s] makes all R = cost - u - v at least 0,
-    and every flow costs the same sum of u and v beside its R. So no optimum uses an arc whose R exceeds what the flow
-    at hand pays in R. That is little where u is from coarser integers, and the few arcs left are solved without
-    rounding.
+    For any prices u of receivers, v[i] = min over s of cost[i, s] - u[s] makes all reduced costs R = cost - u - v at
+    least 0, and all flows pay the same sum of u and v in addition to R. So no optimum uses an arc whose R exceeds the
+    sum of R over the given flow. With u from coarse integers, this sum is small, and few arcs are left; they are solved
+    without rounding.
 
     Args:
         cost: (n, m), inf forbids an arc.
-        receiver: (n,) or -1, a flow.
+        receiver: (n,) or -1, the given flow.
         price: (m + 1,) int64, see `prices`.
-        scale: of those integers; see `scale_of`.
+        scale: of the coarse integers; see `scale_of`.
         demand: units that every receiver gets.
-        leave_out: where the surplus leaves; see `solve_arcs`.
+        leave_out: whether the surplus leaves from the suppliers; see `solve_arcs`.
 
     Returns:
-        (n,) or -1; the flow at hand where no other one pays less.
+        (n,) or -1; the given flow if no other one costs less.
     """
     suppliers, receivers = cost.shape
     surplus = suppliers - receivers * demand
@@ -185,12 +189,12 @@ def refine(cost: Array, receiver: Array, price: Array, scale: float, demand: int
     extra = np.bincount(at, minlength=receivers + 1)[:receivers] > demand
 
     def paid(own: Array, leaving: Array) -> Any:
-        """Return what the flow at hand pays in R beyond what the ways out cost every flow."""
+        """Return the sum of R over the given flow, without what every flow pays for leaving."""
         if not surplus or leave_out:
             return own.sum()
         return own.sum() + leaving[extra].sum() - np.sort(leaving)[:surplus].sum()
 
-    # In float64 first, to leave out most arcs: what follows is exact, and takes long.
+    # First in float64, to leave out most arcs, because the exact computation below is slow.
     rough = price / scale
     reduced = cost - rough[:receivers]
     least = np.minimum(reduced.min(axis=1), -rough[receivers]) if leave_out else reduced.min(axis=1)
@@ -213,23 +217,23 @@ def refine(cost: Array, receiver: Array, price: Array, scale: float, demand: int
     if gap == 0:
         return receiver
     few = exact <= gap
-    bound = np.clip(leaving, -gap - 1, gap + 1)  # no optimum takes a dearer way out, or not a cheaper one
+    bound = np.clip(leaving, -gap - 1, gap + 1)  # no optimum takes exits that cost more, or omits cheaper ones
     arcs = np.stack([supplier[few], goal[few]])
     return solve_arcs(exact[few], cost.shape, arcs, demand, leave_out, bound)
 
 
 def dense_flow(cost: Array, demand: int, leave_out: bool) -> Array:
-    """Solve on all arcs but those of cost inf; see `solve_arcs` and `refine`."""
+    """Solve on all arcs except forbidden ones (cost inf); see `solve_arcs` and `refine`."""
     arcs = np.stack(np.nonzero(cost < np.inf))
     scale = scale_of(cost)
-    whole = np.rint(cost[arcs[0], arcs[1]] * scale).astype(np.int64)
-    receiver = solve_arcs(whole, cost.shape, arcs, demand, leave_out)
-    price = prices(whole, _own(cost, receiver, scale), receiver, arcs, cost.shape[1], demand, leave_out)
+    rounded = np.rint(cost[arcs[0], arcs[1]] * scale).astype(np.int64)
+    receiver = solve_arcs(rounded, cost.shape, arcs, demand, leave_out)
+    price = prices(rounded, _own(cost, receiver, scale), receiver, arcs, cost.shape[1], demand, leave_out)
     return refine(cost, receiver, price, scale, demand, leave_out)
 
 
 def _own(cost: Array, receiver: Array, scale: float) -> Array:
-    """Return what each supplier pays, as an integer, 0 where it is unmatched."""
+    """Return the cost of each supplier at its receiver, as an integer; 0 if it is unmatched."""
     own = np.zeros(len(cost), np.int64)
     matched = receiver >= 0
     own[matched] = np.rint(cost[matched, receiver[matched]] * scale).astype(np.int64)
@@ -237,25 +241,25 @@ def _own(cost: Array, receiver: Array, scale: float) -> Array:
 
 
 def sparse_flow(cost: Array, demand: int, leave_out: bool, degree: int = 24) -> Array:
-    """Solve on few arcs, certify by the prices that no other arc would help, and add those that would until none does.
+    """Solve on few arcs, and add all others that could lower the cost by the dual values, until there are none.
 
-    The result is optimal on all arcs but those of cost inf; see `refine`.
+    The result is optimal on all arcs except forbidden ones (cost inf); see `refine`.
     """
     receivers = cost.shape[1]
     scale = scale_of(cost)
     arcs = likely_arcs(cost, degree)
     while True:
-        whole = np.rint(cost[arcs[0], arcs[1]] * scale).astype(np.int64)
+        rounded = np.rint(cost[arcs[0], arcs[1]] * scale).astype(np.int64)
         try:
-            receiver = solve_arcs(whole, cost.shape, arcs, demand, leave_out)
-        except InfeasibleError:  # as may be where arcs are forbidden
+            receiver = solve_arcs(rounded, cost.shape, arcs, demand, leave_out)
+        except InfeasibleError:  # possible if arcs are forbidden
             return dense_flow(cost, demand, leave_out)
         matched, own = receiver >= 0, _own(cost, receiver, scale)
-        price = prices(whole, own, receiver, arcs, receivers, demand, leave_out)
-        most = (own - price[np.where(matched, receiver, receivers)]) / scale
+        price = prices(rounded, own, receiver, arcs, receivers, demand, leave_out)
+        limit = (own - price[np.where(matched, receiver, receivers)]) / scale
         reduced = cost - price[:receivers] / scale
-        rows = np.flatnonzero(reduced.min(axis=1) < most - 1.01 / scale)
+        rows = np.flatnonzero(reduced.min(axis=1) < limit - 1.01 / scale)
         if rows.size == 0:
             return refine(cost, receiver, price, scale, demand, leave_out)
-        missing, where = np.nonzero(reduced[rows] < most[rows, None] - 1.01 / scale)
-        arcs = np.concatenate([arcs, np.stack([rows[missing], where])], axis=1)
+        row, goal = np.nonzero(reduced[rows] < limit[rows, None] - 1.01 / scale)
+        arcs = np.concatenate([arcs, np.stack([rows[row], goal])], axis=1)

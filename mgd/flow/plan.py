@@ -14,18 +14,18 @@ from mgd.checks import check_positive
 from mgd.flow.flow import check_cost
 
 Array = NDArray[Any]
-TOLERANCE = 1e-10  # of the final marginals, summed over the channels; a thousand times less agrees with POT to 1e-6
-COARSE_TOLERANCE = 1e-3  # of the larger epsilons on the way
+TOLERANCE = 1e-10  # of the marginals, summed over the channels
+COARSE_TOLERANCE = 1e-3  # likewise, for the larger epsilons before the final one
 COARSE_ITERATIONS = 200
-FACTOR = 4.0  # from one epsilon to the next
-LARGEST = 140.0  # log of a scaling before it is moved into the potentials
-LEAST = 1e-290  # mass of a row or column on the kernel: the reciprocal of less may overflow
-ROUND = 300  # scaling steps between two steps in the log domain; as many as channels, if these are more
-PLAIN = 50  # of them without overrelaxation, to see how fast the error shrinks
+FACTOR = 4.0  # between successive epsilons
+LARGEST = 140.0  # log of a scaling; larger ones are absorbed into the potentials
+LEAST = 1e-290  # mass of a row or column of the kernel; the reciprocal of a smaller one may overflow
+ROUND = 300  # scaling steps between two steps in the log domain; at least the number of channels
+PLAIN = 50  # first steps without overrelaxation, to measure how fast the error shrinks
 MOST_RATE = 0.99999
 NEWTON_STEPS = 100
-LONGEST = 1e4  # change of a potential in a step of Newton's method, in units of epsilon
-SHIFT = 1e-14  # of the diagonal of its matrix, in units of mass: above rounding, where groups of channels hardly touch
+LONGEST = 1e4  # largest change of a potential in a step of Newton's method, in units of epsilon
+SHIFT = 1e-14  # added to the diagonal of its matrix, in units of mass, which may be nearly singular
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +33,12 @@ class Plan:
     """A transport plan between S student and T teacher channels.
 
     Args:
-        matrix: (S, T) float64, at least 0: how much mass goes from a teacher channel to a student channel. It sums to 1
-            where the transport is balanced.
-        total_cost: sum of matrix * cost over the pairs that are allowed.
+        matrix: (S, T) float64, at least 0: the mass from each teacher channel to each student channel. It sums to 1 if
+            the transport is balanced.
+        total_cost: sum of matrix * cost over the allowed pairs.
         epsilon: strength of the entropy, in units of the cost.
-        num_iterations: iterations taken.
-        seconds: time taken.
+        num_iterations: number of iterations.
+        seconds: time that they took.
     """
 
     matrix: Array
@@ -57,14 +57,14 @@ def solve_plan(cost: Any, *, epsilon: float, unbalanced: float | None = None, ma
     Args:
         cost: (S, T), tensor or array; inf forbids a pair.
         epsilon: in units of the cost, > 0.
-        unbalanced: rho > 0, in units of the cost; None keeps the sums. Channels without an allowed pair get no mass.
-        max_iterations: of the Sinkhorn algorithm, and of Newton's method, which takes over where that is slow.
+        unbalanced: rho > 0, in units of the cost; None for fixed sums. Channels without an allowed pair get no mass.
+        max_iterations: of the Sinkhorn algorithm and of Newton's method, which is used if Sinkhorn is slow.
 
     Raises:
-        ValueError: a cost that is no matrix, holds NaN or -inf, or forbids every pair of a channel that has to have
-            one; an epsilon or a penalty that is not positive; an epsilon that the cost over it exceeds float64; mass
-            that exceeds it, as negative costs may make without fixed sums.
-        RuntimeError: no convergence within `max_iterations`.
+        ValueError: the cost is not a matrix, has NaN or -inf, or forbids all pairs of a channel whose mass must move;
+            epsilon or `unbalanced` are not positive; cost / epsilon exceeds float64; or with `unbalanced` and negative
+            costs, the mass exceeds float64.
+        RuntimeError: it does not converge within `max_iterations`.
 
     Reference: Cuturi, 2013, arXiv:1306.0895; Chizat et al., 2018, arXiv:1607.05816 (unbalanced);
         Schmitzer, 2019, arXiv:1610.06519 (stabilised scaling); Lehmann et al., 2021, arXiv:2012.12562 (overrelaxation).
@@ -75,7 +75,7 @@ def solve_plan(cost: Any, *, epsilon: float, unbalanced: float | None = None, ma
     if unbalanced is not None:
         check_positive("solve_plan", unbalanced=unbalanced)
         unbalanced = float(unbalanced)
-    epsilon = float(epsilon)  # of NumPy it may be a float32, which rounds
+    epsilon = float(epsilon)  # a NumPy float32 would lower the precision
     allowed = array < inf
     rows, columns = allowed.any(axis=1), allowed.any(axis=0)
     if not allowed.any() or (unbalanced is None and not (rows.all() and columns.all())):
@@ -86,10 +86,10 @@ def solve_plan(cost: Any, *, epsilon: float, unbalanced: float | None = None, ma
     finite = array[np.ix_(rows, columns)]
     masses = (np.full(len(finite), 1 / len(array)), np.full(finite.shape[1], 1 / array.shape[1]))
     factor = 1.0
-    if unbalanced is None:  # offsets change no balanced plan, and cost digits
+    if unbalanced is None:  # offsets do not change a balanced plan, but they cost precision
         finite = finite - finite.min(axis=1, keepdims=True)
         finite = finite - finite.min(axis=0, keepdims=True)
-    else:  # one offset of all costs scales the plan
+    else:  # a common offset of all costs scales the plan
         offset = float(finite.min())
         finite, factor = finite - offset, _scale_of_offset(offset, epsilon, unbalanced)
     spread = float(np.abs(finite, where=finite < inf, out=np.zeros_like(finite)).max())
@@ -112,7 +112,7 @@ def solve_plan(cost: Any, *, epsilon: float, unbalanced: float | None = None, ma
 
 
 def _scale_of_offset(offset: float, epsilon: float, unbalanced: float) -> float:
-    """Return by what an unbalanced plan is multiplied where `offset` is added to all costs.
+    """Return the factor by which an unbalanced plan changes if `offset` is added to all costs.
 
     P = a b^T exp((f + g - cost) / epsilon) with f = -rho log(P 1 / a) and g likewise. For s P in place of P, f and g
     fall by rho log s each, so that epsilon log s = -2 rho log s - offset.
@@ -130,21 +130,21 @@ def soft_weights(cost: Any, *, epsilon: float = 0.1, penalty: float | None = Non
     """Return the share of each teacher channel in the target of each student channel, by a transport plan.
 
     weights[s, t] = P[s, t] / sum over u of P[s, u], P = solve_plan(cost - min, epsilon * spread, penalty * spread),
-    spread the standard deviation of the costs. For epsilon -> 0, where S divides T and the cheapest flow is the only
-    one, they are 1/G at its pairs.
+    spread the standard deviation of the costs. For epsilon -> 0, if S divides T and there is only one cheapest flow,
+    they are 1/G at its pairs.
 
     Args:
         cost: (S, T), tensor or array; inf forbids a pair.
         epsilon: strength of the entropy in units of the spread, > 0: the larger, the more channels share a target.
-        penalty: None keeps the sums of the plan; else the price of mass that goes nowhere, in units of the spread, > 0:
-            a teacher channel that costs too much teaches nobody.
+        penalty: None for fixed sums of the plan; else the price of mass that is not moved, in units of the spread, > 0:
+            teacher channels that cost too much are then left out.
 
     Returns:
-        (S, T) float64, rows sum to 1. A student channel to which no mass came takes its cheapest teacher channel;
-        equally cheap ones share it.
+        (S, T) float64, rows sum to 1. A student channel without mass takes its cheapest teacher channel; equally cheap
+        ones share it.
 
     Raises:
-        ValueError: a student channel whose pairs are all forbidden; see `solve_plan`.
+        ValueError: all pairs of a student channel are forbidden; see `solve_plan`.
         RuntimeError: see `solve_plan`.
     """
     array = check_cost(cost)
@@ -166,7 +166,7 @@ def soft_weights(cost: Any, *, epsilon: float = 0.1, penalty: float | None = Non
 
 
 class _Sinkhorn:
-    """The potentials f and g of P = a b^T exp((f + g - cost) / epsilon), improved in turn."""
+    """The potentials f and g of P = a b^T exp((f + g - cost) / epsilon), which are improved in turn."""
 
     def __init__(self, cost: Array, masses: tuple[Array, Array], unbalanced: float | None, max_iterations: int) -> None:
         self.cost, self.masses = cost, masses
@@ -176,7 +176,7 @@ class _Sinkhorn:
         self.num_iterations = 0
 
     def approach(self, epsilon: float, spread: float) -> None:
-        """Improve the potentials for larger epsilons, from that of the costs' spread down."""
+        """Improve the potentials for larger epsilons, from about `spread` down to `epsilon`."""
         step = epsilon
         while step * FACTOR < spread:
             step *= FACTOR
@@ -207,15 +207,15 @@ class _Sinkhorn:
     def _scale(self, epsilon: float, power: float, tolerance: float) -> bool:
         """Improve both potentials by factors u and v on the kernel; return whether they converged.
 
-        Products with the kernel take a tenth of the time of a step in the log domain. Where the error shrinks slowly,
-        steps are overrelaxed, which takes the square root of the number of steps.
+        Products with the kernel take a tenth of the time of a step in the log domain. If the error shrinks slowly, the
+        steps are overrelaxed, which reduces their number to its square root.
         """
         a, b = self.masses
         kernel = np.exp((self.f[:, None] + self.g[None, :] - self.cost) / epsilon) * a[:, None] * b[None, :]
         fixed_u, fixed_v = (power - 1) * self.f / epsilon, (power - 1) * self.g / epsilon
         log_u, log_v = np.zeros_like(a), np.zeros_like(b)
         relaxation, before, rate, done = 1.0, inf, 0.0, False
-        for number in range(max(ROUND, len(a))):  # a step of Newton's method takes as long as half as many
+        for number in range(max(ROUND, len(a))):  # half as many take as long as a step of Newton's method
             rows = kernel @ np.exp(log_v)
             if not rows.min() > LEAST:
                 break
@@ -237,7 +237,7 @@ class _Sinkhorn:
             elif number == PLAIN:  # the best factor for an error that shrinks by this rate
                 relaxation = 2 / (1 + (1 - min(max(rate, 0), MOST_RATE)) ** 0.5)
         if done:
-            log_v = best_v  # exact column sums, where the transport is balanced
+            log_v = best_v  # exact column sums, if the transport is balanced
             self.plan = np.exp(log_u)[:, None] * kernel * np.exp(log_v)[None, :]
         else:
             self.num_iterations += 1  # a round without a step counts too, so that the loop ends
@@ -247,9 +247,9 @@ class _Sinkhorn:
     def _newton(self, epsilon: float, power: float, tolerance: float) -> bool:
         """Improve both potentials by Newton's method; return whether they converged.
 
-        g is the best one for each f. What is left is a concave function of f, whose slope is what each row should hold
-        less what it holds. It needs few steps where the plan hardly connects groups of channels, as for a small
-        epsilon: there Sinkhorn's steps shrink the error by a factor near 1.
+        With the best g for each f, a concave function of f is left; its slope is the wanted minus the actual row sums.
+        Newton's method needs few steps even if the plan hardly connects groups of channels, as for a small epsilon,
+        where a Sinkhorn step shrinks the error by a factor near 1.
         """
         self._complete(epsilon, power)
         slope = self._slope()
@@ -271,7 +271,7 @@ class _Sinkhorn:
                 self.f = before + step / 2**halvings
                 self._complete(epsilon, power)
                 slope = self._slope()
-                if slope @ step >= -0.5 * rising:  # else it went far beyond the top
+                if slope @ step >= -0.5 * rising:  # else the step went far past the maximum
                     break
         return False
 
@@ -282,7 +282,7 @@ class _Sinkhorn:
         self.plan = np.exp((self.f[:, None] + self.g[None, :] - self.cost) / epsilon) * a[:, None] * b[None, :]
 
     def _wanted(self) -> Array:
-        """Return what each row should hold."""
+        """Return the row sums that are optimal for f."""
         a = self.masses[0]
         return a if self.unbalanced is None else a * np.exp(-self.f / self.unbalanced)
 
@@ -295,7 +295,7 @@ class _Sinkhorn:
         columns = self.plan.sum(axis=0)
         shared = self.plan @ (self.plan / np.where(columns > 0, columns, 1)).T
         np.fill_diagonal(shared, 0)
-        own = np.diag(shared.sum(axis=1))  # makes each row of own - shared sum to 0 without rounding
+        own = np.diag(shared.sum(axis=1))  # so that each row of own - shared sums to 0 exactly
         if self.unbalanced is None:
             # A constant in f changes nothing; this fixes it.
             curvature: Array = own - shared + own.max() / len(own)

@@ -1,7 +1,7 @@
 """Distillation by the Trainer of Hugging Face's transformers; imported only on demand."""
 
 try:
-    import accelerate  # noqa: F401  (the Trainer cannot do without)
+    import accelerate  # noqa: F401  (the Trainer needs it)
     import transformers  # noqa: F401
 except ImportError as error:
     raise ImportError(

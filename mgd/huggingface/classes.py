@@ -1,4 +1,4 @@
-"""Whether student, teacher and data number the classes alike, as far as they name them."""
+"""Check that student, teacher and data number the classes alike, if they name them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mgd.teachers import Frozen
 
 
 def check_classes(student: nn.Module, teacher: nn.Module, dataset: Any) -> None:
-    """Refuse networks of transformers that name other classes, and networks or data that name them in another order.
+    """Check the class names of student and teacher, and their order in the data; missing names are not compared.
 
     Args:
-        student: the network to train.
+        student: the network to train; networks of transformers name their classes.
         teacher: its teacher, frozen or not.
-        dataset: of training; one of `datasets` names its classes.
+        dataset: of training; data sets of the library `datasets` name their classes.
 
     Raises:
-        ValueError: it says which class differs.
+        ValueError: classes differ; the message names the first one.
     """
     ours, theirs = _classes(student), _classes(teacher)
     if ours is not None and theirs is not None:
@@ -31,7 +31,7 @@ def check_classes(student: nn.Module, teacher: nn.Module, dataset: Any) -> None:
         _compare("the student", ours, "the teacher", theirs)
     for role, names in (("the student", ours), ("the teacher", theirs)):
         listed = _of_data(dataset)
-        # A transform may number the classes anew: only the same names in another order are surely a mistake.
+        # A transform may change the classes, so only equal names in another order are certainly a mistake.
         if names is not None and listed is not None and sorted(names) == sorted(listed):
             _compare(role, names, "the data set", listed)
 
@@ -49,7 +49,7 @@ def _made_up(name: str) -> bool:
 
 
 def _classes(network: nn.Module) -> list[str] | None:
-    """Return the names of a network's classes in order of index; None where it has no configuration."""
+    """Return the names of a network's classes in order of index; None if its configuration has none."""
     for kind, inner in ((Frozen, "taps"), (Taps, "model")):
         network = getattr(network, inner) if isinstance(network, kind) else network
     names = getattr(getattr(network, "config", None), "id2label", None)
@@ -57,7 +57,7 @@ def _classes(network: nn.Module) -> list[str] | None:
 
 
 def _of_data(dataset: Any) -> list[str] | None:
-    """Return the class names of a data set of `datasets`; None where it has none."""
+    """Return the class names of a data set of `datasets`; None if it has none."""
     features = getattr(dataset, "features", None)
     if not isinstance(features, Mapping):
         return None

@@ -1,4 +1,4 @@
-"""Training images that terms look at before an epoch, without a trace in the training's own random numbers."""
+"""Read training images for the terms before an epoch, without changing the training's random numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGES, LABELS, INDEX = "pixel_values", "labels", "index"  # columns of a batch
 
 @contextlib.contextmanager
 def own_random_numbers(seed: int) -> Iterator[None]:
-    """Seed the random numbers of Python, NumPy and torch, and restore them afterwards: transforms draw from them."""
+    """Seed the generators of Python, NumPy and torch, which transforms may use, and restore them afterwards."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -45,14 +45,14 @@ def read_batches(
     """Yield this rank's share of a data set in an order that depends on the seed alone.
 
     Args:
-        dataset: with a length, or one that can only be iterated over, of which every rank takes the first images.
-        collate: makes a batch of a list of items.
-        batch_size: images of a batch.
-        workers: processes that read.
-        num_images: of this rank; None for all.
+        dataset: one with a length; or an iterable one, of which every rank reads the first images in their order.
+        collate: makes a batch from a list of items.
+        batch_size: images per batch.
+        workers: number of loading processes.
+        num_images: number of images of this rank; None for all.
         seed: of the order.
         rank: of this process.
-        num_ranks: processes.
+        num_ranks: number of ranks.
     """
     if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -67,19 +67,19 @@ def read_batches(
 def as_views(
     batch: Mapping[str, Any], labels: Sequence[str] = (LABELS,)
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return images (B, 3, H, W), target and index of a batch of the Trainer; None for what it lacks.
+    """Return images (B, 3, H, W), target and index of a batch of the Trainer; None for a missing target or index.
 
     Args:
         batch: of the Trainer.
-        labels: names that the target may have, the first that is there counts.
+        labels: possible names of the target; the first that the batch has is used.
 
     Raises:
-        ValueError: a batch without images.
+        ValueError: the batch has no images.
     """
     if not isinstance(images := batch.get(IMAGES), Tensor):
-        there = ", ".join(batch) or "nothing"
+        names = ", ".join(batch) or "nothing"
         raise ValueError(
-            f"a batch must hold images as a tensor {IMAGES!r}; it holds {there}: let the transform of the data set "
+            f"a batch must hold images as a tensor {IMAGES!r}; it holds {names}: let the transform of the data set "
             f"return them, and pass remove_unused_columns=False"
         )
     return images, next((batch[name] for name in labels if name in batch), None), batch.get(INDEX)

@@ -10,14 +10,14 @@ from transformers import EvalPrediction
 def accuracy_and_f1(prediction: EvalPrediction) -> dict[str, float]:
     """Return {"accuracy": share of images, "f1": mean over the classes}, both from 0 to 1: a `compute_metrics`.
 
-    f1 = mean over the classes that are a label or a prediction of 2 TP / (2 TP + FP + FN)
+    f1 = mean of 2 TP / (2 TP + FP + FN) over the classes that occur in labels or predictions
 
     Args:
         prediction: logits (N, K) and labels (N,).
     """
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    found, labels = np.argmax(logits, axis=1), prediction.label_ids
+    predicted, labels = np.argmax(logits, axis=1), prediction.label_ids
     return {
-        "accuracy": float(accuracy_score(labels, found)),
-        "f1": float(f1_score(labels, found, average="macro", zero_division=0)),
+        "accuracy": float(accuracy_score(labels, predicted)),
+        "f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
     }

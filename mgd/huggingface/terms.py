@@ -1,4 +1,4 @@
-"""The loss of a `DistillationTrainer`: its terms, and where student and teacher are tapped for them."""
+"""The terms of a `DistillationTrainer`, and the taps of student and teacher."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def plain_terms(temperature: float, lambda_param: float, label_smoothing: float)
         label_smoothing: of the cross-entropy, in [0, 1).
 
     Raises:
-        ValueError: a value outside its range.
-        TypeError: a temperature that is no number.
+        ValueError: a value is outside its range.
+        TypeError: the temperature is not a number.
     """
     if not is_number(lambda_param) or not 0 <= lambda_param <= 1:
         raise ValueError(f"lambda_param must be between 0 (labels alone) and 1 (teacher alone); got {lambda_param!r}")
     kd: dict[str, tuple[nn.Module, Weight]] = {"kd": (KD(temperature=temperature), lambda_param)}
-    if lambda_param == 1:  # images without labels are enough
+    if lambda_param == 1:  # so that images need no labels
         return kd
     return {"ce": (CE(label_smoothing=label_smoothing), 1 - lambda_param), **kd}
 
@@ -49,19 +49,19 @@ def is_number(value: Any) -> bool:
 def specified(
     terms: Mapping[str, Said] | Sequence[str], label_smoothing: float
 ) -> dict[str, tuple[Any, Weight | None]]:
-    """Return {name: (term, hyper-parameters or None, weight or None)} of what a user wrote.
+    """Return {name: (term, hyper-parameters or None; weight or None)} of the argument `terms`.
 
     Args:
         terms: see `DistillationTrainer`.
         label_smoothing: of "ce" without hyper-parameters.
 
     Raises:
-        ValueError: no terms, one of an unknown name, one that trains its teachers, or an entry of another form.
+        ValueError: there are no terms, a name is unknown, an entry has another form, or a term trains its teachers.
     """
     if isinstance(terms, str):
         raise ValueError(f"terms must be names or a dictionary, as {{'ce': 1, {terms!r}: None}}; got {terms!r}")
     table = dict(terms) if isinstance(terms, Mapping) else dict.fromkeys(terms)
-    found: dict[str, tuple[Any, Weight | None]] = {}
+    entries: dict[str, tuple[Any, Weight | None]] = {}
     for name, wanted in table.items():
         alone = isinstance(wanted, (nn.Module, HyperParameters))
         entry = wanted if isinstance(wanted, tuple) else (wanted, None) if alone else (None, wanted)
@@ -81,14 +81,14 @@ def specified(
                 raise ValueError(f"the term {name!r} trains its teachers too: use mgd.Distiller.mutual")
         if name == "ce" and what is None:
             what = CE.Hyper(label_smoothing=label_smoothing)
-        found[name] = what, weight
-    if not found:
+        entries[name] = what, weight
+    if not entries:
         raise ValueError("terms must name at least one term, as {'ce': 1, 'kd': 1}")
-    return found
+    return entries
 
 
 def read_maps(terms: Mapping[str, tuple[Any, Weight | None]]) -> bool:
-    """Return whether a term cannot do without maps."""
+    """Return whether a term needs maps."""
     kinds = (what if isinstance(what, nn.Module) else LOSSES[name] for name, (what, _) in terms.items())
     return any("maps" in getattr(kind, "needs", ()) for kind in kinds)
 
@@ -99,19 +99,19 @@ def tap(
     images: Tensor,
     named: tuple[Sequence[str], Sequence[str]] | None,
 ) -> tuple[Taps, Frozen, bool]:
-    """Tap student and teacher at the paths that were named, or where pairs are found.
+    """Tap student and teacher at the given paths, or where pairs of taps are found.
 
     Args:
         student: the network to train.
         teacher: with its view.
-        images: (B, 3, H, W) as the student sees them.
+        images: (B, 3, H, W), the student's input.
         named: paths of both networks; None to find them.
 
     Returns:
-        The tapped student, the tapped teacher, and whether all taps that were found lie before a ReLU.
+        The tapped student, the tapped teacher, and whether all taps lie before a ReLU (False for given paths).
 
     Raises:
-        ValueError: unknown paths, or no maps that go together.
+        ValueError: paths are unknown, or no maps fit together.
     """
     network = teacher.taps.model if isinstance(teacher.taps, Taps) else teacher.taps
     if named is not None:
@@ -136,22 +136,22 @@ def build_terms(
 
     Args:
         terms: of `specified`.
-        student: tapped where a term reads maps.
+        student: tapped if a term reads maps.
         teacher: likewise.
-        images: (B, 3, H, W) as the student sees them.
-        num_images: of training.
+        images: (B, 3, H, W), the student's input.
+        num_images: number of training images.
         before_relu: see `mgd.Probe`.
 
     Raises:
-        ValueError: networks or hyper-parameters that a term cannot work with.
+        ValueError: a term does not work with the networks or its hyper-parameters.
     """
     viewed = images if teacher.view is None else teacher.view(images)
     ours = probe(student, images, frozen=False, before_relu=before_relu)
     theirs = probe(teacher.taps, viewed, before_relu=before_relu)
-    found: dict[str, tuple[nn.Module, Weight]] = {}
+    built: dict[str, tuple[nn.Module, Weight]] = {}
     for name, (what, weight) in terms.items():
         term = what if isinstance(what, nn.Module) else LOSSES[name].build(ours, [theirs], num_images, what)
         if weight is None:
             weight = term.weight if isinstance(term, Term) else 1.0
-        found[name] = term, weight
-    return found
+        built[name] = term, weight
+    return built

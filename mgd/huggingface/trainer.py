@@ -1,4 +1,4 @@
-"""`DistillationTrainer`: the Trainer of transformers, whose student learns from a frozen teacher."""
+"""`DistillationTrainer`: the Trainer of transformers with a frozen teacher."""
 
 from __future__ import annotations
 
@@ -28,31 +28,30 @@ class DistillationTrainer(Trainer):
 
     loss = (1 - lambda_param) * cross-entropy + lambda_param * temperature^2 * KL(teacher || student)
 
-    or, with `terms`, the weighted sum of those terms and nothing else. The loss is a mean over the images of an
-    optimizer step, however many processes and parts they come in. A batch holds "pixel_values" (B, 3, H, W), "labels"
+    or, with `terms`, only the weighted sum of those terms. The loss is a mean over all images of an optimizer step, for
+    any number of processes and accumulation steps. A batch holds "pixel_values" (B, 3, H, W), "labels"
     (B,), and for terms with a memory "index" (B,), the positions of the images in the data set.
 
-    Evaluation asks for the student alone: "eval_loss" is its cross-entropy, and no teacher runs. A checkpoint holds the
-    student as without a teacher, and the state of the terms in a file beside it. Terms are renewed before every epoch.
+    In evaluation, only the student runs, and "eval_loss" is its cross-entropy. A checkpoint has the plain student, and
+    the state of the terms in a separate file. Terms are updated before every epoch.
 
     Args:
         student_model: the network to train: of transformers, or any whose forward takes images and returns logits.
-        teacher_model: the same, with its weights, or what `mgd.freeze` returns, as with a `View` of its own.
-        args: the training's arguments.
+        teacher_model: the same, with its weights; or the result of `mgd.freeze`, for example with a `View`.
+        args: of the training.
         training_args: another spelling of `args`.
         temperature: tau > 0; default 4.
         lambda_param: weight of the teacher, in [0, 1]; default 0.5.
         terms: names of `mgd.losses.LOSSES`, or {name: weight}, {name: hyper-parameters or a term}, or
-            {name: (hyper-parameters or a term, weight)}; the weight None is the term's usual one. Takes the place of
-            the two before.
-        student_taps: paths of the student's maps, see `mgd.Taps`; default: pairs are found where a term needs maps.
-        teacher_taps: the same of the teacher, as many.
+            {name: (hyper-parameters or a term, weight)}; the weight None means the term's default. It replaces
+            `temperature` and `lambda_param`.
+        student_taps: paths of the student's maps, see `mgd.Taps`; by default, pairs are found if a term needs maps.
+        teacher_taps: paths of the teacher's maps, of the same number.
         options: those of `Trainer`, except model, model_init and compute_loss_func.
 
     Raises:
-        ValueError: terms, taps or networks that do not go together; what the Trainer does with FSDP or DeepSpeed; fp16
-            without a GPU.
-        TypeError: a missing network, or an option that is not known.
+        ValueError: terms, taps or networks do not fit together; FSDP or DeepSpeed is on; or fp16 without a GPU.
+        TypeError: a network is missing, or an option is unknown.
     """
 
     def __init__(
@@ -88,16 +87,18 @@ class DistillationTrainer(Trainer):
                 "student_taps and teacher_taps are read by terms: pass terms too, as {'ce': 1, 'mgd': None}"
             )
         check_classes(student_model, teacher_model, options.get("train_dataset"))
-        given = training_args if args is None else args
-        table = None if terms is None else specified(terms, 0.0 if given is None else given.label_smoothing_factor)
-        if given is not None and given.fp16 and given.device.type == "cpu":  # the Trainer would take float32 unsaid
+        arguments = training_args if args is None else args
+        table = (
+            None if terms is None else specified(terms, 0.0 if arguments is None else arguments.label_smoothing_factor)
+        )
+        if arguments is not None and arguments.fp16 and arguments.device.type == "cpu":  # silently float32 otherwise
             raise ValueError("fp16 has no effect on a processor: leave it out, or pass bf16=True")
-        super().__init__(model=student_model, args=given, **options)
+        super().__init__(model=student_model, args=arguments, **options)
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("a DistillationTrainer trains in one process or by DDP: leave out fsdp and deepspeed")
-        # Losses are means over all images of a step, which `get_batch_samples` counts: nothing is left to divide.
+        # `compute_loss` divides by the images of a step, so the Trainer must not divide by the number of its parts.
         self.model_accepts_loss_kwargs = True
-        self.label_names = self.label_names or [LABELS]  # a network without an argument of that name
+        self.label_names = self.label_names or [LABELS]  # empty if the network has no argument of that name
         self.labels_loss = CE(label_smoothing=self.args.label_smoothing_factor)
         if table is None:
             plain = plain_terms(
@@ -115,17 +116,17 @@ class DistillationTrainer(Trainer):
         self.add_callback(_Renewal(self.renew))
 
     def renew(self, epoch: int) -> None:
-        """Have every term renew what it takes from the networks, as `mgd` its flows, and log what it says.
+        """Update every term from the networks, for example the flows of `mgd`, and log its numbers.
 
         Args:
             epoch: counted from 0.
         """
         with own_random_numbers(self.args.seed + epoch):
-            found = self.distiller.update(
+            updates = self.distiller.update(
                 epoch, partial(self._views, epoch), seed=self.args.seed, context=self.accelerator.autocast
             )
         numbers = {
-            f"{name}_{key}": float(value) for name, (values, _) in found.items() for key, value in values.items()
+            f"{name}_{key}": float(value) for name, (values, _) in updates.items() for key, value in values.items()
         }
         if numbers:
             self.log(numbers)
@@ -140,21 +141,21 @@ class DistillationTrainer(Trainer):
         """Return the loss of a batch, a scalar; with `return_outputs` also {"loss", "logits", name: value of a term}.
 
         Args:
-            model: what the Trainer trains.
+            model: the model that the Trainer trains.
             inputs: a batch, see the class.
             return_outputs: see above.
-            num_items_in_batch: images of the whole optimizer step; the loss is then this batch's part of their mean.
+            num_items_in_batch: number of images of the optimizer step; the loss is this batch's part of their mean.
         """
         images, target, index = self._as_views(inputs)
         distiller = self.distiller if model is self.model else model
-        found = distiller(images, target, index, int(self.state.epoch or 0))
-        loss = found["loss"]
+        values = distiller(images, target, index, int(self.state.epoch or 0))
+        loss = values["loss"]
         if num_items_in_batch is not None:
             loss = loss * (len(images) * self.accelerator.num_processes / num_items_in_batch)
         if self.distiller.training:
             for name in self.distiller.terms:
-                self._values.setdefault(name, []).append(found[name].detach().mean())
-        return (loss, {**found, "loss": loss}) if return_outputs else loss
+                self._values.setdefault(name, []).append(values[name].detach().mean())
+        return (loss, {**values, "loss": loss}) if return_outputs else loss
 
     def prediction_step(
         self,
@@ -163,7 +164,7 @@ class DistillationTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return cross-entropy, logits and labels of the student for a batch; None for what is missing."""
+        """Return the student's cross-entropy and logits for a batch, and its labels; None for missing ones."""
         images, target, _ = self._as_views(self._prepare_inputs(inputs))
         with torch.no_grad(), self.accelerator.autocast():
             logits = logits_of(model(images.to(next(model.parameters(), images).dtype))).float()
@@ -182,33 +183,33 @@ class DistillationTrainer(Trainer):
         """Make the optimizer of student and terms.
 
         Raises:
-            ValueError: an optimizer that was passed, and lacks parameters of the terms; nothing to train.
+            ValueError: the student has no parameters to train; or a given optimizer lacks parameters of the terms.
         """
         if not any(parameter.requires_grad for parameter in self.distiller.networks[0].parameters()):
             raise ValueError("all parameters of the student are frozen: call requires_grad_(True) on those to train")
         if self.optimizer is None:
-            found = super().create_optimizer(self.distiller if model is None else model)
+            optimizer = super().create_optimizer(self.distiller if model is None else model)
         else:
-            found = self.optimizer
-        there = {id(value) for group in found.param_groups for value in group["params"]}
-        if any(id(value) not in there for value in self.distiller.terms.parameters()):
+            optimizer = self.optimizer
+        optimised = {id(value) for group in optimizer.param_groups for value in group["params"]}
+        if any(id(value) not in optimised for value in self.distiller.terms.parameters()):
             raise ValueError(
                 "terms have parameters that the optimizer lacks: make it of trainer.distiller.parameters()"
             )
-        return found
+        return optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
-        """Log numbers, those of training with the mean raw value of every term since the last time."""
+        """Log numbers; to those of training, add the mean raw value of every term since the last log."""
         if "loss" in logs and self._values:
             means = {f"loss_{name}": torch.stack(values).mean().item() for name, values in self._values.items()}
             self._values = {}
             logs = {**logs, **means}
         super().log(logs, *args, **options)
 
-    # From here on, methods that the Trainer calls and does not document.
+    # The following methods are called by the Trainer, but not documented.
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
-        """Have student and terms wrapped as one, so that DDP averages the gradients of both."""
+        """Wrap student and terms together, so that DDP averages the gradients of both."""
         if not training or model is not self.model:
             wrapped: nn.Module = super()._wrap_model(model, training, dataloader)
             return wrapped
@@ -246,8 +247,8 @@ class DistillationTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        known: list[str] = self._signature_columns or []
-        self._signature_columns = list(dict.fromkeys([*known, IMAGES, LABELS, INDEX]))  # type: ignore[assignment]
+        columns: list[str] = self._signature_columns or []
+        self._signature_columns = list(dict.fromkeys([*columns, IMAGES, LABELS, INDEX]))  # type: ignore[assignment]
 
     def _distiller(
         self,
@@ -256,7 +257,7 @@ class DistillationTrainer(Trainer):
         table: Mapping[str, tuple[Any, Weight | None]],
         named: tuple[Sequence[str], Sequence[str]] | None,
     ) -> Distiller:
-        """Tap the networks where a term reads maps, and build the terms for images of the training's size."""
+        """Tap the networks if a term reads maps, and build the terms for images of the training's size."""
         student, before_relu = Taps(student_model), False
         teacher.to(self.args.device)
         images = self._example()
@@ -276,7 +277,7 @@ class DistillationTrainer(Trainer):
             yield self._prepare_inputs(dict(batch))
 
     def _example(self) -> Tensor:
-        """Return one training image as the student sees it, of which the networks are probed."""
+        """Return one training image (1, 3, H, W), to probe the networks."""
         if self.train_dataset is None:
             raise ValueError("terms are built for images of one size: pass train_dataset")
         with own_random_numbers(self.args.seed):
@@ -311,7 +312,7 @@ def _check_spellings(options: Mapping[str, Any], *arguments: TrainingArguments |
 
 
 class _Renewal(TrainerCallback):
-    """Calls a function before every epoch; not before the rest of one that a checkpoint had begun."""
+    """Call a function before every epoch, but not if a resumed run continues within an epoch."""
 
     def __init__(self, renew: Callable[[int], None]) -> None:
         self.renew = renew

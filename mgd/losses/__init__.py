@@ -1,4 +1,4 @@
-"""Losses: pure functions by name, and the terms around them in `LOSSES`."""
+"""Losses: pure functions, and terms that use them; `LOSSES` has the terms by name."""
 
 from mgd.losses.afd import AFD, afd
 from mgd.losses.at import AT, at

@@ -33,7 +33,7 @@ def afd(student: Sequence[Tensor], teacher: Sequence[Tensor], attention: Tensor)
         Scalar, float32.
 
     Raises:
-        ValueError: no maps of the same images, attention of another shape.
+        ValueError: the arguments are not maps of the same images, or the attention has another shape.
 
     Reference: Ji, Heo, Park, 2021, arXiv:2102.02973, section 3.
     """
@@ -62,8 +62,8 @@ class TapAttention(nn.Module):
     """Weigh the student's taps for every tap of one teacher, image by image.
 
     a[t, s] = softmax over s of (q_t . W_t k_s + p_t . p_s) / sqrt(D): the query q_t and the key k_s are linear in the
-    maps averaged over their pixels and normalised over the batch, the key behind a ReLU; W_t k_s is normalised over the
-    batch and the student's taps; p are learned positions of the taps.
+    maps averaged over their pixels, and normalised over the batch, the key followed by a ReLU; W_t k_s is normalised
+    over the batch and the student's taps; p are learned positions of the taps.
 
     Args:
         student_channels: S of every student tap.
@@ -111,7 +111,7 @@ class AFD(Term):
         values: the hyper-parameters by name.
 
     Raises:
-        ValueError: a network without taps, or no teacher.
+        ValueError: a network has no taps, or there is no teacher.
 
     Reference: Ji, Heo, Park, 2021, arXiv:2102.02973, section 3.
     """

@@ -25,7 +25,7 @@ def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         Both maps, of height min(H, H') and width min(W, W').
 
     Raises:
-        ValueError: no maps, or maps of another number of images.
+        ValueError: the arguments are not maps, or their numbers of images differ.
     """
     check_maps("the loss", a, b)
     size = (min(a.shape[2], b.shape[2]), min(a.shape[3], b.shape[3]))
@@ -35,15 +35,15 @@ def same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def at_size_of(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the teacher's map at the student's resolution: averaged where it is a multiple of it, else interpolated.
+    """Return the teacher's map at the student's resolution: averaged if its size is a multiple, else interpolated.
 
     Args:
         student: (B, S, H, W).
         teacher: (B, T, H', W').
 
     Returns:
-        (B, T, H, W); the teacher's map itself where the sizes are equal. Interpolation is bilinear, over all pixels
-        that a pixel covers where the map shrinks.
+        (B, T, H, W); the teacher's map itself if the sizes are equal. Interpolation is bilinear, with antialiasing if
+        the map shrinks.
     """
     size = (student.shape[2], student.shape[3])
     own = (teacher.shape[2], teacher.shape[3])
@@ -56,7 +56,7 @@ def at_size_of(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the two maps of a tap as float32 maps of one resolution, the teacher's detached; see `same_size`."""
+    """Return both maps of a tap in float32 at the same resolution, the teacher's detached; see `same_size`."""
     return same_size(as_map(student).float(), as_map(teacher.detach()).float())
 
 
@@ -64,7 +64,7 @@ def pairs(student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
     """Return the `pair` of every tap.
 
     Raises:
-        ValueError: no taps, or another number of them in the two networks.
+        ValueError: there are no taps, or the networks have different numbers of them.
     """
     num_student, num_teacher = len(student.features), len(teacher.features)
     if num_student != num_teacher or num_student == 0:
@@ -76,14 +76,14 @@ def pairs(student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
 
 
 def check_channels(student_channels: Sequence[int], teacher_channels: Sequence[Sequence[int]]) -> None:
-    """Refuse channel numbers that do not pair up tap by tap.
+    """Refuse networks with different numbers of taps.
 
     Args:
-        student_channels: one number per tap.
-        teacher_channels: one such list per teacher.
+        student_channels: S of every tap.
+        teacher_channels: T of every tap, one list per teacher.
 
     Raises:
-        ValueError: no teachers, no taps, or another number of taps in one of the networks.
+        ValueError: there are no teachers or no taps, or the numbers of taps differ.
     """
     lengths = [len(widths) for widths in teacher_channels]
     num_taps = len(student_channels)
@@ -95,22 +95,23 @@ def check_channels(student_channels: Sequence[int], teacher_channels: Sequence[S
 
 
 def regressor(num_student: int, num_teacher: int) -> nn.Sequential:
-    """Make the layer that brings the student's map to the teacher's width: a 1x1 convolution and its normalisation."""
+    """Return a 1x1 convolution to the teacher's width, and its batch normalisation."""
     return nn.Sequential(nn.Conv2d(num_student, num_teacher, 1, bias=False), nn.BatchNorm2d(num_teacher))
 
 
 @torch.no_grad()
 def start_from(layer: nn.Module, flow: Flow) -> None:
-    """Let a layer with one convolution begin with what a flow has found: W[t, s] = 1 where it pairs them, else 0.
+    """Initialise a layer with one convolution from a flow: W[t, s] = 1 if t guides s, else 0.
 
-    Of a larger kernel than 1x1 that is the middle, the rest is 0. A teacher channel that guides none keeps its weights.
+    In a kernel larger than 1x1, these are the weights in the middle, and the others are 0. Weights of teacher channels
+    that guide no student channel do not change.
 
     Args:
-        layer: of S channels, or more, whose others get 0, and T.
+        layer: with T output channels, and S input channels or more; weights of the additional ones become 0.
         flow: of S and T channels.
 
     Raises:
-        ValueError: a flow between other numbers of channels.
+        ValueError: the flow is between other numbers of channels.
     """
     (convolution,) = (module for module in layer.modules() if isinstance(module, nn.Conv2d))
     weight, pairs = convolution.weight, torch.as_tensor(flow.matrix).T

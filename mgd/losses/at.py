@@ -19,7 +19,7 @@ def energy(x: Tensor) -> Tensor:
 def at(student: Tensor, teacher: Tensor) -> Tensor:
     """Compute 1 / (B H W) * sum over images of |Q_s / |Q_s| - Q_t / |Q_t||^2, Q the `energy` flattened over H W.
 
-    Where the resolutions differ, the larger map is average-pooled before it is squared.
+    If the resolutions differ, the larger map is average-pooled before it is squared.
 
     Args:
         student: (B, S, H, W); the gradient flows here only.
@@ -29,7 +29,7 @@ def at(student: Tensor, teacher: Tensor) -> Tensor:
         Scalar, float32.
 
     Raises:
-        ValueError: no maps, or maps of another number of images.
+        ValueError: the arguments are not maps, or their numbers of images differ.
 
     Reference: Zagoruyko, Komodakis, 2017, arXiv:1612.03928, section 3.1, equation 2.
     """

@@ -27,11 +27,11 @@ class CE(Term):
 
         Args:
             label_smoothing: share of the target mass spread over all classes, in [0, 1).
-            views: the cross-entropy of the "first" view of each image, or the sum over "all" that a batch has.
+            views: "first", the cross-entropy of the first view of each image; "all", the sum over all views.
             class_weights: the weight of each of the K classes, or None for 1.
 
         Raises:
-            ValueError: a label_smoothing outside [0, 1), a class weight that is negative or not finite, or 0 for all.
+            ValueError: label_smoothing is outside [0, 1), a class weight is negative or not finite, or all are 0.
         """
 
         label_smoothing: float = 0.0
@@ -72,5 +72,5 @@ class CE(Term):
             raise ValueError(
                 f"the term 'ce' has {len(weights)} class_weights for {logits.shape[1]} classes: give one each"
             )
-        # torch's own mean would divide by the weights of the batch, and so weigh an image by its neighbours.
+        # torch's own mean divides by the weights in the batch, so an image's weight would depend on the other images.
         return F.cross_entropy(logits, target, weights, reduction="sum", label_smoothing=smoothing) / len(logits)

@@ -1,4 +1,4 @@
-"""Contrastive representation distillation: both networks embed an image alike, and other images differently."""
+"""Contrastive representation distillation: both networks embed an image alike, and different images apart."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def crd(scores: Tensor, log_normaliser: Tensor, *, num_images: int) -> Tensor:
         (B,) float32.
 
     Raises:
-        ValueError: scores without a negative, a log_normaliser of another shape, no images.
+        ValueError: scores or log_normaliser have another shape, or num_images is not positive.
 
     Reference: Tian, Krishnan, Isola, 2019, arXiv:1910.10699, section 3.1.
     """
@@ -52,22 +52,22 @@ def _order(num_images: int, seed: int) -> Tensor:
 
 
 def candidates(step: int, count: int, num_images: int, seed: int = 0) -> Tensor:
-    """Return `count` different images, the same ones on every rank and device: a function of the arguments alone.
+    """Draw `count` different images. The result depends on the arguments only, so it is the same on every rank.
 
-    They are a window of a random order of all images, the windows of successive steps follow each other, and after the
-    last whole one comes another order.
+    The images are a window of a random order of all images. Successive steps take successive windows; after the last
+    complete window, another order is used.
 
     Args:
         step: number of the draw, from 0.
-        count: how many, at most `num_images`.
-        num_images: images to draw from.
-        seed: of the first order; those after it count on.
+        count: number of images to draw, at most `num_images`.
+        num_images: number of images to draw from.
+        seed: of the first order; the later ones have seed + 1, seed + 2 and so on.
 
     Returns:
         (count,) int64, on the CPU.
 
     Raises:
-        ValueError: a negative step, or `count` outside [1, num_images].
+        ValueError: the step is negative, or `count` is outside [1, num_images].
     """
     if step < 0 or not 1 <= count <= num_images:
         raise ValueError(
@@ -78,15 +78,15 @@ def candidates(step: int, count: int, num_images: int, seed: int = 0) -> Tensor:
 
 
 def check_index(index: Tensor, num_images: int, num_all: int) -> None:
-    """Refuse positions that are not one per image of a batch, in the data set.
+    """Check the positions in the data set of a batch's images.
 
     Args:
-        index: to be (B,) int64; its values are checked on the CPU only, where that waits for nothing.
+        index: expected (B,) int64; its values are checked on the CPU only.
         num_images: B.
-        num_all: images of the data set.
+        num_all: number of images in the data set.
 
     Raises:
-        ValueError: another shape or type, a position outside [0, num_all).
+        ValueError: shape or type are wrong, or a position is outside [0, num_all).
     """
     if index.shape != (num_images,) or index.dtype != torch.int64:
         raise ValueError(
@@ -123,7 +123,7 @@ class _Contrast(nn.Module):
             self.register_buffer(name, bank)
         self.register_buffer("log_normalisers", torch.full((2,), math.nan))  # NaN: not estimated yet
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._known_step: int | None = None  # what `steps` holds: reading it would wait for a GPU in each step
+        self._known_step: int | None = None  # a copy of `steps`, because reading that waits for a GPU
         self.register_load_state_dict_post_hook(_forget_step)  # type: ignore[no-untyped-call]
 
     def _step(self) -> int:
@@ -138,7 +138,7 @@ class _Contrast(nn.Module):
 
     def _contrast(self, student: Tensor, teacher: Tensor, index: Tensor, counts: Sequence[int] | None) -> Tensor:
         student, teacher = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
-        # One more than wanted: an anchor that is among them takes the last in its own place.
+        # One more than needed: an anchor that is among them uses the last one instead of itself.
         drawn = candidates(self._step(), self.num_negatives + 1, self.num_images, self.hyper.seed)
         if index.device.type == "cuda":
             drawn = drawn.pin_memory().to(index.device, non_blocking=True)
@@ -147,13 +147,15 @@ class _Contrast(nn.Module):
             self._scores(teacher, self.student_bank, index, drawn),
         ]
         sums = torch.stack([score.detach().logsumexp(dim=1) for score in scores], dim=1)
-        whole = gather(torch.cat([student.detach(), teacher.detach(), sums], dim=1), counts)  # (B, 2 * dimension + 2)
-        estimates = whole[:, -2:].logsumexp(dim=0) + math.log(self.num_images / (len(whole) * scores[0].shape[1]))
+        gathered = gather(
+            torch.cat([student.detach(), teacher.detach(), sums], dim=1), counts
+        )  # (B, 2 * dimension + 2)
+        estimates = gathered[:, -2:].logsumexp(dim=0) + math.log(self.num_images / (len(gathered) * scores[0].shape[1]))
         logs = torch.where(self.log_normalisers.isnan(), estimates, self.log_normalisers)
         losses = [crd(score, log, num_images=self.num_images) for score, log in zip(scores, logs, strict=True)]
-        whole_index = gather(index, counts)
+        all_indices = gather(index, counts)
         if self.training:
-            self._remember(whole, whole_index, logs)
+            self._remember(gathered, all_indices, logs)
         return gather(losses[0] + losses[1], counts).mean()
 
     def _scores(self, anchors: Tensor, bank: Tensor, index: Tensor, drawn: Tensor) -> Tensor:
@@ -165,8 +167,8 @@ class _Contrast(nn.Module):
 
     @torch.no_grad()
     def _remember(self, embeddings: Tensor, index: Tensor, logs: Tensor) -> None:
-        """Move the banks' entries of the whole batch towards its embeddings, on every rank in the same way."""
-        # Where an image comes twice, both rows write what its first one says: the order of writing cannot matter.
+        """Move the banks' entries of the global batch towards its embeddings, identically on every rank."""
+        # If an image occurs twice, both rows write the result of the first, so the order of writing does not matter.
         first = (index[:, None] == index).int().argmax(dim=1)
         rows = embeddings[first, :-2].chunk(2, dim=1)
         for bank, embedding in zip((self.student_bank, self.teacher_bank), rows, strict=True):
@@ -179,7 +181,7 @@ class _Contrast(nn.Module):
 
 
 def _vector(outputs: Outputs) -> Tensor:
-    """Return what a head reads, (B, C) float32: the pooled last map, or the logits where there are no taps."""
+    """Return the input of a head, (B, C) float32: the pooled last map, or the logits without taps."""
     if outputs.features:
         return as_map(outputs.features[-1]).float().mean(dim=(2, 3))
     return outputs.logits.float()
@@ -191,26 +193,26 @@ class CRD(Term):
     loss = mean over the images of crd(student against the teacher's bank) + crd(teacher against the student's bank)
 
     A linear head and L2 normalisation embed each network's last tapped map, averaged over its pixels, or its logits
-    where it has no taps. A bank keeps an embedding of every image. The positive is the bank's entry of the image
+    if it has no taps. A bank keeps an embedding of every image. The positive is the bank's entry of the image
     itself, as in published code. The negatives are the entries of K other images of any label, drawn without
     replacement; one draw serves the whole batch. After the loss, in training mode only, the entries of the batch become
     normalise(momentum * entry + (1 - momentum) * embedding). Z of each direction is N * mean of exp(score) over the
-    first batch, and stays.
+    first batch, and is fixed then.
 
     With several ranks the loss is that of the whole batch, and banks, draws and Z are the same on all of them. The
-    banks take 8 * N * dimension bytes per teacher, in the state_dict too. Not for DataParallel: it loses what its
-    replicas remember.
+    banks take 8 * N * dimension bytes per teacher, also in the state_dict. The term does not work with DataParallel,
+    which discards the changes of its replicas.
 
     Args:
         student_channels: length of the student's vector.
-        teacher_channels: length of the vector of every teacher.
-        num_images: N, training images; `Batch.index` lies in [0, N).
+        teacher_channels: length of every teacher's vector.
+        num_images: N, number of training images; `Batch.index` is in [0, N).
         hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
         values: the hyper-parameters by name.
 
     Raises:
-        ValueError: fewer than two images.
+        ValueError: there are fewer than two images.
 
     Reference: Tian, Krishnan, Isola, 2019, arXiv:1910.10699, section 3.1; Z after Wu et al., 2018, arXiv:1805.01978.
     """
@@ -234,7 +236,7 @@ class CRD(Term):
             seed: for the first content of the banks, and for the draws.
 
         Raises:
-            ValueError: a value outside its range.
+            ValueError: a value is outside its range.
         """
 
         num_negatives: int = 16384

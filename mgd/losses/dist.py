@@ -25,11 +25,11 @@ def dist(
 ) -> Tensor:
     """Compute beta (1 - mean_i r(p_s[i, :], p_t[i, :])) + gamma (1 - mean_k r(p_s[:, k], p_t[:, k])).
 
-    r is the Pearson correlation and p = softmax(z / tau). A vector that does not vary has correlation 0, without a
-    gradient: every class of a batch of one image, or an image whose probabilities are all equal.
+    r is the Pearson correlation and p = softmax(z / tau). A constant vector has correlation 0, without a
+    gradient: every class in a batch of one image, or an image whose probabilities are all equal.
 
     Args:
-        student_logits: (B, K), the whole batch; the gradient flows here only.
+        student_logits: (B, K), of the whole batch; the gradient flows here only.
         teacher_logits: (B, K).
         target: not used; every logit loss takes it.
         temperature: tau > 0.
@@ -40,7 +40,7 @@ def dist(
         Scalar, float32.
 
     Raises:
-        ValueError: logits of other shapes, a hyper-parameter outside its range.
+        ValueError: the shapes of the logits differ, or a hyper-parameter is outside its range.
 
     Reference: Huang et al., 2022, arXiv:2205.10536, section 4.
     """
@@ -50,25 +50,25 @@ def dist(
     check_at_least_0("dist", beta=beta, gamma=gamma)
     student, teacher = student_logits.float() / temperature, teacher_logits.detach().float() / temperature
     images = (_unit(student, 1) * _unit(teacher, 1)).sum(dim=1).mean()
-    # A class keeps its relation however improbable it is: probabilities are taken over its own largest in the batch.
+    # `_unit` divides a class's probabilities by their largest in the batch, so that they may be arbitrarily small.
     student, teacher = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
     classes = (_unit(student, 0) * _unit(teacher, 0)).sum(dim=0).mean()
     return beta * (1 - images) + gamma * (1 - classes)
 
 
 def _unit(logs: Tensor, dim: int) -> Tensor:
-    """Centre exp(logs) along `dim` and divide by the length; 0 where the values differ by rounding only.
+    """Centre exp(logs) along `dim` and divide by the length; 0 if the values differ only by rounding.
 
-    A factor common to all values along `dim` drops out, so that the largest is made 1: none overflows, in the backward
-    pass neither.
+    A common factor of all values along `dim` does not change the result. So they are scaled to a maximum of 1, and
+    nothing overflows, also in the backward pass.
     """
     largest = logs.detach().amax(dim=dim, keepdim=True).clamp_min(torch.finfo(logs.dtype).min)  # it may be -inf
     values = torch.exp(logs - largest)
     centred = values - values.mean(dim=dim, keepdim=True)
     length = torch.linalg.vector_norm(centred, dim=dim, keepdim=True)
     constant = length <= 1e-6 * torch.linalg.vector_norm(values, dim=dim, keepdim=True)
-    # Dividing by 1 where nothing varies keeps the backward pass free of 0 / 0.
-    return torch.where(constant, 0, centred) / torch.where(constant, 1, length)  # where it is NaN, so is this
+    # Dividing constant values by 1 avoids 0 / 0 in the backward pass.
+    return torch.where(constant, 0, centred) / torch.where(constant, 1, length)  # NaN stays NaN
 
 
 class DIST(LogitTerm):

@@ -30,15 +30,15 @@ def dkd(
         teacher_logits: (B, K).
         target: (B,) class indices y; None takes the teacher's most probable class.
         temperature: tau > 0.
-        alpha: weight of the two masses.
+        alpha: weight of the first term, on target and other classes as a whole.
         beta: weight of the classes that are not the target.
 
     Returns:
         Scalar, float32.
 
     Raises:
-        ValueError: logits of other shapes, or of fewer than two classes, which leave nothing beside the target; a
-            target that is no class index; a hyper-parameter outside its range.
+        ValueError: the shapes of the logits differ, or there are fewer than two classes; the target is not a class
+            index; or a hyper-parameter is outside its range.
 
     Reference: Zhao et al., 2022, arXiv:2203.08679, equation 7.
     """
@@ -63,7 +63,7 @@ def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     own = torch.zeros_like(logits, dtype=torch.bool).scatter(1, target, True)
     log_p = log_probabilities(logits)
     rest = log_p.masked_fill(own, -torch.inf)
-    # The log of 1 - p_y as a sum of the others: the difference would round to log 0 for a confident network.
+    # log(1 - p_y) by a sum over the others: for a confident network, the difference would round to log 0.
     mass = rest.logsumexp(dim=1, keepdim=True)
     return torch.cat([log_p.gather(1, target), mass], dim=1), (rest - mass).masked_fill(own, 0)
 
@@ -80,7 +80,7 @@ class DKD(LogitTerm):
 
         Args:
             temperature: tau > 0.
-            alpha: weight of the two masses, at least 0.
+            alpha: see `dkd`, at least 0.
             beta: weight of the classes that are not the target, at least 0.
         """
 

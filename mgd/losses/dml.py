@@ -21,21 +21,21 @@ def dml(
 ) -> Tensor:
     """Compute 1 / B * sum over images of KL(q || p), p and q the softmax of the network and of its peer.
 
-    `symmetric`, as PaddleClas has it: 1 / 2B * sum over images of [KL(p || q) + KL(q || p)]. One evaluation of it with
-    `detach=False` trains both of two peers.
+    With `symmetric`, as in PaddleClas: 1 / 2B * sum over images of [KL(p || q) + KL(q || p)]. With `detach=False`, it
+    trains two peers at once.
 
     Args:
         student_logits: (B, K).
         teacher_logits: (B, K), of the peer.
         target: not used; every logit loss takes it.
-        symmetric: whether the mean of both directions is taken.
-        detach: whether the peer is a constant, so that the gradient flows to `student_logits` only.
+        symmetric: whether to use the mean of both directions.
+        detach: whether the peer is constant, so that the gradient flows to `student_logits` only.
 
     Returns:
         Scalar, float32.
 
     Raises:
-        ValueError: logits of other shapes.
+        ValueError: the shapes of the logits differ.
 
     Reference: Zhang et al., 2017, arXiv:1706.00384, equations 5 and 8; PaddleClas, DMLLoss, for the symmetric form.
     """
@@ -55,8 +55,8 @@ def dml(
 class DML(LogitTerm):
     """`dml`, averaged over the peers.
 
-    In mutual learning each network has its own such term, with its peers as constants. For two networks with the
-    symmetric form, the gradients of both terms together equal those of one symmetric term that trains both.
+    In mutual learning, each network has its own term, with constant peers. For two networks and the symmetric form, the
+    gradients of both terms together equal those of one symmetric term that trains both.
     """
 
     mutual = True

@@ -19,7 +19,7 @@ class FitNet(StartingTerm):
     """Mean squared error of the teacher's map (the hint) and its prediction from the student's map at the same tap.
 
     loss = mean over images, channels and pixels of (BN(W * student) - teacher)^2, W a 1x1 convolution.
-    Where the resolutions differ, the larger map is average-pooled first.
+    If the resolutions differ, the larger map is average-pooled first.
 
     Args:
         student_channels: S of every tap.
@@ -29,7 +29,7 @@ class FitNet(StartingTerm):
         values: the hyper-parameters by name.
 
     Raises:
-        ValueError: lists of different length, or no such tap.
+        ValueError: lists have different lengths, or there is no such tap.
 
     Reference: Romero et al., 2015, arXiv:1412.6550, section 2.2, equation 3.
     """
@@ -40,11 +40,11 @@ class FitNet(StartingTerm):
 
     @dataclass(frozen=True, kw_only=True)
     class Hyper(StartOptions):
-        """Hyper-parameters of `FitNet`, beside those of `StartOptions`, where `init` is of W.
+        """Hyper-parameters of `FitNet`, and those of `StartOptions`, whose `init` is for W.
 
         Args:
             tap: number of the tap that is compared, from 0, or from the end if negative; None for the middle one,
-                n // 2 of n (with four stages the third, which has the middle layer of the usual residual networks).
+                n // 2 of n (of four stages the third, which has the middle layer of the usual residual networks).
         """
 
         tap: int | None = None

@@ -1,4 +1,4 @@
-"""What terms share that use flows between channels: their options, the first flow of a run, what is logged and kept."""
+"""Shared by terms that use flows between channels: options, the first flow of a run, and what is logged and kept."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class FlowOptions(HyperParameters):
 
     Args:
         assignment: "cheapest", or a control: "costliest", "identity" (by index: neighbouring teacher channels),
-            "random" (another one at every matching).
+            "random" (a new one at every matching).
         capacity: how many teacher channels guide one student channel, see `mgd.solve_flow`.
         solver: "ortools", "scipy" or "sparse", all exact, or "auto", the fastest of them for the size.
-        max_images: images observed for a matching, at least 1.
+        max_images: number of images observed for a matching, at least 1.
         cost: "cosine" or "correlation" of the maps, see `mgd.channel_cost`, or "gradient": the cosine of maps times the
-            gradient of their network's own cross-entropy, which compares what channels do for the loss.
-        groups: "student": the flow decides which teacher channels share a target. "teacher": they are grouped first, by
-            how much of them one target can carry, and each group goes to the student channel where it costs least; see
-            `mgd.flow.group_channels`. If the student has as many channels or more, both are the same.
+            gradient of their network's cross-entropy, which compares the effects of channels on the loss.
+        groups: "student": the flow decides which teacher channels share a target. "teacher": they are grouped first, so
+            that one target carries as much of a group as possible, and each group goes to the student channel where it
+            costs least; see `mgd.flow.group_channels`. If the student has as many channels or more, both are the same.
     """
 
     assignment: Literal["cheapest", "costliest", "identity", "random"] = "cheapest"
@@ -55,11 +55,11 @@ class FlowOptions(HyperParameters):
             )
 
     def used_capacity(self) -> str:
-        """Return the capacity, where None stands for a usual one."""
+        """Return the capacity, or its default for None."""
         return self.capacity or "spread"
 
     def map_cost(self) -> str:
-        """Return the cost between the maps that are observed; see `mgd.flow.make_cost`."""
+        """Return the cost between the observed maps; see `mgd.flow.make_cost`."""
         return "cosine" if self.cost == "gradient" else self.cost
 
     def needs_gram(self) -> bool:
@@ -72,8 +72,8 @@ class FlowOptions(HyperParameters):
         Args:
             cost: (S, T).
             seed: of the assignment "random", and of the start of the teacher's groups.
-            gram: (T, T), see `ChannelGram`, where `needs_gram`.
-            start: (G, S) groups of the last matching, which the teacher's groups start from, or None.
+            gram: (T, T), see `ChannelGram`; None unless `needs_gram`.
+            start: (G, S) groups of the last matching, from which the search for the teacher's groups starts, or None.
         """
         if self.groups == "student" or cost.shape[0] >= cost.shape[1]:
             return solve_control(cost, self.assignment, seed, capacity=self.used_capacity(), solver=self.solver)
@@ -86,10 +86,10 @@ class FlowOptions(HyperParameters):
 
 
 def check_pairs(student: Probe, teachers: Sequence[Probe]) -> None:
-    """Refuse networks whose taps do not pair up, or that are no student and frozen teachers.
+    """Check that all teachers are frozen, and have as many taps as the student.
 
     Raises:
-        ValueError: saying which.
+        ValueError: a teacher is not frozen, or the numbers of taps differ.
     """
     for teacher in teachers:
         if not teacher.frozen:
@@ -101,52 +101,52 @@ def check_pairs(student: Probe, teachers: Sequence[Probe]) -> None:
 
 
 def say_sizes(student: Probe, teacher: Probe) -> list[str]:
-    """Say of every tap at which the teacher's map is brought to the student's resolution; see `at_size_of`."""
-    found = []
+    """Return a note on every tap at which the teacher's map is resized to the student's; see `at_size_of`."""
+    notes = []
     for tap, (ours, theirs) in enumerate(zip(student.sizes, teacher.sizes, strict=True)):
         if ours != theirs:
             averaged = all(a % b == 0 for a, b in zip(theirs, ours, strict=True))
-            found.append(
+            notes.append(
                 f"the teacher's map at tap {_name(teacher, tap)}, {theirs[0]} x {theirs[1]}, is "
                 f"{'averaged' if averaged else 'interpolated'} to the {ours[0]} x {ours[1]} of the student's tap "
                 f"{_name(student, tap)}"
             )
-    return found
+    return notes
 
 
 def _name(network: Probe, tap: int) -> str:
     return network.paths[tap] if network.paths else f"number {tap}"
 
 
-def margin_of(kind: str, given: Tensor | None, width: int) -> Tensor | None:
-    """Return the margins of a tap of a teacher, or None where they are measured on the map.
+def margin_of(kind: str, norm_margin: Tensor | None, width: int) -> Tensor | None:
+    """Return the margins of a tap of a teacher, or None to measure them on the map.
 
     Args:
         kind: "bn", "map" or "none".
-        given: (T,) from its norm, or None.
+        norm_margin: (T,) from its norm, or None.
         width: T.
     """
     if kind == "none":
         return torch.full((width,), -torch.inf)
-    return given if kind == "bn" else None
+    return norm_margin if kind == "bn" else None
 
 
 def say_margins(teacher: Probe, kind: str = "bn") -> str:
-    """Say of every tap of a teacher where its margins come from: a norm, the map itself, or nowhere."""
-    found = []
+    """Return a note on where the margins of a teacher's taps come from: from a norm, or measured, or none."""
+    sources = []
     for path, norm in zip(teacher.paths, teacher.norms, strict=True):
         measured = f"norm {norm}" if kind == "bn" and norm is not None else "measured"
-        found.append(f"{path} {'none' if kind == 'none' else measured}")
-    return f"margins: {', '.join(found)}"
+        sources.append(f"{path} {'none' if kind == 'none' else measured}")
+    return f"margins: {', '.join(sources)}"
 
 
 Gradients = list[list[Tensor]]  # one list per network, one (B, C, H, W) per tap
 
 
 def looks(views: Views, options: FlowOptions) -> Iterator[tuple[Outputs, list[Outputs], Gradients | None]]:
-    """Yield the outputs of student and teachers on the images of a matching, and their gradients where costs need them.
+    """Yield the outputs of student and teachers on the images of a matching, and gradients if the cost needs them.
 
-    The gradients are those of each network's cross-entropy, for its maps; the student's come first.
+    The gradients are those of each network's cross-entropy for its maps, the student's first.
     """
     if options.cost == "gradient":
         for student, teachers, _, gradients in views.gradients(options.max_images):
@@ -157,7 +157,7 @@ def looks(views: Views, options: FlowOptions) -> Iterator[tuple[Outputs, list[Ou
 
 
 class _Sums(nn.Module):
-    """What a matching pass adds up for one pair of taps."""
+    """The sums of a matching pass for one pair of taps."""
 
     def __init__(self, num_student: int, num_teacher: int, options: FlowOptions) -> None:
         super().__init__()
@@ -195,16 +195,16 @@ def first_flows(
         student_channels: S of every tap.
         teacher_channels: T of every tap, one list per teacher.
         options: how flows are found.
-        views: images as the networks see them.
+        views: of the training images.
         device: of the networks.
-        taps: which of the networks' taps these are; None for all.
+        taps: numbers of these taps in the networks; None for all.
         rectify: whether a ReLU is applied to the maps first.
 
     Returns:
-        One list of flows per teacher, one flow per tap; what is logged and kept of them.
+        One list of flows per teacher, one flow per tap; and what is logged and kept of them.
 
     Raises:
-        RuntimeError: no images.
+        RuntimeError: there are no images.
     """
     start = time.perf_counter()
     sums = [
@@ -231,21 +231,23 @@ def flow_record(
 ) -> Update:
     """Return what is logged and kept of flows.
 
-    Logged are seconds, total cost, the share of changed pairs; the mean over taps of the share of energy kept, and of
-    the number of teacher channels per target, exp of the entropy of their weights, where there are such. Kept are
-    indices, costs, weights.
+    Logged are the seconds, the total cost and the share of changed pairs; and if they are known, the means over taps of
+    the share of energy kept, and of the number of teacher channels per target (exp of the entropy of their weights).
+    Kept are indices, costs and weights.
 
     Args:
         flows: one per tap, teacher by teacher.
         costs: (S, T) of each.
-        seconds: that the matching took.
+        seconds: duration of the matching.
         before: the flows that these replace, or None.
     """
     numbers = {"match_seconds": seconds, "flow_cost": sum(flow.total_cost for flow in flows)}
     if before is not None:
-        pairs = sum(flow.matrix.sum() for flow in before)
-        kept = sum((old.matrix & new.matrix).sum() for old, new in zip(before, flows, strict=True) if _alike(old, new))
-        numbers["flow_changed"] = float(1 - kept / pairs)
+        num_pairs = sum(flow.matrix.sum() for flow in before)
+        num_kept = sum(
+            (old.matrix & new.matrix).sum() for old, new in zip(before, flows, strict=True) if _alike(old, new)
+        )
+        numbers["flow_changed"] = float(1 - num_kept / num_pairs)
     energies = [flow.energy for flow in flows if flow.energy is not None]
     if energies:
         numbers["energy_kept"] = sum(energies) / len(energies)

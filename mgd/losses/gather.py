@@ -1,4 +1,4 @@
-"""What ranks give each other: the whole batch, for terms that compare its images, and what the first rank found."""
+"""Exchange between ranks: the global batch, for terms that compare its images, and results of the first rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 
 class _Gather(torch.autograd.Function):
@@ -28,13 +28,13 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)  # which is reduced in place
+        total = gradients[0].clone(memory_format=torch.contiguous_format)  # `all_reduce` works in place
         dist.all_reduce(total)
         return total[context.start : context.start + context.count], None
 
 
 def _counts(local: Tensor) -> list[int]:
-    """Ask every rank how many images it has; reading the answer waits for a GPU."""
+    """Return the number of images of every rank; reading the numbers waits for a GPU."""
     counts = [torch.zeros(1, dtype=torch.int64, device=local.device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor([len(local)], device=local.device))
     return [int(count) for count in counts]
@@ -48,15 +48,15 @@ def among_ranks() -> bool:
 def gather(local: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     """Concatenate the ranks' tensors (B_r, ...) to (sum of B_r, ...), in the order of the ranks.
 
-    The gradient is summed over the ranks: where every rank computes the same loss of the whole batch, and gradients of
-    the weights are averaged over ranks (DDP), the result is that of one process. Without ranks it returns its argument.
+    The gradient is summed over the ranks. If every rank computes the same loss of the global batch, and gradients of
+    the weights are averaged over ranks (DDP), the result equals that of one process. A single rank gets `local` itself.
 
     Args:
         local: (B_r, ...), of this rank.
-        counts: B_r of every rank, see `Batch.counts`; None to ask, which makes the processor wait for a GPU.
+        counts: B_r of every rank, see `Batch.counts`; None to exchange them, which waits for a GPU.
 
     Raises:
-        ValueError: counts of other ranks or images than there are.
+        ValueError: the counts do not fit the ranks and their images.
     """
     if not among_ranks():
         return local
@@ -64,17 +64,17 @@ def gather(local: Tensor, counts: Sequence[int] | None = None) -> Tensor:
     return gathered
 
 
-def first_rank(found: Found) -> Found:
-    """Return what the first rank passed, on every rank; without ranks its argument.
+def first_rank(value: T) -> T:
+    """Return the first rank's value on every rank.
 
-    For what ranks compute from the same numbers and may find another way: processors round in different ways, and where
-    two solutions cost the same, a solver may take either.
+    For results that may differ although all ranks compute them from the same numbers: CPUs round differently, and a
+    solver may return either of two solutions of equal cost.
 
     Args:
-        found: what this rank found; it can be pickled.
+        value: of this rank; it must allow pickling.
     """
     if not among_ranks():
-        return found
-    box = [found]
+        return value
+    box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]

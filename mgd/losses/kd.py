@@ -26,7 +26,7 @@ def kd(
         Scalar, float32.
 
     Raises:
-        ValueError: logits of other shapes, a temperature that is not positive.
+        ValueError: the shapes of the logits differ, or the temperature is not positive.
 
     Reference: Hinton, Vinyals, Dean, 2015, arXiv:1503.02531, section 2.
     """

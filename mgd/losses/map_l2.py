@@ -32,7 +32,7 @@ def tapped(outputs: Outputs, tap: int) -> Tensor:
 
 
 def width_adapter(num_student: int, num_teacher: int) -> nn.Module:
-    """Return a 1x1 convolution from `num_student` to `num_teacher` channels; the identity where they are as many."""
+    """Return a 1x1 convolution from `num_student` to `num_teacher` channels; the identity if they are equal."""
     return nn.Identity() if num_student == num_teacher else nn.Conv2d(num_student, num_teacher, 1)
 
 
@@ -47,7 +47,7 @@ def map_l2(student: Tensor, teacher: Tensor) -> Tensor:
         Scalar, float32.
 
     Raises:
-        ValueError: no maps, or maps of another number of images or channels.
+        ValueError: the arguments are not maps, or their numbers of images or channels differ.
 
     Reference: Du et al., 2021, arXiv:2109.03144, section 2.2: the loss on maps of U-DML.
     """
@@ -101,6 +101,6 @@ class MapL2(Term):
         return cls(widths[0], widths[1:], hyper)
 
     def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        # Pooling commutes with a 1x1 convolution: pooled first, there is less to convolve.
+        # Pooling commutes with a 1x1 convolution, and is done first to make it cheaper.
         student_map, teacher_map = same_size(tapped(student, self.hyper.tap), tapped(teacher, self.hyper.tap))
         return map_l2(self.adapters[number](student_map), teacher_map)

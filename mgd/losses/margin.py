@@ -13,7 +13,7 @@ from mgd.checks import check_maps, check_margin
 
 
 class MeasuredMargin(nn.Module):
-    """Mean of the negative values of each channel over the images of a matching pass; 0 where there are none.
+    """Mean of the negative values of each channel over the images of a matching pass; 0 if there are none.
 
     Args:
         num_teacher: T, teacher channels.
@@ -45,28 +45,28 @@ class MeasuredMargin(nn.Module):
         self.count.zero_()
 
     def all_reduce(self) -> None:
-        """Sum over the ranks of the process group, where there is one."""
+        """Sum over the ranks of the process group, if there is one."""
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.total)
             dist.all_reduce(self.count)
 
 
 def partial_l2(student: Tensor, target: Tensor, margin: Tensor) -> Tensor:
-    """Sum the squared error where the teacher is positive or the student lies above it.
+    """Sum the squared error where the teacher is positive or the student is above the teacher.
 
     target' = max(target, margin); loss = sum of (student - target')^2 over {student > target' or target' > 0}.
-    Below a negative target the ReLU hides the difference, so the student is left alone there.
+    Below a negative target there is no error, because the ReLU hides the difference.
 
     Args:
         student: (B, S, H, W) maps before the ReLU; the gradient flows here only.
         target: (B, S, H, W) reduced teacher maps.
-        margin: (S,), or (B, S, H, W) where it differs by pixel.
+        margin: (S,), or (B, S, H, W) if it differs by pixel.
 
     Returns:
         Scalar, float32.
 
     Raises:
-        ValueError: maps of two shapes, a margin of another.
+        ValueError: the maps have different shapes, or the margin does not fit.
 
     Reference: Heo et al., 2019, arXiv:1904.01866, equations 2 and 4.
     """
@@ -82,25 +82,25 @@ def sum_partial_l2(
     slice_size: int | None = None,
     with_energy: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Sum `partial_l2` over slices of a batch, whose targets are made one after another.
+    """Compute `partial_l2` of a batch in slices, whose targets are computed one after another.
 
     Args:
         student: (B, S, H, W); the gradient of the error flows here only.
         teacher: (B, T, H, W).
-        reduce: makes the target (b, S, H, W) and the margin from a slice (b, T, H, W) of the teacher's maps.
-        slice_size: elements of the student's maps in a slice, of one image at least; None for the whole batch.
+        reduce: returns the target (b, S, H, W) and the margin for a slice (b, T, H, W) of the teacher's maps.
+        slice_size: number of elements of the student's maps in a slice (at least one image); None for the whole batch.
         with_energy: whether to sum the energy.
 
     Returns:
-        The error and the energy |max(target, 0)|^2, 0 where it is not asked for: scalars, float32.
+        The error, and the energy |max(target, 0)|^2 or 0 without `with_energy`: scalars, float32.
 
     Raises:
-        ValueError: another number of images of the teacher, or a target or margin of another shape.
+        ValueError: the numbers of images differ, or target or margin have another shape.
     """
     if len(teacher) != len(student):
         raise ValueError(f"partial_l2 needs a target for each of {len(student)} images; got {len(teacher)}")
-    if torch.compiler.is_compiling():  # the compiler fuses all of it and derives the gradient
-        target, margin = (made.detach() for made in reduce(teacher))
+    if torch.compiler.is_compiling():  # the compiler fuses everything and derives the gradient
+        target, margin = (part.detach() for part in reduce(teacher))
         error = _counted(student, target, margin).square().sum()
         return error, _energy(target) if with_energy else torch.zeros((), device=student.device)
     num_images = max(1, slice_size // student.shape[1:].numel()) if slice_size else len(student)
@@ -127,7 +127,7 @@ def _energy(target: Tensor) -> Tensor:
 class _SumOfSquares(torch.autograd.Function):
     """Return `error`, the sum of squares of `counted`, with its gradient for the student: 2 counted.
 
-    Backward needs one tensor of the student's type, `counted`, and nothing of how it was made.
+    Backward needs only one tensor of the student's type, `counted`.
     """
 
     @staticmethod
@@ -139,18 +139,18 @@ class _SumOfSquares(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (counted,) = context.saved_tensors
         factor = 2 * gradients[0]
-        if counted.dtype == torch.float16:  # which cannot hold a small factor
+        if counted.dtype == torch.float16:  # a small factor would be 0 in float16
             return (counted.float() * factor).half(), None, None
         return counted * factor.to(counted.dtype), None, None
 
 
 def _counted(student: Tensor, target: Tensor, margin: Tensor) -> Tensor:
-    """Return student - target', 0 where it does not count, in float32."""
+    """Return student - target' in float32, 0 where it does not count."""
     check_maps("partial_l2", student, target, same="shape")
     check_margin("partial_l2", margin, target, per_pixel=True)
     margin = margin.float()
     target = torch.maximum(target.float(), margin[:, None, None] if margin.ndim == 1 else margin)
     error = student.float() - target
-    # Counted where target' > 0 or error > 0; a `where` would take several times as long on a processor.
+    # It counts where target' > 0 or error > 0; `torch.where` would take several times as long on a CPU.
     counted: Tensor = torch.ops.aten.threshold_backward(error, torch.maximum(target, error), 0)
     return counted

@@ -43,7 +43,7 @@ def draw_mask(maps: Tensor, ratio: float, what: str = "channels", generator: tor
     """Draw a mask of ones, each entry being 0 with probability `ratio`.
 
     Args:
-        maps: (B, C, H, W), what is to be masked.
+        maps: (B, C, H, W), to be masked.
         ratio: in [0, 1).
         what: "channels": one entry per image and channel; "pixels": one per image and pixel.
         generator: source of the draws, on the device of `maps`; None for the device's default one.
@@ -52,7 +52,7 @@ def draw_mask(maps: Tensor, ratio: float, what: str = "channels", generator: tor
         (B, C, 1, 1) or (B, 1, H, W), in the type of `maps`.
 
     Raises:
-        ValueError: no maps, a ratio outside [0, 1), an unknown word.
+        ValueError: `maps` are not maps, the ratio is outside [0, 1), or `what` is unknown.
     """
     check_maps("draw_mask", maps, maps)
     _check_mask(ratio, what)
@@ -87,7 +87,7 @@ class MaskedGenerative(StartingTerm):
 
     @dataclass(frozen=True, kw_only=True)
     class Hyper(StartOptions):
-        """Hyper-parameters of `MaskedGenerative`, beside those of `StartOptions`, where `init` is of align.
+        """Hyper-parameters of `MaskedGenerative`, and those of `StartOptions`, whose `init` is for align.
 
         Args:
             ratio: probability that an entry is masked, in [0, 1).

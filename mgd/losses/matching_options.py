@@ -1,4 +1,4 @@
-"""The hyper-parameters of the matching guided distillation term, and which go together."""
+"""The hyper-parameters of matching guided distillation, and checks of their combinations."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class MatchingOptions(FlowOptions):
             logged is that of "spread". None for "spread", or for "single" if the reducer is "sm".
         form: "sum", "mean" or "relative", see the formula of `ChannelMatching`.
         loss_factor: in the form "sum" the term's weight is one over it; 1e4 suits 224 px.
-        update_freq: match before epochs 0, n, 2n ...; 0: once, before training.
-        observe: "pass", costs are measured in a pass before each matching, or "online", on a share of each training
+        update_freq: n, match before epochs 0, n, 2n ...; 0 to match once, before training.
+        observe: "pass": costs are measured in a pass before each matching; "online": on a share of each training
             batch, except for the first matching.
-        margin: "bn", from the norm before the tap if there is one, else measured; "map", always measured; or "none".
+        margin: "bn": from the norm before the tap if there is one, else measured; "map": always measured; "none".
         stage_weights: factor of every stage; None for those of the form.
         across: whether the cheapest assignment of stages decides which teacher stage teaches which student stage; the
-            cost of two stages is that of their flow per matched pair.
-        epsilon: soft capacities: strength of the entropy, in units of the spread of the costs.
-        penalty: capacity "unbalanced": price of the mass that a plan leaves out, in the same units.
-        energy: whether the share of the teacher's energy that the groups can carry is measured and logged.
+            cost of two stages is the mean cost of the matched pairs in their flow.
+        epsilon: for soft capacities: strength of the entropy, in units of the spread of the costs.
+        penalty: for the capacity "unbalanced": price of the mass that a plan leaves out, in the same units.
+        energy: whether to measure and log the share of the teacher's energy that the groups can carry.
     """
 
     reducer: Literal["amp", "sp", "sp_mean", "rd", "sm", "linear"] | None = None
@@ -54,7 +54,7 @@ class MatchingOptions(FlowOptions):
     energy: bool = False
 
     def __post_init__(self) -> None:
-        if self.reducer is None:  # so that a run records the one it has
+        if self.reducer is None:  # so that a run records its actual value
             object.__setattr__(self, "reducer", "linear" if self.soft else "amp")
         super().__post_init__()
         if self.reducer == "sm" and self.capacity not in (None, "single"):
@@ -84,7 +84,7 @@ class MatchingOptions(FlowOptions):
         return self.capacity in SOFT
 
     def used_reducer(self) -> str:
-        """Return the reducer; None has been replaced by the usual one."""
+        """Return the reducer; None was replaced by the default."""
         return self.reducer or "amp"
 
     def used_capacity(self) -> str:

@@ -34,8 +34,8 @@ def meal(
         Scalar, float32.
 
     Raises:
-        ValueError: no teachers, another number of them than weights, a weight that is not positive, logits of other
-            shapes.
+        ValueError: there are no teachers, their number differs from that of the weights, a weight is not positive, or
+            the shapes of the logits differ.
 
     Reference: Shen, Savvides, 2020, arXiv:2009.08453, section 3.
     """
@@ -58,10 +58,10 @@ def _mean(tensors: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
 
 
 class MEAL(LogitTerm):
-    """Similarity plus discriminator: a * meal(z_s, teachers) + b * BCE of telling z_s from the teachers' mean z_t.
+    """a * meal(z_s, teachers) + b * cross-entropy of a discriminator of z_s and the weighted mean of the teachers' z_t.
 
-    The discriminator has 1x1 layers (linear on logits) of widths K, K/8, K/64, 2, none narrower than 2, with ReLU in
-    between. It answers (1, 0) for a student and (0, 1) for the ensemble; the cross-entropy is the mean of both answers.
+    The discriminator has linear layers of widths K, K/8, K/64 and 2, at least 2 each, with ReLUs in between. Its
+    targets are (1, 0) for the student and (0, 1) for the ensemble; the binary cross-entropy is the mean over both.
 
     Student and discriminator both minimise this sum, as published. No gradient is reversed, so the discriminator's term
     makes the student's logits easier to tell from the ensemble's, while the similarity pulls them together. The
@@ -126,8 +126,8 @@ class MEAL(LogitTerm):
             teacher_logits = [standardise(logits) for logits in teacher_logits]
         similarity = meal(student_logits, teacher_logits, teacher_weights=self.teacher_weights)
         ensemble_logits = _mean(teacher_logits, self.teacher_weights)
-        told_apart = self._discriminate(student_logits, ensemble_logits)
-        return self.hyper.similarity * similarity + self.hyper.discriminator * told_apart
+        discrimination = self._discriminate(student_logits, ensemble_logits)
+        return self.hyper.similarity * similarity + self.hyper.discriminator * discrimination
 
     def _discriminate(self, student_logits: Tensor, ensemble_logits: Tensor) -> Tensor:
         """Return the binary cross-entropy of the discriminator's answers, both inputs (B, K)."""

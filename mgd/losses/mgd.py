@@ -23,9 +23,9 @@ from mgd.losses.stage import Stage
 from mgd.losses.term import EachTeacher, Term, Update, Views
 from mgd.taps import Batch, Outputs, Probe
 
-BOUND = 100.0  # of a stage in the relative form: the square of ten times the norm of the teacher
-# Elements of a student's maps that are compared at once: on a processor they stay in its cache; on a GPU they fill it,
-# and what is made of them for a moment, some 20 bytes each, stays small beside the maps.
+BOUND = 100.0  # of a stage's loss in the relative form: an error of ten times the norm of the target
+# Number of elements of a student's maps that are compared at once. On a CPU they stay in the cache. On a GPU they are
+# enough to use it fully, and the temporary values, some 20 bytes per element, stay small compared with the maps.
 SLICE, GPU_SLICE = 2**18, 2**23
 
 
@@ -34,34 +34,34 @@ class ChannelMatching(Term):
 
     With e_i = partial_l2(BN_i(student_i), target_i, margin_i) and target_i = reduce(teacher_i, flow_i), stage i of n:
 
-    "sum", as published: loss = sum_i e_i / B / 2^(n-1-i), B the images of the map. It grows with pixels, channels and
-        the teacher's scale.
-    "mean": loss = sum_i e_i / (B S H W), the error per element. Where a stage halves the side and doubles the channels,
-        this is the sum over its last stage's S H W: the same at every image size.
-    "relative": loss = sum_i e_i / |max(target_i, 0)|^2. Free of the teacher's scale, too; about n for a student at 0.
-        The denominator is that of the images at hand: over ranks, or parts of a batch, the loss is a mean of ratios.
-        No ratio exceeds 100: above, the denominator is a constant e_i / 100, and the gradient is that of 100 log e_i.
-        This concerns a student far above its teacher, and stages whose map is nowhere positive.
+    "sum", as published: loss = sum_i e_i / B / 2^(n-1-i), with B images. It grows with pixels, channels and the
+        teacher's scale.
+    "mean": loss = sum_i e_i / (B S H W), the error per element. If each stage halves the side and doubles the channels,
+        this is "sum" divided by the last stage's S H W, so it does not depend on the image size.
+    "relative": loss = sum_i e_i / |max(target_i, 0)|^2, which does not depend on the teacher's scale either; about n
+        for a student at 0. The denominator is that of the given images, so over ranks, or parts of a batch, the loss is
+        a mean of ratios. Above a ratio of 100, the denominator is a constant e_i / 100, and the gradient is that of
+        100 log e_i: for a student far above its teacher, and stages whose map is nowhere positive.
 
-    A teacher's map of another resolution is resized to the student's. With `across`, the cheapest assignment decides
-    which teacher stage teaches which student stage, each teaching one; all pairs of stages are observed, and
-    `stage_weights` are those of the student's stages.
+    A teacher's map of another resolution is resized to the student's. With `across`, the
+    cheapest one-to-one assignment decides which teacher stage teaches which student stage; all pairs of stages are
+    observed, and `stage_weights` are those of the student's stages.
 
-    Use: `update` before every epoch, then call as a term. By hand: `observe` batches in eval mode, `rematch` to solve
-    the flows. Costs are `channel_cost` of the maps themselves, before BN_i, averaged over the images observed.
-    Flows, weights, margins and sums are buffers; `load_state_dict` restores them.
+    Call `update` before every epoch; or without a `Distiller`, `observe` batches in eval mode, then `rematch` to solve
+    the flows. Costs are `channel_cost` of the maps before BN_i, averaged over the observed images. Flows, weights,
+    margins and sums are buffers; `load_state_dict` restores them.
 
     Args:
         student_channels: S of every stage.
         teacher_channels: T of every stage.
-        margins: (T,) per stage of the teacher, or None for a stage whose margin is measured on the map while observing.
+        margins: (T,) per stage of the teacher, or None for a stage whose margin is measured on the observed maps.
         hyper: the hyper-parameters, see `Term`.
-        seed: of the assignment "random" in a `rematch` by hand; `update` takes the run's.
+        seed: of the assignment "random", until `update` sets that of the run.
         observe_share: share of each training batch whose costs `forward` adds to the sums, in [0, 1]; 0 for none.
         values: the hyper-parameters by name.
 
     Raises:
-        ValueError: lists of different length, margins of the wrong length, a hyper-parameter outside its range.
+        ValueError: lists or margins have wrong lengths, or a hyper-parameter is outside its range.
 
     Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958.
     """
@@ -106,7 +106,7 @@ class ChannelMatching(Term):
         self.stages = nn.ModuleList(
             self._stage(s, *teacher) for s, teacher in zip(student_channels, teachers, strict=True)
         )
-        # Pairs of a stage with another one of the teacher, row by row, and which one teaches each stage.
+        # With `across`: the other pairs of stages, row by row, and the teacher's stage for each stage of the student.
         self.others = nn.ModuleList(
             self._stage(s, *teacher, adapter=False)
             for i, s in enumerate(student_channels)
@@ -115,9 +115,9 @@ class ChannelMatching(Term):
         )
         self.register_buffer("partner", torch.arange(num) if self.hyper.across else None)
         self._partners = list(range(num))
-        self.generator: torch.Generator | None = None  # of "rd"'s draws; None: the device's default one
+        self.generator: torch.Generator | None = None  # for the reducer "rd"; None for the device's default one
         self.costs: list[Tensor] = []  # (S, T) of every stage at the last rematch
-        self.dead: list[int] = []  # stages whose teacher's map was nowhere above 1e-15 at the last rematch
+        self.dead: list[int] = []  # stages whose teacher's map was nowhere above `TINY` at the last rematch
         self.paths: Sequence[str] = ()  # of the teacher's taps, for messages
         self._details: list[tuple[str, float]] = []  # solver and seconds of the last rematch
         self._matched = False
@@ -130,8 +130,8 @@ class ChannelMatching(Term):
         terms, notes = [], []
         for teacher in teachers:
             margins = [
-                margin_of(hyper.margin, given, width)
-                for given, width in zip(
+                margin_of(hyper.margin, norm_margin, width)
+                for norm_margin, width in zip(
                     teacher.margins or [None] * len(teacher.channels), teacher.channels, strict=True
                 )
             ]
@@ -150,12 +150,12 @@ class ChannelMatching(Term):
 
     @property
     def partners(self) -> list[int]:
-        """The stage of the teacher that teaches each stage of the student."""
+        """The number of the teacher's stage for each stage of the student."""
         return list(self._partners)
 
     @property
     def flows(self) -> list[Flow]:
-        """The flow of every stage, as solved last or as loaded.
+        """The flow of every stage, as last solved or loaded.
 
         Raises:
             RuntimeError: before the first `rematch`.
@@ -179,7 +179,7 @@ class ChannelMatching(Term):
             gradients: for the cost "gradient", those of each network's loss for its features.
 
         Raises:
-            ValueError: other maps than the stages have; no gradients where the cost needs them.
+            ValueError: the maps do not fit the stages, or gradients are missing that the cost needs.
         """
         if self.hyper.cost == "gradient" and gradients is None:
             raise ValueError("the cost 'gradient' needs the gradients of both networks: pass gradients, or call update")
@@ -196,11 +196,11 @@ class ChannelMatching(Term):
         """Solve every stage on the costs observed since the last call, over all ranks, and forget them.
 
         Returns:
-            One optimal `Flow` per stage; on every rank those that the first one has solved.
+            One optimal `Flow` per stage; every rank gets those of the first one.
 
         Raises:
             RuntimeError: nothing was observed, or the solver found no optimum.
-            ValueError: a map that was observed is not finite; what was observed is forgotten.
+            ValueError: an observed map is not finite; then all observations are forgotten.
         """
         for stage in self._stages():
             stage.all_reduce()
@@ -219,7 +219,7 @@ class ChannelMatching(Term):
         chosen = [places.index((i, j)) for i, j in enumerate(self._partners)]
         self.costs = [costs[n] for n in chosen]
         peaks = [float(stage.peak) for stage in self._used()]
-        self.dead = [number for number, peak in enumerate(peaks) if -inf < peak < TINY]  # -inf: seen by another process
+        self.dead = [n for n, peak in enumerate(peaks) if -inf < peak < TINY]  # -inf: an earlier process observed it
         for place, flow in zip(places, solved, strict=True):
             self._at(*place).take(flow)
         self.forget()
@@ -233,7 +233,7 @@ class ChannelMatching(Term):
         return self.hyper.solve(cost, seed, gram, stage.index.cpu().numpy() if self._matched else None)
 
     def _choose(self, costs: Sequence[float]) -> None:
-        """Choose the stage of the teacher for each of the student's, by the costs of all pairs, row by row."""
+        """Choose the teacher's stage for each stage of the student, by the costs of all pairs, row by row."""
         num = len(self.stages)
         flow = solve_flow(torch.tensor(costs, dtype=torch.float64).reshape(num, num), capacity="single")
         assert self.partner is not None
@@ -241,7 +241,7 @@ class ChannelMatching(Term):
         self._partners = self.partner.tolist()
 
     def update(self, epoch: int, views: Views) -> Update:
-        """Observe both networks and solve the flows anew, every `update_freq` epochs and where there are none yet."""
+        """Observe both networks and solve the flows, every `update_freq` epochs or if there are none yet."""
         return _update([self], epoch, views)
 
     def check_state(self) -> None:
@@ -262,11 +262,11 @@ class ChannelMatching(Term):
             stage.forget()
 
     def forward(self, student: Outputs, teachers: list[Outputs], batch: Batch | None = None) -> Tensor:
-        """Return the loss, a scalar, against the one teacher.
+        """Return the loss against the only teacher, a scalar.
 
         Raises:
             RuntimeError: before the first `rematch`.
-            ValueError: another number of teachers or maps, or maps of another size.
+            ValueError: the numbers of teachers, maps or channels are wrong.
         """
         if len(teachers) != 1:
             how = "ChannelMatching.build makes one per teacher"
@@ -320,12 +320,12 @@ class ChannelMatching(Term):
 
     def _at(self, i: int, j: int) -> Stage:
         """Return the pair of the student's stage i and the teacher's stage j."""
-        found = self.stages[i] if i == j else self.others[i * (len(self.stages) - 1) + j - (j > i)]
-        assert isinstance(found, Stage)
-        return found
+        stage = self.stages[i] if i == j else self.others[i * (len(self.stages) - 1) + j - (j > i)]
+        assert isinstance(stage, Stage)
+        return stage
 
     def _places(self, *, every: bool = False) -> list[tuple[int, int]]:
-        """Return the pairs of stages that train, or every one that is observed."""
+        """Return the pairs of stages that are trained, or with `every`, those that are observed."""
         if every and self.partner is not None:
             return [(i, j) for i in range(len(self.stages)) for j in range(len(self.stages))]
         return list(enumerate(self._partners))
@@ -348,7 +348,7 @@ class ChannelMatching(Term):
 
 
 class EachMatching(EachTeacher):
-    """A `ChannelMatching` per teacher, all renewed in one pass over the images."""
+    """A `ChannelMatching` per teacher, all updated in one pass over the images."""
 
     needs = frozenset({"maps"})
 
@@ -362,7 +362,7 @@ class EachMatching(EachTeacher):
 
 @torch.no_grad()
 def _update(terms: Sequence[ChannelMatching], epoch: int, views: Views) -> Update:
-    """Renew the flows of matchings, one per teacher, where the epoch is one of theirs or they have none yet."""
+    """Update the flows of matchings, one per teacher, if the epoch is scheduled or there are none yet."""
     hyper, start = terms[0].hyper, time.perf_counter()
     matched = all(term.matched for term in terms)
     due = epoch % hyper.update_freq == 0 if hyper.update_freq else epoch == 0

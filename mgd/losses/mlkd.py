@@ -41,18 +41,19 @@ def mlkd(
         target: not used; every logit loss takes it.
         temperatures: each tau > 0.
         instance: weight of the probabilities, at least 0.
-        batch: weight of the agreement of images, at least 0.
-        classes: weight of the agreement of classes, at least 0.
+        batch: weight of the similarity of images, at least 0.
+        classes: weight of the similarity of classes, at least 0.
 
     Returns:
         Scalar, float32.
 
     Raises:
-        ValueError: logits of other shapes, no temperatures, one that is not positive, a weight below 0.
+        ValueError: the shapes of the logits differ, there are no temperatures, one is not positive, or a weight is
+            negative.
 
-    Reference: Jin, Wang, Lin, 2023, CVPR, "Multi-level logit distillation", and the authors' code. There each weight is
-        multiplied by the share of images (of classes) on which the teacher is at most as sure as on the median one,
-        because the mask meets a mean: a half, which is the default here.
+    Reference: Jin, Wang, Lin, 2023, CVPR, "Multi-level logit distillation", and the authors' code. There,
+        a mask keeps the images (or classes) on which the teacher is at most as confident as on the median one. But it
+        multiplies a mean, so its only effect is a factor of one half on each weight: the default weights here.
     """
     check_logits("mlkd", student_logits, teacher_logits)
     check_unused_target("mlkd", target)
@@ -72,7 +73,7 @@ def mlkd(
 
 def _gap(student: Tensor, teacher: Tensor, number: int) -> Tensor:
     """Return |S S^T - T T^T|^2 / number for (number, N) matrices."""
-    with torch.autocast("cuda" if student.is_cuda else "cpu", enabled=False):  # which would round to 16 bits
+    with torch.autocast("cuda" if student.is_cuda else "cpu", enabled=False):  # it would round to 16 bits
         return (student @ student.T - teacher @ teacher.T).square().sum() / number
 
 
@@ -104,7 +105,7 @@ class MLKD(LogitTerm):
         Args:
             temperatures: each tau > 0.
             instance: weight of the probabilities of the first view.
-            second: weight of those of the second view; with 0 there is no second view.
+            second: weight of the probabilities of the second view; with 0, no second view is needed.
             batch: weight of the similarity of images, at least 0.
             classes: weight of the similarity of classes, at least 0.
             form: "corrected", or "published", which compares the second view as the authors' code does.

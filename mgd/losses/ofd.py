@@ -18,7 +18,7 @@ from mgd.taps import Batch, Outputs, Probe
 
 
 class _Stage(nn.Module):
-    """One tap against one teacher: its regressor, and its margin, given or measured."""
+    """One tap and one teacher: the regressor, and the margin, given or measured."""
 
     margin: Tensor | None
 
@@ -41,7 +41,7 @@ class _Stage(nn.Module):
         return partial_l2(regressed, teacher, margin)
 
     def _measure(self, measured: MeasuredMargin, teacher: Tensor) -> None:
-        # Only this batch is summed over the ranks: what was seen before is so already.
+        # Only this batch is summed over the ranks, because earlier ones were summed already.
         batch = MeasuredMargin(teacher.shape[1]).to(teacher.device)
         batch.update(teacher)
         batch.all_reduce()
@@ -53,20 +53,20 @@ class OFD(StartingTerm):
     """Partial L2 of the teacher's maps and their predictions from the student's, both before the ReLU.
 
     loss = 1/B sum_i partial_l2(BN_i(W_i * student_i), teacher_i, margin_i) / 2^(n-1-i), i the tap out of n, W_i a 1x1
-    convolution. Where the resolutions differ, the larger map is average-pooled first.
+    convolution. If the resolutions differ, the larger map is average-pooled first.
 
     Args:
         student_channels: S of every tap.
         teacher_channels: T of every tap, one list per teacher.
-        margins: one list per teacher of (T,) per tap, as `bn_margin` gives it, or None for a tap (or all) whose margin
-            is measured: the mean of the negative values of all maps seen in training, on all ranks, kept in buffers.
+        margins: one list per teacher of (T,) per tap, see `bn_margin`; or None for a tap (or all) whose margin is
+            measured: the mean of the negative values of all maps in training, over all ranks, kept in buffers.
         hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
         values: the hyper-parameters by name.
 
     Raises:
-        ValueError: lists of different length, margins of the wrong shape.
-        RuntimeError: in the first forward, `init` "flow" without an `update`, or a `start`.
+        ValueError: lists have different lengths, or margins the wrong shape.
+        RuntimeError: in the first forward, `init` is "flow", and neither `update` nor `start` was called.
 
     Reference: Heo et al., 2019, arXiv:1904.01866, section 3.
     """
@@ -76,7 +76,7 @@ class OFD(StartingTerm):
 
     @dataclass(frozen=True, kw_only=True)
     class Hyper(StartOptions):
-        """Hyper-parameters of `OFD`, see `StartOptions`: `init` is of every W_i."""
+        """Hyper-parameters of `OFD`, see `StartOptions`: `init` is for every W_i."""
 
     hyper: Hyper
 

@@ -1,4 +1,4 @@
-"""Average pooling to a size, also where torch is asked for the same bits in every run."""
+"""Average pooling to a size, also with deterministic algorithms on a GPU."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch.nn import functional as F
 def pool(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Average maps to a size: pixel i of n is the mean of pixels floor(i H / n) to ceil((i + 1) H / n) - 1.
 
-    torch's own function adds the gradients of windows that overlap in any order on a GPU, and refuses to where
-    `torch.use_deterministic_algorithms` is on. There two products with the windows' matrices compute the same.
+    On a GPU, torch's own function adds gradients in any order, so `torch.use_deterministic_algorithms` forbids it. In
+    that case, the same is computed by two matrix products.
 
     Args:
         maps: (B, C, H, W).

@@ -1,4 +1,4 @@
-"""What a flow could gain at each pair of taps: the cost of the cheapest flow beside that of random ones."""
+"""What a flow could gain at each pair of taps: the costs of the cheapest flow and of random ones."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NUM_RANDOM = 16  # random flows per pair
 class Preview:
     """Mean cost per matched pair of channels, from 0 to 4: 0 equal up to scale, 2 unrelated.
 
-    Flows are found on one half of the images, and their costs are of the other half: the cheapest flow of images that
-    have nothing in common would look cheap on those alone.
+    Flows are solved on one half of the images, and their costs are measured on the other half: on its own images, the
+    cheapest flow would look better than it is.
 
     Args:
         cheapest: of the cheapest flow.
-        random: of random flows, on average.
-        deviation: the standard deviation over the random flows.
+        random: mean over random flows.
+        deviation: standard deviation over the random flows.
     """
 
     cheapest: float
@@ -50,23 +50,23 @@ def preview_flows(batches: Iterable[tuple[Outputs, Sequence[Outputs]]], seed: in
         One list per teacher, one entry per pair of taps.
 
     Raises:
-        ValueError: there are fewer than two images, or the networks have another number of taps.
+        ValueError: there are fewer than two images, or the networks have different numbers of taps.
     """
-    found: list[list[tuple[ChannelCost, ChannelCost]]] = []
+    sums: list[list[tuple[ChannelCost, ChannelCost]]] = []
     for student, teachers in batches:
         half = len(student.features[0]) // 2
         for number, teacher in enumerate(teachers):
             maps = list(zip(student.features, teacher.features, strict=True))
-            if len(found) <= number:
-                found.append([(_sums(*pair), _sums(*pair)) for pair in maps])
-            for (solved, judged), (ours, theirs) in zip(found[number], maps, strict=True):
+            if len(sums) <= number:
+                sums.append([(_sums(*pair), _sums(*pair)) for pair in maps])
+            for (solved, judged), (ours, theirs) in zip(sums[number], maps, strict=True):
                 theirs = at_size_of(ours, theirs)
                 if half:
                     solved.update(ours[:half], theirs[:half])
                     judged.update(ours[half:], theirs[half:])
-    if not found or any(int(pair[0].count) == 0 for pairs in found for pair in pairs):
+    if not sums or any(int(pair[0].count) == 0 for pairs in sums for pair in pairs):
         raise ValueError("a preview needs two images or more")
-    return [[_preview(solved.mean(), judged.mean(), seed) for solved, judged in pairs] for pairs in found]
+    return [[_preview(solved.mean(), judged.mean(), seed) for solved, judged in pairs] for pairs in sums]
 
 
 def _sums(student: Tensor, teacher: Tensor) -> ChannelCost:
@@ -76,7 +76,7 @@ def _sums(student: Tensor, teacher: Tensor) -> ChannelCost:
 def _preview(solved: Tensor, judged: Tensor, seed: int) -> Preview:
     pairs = torch.as_tensor(solve_flow(solved, solver="auto").matrix).bool().to(judged.device)
     generator = torch.Generator().manual_seed(seed)
-    # Renaming the teacher's channels at random makes a random flow of the same capacities, without solving one.
+    # A random permutation of the teacher's channels gives a random flow with the same capacities.
     orders = [torch.randperm(pairs.shape[1], generator=generator).to(judged.device) for _ in range(NUM_RANDOM)]
     draws = torch.stack([judged[pairs[:, order]].mean() for order in orders])
     return Preview(float(judged[pairs].mean()), float(draws.mean()), float(draws.std()))

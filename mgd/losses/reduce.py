@@ -23,31 +23,31 @@ def reduce_channels(
     *,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Make one target map and one margin per student channel from the teacher channels that guide it.
+    """Return one target map and one margin per student channel, from the teacher channels that guide it.
 
     "amp": at each pixel the signed value of largest absolute value (of x and -x, x > 0); margin is the members' mean.
     "sp": the maximum of values and of margins. "sp_mean": their mean.
     "rd": at each pixel and image one random member, its value and its margin.
     "sm": the single member of a one-to-one flow.
-    "linear": the sum over t of weights[s, t] teacher_t, and likewise of margins; the pairs of the flow play no part.
-    `mgd.flow.group_weights` and `soft_weights` make weights.
-    Empty slots (-1) take no part in any of them.
+    "linear": the sum over t of weights[s, t] teacher_t, and likewise of margins; the pairs of the flow are not used.
+    `mgd.flow.group_weights` and `soft_weights` compute weights.
+    Empty slots (-1) are ignored by all of them.
 
     Args:
         teacher: (B, T, H, W).
         margin: (T,).
         flow: `Flow`, or its index (G, S) as an int64 tensor on the teacher's device.
         reducer: one of the six above.
-        generator: source of "rd"'s draws, on any device; None takes the default one of the teacher's device.
-        weights: (S, T) of "linear", at least 0, rows sum to 1; None for those of a `Flow`.
+        generator: for "rd", on any device; None for the default one of the teacher's device.
+        weights: (S, T) for "linear", at least 0, rows sum to 1; None for those of a `Flow`.
 
     Returns:
         Target (B, S, H, W) in the teacher's type, and margin (S,), for "rd" (B, S, H, W).
 
     Raises:
-        ValueError: unknown reducer; maps, margins, weights or a flow of other shapes; "linear" without weights; "sm"
-            with more than one member per channel; a student channel without any, or a member that is not there (seen
-            on the CPU only).
+        ValueError: the reducer is unknown; shapes do not fit; weights are missing for "linear"; there are several
+            members per channel for "sm"; or a student channel has no member, or one that does not exist (checked on the
+            CPU only).
 
     Reference: Yue, Deng, Zhou, 2020, arXiv:2008.09958, section 3.3.
     """
@@ -58,14 +58,14 @@ def reduce_channels(
     index = torch.as_tensor(flow.index if isinstance(flow, Flow) else flow)
     _check_index(index, teacher.shape[1])
     if reducer == "linear":
-        given = flow.weights if weights is None and isinstance(flow, Flow) else weights
-        return _sum(teacher, margin, given, (index.shape[1], teacher.shape[1]))
+        weights = flow.weights if weights is None and isinstance(flow, Flow) else weights
+        return _sum(teacher, margin, weights, (index.shape[1], teacher.shape[1]))
     index = index.to(teacher.device)
     if reducer == "sm" and index.shape[0] != 1:
         raise ValueError(
             f"reducer 'sm' copies one channel; this flow has up to {index.shape[0]}: use capacity 'single'"
         )
-    members = torch.where(index < 0, index[0], index)  # a repeated member changes no maximum
+    members = torch.where(index < 0, index[0], index)  # repeating a member does not change a maximum
     if reducer == "sm":
         return _pick(teacher, members[0]), margin[members[0]]
     if reducer == "rd":
@@ -90,7 +90,7 @@ def _check_index(index: Tensor, num_teacher: int) -> None:
 
 
 def _pick(teacher: Tensor, channels: Tensor) -> Tensor:
-    """Return teacher[:, channels] in the teacher's layout; index_select would leave channels last, slowly."""
+    """Return teacher[:, channels] in the teacher's memory layout; for channels last, `index_select` would be slow."""
     if teacher.is_contiguous() or not teacher.is_contiguous(memory_format=torch.channels_last):
         return teacher.index_select(1, channels)
     rows = teacher.permute(0, 2, 3, 1)
@@ -101,7 +101,7 @@ def _pool_abs_max(teacher: Tensor, members: Tensor) -> Tensor:
     best = _pick(teacher, members[0])
     for row in members[1:]:
         other = _pick(teacher, row)
-        # The sum has the sign of the larger; on a processor several times as fast as a `where`.
+        # The sum has the sign of the larger; on a CPU this is several times as fast as `torch.where`.
         best = torch.copysign(torch.maximum(best.abs(), other.abs()), best + other)
     return best
 
@@ -121,12 +121,12 @@ def _pool_mean(teacher: Tensor, members: Tensor, present: Tensor) -> Tensor:
     return total
 
 
-def _sum(teacher: Tensor, margin: Tensor, given: Any, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    if given is None or tuple(given.shape) != shape:
-        got = "none" if given is None else f"weights {tuple(given.shape)}"
+def _sum(teacher: Tensor, margin: Tensor, stated: Any, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    if stated is None or tuple(stated.shape) != shape:
+        got = "none" if stated is None else f"weights {tuple(stated.shape)}"
         raise ValueError(f"reducer 'linear' needs weights {shape}, one row per student channel; got {got}")
-    weights = torch.as_tensor(given, device=teacher.device)
-    # A weight of 0 takes no part, not even of a margin of -inf.
+    weights = torch.as_tensor(stated, device=teacher.device)
+    # A weight of 0 must not make NaN of a margin of -inf.
     margins = torch.where(weights > 0, weights.to(margin.dtype) * margin, 0).sum(1)
     return F.conv2d(teacher, weights.to(teacher.dtype)[:, :, None, None]), margins
 
@@ -137,7 +137,7 @@ def _draw(teacher: Tensor, margin: Tensor, index: Tensor, generator: torch.Gener
     device = teacher.device if generator is None else generator.device
     uniform = torch.rand(batch, index.shape[1], height, width, generator=generator, device=device).to(teacher.device)
     slot = (uniform * count[:, None, None]).long()  # (B, S, H, W)
-    # float32 can round u * count up to count itself: keep the slot inside the column.
+    # In float32, u * count may be rounded up to count.
     slot = torch.minimum(slot, count[:, None, None] - 1)
     student = torch.arange(index.shape[1], device=index.device)[:, None, None]
     chosen = index[slot, student]  # (B, S, H, W)

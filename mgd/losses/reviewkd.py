@@ -33,7 +33,7 @@ def context_loss(student: Tensor, teacher: Tensor, *, sizes: Sequence[int] = (4,
         Scalar, float32.
 
     Raises:
-        ValueError: no maps, or maps of another number of images or channels; a size below 1.
+        ValueError: the arguments are not maps, or their numbers of images or channels differ; or a size is below 1.
 
     Reference: Chen et al., 2021, arXiv:2104.09044, section 3.3.
     """
@@ -52,7 +52,7 @@ def context_loss(student: Tensor, teacher: Tensor, *, sizes: Sequence[int] = (4,
 
 
 class _Fusion(nn.Module):
-    """Join one stage with the deeper ones: two maps of attention, one per side, weigh them pixel by pixel."""
+    """Fuse one stage with the deeper ones by two attention maps, which weight them pixel by pixel."""
 
     def __init__(self, num_student: int, num_teacher: int, width: int, *, deepest: bool) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class _Fusion(nn.Module):
         self.leave = nn.Sequential(nn.Conv2d(width, num_teacher, 3, padding=1, bias=False), nn.BatchNorm2d(num_teacher))
 
     def forward(self, student: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return the fused map (B, width, H, W), for the next shallower stage, and it at the teacher's width."""
+        """Return the fused map (B, width, H, W) for the next shallower stage, and the same at the teacher's width."""
         fused: Tensor = self.enter(student)
         if self.attention is not None and deeper is not None:
             deeper = F.interpolate(deeper, fused.shape[2:], mode="nearest")
@@ -78,8 +78,8 @@ class ReviewKD(StartingTerm):
     e_k = BN(conv1(student_k)), f_n = e_n, f_k = a_k e_k + b_k up(f_{k+1})
     loss = sum over k of context_loss(BN(conv3(f_k)), teacher_k)
 
-    up repeats pixels to the size of e_k. Tap k of the student meets tap k of the teacher; where they differ in size,
-    the larger is average-pooled to the smaller. Published runs let the weight grow over the first 20 epochs.
+    up repeats pixels to the size of e_k. Tap k of the student is compared with tap k of the teacher; if their sizes
+    differ, the larger map is average-pooled. Published runs let the weight grow over the first 20 epochs.
 
     Args:
         student_channels: width of the student's map at every tap, the shallowest first.
@@ -89,7 +89,7 @@ class ReviewKD(StartingTerm):
         values: the hyper-parameters by name.
 
     Raises:
-        ValueError: no taps, or a teacher with another number of them.
+        ValueError: there are no taps, or a teacher has another number of them.
 
     Reference: Chen et al., 2021, arXiv:2104.09044, section 3.
     """
@@ -98,14 +98,14 @@ class ReviewKD(StartingTerm):
 
     @dataclass(frozen=True, kw_only=True)
     class Hyper(StartOptions):
-        """Hyper-parameters of `ReviewKD`, beside those of `StartOptions`.
+        """Hyper-parameters of `ReviewKD`, and those of `StartOptions`.
 
-        With `init` "flow", conv1 begins as the identity, and the middle of conv3 with the pairs of the flow: the width
-        must be that of every student tap or more.
+        With `init` "flow", conv1 starts as the identity, and the middle of conv3 with the pairs of the flow; the width
+        must be at least that of every student tap.
 
         Args:
-            width: channels of e_k and f_k, at least 1; None for those of the student's last tap, at most 512
-                (64 in nets for CIFAR).
+            width: number of channels of e_k and f_k, at least 1; None for that of the student's last tap, at most 512
+                (64 in networks for CIFAR).
         """
 
         width: int | None = None

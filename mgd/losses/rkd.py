@@ -16,7 +16,7 @@ from mgd.taps import Batch, Outputs, as_map
 
 
 def _distances(x: Tensor) -> Tensor:
-    """Return (B, B) distances over their mean of distinct images; zeros where all images coincide."""
+    """Return (B, B) distances divided by their mean over distinct images; zeros if all images are equal."""
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     mean = distances.sum() / max(len(x) * (len(x) - 1), 1)
     scaled: Tensor = distances / mean.masked_fill(mean == 0, math.inf)
@@ -27,7 +27,7 @@ def _angles(x: Tensor) -> Tensor:
     """Return (B, B, B) cosines: [j, i, k] of the angle at image j between images i and k; 0 where it is undefined."""
     edges = x[None] - x[:, None]  # (B, B, D): [j, i] from j to i
     lengths = edges.norm(dim=2, keepdim=True)
-    # Dividing by infinity gives an edge without direction the value 0 and, unlike a small constant, the gradient 0.
+    # Dividing an edge of length 0 by infinity gives value 0 and, unlike a small constant, gradient 0.
     units: Tensor = edges / lengths.masked_fill(lengths == 0, math.inf)
     return units @ units.transpose(1, 2)
 
@@ -37,7 +37,7 @@ def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: floa
 
     d_ij = |x_i - x_j| over its mean of i != j; c_ijk = cos of the angle at x_j between x_i and x_k;
     h(e) = e^2 / 2 for |e| < 1, else |e| - 1/2. The means run over all B^2 pairs and B^3 triples, as the published
-    weights assume; those that have an image twice count 0. Memory grows with B^2 max(B, D).
+    weights assume; those with equal images count as 0. Memory grows with B^2 max(B, D).
 
     Args:
         student: (B, D) embeddings; the gradient flows here only.
@@ -49,7 +49,7 @@ def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: floa
         Scalar, float32; 0 for a single image.
 
     Raises:
-        ValueError: no embeddings of the same images, a negative weight.
+        ValueError: the arguments are not embeddings of the same images, or a weight is negative.
 
     Reference: Park et al., 2019, arXiv:1904.05068, sections 3.2.1 and 3.2.2.
     """
@@ -72,7 +72,7 @@ def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: floa
 class RKD(Term):
     """`rkd` over the images of all ranks.
 
-    The embedding is the last tapped map, averaged over its pixels, or the logits where either network has no taps.
+    The embedding is the last tapped map, averaged over its pixels, or the logits if either network has no taps.
     """
 
     uses = frozenset({"maps"})
@@ -89,7 +89,7 @@ class RKD(Term):
             angle: weight of the angles, at least 0.
 
         Raises:
-            ValueError: a negative weight, or both 0.
+            ValueError: a weight is negative, or both are 0.
         """
 
         distance: float = 25.0

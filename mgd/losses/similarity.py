@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation: the same images of a batch should look alike to both networks."""
+"""Similarity-preserving distillation: images of a batch should be equally similar for both networks."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def similarity(student: Tensor, teacher: Tensor) -> Tensor:
         Scalar, float32.
 
     Raises:
-        ValueError: no maps, or maps of another number of images.
+        ValueError: the arguments are not maps, or their numbers of images differ.
 
     Reference: Tung, Mori, 2019, arXiv:1907.09682, equations 1 to 4.
     """
     check_maps("similarity", student, teacher)
-    with torch.autocast(student.device.type, enabled=False):  # |Q|^2 passes the largest float16
+    with torch.autocast(student.device.type, enabled=False):  # |Q|^2 may exceed the largest float16
         rows = [x.float().flatten(1) for x in (student, teacher.detach())]
         student_rows, teacher_rows = (F.normalize(x @ x.T, dim=1) for x in rows)
         return F.mse_loss(student_rows, teacher_rows)

@@ -1,4 +1,4 @@
-"""Simple semi-supervised label distillation: agree with a frozen teacher, on images with labels or without."""
+"""Simple semi-supervised label distillation: agree with a frozen teacher on images with or without labels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def ssld(student_logits: Tensor, teacher_logits: Tensor, target: Tensor | None =
         Scalar, float32.
 
     Raises:
-        ValueError: logits of other shapes.
+        ValueError: the shapes of the logits differ.
 
     Reference: Cui et al., 2021, arXiv:2103.05959, section 3.
     """

@@ -19,15 +19,15 @@ class Stage(nn.Module):
     Args:
         num_student: S, student channels.
         num_teacher: T, teacher channels.
-        margin: (T,), or None where it is measured on the map.
-        depth: G, the most teacher channels per student channel.
+        margin: (T,), or None to measure it on the maps.
+        depth: G, the largest number of teacher channels per student channel.
         cost: see `mgd.channel_cost`.
         gram: whether the Gram matrix of the teacher's channels is summed.
         weights: whether targets are weighted sums of teacher channels.
-        adapter: whether the student's map passes a normalisation of this pair.
+        adapter: whether the pair has a batch normalisation of the student's map.
 
     Raises:
-        ValueError: a margin of another length.
+        ValueError: the margin has another length.
     """
 
     index: Tensor
@@ -61,7 +61,7 @@ class Stage(nn.Module):
         self.register_buffer("index", torch.full((depth, num_student), -1, dtype=torch.int64))
         self.register_buffer("weights", torch.zeros(num_student, num_teacher) if weights else None)
         self.register_buffer("total_cost", torch.zeros((), dtype=torch.float64))
-        # The largest value of the teacher's map that was observed.
+        # The largest observed value of the teacher's map.
         self.register_buffer("peak", torch.tensor(-torch.inf), persistent=False)
 
     @property
@@ -74,11 +74,11 @@ class Stage(nn.Module):
         return bool((self.index[0] >= 0).all())
 
     def sums(self) -> list[ChannelCost | ChannelCorrelation | MeasuredMargin | ChannelGram]:
-        """What a matching pass accumulates."""
+        """Return the sums of a matching pass."""
         return [self.cost, *(total for total in (self.measured, self.gram) if total is not None)]
 
     def sized(self, number: int, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Return its two maps, the teacher's at the student's resolution.
+        """Return both maps, the teacher's at the student's resolution.
 
         Args:
             number: of the stage, for messages.
@@ -86,25 +86,25 @@ class Stage(nn.Module):
             teacher: (B, T, H', W').
 
         Raises:
-            ValueError: no maps, or maps of other numbers of channels.
+            ValueError: the arguments are not maps, or have other numbers of channels.
         """
         check_maps(f"stage {number} of a ChannelMatching", student, teacher)
-        wanted, found = self.cost.shape, (student.shape[1], teacher.shape[1])
-        if found != wanted:
+        wanted, channels = self.cost.shape, (student.shape[1], teacher.shape[1])
+        if channels != wanted:
             raise ValueError(
                 f"stage {number} of a ChannelMatching has {wanted[0]} channels of the student and {wanted[1]} of "
-                f"the teacher; got maps with {found[0]} and {found[1]}"
+                f"the teacher; got maps with {channels[0]} and {channels[1]}"
             )
         return student, at_size_of(student, teacher)
 
     @torch.no_grad()
     def observe(self, student: Tensor, teacher: Tensor, costed: tuple[Tensor, Tensor] | None = None) -> None:
-        """Add a batch.
+        """Add a batch to the sums.
 
         Args:
             student: (B, S, H, W).
             teacher: (B, T, H, W), at the student's resolution.
-            costed: the maps whose channels are compared, where it is not these.
+            costed: the maps whose channels are compared; None for these.
         """
         self.cost.update(*(costed or (student, teacher)))
         self.peak.copy_(torch.maximum(self.peak, teacher.amax().float()))
@@ -114,21 +114,21 @@ class Stage(nn.Module):
             self.gram.update(teacher)
 
     def all_reduce(self) -> None:
-        """Join what all ranks have observed."""
+        """Combine the sums of all ranks."""
         for total in self.sums():
             total.all_reduce()
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.peak, dist.ReduceOp.MAX)
 
     def forget(self) -> None:
-        """Forget what was observed."""
+        """Reset the sums."""
         for total in self.sums():
             total.reset()
         self.peak.fill_(-torch.inf)
 
     @torch.no_grad()
     def take(self, flow: Flow) -> None:
-        """Take a flow that was solved on what was observed, and the measured margin."""
+        """Store a flow that was solved on the sums, and the measured margin."""
         self.index.copy_(torch.as_tensor(flow.index))
         self.total_cost.fill_(flow.total_cost)
         if self.weights is not None:

@@ -1,4 +1,4 @@
-"""Terms whose layers may begin with what a flow between the networks' channels has found."""
+"""Terms whose layers can be initialised from a flow between the networks' channels."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ IDLE = ("assignment", "capacity", "solver", "max_images", "cost", "groups")
 
 @dataclass(frozen=True, kw_only=True)
 class StartOptions(FlowOptions):
-    """How the layers of a term begin; the fields of `FlowOptions` go with `init` "flow".
+    """How the layers of a term are initialised; the fields of `FlowOptions` are used with `init` "flow".
 
     Args:
-        init: "random", as published, or "flow", with one student channel per teacher channel: the one that a matching
-            before training pairs with it.
+        init: "random", as published; or "flow": each teacher channel is predicted by the student channel that a
+            matching before training assigns to it.
     """
 
     init: Literal["random", "flow"] = "random"
@@ -33,12 +33,12 @@ class StartOptions(FlowOptions):
 
 
 class StartingTerm(Term):
-    """A term that a flow may start: it names the taps that are matched, and puts each flow into its layers by `begin`.
+    """A term with layers that flows can initialise: subclasses name the matched taps, and implement `begin`.
 
     Args:
-        student_channels: S of every tap that is matched.
-        teacher_channels: T of every such tap, one list per teacher.
-        taps: which of the networks' taps these are.
+        student_channels: S of every matched tap.
+        teacher_channels: T of every matched tap, one list per teacher.
+        taps: numbers of the matched taps in the networks.
         hyper: the hyper-parameters, see `Term`.
         teacher_weights: see `Term`.
         values: the hyper-parameters by name.
@@ -60,7 +60,7 @@ class StartingTerm(Term):
         super().__init__(hyper, teacher_weights=per_teacher(teacher_weights, teacher_channels), **values)
         self.channels = (tuple(student_channels), [tuple(widths) for widths in teacher_channels])
         self.taps = tuple(taps)
-        self.ready = self.hyper.init == "random"  # to be trained with
+        self.ready = self.hyper.init == "random"  # to be trained
         self.register_buffer("started", None if self.ready else torch.tensor(False))
         self.register_load_state_dict_post_hook(_mark_loaded)  # type: ignore[no-untyped-call]
 
@@ -79,11 +79,11 @@ class StartingTerm(Term):
         return term
 
     def begin(self, number: int, position: int, flow: Flow) -> None:
-        """Put a flow into the layers of teacher `number` and of the tap at `position` among those matched."""
+        """Initialise the layer for teacher `number` and the matched tap at `position` from a flow."""
         raise NotImplementedError
 
     def update(self, epoch: int, views: Views) -> Update:
-        """Start the layers from flows, where `init` is "flow" and that has not been done."""
+        """Initialise the layers from flows, if `init` is "flow" and that was not done before."""
         if self.ready:
             return {}, {}
         device = next(self.parameters()).device
@@ -92,13 +92,13 @@ class StartingTerm(Term):
         return record
 
     def start(self, flows: Sequence[Flow]) -> None:
-        """Start the layers from flows between the channels of the student and of its teachers.
+        """Initialise the layers from flows between the channels of the student and its teachers.
 
         Args:
-            flows: one per tap that is matched, teacher by teacher, as `ChannelMatching.rematch` returns them.
+            flows: one per matched tap, teacher by teacher, as `ChannelMatching.rematch` returns them.
 
         Raises:
-            ValueError: another number of flows, or of channels.
+            ValueError: the number of flows or of their channels is wrong.
         """
         places = [(number, position) for number in range(len(self.channels[1])) for position in range(len(self.taps))]
         if len(flows) != len(places):

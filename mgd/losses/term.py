@@ -1,4 +1,4 @@
-"""What every term shares: hyper-parameters, how it is built and renewed, how it averages over teachers."""
+"""The base classes of terms: hyper-parameters, building, updating, and averaging over teachers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from torch.nn import functional as F
 from mgd.checks import check_logits
 from mgd.taps import Batch, Outputs, Probe
 
-Update = tuple[dict[str, float], dict[str, Any]]  # what is logged, and what is kept
+Update = tuple[dict[str, float], dict[str, Any]]  # numbers to log, and arrays to keep
 
 
 class Views(Protocol):
-    """Images as the networks see them, for `Term.update`; `Distiller.update` makes them.
+    """The networks' outputs on training images, for `Term.update`; `Distiller.update` provides them.
 
-    Called, it yields (student outputs, teachers' outputs, batch) of about as many images, all of them for None: in eval
-    mode and without gradients. `seed` is the run's, equal on all ranks.
+    A call yields (student outputs, teachers' outputs, batch) for about `num_images` images, or all images for None, in
+    eval mode and without gradients. `gradients` also yields one list of gradients per network, those of its
+    cross-entropy for its maps. `seed` is that of the run, equal on all ranks.
     """
 
     @property
@@ -40,7 +41,7 @@ class HyperParameters:
     """Hyper-parameters of a term: a frozen dataclass whose fields have types and defaults.
 
     Raises:
-        ValueError: a value that is none of those that a `Literal` names.
+        ValueError: a value is not among those of its `Literal` type.
     """
 
     def __post_init__(self) -> None:
@@ -52,33 +53,37 @@ class HyperParameters:
                     raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(map(str, words))}")
 
     def without_effect(self) -> Mapping[str, str]:
-        """Return the fields that change nothing beside these values, and for each what it goes with."""
+        """Return {field: setting that it needs} for the fields that have no effect with these values."""
         return {}
 
 
 class Term(nn.Module):
     """One loss: (student, teachers, batch) -> scalar, the weighted mean of `against` over the teachers.
 
-    A term is built from `Probe`s, renewed before every epoch by `update`, and called with `Outputs`. A new one names
-    its hyper-parameters in a frozen dataclass `Hyper`, and says by class attributes what it needs:
+    A term is built from `Probe`s, updated before every epoch by `update`, and called with `Outputs`. A new term names
+    its hyper-parameters in a frozen dataclass `Hyper`, and sets class attributes:
 
-    `weight` is the factor that its source gives the term in a sum; the term itself does not apply it. `needs` names
-    what it cannot do without: "labels", "maps" (of both networks), "index" (of the images in the data set), "frozen"
-    (teachers that do not train), "views" (a second augmented view of each image); `uses` what it takes where it is
-    there. `paired` says whether it compares the networks' maps tap by tap, `rectified` whether its source reads maps
-    behind the ReLU; with `rectify` set, a ReLU is applied to both networks' maps first, because the taps lie before it.
-    `alone` says that it reads no teacher, `label_free` that it is meant to train without labels, `mutual` that its
-    teachers are peers that train too, `fuses` that `torch.compile` makes one fast kernel of it, `relational` that it
-    compares the images of a batch with each other, `remembers` that a step changes its buffers.
+    `weight`: the factor of the term in a sum by its source; the term itself does not apply it.
+    `needs`: what it cannot do without: "labels", "maps" (of both networks), "index" (of the images in the data set),
+        "frozen" (teachers that do not train), "views" (a second augmented view of each image).
+    `uses`: what it uses if it is there.
+    `paired`: whether it compares the networks' maps tap by tap.
+    `rectified`: whether its source reads maps after the ReLU. If `rectify` is set, because the taps lie before a ReLU,
+        a ReLU is applied to all maps first.
+    `alone`: whether it reads no teacher. `label_free`: whether it is meant for training without labels.
+    `mutual`: whether its teachers are peers that train, too.
+    `fuses`: whether `torch.compile` makes one fast kernel of it.
+    `relational`: whether it compares the images of a batch with each other.
+    `remembers`: whether a step changes its buffers.
 
     Args:
         hyper: the hyper-parameters; None for those in `values`, or the defaults.
         teacher_weights: one positive factor per teacher, normalised to sum to 1; None for equal ones.
-        values: the hyper-parameters by name, in place of `hyper`.
+        values: the hyper-parameters by name, instead of `hyper`.
 
     Raises:
-        ValueError: weights or hyper-parameters outside their range.
-        TypeError: a hyper-parameter that the term does not have.
+        ValueError: weights or hyper-parameters are outside their range.
+        TypeError: the term has no such hyper-parameter.
     """
 
     Hyper: ClassVar[type[Any]] = HyperParameters
@@ -95,7 +100,7 @@ class Term(nn.Module):
     relational: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
     rectify: bool = False
-    notes: Sequence[str] = ()  # what a user should know of how it was built
+    notes: Sequence[str] = ()  # for the user, about how it was built
 
     def __init__(self, hyper: Any = None, *, teacher_weights: Sequence[float] | None = None, **values: Any) -> None:
         super().__init__()
@@ -112,7 +117,7 @@ class Term(nn.Module):
 
     @classmethod
     def needed(cls, hyper: Any) -> frozenset[str]:
-        """Return what the term cannot do without, where that depends on hyper-parameters; "frozen" are teachers."""
+        """Return `needs` for these hyper-parameters, on which it may depend."""
         return cls.needs
 
     @classmethod
@@ -122,18 +127,18 @@ class Term(nn.Module):
         Args:
             student: of the network that it trains.
             teachers: one per teacher, with its weight.
-            num_images: training images, for terms with a memory.
+            num_images: number of training images, for terms with a memory.
             hyper: the hyper-parameters; None for the defaults.
 
         Raises:
-            ValueError: networks, taps or hyper-parameters that it cannot work with.
+            ValueError: the term does not work with these networks, taps or hyper-parameters.
         """
         hyper = cls._hyper(hyper)
         if "maps" in cls.needs and not student.outputs.features:
             raise ValueError(f"the term {cls.__name__} compares feature maps: tap both networks (mgd.Taps)")
         if "maps" in cls.needs | cls.uses:
             for network in (student, *teachers):
-                _ = network.channels  # refuses what is no map
+                _ = network.channels  # raises an error if a tapped tensor is not a map
         term = cls.make(student, teachers, num_images, hyper)
         term.rectify = cls.rectified and student.before_relu
         weights = [teacher.weight for teacher in teachers]
@@ -147,26 +152,26 @@ class Term(nn.Module):
         return cls(hyper)
 
     def update(self, epoch: int, views: Views) -> Update:
-        """Renew what the term takes from the networks; called before every epoch, on every rank.
+        """Update what the term takes from the networks; called before every epoch, on every rank.
 
         Args:
             epoch: counted from 0.
-            views: images as the networks see them.
+            views: the networks' outputs on training images.
 
         Returns:
-            {name: number} to log, and {name: array} to keep. Arrays of whole numbers must be equal on all ranks; those
-            whose names begin with "cost" or "weights" are large, and kept of the last update only.
+            {name: number} to log, and {name: array} to keep. Integer arrays must be equal on all ranks. Arrays whose
+            names begin with "cost" or "weights" are large, and are kept of the last update only.
         """
         return {}, {}
 
     def check_state(self) -> None:
-        """Raise ValueError where a state that was loaded makes no sense."""
+        """Raise ValueError if a loaded state is not valid."""
 
     def collect(self, *, first: bool) -> None:
-        """Bring what all ranks have gathered to the first one, as for a checkpoint."""
+        """Move the sums of all ranks to the first rank, for a checkpoint."""
 
     def forget(self) -> None:
-        """Forget what this rank has gathered since the last `update`."""
+        """Reset the sums of this rank since the last `update`."""
 
     def against(self, number: int, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the loss against teacher `number`, a float32 scalar."""
@@ -176,7 +181,7 @@ class Term(nn.Module):
         """Return the loss, a float32 scalar.
 
         Raises:
-            ValueError: no teachers, another number of them than weights, or what the term needs is missing.
+            ValueError: there are no teachers, their number differs from that of the weights, or an input is missing.
         """
         name = type(self).__name__
         if "labels" in self.needs and batch.target is None:
@@ -197,7 +202,7 @@ class Term(nn.Module):
 
 
 def per_teacher(weights: Sequence[float] | None, teachers: Sequence[object]) -> Sequence[float]:
-    """Return the teachers' weights, equal ones where none are given; a term then refuses another number of them."""
+    """Return one weight per teacher, equal ones by default; the term then refuses another number of teachers."""
     return [1.0] * len(teachers) if weights is None else weights
 
 
@@ -208,7 +213,7 @@ def _checked(weights: Sequence[float] | None) -> Sequence[float] | None:
 
 
 class EachTeacher(Term):
-    """A term of its own for every teacher, and their weighted mean.
+    """The weighted mean of one term per teacher.
 
     Args:
         terms: one per teacher, each (student, [teacher], batch) -> scalar.
@@ -249,22 +254,22 @@ def standardise(logits: Tensor) -> Tensor:
         (B, K) float32; a constant row becomes 0.
 
     Raises:
-        ValueError: logits of another shape.
+        ValueError: the logits have another shape.
 
     Reference: Sun et al., 2024, arXiv:2403.01427, algorithm 1.
     """
     check_logits("standardise", logits, logits)
     logits = logits.float()
-    # The squares of logits as they are would overflow, or be 0, before the logits do.
+    # Without this, squares of very large or small logits would overflow or be 0.
     logits = logits / logits.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-30)
     deviation = logits.std(dim=1, keepdim=True, unbiased=False)
-    constant = deviation <= 1e-6  # except for rounding
+    constant = deviation <= 1e-6  # up to rounding
     centred = logits - logits.mean(dim=1, keepdim=True)
-    return torch.where(constant, 0, centred) / torch.where(constant, 1, deviation)  # where it is NaN, so is this
+    return torch.where(constant, 0, centred) / torch.where(constant, 1, deviation)  # NaN stays NaN
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """Compute log softmax(logits) over the classes, in float32; the least float32 where it is -inf: 0 log 0 is then 0.
+    """Compute log softmax(logits) over the classes in float32, with the least float32 for -inf, so that 0 log 0 is 0.
 
     Args:
         logits: (B, K); -inf leaves a class out.
@@ -274,7 +279,7 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 class LogitTerm(Term):
-    """A loss of logits as a term: it needs a `Hyper` and a `compare`."""
+    """A term that compares logits; subclasses need only `Hyper` and `compare`."""
 
     min_classes: ClassVar[int] = 1  # fewer are refused when the term is built
 
@@ -308,7 +313,7 @@ class LogitTerm(Term):
         """Refuse networks whose logits cannot be compared.
 
         Raises:
-            ValueError: other classes of a teacher than of the student, too few, or logits that are not (B, K).
+            ValueError: the numbers of classes differ or are too small, or logits are not (B, K).
         """
         for teacher in teachers:
             check_logits(cls.__name__.lower(), student.logits[:1], teacher.logits[:1], min_classes=cls.min_classes)
@@ -317,7 +322,7 @@ class LogitTerm(Term):
         return self.compare(*self.compared(student.logits, teacher.logits), batch.target)
 
     def compared(self, student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return both networks' logits as they are compared: standardised, where the hyper-parameters say so."""
+        """Return the logits of both networks, standardised if the hyper-parameters say so."""
         if getattr(self.hyper, "standardised", False):
             return standardise(student_logits), standardise(teacher_logits)
         return student_logits, teacher_logits

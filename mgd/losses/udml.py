@@ -34,7 +34,7 @@ class UDML(MapL2):
         Args:
             symmetric: whether `dml` takes half the sum of KL in both directions.
             map_weight: factor of `map_l2`, at least 0.
-            tap: which tap, of every network; -1 is the last.
+            tap: number of the tap, in every network; -1 is the last.
         """
 
         symmetric: bool = False

@@ -14,8 +14,8 @@ from mgd.checks import check_at_least_0, check_counts, check_logits, check_posit
 from mgd.losses.term import LogitTerm, log_probabilities, per_teacher
 from mgd.taps import Batch, Outputs, Probe
 
-LEAST = -1e36  # logit of a class that is left out: finite, so that what is left out everywhere has a softmax
-LARGEST = 40.0  # of cost / epsilon: the square of its exponential is a float32
+LEAST = -1e36  # smallest logit; finite, so that the softmax exists if all other classes are left out
+LARGEST = 40.0  # of cost / epsilon: exp(-2 * 40) is still a float32
 
 
 def class_cost(prototypes: Tensor, *, sharpening: float = 1.0) -> Tensor:
@@ -29,10 +29,10 @@ def class_cost(prototypes: Tensor, *, sharpening: float = 1.0) -> Tensor:
         (K, K) float32, 0 on the diagonal; a row of zeros has cosine 0 with all others.
 
     Raises:
-        ValueError: no matrix, a sharpening that is not positive.
+        ValueError: the prototypes are not a matrix, or the sharpening is not positive.
 
-    Reference: Lv, Yang, Li, 2024, arXiv:2412.08139, by the option "fc" of the authors' code. Their published numbers
-        use another similarity, the CKA of the features of each class's training images: do not compare with them.
+    Reference: Lv, Yang, Li, 2024, arXiv:2412.08139, with the option "fc" of the authors' code. Their published numbers
+        are not comparable: they use another similarity, the CKA of features of each class's training images.
     """
     check_tensors("class_cost", prototypes=prototypes)
     check_positive("class_cost", sharpening=sharpening)
@@ -57,7 +57,7 @@ def wkd_logits(
 ) -> Tensor:
     """Compute 1/B * sum over images of [-p_t(y) log p_s(y) + wasserstein_weight * W(q_s, q_t)].
 
-    p = softmax(z), y is the target, and q = softmax(z / tau) over the classes that are not y. W is <P, cost>, with the
+    p = softmax(z), y is the target, and q = softmax(z / tau) over the classes other than y. W is <P, cost>, with the
     entropic transport plan P after a number of Sinkhorn iterations, the last of which makes its row sums q_s.
 
     Args:
@@ -67,7 +67,7 @@ def wkd_logits(
             probable class.
         cost: (K, K), at least 0, as `class_cost` makes it.
         temperature: tau > 0 of the transport.
-        wasserstein_weight: of the transport beside the target's part, at least 0.
+        wasserstein_weight: of the transport, at least 0; the weight of the target's part is 1.
         epsilon: strength of the entropy, in units of the cost; at least 1/40 of the largest cost.
         iterations: of the Sinkhorn algorithm, at least 1.
 
@@ -75,8 +75,9 @@ def wkd_logits(
         Scalar, float32.
 
     Raises:
-        ValueError: logits of other shapes, or of fewer than two classes; a target that is none; a cost of another
-            shape, or (seen on the CPU only) below 0 or too large for epsilon; a hyper-parameter outside its range.
+        ValueError: the shapes of the logits differ, or there are fewer than two classes; the target is not valid; the
+            cost has another shape, or (checked on the CPU only) is below 0 or too large for epsilon; or a
+            hyper-parameter is outside its range.
 
     Reference: Lv, Yang, Li, 2024, arXiv:2412.08139. The defaults are those of the authors' code on ImageNet (R34 ->
         R18), and so are the first part and the direction of the iterations.
@@ -101,16 +102,16 @@ def wkd_logits(
 
 
 def _others(logits: Tensor, own: Tensor) -> Tensor:
-    """Return the probabilities (B, K) of the classes that are not the target, 0 at the target."""
-    others = torch.zeros_like(logits, dtype=torch.bool).scatter(1, own, True)
-    return F.softmax(logits.clamp_min(LEAST).masked_fill(others, -torch.inf), dim=1)
+    """Return the probabilities (B, K) over all classes except the target, 0 at the target."""
+    is_target = torch.zeros_like(logits, dtype=torch.bool).scatter(1, own, True)
+    return F.softmax(logits.clamp_min(LEAST).masked_fill(is_target, -torch.inf), dim=1)
 
 
 def _transport(student: Tensor, teacher: Tensor, cost: Tensor, epsilon: float, iterations: int) -> Tensor:
     """(B, K), (B, K), (K, K) -> (B,): <P, cost> for every image."""
     with torch.autocast(student.device.type, enabled=False):
         kernel = torch.exp(-cost / epsilon)
-        # A class of mass 0 takes no part, so that all images share one kernel although each leaves out its own target.
+        # Classes of mass 0 have no effect, so all images share one kernel, although each leaves out its own target.
         rows = ((student > 0) | (teacher > 0) | student.isnan()).to(student.dtype)
         for _ in range(iterations):
             columns = teacher / (rows @ kernel)
@@ -119,7 +120,7 @@ def _transport(student: Tensor, teacher: Tensor, cost: Tensor, epsilon: float, i
 
 
 def _check_cost(cost: Tensor, epsilon: float) -> None:
-    if cost.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it would wait for the device
+    if cost.device.type == "cpu" and not torch.compiler.is_compiling():  # on a GPU it would wait for the device
         low, high = (float(value) for value in cost.aminmax())
         if not (low >= 0 and high <= LARGEST * epsilon):
             raise ValueError(
@@ -183,7 +184,7 @@ class WKDLogits(LogitTerm):
         **values: Any,
     ) -> None:
         super().__init__(hyper, teacher_weights=per_teacher(teacher_weights, costs), **values)
-        for number, cost in enumerate(costs):  # made from the teacher, which a resumed run has too
+        for number, cost in enumerate(costs):  # not stored: a resumed run computes it from the same teacher
             self.register_buffer(f"cost{number}", cost.detach().clone().float(), persistent=False)
 
     @classmethod

@@ -29,16 +29,17 @@ def wkd_maps(student: Tensor, teacher: Tensor, *, mean_weight: float = 2.0, grid
         student: (B, C, H, W); the gradient flows here only.
         teacher: (B, C, H', W'); the larger map is average-pooled to the size of the smaller.
         mean_weight: weight of the means, > 0.
-        grid: the map is cut into grid x grid parts as adaptive pooling cuts it, and the mean taken over the parts.
+        grid: the map is cut into grid x grid parts as in adaptive pooling; the result is the mean over the parts.
 
     Returns:
         Scalar, float32.
 
     Raises:
-        ValueError: no maps, or maps of another number of images or channels; a hyper-parameter outside its range.
+        ValueError: the arguments are not maps, or their numbers of images or channels differ; or a hyper-parameter is
+            outside its range.
 
     Reference: Lv, Yang, Li, 2024, arXiv:2412.08139. Variance and grid are as in the authors' code. A part of one pixel
-        has variance 0 here; there it has none.
+        has variance 0 here; there it is undefined.
     """
     check_maps("wkd_maps", student, teacher, same="channels")
     check_positive("wkd_maps", mean_weight=mean_weight)
@@ -53,7 +54,7 @@ def wkd_maps(student: Tensor, teacher: Tensor, *, mean_weight: float = 2.0, grid
 
 
 def _parts(maps: Tensor, grid: int) -> list[Tensor]:
-    """Cut (B, C, H, W) into (B, C, pixels) parts, row by row, which overlap where the grid does not divide the size."""
+    """Cut (B, C, H, W) into (B, C, pixels) parts, row by row; they overlap if the grid does not divide the size."""
 
     def borders(size: int) -> list[slice]:
         return [slice(i * size // grid, -(-(i + 1) * size // grid)) for i in range(grid)]
@@ -72,7 +73,7 @@ def _deviation(part: Tensor) -> Tensor:
 class WKDMaps(Term):
     """`wkd_maps` of one tap; the student's map first passes a 1x1 convolution, its normalisation and a ReLU.
 
-    On CIFAR-100 the source lowers the weight by a cosine after the learning rate first drops; this term does not.
+    On CIFAR-100, the source lowers the weight by a cosine after the learning rate first drops; this term does not.
 
     Args:
         student_channels: width of the student's map.

@@ -17,8 +17,8 @@ def wsl(
 ) -> Tensor:
     """Compute tau^2 / B * sum over images of w * CE(softmax(z_t / tau), softmax(z_s / tau)).
 
-    w = 1 - exp(-CE_s / (CE_t + 1e-7)), CE_s and CE_t being the cross-entropies against the label at tau = 1; w is a
-    constant to the gradient.
+    w = 1 - exp(-CE_s / (CE_t + 1e-7)), with CE_s and CE_t the cross-entropies of the label at tau = 1; w has no
+    gradient.
 
     Args:
         student_logits: (B, K); the gradient flows here only.
@@ -30,8 +30,8 @@ def wsl(
         Scalar, float32.
 
     Raises:
-        ValueError: no target, or one that does not belong to the logits; logits of other shapes; a temperature that is
-            not positive.
+        ValueError: the target is missing or does not fit the logits, the shapes of the logits differ, or the
+            temperature is not positive.
 
     Reference: Zhou et al., 2021, arXiv:2102.00650, section 4.
     """
@@ -49,7 +49,7 @@ def wsl(
 
 
 class WSL(LogitTerm):
-    """`wsl` as a term; with standardised logits its weights are of those as well."""
+    """`wsl` as a term; with `standardised`, its weights are those of the standardised logits, too."""
 
     needs = frozenset({"labels"})
     weight = 2.5

@@ -1,4 +1,4 @@
-"""WTTM: the student's probabilities against the teacher's raised to a power, weighted per image."""
+"""WTTM: the student follows the teacher's probabilities raised to a power, with a weight per image."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def wttm(
 ) -> Tensor:
     """Compute 1/B * sum over images of U * KL(q_t || softmax(z_s)), with U = sum_k p_k^gamma and q_t = p^gamma / U.
 
-    p = softmax(z_t) are the teacher's probabilities. The student has no temperature; U is larger for an image of which
-    the teacher is less sure.
+    p = softmax(z_t) are the teacher's probabilities. The student has no temperature. For exponents below 1, U is larger
+    for images of which the teacher is less sure.
 
     Args:
         student_logits: (B, K); the gradient flows here only.
@@ -30,20 +30,21 @@ def wttm(
         Scalar, float32.
 
     Raises:
-        ValueError: logits of other shapes, an exponent that is not positive.
+        ValueError: the shapes of the logits differ, or the exponent is not positive.
 
-    Reference: Zheng, Yang, 2024, arXiv:2402.11148. The authors' code has the same formula. Exponent and weight are the
-        only ones their instructions give for this loss (beside CRD on CIFAR-100); they tune both for each pair.
+    Reference: Zheng, Yang, 2024, arXiv:2402.11148. The authors' code has the same formula. The default exponent
+        and weight are the only ones in their instructions for this loss (beside CRD on CIFAR-100); they tune both for
+        each pair.
     """
     check_logits("wttm", student_logits, teacher_logits)
     check_unused_target("wttm", target)
     check_positive("wttm", exponent=exponent)
     powers = exponent * log_probabilities(teacher_logits.detach())
-    images = torch.logsumexp(powers, dim=1).exp()
-    each = F.kl_div(
+    image_weights = torch.logsumexp(powers, dim=1).exp()
+    divergences = F.kl_div(
         log_probabilities(student_logits), log_probabilities(powers), reduction="none", log_target=True
     ).sum(dim=1)
-    return (images * each).mean()
+    return (image_weights * divergences).mean()
 
 
 class WTTM(LogitTerm):

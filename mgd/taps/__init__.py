@@ -1,4 +1,4 @@
-"""Reading maps of any network: taps by module path, layouts, the norm in front of a tap."""
+"""Read the maps of any network: taps by module path, layouts, and the norm before a tap."""
 
 from mgd.taps.discovery import describe_taps, find_taps
 from mgd.taps.layout import as_map, tokens_to_map

@@ -1,4 +1,4 @@
-"""Which activation a network applies to a value, seen by the operators that read it."""
+"""Find the activation that a network applies to a value, by the operators that read it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ ACTIVATIONS = {
     "rrelu_with_noise": "RReLU", "tanh": "Tanh", "sigmoid": "Sigmoid", "hardsigmoid": "Hardsigmoid",
     "hardtanh": "Hardtanh",
 }  # fmt: skip
-CUTS = ("ReLU", "ReLU6")  # 0 for everything negative
-NEARLY_CUTS = ("SiLU", "GELU", "Hardswish", "Mish")  # 0 for what is far below 0
+CUTS = ("ReLU", "ReLU6")  # 0 for all negative values
+NEARLY_CUTS = ("SiLU", "GELU", "Hardswish", "Mish")  # near 0 for values far below 0
 VIEWS = ("view", "_unsafe_view", "permute", "transpose", "t", "clone", "contiguous", "alias", "detach", "_to_copy",
          "dropout", "expand", "reshape", "unsqueeze", "squeeze", "flatten", "_reshape_alias", "native_dropout", "slice",
          "unflatten", "movedim", "written")  # fmt: skip
-# x * gate(x), written out. Sums and products with numbers may lie between x and the gate, or behind the product.
+# Gates of x * gate(x). Sums and products with numbers may come between x and the gate, or after the product.
 GATES = {"sigmoid": "SiLU", "hardsigmoid": "Hardswish", "hardtanh": "Hardswish", "clamp": "Hardswish", "tanh": "Mish",
          "erf": "GELU", "gt": "ReLU"}  # fmt: skip
 SCALES = ("add", "sub", "mul", "div", "softplus", "_to_copy", "rsub")
@@ -24,7 +24,7 @@ COMPARES = ("gt", "ge", "lt", "le")
 
 
 def activation_of(number: int, graph: Trace, consumers: dict[int, list[Value]]) -> str | None:
-    """Return the activation that is all that reads a value, views left aside, or None."""
+    """Return the activation that reads a value, possibly after views, if nothing else reads it; else None."""
     names = set()
     for value in consumers.get(number, []):
         if value.operator in VIEWS:
@@ -35,7 +35,7 @@ def activation_of(number: int, graph: Trace, consumers: dict[int, list[Value]]) 
 
 
 def gated(value: Value, graph: Trace) -> tuple[str, int] | None:
-    """Return name and x of an activation that is written out, as x * sigmoid(x) or max(x, 0); None for other values."""
+    """Return name and x if a value is an activation of several operators, as x * sigmoid(x) or max(x, 0); else None."""
     if value.operator in CHOICES:
         return _chosen(value, graph)
     while value.operator in ("mul", "div") and len(value.parents) == 1:  # by a number
@@ -60,7 +60,7 @@ def gated(value: Value, graph: Trace) -> tuple[str, int] | None:
 
 
 def _chosen(value: Value, graph: Trace) -> tuple[str, int] | None:
-    """Return "ReLU" and x where a value is x or 0, as it compares with 0."""
+    """Return "ReLU" and x if a value is x where x > 0 and else 0, by `where` or similar operators; else None."""
     x, *others = value.parents
     for number in others:
         other = graph.values[number]
@@ -74,7 +74,7 @@ def _chosen(value: Value, graph: Trace) -> tuple[str, int] | None:
 
 
 def _written_out(number: int, value: Value, graph: Trace, consumers: dict[int, list[Value]]) -> str | None:
-    """Return the activation of x that is written out, of which a value that reads x is nothing but a part, or None."""
+    """Return the activation of several operators to which `value`, which reads x, belongs; else None."""
     while value.operator in (*GATES, *SCALES, *COMPARES, "zeros_like", "detach") and len(value.parents) == 1:
         readers = consumers.get(value.number, [])
         if len(readers) != 1:

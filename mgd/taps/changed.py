@@ -1,4 +1,4 @@
-"""What a network computes where the map at one tap is another: whether it matters, and what it is made of."""
+"""Run a network with a changed map at a tap, or with larger images, to learn about that map."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def run_changed(model: nn.Module, path: str, images: Tensor, change: Callable[[T
     """Return the logits of a network in eval mode whose map at a tap is replaced by `change(map)`.
 
     Args:
-        model: left as it was.
+        model: the network; it is not changed.
         path: of the tap.
         images: (B, 3, H, W).
-        change: (B, C, H, W) -> (B, C, H, W); tokens in front of those of the image stay.
+        change: (B, C, H, W) -> (B, C, H, W); tokens before those of the image do not change.
 
     Raises:
         RuntimeError: the tap was not reached.
@@ -42,11 +42,11 @@ def run_changed(model: nn.Module, path: str, images: Tensor, change: Callable[[T
         return _replace(tensor, layout, change)
 
     def read(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        given = first_tensor(module, args, kwargs)
-        new = replaced(given)
+        read_tensor = first_tensor(module, args, kwargs)
+        new = replaced(read_tensor)
         return (
-            tuple(new if value is given else value for value in args),
-            {name: new if value is given else value for name, value in kwargs.items()},
+            tuple(new if value is read_tensor else value for value in args),
+            {name: new if value is read_tensor else value for name, value in kwargs.items()},
         )
 
     def write(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -77,18 +77,18 @@ def run_changed(model: nn.Module, path: str, images: Tensor, change: Callable[[T
 
 
 def matters(model: nn.Module, path: str, images: Tensor) -> bool:
-    """Whether the logits change where the map at a tap becomes that of another image."""
+    """Return whether the logits change if the map at a tap is exchanged with that of another image."""
     same = run_changed(model, path, images, torch.clone)
     if torch.equal(same, same.flip(0)):
-        return True  # as where the last layer starts at 0: nothing tells
+        return True  # unknown, for example if the last layer is initialised with 0
     return not torch.equal(run_changed(model, path, images, lambda maps: maps.flip(0)), same)
 
 
 def grown_layout(model: nn.Module, path: str, images: Tensor, shape: Sequence[int], call: int) -> str | None:
-    """Name the layout of a tensor by its shape on larger images, as `moved` does; None where nothing tells.
+    """Return the layout of a tensor by its shape on larger images, as `moved` does; None if that is not clear.
 
     Args:
-        model: left as it was.
+        model: the network; it is not changed.
         path: of the tensor.
         images: (B, 3, H, W).
         shape: of the tensor for these images.

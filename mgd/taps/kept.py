@@ -1,4 +1,4 @@
-"""Looking at a network without a trace in it."""
+"""Run a network without changing its state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluated(model: nn.Module) -> Iterator[None]:
-    """Put a network in eval mode, and every module back in its own mode afterwards."""
+    """Put a network in eval mode, and restore the mode of every module afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -23,7 +23,7 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Restore random numbers and buffers afterwards: some networks draw or count in eval mode, too."""
+    """Restore random number generators and buffers afterwards, which some networks use in eval mode, too."""
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
     devices = {value.device.index or 0 for value in model.parameters() if value.is_cuda}
     try:

@@ -1,4 +1,4 @@
-"""Where the channels of a tapped tensor are: what its path says, and what images of other sizes show."""
+"""The layout of a tapped tensor: as its path states it, and as images of other sizes show it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-# Names of parameters that are tokens in front of those of the image.
+# Names of parameters that are tokens before those of the image.
 PREFIXES = ("cls_token", "class_token", "dist_token", "distillation_token", "reg_token", "register_tokens",
             "storage_tokens", "class_embedding")  # fmt: skip
-REORDERS = ("unroll", "reroll", "mask_unit_size")  # by which a network says that its tokens are in no raster order
+REORDERS = ("unroll", "reroll", "mask_unit_size")  # attributes of networks whose tokens are not in raster order
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a path says of a tensor.
+    """The layout of a tensor as its path states it.
 
     Args:
-        kind: "first" (B, C, H, W), "last" (B, H, W, C), "tokens" (B, N, C), or None where it says nothing.
-        prefix: tokens in front of those of the image, or None where the path does not say: see `settle_prefix`.
+        kind: "first" (B, C, H, W), "last" (B, H, W, C), "tokens" (B, N, C), or None if it is not stated.
+        prefix: number of tokens before those of the image, or None if it is not stated: see `settle_prefix`.
         grid: rows and columns of tokens, or None for a square.
     """
 
@@ -30,59 +30,59 @@ class Layout:
 
 
 def parse_layout(text: str | None) -> Layout:
-    """Return what the end of a path says: "@first", "@last" or "@tokens:prefix=5:grid=14x28"."""
+    """Parse the end of a path: "@first", "@last" or "@tokens:prefix=5:grid=14x28"."""
     if not text:
         return Layout()
     kind, *options = text.removeprefix("@").split(":")
-    given = dict(option.split("=") for option in options)
-    grid = [int(side) for side in given["grid"].split("x")] if "grid" in given else None
-    prefix = int(given["prefix"]) if "prefix" in given else None
+    values = dict(option.split("=") for option in options)
+    grid = [int(side) for side in values["grid"].split("x")] if "grid" in values else None
+    prefix = int(values["prefix"]) if "prefix" in values else None
     return Layout(kind, prefix, (grid[0], grid[1]) if grid else None)
 
 
 def stated_prefix(model: nn.Module) -> int:
-    """Return how many tokens a network says that it puts in front of those of the image.
+    """Return how many tokens a network puts before those of the image.
 
-    timm's transformers say it (`num_prefix_tokens`); of others, as torchvision's and those of transformers, the
-    parameters tell by their names: class, distillation and register tokens.
+    timm's transformers state it (`num_prefix_tokens`). For others, such as those of torchvision and transformers, the
+    parameters named like class, distillation and register tokens are counted.
     """
     for module in model.modules():
         stated = getattr(module, "num_prefix_tokens", None)
         if isinstance(stated, int):
             return stated
-    found = 0
+    count = 0
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] in PREFIXES:
-            found += parameter.shape[-2] if parameter.ndim == 3 else 1
-    return found
+            count += parameter.shape[-2] if parameter.ndim == 3 else 1
+    return count
 
 
 def settle_prefix(layout: Layout, num_tokens: int, stated: int) -> Layout:
-    """Return a layout that says how many tokens stand in front: as its path does, or none, or as the network says.
+    """Return a layout with the number of tokens before those of the image: as stated by the path, 0 or `stated`.
 
-    Not every module of a network with a class token returns it: the number is the one that leaves a grid.
+    Not every module of a network with a class token returns it. The number is the one that leaves a complete grid.
 
     Args:
         layout: of tokens.
         num_tokens: N.
-        stated: as `stated_prefix` gives it.
+        stated: the result of `stated_prefix`.
 
     Raises:
-        ValueError: neither number leaves a grid, or both do.
+        ValueError: neither 0 nor `stated` leaves a grid, or both do.
     """
     if layout.prefix is not None:
         return layout
 
     def fits(prefix: int) -> bool:
-        left = num_tokens - prefix
-        return left > 0 and left == (math.prod(layout.grid) if layout.grid else math.isqrt(left) ** 2)
+        count = num_tokens - prefix
+        return count > 0 and count == (math.prod(layout.grid) if layout.grid else math.isqrt(count) ** 2)
 
-    found = [prefix for prefix in sorted({0, stated}) if fits(prefix)]
-    if len(found) != 1 and stated:
-        how = "neither" if not found else "both"
+    fitting = [prefix for prefix in sorted({0, stated}) if fits(prefix)]
+    if len(fitting) != 1 and stated:
+        how = "neither" if not fitting else "both"
         numbers = f"0 or, as the network says, {stated} in front leave {how} a grid"
         raise ValueError(f"of {num_tokens} tokens, {numbers}: say how many stand in front of the image's own (prefix)")
-    return replace(layout, prefix=found[0] if found else 0)
+    return replace(layout, prefix=fitting[0] if fitting else 0)
 
 
 def tokens_to_map(tokens: Tensor, *, prefix: int = 0, grid: tuple[int, int] | None = None) -> Tensor:
@@ -90,15 +90,15 @@ def tokens_to_map(tokens: Tensor, *, prefix: int = 0, grid: tuple[int, int] | No
 
     Args:
         tokens: (B, N, C).
-        prefix: how many tokens stand in front of those of the image, as a class token; they are dropped.
-        grid: rows H and columns W of the image's tokens; None where H = W.
+        prefix: number of tokens before those of the image, such as a class token; they are dropped.
+        grid: rows H and columns W of the image's tokens; None if H = W.
 
     Returns:
-        (B, C, H, W), a view where that can be.
+        (B, C, H, W), a view if possible.
 
     Raises:
-        ValueError: another number of dimensions, or of tokens than prefix + H * W; without `grid`, N - prefix is no
-            square.
+        ValueError: the number of dimensions is wrong, or N is not prefix + H * W; or without `grid`, N - prefix is not
+            a square.
     """
     if tokens.ndim != 3:
         raise ValueError(f"expected tokens (B, N, C); got the shape {tuple(tokens.shape)}")
@@ -118,17 +118,17 @@ def tokens_to_map(tokens: Tensor, *, prefix: int = 0, grid: tuple[int, int] | No
 
 
 def reorders_tokens(model: nn.Module) -> bool:
-    """Whether a network says that it keeps its tokens in another order than that of rows and columns, as Hiera does."""
+    """Return whether a network has attributes of those with tokens in another order than raster order, as Hiera."""
     return any(hasattr(module, name) for module in model.modules() for name in REORDERS)
 
 
 def readings(shape: Sequence[int], image: Sequence[int], slack: bool = True) -> list[str]:
-    """Say how a tensor of four dimensions can be read: "first" or "last" where H and W are then as the image's.
+    """Return the layouts, "first" or "last", in which a tensor has the proportions of the images.
 
     Args:
-        shape: of the tensor.
-        image: the images' (B, 3, height, width).
-        slack: whether H and W may be off by the rounding of a stride.
+        shape: of the tensor, four dimensions.
+        image: of the images, (B, 3, height, width).
+        slack: whether H and W may differ by the rounding of a stride.
     """
     height, width = image[2:]
     allowed = max(height, width) if slack else 0
@@ -137,16 +137,15 @@ def readings(shape: Sequence[int], image: Sequence[int], slack: bool = True) -> 
 
 
 def moved(before: Sequence[int], after: Sequence[int]) -> str | None:
-    """Name the layout of a tensor, whose channels do not grow, by its shapes on two images.
+    """Return the layout of a tensor by its shapes on two images: the channels do not grow.
 
     Args:
         before: its shape.
-        after: that of one image that is twice as wide, or twice as wide and high.
+        after: its shape for one image that is twice as wide, or twice as wide and high.
 
     Returns:
-        "first", "last" or "tokens" as in `Layout`; "channels first" of three dimensions; "batch" where the first
-        dimension is not the batch; "windows" where rows grow with the width, so that they are none; None where nothing
-        tells.
+        "first", "last" or "tokens" as in `Layout`; "channels first" for three dimensions (B, C, N); "batch" if the
+        first dimension is not the batch; "windows" if apparent rows grow with the width; None if it is not clear.
     """
     if len(before) != len(after):
         return None
@@ -165,14 +164,14 @@ def moved(before: Sequence[int], after: Sequence[int]) -> str | None:
 
 
 def turned(before: Sequence[int], shapes: Sequence[Sequence[int]]) -> str | None:
-    """Name the layout of a map of a network that brings images to a size of its own, as a detector does.
+    """Return the layout of a map of a network that resizes its images itself, such as a detector.
 
     Args:
         before: shape of the map, four dimensions.
-        shapes: those of one image that is wider, and of one that is higher.
+        shapes: its shapes for one image that is wider, and for one that is higher.
 
     Returns:
-        "first" or "last": the two dimensions that change; None where others do.
+        "first" or "last", by the two dimensions that change; None if others do.
     """
     same = [after for after in shapes if len(after) == len(before) == 4]
     changed = {axis for after in same for axis in (1, 2, 3) if before[axis] != after[axis]}
@@ -180,10 +179,10 @@ def turned(before: Sequence[int], shapes: Sequence[Sequence[int]]) -> str | None
 
 
 def check_stated(path: str, layout: Layout, shape: Sequence[int]) -> None:
-    """Refuse a tensor that is not what its path says, or of which it must say more.
+    """Check the number of a tensor's dimensions against the layout that its path states.
 
     Raises:
-        ValueError: tokens that the path does not call so; a layout of another number of dimensions.
+        ValueError: it has three dimensions, and the path does not state tokens; or the numbers of dimensions differ.
     """
     size, name = tuple(shape), path.split("@tokens")[0].removesuffix("@last").removesuffix("@first")
     if len(shape) == 3 and layout.kind is None:
@@ -199,16 +198,16 @@ def check_stated(path: str, layout: Layout, shape: Sequence[int]) -> None:
 
 
 def check_found(path: str, layout: Layout, shape: Sequence[int], found: str | None) -> None:
-    """Refuse a tensor that was found to have another layout than its path says.
+    """Compare the layout that a path states with the one that was found.
 
     Args:
         path: of the tap.
-        layout: what it says; nothing means (B, C, H, W).
+        layout: the stated one; none means (B, C, H, W).
         shape: of the tensor.
-        found: as `moved` gives it.
+        found: the result of `moved`.
 
     Raises:
-        ValueError: with what to write.
+        ValueError: they differ, or neither is clear; the message says what to write.
     """
     size, stated = tuple(shape), layout.kind
     if found == "batch":
@@ -239,13 +238,13 @@ def check_found(path: str, layout: Layout, shape: Sequence[int], found: str | No
 
 
 def as_map(x: Tensor) -> Tensor:
-    """Return a tapped map unchanged, and refuse what is none: no layout is guessed from a shape.
+    """Return a tapped map unchanged; refuse tensors of other dimensions, because no layout is guessed.
 
     Args:
         x: (B, C, H, W).
 
     Raises:
-        ValueError: another number of dimensions.
+        ValueError: the number of dimensions is not four.
     """
     if x.ndim == 4:
         return x

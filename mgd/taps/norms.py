@@ -1,4 +1,4 @@
-"""The batch normalisation in front of a tap, found by what the network computes."""
+"""Find the batch normalisation before a tap by running the network; margins from its statistics."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Norm = nn.BatchNorm2d | nn.SyncBatchNorm
 
 
 def norms_before(taps: Taps, images: Images) -> list[Norm | None]:
-    """Find the batch normalisation in front of each tap: the one whose output the tapped map is, or is a sum with.
+    """Find the batch normalisation before each tap, whose output is the tapped map, or a summand of it.
 
     It is the last layer with weights (convolution, linear or normalisation) that ran before the tap was read, if that
-    is a `BatchNorm2d` of the map's shape, and whatever is added to its output is found in the map, pixel by pixel:
-    nothing lies between but sums and what does nothing in eval mode. Behind an activation, a pool or a scale it is
-    None, and margins have to be measured on the map. Behind a residual sum this is the norm of the branch alone, as in
-    the published code; where the shortcut has a norm too (a stage of one block), the one of the two that ran last.
+    is a `BatchNorm2d` of the map's shape, and changes of its output appear unchanged in the map, pixel by pixel: only
+    sums and modules without effect in eval mode lie in between. After an activation, a pool or a scale, it is None, and
+    margins must be measured on the map. After a residual sum, it is the norm of the branch, as in the published code;
+    if the shortcut has a norm, too (a stage of one block), it is the one that ran last.
 
-    A norm that activates itself, as timm's, counts where the tap lies before its activation ("stem.bn1.act@in").
+    A norm that includes its activation, such as timm's, counts if the tap lies before it ("stem.bn1.act@in").
 
     Args:
         taps: the tapped network.
@@ -34,13 +34,13 @@ def norms_before(taps: Taps, images: Images) -> list[Norm | None]:
     Returns:
         One `BatchNorm2d`, or `SyncBatchNorm`, or None per tap.
     """
-    dry_forward(taps, images)  # the first forward may run the network on images of another size, too
+    dry_forward(taps, images)  # the first forward may also run the network on images of other sizes
     trace = _Trace(taps)
     try:
         maps = dry_forward(taps, images).features
     finally:
         trace.close()
-    found: list[Norm | None] = []
+    norms: list[Norm | None] = []
     for number, (point, tensor) in enumerate(zip(taps.points, maps, strict=True)):
         last = trace.last_before(number, point)
         if (
@@ -48,17 +48,17 @@ def norms_before(taps: Taps, images: Images) -> list[Norm | None]:
             or last.norm.num_features != tensor.shape[1]
             or not _carries(taps, images, last, number, tensor)
         ):
-            found.append(None)
+            norms.append(None)
         else:
-            found.append(last.norm)
-    return found
+            norms.append(last.norm)
+    return norms
 
 
 def bn_margin(bn: Norm) -> Tensor:
-    """Expect the negative response of each channel behind a batch normalisation.
+    """Return the expected negative response of each channel after a batch normalisation.
 
-    With s = |weight| and m = bias, a channel is taken as N(m, s^2). Where Phi(-m/s) > 0.001,
-    margin = E[x | x < 0] = m - s phi(m/s) / Phi(-m/s); else margin = -3 s; where s = 0, min(m, 0).
+    With s = |weight| and m = bias, the responses are assumed to be N(m, s^2). If Phi(-m/s) > 0.001,
+    margin = E[x | x < 0] = m - s phi(m/s) / Phi(-m/s); else margin = -3 s; if s = 0, margin = min(m, 0).
 
     Args:
         bn: batch normalisation of T channels, its weights loaded; without affine weights m = 0 and s = 1.
@@ -67,7 +67,7 @@ def bn_margin(bn: Norm) -> Tensor:
         (T,), detached, in the type and on the device of the weights; computed in float64.
 
     Raises:
-        TypeError: a layer that is no batch normalisation.
+        TypeError: the layer is not a batch normalisation.
 
     Reference: Heo et al., 2019, arXiv:1904.01866, section 3.2.
     """
@@ -88,7 +88,7 @@ def bn_margin(bn: Norm) -> Tensor:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a norm: the module at which its normalised values, not yet activated, can be read."""
+    """One call of a norm, and the module at which its values before any activation can be read."""
 
     norm: Norm
     place: nn.Module
@@ -97,11 +97,11 @@ class _Call:
 
 
 class _Trace:
-    """Note during a forward which layers with weights run, and which was the last one when a tap was read."""
+    """Record the layers with weights in a forward, and which was the last one when a tap was read."""
 
     def __init__(self, taps: Taps) -> None:
-        self._layers: list[_Call | None] = []  # None: a layer that is no plain norm
-        self._seen: list[list[int]] = [[] for _ in taps.points]
+        self._layers: list[_Call | None] = []  # None for other layers than plain norms
+        self._num_before: list[list[int]] = [[] for _ in taps.points]  # layers before each call of a tap
         self._handles: list[Any] = []
         for module in taps.model.modules():
             if isinstance(module, Norm):
@@ -109,11 +109,11 @@ class _Trace:
             elif next(module.parameters(recurse=False), None) is not None:
                 self._handles.append(module.register_forward_hook(lambda *_: self._layers.append(None)))
         for number, point in enumerate(taps.points):
-            note = lambda *_, n=number: self._seen[n].append(len(self._layers))  # noqa: E731
+            note = lambda *_, n=number: self._num_before[n].append(len(self._layers))  # noqa: E731
             self._handles.append(_hook(point.module, point.reads_input, note))
 
     def _follow_norm(self, norm: Norm) -> None:
-        inner = next(norm.children(), norm)  # a norm that activates itself hands its values to a module of its own
+        inner = next(norm.children(), norm)  # a norm with an activation passes its values to a child
         reads_input, calls = inner is not norm, 0
         expected: list[Tensor] = []
 
@@ -131,8 +131,8 @@ class _Trace:
         self._handles.append(_hook(inner, reads_input, at))
 
     def last_before(self, number: int, point: TapPoint) -> _Call | None:
-        """Return the norm that ran last before a tap was read, or None where another layer did."""
-        position = self._seen[number][-1 if point.call is None else point.call]
+        """Return the norm that ran last before a tap was read, or None if another layer did."""
+        position = self._num_before[number][-1 if point.call is None else point.call]
         return self._layers[position - 1] if position else None
 
     def close(self) -> None:
@@ -141,9 +141,9 @@ class _Trace:
 
 
 def _carries(taps: Taps, images: Images, last: _Call, number: int, before: Tensor) -> bool:
-    """Whether a change of a norm's values, of random size and sign at each pixel, is found in the tapped map as it is.
+    """Return whether random changes of a norm's values at each pixel appear unchanged in the tapped map.
 
-    Changes of a hundred times the map's values make an activation show, also one that limits large values alone.
+    The changes are a hundred times the map's values, to detect also activations that only limit large values.
     """
     generator = torch.Generator().manual_seed(0)
     size = 100 * float(before.abs().max()) + 100

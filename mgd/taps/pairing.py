@@ -1,4 +1,4 @@
-"""Which tap of a student learns from which tap of a teacher: by resolution, then by depth."""
+"""Pair the taps of a student and a teacher: by resolution, then by depth."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mgd.taps.discovery import find_taps
 from mgd.taps.sizes import Size, height_and_width
 from mgd.taps.tap import Tap, table
 
-EQUAL = 0.3  # octaves by which sizes may differ and count as one resolution
-MOST = 2.0  # octaves that pooling or interpolation may bridge
-Price = Callable[[Tap, Tap], float | None]  # of a pair; None for one that cannot be
+EQUAL = 0.3  # octaves; sizes that differ by less count as equal
+MOST = 2.0  # octaves; largest difference of paired sizes
+Price = Callable[[Tap, Tap], float | None]  # of a pair; None if it is not allowed
 
 
 def pair_taps(
@@ -24,26 +24,26 @@ def pair_taps(
 ) -> list[tuple[Tap, Tap]]:
     """Pair the taps of two networks.
 
-    Order is kept: a deeper tap of the student never learns from a shallower one of the teacher. Resolutions are
-    compared relative to the images of each network. Taps of equal resolution are paired, the nearest in depth where
-    there are several. Where no two are equal, as many as possible are paired whose sizes differ by at most a factor of
-    4, those nearest in size. Where one network has several taps of one resolution alone, as a plain ViT, all are paired
-    by depth, within the same factor.
+    The order is kept: of two student taps, the deeper one is never paired with the shallower teacher tap. Resolutions
+    are compared relative to the images of each network. Taps of equal resolution are paired; of several, those nearest
+    in depth. If no two resolutions are equal, as many taps as possible are paired whose sizes differ by at most a
+    factor of 4, those nearest in size. If a network has several taps of only one resolution, as a plain ViT, all are
+    paired by depth, within the same factor.
 
-    Where the sizes of a pair differ, terms average or interpolate the teacher's map to the student's size: compare
+    If the sizes of a pair differ, terms average or interpolate the teacher's map to the student's size: compare
     `student_tap.size` and `teacher_tap.size`.
 
     Args:
-        student: a network, whose taps `find_taps` finds, or taps, as of `describe_taps` for named families.
-        teacher: the same.
-        images_or_size: images of both networks, or height and width of them; see `find_taps`.
-        teacher_size: images of the teacher, or their size, where they differ.
+        student: a network, whose taps are found by `find_taps`; or taps, for example of `describe_taps`.
+        teacher: likewise.
+        images_or_size: images of both networks, or their height and width; see `find_taps`.
+        teacher_size: images of the teacher, or their size, if they differ.
 
     Returns:
-        Pairs (student's, teacher's), from shallow to deep; a tap without a partner is in none.
+        Pairs (student's, teacher's), from shallow to deep; taps without a partner are left out.
 
     Raises:
-        ValueError: no two taps can be paired; it shows both tables.
+        ValueError: no two taps can be paired; the message shows both tables.
     """
     teacher_images = images_or_size if teacher_size is None else teacher_size
     ours = _taps(student, images_or_size)
@@ -62,8 +62,8 @@ def pair_taps(
 
 
 def _taps(network: nn.Module | Sequence[Tap], images_or_size: Size) -> list[Tap]:
-    found = find_taps(network, images_or_size) if isinstance(network, nn.Module) else network
-    return sorted(found, key=lambda tap: tap.depth)
+    taps = find_taps(network, images_or_size) if isinstance(network, nn.Module) else network
+    return sorted(taps, key=lambda tap: tap.depth)
 
 
 def _one_resolution(taps: Sequence[Tap]) -> bool:
@@ -91,7 +91,7 @@ def _by_depth(ratio: float) -> Price:
 
 
 def _align(student: Sequence[Tap], teacher: Sequence[Tap], price: Price) -> list[tuple[Tap, Tap]]:
-    """Return the most pairs in order that can be, at the least price: best[i][j] of the first i and j taps."""
+    """Return as many pairs in order as possible, at the least price: best[i][j] is for the first i and j taps."""
     best: list[list[tuple[int, float, list[tuple[Tap, Tap]]]]] = [
         [(0, 0.0, []) for _ in range(len(teacher) + 1)] for _ in range(len(student) + 1)
     ]

@@ -1,4 +1,4 @@
-"""The paths of taps: which module, its input, output or an element of that, of which call, and how it is laid out."""
+"""Parse the paths of taps: module, its input, its output or an element of that, number of the call, and layout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PATH = re.compile(
 
 @dataclass(frozen=True)
 class TapPoint:
-    """One parsed path: which module, its input, output or an element of that, of which call, and how it is laid out."""
+    """A parsed path: module, its input, its output or an element of that, number of the call, and layout."""
 
     path: str
     module: nn.Module
@@ -33,6 +33,11 @@ class TapPoint:
 
 
 def parse_path(model: nn.Module, path: str) -> TapPoint:
+    """Parse a path; see `Taps`.
+
+    Raises:
+        ValueError: it is malformed, names no module, or one inside of a compiled or scripted network.
+    """
     match = _PATH.match(path)
     if match is None:
         forms = "'layer4', 'layer4.2.relu@in' or 'layer4.2.relu@in#-1', with @last behind it where channels are last"
@@ -55,7 +60,7 @@ def parse_path(model: nn.Module, path: str) -> TapPoint:
 
 
 def _refuse_fused(modules: Mapping[str, nn.Module], path: str, name: str) -> None:
-    """Refuse a module inside one that was compiled or scripted: hooks in that are not called."""
+    """Refuse a module inside of a compiled or scripted one, where hooks are not called."""
     parts = name.split(".")
     for above in ("", *(".".join(parts[:number]) for number in range(1, len(parts)))):
         module = modules[above]
@@ -73,7 +78,7 @@ def _plain(path: str) -> str:
 
 
 def element_of(point: TapPoint, output: Any) -> Any:
-    """Return what a path names of a module's output: all of it, or one element of a tuple or a mapping."""
+    """Return the part of a module's output that a path names: all of it, or an element of a tuple or a mapping."""
     if point.element is None:
         return output
     if isinstance(output, Mapping):

@@ -1,4 +1,4 @@
-"""What one dry forward tells of a tapped network: what terms are built from."""
+"""Probes: the facts about a network that terms are built from, found by one forward."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from mgd.taps.taps import Images, Outputs, Taps, dry_forward
 
 @dataclass(frozen=True)
 class Probe:
-    """What a term may know of a network when it is built.
+    """The facts about a network that a term is built from.
 
     Args:
-        outputs: of one dry forward, of any batch size.
-        paths: of the taps, where they have some.
-        norms: name of the batch normalisation in front of each tap, as `norms_before` finds it, or None.
-        margins: (C,) of each tap as its norm gives it, or None where a margin has to be measured on the map. A
-            network that trains has none.
+        outputs: of one forward in eval mode, of any batch size.
+        paths: of the taps, if known.
+        norms: name of the batch normalisation before each tap, see `norms_before`, or None.
+        margins: (C,) of each tap from its norm, or None to measure it on the map, as for networks that train.
         weight: of this teacher among several, > 0.
         frozen: whether the network is a frozen teacher, not a peer that trains.
-        before_relu: whether the taps lie before a ReLU, so that a term whose source reads maps behind it applies one.
-        classifier: (K, D), the weight of the linear layer whose output the logits are, or None where there is none.
+        before_relu: whether the taps lie before a ReLU; then terms whose source reads maps after the ReLU apply one.
+        classifier: (K, D), the weight of the linear layer that returns the logits, or None if there is none.
     """
 
     outputs: Outputs
@@ -44,7 +43,7 @@ class Probe:
         """The width of the map at every tap.
 
         Raises:
-            ValueError: a tapped tensor that is no map.
+            ValueError: a tapped tensor is not a map.
         """
         return [as_map(feature).shape[1] for feature in self.outputs.features]
 
@@ -62,13 +61,13 @@ class Probe:
 def probe(
     network: nn.Module, images: Images, *, weight: float = 1.0, frozen: bool = True, before_relu: bool = False
 ) -> Probe:
-    """Run a network once, in eval mode and without gradients, and note what a term needs to be built.
+    """Run a network in eval mode without gradients, and return the facts that terms are built from.
 
-    Call it before norms are folded: margins come from them.
+    Call it before norms are folded, because margins come from them.
 
     Args:
         network: `Taps`, or a network without taps.
-        images: (B, 3, H, W) or a list, as this network sees them, any content; one image is enough.
+        images: (B, 3, H, W) or a list, of the size for this network, any content; one image is enough.
         weight: of this teacher among several.
         frozen: whether it is a frozen teacher.
         before_relu: whether the taps lie before a ReLU, see `Probe`.
@@ -76,7 +75,7 @@ def probe(
     taps = network if isinstance(network, Taps) else Taps(network)
     with left_as_it_was(taps):
         outputs, classifier = _classify(taps, images)
-        # The norms of a network that trains change, and its margins with them: those are measured.
+        # The norms of a network that trains change, so its margins are measured.
         norms = norms_before(taps, images) if frozen and taps.paths else [None] * len(taps.paths)
     names = {module: name for name, module in taps.model.named_modules()}
     return Probe(
@@ -92,12 +91,12 @@ def probe(
 
 
 def _classify(taps: Taps, images: Images) -> tuple[Outputs, Tensor | None]:
-    """Return the outputs of one dry forward, and the weight of the linear layer whose output the logits are."""
-    made: list[tuple[nn.Linear, Tensor]] = []
+    """Return the outputs of one forward, and the weight of the linear layer that returns the logits."""
+    results: list[tuple[nn.Linear, Tensor]] = []
 
     def note(layer: nn.Module, _: object, output: Tensor) -> None:
         assert isinstance(layer, nn.Linear)
-        made.append((layer, output))
+        results.append((layer, output))
 
     handles = [layer.register_forward_hook(note) for layer in taps.modules() if isinstance(layer, nn.Linear)]
     try:
@@ -105,7 +104,7 @@ def _classify(taps: Taps, images: Images) -> tuple[Outputs, Tensor | None]:
     finally:
         for handle in handles:
             handle.remove()
-    for layer, output in reversed(made):
+    for layer, output in reversed(results):
         if output.shape == outputs.logits.shape and torch.equal(output.to(outputs.logits), outputs.logits):
             return outputs, layer.weight.detach()
     return outputs, None

@@ -1,4 +1,4 @@
-"""The images that a network is looked at with: those that are given, or made ones of a size."""
+"""Images to run a network on: given ones, or random ones of a given size."""
 
 from __future__ import annotations
 
@@ -10,40 +10,43 @@ from mgd.taps.kept import evaluated
 Size = Tensor | int | tuple[int, int]  # (B, C, H, W), or height and width, one number for a square
 
 
-def two_images(model: nn.Module, given: Size) -> Tensor:
-    """Return two images on the network's device: of a batch of one, no shape would tell the batch.
+def two_images(model: nn.Module, images_or_size: Size) -> Tensor:
+    """Return two images: with one, shapes would not show which dimension is the batch.
 
-    Made images have 3 channels, or as many as the network's first convolution reads where it does not run on 3.
+    Random images are on the network's device, and have 3 channels, or as many as its first convolution takes if it does
+    not run on 3.
 
     Raises:
-        ValueError: neither images nor a size.
+        ValueError: the argument is neither images nor a size.
     """
-    if isinstance(given, Tensor):
-        if given.ndim != 4 or not len(given):
-            raise ValueError(f"expected images (B, 3, H, W), or height and width; got the shape {tuple(given.shape)}")
-        return torch.cat([given[:2], given[:1].flip(3)])[:2]
+    if isinstance(images_or_size, Tensor):
+        if images_or_size.ndim != 4 or not len(images_or_size):
+            raise ValueError(
+                f"expected images (B, 3, H, W), or height and width; got the shape {tuple(images_or_size.shape)}"
+            )
+        return torch.cat([images_or_size[:2], images_or_size[:1].flip(3)])[:2]
     parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     first = next((module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)), 3)
-    made = torch.randn(2, 3, *height_and_width(given), generator=torch.Generator().manual_seed(0))
-    if first != 3 and not _runs(model, made.to(parameter)):
-        made = made.mean(1, keepdim=True).repeat(1, first, 1, 1)
-    return made.to(parameter.device, parameter.dtype)
+    random = torch.randn(2, 3, *height_and_width(images_or_size), generator=torch.Generator().manual_seed(0))
+    if first != 3 and not _runs(model, random.to(parameter)):
+        random = random.mean(1, keepdim=True).repeat(1, first, 1, 1)
+    return random.to(parameter.device, parameter.dtype)
 
 
-def height_and_width(given: Size) -> tuple[int, int]:
+def height_and_width(images_or_size: Size) -> tuple[int, int]:
     """Return height and width of images.
 
     Raises:
-        ValueError: neither images nor a size.
+        ValueError: the argument is neither images nor a size.
     """
     try:
-        sides = given.shape[2:] if isinstance(given, Tensor) else given
+        sides = images_or_size.shape[2:] if isinstance(images_or_size, Tensor) else images_or_size
         height, width = (side.__index__() for side in (sides if isinstance(sides, tuple | list) else (sides, sides)))
         if min(height, width) > 0:
             return height, width
-    except (AttributeError, TypeError, ValueError):  # no whole numbers, or not two
+    except (AttributeError, TypeError, ValueError):  # not two whole numbers
         pass
-    raise ValueError(f"expected images (B, 3, H, W), or height and width as 224 or (192, 256); got {given!r}")
+    raise ValueError(f"expected images (B, 3, H, W), or height and width as 224 or (192, 256); got {images_or_size!r}")
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A place where a network can be tapped, and a table of them."""
+"""Descriptions of taps, and a table of them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ class Tap:
     """A place where a network can be tapped, and its map.
 
     Args:
-        path: as `Taps` takes it.
+        path: for `Taps`.
         channels: C.
         size: H and W.
         kind: "map", or "tokens" that the path turns into one.
-        norm: name of the batch normalisation whose statistics are the map's, as `norms_before` finds it, or None. A
-            group or layer normalisation gives no statistics per channel.
-        activation: the function that the network applies to the map, as "ReLU", or None.
-        margin: where a margin comes from. "norm": ReLU or ReLU6 follows, and the norm gives it. "measured": on the map
-            itself, where there is no norm, or where SiLU, GELU, Hardswish or Mish follows, which cut off most of the
-            negative side. "none": nothing cuts off the negative side.
-        depth: share of the layers with weights that run before it, from 0 to 1.
+        norm: name of the batch normalisation before the tap, see `norms_before`, or None. Group and layer
+            normalisations have no statistics per channel.
+        activation: the function that the network applies to the map, such as "ReLU", or None.
+        margin: the source of a margin. "norm": ReLU or ReLU6 follows, and the norm gives the margin. "measured": on the
+            map, because there is no norm, or because SiLU, GELU, Hardswish or Mish follows, which suppress most of the
+            negative side. "none": nothing suppresses the negative side.
+        depth: share of the layers with weights that run before the tap, from 0 to 1.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Feature capture by module path on any network, and what is learned from one dry forward."""
+"""Read the maps of any network at module paths during its forward."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from mgd.taps.paths import element_of, parse_path
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one network makes of one batch.
+    """The outputs of a network for a batch.
 
     Args:
-        logits: (B, K), before any softmax; (B, 0) of a tapped network that returns none, as a detector.
+        logits: (B, K), before any softmax; (B, 0) for a tapped network without logits, such as a detector.
         features: one (B, C, H, W) per tap, in the order of the taps.
-        result: what a network without logits returned, as a detector's losses; None where there are logits.
-        more: the outputs for further augmented views of the same images, where the batch has some.
+        result: the result of a network without logits, such as a detector's losses; None if there are logits.
+        more: the outputs for further augmented views of the same images, if the batch has some.
     """
 
     logits: Tensor
@@ -46,13 +46,13 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a term may know of a batch besides the networks' outputs.
+    """The inputs of a term besides the networks' outputs.
 
     Args:
-        target: (B,) int64 class indices, (B, K) probabilities of mixed images, or None where images carry no labels.
+        target: (B,) int64 class indices, (B, K) probabilities of mixed images, or None without labels.
         index: (B,) int64 positions of the images in the data set, or None.
         epoch: epoch of training, counted from 0.
-        counts: images of this batch on every rank, in the order of the ranks, where that is known.
+        counts: number of images of this batch on every rank, or None if unknown.
     """
 
     target: Tensor | None = None
@@ -62,24 +62,24 @@ class Batch:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the logits in what a network returns: a tensor, or what holds one as `logits`, "out" or first element.
+    """Return the logits in the result of a network.
 
     Args:
-        output: a tensor; an object with `logits`, as those of transformers or of torchvision's Inception; a mapping
-            with "logits" or "out"; a tuple or list whose first element is (B, K).
+        output: a tensor; an object with `logits`, such as those of transformers or torchvision's Inception; a mapping
+            with "logits" or "out"; or a tuple or list whose first element is (B, K).
 
     Raises:
-        TypeError: anything else.
+        TypeError: the output is anything else.
     """
     if isinstance(output, Tensor):
         return output
-    found: Any = getattr(output, "logits", None)
-    if found is None and isinstance(output, Mapping):
-        found = output.get("logits", output.get("out"))
-    elif found is None and isinstance(output, (tuple, list)) and output:
-        found = output[0] if isinstance(output[0], Tensor) and output[0].ndim == 2 else None
-    if isinstance(found, Tensor):
-        return found
+    logits: Any = getattr(output, "logits", None)
+    if logits is None and isinstance(output, Mapping):
+        logits = output.get("logits", output.get("out"))
+    elif logits is None and isinstance(output, (tuple, list)) and output:
+        logits = output[0] if isinstance(output[0], Tensor) and output[0].ndim == 2 else None
+    if isinstance(logits, Tensor):
+        return logits
     raise TypeError(
         f"the network returns a {type(output).__name__} in which no logits are found: let its forward return a tensor "
         'of logits (B, K), an object with .logits, a mapping with "logits", or a tuple whose first element they are'
@@ -92,15 +92,15 @@ Grown = list[list[list[tuple[int, ...]]]]  # shapes of every call of every tap, 
 
 @dataclass
 class _Slot:
-    """The calls of one tap during one forward: tensors, and their versions when seen."""
+    """The calls of one tap during one forward: tensors, and their versions when they were read."""
 
-    keeps_graph: bool = False  # whether the forward began with gradients
+    keeps_graph: bool = False  # whether gradients were on when the forward started
     calls: list[Tensor] = field(default_factory=list)
     originals: list[tuple[Tensor, int] | None] = field(default_factory=list)
 
 
 def _in_order(module: nn.Module, kwargs: dict[str, Any]) -> list[Any]:
-    """Return arguments by keyword in the order of the module's forward, whatever the order of the call."""
+    """Return keyword arguments in the order of the module's forward."""
     if len(kwargs) < 2:
         return list(kwargs.values())
     names = list(inspect.signature(module.forward).parameters)
@@ -110,21 +110,21 @@ def _in_order(module: nn.Module, kwargs: dict[str, Any]) -> list[Any]:
 
 
 def first_tensor(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what counts as a module's input: the first tensor among its arguments, in the order of its forward."""
-    given = [*args, *_in_order(module, kwargs)]
-    tensors = [value for value in given if isinstance(value, Tensor)]
-    return (tensors or given or [None])[0]
+    """Return a module's input: the first tensor among its arguments, in the order of its forward."""
+    arguments = [*args, *_in_order(module, kwargs)]
+    tensors = [value for value in arguments if isinstance(value, Tensor)]
+    return (tensors or arguments or [None])[0]
 
 
 class _Reader:
-    """What a hook calls: it hands one tap's tensor to `Taps`, and does nothing in a network that was saved alone."""
+    """The hooks of one tap: they pass its tensor to `Taps`, and do nothing in a network that is saved without it."""
 
     def __init__(self, taps: Taps, number: int) -> None:
         self.taps: Taps | None = taps
         self.number = number
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"taps": None, "number": self.number}  # those that belong to it take it up again
+        return {"taps": None, "number": self.number}  # `Taps.__setstate__` restores it
 
     def read_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.taps is not None:
@@ -136,38 +136,38 @@ class _Reader:
 
 
 class Taps(nn.Module):
-    """Run a network unchanged and return its logits and the maps at the named places.
+    """Run a network, and return its logits and the maps at the given paths.
 
     A path is a module's dotted name, as `named_modules` gives it: "layer4" is the module's output, "layer4.2.relu@in"
     its input, "layer4.2.relu@in#-1" the input of its last call in a forward (a ReLU that a block shares is called
     several times; the first is #0). A module's input is the first tensor among its arguments, in the order of
     its forward.
 
-    Every map is returned as (B, C, H, W). The end of a path says where a tensor is laid out otherwise: "@last" is (B,
-    H, W, C), as in a Swin transformer; "@tokens" is (B, N, C), row by row, "@tokens:prefix=5:grid=14x28" such with 5
-    tokens in front and 14 rows of 28; see `tokens_to_map`. Without "prefix" it is what the network says, or 0 where
-    that leaves a grid; see `settle_prefix`. No layout is guessed. Three dimensions without "@tokens" are refused, as is
-    a first dimension that is not the batch. Four without a word are (B, C, H, W) where only so H and W
-    are in the images' proportion. Where that does not tell, the first forward also runs the network on one image of
-    another size, in eval mode: channels are what does not grow. Then "@last" is asked for, or, where that tells nothing
-    either, one of "@first" and "@last"; a path that says otherwise than what was found is refused. Tokens of a network
-    that keeps them in another order (it has `unroll`, `reroll` or `mask_unit_size`, as Hiera) are refused.
+    Every map is returned as (B, C, H, W). The end of a path states another layout: "@last" is (B, H, W, C), as in a
+    Swin transformer; "@tokens" is (B, N, C), row by row; "@tokens:prefix=5:grid=14x28" has 5 tokens before 14 rows of
+    28; see `tokens_to_map`. Without "prefix", it is the number that the network states, or 0; see `settle_prefix`. No
+    layout is guessed. Three dimensions without "@tokens" are refused, as is a first dimension that is not the batch.
+    Four dimensions without a stated layout are (B, C, H, W), if only then H and W have the images' proportion. If that
+    is not clear, the first forward also runs the network on one image of another size, in eval mode: the channels are
+    the dimension that does not grow. Then the error asks for "@last", or if this is not clear either, for "@first" or
+    "@last"; a path that states another layout than the one found is refused. Tokens of a network that keeps them in
+    another order (it has `unroll`, `reroll` or `mask_unit_size`, as Hiera) are refused.
 
-    The network computes what it did: hooks read it, and `close` takes them away. It can be pickled and copied, alone
-    or in here; alone, the copy's hooks do nothing.
+    The network computes the same as before; `close` removes the hooks. It can be pickled and copied, with its `Taps` or
+    without; the hooks of a copy without `Taps` do nothing.
 
-    In-place operations behind a tap would overwrite what was read. A module whose input is read has its `inplace` off
-    until `close`. For others (`x += y`) the first forward copies every map and watches which originals change; later
-    ones copy only those.
+    In-place operations after a tap would overwrite what was read. Modules whose input is read have `inplace` off until
+    `close`. For other operations (`x += y`), the first forward copies every map and checks which originals change;
+    later ones copy only those.
 
     Args:
-        model: any network whose forward takes images and returns logits, or what `logits_of` finds them in.
-        paths: where to read, one path a tap.
+        model: any network whose forward takes images, and in whose result `logits_of` finds logits.
+        paths: one path per tap.
 
     Raises:
-        ValueError: a path that is malformed or names no module (the nearest names are listed); "@tokens" in a network
-            that keeps them in another order. From the first forward: a tensor of another layout than its path says.
-        TypeError: from a forward: a network that returns no logits, a tap that reads no tensor.
+        ValueError: a path is malformed or names no module (the nearest names are listed), or has "@tokens" in a network
+            with another order of tokens. In the first forward: a tensor has another layout than its path states.
+        TypeError: in a forward: the network returns no logits, or a tap reads no tensor.
     """
 
     def __init__(self, model: nn.Module, paths: Sequence[str] = ()) -> None:
@@ -182,9 +182,9 @@ class Taps(nn.Module):
         for point in self.points:
             if point.layout.kind == "tokens":
                 self._refuse_reordered(point.path)
-        # What is overwritten may differ between training and evaluation.
+        # In-place operations may differ between training and evaluation.
         self._copy = {mode: [True] * len(self.paths) for mode in (True, False)}
-        self._settled: set[int] = set()  # taps whose layout was looked at
+        self._settled: set[int] = set()  # taps whose layout was checked
         # Keyed by device: the replicas of DataParallel share this object, each on its own device.
         self._open: dict[torch.device, list[_Slot]] = {}
         self._in_place: list[nn.Module] = []
@@ -228,7 +228,7 @@ class Taps(nn.Module):
         if slot.keeps_graph:
             self._check_graph(number)
         copies = self._copy[self.model.training][number]
-        if not torch.compiler.is_compiling():  # a compiled forward keeps to what eager ones learned
+        if not torch.compiler.is_compiling():  # a compiled forward uses what eager ones found
             unversioned = tensor.is_inference()
             slot.originals.append(None if unversioned else (tensor, tensor._version))
             copies = copies or unversioned
@@ -245,14 +245,14 @@ class Taps(nn.Module):
         """Return the network's `Outputs`.
 
         Args:
-            images: (B, 3, H, W), or what a detector takes, a list of B images (3, H, W).
-            more: what else the network's forward takes, as the targets of a detector.
+            images: (B, 3, H, W); or for a detector, a list of B images (3, H, W).
+            more: further arguments of the network's forward, such as the targets of a detector.
         """
         output, slots = self._run(images, *more)
-        found = [self._read(number, slot) for number, slot in enumerate(slots)]
+        tensors = [self._read(number, slot) for number, slot in enumerate(slots)]
         calls = [len(slot.calls) for slot in slots]
         grown: Grown = []
-        maps = [self._as_map(n, found[n], images, calls[n], grown) for n in range(len(found))]
+        maps = [self._as_map(n, tensors[n], images, calls[n], grown) for n in range(len(tensors))]
         if maps and _is_dense(output):
             return Outputs(maps[0].new_zeros(len(maps[0]), 0), maps, output)
         return Outputs(logits_of(output), maps)
@@ -266,7 +266,7 @@ class Taps(nn.Module):
             del self._open[device]
 
     def _as_map(self, number: int, tensor: Tensor, images: Images, calls: int, grown: Grown) -> Tensor:
-        """Return a tapped tensor as (B, C, H, W), its layout being sure."""
+        """Return a tapped tensor as (B, C, H, W), after checks of its layout."""
         path, layout, shape = self.points[number].path, self.points[number].layout, tensor.shape
         if len(shape) in (3, 4):
             if len(shape) == 3:
@@ -286,26 +286,26 @@ class Taps(nn.Module):
     def _from_tokens(self, path: str, layout: Layout, tensor: Tensor, images: Images) -> Tensor:
         try:
             layout = settle_prefix(layout, tensor.shape[1], self.stated_prefix)
-            found = tokens_to_map(tensor, prefix=layout.prefix or 0, grid=layout.grid)
+            tapped = tokens_to_map(tensor, prefix=layout.prefix or 0, grid=layout.grid)
         except ValueError as error:
             raise ValueError(f"tap {path!r}: {error}, as in @tokens:prefix=1:grid=14x14") from error
         shape = _shape(images)
-        if layout.grid is None and len(shape) == 4 and "first" not in readings(found.shape, shape):
+        if layout.grid is None and len(shape) == 4 and "first" not in readings(tapped.shape, shape):
             raise ValueError(
                 f"tap {path!r}: the images are {shape[2]} x {shape[3]}, so the tokens are probably not "
-                f"{found.shape[2]} x {found.shape[3]}: say how many rows and columns they have, as in "
+                f"{tapped.shape[2]} x {tapped.shape[3]}: say how many rows and columns they have, as in "
                 "@tokens:prefix=1:grid=14x28"
             )
-        return found
+        return tapped
 
     def _settle(self, number: int, shape: tuple[int, ...], images: Images, calls: int, grown: Grown) -> None:
-        """Make sure of the layout of a tap; see the class. `grown` is filled where the first tap needs it."""
+        """Check the layout of a tap, see the class; `grown` is filled for the first tap that needs it."""
         path, layout = self.points[number].path, self.points[number].layout
         image_shape = _shape(images)
         if len(image_shape) != 3:
             maps = len(shape) == 4
             fits = readings(shape, image_shape) if maps and image_shape else []
-            # Windows of a map, too, may look like one with its channels last.
+            # Windows of a map may look like a map with its channels last.
             if not maps or layout.kind == "last" or fits != [layout.kind or "first"]:
                 if not grown:
                     grown += self._grown_shapes(images)
@@ -320,24 +320,24 @@ class Taps(nn.Module):
 
     @torch.no_grad()
     def _grown_shapes(self, images: Images) -> Grown:
-        """Return the shapes of every call of every tap where images are twice as wide, and twice as large.
+        """Return the shapes of every call of every tap for one image twice as wide, and for one twice as large.
 
-        A list of images, which the network may shrink, is of one twice as wide, and of one twice as high.
+        For a list of images, which the network may shrink, the second one is only twice as high.
         """
-        found: Grown = []
+        grown: Grown = []
         try:
             with evaluated(self):
                 for rows, columns in ((1, 2), (2, 2 if isinstance(images, Tensor) else 1)):
                     channels, height, width = images[0].shape
                     larger = images[0].new_zeros(channels, rows * height, columns * width)
-                    # A network may raise anything at a size that it does not take, often behind the tap.
+                    # A network may raise anything at a size that it does not support, often after the tap.
                     slots = self._open[larger.device] = [_Slot() for _ in self.points]
                     with contextlib.suppress(Exception):
                         self.model(larger[None] if isinstance(images, Tensor) else [larger])
-                    found.append([[tuple(tensor.shape) for tensor in slot.calls] for slot in slots])
+                    grown.append([[tuple(tensor.shape) for tensor in slot.calls] for slot in slots])
         finally:
             self._open.pop(device_of(images), None)
-        return found
+        return grown
 
     def _read(self, number: int, slot: _Slot) -> Tensor:
         point, calls = self.points[number], len(slot.calls)
@@ -354,7 +354,7 @@ class Taps(nn.Module):
         if torch.compiler.is_compiling():
             return slot.calls[call]
         original = slot.originals[call]
-        if original is None:  # nothing tells whether it was overwritten: always a copy
+        if original is None:  # it is unknown whether it was overwritten, so it is always copied
             return slot.calls[call]
         copies = self._copy[self.model.training]
         if original[0]._version != original[1]:
@@ -365,7 +365,7 @@ class Taps(nn.Module):
         return original[0]  # an extra clone in the graph changes floating-point rounding
 
     def close(self) -> None:
-        """Take the hooks off the network, and leave it as it was."""
+        """Remove the hooks from the network, and restore `inplace`."""
         for handle in self._handles:
             handle.remove()
         for module in self._in_place:
@@ -374,17 +374,17 @@ class Taps(nn.Module):
 
 
 def device_of(images: Images) -> torch.device:
-    """Return where images are."""
+    """Return the device of images."""
     return images.device if isinstance(images, Tensor) else images[0].device
 
 
 def _shape(images: Images) -> tuple[int, ...]:
-    """Return the shape of a batch of images, nothing of a list: a detector makes its own batch of that."""
+    """Return the shape of a batch of images; () for a list, of which a detector makes its own batch."""
     return tuple(images.shape) if isinstance(images, Tensor) else ()
 
 
 def _is_dense(output: Any) -> bool:
-    """Whether a network returns boxes or losses: a list of mappings per image, or a mapping of losses or maps."""
+    """Return whether a result is that of a detector: a list of mappings per image, or a mapping without logits."""
     if isinstance(output, Mapping):
         return not {"logits", "out"} & set(output) and all(isinstance(value, Tensor) for value in output.values())
     return isinstance(output, (tuple, list)) and bool(output) and all(isinstance(each, Mapping) for each in output)
@@ -392,7 +392,7 @@ def _is_dense(output: Any) -> bool:
 
 @torch.no_grad()
 def dry_forward(taps: Taps, images: Images) -> Outputs:
-    """Run `taps` once in eval mode without gradients; the training mode of every module stays as it was."""
+    """Run `taps` once in eval mode without gradients, and restore the mode of every module."""
     with evaluated(taps):
         outputs: Outputs = taps(images)
     return outputs

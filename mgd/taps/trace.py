@@ -1,4 +1,4 @@
-"""What one forward computes from what: a graph of values, and the modules at which each value can be read."""
+"""Record a forward as a graph of values, with the modules at which each value can be read."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ LAYERS = ("convolution", "addmm", "mm", "linear", "bmm", "baddbmm", "mkldnn_rnn_
 
 @dataclass
 class Value:
-    """One tensor at one moment of a forward.
+    """A tensor at one moment of a forward.
 
     Args:
         number: in the order of computation.
         shape: of the tensor.
-        operator: that computed it, as "relu", without the mark of one that works in place.
-        constants: its arguments that are numbers.
-        parents: the values that it was computed from, as far as those come from the images.
-        num_layers: operators with weights that ran before, itself included.
+        operator: the operator that computed it, such as "relu", without the underscore of in-place ones.
+        constants: the numbers among its arguments.
+        parents: the values that it was computed from, if they depend on the images.
+        num_layers: number of operators with weights that ran before, itself included.
     """
 
     number: int
@@ -45,10 +45,10 @@ class Place:
     Args:
         name: of the module.
         reads_input: whether it is its input.
-        element: index or name in what the module returns, or None where it returns a tensor.
+        element: index or name in the module's result, or None if that is a tensor.
         call: number of the call in the forward.
-        module: itself.
-        time: how many values had been computed by then.
+        module: the module.
+        time: number of values that had been computed before.
     """
 
     name: str
@@ -66,8 +66,8 @@ class Trace:
     Args:
         values: in the order of computation; number 0 are the images.
         places: of each value that a module takes or returns.
-        calls: how often each module was called.
-        end: number of the logits, or None where they do not come from the images.
+        calls: number of calls of each module.
+        end: number of the logits, or None if they do not depend on the images.
     """
 
     values: list[Value]
@@ -76,9 +76,9 @@ class Trace:
     end: int | None
 
     def trunk(self) -> list[Value]:
-        """Return the values through which all of the images' influence on the logits passes, first the images.
+        """Return the values through which all information of the images passes to the logits, the images first.
 
-        They are the dominators of the logits: the output of a residual block is one, what its branch computes is not.
+        They are the dominators of the logits. The output of a residual block is one; values of its branch are not.
         """
         if self.end is None:
             return []
@@ -94,15 +94,15 @@ class Trace:
         return [self.values[number] for number in reversed(chain)]
 
     def consumers(self) -> dict[int, list[Value]]:
-        """Return the values that are computed from each."""
-        found: dict[int, list[Value]] = {}
+        """Return {number: values that are computed from it}."""
+        consumers: dict[int, list[Value]] = {}
         for value in self.values:
             for parent in value.parents:
-                found.setdefault(parent, []).append(value)
-        return found
+                consumers.setdefault(parent, []).append(value)
+        return consumers
 
     def path(self, place: Place) -> str:
-        """Return the path by which `Taps` reads a place, without its layout."""
+        """Return the path of a place for `Taps`, without a layout."""
         element = "" if place.element is None else f"[{place.element}]"
         call = f"#{place.call}" if self.calls[place.name] > 1 else ""
         return f"{place.name}{element}{'@in' if place.reads_input else ''}{call}"
@@ -118,9 +118,9 @@ def _meet(a: int, b: int, above: Mapping[int, int], depth: Mapping[int, int]) ->
 
 @dataclass
 class _Recorder(TorchDispatchMode):
-    """Note every operator whose arguments come from the images.
+    """Record every operator whose arguments depend on the images.
 
-    A tensor that was changed in place, by itself or by a view, is a new value: of the old one and the change.
+    A tensor that was changed in place, also through a view, is a new value, computed from the old one and the change.
     """
 
     values: list[Value] = field(default_factory=list)
@@ -128,9 +128,9 @@ class _Recorder(TorchDispatchMode):
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._number: dict[int, int] = {}  # of the value that a tensor has, by its id
-        self._written: dict[int, int] = {}  # the last change of a storage
-        self._alive: list[Tensor] = []  # an id is a tensor's own while that lives
+        self._number: dict[int, int] = {}  # id of a tensor -> number of its value
+        self._written: dict[int, int] = {}  # storage -> number of the last change
+        self._alive: list[Tensor] = []  # ids are unique only while the tensors are alive
 
     def start(self, images: Tensor) -> None:
         self._new(images, "images", (), ())
@@ -143,7 +143,7 @@ class _Recorder(TorchDispatchMode):
         return number
 
     def number(self, tensor: Tensor) -> int | None:
-        """Return the number of the value that a tensor has now, or None where it does not come from the images."""
+        """Return the number of a tensor's current value, or None if it does not depend on the images."""
         own, written = self._number.get(id(tensor)), self._written.get(_storage(tensor))
         if written is None or (own is not None and own >= written):
             return own
@@ -151,8 +151,8 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = list(_tensors([*args, *kwargs.values()]))
-        parents = {number for tensor in given if (number := self.number(tensor)) is not None}
+        inputs = list(_tensors([*args, *kwargs.values()]))
+        parents = {number for tensor in inputs if (number := self.number(tensor)) is not None}
         result = func(*args, **kwargs)
         if not parents:
             return result
@@ -163,7 +163,7 @@ class _Recorder(TorchDispatchMode):
         constants = tuple(float(a) for a in args if isinstance(a, (int, float)) and not isinstance(a, bool))
         for output in _tensors([result]):
             number = self._new(output, name.rstrip("_"), constants, tuple(sorted(parents)))
-            if changes and any(output is tensor for tensor in given):
+            if changes and any(output is tensor for tensor in inputs):
                 self._written[_storage(output)] = number
         return result
 
@@ -171,7 +171,7 @@ class _Recorder(TorchDispatchMode):
 def _storage(tensor: Tensor) -> int:
     try:
         return int(tensor.untyped_storage()._cdata)
-    except NotImplementedError:  # one without a storage, as of oneDNN
+    except NotImplementedError:  # a tensor without storage, such as those of oneDNN
         return -id(tensor)
 
 
@@ -184,7 +184,7 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def elements(output: Any) -> Iterator[tuple[str | None, Tensor]]:
-    """Yield the tensors in what a module returns, with the index or name of each that a path can name."""
+    """Yield (index or name, tensor) for the tensors in a module's result that a path can name."""
     if isinstance(output, Tensor):
         yield None, output
     elif isinstance(output, Mapping):
@@ -199,7 +199,7 @@ def trace(model: nn.Module, images: Tensor) -> Trace:
     """Run a network once, in eval mode, and return the graph of what it computes.
 
     Args:
-        model: left as it was.
+        model: the network; the mode of every module is restored.
         images: (B, 3, H, W).
     """
     recorder, places, calls = _Recorder(), dict[int, list[Place]](), dict[str, int]()

@@ -1,4 +1,4 @@
-"""Frozen teachers: fast, without a graph, several as one, one batch ahead, or their stored outputs."""
+"""Frozen teachers: fast, without a graph, as ensembles, one batch ahead, or as stored outputs."""
 
 from mgd.teachers.ahead import Ahead
 from mgd.teachers.stored import keep_top, spread_rest

@@ -1,4 +1,4 @@
-"""Teachers one batch ahead: their forward on some threads while the student trains on the others."""
+"""Compute teachers one batch ahead, on some threads, while the student trains on the others."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ T = TypeVar("T")
 
 
 class Ahead:
-    """Compute what teachers say of the next batch, on threads of their own, while the caller works on this one.
+    """Compute the teachers' outputs for the next batch on separate threads, while the caller works on the current one.
 
-    A step in turn takes T + S, teachers and student each on all threads; this way the longer of T' and S', each on its
-    part of them. It pays on a processor where small maps keep many threads waiting, or where the teacher is busy
-    multiplying and the student moving memory; it holds the teachers' outputs for one batch more.
+    One after the other, a step takes the sum of the teachers' and the student's time, each on all threads. With this
+    class, it takes the longer of both, each on its own threads. That is faster on a CPU if small maps do not use all
+    threads, or if the teacher is limited by computation and the student by memory. The outputs for one more batch are
+    in memory.
 
     Args:
-        teachers: what `mgd.freeze` returns; their forward draws no random numbers.
-        threads: how many of torch's threads are theirs; the caller keeps the others while it iterates.
+        teachers: results of `mgd.freeze`; their forward must not use random numbers.
+        threads: number of torch's threads for the teachers; the caller uses the others while it iterates.
 
     Raises:
-        ValueError: `threads` leaves the caller none.
+        ValueError: `threads` leaves no thread for the caller.
     """
 
     def __init__(self, teachers: Sequence[nn.Module], threads: int) -> None:
@@ -38,18 +39,18 @@ class Ahead:
     def __call__(
         self, batches: Iterable[T], images: Callable[[T], Tensor]
     ) -> Iterator[tuple[T, Future[list[Outputs]]]]:
-        """Yield each of `batches` with its teachers' outputs to come, those of the next being begun.
+        """Yield each batch with the future outputs of its teachers; those of the next batch are already started.
 
         Args:
-            batches: whatever a loader gives.
-            images: makes the teachers' images (B, 3, H, W) of one, on their thread.
+            batches: of any kind.
+            images: returns the teachers' images (B, 3, H, W) of a batch; called on their thread.
         """
 
         def outputs(batch: T) -> list[Outputs]:
             batch_images = images(batch)
             return [teacher(batch_images) for teacher in self._teachers]
 
-        # torch's number of threads is each thread's own.
+        # torch's number of threads is set for each thread separately.
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(self._threads,)) as pool:
             torch.set_num_threads(self._all - self._threads)
             try:

@@ -1,4 +1,4 @@
-"""What is kept of a teacher's probabilities, and what is made of that again: the likeliest classes, the rest as one."""
+"""Compress a teacher's probabilities: keep the likeliest classes, and the total of all others."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mgd.checks import check_tensors
 def keep_top(log_probabilities: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the `top` likeliest classes of each row, log p of each, and log m of all others together.
 
-    m = sum over the classes that are not kept of p; log m is -inf where all are kept.
+    m = sum over the classes that are not kept of p; log m is -inf if all are kept.
 
     Args:
         log_probabilities: (B, K), log p.
         top: k, 1 <= k <= K.
 
     Returns:
-        (B, k) int64, best first, the smaller index first among equals; (B, k); (B,).
+        (B, k) int64, best first, of equal ones the smaller index first; (B, k); (B,).
 
     Raises:
-        ValueError: no matrix, or a k that it does not have.
+        ValueError: the argument is not a matrix, or k is outside [1, K].
     """
     check_tensors("keep_top", log_probabilities=log_probabilities)
     if log_probabilities.ndim != 2 or not 1 <= top <= log_probabilities.shape[1]:
@@ -31,10 +31,10 @@ def keep_top(log_probabilities: Tensor, top: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def spread_rest(classes: Tensor, log_probabilities: Tensor, rest: Tensor, num_classes: int) -> Tensor:
-    """Return log-probabilities of all classes: log p of those that were kept, log(m / (K - k)) of each other one.
+    """Return log-probabilities of all classes: log p for the kept ones, log(m / (K - k)) for each of the others.
 
-    The rows are logits: softmax(z / tau) is that of the teacher at any temperature tau, except that the classes that
-    were not kept are equally likely.
+    The rows can be used as logits z: softmax(z / tau) is the teacher's at any temperature tau, except that all classes
+    that were not kept are equally likely.
 
     Args:
         classes: (B, k) int64, as `keep_top` returns them.
@@ -46,7 +46,7 @@ def spread_rest(classes: Tensor, log_probabilities: Tensor, rest: Tensor, num_cl
         (B, K) float32.
 
     Raises:
-        ValueError: tensors of other shapes.
+        ValueError: the shapes do not fit.
     """
     check_tensors("spread_rest", classes=classes, log_probabilities=log_probabilities, rest=rest)
     if classes.ndim != 2 or classes.shape != log_probabilities.shape or rest.shape != classes.shape[:1]:

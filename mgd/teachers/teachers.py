@@ -1,4 +1,4 @@
-"""Frozen teachers: eval mode that stays, no autograd graph, a fast forward, several as one."""
+"""Frozen teachers: permanent eval mode, no autograd graph, a fast forward; and ensembles of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mgd.checks import check_positive
 from mgd.taps import Outputs, Taps, dry_forward
 from mgd.taps.taps import Images, device_of
 
-# Values of ONEDNN_MAX_CPU_ISA that leave out the instructions that multiply bfloat16.
+# Values of ONEDNN_MAX_CPU_ISA that disable the instructions for products in bfloat16.
 _WITHOUT_BFLOAT16 = {
     "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_MIC", "AVX512_MIC_4OPS", "AVX512_CORE",
     "AVX512_CORE_VNNI",
@@ -33,14 +33,14 @@ class View(nn.Module):
     x' = resize((x * std + mean - own_mean) / own_std)
 
     Args:
-        mean: three numbers that the given images were normalised with.
+        mean: of the normalisation of the given images, three numbers.
         std: likewise.
-        own_mean: three numbers that the network expects.
+        own_mean: of the normalisation that the network expects, three numbers.
         own_std: likewise.
-        size: side of the square that it expects, in pixels; None for the given one.
+        size: side of the images that the network expects, in pixels; None to keep the size.
 
     Raises:
-        ValueError: other than three numbers, a std or size that is not positive.
+        ValueError: there are not three numbers each, or a std or the size is not positive.
     """
 
     shift: Tensor
@@ -59,9 +59,9 @@ class View(nn.Module):
             raise ValueError(f"View needs three numbers each, and a positive size; got {mean=}, {own_mean=}, {size=}")
         for value in (*std, *own_std):
             check_positive("View", std=value)
-        given, own = (torch.tensor([m, s])[:, :, None, None] for m, s in ((mean, std), (own_mean, own_std)))
-        self.register_buffer("scale", given[1] / own[1])
-        self.register_buffer("shift", (given[0] - own[0]) / own[1])
+        current, own = (torch.tensor([m, s])[:, :, None, None] for m, s in ((mean, std), (own_mean, own_std)))
+        self.register_buffer("scale", current[1] / own[1])
+        self.register_buffer("shift", (current[0] - own[0]) / own[1])
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
@@ -73,13 +73,13 @@ class View(nn.Module):
 
 
 class Frozen(nn.Module):
-    """A network that never trains: eval mode survives `.train()`, no gradient, no graph; it returns `Outputs`.
+    """A network that never trains: in eval mode also after `.train()`, without gradients; it returns `Outputs`.
 
-    It computes in the type of its weights, also inside autocast.
+    It computes in the type of its weights, also in autocast.
 
     Args:
         model: the network, tapped or not.
-        view: what its images pass first, or None.
+        view: applied to its images first, or None.
     """
 
     def __init__(self, model: nn.Module, view: View | None = None) -> None:
@@ -99,11 +99,11 @@ class Frozen(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Images) -> Outputs:
-        """Return the `Outputs` for images as `Taps` takes them, cast to the weights' type; none requires a gradient."""
+        """Return the `Outputs` for images, see `Taps`, which are cast to the weights' type; without gradients."""
         return self.with_graph(images)
 
     def with_graph(self, images: Images) -> Outputs:
-        """Return what `forward` does, with the graph behind it where the images require a gradient."""
+        """Return the same as `forward`, with a graph if the images require gradients."""
         device = device_of(images)
         own = self._on(device)
         if isinstance(images, Tensor):
@@ -125,38 +125,38 @@ class Frozen(nn.Module):
 
 
 def _copy(network: nn.Module) -> nn.Module:
-    """Copy a network; taps hold hooks, and are set anew."""
+    """Copy a network; taps, which have hooks, are created again."""
     if isinstance(network, Taps):
         return Taps(copy.deepcopy(network.model), network.paths)
     if isinstance(network, Frozen):
         return Frozen(_copy(network.taps), copy.deepcopy(network.view))
     assert isinstance(network, Ensemble)
-    found = Ensemble([_copy(model) for model in network.models])
-    found.weights.copy_(network.weights)
-    return found
+    ensemble = Ensemble([_copy(model) for model in network.models])
+    ensemble.weights.copy_(network.weights)
+    return ensemble
 
 
 def _cast(images: Tensor, network: nn.Module) -> Tensor:
-    """Give `images` the type of the weights; what holds networks of its own casts for each."""
+    """Cast images to the type of the weights; ensembles cast for each of their networks."""
     return images.to(next(network.parameters(), images).dtype) if isinstance(network, Taps) else images
 
 
 def freeze(model: nn.Module, view: View | None = None) -> Frozen:
-    """Freeze a network, tapped (`Taps`) or not, as a teacher, its images passing `view`; twice changes nothing."""
+    """Freeze a network, tapped or not, as a teacher; see `Frozen`. A frozen one is returned unchanged."""
     return model if isinstance(model, Frozen) else Frozen(model, view)
 
 
-# torch.compile does not trace how torch asks the processor.
+# torch.compile cannot trace the query of the processor.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether `device` multiplies bfloat16 in hardware: a GPU, or an x86 processor; else False.
+    """Return whether a device has bfloat16 products in hardware; only GPUs and x86 CPUs can have them.
 
-    oneDNN, the library behind torch on a processor, can be kept to older instructions by an environment variable:
-    ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI makes any processor one without bfloat16.
+    An environment variable can limit oneDNN, torch's library for CPUs, to older instructions: with
+    ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI, no CPU has bfloat16.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""  # the latter is older
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""  # the older name
     if device.type != "cpu" or allowed.upper() in _WITHOUT_BFLOAT16:
         return False
     return bool(torch.cpu._is_avx512_bf16_supported())
@@ -167,37 +167,37 @@ def fold_norms(taps: Taps, images: Tensor) -> int:
     """Fold every batch normalisation that directly follows a convolution into its weights, in place.
 
     w' = w g / sqrt(v + eps), b' = (b - mean) g / sqrt(v + eps) + bias: the same function in eval mode, with one pass
-    over each map less. Of a norm that activates what it normalised, as timm's, the activation stays. Take margins
-    before. Left alone are modules that are tapped, shared or called twice, layers that compute something else, and a
-    network whose outputs on `images` would change.
+    over each map less. The activation of a norm that includes one, such as timm's, is kept. Compute margins before.
+    Modules that are tapped, shared or called twice, and layers with other computations, are not folded; and none are if
+    the network's outputs on `images` would change.
 
     Args:
-        taps: the network, never to be trained again: it is put into eval mode.
-        images: (B, 3, H, W) of more than one value; one image is enough.
+        taps: the network, which must not be trained afterwards; it is put into eval mode.
+        images: (B, 3, H, W), not constant; one image is enough.
 
     Returns:
-        How many were folded.
+        The number of folded norms.
     """
     before = dry_forward(taps, images)
     taps.eval()
-    instead: dict[nn.Module, nn.Module] = {}
+    replacements: dict[nn.Module, nn.Module] = {}
     for conv, norm, shape in _conv_norms(taps, images):
         rest = _behind(norm, conv.out_channels)
         if rest is not None and _scales(conv, shape):
-            instead |= {conv: fuse_conv_bn_eval(conv, norm), norm: rest}
+            replacements |= {conv: fuse_conv_bn_eval(conv, norm), norm: rest}
     places = [(owner, name, child) for owner in taps.modules() for name, child in owner._modules.items()]
-    undo = [(owner, name, child) for owner, name, child in places if child in instead]
+    undo = [(owner, name, child) for owner, name, child in places if child in replacements]
     for owner, name, child in undo:
-        owner._modules[name] = instead[child]
+        owner._modules[name] = replacements[child]
     if _same(before, taps, images):
-        return len(instead) // 2
+        return len(replacements) // 2
     for owner, name, child in undo:
         owner._modules[name] = child
     return 0
 
 
 def _same(before: Outputs, taps: Taps, images: Tensor) -> bool:
-    """Whether a network still gives these outputs."""
+    """Return whether a network still has these outputs."""
     try:
         after = dry_forward(taps, images)
     except AttributeError:  # a network that reads its norms' own weights
@@ -206,12 +206,12 @@ def _same(before: Outputs, taps: Taps, images: Tensor) -> bool:
     return all(_close(b, a) for a, b in maps)
 
 
-def _close(found: Tensor, expected: Tensor) -> bool:
-    return bool((found - expected).abs().max() <= 1e-3 * expected.abs().max())
+def _close(actual: Tensor, expected: Tensor) -> bool:
+    return bool((actual - expected).abs().max() <= 1e-3 * expected.abs().max())
 
 
 def _conv_norms(taps: Taps, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, torch.Size]]:
-    """Find convolutions whose output goes to a batch normalisation and, as far as modules show, nowhere else.
+    """Find convolutions whose output is the input of a batch normalisation and of no other module.
 
     Returns:
         Convolution, norm, and the shape of the convolution's input.
@@ -250,20 +250,20 @@ def _conv_norms(taps: Taps, images: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNor
 
 
 def _behind(norm: nn.BatchNorm2d, channels: int) -> nn.Module | None:
-    """Return what a norm does behind normalising, None where that is not to pass it through its modules in turn."""
+    """Return the part of a norm after the normalisation, or None if that is not its modules in sequence."""
     if type(norm) is nn.BatchNorm2d:
         return nn.Identity()
     rest = nn.Sequential(OrderedDict(norm.named_children()))
     values = _waves((2, channels, 3, 3), norm)
     try:
         same = _close(norm(values), rest(nn.BatchNorm2d.forward(norm, values)))
-    except (TypeError, RuntimeError, NotImplementedError):  # modules that are not called in turn, or not at all
+    except (TypeError, RuntimeError, NotImplementedError):  # its modules are not called in sequence, or not at all
         return None
     return rest if same else None
 
 
 def _scales(conv: nn.Conv2d, shape: torch.Size) -> bool:
-    """Whether a convolution's output scales with its weights, channel by channel, as not those that standardise them.
+    """Return whether a convolution's output scales with its weights per channel, unlike with weight standardisation.
 
     Args:
         conv: the convolution.
@@ -280,20 +280,20 @@ def _scales(conv: nn.Conv2d, shape: torch.Size) -> bool:
 
 
 def _waves(shape: Sequence[int], like: nn.Module) -> Tensor:
-    """Return values of both signs up to 10, in the type of a module's weights: the same ones every time."""
+    """Return fixed values of both signs up to 10, in the type of a module's weights."""
     tensor = next(itertools.chain(like.parameters(), like.buffers()))
     return 10 * torch.arange(math.prod(shape)).sin().reshape(tuple(shape)).to(tensor)
 
 
 class Ensemble(nn.Module):
-    """Several networks as one: logits = log of the weighted mean of their probabilities; features side by side.
+    """Several networks as one: logits = log of the weighted mean of their probabilities; the features of all.
 
     Args:
-        models: networks of one number of classes, tapped or not.
-        weights: one positive factor a network; None for equal ones. They are normalised to sum to 1.
+        models: networks with the same number of classes, tapped or not.
+        weights: one positive factor per network, normalised to sum to 1; None for equal ones.
 
     Raises:
-        ValueError: no networks, or weights that do not fit them.
+        ValueError: there are no networks, or the weights do not fit them.
     """
 
     weights: Tensor

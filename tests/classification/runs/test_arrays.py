@@ -36,6 +36,16 @@ def test_a_resumed_run_replaces_what_its_cut_one_kept_of_the_same_epoch(tmp_path
     }
 
 
+def test_a_run_resumed_from_an_earlier_epoch_keeps_no_files_of_later_ones(tmp_path: Path) -> None:
+    for number, epoch in ((0, 0), (1, 2), (2, 4), (3, 6), (7, 3)):
+        save_arrays(tmp_path, update(number), epoch)
+    assert kept(tmp_path) == {
+        "0000.npz": {"epoch": 0, "index0": [0]},
+        "0001.npz": {"epoch": 2, "index0": [1]},
+        "0002.npz": {"epoch": 3, "index0": [7], "cost0": [70]},
+    }
+
+
 def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", a=np.array([1]))
     save_arrays(tmp_path, update(0), 0)
