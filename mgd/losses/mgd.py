@@ -43,9 +43,9 @@ class ChannelMatching(Term):
         a mean of ratios. Above a ratio of 100, the denominator is a constant e_i / 100, and the gradient is that of
         100 log e_i: for a student far above its teacher, and stages whose map is nowhere positive.
 
-    A teacher's map of another resolution is resized to the student's. With `across`, the
-    cheapest one-to-one assignment decides which teacher stage teaches which student stage; all pairs of stages are
-    observed, and `stage_weights` are those of the student's stages.
+    A teacher's map of another resolution is resized to the student's. With `across`, the cheapest one-to-one assignment
+    decides which teacher stage teaches which student stage; all pairs of stages are observed, and `stage_weights` are
+    those of the student's stages.
 
     Call `update` before every epoch; or without a `Distiller`, `observe` batches in eval mode, then `rematch` to solve
     the flows. Costs are `channel_cost` of the maps before BN_i, averaged over the observed images. Flows, weights,
