@@ -58,8 +58,8 @@ def reduce_channels(
     index = torch.as_tensor(flow.index if isinstance(flow, Flow) else flow)
     _check_index(index, teacher.shape[1])
     if reducer == "linear":
-        weights = flow.weights if weights is None and isinstance(flow, Flow) else weights
-        return _sum(teacher, margin, weights, (index.shape[1], teacher.shape[1]))
+        stated = flow.weights if weights is None and isinstance(flow, Flow) else weights
+        return _sum(teacher, margin, stated, (index.shape[1], teacher.shape[1]))
     index = index.to(teacher.device)
     if reducer == "sm" and index.shape[0] != 1:
         raise ValueError(
