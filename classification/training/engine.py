@@ -148,9 +148,7 @@ class Engine:
         if rows is not None:
             own = torch.zeros_like(rows, device=self.world.device)
             if parts:
-                own[self.world.rank :: self.world.size] = torch.cat(
-                    parts
-                )  # the images that `FixedBatches` gave this rank
+                own[self.world.rank :: self.world.size] = torch.cat(parts)  # the images of this rank, see FixedBatches
             rows.copy_(self.world.sum(own))
         return result(self.world.sum(total))
 

@@ -63,18 +63,18 @@ class Term(nn.Module):
     A term is built from `Probe`s, updated before every epoch by `update`, and called with `Outputs`. A new term names
     its hyper-parameters in a frozen dataclass `Hyper`, and sets class attributes:
 
-    `weight`: the factor of the term in a sum by its source; the term itself does not apply it.
-    `needs`: what it cannot do without: "labels", "maps" (of both networks), "index" (of the images in the data set),
-        "frozen" (teachers that do not train), "views" (a second augmented view of each image).
-    `uses`: what it uses if it is there.
-    `paired`: whether it compares the networks' maps tap by tap.
-    `rectified`: whether its source reads maps after the ReLU. If `rectify` is set, because the taps lie before a ReLU,
-        a ReLU is applied to all maps first.
-    `alone`: whether it reads no teacher. `label_free`: whether it is meant for training without labels.
-    `mutual`: whether its teachers are peers that train, too.
-    `fuses`: whether `torch.compile` makes one fast kernel of it.
-    `relational`: whether it compares the images of a batch with each other.
-    `remembers`: whether a step changes its buffers.
+    - `weight`: the factor of the term in a sum by its source; the term itself does not apply it.
+    - `needs`: what it cannot do without: "labels", "maps" (of both networks), "index" (of the images in the data set),
+      "frozen" (teachers that do not train), "views" (a second augmented view of each image).
+    - `uses`: what it uses if it is there.
+    - `paired`: whether it compares the networks' maps tap by tap.
+    - `rectified`: whether its source reads maps after the ReLU. If `rectify` is set, because the taps lie before a
+      ReLU, a ReLU is applied to all maps first.
+    - `alone`: whether it reads no teacher. `label_free`: whether it is meant for training without labels.
+    - `mutual`: whether its teachers are peers that train, too.
+    - `fuses`: whether `torch.compile` makes one fast kernel of it.
+    - `relational`: whether it compares the images of a batch with each other.
+    - `remembers`: whether a step changes its buffers.
 
     Args:
         hyper: the hyper-parameters; None for those in `values`, or the defaults.
